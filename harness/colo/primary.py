@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plays the primary to a real secondary over a connected socket.
+
+The exchange of one checkpoint (``colo_do_checkpoint_transaction`` and ``colo_incoming_process_checkpoint`` in
+``migration/colo.c``)::
+
+    primary    u32 CHECKPOINT_REQUEST
+    secondary  u32 CHECKPOINT_REPLY            its guest is stopped
+    primary    u32 VMSTATE_SEND, RAM sections, u8 0
+    primary    u32 VMSTATE_SIZE, u64 n, n bytes: FULL sections, u8 0
+    secondary  u32 VMSTATE_RECEIVED
+    secondary  u32 VMSTATE_LOADED              loaded, and its guest runs again
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from harness.colo.messages import (
+    RETURN_PATH_HEADER,
+    RETURN_PATH_SHUT,
+    SIZE_MESSAGE,
+    U32,
+    Message,
+    Step,
+    name_of,
+)
+from harness.stream.wire import Command
+from harness.stream.writer import encode_command
+
+Buffer = bytes | bytearray | memoryview
+
+_REQUEST = U32.pack(Message.CHECKPOINT_REQUEST)
+_SEND = U32.pack(Message.VMSTATE_SEND)
+_REPLY = U32.pack(Message.CHECKPOINT_REPLY)
+_DONE = U32.pack(Message.VMSTATE_RECEIVED) + U32.pack(Message.VMSTATE_LOADED)
+_EOF = b"\0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How a build wants to be spoken to.
+
+    :param command: the migration command between head and RAM that makes it a secondary
+    :param return_path: capability ``return-path`` has to be on, and the secondary sends a SHUT before READY
+    """
+
+    command: Command
+    return_path: bool
+
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+        return "open-return-path" if self.return_path else "enable-colo"
+
+
+ENABLE_COLO = Dialect(command=Command.ENABLE_COLO, return_path=False)
+OPEN_RETURN_PATH = Dialect(command=Command.OPEN_RETURN_PATH, return_path=True)
+#: Tried in this order by the probe; the first that reaches READY and loads one checkpoint is taken.
+DIALECTS = (ENABLE_COLO, OPEN_RETURN_PATH)
+
+
+class ChannelBroken(Exception):
+    """The secondary did not answer as the protocol says. This is evidence, not an error of the harness.
+
+    :param step: where in the exchange
+    :param kind: ``closed`` (end of file or reset), ``late`` (deadline) or ``unexpected`` (another message)
+    :param detail: one sentence
+    """
+
+    def __init__(self, step: Step, kind: str, detail: str) -> None:
+        self.step = step
+        self.kind = kind
+        self.detail = detail
+        super().__init__(f"{step.name}: {kind}: {detail}")
+
+
+class Primary:
+    """One COLO session.
+
+    :param sock: connected to the secondary's incoming address; closed by :meth:`close`
+    :param timeout_s: deadline for each answer and for each whole send
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout_s: float) -> None:
+        self._sock = sock
+        self._timeout_s = timeout_s
+        self.checkpoints = 0
+        sock.settimeout(timeout_s)
+
+    def start(self, head: Buffer, body: Iterable[Buffer], dialect: Dialect) -> None:
+        """Send a recorded stream with the dialect's command behind its head; wait for CHECKPOINT_READY.
+
+        :param head: magic, version and configuration section
+        :param body: the rest of the stream up to and with its vmdesc
+        :raises ChannelBroken: at step INCOMING
+        """
+        self._send(Step.INCOMING, head, encode_command(dialect.command), *body)
+        first = self._receive(Step.INCOMING, 4)
+        if dialect.return_path:
+            kind, length = RETURN_PATH_HEADER.unpack(first)
+            if kind != RETURN_PATH_SHUT:
+                raise ChannelBroken(
+                    Step.INCOMING, "unexpected", f"return-path message {kind} instead of SHUT ({first.hex()})"
+                )
+            self._receive(Step.INCOMING, length)
+            first = self._receive(Step.INCOMING, 4)
+        self._expect(Step.INCOMING, first, Message.CHECKPOINT_READY)
+
+    def checkpoint(self, devices: Buffer, ram: Buffer = b"", *, timeout_s: float | None = None) -> None:
+        """One checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
+
+        :param devices: FULL sections, without the EOF byte that this adds
+        :param ram: RAM sections, or nothing
+        :param timeout_s: deadline for the load, when it is to differ (many sections in one buffer)
+        :raises ChannelBroken: with the step at which the secondary stopped answering
+        """
+        self._send(Step.REQUEST, _REQUEST)
+        reply = self._receive(Step.REQUEST, 4)
+        if reply != _REPLY:
+            self._expect(Step.REQUEST, reply, Message.CHECKPOINT_REPLY)
+        size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + 1)
+        if len(ram) + len(devices) < 1 << 20:
+            self._send(Step.SEND, b"".join((_SEND, ram, _EOF, size, devices, _EOF)))
+        else:
+            self._send(Step.SEND, _SEND, ram, _EOF, size, devices, _EOF)
+        if timeout_s is not None:
+            self._sock.settimeout(timeout_s)
+        self._acknowledged()
+        if timeout_s is not None:
+            self._sock.settimeout(self._timeout_s)
+        self.checkpoints += 1
+
+    def close(self) -> None:
+        """Close the connection; the secondary sees its primary go."""
+        self._sock.close()
+
+    def _acknowledged(self) -> None:
+        """RECEIVED and LOADED; both may come in one read, and nothing may come behind them."""
+        answer = self._receive(Step.SEND, 4)
+        if answer != _DONE[:4]:
+            self._expect(Step.SEND, answer, Message.VMSTATE_RECEIVED)
+        answer = self._receive(Step.LOAD, 4)
+        if answer != _DONE[4:]:
+            self._expect(Step.LOAD, answer, Message.VMSTATE_LOADED)
+
+    def _expect(self, step: Step, answer: bytes, wanted: Message) -> None:
+        (value,) = U32.unpack(answer)
+        if value != wanted:
+            raise ChannelBroken(step, "unexpected", f"{name_of(value)} instead of {wanted.name}")
+
+    def _send(self, step: Step, *buffers: Buffer) -> None:
+        end = time.monotonic() + self._timeout_s
+        try:
+            for buffer in buffers:
+                self._sock.sendall(buffer)
+                if time.monotonic() > end:
+                    raise TimeoutError
+        except TimeoutError as error:
+            raise ChannelBroken(step, "late", f"the secondary took no data for {self._timeout_s:g} s") from error
+        except OSError as error:
+            raise ChannelBroken(step, "closed", f"the secondary closed the connection ({error})") from error
+
+    def _receive(self, step: Step, count: int) -> bytes:
+        data = b""
+        try:
+            while len(data) < count:
+                piece = self._sock.recv(count - len(data))
+                if not piece:
+                    had = f" after {len(data)} of {count} bytes" if data else ""
+                    raise ChannelBroken(step, "closed", f"the secondary closed the connection{had}")
+                data += piece
+        except TimeoutError as error:
+            deadline = self._sock.gettimeout()
+            raise ChannelBroken(step, "late", f"no answer within {deadline:g} s") from error
+        except OSError as error:
+            raise ChannelBroken(step, "closed", f"the secondary closed the connection ({error})") from error
+        return data

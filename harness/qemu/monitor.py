@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QMP with deadlines, over qemu.qmp.
+
+qemu.qmp is asyncio and has no timeouts, and an event listener does not wake when QEMU dies; so every call here
+runs its own loop for as long as its deadline, and nothing waits on an event without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from harness.errors import DeadlineError, QemuError
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+T = TypeVar("T")
+
+COMMAND_TIMEOUT_S = 20.0
+
+
+class CommandRefused(QemuError):
+    """QEMU answered a command with an error; ``text`` is its description."""
+
+    def __init__(self, command: str, text: str) -> None:
+        self.command = command
+        self.text = text
+        super().__init__(f"{command}: {text}")
+
+
+# Big qom lists are larger than the default buffer, and a reply over the limit ends the session.
+_REPLY_LIMIT_BYTES = 64 * 1024 * 1024
+
+
+class Monitor:
+    """A QMP session over a connected socket.
+
+    :param sock: the harness's end of a socket pair
+    :raises QemuError: QEMU closed the socket before or while it greeted
+    :raises DeadlineError: no greeting within ``timeout_s``
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = QMPClient("postload", readbuflen=_REPLY_LIMIT_BYTES)
+        self.events: list[dict[str, Any]] = []
+        try:
+            self._run(self._client.connect(sock), timeout_s, "greeting")
+        except BaseException:
+            self.close()
+            raise
+
+    def execute(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: Any) -> Any:
+        """Run a command and return its value; ``_`` in argument names stands for ``-``.
+
+        :raises CommandRefused: QEMU answered with an error
+        :raises QemuError: QEMU closed the session
+        :raises DeadlineError: no answer within ``timeout_s``
+        """
+        named = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            return self._run(self._client.execute(command, named or None), timeout_s, command)
+        except ExecuteError as error:
+            raise CommandRefused(command, error.error.error.desc) from error
+
+    def poll_until(
+        self, command: str, done: Callable[[Any], bool], *, timeout_s: float, interval_s: float = 0.005
+    ) -> Any:
+        """Repeat a query until ``done(answer)``; returns the last answer.
+
+        :raises DeadlineError: not done within ``timeout_s``
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            answer = self.execute(command, timeout_s=max(0.1, end - time.monotonic()))
+            if done(answer):
+                return answer
+            if time.monotonic() > end:
+                raise DeadlineError(f"{command}: still {answer!r} after {timeout_s:g} s")
+            time.sleep(interval_s)
+            interval_s = min(interval_s * 1.5, 0.1)
+
+    def drain_events(self) -> list[dict[str, Any]]:
+        """Events that came so far, oldest first."""
+        with contextlib.suppress(QMPError, QemuError, DeadlineError, OSError, EOFError):
+            self._run(asyncio.sleep(0.001), 1.0, "events")
+        while not self._client.events.empty():
+            self.events.append(dict(self._loop.run_until_complete(self._client.events.get())))
+        return self.events
+
+    def close(self) -> None:
+        """End the session; never raises for a QEMU that is gone."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(Exception):
+            self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 1.0))
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                self._loop.run_until_complete(task)
+        self._loop.close()
+
+    def _run(self, work: Any, timeout_s: float, what: str) -> Any:
+        try:
+            return self._loop.run_until_complete(asyncio.wait_for(work, timeout_s))
+        except TimeoutError as error:
+            raise DeadlineError(f"QMP {what}: no answer within {timeout_s:g} s") from error
+        except ExecuteError:
+            raise
+        except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
+            raise QemuError(f"QMP {what}: QEMU closed the session ({type(error).__name__})") from error

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU process: launched so that it cannot outlive the harness, watched, ended, its words kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from harness.errors import MissingError, QemuError
+
+#: How much of stderr is read back; a QEMU that repeats itself must not fill memory.
+STDERR_LIMIT_BYTES = 256 * 1024
+
+# setpriv asks the kernel for SIGKILL at the parent's death; the parent may have died before that, so the
+# shell compares its parent once more. `-run-with exit-with-parent=on` would do, but only on new builds.
+_GUARD = 'test "$PPID" = "$1" || exit 125; shift; exec "$@"'
+
+_live: set[int] = set()
+_live_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a process ended: a status, or the signal that killed it."""
+
+    status: int
+    signal: str | None = None
+
+    def __str__(self) -> str:
+        return self.signal or f"exit status {self.status}"
+
+    @property
+    def crashed(self) -> bool:
+        """Ended by a signal other than the harness's own SIGKILL or a plain SIGTERM."""
+        return self.signal not in (None, "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
+
+
+def _exit_of(returncode: int) -> Exit:
+    if returncode >= 0:
+        return Exit(status=returncode)
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return Exit(status=returncode, signal=name)
+
+
+def guarded(argv: Sequence[str]) -> list[str]:
+    """``argv`` behind a guard that kills it when this process dies, however that happens."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise MissingError("setpriv is missing: it is in Debian's package util-linux")
+    return [setpriv, "--pdeathsig", "KILL", "sh", "-c", _GUARD, "sh", str(os.getpid()), *argv]
+
+
+def kill_all() -> None:
+    """Kill every process that this harness started and has not reaped yet."""
+    with _live_lock:
+        pids = list(_live)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Process:
+    """One child with a folder of its own for sockets and scratch files; both go away with :meth:`close`.
+
+    :param argv: program and arguments
+    :param passed: sockets that the child inherits under their own numbers
+    :param workdir: folder for scratch files, made when None
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        passed: Sequence[socket.socket] = (),
+        workdir: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.argv = list(argv)
+        self.workdir = workdir or new_workdir()
+        self._stderr_path = self.workdir / "stderr.log"
+        with self._stderr_path.open("wb") as stderr:
+            try:
+                self._popen = subprocess.Popen(
+                    guarded(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[sock.fileno() for sock in passed],
+                    env=env,
+                )
+            except OSError as error:
+                shutil.rmtree(self.workdir, ignore_errors=True)
+                raise QemuError(f"cannot start {self.argv[0]}: {error}") from error
+        with _live_lock:
+            _live.add(self._popen.pid)
+
+    @property
+    def pid(self) -> int:
+        """Process id; setpriv and the shell replace themselves, so it is the program's own."""
+        return self._popen.pid
+
+    def poll(self) -> Exit | None:
+        """How it ended, or None while it runs."""
+        code = self._popen.poll()
+        return None if code is None else self._reaped(code)
+
+    def wait(self, timeout_s: float) -> Exit | None:
+        """Wait for the end; None when it still runs after ``timeout_s``."""
+        try:
+            return self._reaped(self._popen.wait(timeout=timeout_s))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> Exit:
+        """SIGKILL and reap; the exit tells how it had ended if it was dead before."""
+        if self._popen.poll() is None:
+            self._popen.kill()
+        return self._reaped(self._popen.wait())
+
+    def stderr(self) -> str:
+        """What it printed so far (the last 256 KiB)."""
+        try:
+            with self._stderr_path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - STDERR_LIMIT_BYTES))
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def close(self) -> None:
+        """Kill it if need be and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.workdir, ignore_errors=True)
+
+    def _reaped(self, code: int) -> Exit:
+        with _live_lock:
+            _live.discard(self._popen.pid)
+        return _exit_of(code)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+#: Folders of runs that were killed are told by the pid in their name.
+_WORKDIR_PREFIX = "postload-run-"
+
+
+def new_workdir() -> Path:
+    """A scratch folder that names its owner, so that a later run can sweep it after a kill -9."""
+    return Path(tempfile.mkdtemp(prefix=f"{_WORKDIR_PREFIX}{os.getpid()}-"))
+
+
+def sweep_workdirs() -> int:
+    """Remove scratch folders whose owner is dead; returns how many."""
+    count = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_WORKDIR_PREFIX}*"):
+        owner = folder.name.removeprefix(_WORKDIR_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            count += 1
+    return count

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual machine: a QEMU process with its QMP session and its serial console, all over socket pairs.
+
+Socket pairs need no path, no listening and no retry: both ends exist before QEMU starts, and both close when
+either side dies.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.errors import DeadlineError, QemuError
+from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
+from harness.qemu.process import Exit, Process, new_workdir
+
+START_TIMEOUT_S = 30.0
+
+
+class Vm:
+    """QEMU with a monitor. Use it as a context manager; leaving ends the process.
+
+    :param command: the machine; monitor and console are added here
+    :param workdir: scratch folder of the process, made when None; ``{workdir}`` in options is its path
+    :raises QemuError: QEMU ended before it greeted; the message holds what it printed
+    """
+
+    def __init__(
+        self, command: CommandLine, *, workdir: Path | None = None, env: dict[str, str] | None = None
+    ) -> None:
+        qmp, qmp_child = socket.socketpair()
+        self.console, console_child = socket.socketpair()
+        folder = workdir or new_workdir()
+        line = command.plus(
+            *_socket_chardev("postload-qmp", qmp_child),
+            Option(name="mon", props={"chardev": "postload-qmp", "mode": "control"}),
+            *_socket_chardev("postload-console", console_child, logfile=str(folder / "console.log")),
+            Option(name="serial", first="chardev:postload-console"),
+        )
+        try:
+            self.process = Process(
+                line.argv(), passed=[qmp_child, console_child], workdir=folder, env=env
+            )
+        finally:
+            qmp_child.close()
+            console_child.close()
+        try:
+            self.monitor = Monitor(qmp, timeout_s=START_TIMEOUT_S)
+        except (QemuError, DeadlineError) as error:
+            ended = self.process.wait(1.0)
+            text = self.process.stderr().strip()
+            self.console.close()
+            self.process.close()
+            how = f"it ended with {ended}" if ended else str(error)
+            raise QemuError(f"{command.binary} did not start: {how}: {text or 'it printed nothing'}") from error
+
+    @property
+    def workdir(self) -> Path:
+        """Scratch folder of this process; it goes away with it."""
+        return self.process.workdir
+
+    def qmp(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: Any) -> Any:
+        """Run a QMP command; see :meth:`Monitor.execute`."""
+        return self.monitor.execute(command, timeout_s, **arguments)
+
+    def ended(self, within_s: float = 0.0) -> Exit | None:
+        """How QEMU ended, or None while it runs."""
+        return self.process.wait(within_s) if within_s else self.process.poll()
+
+    def console_text(self) -> str:
+        """Everything the serial console printed so far."""
+        try:
+            return (self.workdir / "console.log").read_bytes().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def close(self) -> None:
+        """Kill QEMU, close both sockets, remove the scratch folder."""
+        self.process.kill()
+        self.monitor.close()
+        self.console.close()
+        self.process.close()
+
+    def __enter__(self) -> Vm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _socket_chardev(name: str, child: socket.socket, **more: str) -> tuple[Option, ...]:
+    child.set_inheritable(True)
+    return (Option(name="chardev", first="socket", props={"id": name, "fd": child.fileno(), **more}),)
+
+
+def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) -> int:
+    """Let a stopped machine write its whole migration stream to ``sink``; returns bytes.
+
+    A unix socket instead of ``exec:`` keeps a shell, and a second process to lose, out of it.
+
+    :raises QemuError: migration failed, with QEMU's text
+    :raises DeadlineError: not complete within ``timeout_s``
+    """
+    end = time.monotonic() + timeout_s
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(sock_path))
+        server.listen(1)
+        server.settimeout(timeout_s)
+        vm.qmp("migrate", uri=f"unix:{sock_path}")
+        try:
+            size = _drain(server, sink, end)
+        finally:
+            sock_path.unlink(missing_ok=True)
+    status = vm.monitor.poll_until(
+        "query-migrate",
+        lambda info: info.get("status") in ("completed", "failed", "cancelled"),
+        timeout_s=max(0.5, end - time.monotonic()),
+    )
+    if status["status"] != "completed":
+        raise QemuError(f"migrate: {status['status']}: {status.get('error-desc', 'no reason given')}")
+    return size
+
+
+def _drain(server: socket.socket, sink: Path, end: float) -> int:
+    size = 0
+    buffer = bytearray(1 << 20)
+    try:
+        connection, _ = server.accept()
+        with connection, sink.open("wb") as file:
+            while True:
+                connection.settimeout(max(0.1, end - time.monotonic()))
+                count = connection.recv_into(buffer)
+                if not count:
+                    return size
+                file.write(memoryview(buffer)[:count])
+                size += count
+    except TimeoutError as error:
+        raise DeadlineError(f"migrate: the stream stopped after {size} bytes") from error

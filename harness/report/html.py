@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""matrix.html: one file to send around. It loads nothing, reads without script, and prints."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.oracle.verdict import FailureClass, Verdict
+from harness.report.model import SCHEDULES, Cell, MatrixDoc, Qemu
+from harness.report.text import duration, number, printable, size
+from harness.report.view import (
+    PHASE_MEANING,
+    SCHEDULE_MEANING,
+    Block,
+    anchors,
+    blocks,
+    cells_text,
+    finding_groups,
+    finding_of,
+    loads_text,
+    pair_text,
+    rate,
+    verdict_counts,
+)
+
+
+def _safe(value: object) -> object:
+    """Every value that a template prints goes through here, before it is escaped for HTML."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("harness.report", "templates"),
+        autoescape=True,
+        finalize=_safe,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text, rate=rate)
+    environment.globals.update(finding_of=finding_of, cells_text=cells_text, verdict_counts=verdict_counts)
+    return environment
+
+
+def render_html(doc: MatrixDoc) -> str:
+    """The document as one self-contained page."""
+    found = blocks(doc)
+    return _environment().get_template("matrix.html.j2").render(
+        doc=doc,
+        blocks=found,
+        groups=finding_groups(doc.cells),
+        anchors=anchors(doc.cells),
+        lanes=[_lanes(block) for block in found],
+        devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
+        host=_host(doc.host),
+        qemus=_qemus(doc),
+        command=shlex.join(doc.command),
+        verdicts=list(Verdict),
+        classes=list(FailureClass),
+        schedules={name: SCHEDULE_MEANING[name] for name in SCHEDULES},
+        phases={p: PHASE_MEANING.get(p, "") for p in _phases(doc.cells)},
+    )
+
+
+def _lanes(block: Block) -> list[tuple[str, int]]:
+    """The upper header: schedules and how many columns each has."""
+    return [(name, sum(column.schedule == name for column in block.columns)) for name in block.schedules]
+
+
+def _phases(cells: tuple[Cell, ...]) -> list[str]:
+    used = {phase for cell in cells for phase in cell.phases}
+    return [p for p in PHASE_MEANING if p in used] + sorted(used - set(PHASE_MEANING))
+
+
+def _qemus(doc: MatrixDoc) -> list[Qemu]:
+    every = [m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)]
+    return list(dict.fromkeys(every))
+
+
+def _host(host: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the host table: known keys in words, the free-form rest as it is."""
+    rows = []
+    for key, value in host.items():
+        if key == "memory_bytes" and isinstance(value, int | float):
+            rows.append(("memory", size(value)))
+        elif key == "accel" and isinstance(value, dict):
+            rows += [(f"accelerator {name}", _accel(state)) for name, state in value.items()]
+        else:
+            rows.append((key.replace("_", " "), value if isinstance(value, str) else json.dumps(value, default=str)))
+    return rows
+
+
+def _accel(state: object) -> str:
+    if not isinstance(state, dict):
+        return str(state)
+    reason = f": {state['reason']}" if state.get("reason") else ""
+    return ("usable" if state.get("usable") else "not usable") + reason

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""matrix.md: the answers, the tables and the findings in GitHub's markdown, small enough for a comment."""
+
+from __future__ import annotations
+
+import re
+
+from harness.oracle.verdict import Verdict
+from harness.report.model import MatrixDoc
+from harness.report.text import duration, number, one_line, printable
+from harness.report.view import Block, Column, FindingGroup, Row, blocks, cells_text, finding_groups, loads_text, rate
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
+
+
+def _plain(text: str) -> str:
+    """Text as text: no markup, links, mentions or cell ends come out of it."""
+    return _SPECIAL.sub(r"\\\1", one_line(text))
+
+
+def _code(text: str) -> str:
+    """Inline code that holds back quotes of its own and may stand in a table."""
+    text = one_line(text).replace("|", "\\|")
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _block_code(text: str) -> str:
+    text = printable(text).rstrip("\n")
+    fence = "`" * max(3, max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def render_markdown(doc: MatrixDoc) -> str:
+    """The document as markdown."""
+    parts = ["# postload matrix"]
+    if not doc.complete:
+        parts.append(f"**Partial:** the run has not come to its end; {number(len(doc.cells))} cells are judged.")
+    found = blocks(doc)
+    parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
+    parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
+    groups = finding_groups(doc.cells)
+    if groups:
+        parts += ["## Findings", *(_finding(group) for group in groups)]
+    parts += ["## How it was run", _how(doc)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _answer(block: Block) -> str:
+    mark = {True: "safe", False: "**not safe**", None: "undecided"}[block.result.colo_safe]
+    return f"{mark}: {_plain(block.answer)}"
+
+
+def _table(block: Block) -> str:
+    if not block.rows:
+        return "No cells."
+    phases: list[str | None] = list(block.phases) or [None]
+    head = ["device", "schedule", *(phase or "phases" for phase in phases), "loads", "loads/s"]
+    if block.has_pairs:
+        head.insert(1, "recorded -> loaded")
+    lines = [_line(head), _line(["---"] * (len(head) - 2) + ["---:"] * 2)]
+    for row in block.rows:
+        lines += [_line(_values(block, row, schedule, phases)) for schedule in block.schedules if row.of_schedule(schedule)]
+    return "\n".join(lines)
+
+
+def _line(values: list[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+def _values(block: Block, row: Row, schedule: str, phases: list[str | None]) -> list[str]:
+    label = _plain(row.device) + (f" without {', '.join(map(_code, row.without))}" if row.without else "")
+    values = [label + (f" ({_plain(row.variant)})" if row.variant else "")]
+    if block.has_pairs:
+        values.append(_plain(row.pair))
+    values.append(schedule)
+    values += _words(row, schedule, phases)
+    cells = row.of_schedule(schedule)
+    return [*values, loads_text(cells), number(rate(cells))]
+
+
+def _words(row: Row, schedule: str, phases: list[str | None]) -> list[str]:
+    """A verdict for each phase; a cell over several phases says so in the first place that is free."""
+    words = []
+    for phase in phases:
+        entry = row.entries.get(Column(schedule=schedule, phase=phase))
+        words.append(_word(entry.verdict) if entry else "")
+    spanning = row.entries.get(Column(schedule=schedule, phase=None))
+    if spanning and phases != [None]:
+        place = words.index("") if "" in words else len(words) - 1
+        words[place] = " ".join(filter(None, [words[place], f"{_word(spanning.verdict)} (several phases)"]))
+    return words
+
+
+def _word(verdict: Verdict) -> str:
+    return f"**{verdict}**" if verdict.is_finding else verdict.value
+
+
+def _finding(group: FindingGroup) -> str:
+    finding = group.finding
+    lines = [f"### {group.verdict}: {_code(group.title)}", _code(finding.text)]
+    facts = [f"first seen: {_plain(group.first)}" + (f", {_plain(finding.exit)}" if finding.exit else "")]
+    facts += [f"class: {found} ({found.meaning})" for found in group.classes]
+    facts += [_plain(finding.isolated)] if finding.isolated else []
+    count = len(group.cells)
+    facts.append(f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells)))}")
+    lines.append("\n".join(f"- {fact}" for fact in facts))
+    if finding.log.strip():
+        lines.append(_block_code(finding.log))
+    return "\n\n".join(lines)
+
+
+def _how(doc: MatrixDoc) -> str:
+    acked = sum(cell.loads_acked for cell in doc.cells)
+    qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
+    lines = [
+        f"{number(acked)} loads acknowledged in {number(len(doc.cells))} cells, {number(rate(doc.cells))} loads/s while loading, "
+        f"{duration(doc.seconds)} in all, started {_plain(doc.started)}",
+        *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
+        "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
+        f"command: {_code(' '.join(doc.command))}",
+        f"{_plain(doc.program.name)} {_plain(doc.program.version)}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)

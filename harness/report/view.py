@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all reports share: the document put in blocks, rows and entries, findings grouped, answers in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.oracle.verdict import FailureClass, Verdict, rank, worst
+from harness.report.model import PHASES, SCHEDULES, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.report.text import number, one_line
+
+SCHEDULE_MEANING = {
+    "same": "the same recorded moment again and again: A A A",
+    "alternate": "two moments in turn: A B A B",
+    "walk": "every ordered pair of moments",
+    "back-to-back": "the same section many times in one device buffer, the guest never runs in between",
+}
+PHASE_MEANING = {
+    "firmware": "in the firmware, before a kernel",
+    "kernel": "kernel up, no driver for the device yet",
+    "bound": "driver bound, idle",
+    "busy": "I/O in flight",
+    "unbound": "driver unbound",
+    "rebound": "driver bound again",
+    "reconfigured": "device set up anew by its driver",
+    "io-error": "after an I/O error",
+}
+SPANNING = frozenset({"alternate", "walk"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of a block; ``phase`` is None for cells that go over several phases."""
+
+    schedule: str
+    phase: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One place in a table: nearly always one cell. Never empty."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        return worst(cell.verdict for cell in self.cells)
+
+    @property
+    def loads(self) -> str:
+        """Loads acknowledged, and of how many when some are missing."""
+        return loads_text(self.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A device of a block: its cells with the same QEMU pair and variant, with or without the blamed sections."""
+
+    device: str
+    without: tuple[str, ...]
+    pair: str
+    variant: str
+    entries: dict[Column, Entry]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for entry in self.entries.values() for cell in entry.cells)
+
+    @property
+    def verdict(self) -> Verdict:
+        return worst(cell.verdict for cell in self.cells)
+
+    @property
+    def label(self) -> str:
+        """Such as ``platform without 0000:00:1f.0/ICH9LPC``."""
+        return self.device + (f" without {', '.join(self.without)}" if self.without else "")
+
+    def of_schedule(self, schedule: str) -> list[Cell]:
+        return [cell for column, entry in self.entries.items() if column.schedule == schedule for cell in entry.cells]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One machine type on one loading QEMU."""
+
+    result: MachineResult
+    answer: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.result.machine} on QEMU {self.result.qemu.version}"
+
+    @property
+    def has_pairs(self) -> bool:
+        """True when some states were recorded by another QEMU than the one that loads."""
+        return any(cell.record_qemu != cell.load_qemu for row in self.rows for cell in row.cells)
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(column.schedule for column in self.columns))
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        return _ordered({column.phase for column in self.columns if column.phase is not None}, PHASES)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for row in self.rows for cell in row.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingGroup:
+    """The same finding in one or many cells; ``finding`` is that of the first."""
+
+    verdict: Verdict
+    finding: Finding
+    cells: tuple[Cell, ...]
+
+    @property
+    def classes(self) -> tuple[FailureClass, ...]:
+        return tuple(dict.fromkeys(c.failure_class for c in self.cells if c.failure_class is not None))
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(f"{c.machine} on QEMU {pair_text(c)}" for c in self.cells))
+
+    @property
+    def title(self) -> str:
+        return self.finding.section or ", ".join(dict.fromkeys(cell.device for cell in self.cells))
+
+    @property
+    def first(self) -> str:
+        """Phase and load at which the first cell saw it."""
+        phase = self.finding.phase or ", ".join(self.cells[0].phases)
+        return phase if self.finding.load is None else f"{phase}, load {number(self.finding.load)}"
+
+
+def pair_text(cell: Cell) -> str:
+    """``7.2.22``, or ``7.2.22 -> 10.0.13`` when another QEMU recorded; builds when versions do not tell."""
+    a, b = cell.record_qemu, cell.load_qemu
+    if a == b:
+        return b.version
+    if a.version != b.version:
+        return f"{a.version} -> {b.version}"
+    return f"{a.version} ({a.build or a.sha256[:8]}) -> {b.version} ({b.build or b.sha256[:8]})"
+
+
+def loads_text(cells: Iterable[Cell]) -> str:
+    """``1,400``, or ``6/1,400`` when not all were acknowledged."""
+    cells = tuple(cells)
+    acked, asked = sum(c.loads_acked for c in cells), sum(c.loads_asked for c in cells)
+    return number(acked) if acked >= asked else f"{number(acked)}/{number(asked)}"
+
+
+def rate(cells: Iterable[Cell]) -> float:
+    """Loads a second over the time spent loading, 0 when unknown."""
+    timed = [cell for cell in cells if cell.loads_per_second > 0 and cell.loads_acked]
+    seconds = sum(cell.loads_acked / cell.loads_per_second for cell in timed)
+    return sum(cell.loads_acked for cell in timed) / seconds if seconds else 0.0
+
+
+def _ordered(values: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Known values in their order, then the others by name."""
+    return tuple(sorted(set(values), key=lambda v: (known.index(v) if v in known else len(known), v)))
+
+
+def _column(cell: Cell) -> Column:
+    spans = cell.schedule in SPANNING or len(cell.phases) != 1
+    return Column(schedule=cell.schedule, phase=None if spans else cell.phases[0])
+
+
+def _columns(cells: Sequence[Cell]) -> tuple[Column, ...]:
+    used = {_column(cell) for cell in cells}
+    phases = (*_ordered({column.phase for column in used if column.phase is not None}, PHASES), None)
+    schedules = _ordered({column.schedule for column in used}, SCHEDULES)
+    wanted = (Column(schedule=s, phase=p) for s in schedules for p in phases)
+    return tuple(column for column in wanted if column in used)
+
+
+def _variant(cell: Cell) -> str:
+    return f"{cell.engine}, {cell.guest_mode}, {cell.accel}"
+
+
+def _row(cells: Sequence[Cell], columns: Sequence[Column], variant: str) -> Row:
+    places = {column: tuple(cell for cell in cells if _column(cell) == column) for column in columns}
+    return Row(
+        device=cells[0].device,
+        without=tuple(dict.fromkeys(section for cell in cells for section in cell.excluded)),
+        pair=pair_text(cells[0]),
+        variant=variant,
+        entries={column: Entry(cells=found) for column, found in places.items() if found},
+    )
+
+
+def _rows(cells: Sequence[Cell], columns: Sequence[Column]) -> tuple[Row, ...]:
+    """Devices in order of appearance; the rows without blamed sections stand right behind the full ones."""
+    devices = list(dict.fromkeys(cell.device for cell in cells))
+    varied = len({_variant(cell) for cell in cells}) > 1
+    groups: dict[tuple[int, str, str, bool], list[Cell]] = {}
+    for cell in cells:
+        key = (devices.index(cell.device), pair_text(cell), _variant(cell), cell.is_rest)
+        groups.setdefault(key, []).append(cell)
+    return tuple(_row(groups[key], columns, key[2] if varied else "") for key in sorted(groups))
+
+
+def _block(result: MachineResult, cells: Sequence[Cell]) -> Block:
+    columns = _columns(cells)
+    return Block(result=result, answer=answer(result, cells), columns=columns, rows=_rows(cells, columns))
+
+
+def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
+    """One block for each machine of the document; cells of a machine without an answer get an undecided one."""
+    results: dict[tuple[str, Qemu], MachineResult] = {(m.machine, m.qemu): m for m in doc.machines}
+    cells: dict[tuple[str, Qemu], list[Cell]] = {key: [] for key in results}
+    for cell in doc.cells:
+        key = (cell.machine, cell.load_qemu)
+        results.setdefault(key, MachineResult(machine=cell.machine, qemu=cell.load_qemu))
+        cells.setdefault(key, []).append(cell)
+    return tuple(_block(result, cells[key]) for key, result in results.items())
+
+
+def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
+    """One sentence: can this machine type live under COLO on this QEMU?"""
+    head = f"{result.machine} on QEMU {result.qemu.version}: "
+    reasons = "; ".join(one_line(reason).rstrip(".") for reason in result.because)
+    if result.colo_safe is None:
+        return head + ("not decided" + (f", because {reasons}." if reasons else "."))
+    if not result.colo_safe:
+        return head + "not safe for COLO" + (f", because {reasons}." if reasons else ".")
+    if not reasons:
+        reasons = f"all {loads_text(cells)} loads of {', '.join(dict.fromkeys(c.device for c in cells))} passed"
+    return head + f"safe for COLO as far as tested, because {reasons}."
+
+
+_VOLATILE = re.compile(r"0x[0-9a-f]+|\b(?:load|checkpoint) #?\d+", re.IGNORECASE)
+
+
+def _signature(cell: Cell, finding: Finding) -> tuple[Verdict, str | None, str]:
+    """Equal for the same finding seen twice: addresses and the number of the load do not tell findings apart."""
+    device = None if finding.section else cell.device
+    return cell.verdict, finding.section or device, _VOLATILE.sub("#", one_line(finding.text))
+
+
+def finding_of(cell: Cell) -> Finding | None:
+    """The cell's finding; for a cell that is neither ok nor has one, the meaning of its verdict."""
+    if cell.finding is not None or cell.verdict is Verdict.OK:
+        return cell.finding
+    return Finding(text=cell.verdict.meaning)
+
+
+def finding_groups(cells: Iterable[Cell]) -> tuple[FindingGroup, ...]:
+    """Every finding once, worst first, with the cells that have it."""
+    groups: dict[tuple[Verdict, str | None, str], list[Cell]] = {}
+    firsts: dict[tuple[Verdict, str | None, str], Finding] = {}
+    for cell in cells:
+        finding = finding_of(cell)
+        if finding is not None:
+            key = _signature(cell, finding)
+            groups.setdefault(key, []).append(cell)
+            firsts.setdefault(key, finding)
+    keys = sorted(groups, key=lambda key: rank(key[0]))
+    return tuple(FindingGroup(verdict=k[0], finding=firsts[k], cells=tuple(groups[k])) for k in keys)
+
+
+def signature(cell: Cell) -> tuple[Verdict, str | None, str] | None:
+    """What :func:`finding_groups` groups a cell by; None for an ok cell."""
+    finding = finding_of(cell)
+    return None if finding is None else _signature(cell, finding)
+
+
+def cells_text(cells: Sequence[Cell]) -> list[str]:
+    """Cells in words, a line for each machine and device: ``pc-q35-7.2 platform: same (bound, busy), walk``."""
+    lines: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        head = f"{cell.machine} {cell.device}" + (" (rest)" if cell.is_rest else "")
+        if cell.record_qemu != cell.load_qemu:
+            head += f" {pair_text(cell)}"
+        phases = lines.setdefault(head, {}).setdefault(cell.schedule, [])
+        if _column(cell).phase is not None:
+            phases.append(cell.phases[0])
+    return [f"{head}: {_schedules_text(found)}" for head, found in lines.items()]
+
+
+def _schedules_text(found: dict[str, list[str]]) -> str:
+    parts = []
+    for schedule in _ordered(found, SCHEDULES):
+        phases = ", ".join(_ordered(found[schedule], PHASES))
+        parts.append(f"{schedule} ({phases})" if phases else schedule)
+    return ", ".join(parts)
+
+
+def verdict_counts(cells: Iterable[Cell]) -> dict[Verdict, int]:
+    """How many cells have each verdict, worst first, without zeros."""
+    cells = tuple(cells)
+    counts = {verdict: sum(cell.verdict is verdict for cell in cells) for verdict in Verdict}
+    return {verdict: count for verdict, count in counts.items() if count}
+
+
+def anchors(cells: Iterable[Cell]) -> dict[str, str]:
+    """HTML ids for cell ids; two cells never share one."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for cell in cells:
+        slug = base = "cell-" + re.sub(r"[^A-Za-z0-9.]+", "-", cell.id.replace("+", "-plus-"))
+        count = 2
+        while slug in taken:
+            slug, count = f"{base}-{count}", count + 1
+        taken.add(slug)
+        found.setdefault(cell.id, slug)
+    return found

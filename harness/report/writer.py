@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Puts reports on disk. Every file appears by rename, so a reader never sees half of one, however the run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import threading
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HostError
+from harness.report.html import render_html
+from harness.report.junit import render_junit
+from harness.report.markdown import render_markdown
+from harness.report.model import MatrixDoc
+
+JSON_NAME = "matrix.json"
+HTML_NAME = "matrix.html"
+JUNIT_NAME = "junit.xml"
+MARKDOWN_NAME = "matrix.md"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``matrix.json``."""
+    text = (resources.files("harness.report") / "schema" / "matrix-1.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def render_json(doc: MatrixDoc) -> str:
+    """The document as text that can be encoded: bytes of a log that were no UTF-8 become question marks."""
+    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def write_json(doc: MatrixDoc, out_dir: Path) -> Path:
+    """Write ``matrix.json`` alone; cheap enough to be called after each cell, from any thread.
+
+    :raises HostError: the folder cannot be written; an earlier file is still whole
+    """
+    _publish(out_dir, {JSON_NAME: render_json(doc)})
+    return out_dir / JSON_NAME
+
+
+def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
+    """Write all reports; may be called again and again while the run goes on.
+
+    :raises HostError: the folder cannot be written; earlier files are still whole, and of one run
+    """
+    files = {
+        JSON_NAME: render_json(doc),
+        HTML_NAME: render_html(doc),
+        JUNIT_NAME: render_junit(doc),
+        MARKDOWN_NAME: render_markdown(doc),
+    }
+    _publish(out_dir, files)
+    return [out_dir / name for name in files]
+
+
+def _publish(out_dir: Path, files: Mapping[str, str]) -> None:
+    """All temporary files first, then the renames: a full disk is met before an old file is touched."""
+    mark = f"{os.getpid()}-{threading.get_ident()}"
+    pending = {out_dir / f".{name}.{mark}.tmp": out_dir / name for name in files}
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for temporary, final in pending.items():
+            temporary.write_bytes(files[final.name].encode("utf-8", "replace"))
+        for temporary, final in pending.items():
+            temporary.replace(final)
+    except OSError as error:
+        raise HostError(_reason(out_dir, error)) from error
+    finally:
+        for temporary in pending:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _reason(out_dir: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left to write the reports in {out_dir}: free some, or name another folder"
+    return f"cannot write the reports in {out_dir}: {error.strerror or error}"
