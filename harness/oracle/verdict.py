@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verdicts, worst first, and what a set of them comes to. The order of the members is the order of badness."""
+"""The verdicts, worst first, and what a set of them comes to. The members stand in that order."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 def exit_code(verdicts: Iterable[Verdict]) -> int:
     """What the command ends with.
 
-    1 with any finding; else 3 when the host or this program could not decide a cell; else 4 when nothing was judged
-    (no cell, or all unsupported); else 0.
+    1 with any finding; else 3 when the host or this program could not decide a cell; else 4 when nothing was
+    judged (no cell, or all unsupported); else 0.
     """
     seen = set(verdicts)
     if seen & FINDINGS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,12 +26,18 @@ class Vm:
     """QEMU with a monitor. Use it as a context manager; leaving ends the process.
 
     :param command: the machine; monitor and console are added here
-    :param workdir: scratch folder of the process, made when None; ``{workdir}`` in options is its path
+    :param workdir: scratch folder of the process, made when None
+    :param passed: further sockets that the command line names by number
     :raises QemuError: QEMU ended before it greeted; the message holds what it printed
     """
 
     def __init__(
-        self, command: CommandLine, *, workdir: Path | None = None, env: dict[str, str] | None = None
+        self,
+        command: CommandLine,
+        *,
+        workdir: Path | None = None,
+        passed: Sequence[socket.socket] = (),
+        env: dict[str, str] | None = None,
     ) -> None:
         qmp, qmp_child = socket.socketpair()
         self.console, console_child = socket.socketpair()
@@ -43,7 +50,7 @@ class Vm:
         )
         try:
             self.process = Process(
-                line.argv(), passed=[qmp_child, console_child], workdir=folder, env=env
+                line.argv(), passed=[qmp_child, console_child, *passed], workdir=folder, env=env
             )
         finally:
             qmp_child.close()

@@ -19,7 +19,6 @@ from harness.report.view import (
     Block,
     anchors,
     blocks,
-    cells_text,
     finding_groups,
     finding_of,
     loads_text,
@@ -44,27 +43,31 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text, rate=rate)
-    environment.globals.update(finding_of=finding_of, cells_text=cells_text, verdict_counts=verdict_counts)
+    environment.globals.update(finding_of=finding_of, verdict_counts=verdict_counts)
     return environment
 
 
 def render_html(doc: MatrixDoc) -> str:
     """The document as one self-contained page."""
     found = blocks(doc)
-    return _environment().get_template("matrix.html.j2").render(
-        doc=doc,
-        blocks=found,
-        groups=finding_groups(doc.cells),
-        anchors=anchors(doc.cells),
-        lanes=[_lanes(block) for block in found],
-        devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
-        host=_host(doc.host),
-        qemus=_qemus(doc),
-        command=shlex.join(doc.command),
-        verdicts=list(Verdict),
-        classes=list(FailureClass),
-        schedules={name: SCHEDULE_MEANING[name] for name in SCHEDULES},
-        phases={p: PHASE_MEANING.get(p, "") for p in _phases(doc.cells)},
+    return (
+        _environment()
+        .get_template("matrix.html.j2")
+        .render(
+            doc=doc,
+            blocks=found,
+            groups=finding_groups(doc.cells),
+            anchors=anchors(doc.cells),
+            lanes=[_lanes(block) for block in found],
+            devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
+            host=_host(doc.host),
+            qemus=_qemus(doc),
+            command=shlex.join(doc.command),
+            verdicts=list(Verdict),
+            classes=list(FailureClass),
+            schedules={name: SCHEDULE_MEANING[name] for name in SCHEDULES},
+            phases={p: PHASE_MEANING.get(p, "") for p in _phases(doc.cells)},
+        )
     )
 
 
@@ -92,7 +95,9 @@ def _host(host: dict[str, Any]) -> list[tuple[str, str]]:
         elif key == "accel" and isinstance(value, dict):
             rows += [(f"accelerator {name}", _accel(state)) for name, state in value.items()]
         else:
-            rows.append((key.replace("_", " "), value if isinstance(value, str) else json.dumps(value, default=str)))
+            rows.append(
+                (key.replace("_", " "), value if isinstance(value, str) else json.dumps(value, default=str))
+            )
     return rows
 
 

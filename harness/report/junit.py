@@ -12,11 +12,11 @@ from harness.report.view import Block, blocks, finding_of, pair_text
 
 
 def render_junit(doc: MatrixDoc) -> str:
-    """The document as JUnit XML; findings are failures, host and harness errors errors, unsupported cells skipped."""
+    """The document as JUnit XML: findings are failures, undecided cells errors, unsupported ones skipped."""
     xml = JUnitXml("postload matrix")
     for block in blocks(doc):
         xml.add_testsuite(_suite(block, doc))
-    text: bytes = xml.tostring()
+    text: bytes = xml.tostring()  # type: ignore[no-untyped-call]
     return text.decode("utf-8")
 
 

@@ -8,7 +8,17 @@ import re
 from harness.oracle.verdict import Verdict
 from harness.report.model import MatrixDoc
 from harness.report.text import duration, number, one_line, printable
-from harness.report.view import Block, Column, FindingGroup, Row, blocks, cells_text, finding_groups, loads_text, rate
+from harness.report.view import (
+    Block,
+    Column,
+    FindingGroup,
+    Row,
+    blocks,
+    cells_text,
+    finding_groups,
+    loads_text,
+    rate,
+)
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
 
@@ -36,13 +46,15 @@ def render_markdown(doc: MatrixDoc) -> str:
     """The document as markdown."""
     parts = ["# postload matrix"]
     if not doc.complete:
-        parts.append(f"**Partial:** the run has not come to its end; {number(len(doc.cells))} cells are judged.")
+        parts.append(
+            f"**Partial:** the run has not come to its end; {number(len(doc.cells))} cells are judged."
+        )
     found = blocks(doc)
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
     parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
     groups = finding_groups(doc.cells)
     if groups:
-        parts += ["## Findings", *(_finding(group) for group in groups)]
+        parts += ["## Findings", *(_finding(group, doc) for group in groups)]
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
 
@@ -61,7 +73,11 @@ def _table(block: Block) -> str:
         head.insert(1, "recorded -> loaded")
     lines = [_line(head), _line(["---"] * (len(head) - 2) + ["---:"] * 2)]
     for row in block.rows:
-        lines += [_line(_values(block, row, schedule, phases)) for schedule in block.schedules if row.of_schedule(schedule)]
+        lines += [
+            _line(_values(block, row, schedule, phases))
+            for schedule in block.schedules
+            if row.of_schedule(schedule)
+        ]
     return "\n".join(lines)
 
 
@@ -97,14 +113,16 @@ def _word(verdict: Verdict) -> str:
     return f"**{verdict}**" if verdict.is_finding else verdict.value
 
 
-def _finding(group: FindingGroup) -> str:
+def _finding(group: FindingGroup, doc: MatrixDoc) -> str:
     finding = group.finding
     lines = [f"### {group.verdict}: {_code(group.title)}", _code(finding.text)]
     facts = [f"first seen: {_plain(group.first)}" + (f", {_plain(finding.exit)}" if finding.exit else "")]
     facts += [f"class: {found} ({found.meaning})" for found in group.classes]
     facts += [_plain(finding.isolated)] if finding.isolated else []
     count = len(group.cells)
-    facts.append(f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells)))}")
+    facts.append(
+        f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, doc.cells)))}"
+    )
     lines.append("\n".join(f"- {fact}" for fact in facts))
     if finding.log.strip():
         lines.append(_block_code(finding.log))
@@ -113,12 +131,19 @@ def _finding(group: FindingGroup) -> str:
 
 def _how(doc: MatrixDoc) -> str:
     acked = sum(cell.loads_acked for cell in doc.cells)
-    qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
+    qemus = dict.fromkeys(
+        [m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)]
+    )
     lines = [
-        f"{number(acked)} loads acknowledged in {number(len(doc.cells))} cells, {number(rate(doc.cells))} loads/s while loading, "
+        f"{number(acked)} loads acknowledged in {number(len(doc.cells))} cells, "
+        f"{number(rate(doc.cells))} loads/s while loading, "
         f"{duration(doc.seconds)} in all, started {_plain(doc.started)}",
-        *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
-        "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
+        *(
+            f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}"
+            for q in qemus
+        ),
+        "host: "
+        + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
         f"command: {_code(' '.join(doc.command))}",
         f"{_plain(doc.program.name)} {_plain(doc.program.version)}",
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The matrix document, ``postload.matrix/1``: what every report is made from. Its JSON Schema is ``schema/matrix-1.schema.json``."""
+"""The matrix document that all reports are made from; its JSON Schema is ``schema/matrix-1.schema.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _finite(value: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
-    """One QEMU binary: ``version`` as it reports it, ``build`` the distribution's string, ``sha256`` in hex."""
+    """One QEMU binary: ``version`` as it says itself, ``build`` the distribution's, ``sha256`` in hex."""
 
     version: str
     build: str
@@ -40,9 +40,9 @@ class Qemu:
 class Finding:
     """What went wrong in a cell.
 
-    ``section`` is the one to blame (``idstr``, with its bus path), ``load`` the 1-based load that did it, ``text`` one
-    line, ``log`` an excerpt of QEMU's stderr, ``exit`` the signal's name or exit status, ``isolated`` one sentence on how
-    the section was found.
+    ``section`` is the one to blame (``idstr``, with its bus path), ``load`` the 1-based load that did it,
+    ``text`` one line, ``log`` an excerpt of QEMU's stderr, ``exit`` the signal's name or exit status,
+    ``isolated`` one sentence on how the section was found.
     """
 
     text: str
@@ -152,7 +152,10 @@ class Program:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixDoc:
-    """The whole document. ``started`` is ISO 8601 in UTC; ``complete`` is False while the run goes on or after a stop."""
+    """The whole document.
+
+    ``started`` is ISO 8601 in UTC; ``complete`` is False during the run and after an early stop.
+    """
 
     command: tuple[str, ...]
     started: str

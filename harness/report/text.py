@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text from a guest's console or QEMU's stderr made safe to show: XML 1.0 legal, no terminal control, no hidden order."""
+"""Text of consoles and logs made safe to show: legal in XML 1.0, no terminal control, no hidden order."""
 
 from __future__ import annotations
 

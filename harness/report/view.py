@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all reports share: the document put in blocks, rows and entries, findings grouped, answers in words."""
+"""What all reports share: blocks, rows and entries of the document, findings grouped, answers in words."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A device of a block: its cells with the same QEMU pair and variant, with or without the blamed sections."""
+    """A device of a block: the cells of one QEMU pair, with or without the blamed sections."""
 
     device: str
     without: tuple[str, ...]
@@ -78,7 +78,12 @@ class Row:
         return self.device + (f" without {', '.join(self.without)}" if self.without else "")
 
     def of_schedule(self, schedule: str) -> list[Cell]:
-        return [cell for column, entry in self.entries.items() if column.schedule == schedule for cell in entry.cells]
+        return [
+            cell
+            for column, entry in self.entries.items()
+            if column.schedule == schedule
+            for cell in entry.cells
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +132,11 @@ class FindingGroup:
     @property
     def machines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f"{c.machine} on QEMU {pair_text(c)}" for c in self.cells))
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Titles of the blocks that it is in."""
+        return tuple(dict.fromkeys(f"{c.machine} on QEMU {c.load_qemu.version}" for c in self.cells))
 
     @property
     def title(self) -> str:
@@ -199,12 +209,22 @@ def _row(cells: Sequence[Cell], columns: Sequence[Column], variant: str) -> Row:
 def _rows(cells: Sequence[Cell], columns: Sequence[Column]) -> tuple[Row, ...]:
     """Devices in order of appearance; the rows without blamed sections stand right behind the full ones."""
     devices = list(dict.fromkeys(cell.device for cell in cells))
-    varied = len({_variant(cell) for cell in cells}) > 1
+    varied = _collide(cells)
     groups: dict[tuple[int, str, str, bool], list[Cell]] = {}
     for cell in cells:
-        key = (devices.index(cell.device), pair_text(cell), _variant(cell), cell.is_rest)
+        key = (devices.index(cell.device), pair_text(cell), _variant(cell) if varied else "", cell.is_rest)
         groups.setdefault(key, []).append(cell)
-    return tuple(_row(groups[key], columns, key[2] if varied else "") for key in sorted(groups))
+    return tuple(_row(groups[key], columns, key[2]) for key in sorted(groups))
+
+
+def _collide(cells: Sequence[Cell]) -> bool:
+    """True when two cells differ in engine, guest mode or accelerator alone, so that each needs a row."""
+    places: dict[object, str] = {}
+    for cell in cells:
+        place = (cell.device, pair_text(cell), cell.is_rest, _column(cell))
+        if places.setdefault(place, _variant(cell)) != _variant(cell):
+            return True
+    return False
 
 
 def _block(result: MachineResult, cells: Sequence[Cell]) -> Block:
@@ -213,7 +233,7 @@ def _block(result: MachineResult, cells: Sequence[Cell]) -> Block:
 
 
 def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
-    """One block for each machine of the document; cells of a machine without an answer get an undecided one."""
+    """One block for each machine; cells of a machine that has no answer get an undecided one."""
     results: dict[tuple[str, Qemu], MachineResult] = {(m.machine, m.qemu): m for m in doc.machines}
     cells: dict[tuple[str, Qemu], list[Cell]] = {key: [] for key in results}
     for cell in doc.cells:
@@ -232,17 +252,19 @@ def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     if not result.colo_safe:
         return head + "not safe for COLO" + (f", because {reasons}." if reasons else ".")
     if not reasons:
-        reasons = f"all {loads_text(cells)} loads of {', '.join(dict.fromkeys(c.device for c in cells))} passed"
+        reasons = (
+            f"all {loads_text(cells)} loads of {', '.join(dict.fromkeys(c.device for c in cells))} passed"
+        )
     return head + f"safe for COLO as far as tested, because {reasons}."
 
 
 _VOLATILE = re.compile(r"0x[0-9a-f]+|\b(?:load|checkpoint) #?\d+", re.IGNORECASE)
 
 
-def _signature(cell: Cell, finding: Finding) -> tuple[Verdict, str | None, str]:
-    """Equal for the same finding seen twice: addresses and the number of the load do not tell findings apart."""
-    device = None if finding.section else cell.device
-    return cell.verdict, finding.section or device, _VOLATILE.sub("#", one_line(finding.text))
+def _signature(cell: Cell, finding: Finding) -> tuple[Verdict, str, str]:
+    """Equal for the same finding seen twice: addresses and numbers of loads do not tell findings apart."""
+    blamed = finding.section or f"device {cell.device}"
+    return cell.verdict, blamed, _VOLATILE.sub("#", one_line(finding.text))
 
 
 def finding_of(cell: Cell) -> Finding | None:
@@ -254,8 +276,8 @@ def finding_of(cell: Cell) -> Finding | None:
 
 def finding_groups(cells: Iterable[Cell]) -> tuple[FindingGroup, ...]:
     """Every finding once, worst first, with the cells that have it."""
-    groups: dict[tuple[Verdict, str | None, str], list[Cell]] = {}
-    firsts: dict[tuple[Verdict, str | None, str], Finding] = {}
+    groups: dict[tuple[Verdict, str, str], list[Cell]] = {}
+    firsts: dict[tuple[Verdict, str, str], Finding] = {}
     for cell in cells:
         finding = finding_of(cell)
         if finding is not None:
@@ -266,14 +288,18 @@ def finding_groups(cells: Iterable[Cell]) -> tuple[FindingGroup, ...]:
     return tuple(FindingGroup(verdict=k[0], finding=firsts[k], cells=tuple(groups[k])) for k in keys)
 
 
-def signature(cell: Cell) -> tuple[Verdict, str | None, str] | None:
+def signature(cell: Cell) -> tuple[Verdict, str, str] | None:
     """What :func:`finding_groups` groups a cell by; None for an ok cell."""
     finding = finding_of(cell)
     return None if finding is None else _signature(cell, finding)
 
 
-def cells_text(cells: Sequence[Cell]) -> list[str]:
-    """Cells in words, a line for each machine and device: ``pc-q35-7.2 platform: same (bound, busy), walk``."""
+def cells_text(cells: Sequence[Cell], every: Iterable[Cell] = ()) -> list[str]:
+    """Cells in words, a line for each machine and device: ``pc-q35-7.2 platform: same (bound, busy), walk``.
+
+    :param every: all cells of the document, to say "all phases" where that is so
+    """
+    known = {column.phase for column in map(_column, every) if column.phase is not None}
     lines: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         head = f"{cell.machine} {cell.device}" + (" (rest)" if cell.is_rest else "")
@@ -282,13 +308,14 @@ def cells_text(cells: Sequence[Cell]) -> list[str]:
         phases = lines.setdefault(head, {}).setdefault(cell.schedule, [])
         if _column(cell).phase is not None:
             phases.append(cell.phases[0])
-    return [f"{head}: {_schedules_text(found)}" for head, found in lines.items()]
+    return [f"{head}: {_schedules_text(found, known)}" for head, found in lines.items()]
 
 
-def _schedules_text(found: dict[str, list[str]]) -> str:
+def _schedules_text(found: dict[str, list[str]], known: set[str]) -> str:
     parts = []
     for schedule in _ordered(found, SCHEDULES):
-        phases = ", ".join(_ordered(found[schedule], PHASES))
+        every = len(known) > 1 and known <= set(found[schedule])
+        phases = "all phases" if every else ", ".join(_ordered(found[schedule], PHASES))
         parts.append(f"{schedule} ({phases})" if phases else schedule)
     return ", ".join(parts)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Puts reports on disk. Every file appears by rename, so a reader never sees half of one, however the run ends."""
+"""Puts reports on disk. Every file appears by rename: nobody ever reads half of one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drive the guest's shell over its serial line with pexpect."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pexpect
+from pexpect.socket_pexpect import SocketSpawn
+
+from harness.errors import GuestError
+
+PROMPT = "postload# "
+_STATUS = re.compile(rb"POSTLOAD rc=(\d+)\r?\n")
+_TAIL_CHARS = 600
+
+
+class Console:
+    """A shell on a serial line; the guest prints ``POSTLOAD READY`` and shows the prompt when it is up.
+
+    :param sock: connected to the serial port
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._spawn = SocketSpawn(sock, timeout=10)
+        self._spawn.delaybeforesend = None
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait for the guest's first prompt.
+
+        :raises GuestError: it did not come in time, or the machine ended; with the last words of the console
+        """
+        self._expect(re.compile(rb"POSTLOAD READY"), timeout_s, "the guest did not boot")
+        self._expect(PROMPT.encode(), timeout_s, "the guest's shell did not start")
+
+    def run(self, command: str, timeout_s: float = 30.0) -> str:
+        """Run a command line and return what it printed.
+
+        :raises GuestError: its status is not 0, or it did not end within ``timeout_s``
+        """
+        try:
+            self._spawn.sendline(f"{command}; echo POSTLOAD rc=$?")
+        except OSError as error:
+            raise GuestError(f"guest command {command!r}: the console is gone ({error})") from error
+        self._expect(_STATUS, timeout_s, f"guest command {command!r} did not end")
+        match, printed = self._spawn.match, self._spawn.before
+        self._expect(PROMPT.encode(), timeout_s, "the guest's prompt did not come back")
+        text = bytes(printed or b"").decode(errors="replace").replace("\r\n", "\n")
+        status = int(match[1])
+        if status:
+            raise GuestError(f"guest command {command!r} failed with status {status}: {text.strip()[-_TAIL_CHARS:]}")
+        return text
+
+    def _expect(self, pattern: object, timeout_s: float, what: str) -> None:
+        try:
+            self._spawn.expect([pattern] if isinstance(pattern, re.Pattern) else [re.escape(pattern)], timeout=timeout_s)
+        except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
+            tail = bytes(self._spawn.buffer or self._spawn.before or b"")[-_TAIL_CHARS:]
+            how = f"within {timeout_s:g} s" if isinstance(error, pexpect.TIMEOUT) else "before the machine ended"
+            said = tail.decode(errors="replace").strip() or "nothing"
+            raise GuestError(f"{what} {how}; the console's last words: {said}") from error

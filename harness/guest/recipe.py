@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest is made of: the model of ``guests/*.yaml``."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+import harness
+from harness.errors import UsageError
+from harness.yamlfile import load_model
+
+Word = Annotated[str, Field(pattern=r"^[^\s]+$")]
+PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
+DriverName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PackagedKernel(_Strict):
+    """A Debian kernel: the package itself, or one that depends on the versioned one (``linux-image-amd64``)."""
+
+    package: PackageName
+
+
+class GivenKernel(_Strict):
+    """A kernel by hand: a bzImage or an ELF with a PVH note, and its folder ``lib/modules/VERSION``."""
+
+    vmlinuz: Path
+    modules: Path
+
+
+class PackagedBusybox(_Strict):
+    """A Debian package with a static ``bin/busybox``."""
+
+    package: PackageName
+
+
+class GivenBusybox(_Strict):
+    """A static busybox by hand."""
+
+    path: Path
+
+
+class Recipe(_Strict):
+    """One guest.
+
+    ``drivers`` are what ``load`` in the guest can insert, each with all that it needs. Relative paths start at the YAML's folder.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    suite: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] = "bookworm"
+    arch: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "amd64"
+    kernel: PackagedKernel | GivenKernel
+    busybox: PackagedBusybox | GivenBusybox
+    init: Path = Path("init.sh")
+    drivers: Annotated[tuple[DriverName, ...], Field(min_length=1)]
+    memory_mib: Annotated[int, Field(ge=64, le=65536)]
+    console: Word = "ttyS0"
+    cmdline: tuple[Word, ...]
+    pvh: bool = True
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    def path(self, relative: Path) -> Path:
+        """A path of this recipe, made absolute."""
+        return self._folder / relative.expanduser()
+
+    def digest(self) -> str:
+        """A hash over all that the recipe says and over the files that it names; nothing is looked up anywhere.
+
+        :raises UsageError: a file that the recipe names is not there
+        """
+        text = self.model_dump_json(exclude={"name"})
+        parts = [text.encode(), *(part for path in self._files() for part in _stamp(path))]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+    def _files(self) -> list[Path]:
+        files = [self.path(self.init)]
+        if isinstance(self.kernel, GivenKernel):
+            files += [self.path(self.kernel.vmlinuz), self.path(self.kernel.modules)]
+        if isinstance(self.busybox, GivenBusybox):
+            files.append(self.path(self.busybox.path))
+        return files
+
+
+def _stamp(path: Path) -> list[bytes]:
+    """Contents of a file; name and time of a folder, whose thousands of files are not worth reading each time."""
+    try:
+        if path.is_dir():
+            return [str(path).encode(), str(path.stat().st_mtime_ns).encode()]
+        return [path.read_bytes()]
+    except OSError as error:
+        raise UsageError(f"the guest's recipe names {path}, which cannot be read: {error.strerror}") from error
+
+
+def guests_folder() -> Path:
+    """Where the recipes that come with this program are: in the installed package, else in the source tree."""
+    package = Path(harness.__file__).parent
+    installed = package / "_data" / "guests"
+    return installed if installed.is_dir() else package.parent / "guests"
+
+
+def load_recipe(name: str | Path = "debian") -> Recipe:
+    """A recipe by its name, or by the path of its YAML.
+
+    :raises ConfigError: the YAML is wrong
+    :raises UsageError: there is no recipe of that name
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = guests_folder() / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in guests_folder().glob("*.yaml"))) or "none"
+            raise UsageError(f"there is no guest {str(name)!r}; known: {known}")
+    recipe = load_model(path, Recipe)
+    recipe._folder = path.absolute().parent
+    return recipe

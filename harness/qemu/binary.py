@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Find a QEMU binary and ask it what it is: its own answers, never its version string, decide what it can do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.cache import cache_root
+from harness.errors import HostError, MissingError, QemuError, UsageError
+from harness.files import sha256_file, write_atomically
+from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.process import Process
+from harness.qemu.vm import Vm
+
+DEFAULT_NAME = "qemu-system-x86_64"
+#: Raise it when the probe learns to ask something new: cached answers of another number are not used.
+PROBE_SCHEMA = 2
+ACCEL_TIMEOUT_S = 10.0
+_VERSION_TIMEOUT_S = 20.0
+_DEBUG_EXIT_VALUE = 0x2A
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineType:
+    """A machine type as ``query-machines`` lists it; ``alias`` is e.g. ``pc`` for ``pc-i440fx-7.2``."""
+
+    name: str
+    alias: str | None
+    deprecated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QemuBinary:
+    """What a binary says of itself.
+
+    :param path: as given, resolved
+    :param version: ``major.minor.micro``
+    :param build: the packager's string, or empty
+    :param sha256: of the program file
+    :param devices: names of all device types that can be created
+    :param capabilities: migration capabilities
+    """
+
+    path: str
+    version: str
+    build: str
+    sha256: str
+    machines: tuple[MachineType, ...]
+    devices: frozenset[str]
+    capabilities: frozenset[str]
+
+    @property
+    def short(self) -> str:
+        """Version and eight digits of the hash: tells two builds of one version apart."""
+        return f"{self.version}-{self.sha256[:8]}"
+
+    def machine(self, name: str) -> MachineType | None:
+        """The machine type of a name or alias, None when this build has none."""
+        for machine in self.machines:
+            if name in (machine.name, machine.alias):
+                return machine
+        return None
+
+    def identity(self) -> dict[str, str]:
+        """The part that goes into reports."""
+        return {"version": self.version, "build": self.build, "path": self.path, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccelState:
+    """Whether an accelerator ran guest code just now."""
+
+    name: str
+    usable: bool
+    reason: str
+
+
+def find_binary(given: str | None = None) -> Path:
+    """The QEMU to use: a path or program name, else ``$POSTLOAD_QEMU``, else the host's x86_64 emulator.
+
+    :raises UsageError: a given one does not exist or cannot be executed
+    :raises MissingError: none was given and none is installed
+    """
+    wanted = given or os.environ.get("POSTLOAD_QEMU") or DEFAULT_NAME
+    found = shutil.which(wanted)
+    if found:
+        return Path(found).resolve()
+    if wanted == DEFAULT_NAME:
+        raise MissingError(f"{DEFAULT_NAME} is not installed: apt-get install qemu-system-x86")
+    if Path(wanted).is_file():
+        raise UsageError(f"--qemu {wanted}: the file is not executable")
+    raise UsageError(f"--qemu {wanted}: no such file or program")
+
+
+def probe_binary(path: Path) -> QemuBinary:
+    """Ask a binary for its version, machines, devices and capabilities; answers are cached by its hash.
+
+    :raises UsageError: it is not a QEMU system emulator
+    :raises QemuError: it is one, and does not start
+    """
+    version, build = _version(path)
+    digest = sha256_file(path)
+    cached = cache_root() / "probe" / f"{digest}-{PROBE_SCHEMA}.json"
+    try:
+        answers = json.loads(cached.read_text())
+    except (OSError, ValueError):
+        answers = _ask(path)
+        write_atomically(cached, json.dumps(answers).encode())
+    return QemuBinary(
+        path=str(path),
+        version=version,
+        build=build,
+        sha256=digest,
+        machines=tuple(MachineType(**entry) for entry in answers["machines"]),
+        devices=frozenset(answers["devices"]),
+        capabilities=frozenset(answers["capabilities"]),
+    )
+
+
+def prove_accel(path: Path, name: str) -> AccelState:
+    """Run five instructions under an accelerator: that /dev/kvm opens proves nothing on a nested host."""
+    if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        there = Path("/dev/kvm").exists()
+        return AccelState(name=name, usable=False, reason=f"/dev/kvm {'cannot be opened' if there else 'is missing'}")
+    with tempfile.TemporaryDirectory(prefix="postload-accel-") as folder:
+        firmware = Path(folder) / "exit.bin"
+        firmware.write_bytes(_exit_firmware())
+        command = CommandLine(
+            binary=str(path),
+            options=(
+                *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot")),
+                Option(name="display", first="none"),
+                Option(name="machine", first="pc"),
+                Option(name="accel", first=name),
+                Option(name="m", first="16"),
+                Option(name="bios", first=str(firmware)),
+                Option(name="device", first="isa-debug-exit", props={"iobase": "0xf4", "iosize": "0x4"}),
+            ),
+        )
+        try:
+            with Process(command.argv()) as process:
+                return _judge_accel(name, process)
+        except QemuError as error:
+            return AccelState(name=name, usable=False, reason=str(error))
+
+
+def choose_accel(path: Path, wanted: str) -> AccelState:
+    """The accelerator to use: ``auto`` takes KVM where it runs code.
+
+    :raises HostError: the wanted one, or TCG, does not run
+    """
+    if wanted == "auto":
+        kvm = prove_accel(path, "kvm")
+        if kvm.usable:
+            return kvm
+        wanted = "tcg"
+    state = prove_accel(path, wanted)
+    if not state.usable:
+        raise HostError(f"accelerator {wanted} does not run guest code with {path}: {state.reason}")
+    return state
+
+
+def _version(path: Path) -> tuple[str, str]:
+    try:
+        done = subprocess.run(
+            [str(path), "--version"],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_VERSION_TIMEOUT_S,
+            check=False,
+        )
+        text = done.stdout[:4096].decode(errors="replace")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{path} is not a QEMU system emulator: --version: {error}") from error
+    match = re.match(r"QEMU emulator version (\d+\.\d+\.\d+)\S*(?: \((.*)\))?", text)
+    if match is None:
+        said = text.strip().splitlines()[:1] or done.stderr[:200].decode(errors="replace").splitlines()[:1]
+        raise UsageError(
+            f"{path} is not a QEMU system emulator: --version printed {said[0] if said else 'nothing'!r}, "
+            "expected 'QEMU emulator version ...'"
+        )
+    return match[1], match[2] or ""
+
+
+def _ask(path: Path) -> dict[str, Any]:
+    options = (
+        *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
+        Option(name="display", first="none"),
+        Option(name="machine", first="none"),
+    )
+    try:
+        with Vm(CommandLine(binary=str(path), options=options)) as vm:
+            machines = [
+                asdict(MachineType(name=m["name"], alias=m.get("alias"), deprecated=m.get("deprecated", False)))
+                for m in vm.qmp("query-machines")
+            ]
+            types = vm.qmp("qom-list-types", implements="device", abstract=False)
+            capabilities = vm.qmp("query-migrate-capabilities")
+    except QemuError as error:
+        raise QemuError(f"{path} cannot be probed: {error}") from error
+    return {
+        "machines": machines,
+        "devices": sorted(t["name"] for t in types),
+        "capabilities": sorted(c["capability"] for c in capabilities),
+    }
+
+
+def _exit_firmware() -> bytes:
+    """64 KiB whose reset vector does ``mov al, 42; out 0xf4, al; hlt``: isa-debug-exit ends with 2*42+1."""
+    image = bytearray(b"\xf4" * 0x10000)
+    image[0xFFF0:0xFFF5] = bytes([0xB0, _DEBUG_EXIT_VALUE, 0xE6, 0xF4, 0xF4])
+    return bytes(image)
+
+
+def _judge_accel(name: str, process: Process) -> AccelState:
+    ended = process.wait(ACCEL_TIMEOUT_S)
+    if ended is not None and ended.status == 2 * _DEBUG_EXIT_VALUE + 1:
+        return AccelState(name=name, usable=True, reason="guest code ran")
+    if ended is None:
+        return AccelState(name=name, usable=False, reason=f"guest code did not run within {ACCEL_TIMEOUT_S:g} s")
+    text = process.stderr().strip().splitlines()
+    return AccelState(name=name, usable=False, reason=f"{ended}: {text[-1] if text else 'no message'}")

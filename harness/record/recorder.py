@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drive one guest through its phases and record each of them into a state pack."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import harness
+from harness.errors import DeadlineError, GuestError, UsageError
+from harness.guest.build import Guest
+from harness.guest.console import Console
+from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.process import new_workdir
+from harness.qemu.vm import Vm, migrate_to_socket
+from harness.record.machine import FIRMWARE_MARK, Machine, guest_options, merge_options
+from harness.record.pack import DeviceModel, OptionModel, PackWriter
+from harness.record.profile import Profile, owner_of, section_label
+from harness.stream.model import Stream
+from harness.stream.reader import open_stream
+
+#: In the order in which a guest goes through them.
+PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
+
+FIRMWARE_TIMEOUT_S = 30.0
+BOOT_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 60.0
+MIGRATE_TIMEOUT_S = 60.0
+#: How long the workload runs before the busy phase is recorded.
+BUSY_S = 0.5
+
+Progress = Callable[[str], None]
+
+
+def ordered_phases(names: Sequence[str]) -> list[str]:
+    """Phases in the guest's order.
+
+    :raises UsageError: a name is unknown
+    """
+    for name in names:
+        if name not in PHASES:
+            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(PHASES)}")
+    return [phase for phase in PHASES if phase in names]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to record.
+
+    :param family: machine alias, e.g. ``q35``; ``machine`` is the versioned type
+    :param profiles: the devices of the guest
+    """
+
+    binary: QemuBinary
+    machine: str
+    family: str
+    accel: str
+    guest: Guest
+    profiles: tuple[Profile, ...]
+    phases: tuple[str, ...]
+
+    def build(self) -> Machine:
+        """The guest machine of this plan."""
+        base = guest_options(
+            kernel=self.guest.kernel,
+            initramfs=self.guest.initramfs,
+            cmdline=self.guest.cmdline,
+            memory_mib=self.guest.memory_mib,
+            cpus=self.guest.cpus,
+        )
+        files = {name: size for p in self.profiles for name, size in p.file_sizes().items()}
+        return Machine(
+            name=self.machine,
+            family=self.family,
+            accel=self.accel,
+            options=merge_options([base, *(profile.options(self.family) for profile in self.profiles)]),
+            files=tuple(files.items()),
+        )
+
+
+def record(plan: Plan, path: Path, progress: Progress = lambda _: None) -> Path:
+    """Boot the guest once and record every phase of the plan.
+
+    :param path: where the pack shall be
+    :param progress: told what is being done
+    :raises GuestError: the guest did not reach a phase; the message has the console's last words
+    :raises QemuError: QEMU refused or died
+    :raises HostError: no space
+    """
+    machine = plan.build()
+    writer = PackWriter(path)
+    try:
+        labels = _Session(plan, machine, writer, progress).run()
+        writer.publish(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            program=f"postload {harness.__version__}",
+            machine=plan.machine,
+            family=plan.family,
+            accel=plan.accel,
+            qemu=plan.binary.identity(),
+            options=[OptionModel(name=o.name, first=o.first, props=dict(o.props)) for o in machine.options],
+            scratch=dict(machine.files),
+            guest=plan.guest.identity,
+            devices=owned_sections(labels, plan.family, plan.profiles),
+        )
+    finally:
+        writer.discard()
+    return path
+
+
+def owned_sections(labels: Sequence[str], family: str, profiles: Sequence[Profile]) -> list[DeviceModel]:
+    """Which profile owns which section.
+
+    :raises GuestError: a profile owns no section at all: its patterns do not fit this QEMU
+    """
+    owned: dict[str, list[str]] = {profile.name: [] for profile in profiles}
+    for label in labels:
+        owner = owner_of(label, family, profiles)
+        if owner is not None:
+            owned[owner].append(label)
+    for profile in profiles:
+        if not owned[profile.name]:
+            patterns = ", ".join(profile.machines[family].sections)
+            raise GuestError(f"device {profile.name} owns no section: none matches {patterns}; there are {', '.join(labels)}")
+    return [DeviceModel(name=name, sections=sections) for name, sections in owned.items()]
+
+
+class _Session:
+    """One guest being recorded."""
+
+    def __init__(self, plan: Plan, machine: Machine, writer: PackWriter, progress: Progress) -> None:
+        self._plan = plan
+        self._machine = machine
+        self._writer = writer
+        self._progress = progress
+        self._labels: list[str] = []
+
+    def run(self) -> list[str]:
+        workdir = new_workdir()
+        firmware, child = socket.socketpair()
+        child.set_inheritable(True)
+        self._machine.make_files(workdir)
+        chardev = Option(name="chardev", first="socket", props={"id": "firmware", "fd": child.fileno()})
+        command = self._machine.command(self._plan.binary.path, workdir, chardev)
+        with firmware:
+            try:
+                vm = Vm(command, workdir=workdir, passed=[child])
+            finally:
+                child.close()
+            with vm:
+                self._drive(vm, firmware)
+        return self._labels
+
+    def _drive(self, vm: Vm, firmware: socket.socket) -> None:
+        # no bandwidth limit, and the source is stopped anyway: one pass
+        vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
+        console = Console(vm.console)
+        for phase in PHASES[: 1 + max(PHASES.index(name) for name in self._plan.phases)]:
+            self._progress(phase)
+            start = time.monotonic()
+            self._reach(phase, vm, console, firmware)
+            if phase in self._plan.phases:
+                self._capture(phase, vm, time.monotonic() - start)
+
+    def _reach(self, phase: str, vm: Vm, console: Console, firmware: socket.socket) -> None:
+        vm.qmp("cont")
+        if phase == "firmware":
+            _wait_for_mark(firmware, vm)
+        elif phase == "kernel":
+            console.wait_ready(BOOT_TIMEOUT_S)
+        elif phase == "busy":
+            self._each(console, "busy")
+            time.sleep(BUSY_S)
+            self._each(console, "check")
+        elif phase == "unbound":
+            self._each(console, "idle")
+            self._each(console, "unbind")
+        else:
+            self._each(console, {"bound": "bind", "rebound": "rebind"}[phase])
+        vm.qmp("stop")
+
+    def _each(self, console: Console, what: str) -> None:
+        for profile in self._plan.profiles:
+            command = profile.command(what, self._plan.family)
+            if command != "true":
+                console.run(command, COMMAND_TIMEOUT_S)
+
+    def _capture(self, phase: str, vm: Vm, seconds: float) -> None:
+        sink = vm.workdir / f"{phase}.stream"
+        migrate_to_socket(vm, vm.workdir / "migrate.sock", sink, timeout_s=MIGRATE_TIMEOUT_S)
+        with open_stream(sink) as stream:
+            self._labels += [label for label in _labels(stream) if label not in self._labels]
+            self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds)
+        sink.unlink()
+
+
+def _labels(stream: Stream) -> list[str]:
+    return [section_label(section.idstr, section.instance_id) for section in stream.devices]
+
+
+def _wait_for_mark(firmware: socket.socket, vm: Vm) -> None:
+    """Read SeaBIOS's debug output up to the mark."""
+    end = time.monotonic() + FIRMWARE_TIMEOUT_S
+    seen = b""
+    while FIRMWARE_MARK not in seen:
+        firmware.settimeout(max(0.01, end - time.monotonic()))
+        try:
+            piece = firmware.recv(4096)
+        except TimeoutError as error:
+            last = seen[-200:].decode(errors="replace").strip() or "nothing"
+            raise DeadlineError(f"the firmware did not get to its mark within {FIRMWARE_TIMEOUT_S:g} s: {last}") from error
+        if not piece:
+            raise GuestError(f"QEMU ended in its firmware: {vm.process.stderr().strip()[-400:]}")
+        seen = (seen + piece)[-4096:]

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Engine ``colo``: load a schedule into one secondary and bring back the evidence."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event, Lock
+
+from harness.colo.messages import Step
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.errors import DeadlineError, HarnessError, QemuError
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
+from harness.record.pack import StatePack, incoming_body
+from harness.replay.schedule import Checkpoint, LoadPlan
+from harness.replay.secondary import DEATH_GRACE_S, Secondary
+from harness.replay.state import GuestMode, encode, only, sections_for, without
+
+#: Deadline for one answer: a whole-state load takes milliseconds; under a loaded host, a second.
+ANSWER_TIMEOUT_S = 20.0
+#: What a load in a long buffer may take on top.
+PER_LOAD_TIMEOUT_S = 0.05
+_PROGRESS_EVERY_S = 0.1
+_CACHE_BYTES = 512 << 20
+
+
+class Stopped(HarnessError):
+    """The run was told to stop; what was acknowledged until then is lost for this session only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which sections go into a buffer.
+
+    :param own: labels of the row's sections: those repeated back to back, and those the verdict speaks of
+    :param excluded: labels left out of every buffer, because they were blamed before
+    :param whole: every other section is sent as well; without it, ``own`` alone, which wants a parked guest
+    """
+
+    own: frozenset[str]
+    excluded: frozenset[str] = frozenset()
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break:
+    """Where a session broke: the step, how, and in which load (1 is the first; 0 the incoming stream)."""
+
+    step: Step
+    kind: str
+    detail: str
+    load: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was seen in one session.
+
+    :param loads_acked: loads whose checkpoint was acknowledged with VMSTATE_LOADED
+    :param checkpoints_acked: acknowledged checkpoints; fewer than loads when they stood back to back
+    :param exit: how QEMU ended by itself, None when it was still there
+    :param log: what QEMU printed
+    :param events: names of QMP events of the guest's end (SHUTDOWN, RESET, GUEST_PANICKED)
+    :param load_seconds: time between the first request and the last acknowledgement
+    """
+
+    loads_asked: int
+    loads_acked: int
+    checkpoints_acked: int
+    broken: Break | None
+    exit: Exit | None
+    log: str
+    events: tuple[str, ...] = ()
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long the guest runs after each load, in seconds; a parked guest is not waited for."""
+
+    run_s: float = 0.0
+
+
+OnLoads = Callable[[int], None]
+
+
+@dataclass(kw_only=True)
+class Buffers:
+    """Encoded buffers of one pack, made once and shared by sessions; bounded, least recently used goes first."""
+
+    pack: StatePack
+    _kept: OrderedDict[object, bytes] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def ram_whole(self, phase: str) -> bytes:
+        """See :meth:`StatePack.ram_whole`."""
+        return self._get(("whole", phase), lambda: self.pack.ram_whole(phase))
+
+    def ram_difference(self, phase: str, base: str) -> bytes:
+        """See :meth:`StatePack.ram_difference`."""
+        if phase == base:
+            return b""
+        return self._get(("difference", phase, base), lambda: self.pack.ram_difference(phase, base))
+
+    def devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
+        """One device buffer: everything once, the row's own sections as often as asked."""
+        key = ("devices", phase, mode, selection, repeat)
+        return self._get(key, lambda: self._devices(phase, mode, selection, repeat))
+
+    def _devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
+        sections = without(sections_for(self.pack.recordings[phase], mode), selection.excluded)
+        own = encode(only(sections, selection.own))
+        if not own:
+            raise HarnessError(f"phase {phase}: none of the sections {sorted(selection.own)} is there to load")
+        return encode(sections) + own * (repeat - 1) if selection.whole else own * repeat
+
+    def _get(self, key: object, make: Callable[[], bytes]) -> bytes:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._lock:
+            self._kept[key] = made
+            while sum(map(len, self._kept.values())) > _CACHE_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One run of a schedule into one new secondary.
+
+    :param stop: set by whoever wants the run to end
+    """
+
+    binary: QemuBinary
+    dialect: Dialect
+    buffers: Buffers
+    plan: LoadPlan
+    selection: Selection
+    mode: GuestMode
+    pace: Pace = Pace()
+    timeout_s: float = ANSWER_TIMEOUT_S
+    stop: Event = field(default_factory=Event)
+
+    def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
+        """Load everything and say what happened; a secondary that dies is evidence.
+
+        :param on_loads: told how many more loads were acknowledged, some ten times a second
+        :raises QemuError: the secondary did not even start
+        :raises Stopped: ``stop`` was set
+        """
+        started = time.monotonic()
+        with Secondary(self.binary, self.buffers.pack.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
+            tally = _Tally(on_loads)
+            broken = self._load_all(secondary, tally)
+            return self._evidence(secondary, tally, broken, started)
+
+    def _load_all(self, secondary: Secondary, tally: _Tally) -> Break | None:
+        phase = self.plan.incoming
+        recording = self.buffers.pack.recordings[phase]
+        incoming = Selection(own=self.selection.own, excluded=frozenset())
+        devices = self.buffers.devices(phase, self.mode, incoming, 1)
+        try:
+            secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(phase), devices))
+            tally.begin()
+            for checkpoint in self.plan.checkpoints:
+                if self.stop.is_set():
+                    raise Stopped("stopped")
+                self._load(secondary, checkpoint, phase)
+                phase = checkpoint.phase
+                tally.add(checkpoint.repeat)
+                if self.pace.run_s and self.mode is GuestMode.RUNNING:
+                    time.sleep(self.pace.run_s)
+        except ChannelBroken as error:
+            number = 0 if error.step is Step.INCOMING else tally.loads + 1
+            at = self.plan.checkpoints[tally.checkpoints].phase if number else phase
+            return Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=at)
+        finally:
+            tally.end()
+        return None
+
+    def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
+        devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, checkpoint.repeat)
+        ram = self.buffers.ram_difference(checkpoint.phase, before)
+        deadline = self.timeout_s + checkpoint.repeat * PER_LOAD_TIMEOUT_S if checkpoint.repeat > 1 else None
+        secondary.primary.checkpoint(devices, ram, timeout_s=deadline)
+
+    def _evidence(self, secondary: Secondary, tally: _Tally, broken: Break | None, started: float) -> Evidence:
+        vm = secondary.vm
+        # a QEMU that aborts closes its sockets before it is gone; one that loaded all must still be there
+        ended = vm.ended(DEATH_GRACE_S) if broken and broken.kind != "late" else vm.ended(0.0)
+        events = () if ended else _events(secondary)
+        return Evidence(
+            loads_asked=self.plan.loads,
+            loads_acked=tally.loads,
+            checkpoints_acked=tally.checkpoints,
+            broken=broken,
+            exit=ended,
+            log=_own_words(vm.process.stderr()),
+            events=events,
+            seconds=time.monotonic() - started,
+            load_seconds=tally.seconds,
+        )
+
+
+class _Tally:
+    """Counts what was acknowledged and reports it now and then."""
+
+    def __init__(self, on_loads: OnLoads) -> None:
+        self.loads = 0
+        self.checkpoints = 0
+        self.seconds = 0.0
+        self._on_loads = on_loads
+        self._told = 0
+        self._next = 0.0
+        self._begun: float | None = None
+
+    def begin(self) -> None:
+        self._begun = time.monotonic()
+
+    def add(self, loads: int) -> None:
+        self.loads += loads
+        self.checkpoints += 1
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _PROGRESS_EVERY_S
+            self._tell()
+
+    def end(self) -> None:
+        if self._begun is not None:
+            self.seconds = time.monotonic() - self._begun
+        self._tell()
+
+    def _tell(self) -> None:
+        self._on_loads(self.loads - self._told)
+        self._told = self.loads
+
+
+_GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
+
+
+def _events(secondary: Secondary) -> tuple[str, ...]:
+    try:
+        # any answer at all: a process whose main loop hangs is not well, though its session had acknowledged
+        secondary.vm.qmp("query-status", timeout_s=ANSWER_TIMEOUT_S)
+    except (QemuError, DeadlineError):
+        return ("NO-ANSWER",)
+    return tuple(e["event"] for e in secondary.vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
+
+
+_TERMINATED = re.compile(r"^\S+: terminating on signal .*$", re.MULTILINE)
+
+
+def _own_words(stderr: str) -> str:
+    return _TERMINATED.sub("", stderr).strip()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A COLO secondary: a QEMU with our guest's machine, our harness as its primary."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+
+from harness.colo.messages import Step
+from harness.colo.primary import Buffer, ChannelBroken, Dialect, Primary
+from harness.errors import QemuError
+from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.process import new_workdir
+from harness.qemu.vm import Vm
+from harness.record.machine import Machine, firmware_sink
+
+#: How long a QEMU whose connection broke may take to die, and print why.
+DEATH_GRACE_S = 5.0
+
+
+class Secondary:
+    """A launched secondary, waiting for its incoming stream. A context manager; leaving ends the process.
+
+    :param timeout_s: deadline for every answer of the COLO session
+    :raises QemuError: QEMU does not start, or refuses to be a secondary
+    """
+
+    def __init__(
+        self,
+        binary: QemuBinary,
+        machine: Machine,
+        dialect: Dialect,
+        *,
+        timeout_s: float,
+        extra: tuple[Option, ...] = (),
+    ) -> None:
+        self._dialect = dialect
+        workdir = new_workdir()
+        machine.make_files(workdir)
+        incoming = Option(name="incoming", first="defer")
+        self.vm = Vm(machine.command(binary.path, workdir, firmware_sink(), incoming, *extra), workdir=workdir)
+        try:
+            self.primary = Primary(_connect(self.vm, dialect, timeout_s), timeout_s=timeout_s)
+        except BaseException:
+            self.vm.close()
+            raise
+
+    def start(self, head: Buffer, body: Iterable[Buffer]) -> None:
+        """Bring it the recorded machine; on return it has said CHECKPOINT_READY.
+
+        :raises ChannelBroken: it did not
+        """
+        self.primary.start(head, body, self._dialect)
+
+    def close(self) -> None:
+        """Hang up and kill it."""
+        self.primary.close()
+        self.vm.close()
+
+    def __enter__(self) -> Secondary:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def capabilities(dialect: Dialect) -> list[dict[str, object]]:
+    """What a secondary of this dialect has to have switched on."""
+    names = ["return-path", "x-colo"] if dialect.return_path else ["x-colo"]
+    return [{"capability": name, "state": True} for name in names]
+
+
+def _connect(vm: Vm, dialect: Dialect, timeout_s: float) -> socket.socket:
+    vm.qmp("migrate-set-capabilities", capabilities=capabilities(dialect))
+    path = vm.workdir / "incoming.sock"
+    vm.qmp("migrate-incoming", uri=f"unix:{path}")
+    sock = socket.socket(socket.AF_UNIX)
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            sock.connect(str(path))
+            return sock
+        except OSError as error:
+            # 11.1 answers the command before it listens
+            if vm.ended() or time.monotonic() > end:
+                sock.close()
+                raise QemuError(f"the secondary does not listen: {error}: {vm.process.stderr()[-400:]}") from error
+            time.sleep(0.002)
+
+
+def broken_at_start(error: ChannelBroken) -> bool:
+    """Whether a session broke before its first checkpoint."""
+    return error.step is Step.INCOMING

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is going on, on stderr: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.oracle.verdict import Verdict, rank
+from harness.report.model import Cell
+from harness.report.text import number, one_line
+from harness.report.view import finding_of, signature
+
+VERDICT_STYLE = {
+    Verdict.CRASH: "bold red",
+    Verdict.HANG: "bold red",
+    Verdict.REJECT: "bold red",
+    Verdict.GUEST_FAULT: "bold red",
+    Verdict.DRIFT: "bold yellow",
+    Verdict.LEAK: "bold yellow",
+    Verdict.FLAKY: "bold yellow",
+    Verdict.OK: "green",
+    Verdict.UNSUPPORTED: "dim",
+    Verdict.HOST: "magenta",
+    Verdict.HARNESS_ERROR: "bold magenta",
+}
+MAX_RUNNING = 4
+RATE_WINDOW_S = 3.0
+_TICK_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """A cell that is being loaded."""
+
+    since_s: float
+    loads: int = 0
+
+
+class LiveProgress:
+    """Shows cells done, loads, loads a second, what is running, time and the verdicts so far.
+
+    All methods may be called from any thread. ``with`` starts and ends the display. On a terminal it
+    goes away at the end; what is not ok stays as a line the first time it is seen. Elsewhere there is a line
+    at the start, for each cell that is not ok, and about every ``interval_s``.
+
+    :param total_cells: how many cells are planned; see :meth:`add_cells`
+    :param console: where to, stderr when None
+    :param clock: seconds that only go up, for tests
+    """
+
+    def __init__(
+        self,
+        *,
+        total_cells: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        interval_s: float = 10.0,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._interval_s = interval_s
+        self._lock = threading.RLock()
+        self._total = total_cells
+        self._done = 0
+        self._loads_done = 0
+        self._running: dict[str, _Running] = {}
+        self._counts: Counter[Verdict] = Counter()
+        self._seen: set[object] = set()
+        self._stage = ""
+        self._started_s = self._last_line_s = clock()
+        self._first_cell_s: float | None = None
+        self._samples: deque[tuple[float, int]] = deque()
+        self._live: Live | None = None
+        self._stop = threading.Event()
+        self._ticker: threading.Thread | None = None
+
+    def __enter__(self) -> LiveProgress:
+        self._started_s = self._last_line_s = self._clock()
+        self._stop.clear()
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render, console=self._console, refresh_per_second=6, transient=True
+            )
+            self._live.start()
+        else:
+            self._print(f"{number(self._total)} cells to judge")
+            self._ticker = threading.Thread(target=self._tick_until_stopped, name="progress", daemon=True)
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._ticker is not None:
+            self._ticker.join(timeout=5)
+            self._ticker = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def add_cells(self, count: int) -> None:
+        """More cells were planned, such as the rest of a row whose culprit was found."""
+        with self._lock:
+            self._total += count
+
+    def start_cell(self, cell_id: str) -> None:
+        """A cell is being run."""
+        with self._lock:
+            now_s = self._clock()
+            if self._first_cell_s is None:
+                self._first_cell_s = now_s
+            self._running[cell_id] = _Running(since_s=now_s)
+            self._stage = ""
+
+    def loads(self, cell_id: str, count: int) -> None:
+        """``count`` loads of a running cell were acknowledged so far, not since the last call. Cheap."""
+        with self._lock:
+            running = self._running.get(cell_id)
+            if running is not None:
+                running.loads = count
+
+    def end_cell(self, cell: Cell) -> None:
+        """A cell was judged."""
+        with self._lock:
+            self._running.pop(cell.id, None)
+            self._done += 1
+            self._total = max(self._total, self._done + len(self._running))
+            self._loads_done += cell.loads_acked
+            self._counts[cell.verdict] += 1
+            key = signature(cell)
+            told = self._console.is_terminal and key in self._seen
+            self._seen.add(key)
+        if key is not None and not told:
+            self._print(_bad_cell(cell))
+
+    def stage(self, text: str) -> None:
+        """Something else goes on, such as ``recording q35: busy``; shown until the next cell starts."""
+        with self._lock:
+            self._stage = one_line(text)
+        if not self._console.is_terminal:
+            self._print(text)
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        self._print(text)
+
+    def tick(self) -> None:
+        """Print the state if ``interval_s`` passed since it was printed; called each second."""
+        with self._lock:
+            if self._clock() - self._last_line_s < self._interval_s:
+                return
+            self._last_line_s = self._clock()
+            text = self._plain()
+        self._print(text)
+
+    def _tick_until_stopped(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            self.tick()
+
+    def _print(self, text: str | Text) -> None:
+        """Through the display when there is one: it stands below the line."""
+        if isinstance(text, str):
+            text = Text(one_line(text))
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _total_loads(self) -> int:
+        return self._loads_done + sum(running.loads for running in self._running.values())
+
+    def _rate(self) -> float:
+        """Loads a second over the last few seconds."""
+        now = (self._clock(), self._total_loads())
+        self._samples.append(now)
+        while len(self._samples) > 2 and now[0] - self._samples[1][0] >= RATE_WINDOW_S:
+            self._samples.popleft()
+        first = self._samples[0]
+        passed_s = now[0] - first[0]
+        return max(0, now[1] - first[1]) / passed_s if passed_s > 0 else 0.0
+
+    def _left_s(self) -> float | None:
+        """Time left, from the cells so far; None while there is nothing to go by."""
+        if self._first_cell_s is None or not self._done:
+            return None
+        return (self._clock() - self._first_cell_s) / self._done * max(0, self._total - self._done)
+
+    def _times(self) -> str:
+        left_s = self._left_s()
+        elapsed = _clock_text(self._clock() - self._started_s)
+        return elapsed if left_s is None else f"{elapsed}, about {_clock_text(left_s)} left"
+
+    def _plain(self) -> str:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in self._sorted_counts())
+        parts = [f"{self._done}/{self._total} cells" + (f" ({counts})" if counts else "")]
+        parts += [f"{number(self._total_loads())} loads, {number(self._rate())}/s", self._times()]
+        doing = list(self._running) or ([self._stage] if self._stage else [])
+        parts += [f"now {', '.join(doing[:MAX_RUNNING])}"] if doing else []
+        return "; ".join(parts)
+
+    def _sorted_counts(self) -> list[tuple[Verdict, int]]:
+        return sorted(self._counts.items(), key=lambda item: rank(item[0]))
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            return Group(self._bar(), self._numbers(), *self._doing())
+
+    def _bar(self) -> RenderableType:
+        row = Table.grid(padding=(0, 2), expand=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        row.add_row(ProgressBar(total=max(1, self._total), completed=self._done), self._times())
+        return row
+
+    def _numbers(self) -> Text:
+        line = Text(f"{self._done}/{self._total} cells", no_wrap=True, overflow="ellipsis")
+        for verdict, count in self._sorted_counts():
+            line.append("  ").append(f"{count} {verdict}", style=VERDICT_STYLE[verdict])
+        return line.append(f"   {number(self._total_loads())} loads, {number(self._rate())}/s")
+
+    def _doing(self) -> list[Text]:
+        lines = (
+            [Text(f"  {self._stage}", style="dim", no_wrap=True, overflow="ellipsis")] if self._stage else []
+        )
+        for cell_id, running in list(self._running.items())[:MAX_RUNNING]:
+            line = Text(f"  {one_line(cell_id)}", no_wrap=True, overflow="ellipsis")
+            passed_s = self._clock() - running.since_s
+            lines.append(line.append(f"  {number(running.loads)} loads, {passed_s:.0f} s", style="dim"))
+        more = len(self._running) - MAX_RUNNING
+        return [*lines, Text(f"  and {more} more", style="dim")] if more > 0 else lines
+
+
+def _clock_text(seconds: float) -> str:
+    """``0:41``, ``12:05`` or ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _bad_cell(cell: Cell) -> Text:
+    finding = finding_of(cell)
+    line = Text(" ").join(
+        [Text(cell.verdict.value, style=VERDICT_STYLE[cell.verdict]), Text(one_line(cell.id))]
+    )
+    if finding is None:
+        return line
+    where = f"{finding.section}: " if finding.section else ""
+    return line.append(f"  {one_line(where + finding.text)}", style="dim")

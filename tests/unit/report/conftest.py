@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A document as a run gives it: pc all ok, q35 with a platform that passes without its culprit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.oracle.verdict import FailureClass, Verdict
+from harness.report.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+
+PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
+DEVICES = ("ahci", "virtio-blk", "virtio-net", "platform")
+LPC = "0000:00:1f.0/ICH9LPC"
+ASSERTION = "memory_region_add_subregion_common: Assertion '!subregion->container' failed."
+QEMU = Qemu(
+    version="7.2.22",
+    build="Debian 1:7.2+dfsg-7+deb12u18+b3",
+    path="/usr/bin/qemu-system-x86_64",
+    sha256="3f9a0c5be1d24c6787aa1be0c5e02e6f4ad31a2dbe8e0b7d0f1c7cf0a91d5be2",
+)
+NEWER = Qemu(
+    version="10.0.13", build="Debian 1:10.0.13+ds-0+deb13u1", path="/opt/q10/bin/qemu", sha256="ab" * 32
+)
+RATES = {"same": 612.4, "alternate": 95.0, "walk": 88.3, "back-to-back": 20480.7}
+LOG = f"""qemu-system-x86_64: warning: TCG doesn't support requested feature: CPUID.01H:ECX.vmx [bit 5]
+qemu-system-x86_64: ../../softmmu/memory.c:2545: {ASSERTION}
+"""
+
+
+def make_cell(machine: str, device: str, schedule: str, phases: tuple[str, ...], **changes: Any) -> Cell:
+    """A cell that is ok unless told otherwise."""
+    where = phases[0] if len(phases) == 1 else "all"
+    loads = 100 if schedule in ("same", "back-to-back") else 60
+    cell = Cell(
+        id=f"7.2.22/{machine}/{device}/{where}/{schedule}",
+        record_qemu=QEMU,
+        load_qemu=QEMU,
+        machine=machine,
+        accel="tcg",
+        device=device,
+        phases=phases,
+        schedule=schedule,
+        guest_mode="parked",
+        sections=("0000:00:1f.2/ich9_ahci",),
+        loads_asked=loads,
+        loads_acked=loads,
+        checkpoints_acked=1 if schedule == "back-to-back" else loads,
+        verdict=Verdict.OK,
+        seconds=0.41,
+        loads_per_second=RATES[schedule],
+    )
+    return replace(cell, **changes)
+
+
+def machine_cells(machine: str) -> Iterator[Cell]:
+    for device in DEVICES:
+        for phase in PHASES:
+            yield make_cell(machine, device, "same", (phase,))
+        for schedule in ("alternate", "walk"):
+            yield make_cell(machine, device, schedule, PHASES)
+        for phase in PHASES:
+            yield make_cell(machine, device, "back-to-back", (phase,))
+
+
+def crashed(cell: Cell) -> Cell:
+    finding = Finding(
+        section=LPC,
+        phase=cell.phases[0],
+        load=1,
+        text=f"QEMU died at load 1: {ASSERTION}",
+        log=LOG,
+        exit="SIGABRT",
+        isolated="loaded alone into a fresh secondary it kills it; the 23 others pass together",
+    )
+    return replace(
+        cell,
+        verdict=Verdict.CRASH,
+        failure_class=FailureClass.NOT_REENTRANT,
+        finding=finding,
+        loads_acked=0,
+        checkpoints_acked=0,
+        loads_per_second=0.0,
+        warnings=("qemu-system-x86_64: warning: TCG doesn't support requested feature",),
+    )
+
+
+def q35_cells() -> Iterator[Cell]:
+    for cell in machine_cells("pc-q35-7.2"):
+        if cell.device == "platform":
+            yield crashed(cell)
+            yield replace(cell, id=cell.id + "+rest", excluded=(LPC,))
+        else:
+            yield cell
+
+
+HOST = {
+    "system": "Debian GNU/Linux 12 (bookworm)",
+    "kernel": "6.1.0-32-amd64",
+    "cpu": "AMD EPYC 7B13",
+    "cores": 2,
+    "memory_bytes": 8 << 30,
+    "accel": {
+        "tcg": {"usable": True, "reason": "ran a boot sector in 0.2 s"},
+        "kvm": {"usable": False, "reason": "/dev/kvm opens, but no guest runs (boot sector timed out)"},
+    },
+}
+
+
+@pytest.fixture
+def doc() -> MatrixDoc:
+    return MatrixDoc(
+        command=("postload", "matrix", "--machine", "pc,q35", "--out", "my reports"),
+        started="2026-01-05T09:30:12Z",
+        seconds=81.4,
+        complete=True,
+        host=dict(HOST),
+        machines=(
+            MachineResult(machine="pc-i440fx-7.2", alias="pc", qemu=QEMU, colo_safe=True),
+            MachineResult(
+                machine="pc-q35-7.2",
+                alias="q35",
+                qemu=QEMU,
+                colo_safe=False,
+                because=(f"the platform crashes at the first checkpoint, section {LPC}.",),
+            ),
+        ),
+        cells=(*machine_cells("pc-i440fx-7.2"), *q35_cells()),
+    )
+
+
+@pytest.fixture
+def one_cell() -> Callable[..., Cell]:
+    """Builds one cell: ``one_cell(device=..., verdict=...)``."""
+
+    def build(**changes: Any) -> Cell:
+        return make_cell("pc-q35-7.2", "ahci", "same", ("bound",), **changes)
+
+    return build
+
+
+@pytest.fixture
+def with_cells(doc: MatrixDoc) -> Callable[..., MatrixDoc]:
+    """The document with other cells, for the q35 machine alone."""
+
+    def build(*cells: Cell) -> MatrixDoc:
+        return replace(doc, machines=doc.machines[1:], cells=cells)
+
+    return build
+
+
+@pytest.fixture
+def newer_qemu() -> Qemu:
+    return NEWER

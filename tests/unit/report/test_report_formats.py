@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""HTML, JUnit and markdown: what stands in them, and what must never come out of them."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from harness.oracle.verdict import Verdict
+from harness.report.html import render_html
+from harness.report.junit import render_junit
+from harness.report.markdown import render_markdown
+from harness.report.model import Cell, Finding, MatrixDoc, Qemu
+from harness.report.text import duration, number, printable
+from harness.report.view import anchors, blocks, finding_groups
+
+LPC = "0000:00:1f.0/ICH9LPC"
+NOT_SAFE = f"not safe for COLO, because the platform crashes at the first checkpoint, section {LPC}."
+HOSTILE = "\x1b[31m\x00<script>alert(1)</script> ]]> \u202e `|` \udc80"
+
+
+class Page(HTMLParser):
+    """Collects tags, ids, links and text, and the visible words of table entries."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attrs in self.tags if (value := attrs.get(name))]
+
+
+def test_printable_escapes_what_xml_and_terminals_cannot_have() -> None:
+    assert printable("a\x1b[0m\r\nb\tc\x00\ud800\u202e\r") == "a\\x1b[0m\nb\tc\\x00\\ud800\\u202e\\x0d"
+    assert printable("Grüße, 日本語 🙂") == "Grüße, 日本語 🙂"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (3.25, "3.2"), (812.5, "812"), (12345, "12,345")])
+def test_number(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2 s"), (81.4, "1 min 21 s"), (7385, "2 h 03 min")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_html_loads_nothing_and_links_inside_itself(doc: MatrixDoc) -> None:
+    page = Page(render_html(doc))
+    assert not page.values("src")
+    assert not [tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object")]
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    links = page.values("href")
+    assert links
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+
+
+def test_html_answers_first(doc: MatrixDoc) -> None:
+    text = Page(render_html(doc)).text
+    assert NOT_SAFE in text
+    assert (
+        text.index(NOT_SAFE) < text.index("loads/s") < text.index("Findings") < text.index("How it was run")
+    )
+
+
+def test_html_has_an_entry_for_each_cell_with_its_word(doc: MatrixDoc) -> None:
+    html = render_html(doc)
+    entries = re.findall(r'<a class="e v-([a-z-]+)"[^>]*><b>([a-z-]+)</b><small>([^<]*)</small></a>', html)
+    assert len(entries) == len(doc.cells) == 126
+    assert all(colour == word for colour, word, _ in entries)
+    assert entries.count(("crash", "crash", "0/100")) == 12
+    assert html.count('<details class="cell"') == len(doc.cells)
+
+
+def test_html_shows_the_row_without_the_culprit(doc: MatrixDoc) -> None:
+    assert f"platform<small>without {LPC}</small>" in render_html(doc)
+
+
+def test_html_groups_a_finding_once(doc: MatrixDoc) -> None:
+    html = render_html(doc)
+    assert html.count('<article class="finding"') == 1
+    assert "the 23 others pass together" in html
+
+
+def test_html_of_a_partial_run_says_so(doc: MatrixDoc) -> None:
+    assert "Partial:" not in render_html(doc)
+    assert "Partial:" in render_html(replace(doc, complete=False))
+
+
+def test_html_shows_pairs_only_when_there_are_some(doc: MatrixDoc, newer_qemu: Qemu) -> None:
+    assert "recorded →" not in render_html(doc)
+    cells = tuple(replace(cell, load_qemu=newer_qemu) for cell in doc.cells)
+    machines = tuple(replace(result, qemu=newer_qemu) for result in doc.machines)
+    html = render_html(replace(doc, cells=cells, machines=machines))
+    assert "recorded → loaded" in html
+    assert "7.2.22 → 10.0.13" in html
+
+
+def hostile_cell(one_cell: Callable[..., Cell], verdict: Verdict = Verdict.CRASH) -> Cell:
+    finding = Finding(text=f"died: {HOSTILE}", log=f"log {HOSTILE}\n```\n", isolated=HOSTILE, exit="SIGABRT")
+    return one_cell(verdict=verdict, finding=finding, warnings=(HOSTILE,))
+
+
+@pytest.mark.parametrize("render", [render_html, render_junit, render_markdown])
+def test_hostile_text_is_defused(
+    render: Callable[[MatrixDoc], str], one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]
+) -> None:
+    text = render(with_cells(hostile_cell(one_cell)))
+    text.encode()
+    assert "\\x1b[31m" in text.replace("\\[", "[").replace("\\\\", "\\")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]", text)
+
+
+def test_html_escapes_markup(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]) -> None:
+    assert "<script>alert" not in render_html(with_cells(hostile_cell(one_cell)))
+
+
+def test_empty_documents_render(doc: MatrixDoc) -> None:
+    for empty in (replace(doc, cells=()), replace(doc, cells=(), machines=())):
+        assert "<h1>" in render_html(empty)
+        assert ET.fromstring(render_junit(empty)).tag == "testsuites"
+        assert render_markdown(empty).startswith("# postload matrix")
+
+
+def test_junit_counts(doc: MatrixDoc) -> None:
+    suites = ET.fromstring(render_junit(doc)).findall("testsuite")
+    counts = [(s.get("name"), s.get("tests"), s.get("failures"), s.get("errors")) for s in suites]
+    assert counts == [
+        ("pc-i440fx-7.2 on QEMU 7.2.22", "56", "0", "0"),
+        ("pc-q35-7.2 on QEMU 7.2.22", "70", "14", "0"),
+    ]
+    cases = [(case.get("classname"), case.get("name")) for suite in suites for case in suite.iter("testcase")]
+    assert len(set(cases)) == len(cases)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "tag"),
+    [
+        (Verdict.OK, None),
+        (Verdict.CRASH, "failure"),
+        (Verdict.FLAKY, "failure"),
+        (Verdict.HOST, "error"),
+        (Verdict.HARNESS_ERROR, "error"),
+        (Verdict.UNSUPPORTED, "skipped"),
+    ],
+)
+def test_junit_result(
+    one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc], verdict: Verdict, tag: str | None
+) -> None:
+    xml = ET.fromstring(render_junit(with_cells(one_cell(verdict=verdict, guest_mode="running"))))
+    case = xml.find(".//testcase")
+    assert case is not None
+    assert (case.get("classname"), case.get("name")) == ("pc-q35-7.2.ahci", "same/bound")
+    found = [child.tag for child in case if child.tag != "system-out"]
+    assert found == ([tag] if tag else [])
+
+
+def test_junit_failure_holds_text_and_log(doc: MatrixDoc) -> None:
+    failure = ET.fromstring(render_junit(doc)).find(".//failure")
+    assert failure is not None
+    assert failure.get("type") == "crash"
+    assert (failure.get("message") or "").startswith(f"{LPC}: QEMU died at load 1")
+    assert "memory.c:2545" in (failure.text or "")
+
+
+def test_markdown(doc: MatrixDoc) -> None:
+    text = render_markdown(doc)
+    assert "safe for COLO as far as tested" in text
+    assert "| ahci | same | ok | ok | ok | ok | ok | ok | 600 | 612 |" in text
+    assert "| platform | same |" + " **crash** |" * 6 + " 0/600 | 0 |" in text
+    assert f"| platform without `{LPC}` | same |" + " ok |" * 6 in text
+    assert (
+        "14 cells: pc-q35-7.2 platform: same (all phases), alternate, walk, back-to-back (all phases)" in text
+    )
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert [len({line.count("|") for line in table.splitlines()}) for table in tables] == [1, 1]
+
+
+def test_findings_are_grouped_but_not_across_texts(one_cell: Callable[..., Cell]) -> None:
+    def cell(number: int, text: str, section: str | None = None) -> Cell:
+        return one_cell(id=f"c{number}", verdict=Verdict.HANG, finding=Finding(text=text, section=section))
+
+    groups = finding_groups(
+        [
+            cell(1, "no answer at load 3, at 0x7fff01"),
+            cell(2, "no answer at load 71, at 0x7fff02"),
+            cell(3, "no answer at load 3, at 0x7fff01", section="ahci"),
+            cell(4, "something else"),
+            one_cell(id="c5"),
+            one_cell(id="c6", verdict=Verdict.CRASH, finding=Finding(text="assertion")),
+        ]
+    )
+    assert [[cell.id for cell in group.cells] for group in groups] == [["c6"], ["c1", "c2"], ["c3"], ["c4"]]
+
+
+def test_anchors_never_collide(one_cell: Callable[..., Cell]) -> None:
+    cells = [one_cell(id=cell_id) for cell_id in ("a/b", "a b", "a/b+rest", "a/b-plus-rest")]
+    assert len(set(anchors(cells).values())) == 4
+
+
+def test_guest_modes_share_a_row_unless_they_meet(
+    one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]
+) -> None:
+    other = replace(one_cell(id="x", guest_mode="running"), schedule="back-to-back")
+    assert len(blocks(with_cells(one_cell(), other))[0].rows) == 1
+    meeting = one_cell(id="x", guest_mode="running")
+    rows = blocks(with_cells(one_cell(), meeting))[0].rows
+    assert sorted(row.variant for row in rows) == ["colo, parked, tcg", "colo, running, tcg"]
+
+
+def test_cells_of_an_unknown_machine_are_not_lost(doc: MatrixDoc) -> None:
+    found = blocks(replace(doc, machines=()))
+    assert [len(block.cells) for block in found] == [56, 70]
+    assert found[0].answer == "pc-i440fx-7.2 on QEMU 7.2.22: not decided."
