@@ -50,7 +50,7 @@ bind_wait() {
 # nap: 50 ms without a child process, which under TCG costs more than the sleep. Nobody ever writes to the pipe.
 nap() {
     [ -p /tmp/nap ] || mkfifo /tmp/nap
-    read -r -t 0.05 _ <> /tmp/nap
+    read -r -t 0.05 _ <> /tmp/nap || :
 }
 
 # beat_start: count in /tmp/beat every 50 ms, in silence.
@@ -79,6 +79,69 @@ beat() {
 beat_stop() {
     [ -f /tmp/beat.pid ] && kill "$(cat /tmp/beat.pid)" 2> /dev/null
     rm -f /tmp/beat.pid
+}
+
+# pci_unbind SLOT, pci_bind SLOT DRIVER: take a PCI device from its driver, and give it back.
+pci_unbind() { echo "$1" > "/sys/bus/pci/devices/$1/driver/unbind"; }
+pci_bind() { echo "$1" > "/sys/bus/pci/drivers/$2/bind"; }
+
+# disk_busy DISK: direct writes and reads of 64 KiB, over and over, until disk_idle.
+disk_busy() {
+    (
+        while :; do
+            dd if=/dev/zero of="/dev/$1" bs=64k count=64 oflag=direct conv=notrunc
+            dd if="/dev/$1" of=/dev/null bs=64k count=64 iflag=direct
+        done
+    ) < /dev/null > /dev/null 2>&1 &
+    echo "$!" > "/tmp/busy.$1"
+}
+disk_idle() {
+    kill "$(cat "/tmp/busy.$1")"
+    rm "/tmp/busy.$1"
+    nap
+}
+
+# disk_moves DISK: status 0 when reads and writes are completed while one looks.
+disk_moves() {
+    before=$(disk_count "$1")
+    tries=100
+    while [ "$tries" -gt 0 ]; do
+        nap
+        [ "$(disk_count "$1")" -gt "$((before + 1))" ] && return 0
+        tries=$((tries - 1))
+    done
+    echo "disk_moves: no request of $1 was completed" >&2
+    return 1
+}
+disk_count() {
+    read -r reads _ _ _ writes _ < "/sys/block/$1/stat"
+    echo "$((reads + writes))"
+}
+
+# The user network of QEMU answers at 10.0.2.2.
+net_up() {
+    ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ping -c 1 -W 5 10.0.2.2 > /dev/null
+}
+net_busy() {
+    ping -q -i 0.002 -s 1400 10.0.2.2 < /dev/null > /dev/null 2>&1 &
+    echo "$!" > /tmp/busy.net
+    ping -q -i 0.003 -s 56 10.0.2.2 < /dev/null > /dev/null 2>&1 &
+    echo "$!" >> /tmp/busy.net
+}
+net_idle() {
+    kill $(cat /tmp/busy.net)
+    rm /tmp/busy.net
+}
+net_moves() {
+    before=$(cat /sys/class/net/eth0/statistics/rx_packets)
+    tries=100
+    while [ "$tries" -gt 0 ]; do
+        nap
+        [ "$(cat /sys/class/net/eth0/statistics/rx_packets)" -gt "$((before + 1))" ] && return 0
+        tries=$((tries - 1))
+    done
+    echo "net_moves: no packet came back" >&2
+    return 1
 }
 LIB
 

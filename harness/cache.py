@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A cache of folders that are either whole or not there.
 
-A folder is built under a temporary name beside its place and gets its name by one rename. The temporary name has a lock file
-that its builder holds: the kernel lets go of the lock when the builder dies, however it dies, so a lock that can be taken
-marks a leftover (a pid would be taken again by somebody else, and means nothing in another container).
+A folder is built under a temporary name beside its place and gets its name by one rename. The temporary name
+has a lock file that its builder holds: the kernel lets go of the lock when the builder dies, however it dies,
+so a lock that can be taken marks a leftover (a pid would be taken again by somebody else, and means nothing
+in another container).
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*
 
 
 def cache_root() -> Path:
-    """The folder of everything that can be made again: ``$POSTLOAD_CACHE``, else the user's cache folder. It may not exist."""
+    """The folder of everything that can be made again: ``$POSTLOAD_CACHE``, else the user's cache folder. It
+    may not exist."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given).expanduser().absolute()
@@ -39,8 +41,8 @@ def cache_root() -> Path:
 def publish_dir(key: str, build: Callable[[Path], None]) -> Path:
     """The folder of a key, built when it is not there.
 
-    Two processes may build the same key at once: one of them wins and both get the winner's folder. When ``build`` fails, or
-    the process dies, nothing is published.
+    Two processes may build the same key at once: one of them wins and both get the winner's folder. When
+    ``build`` fails, or the process dies, nothing is published.
 
     :param key: a relative path such as ``guests/3f2a...``; equal keys mean equal contents
     :param build: fills the empty folder that it is given
@@ -63,7 +65,8 @@ def publish_dir(key: str, build: Callable[[Path], None]) -> Path:
 
 @contextlib.contextmanager
 def temp_dir(parent: Path) -> Iterator[Path]:
-    """An empty folder in ``parent`` that goes away with the block, or by a later :func:`sweep` if this process dies."""
+    """An empty folder in ``parent`` that goes away with the block, or by a later :func:`sweep` if this
+    process dies."""
     lock_path, lock = _new_lock(parent)
     temp = lock_path.with_suffix("")
     try:
@@ -140,13 +143,15 @@ def _publish(temp: Path, target: Path) -> None:
     try:
         temp.rename(target)
     except OSError as error:
-        # Another process was first: its folder is as good. rename(2) never replaces a folder that is not empty.
+        # Another process was first: its folder is as good. rename(2) never replaces a folder that is not
+        # empty.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not target.is_dir():
             raise
 
 
 def _flush(folder: Path) -> None:
-    """Put the files on the disk before the rename, which could otherwise survive a power cut that their contents do not."""
+    """Put the files on the disk before the rename, which could otherwise survive a power cut that their
+    contents do not."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             _sync(path)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """YAML files into pydantic models, with line and column in every complaint.
 
-PyYAML reads YAML 1.1, in which ``52:54:00:12:34:56`` is a number, ``on`` is true, and the last of two equal keys wins in
-silence. Here only its scanner and composer are used. Scalars follow the YAML 1.2 core schema, narrowed: ``true`` and ``false``
-are booleans, ``null``, ``~`` and nothing are null, decimal integers without leading zeros, ``0x`` integers and decimal
-fractions are numbers, all else is a string. Where the model wants a string, a number is taken as it is written: ``9.10``.
+PyYAML reads YAML 1.1, in which ``52:54:00:12:34:56`` is a number, ``on`` is true, and the last of two equal
+keys wins in silence. Here only its scanner and composer are used. Scalars follow the YAML 1.2 core schema,
+narrowed: ``true`` and ``false`` are booleans, ``null``, ``~`` and nothing are null, decimal integers without
+leading zeros, ``0x`` integers and decimal fractions are numbers, all else is a string. Where the model wants
+a string, a number is taken as it is written: ``9.10``.
 """
 
 from __future__ import annotations
@@ -57,13 +58,15 @@ def load_model(path: Path, model: type[M]) -> M:
     """Read a YAML file as a model; types are checked strictly (``"1"`` is no integer, ``yes`` no boolean).
 
     :param model: a pydantic model, normally with ``extra="forbid"``
-    :raises ConfigError: the file cannot be read, is no YAML, or does not fit the model; line and column are those of the
+    :raises ConfigError: the file cannot be read, is no YAML, or does not fit the model; line and column are
+    those of the
         first mistake, and the message says what was expected
     """
     root = _compose(path, _read(path))
     if not isinstance(root, yaml.MappingNode):
         mark = root.start_mark
-        raise ConfigError(path, mark.line + 1, mark.column + 1, f"expected a mapping ('key: value'), found {_shape(root)}")
+        message = f"expected a mapping ('key: value'), found {_shape(root)}"
+        raise ConfigError(path, mark.line + 1, mark.column + 1, message)
     file = _File(path, model, root)
     _check_nodes(file)
     return _validated(file, model)
@@ -111,9 +114,7 @@ def _syntax_message(error: yaml.MarkedYAMLError) -> str:
 
 def _check_nodes(file: _File) -> None:
     """Refuse duplicate keys, tags, keys that are no words, and aliases that grow without bound."""
-    count = 0
-    for node in _walk(file.root, ()):
-        count += 1
+    for count, node in enumerate(_walk(file.root, ()), start=1):
         if count > MAX_NODES:
             raise file.error(node, f"more than {MAX_NODES} values: too large for a configuration")
         if node.tag not in (_STR, _PLAIN, _MAP, _SEQ):
@@ -157,7 +158,8 @@ def _validated(file: _File, model: type[M]) -> M:
     while True:
         document = json.dumps(_plain_data(file.root, as_text))
         try:
-            # As JSON, since strict mode then still takes a list for a tuple and a string for a path or an enum.
+            # As JSON, since strict mode then still takes a list for a tuple and a string for a path or an
+            # enum.
             return model.model_validate_json(document, strict=True)
         except ValidationError as error:
             details = error.errors(include_url=False)
@@ -195,7 +197,8 @@ def _numbers_for_text(file: _File, details: list[ErrorDetails]) -> Iterator[yaml
 
 
 def _find(root: yaml.Node, loc: tuple[int | str, ...]) -> tuple[yaml.Node, yaml.Node]:
-    """The key (or the item itself) and the value that a pydantic location means; steps that name a union's branch are skipped."""
+    """The key (or the item itself) and the value that a pydantic location means; steps that name a union's
+    branch are skipped."""
     key = node = root
     for step in loc:
         if isinstance(node, yaml.MappingNode):
@@ -231,7 +234,8 @@ def _explain(file: _File, detail: ErrorDetails) -> tuple[yaml.Node, str]:
     name = ".".join(str(step) for step in loc) or "the file"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if not isinstance(value, yaml.ScalarNode):
-        return value, f"{name}: {message}, found {_shape(value)}" if message.startswith("expected") else f"{name}: {message}"
+        found = f", found {_shape(value)}" if message.startswith("expected") else ""
+        return value, f"{name}: {message}{found}"
     found = "nothing" if value.value == "" and value.tag == _PLAIN else repr(value.value)
     return value, f"{name}: {message}, found {found}"
 
@@ -247,7 +251,7 @@ def _unknown_key(file: _File, loc: tuple[int | str, ...]) -> str:
 def _known_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> set[str]:
     models = {model}
     for step in loc:
-        fields = [_fields_of(each)[step] for each in models if isinstance(step, str) and step in _fields_of(each)]
+        fields = [_fields_of(each)[str(step)] for each in models if step in _fields_of(each)]
         # A step that is no field is an index, a key of a dictionary, or the name of a union's branch.
         inner = {found for annotation in fields for found in _models_in(annotation)}
         named = {each for each in models if each.__name__ == step}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from harness.colo.messages import (
@@ -38,6 +38,9 @@ _SEND = U32.pack(Message.VMSTATE_SEND)
 _REPLY = U32.pack(Message.CHECKPOINT_REPLY)
 _DONE = U32.pack(Message.VMSTATE_RECEIVED) + U32.pack(Message.VMSTATE_LOADED)
 _EOF = b"\0"
+
+#: A secondary whose load failed says so on stderr and by an event, and then waits without hanging up.
+SILENCE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,8 @@ class ChannelBroken(Exception):
     """The secondary did not answer as the protocol says. This is evidence, not an error of the harness.
 
     :param step: where in the exchange
-    :param kind: ``closed`` (end of file or reset), ``late`` (deadline) or ``unexpected`` (another message)
+    :param kind: ``closed`` (end of file or reset), ``late`` (deadline), ``refused`` (it left COLO and keeps the
+        connection open) or ``unexpected`` (another message)
     :param detail: one sentence
     """
 
@@ -83,13 +87,17 @@ class Primary:
 
     :param sock: connected to the secondary's incoming address; closed by :meth:`close`
     :param timeout_s: deadline for each answer and for each whole send
+    :param watch: asked now and then while the secondary is silent; a sentence when it has given up, else None
     """
 
-    def __init__(self, sock: socket.socket, *, timeout_s: float) -> None:
+    def __init__(
+        self, sock: socket.socket, *, timeout_s: float, watch: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._sock = sock
         self._timeout_s = timeout_s
+        self._watch = watch
         self.checkpoints = 0
-        sock.settimeout(timeout_s)
+        sock.settimeout(SILENCE_S)
 
     def start(self, head: Buffer, body: Iterable[Buffer], dialect: Dialect) -> None:
         """Send a recorded stream with the dialect's command behind its head; wait for CHECKPOINT_READY.
@@ -110,12 +118,11 @@ class Primary:
             first = self._receive(Step.INCOMING, 4)
         self._expect(Step.INCOMING, first, Message.CHECKPOINT_READY)
 
-    def checkpoint(self, devices: Buffer, ram: Buffer = b"", *, timeout_s: float | None = None) -> None:
+    def checkpoint(self, devices: Buffer, ram: Buffer = b"") -> None:
         """One checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
 
         :param devices: FULL sections, without the EOF byte that this adds
         :param ram: RAM sections, or nothing
-        :param timeout_s: deadline for the load, when it is to differ (many sections in one buffer)
         :raises ChannelBroken: with the step at which the secondary stopped answering
         """
         self._send(Step.REQUEST, _REQUEST)
@@ -127,11 +134,7 @@ class Primary:
             self._send(Step.SEND, b"".join((_SEND, ram, _EOF, size, devices, _EOF)))
         else:
             self._send(Step.SEND, _SEND, ram, _EOF, size, devices, _EOF)
-        if timeout_s is not None:
-            self._sock.settimeout(timeout_s)
         self._acknowledged()
-        if timeout_s is not None:
-            self._sock.settimeout(self._timeout_s)
         self.checkpoints += 1
 
     def close(self) -> None:
@@ -154,28 +157,40 @@ class Primary:
 
     def _send(self, step: Step, *buffers: Buffer) -> None:
         end = time.monotonic() + self._timeout_s
-        try:
-            for buffer in buffers:
-                self._sock.sendall(buffer)
-                if time.monotonic() > end:
-                    raise TimeoutError
-        except TimeoutError as error:
-            raise ChannelBroken(step, "late", f"the secondary took no data for {self._timeout_s:g} s") from error
-        except OSError as error:
-            raise ChannelBroken(step, "closed", f"the secondary closed the connection ({error})") from error
+        for buffer in buffers:
+            left = memoryview(buffer)
+            while left:
+                try:
+                    left = left[self._sock.send(left) :]
+                except TimeoutError:
+                    self._silence(step, end, "took no more data")
+                except OSError as error:
+                    raise _closed(step, f" ({error.strerror})") from error
 
     def _receive(self, step: Step, count: int) -> bytes:
         data = b""
-        try:
-            while len(data) < count:
+        end = time.monotonic() + self._timeout_s
+        while len(data) < count:
+            try:
                 piece = self._sock.recv(count - len(data))
-                if not piece:
-                    had = f" after {len(data)} of {count} bytes" if data else ""
-                    raise ChannelBroken(step, "closed", f"the secondary closed the connection{had}")
-                data += piece
-        except TimeoutError as error:
-            deadline = self._sock.gettimeout()
-            raise ChannelBroken(step, "late", f"no answer within {deadline:g} s") from error
-        except OSError as error:
-            raise ChannelBroken(step, "closed", f"the secondary closed the connection ({error})") from error
+            except TimeoutError:
+                self._silence(step, end, "gave no answer")
+                continue
+            except OSError as error:
+                raise _closed(step, f" ({error.strerror})") from error
+            if not piece:
+                raise _closed(step, f" after {len(data)} of {count} bytes" if data else "")
+            data += piece
         return data
+
+    def _silence(self, step: Step, end: float, what: str) -> None:
+        """Nothing moved for a slice of time: it may have given up in silence, or be over its deadline."""
+        why = self._watch()
+        if why is not None:
+            raise ChannelBroken(step, "refused", why)
+        if time.monotonic() > end:
+            raise ChannelBroken(step, "late", f"the secondary {what} for {self._timeout_s:g} s")
+
+
+def _closed(step: Step, how: str) -> ChannelBroken:
+    return ChannelBroken(step, "closed", f"the secondary closed the connection{how}")

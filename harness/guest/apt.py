@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian packages as files: a private apt root, without root rights, that leaves the host's packages alone.
 
-apt keeps all it knows in folders that can be named: state, package lists, caches, sources and the list of what is installed.
-Here each of them is in the cache, and nothing counts as installed. The host's own ``apt.conf`` is still read, so that its
-proxies hold; only its hooks are dropped, since they clean the *host's* caches.
+apt keeps all it knows in folders that can be named: state, package lists, caches, sources and the list of
+what is installed. Here each of them is in the cache, and nothing counts as installed. The host's own
+``apt.conf`` is still read, so that its proxies hold; only its hooks are dropped, since they clean the
+*host's* caches.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ QUERY_TIMEOUT_S = 60.0
 LISTS_FRESH_S = 24 * 3600.0
 
 _NEEDED = (
-    "apt-get and dpkg-deb fetch and unpack Debian packages: they are on every Debian and Ubuntu (packages apt and dpkg). "
+    "apt-get and dpkg-deb fetch and unpack Debian packages: they are on every Debian and Ubuntu "
+    "(packages apt and dpkg). "
     "On another system name a kernel and a busybox in the guest's YAML instead: "
     "'kernel: {vmlinuz: PATH, modules: PATH}' and 'busybox: {path: PATH}'."
 )
@@ -89,7 +91,8 @@ class Mirror:
 
     @classmethod
     def from_environment(cls) -> Mirror:
-        """``$POSTLOAD_MIRROR`` and, beside it, the folder ``debian-security`` (or ``$POSTLOAD_SECURITY_MIRROR``)."""
+        """``$POSTLOAD_MIRROR`` and, beside it, the folder ``debian-security`` (or
+        ``$POSTLOAD_SECURITY_MIRROR``)."""
         main = os.environ.get(MIRROR_VARIABLE, "").rstrip("/") or DEFAULT_MIRROR
         security = os.environ.get(SECURITY_VARIABLE)
         if security is None:
@@ -100,7 +103,8 @@ class Mirror:
 class AptRoot:
     """One suite of Debian, asked and downloaded from.
 
-    :param suite: ``bookworm``, ``trixie-backports``, ``sid``, ...; a backports suite brings its base suite along
+    :param suite: ``bookworm``, ``trixie-backports``, ``sid``, ...; a backports suite brings its base suite
+    along
     :param arch: Debian's name of the architecture
     :param mirror: by default the one that the environment names
     """
@@ -198,7 +202,8 @@ class AptRoot:
                 raise HostError(text) from error
             found = sorted(temp.glob("*.deb"))
             if len(found) != 1 or _sha256(found[0]) != sha256:
-                raise HostError(f"package {name} {version} of {self._where} is not what its list says (SHA-256)")
+                text = f"package {name} {version} of {self._where} is not what its list says (SHA-256)"
+                raise HostError(text)
             found[0].replace(path)
 
     def _field(self, name: str, key: str) -> str:
@@ -242,7 +247,8 @@ class AptRoot:
         if conf.exists():
             return
         if not KEYRING.exists():
-            raise MissingError(f"{KEYRING} is missing, which proves Debian's packages: install debian-archive-keyring.")
+            why = "it proves that packages are Debian's: install debian-archive-keyring."
+            raise MissingError(f"{KEYRING} is missing; {why} {_NEEDED}")
         with disk_errors(self.root):
             for folder in ("state/lists/partial", "cache/archives/partial", "etc/empty", "log"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -274,7 +280,8 @@ class AptRoot:
         try:
             while not _try_lock(handle):
                 if time.monotonic() > deadline_s:
-                    raise DeadlineError(f"another process holds {self.root}/lock for {UPDATE_TIMEOUT_S:.0f} s")
+                    text = f"another process held {self.root}/lock for {UPDATE_TIMEOUT_S:.0f} s"
+                    raise DeadlineError(text)
                 time.sleep(0.1)
             yield
         finally:

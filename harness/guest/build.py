@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds a guest from its recipe, once: kernel and initramfs in the cache, no root, no network the second time."""
+"""Builds a guest from its recipe, once: kernel and initramfs in the cache, no root, no network the second
+time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ class Guest:
     :param initramfs: for ``-initrd``
     :param cmdline: for ``-append``
     :param memory_mib: for ``-m``
+    :param cpus: for ``-smp``
     :param pvh: whether ``kernel`` is an ELF booted by PVH, and not a bzImage
     :param identity: what the guest is made of: hashes, package versions, drivers, how the kernel was unpacked
     """
@@ -39,6 +42,7 @@ class Guest:
     initramfs: Path
     cmdline: str
     memory_mib: int
+    cpus: int
     pvh: bool
     identity: Mapping[str, Any]
 
@@ -87,7 +91,11 @@ def _indexed(digest: str) -> Path | None:
         sizes = {part: (folder / part).stat().st_size for part in ("kernel", "initramfs")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return folder if all(identity[part]["size_bytes"] == size for part, size in sizes.items()) else None
+    if all(identity[part]["size_bytes"] == size for part, size in sizes.items()):
+        return folder
+    # Out of the way, or publish_dir would take it for whole.
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _guest(recipe: Recipe, folder: Path) -> Guest:
@@ -97,6 +105,7 @@ def _guest(recipe: Recipe, folder: Path) -> Guest:
         initramfs=folder / "initramfs",
         cmdline=" ".join([f"console={recipe.console}", *recipe.cmdline]),
         memory_mib=recipe.memory_mib,
+        cpus=recipe.cpus,
         pvh=bool(identity["pvh"]),
         identity=identity,
     )
@@ -121,7 +130,8 @@ def _fetch(recipe: Recipe, refresh: bool) -> _Inputs:
 
 
 def _versioned(apt: AptRoot, package: str) -> str:
-    """``linux-image-amd64`` is empty and depends on the kernel of today; a versioned package is taken as it is."""
+    """``linux-image-amd64`` is empty and depends on the kernel of today; a versioned package is taken as it
+    is."""
     inner = [name for name in apt.depends(package) if name.startswith(_KERNEL_PREFIX)]
     return inner[0] if inner else package
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes the guest's initramfs: a newc cpio archive that depends on nothing but its inputs.
 
-A newc member (Linux, Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c, ``do_header``) is:
+A newc member (Linux, Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c,
+``do_header``) is:
 
 ======  ==========  ===========================================================
 offset  width       field (ASCII, hexadecimal, upper case, no prefix)
@@ -13,8 +14,8 @@ offset  width       field (ASCII, hexadecimal, upper case, no prefix)
 ...     filesize    data, padded with NUL to 4
 ======  ==========  ===========================================================
 
-The archive ends with a member named ``TRAILER!!!``. It is not compressed: under TCG, unpacking in the guest costs more than
-reading some MiB in the host.
+The archive ends with a member named ``TRAILER!!!``. It is not compressed: under TCG, unpacking in the guest
+costs more than reading some MiB in the host.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Entry:
 
 @dataclass(slots=True)
 class Archive:
-    """A tree of members; parents are added by themselves and members are written in the order of their paths."""
+    """A tree of members; parents are added by themselves and members are written in the order of their
+    paths."""
 
     _entries: dict[str, Entry] = field(default_factory=dict)
 
@@ -116,8 +118,9 @@ def build_initramfs(
 ) -> bytes:
     """The whole initramfs.
 
-    It holds ``/init``, ``/bin/busybox`` (``/bin/sh`` links to it), the device nodes, ``/modules/NAME.ko``, and for each
-    driver ``/modules/DRIVER.list``: one ``NAME FILE`` a line, in load order, ``NAME`` as in ``/proc/modules``.
+    It holds ``/init``, ``/bin/busybox`` (``/bin/sh`` links to it), the device nodes, ``/modules/NAME.ko``,
+    and for each driver ``/modules/DRIVER.list``: one ``NAME FILE`` a line, in load order, ``NAME`` as in
+    ``/proc/modules``.
 
     :param modules: module name -> the decompressed module
     :param load_order: driver -> the modules to load, in order; empty when the driver is built into the kernel

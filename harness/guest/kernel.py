@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A distribution's kernel: its bootable image, and its modules in load order, without root and without kmod."""
+"""A distribution's kernel: its bootable image, and its modules in load order, without root and without
+kmod."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def boot_image(bzimage: bytes) -> KernelImage:
 
 
 def _payload(bzimage: bytes) -> bytes | None:
-    """The compressed kernel inside a bzImage, without the u32 size that the build appends; None when there is none."""
+    """The compressed kernel inside a bzImage, without the u32 size that the build appends; None when there
+    is none."""
     if bzimage[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
         raise UsageError("the kernel is neither a bzImage (no HdrS boot header) nor an ELF file")
     (protocol,) = struct.unpack_from("<H", bzimage, _PROTOCOL)
@@ -96,7 +98,8 @@ def _payload(bzimage: bytes) -> bytes | None:
 
 
 def unpack(payload: bytes) -> tuple[bytes, str]:
-    """Unpack a kernel payload or a compressed module, known by its first bytes; what follows its end is left alone.
+    """Unpack a kernel payload or a compressed module, known by its first bytes; what follows its end is left
+    alone.
 
     :returns: the bytes, and the name of the compression
     :raises MissingError: zstd or lz4 is needed and not installed
@@ -129,7 +132,8 @@ def _unpack_by_program(program: str, payload: bytes) -> bytes:
 def has_pvh_note(elf: bytes) -> bool:
     """Whether an ELF kernel has the note that QEMU boots by.
 
-    QEMU: hw/i386/x86.c ``load_elfboot`` and include/hw/elf_ops.h: note 18 of owner ``Xen``, in a PT_NOTE segment.
+    QEMU: hw/i386/x86.c ``load_elfboot`` and include/hw/elf_ops.h: note 18 of owner ``Xen``, in a PT_NOTE
+    segment.
     """
     try:
         return any(
@@ -199,7 +203,8 @@ def read_module(path: Path) -> bytes:
 
 
 def parse_modinfo(path: Path, data: bytes) -> Module:
-    """What ``.modinfo`` says: NUL-separated ``key=value`` (Linux, include/linux/moduleparam.h, ``__MODULE_INFO``).
+    """What ``.modinfo`` says: NUL-separated ``key=value`` (Linux, include/linux/moduleparam.h,
+    ``__MODULE_INFO``).
 
     :raises HostError: the file is no ELF64 module
     """
@@ -270,8 +275,9 @@ class ModuleTree:
     def load_order(self, driver: str) -> list[Module]:
         """The modules to load for a driver, dependencies first, the driver last; empty when it is built in.
 
-        Soft dependencies come first as modprobe has it, but those of ``kernel/arch`` are left out: they are faster twins
-        that refuse to load on a CPU model without the instruction, and the generic one does the same work.
+        Soft dependencies come first as modprobe has it, but those of ``kernel/arch`` are left out: they are
+        faster twins that refuse to load on a CPU model without the instruction, and the generic one does the
+        same work.
 
         :raises HostError: the driver, or a module it needs, is neither a file nor built in
         """
@@ -312,7 +318,8 @@ class ModuleTree:
         return [other for other in self._crypto_like(name) if self._is_alias(other, soft)]
 
     def _crypto_like(self, name: str) -> list[str]:
-        """Modules whose name starts like the alias: reading all 4,000 files to find one alias would take a minute."""
+        """Modules whose name starts like the alias: reading all 4,000 files to find one alias would take a
+        minute."""
         found = sorted(other for other in self.files if other.startswith(name))
         return [other for other in found if "/kernel/arch/" not in self.files[other].as_posix()]
 

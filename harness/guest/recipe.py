@@ -23,7 +23,8 @@ class _Strict(BaseModel):
 
 
 class PackagedKernel(_Strict):
-    """A Debian kernel: the package itself, or one that depends on the versioned one (``linux-image-amd64``)."""
+    """A Debian kernel: the package itself, or one that depends on the versioned one
+    (``linux-image-amd64``)."""
 
     package: PackageName
 
@@ -50,7 +51,8 @@ class GivenBusybox(_Strict):
 class Recipe(_Strict):
     """One guest.
 
-    ``drivers`` are what ``load`` in the guest can insert, each with all that it needs. Relative paths start at the YAML's folder.
+    ``drivers`` are what ``load`` in the guest can insert, each with all that it needs. Relative paths start
+    at the YAML's folder.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -61,6 +63,7 @@ class Recipe(_Strict):
     init: Path = Path("init.sh")
     drivers: Annotated[tuple[DriverName, ...], Field(min_length=1)]
     memory_mib: Annotated[int, Field(ge=64, le=65536)]
+    cpus: Annotated[int, Field(ge=1, le=64)] = 1
     console: Word = "ttyS0"
     cmdline: tuple[Word, ...]
     pvh: bool = True
@@ -72,7 +75,8 @@ class Recipe(_Strict):
         return self._folder / relative.expanduser()
 
     def digest(self) -> str:
-        """A hash over all that the recipe says and over the files that it names; nothing is looked up anywhere.
+        """A hash over all that the recipe says and over the files that it names; nothing is looked up
+        anywhere.
 
         :raises UsageError: a file that the recipe names is not there
         """
@@ -90,17 +94,20 @@ class Recipe(_Strict):
 
 
 def _stamp(path: Path) -> list[bytes]:
-    """Contents of a file; name and time of a folder, whose thousands of files are not worth reading each time."""
+    """Contents of a file; name and time of a folder, whose thousands of files are not worth reading each
+    time."""
     try:
         if path.is_dir():
             return [str(path).encode(), str(path.stat().st_mtime_ns).encode()]
         return [path.read_bytes()]
     except OSError as error:
-        raise UsageError(f"the guest's recipe names {path}, which cannot be read: {error.strerror}") from error
+        text = f"the guest's recipe names {path}, which cannot be read: {error.strerror}"
+        raise UsageError(text) from error
 
 
 def guests_folder() -> Path:
-    """Where the recipes that come with this program are: in the installed package, else in the source tree."""
+    """Where the recipes that come with this program are: in the installed package, else in the source
+    tree."""
     package = Path(harness.__file__).parent
     installed = package / "_data" / "guests"
     return installed if installed.is_dir() else package.parent / "guests"

@@ -27,7 +27,8 @@ def run_tool(
     :param needed: what to tell the user when the program is not installed
     :raises MissingError: the program is not installed
     :raises DeadlineError: it did not end in time; it and its children are killed
-    :raises HostError: it could not be started or ended with another status than 0; the message ends with its last words
+    :raises HostError: it could not be started or ended with another status than 0; the message ends with its
+    last words
     """
     words = [str(word) for word in argv]
     program = shutil.which(words[0])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,8 @@ COMMAND_TIMEOUT_S = 60.0
 MIGRATE_TIMEOUT_S = 60.0
 #: How long the workload runs before the busy phase is recorded.
 BUSY_S = 0.5
+
+_FIRMWARE_LOG = "firmware.log"
 
 Progress = Callable[[str], None]
 
@@ -142,35 +143,28 @@ class _Session:
 
     def run(self) -> list[str]:
         workdir = new_workdir()
-        firmware, child = socket.socketpair()
-        child.set_inheritable(True)
         self._machine.make_files(workdir)
-        chardev = Option(name="chardev", first="socket", props={"id": "firmware", "fd": child.fileno()})
-        command = self._machine.command(self._plan.binary.path, workdir, chardev)
-        with firmware:
-            try:
-                vm = Vm(command, workdir=workdir, passed=[child])
-            finally:
-                child.close()
-            with vm:
-                self._drive(vm, firmware)
+        # a file and not a socket: the port writes byte by byte and blocks QEMU when nobody reads
+        chardev = Option(name="chardev", first="file", props={"id": "firmware", "path": str(workdir / _FIRMWARE_LOG)})
+        with Vm(self._machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir) as vm:
+            self._drive(vm)
         return self._labels
 
-    def _drive(self, vm: Vm, firmware: socket.socket) -> None:
+    def _drive(self, vm: Vm) -> None:
         # no bandwidth limit, and the source is stopped anyway: one pass
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         console = Console(vm.console)
         for phase in PHASES[: 1 + max(PHASES.index(name) for name in self._plan.phases)]:
             self._progress(phase)
             start = time.monotonic()
-            self._reach(phase, vm, console, firmware)
+            self._reach(phase, vm, console)
             if phase in self._plan.phases:
                 self._capture(phase, vm, time.monotonic() - start)
 
-    def _reach(self, phase: str, vm: Vm, console: Console, firmware: socket.socket) -> None:
+    def _reach(self, phase: str, vm: Vm, console: Console) -> None:
         vm.qmp("cont")
         if phase == "firmware":
-            _wait_for_mark(firmware, vm)
+            _wait_for_mark(vm)
         elif phase == "kernel":
             console.wait_ready(BOOT_TIMEOUT_S)
         elif phase == "busy":
@@ -203,17 +197,14 @@ def _labels(stream: Stream) -> list[str]:
     return [section_label(section.idstr, section.instance_id) for section in stream.devices]
 
 
-def _wait_for_mark(firmware: socket.socket, vm: Vm) -> None:
-    """Read SeaBIOS's debug output up to the mark."""
+def _wait_for_mark(vm: Vm) -> None:
+    """Follow SeaBIOS's debug output up to the mark."""
     end = time.monotonic() + FIRMWARE_TIMEOUT_S
-    seen = b""
-    while FIRMWARE_MARK not in seen:
-        firmware.settimeout(max(0.01, end - time.monotonic()))
-        try:
-            piece = firmware.recv(4096)
-        except TimeoutError as error:
-            last = seen[-200:].decode(errors="replace").strip() or "nothing"
-            raise DeadlineError(f"the firmware did not get to its mark within {FIRMWARE_TIMEOUT_S:g} s: {last}") from error
-        if not piece:
+    log = vm.workdir / _FIRMWARE_LOG
+    while FIRMWARE_MARK not in log.read_bytes():
+        if vm.ended():
             raise GuestError(f"QEMU ended in its firmware: {vm.process.stderr().strip()[-400:]}")
-        seen = (seen + piece)[-4096:]
+        if time.monotonic() > end:
+            last = log.read_bytes()[-200:].decode(errors="replace").strip() or "nothing"
+            raise DeadlineError(f"the firmware did not get to its mark within {FIRMWARE_TIMEOUT_S:g} s: {last}")
+        time.sleep(0.002)

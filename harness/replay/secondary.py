@@ -42,7 +42,8 @@ class Secondary:
         incoming = Option(name="incoming", first="defer")
         self.vm = Vm(machine.command(binary.path, workdir, firmware_sink(), incoming, *extra), workdir=workdir)
         try:
-            self.primary = Primary(_connect(self.vm, dialect, timeout_s), timeout_s=timeout_s)
+            sock = _connect(self.vm, dialect, timeout_s)
+            self.primary = Primary(sock, timeout_s=timeout_s, watch=self._given_up)
         except BaseException:
             self.vm.close()
             raise
@@ -53,6 +54,13 @@ class Secondary:
         :raises ChannelBroken: it did not
         """
         self.primary.start(head, body, self._dialect)
+
+    def _given_up(self) -> str | None:
+        for event in self.vm.monitor.drain_events():
+            if event["event"] == "COLO_EXIT":
+                reason = event.get("data", {}).get("reason", "unknown")
+                return f"the secondary left COLO (event COLO_EXIT, reason {reason})"
+        return None
 
     def close(self) -> None:
         """Hang up and kill it."""

@@ -35,7 +35,7 @@ def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
     """
     if mode is GuestMode.RUNNING:
         return list(recording.sections)
-    return [_parked(section, recording.vmdesc) for section in recording.sections]
+    return [park(section, recording.vmdesc) for section in recording.sections]
 
 
 def encode(sections: Iterable[Section]) -> bytes:
@@ -53,7 +53,7 @@ def only(sections: Iterable[Section], labels: frozenset[str]) -> list[Section]:
     return [section for section in sections if label_of(section) in labels]
 
 
-def _parked(section: Section, vmdesc: VmDesc) -> Section:
+def park(section: Section, vmdesc: VmDesc) -> Section:
     """A CPU that is halted and takes no interrupt: no guest code runs, however often the machine is resumed.
 
     ``halted`` and ``interrupt_request`` are fields of ``vmstate_cpu_common`` (``cpu.c``), ``env.eflags`` of

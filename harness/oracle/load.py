@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From the evidence of one session to a verdict on its loads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.colo.messages import Step
+from harness.oracle.verdict import Verdict
+from harness.replay.engine import Evidence
+
+LOG_LIMIT_CHARS = 4000
+
+_ASSERTION = re.compile(r"Assertion [`'\"].*failed|assertion failed|ERROR:\S+:\d+:|BUG:|code should not be reached")
+_SANITIZER = re.compile(r"(ERROR|SUMMARY|WARNING): (Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:")
+#: What a failed load prints, most telling first (``migration/vmstate.c``, ``migration/savevm.c``, ``hw/virtio``).
+_LOAD_ERRORS = (
+    re.compile(r"error while loading state for instance"),
+    re.compile(r"Features 0x[0-9a-f]+ unsupported"),
+    re.compile(r"unsupported version \d+ for"),
+    re.compile(r"Unknown savevm section"),
+    re.compile(r"Failed to load"),
+    re.compile(r"(?i)load.*(fail|error)|(fail|error).*load"),
+)
+_INSTANCE_DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
+_VERSION_DEVICE = re.compile(r"(?:unsupported version \d+ for|Unknown savevm section or instance) '([^']+)'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A verdict on the loads of one session.
+
+    :param text: one line: what happened
+    :param log: what QEMU printed, cut to the last few kilobytes
+    :param named: the section that QEMU itself names in its log, or None
+    """
+
+    verdict: Verdict
+    text: str = ""
+    log: str = ""
+    named: str | None = None
+
+
+def judge(evidence: Evidence) -> Judgement:
+    """Turn evidence into a verdict; the first that fits, worst first.
+
+    A crash of QEMU is one by a signal or an abort; QEMU that ends with status 0 did so because its guest shut
+    down or triple-faulted (``-no-reboot``), which is the guest's fault and not a crash.
+    """
+    verdict, text = _verdict(evidence)
+    if verdict is Verdict.OK:
+        return Judgement(verdict=verdict, log=evidence.log)
+    return Judgement(
+        verdict=verdict, text=text, log=evidence.log[-LOG_LIMIT_CHARS:], named=_named_section(evidence.log)
+    )
+
+
+def warnings_of(evidence: Evidence) -> tuple[str, ...]:
+    """What QEMU printed, each line once, in order."""
+    return tuple(dict.fromkeys(line.strip() for line in evidence.log.splitlines() if line.strip()))
+
+
+def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
+    where = _where(evidence)
+    if evidence.exit is not None:
+        return _ended(evidence, where)
+    if evidence.broken is not None:
+        kind, detail = evidence.broken.kind, evidence.broken.detail
+        line = error_line(evidence.log)
+        if kind == "late":
+            return Verdict.HANG, f"{where}: {detail}"
+        if kind == "unexpected" and line is None:
+            return Verdict.HARNESS_ERROR, f"{where}: the secondary answered out of order: {detail}"
+        return Verdict.REJECT, f"{where}: {line or detail}"
+    if "NO-ANSWER" in evidence.events:
+        return Verdict.HANG, "every load was acknowledged, and then QEMU's main loop did not answer"
+    if evidence.events:
+        return Verdict.GUEST_FAULT, f"the guest ended during the loads: {', '.join(evidence.events)}"
+    if evidence.loads_acked < evidence.loads_asked:
+        return Verdict.HARNESS_ERROR, f"{evidence.loads_acked} of {evidence.loads_asked} loads acknowledged"
+    return Verdict.OK, ""
+
+
+def _ended(evidence: Evidence, where: str) -> tuple[Verdict, str]:
+    ended = evidence.exit
+    assert ended is not None  # only called for a QEMU that ended
+    line = crash_line(evidence.log)
+    if ended.signal == "SIGKILL":
+        return Verdict.HOST, f"{where}: QEMU was killed from outside (out of memory?)"
+    if ended.crashed or line is not None:
+        return Verdict.CRASH, f"{where}: {ended}: {line or 'QEMU printed no reason'}"
+    if ended.status == 0:
+        return Verdict.GUEST_FAULT, f"{where}: QEMU ended with status 0: the guest shut down or triple-faulted"
+    return Verdict.REJECT, f"{where}: {ended}: {error_line(evidence.log) or 'QEMU printed no reason'}"
+
+
+def _where(evidence: Evidence) -> str:
+    broken = evidence.broken
+    if broken is None:
+        return f"after load {evidence.loads_acked}"
+    if broken.step is Step.INCOMING:
+        return "in the incoming stream, before any checkpoint"
+    return f"load {broken.load}"
+
+
+def crash_line(log: str) -> str | None:
+    """The line of an assertion or of a sanitizer, without the program's name in front."""
+    for line in log.splitlines():
+        if _ASSERTION.search(line) or _SANITIZER.search(line):
+            return _without_program(line)
+    return None
+
+
+def error_line(log: str) -> str | None:
+    """The most telling error line of a failed load."""
+    lines = [_without_program(line) for line in log.splitlines()]
+    for pattern in _LOAD_ERRORS:
+        for line in lines:
+            if pattern.search(line):
+                return line
+    return None
+
+
+def _named_section(log: str) -> str | None:
+    match = _INSTANCE_DEVICE.search(log)
+    if match:
+        instance = int(match[1], 16)
+        return match[2] if instance == 0 else f"{match[2]}#{instance}"
+    match = _VERSION_DEVICE.search(log)
+    return match[1] if match else None
+
+
+def _without_program(line: str) -> str:
+    return re.sub(r"^\S*qemu\S*: ", "", line.strip())
