@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from harness.cache import cache_root
 from harness.errors import HostError, MissingError, QemuError, UsageError
 from harness.files import sha256_file, write_atomically
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import Process, new_workdir
 from harness.qemu.vm import Vm
 
 DEFAULT_NAME = "qemu-system-x86_64"
 #: Raise it when the probe learns to ask something new: cached answers of another number are not used.
-PROBE_SCHEMA = 2
+PROBE_SCHEMA = 3
 ACCEL_TIMEOUT_S = 10.0
 #: A boot sector takes a tenth of a second under TCG and less under KVM; a nested KVM that is itself emulated runs
 #: code, thirty times slower than TCG.
@@ -49,7 +51,7 @@ class QemuBinary:
     :param version: ``major.minor.micro``
     :param build: the packager's string, or empty
     :param sha256: of the program file
-    :param devices: names of all device types that can be created
+    :param devices: of the device types that were asked for, those that it has
     :param capabilities: migration capabilities
     """
 
@@ -105,27 +107,34 @@ def find_binary(given: str | None = None) -> Path:
     raise UsageError(f"--qemu {wanted}: no such file or program")
 
 
-def probe_binary(path: Path) -> QemuBinary:
-    """Ask a binary for its version, machines, devices and capabilities; answers are cached by its hash.
+def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
+    """Ask a binary for its version, machines, capabilities and some device types; answers are kept by its hash.
 
+    Device types are asked for one by one: listing them all loads every module of the build, and one that does
+    not fit ends QEMU.
+
+    :param device_types: the types whose presence the caller wants to know
     :raises UsageError: it is not a QEMU system emulator
     :raises QemuError: it is one, and does not start
     """
     version, build = _version(path)
     digest = sha256_file(path)
-    cached = cache_root() / "probe" / f"{digest}-{PROBE_SCHEMA}.json"
+    kept = cache_root() / "probe" / f"{digest}-{PROBE_SCHEMA}.json"
+    wanted = set(device_types)
     try:
-        answers = json.loads(cached.read_text())
+        answers = json.loads(kept.read_text())
     except (OSError, ValueError):
-        answers = _ask(path)
-        write_atomically(cached, json.dumps(answers).encode())
+        answers = {"devices": {}}
+    if "machines" not in answers or not wanted <= set(answers["devices"]):
+        answers = _ask(path, wanted | set(answers["devices"]))
+        write_atomically(kept, json.dumps(answers).encode())
     return QemuBinary(
         path=str(path),
         version=version,
         build=build,
         sha256=digest,
         machines=tuple(MachineType(**entry) for entry in answers["machines"]),
-        devices=frozenset(answers["devices"]),
+        devices=frozenset(name for name, there in answers["devices"].items() if there),
         capabilities=frozenset(answers["capabilities"]),
     )
 
@@ -195,7 +204,15 @@ def _version(path: Path) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
-def _ask(path: Path) -> dict[str, Any]:
+def _has(vm: Vm, device_type: str) -> bool:
+    try:
+        vm.qmp("device-list-properties", typename=device_type)
+    except CommandRefused:
+        return False
+    return True
+
+
+def _ask(path: Path, device_types: set[str]) -> dict[str, Any]:
     options = (
         *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
         Option(name="display", first="none"),
@@ -207,13 +224,13 @@ def _ask(path: Path) -> dict[str, Any]:
                 asdict(MachineType(name=m["name"], alias=m.get("alias"), deprecated=m.get("deprecated", False)))
                 for m in vm.qmp("query-machines")
             ]
-            types = vm.qmp("qom-list-types", implements="device", abstract=False)
+            devices = {name: _has(vm, name) for name in sorted(device_types)}
             capabilities = vm.qmp("query-migrate-capabilities")
     except QemuError as error:
         raise QemuError(f"{path} cannot be probed: {error}") from error
     return {
         "machines": machines,
-        "devices": sorted(t["name"] for t in types),
+        "devices": devices,
         "capabilities": sorted(c["capability"] for c in capabilities),
     }
 

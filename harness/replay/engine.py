@@ -37,11 +37,14 @@ class Selection:
     :param own: labels of the row's sections: those repeated back to back, and those the verdict speaks of
     :param excluded: labels left out of every buffer, because they were blamed before
     :param whole: every other section is sent as well; without it, ``own`` alone, which wants a parked guest
+    :param again: ``own`` stands once more behind the whole state, where a build resets the machine before each
+        load and only this second time meets a used device
     """
 
     own: frozenset[str]
     excluded: frozenset[str] = frozenset()
     whole: bool = True
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +119,8 @@ class Buffers:
         own = encode(only(sections, selection.own))
         if not own:
             raise HarnessError(f"phase {phase}: none of the sections {sorted(selection.own)} is there to load")
-        return encode(sections) + own * (repeat - 1) if selection.whole else own * repeat
+        extra = repeat - 1 + selection.again
+        return encode(sections) + own * extra if selection.whole else own * (1 + extra)
 
     def _get(self, key: object, make: Callable[[], bytes]) -> bytes:
         with self._lock:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.oracle.verdict import Verdict
-from harness.report.model import Cell, MatrixDoc
+from harness.matrix.model import Cell, MatrixDoc
 from harness.report.text import one_line, printable
 from harness.report.view import Block, blocks, finding_of, pair_text
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from harness.oracle.verdict import Verdict
-from harness.report.model import MatrixDoc
+from harness.matrix.model import MatrixDoc
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
     Block,

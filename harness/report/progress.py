@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.oracle.verdict import Verdict, rank
-from harness.report.model import Cell
+from harness.matrix.model import Cell
 from harness.report.text import number, one_line
 from harness.report.view import finding_of, signature
 

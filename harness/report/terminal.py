@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.oracle.verdict import Verdict
-from harness.report.model import MatrixDoc
+from harness.matrix.model import MatrixDoc
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (

@@ -17,7 +17,7 @@ from harness.errors import HostError
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
-from harness.report.model import MatrixDoc
+from harness.matrix.model import MatrixDoc
 
 JSON_NAME = "matrix.json"
 HTML_NAME = "matrix.html"

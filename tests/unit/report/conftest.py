@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.oracle.verdict import FailureClass, Verdict
-from harness.report.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
 
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
 DEVICES = ("ahci", "virtio-blk", "virtio-net", "platform")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from harness.oracle.verdict import Verdict
-from harness.report.model import Cell, Finding, MatrixDoc, Qemu
+from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.report.terminal import LiveProgress, print_matrix
 
 

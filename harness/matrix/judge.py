@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Judge one cell: load, look, and when it broke find out whose fault it is, so that no row hides another's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from threading import Event, Lock
+
+from harness.errors import HarnessError, HostError, QemuError
+from harness.matrix.plan import CellPlan
+from harness.oracle.load import Judgement, judge, warnings_of
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.replay.engine import Buffers, Evidence, Pace, Selection, Session, Stopped
+from harness.triage.isolate import Blame, Isolator
+from harness.replay.probe import ColoAbility
+from harness.replay.schedule import LoadPlan, Schedule, plan_loads
+from harness.replay.state import GuestMode, label_of
+from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
+
+#: A row with more broken sections than this is given up on; what was found is in its cells.
+MAX_BLAMED = 8
+
+OnLoads = Callable[[str, int], None]
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """One pack under one QEMU, with what was learnt about it so far; shared by the cells of a machine.
+
+    :param blamed: for each phase, the sections that broke a secondary when it was loaded
+    """
+
+    binary: QemuBinary
+    ability: ColoAbility
+    buffers: Buffers
+    pace: Pace
+    stop: Event
+    blamed: dict[str, set[str]] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def isolator(self) -> Isolator:
+        """A search over this pack that tries the known culprits first."""
+        with self.lock:
+            known = sorted({label for labels in self.blamed.values() for label in labels})
+        return Isolator(
+            binary=self.binary,
+            dialect=self.ability.dialect,
+            buffers=self.buffers,
+            resets=bool(self.ability.resets_before_load),
+            suspects=known,
+        )
+
+    def blame(self, phase: str, labels: tuple[str, ...]) -> None:
+        """Remember what broke in a phase."""
+        with self.lock:
+            self.blamed.setdefault(phase, set()).update(labels)
+
+    def known(self, phases: tuple[str, ...], own: frozenset[str]) -> frozenset[str]:
+        """Sections of other rows that are known to break in these phases."""
+        with self.lock:
+            return frozenset().union(*(self.blamed.get(phase, set()) for phase in phases)) - own
+
+
+def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads) -> Iterator[Cell]:
+    """Judge a planned cell; more than one comes back when a section of the row is to blame.
+
+    The first holds the finding; the last, with ``+rest`` in its id, judges the row without what was blamed.
+    Sections of other rows that break the secondary are left out and named in ``excluded``.
+
+    :raises HostError: no space; nothing more can be judged
+    :raises Stopped: the run was told to stop
+    """
+    row = _Row(plan, bench, on_loads)
+    try:
+        yield from row.cells()
+    except (HostError, Stopped):
+        raise
+    except (QemuError, HarnessError) as error:
+        yield row.undecided(str(error))
+
+
+class _Row:
+    """The state of one cell being judged."""
+
+    def __init__(self, plan: CellPlan, bench: Bench, on_loads: OnLoads) -> None:
+        self._plan = plan
+        self._bench = bench
+        self._id = plan.id(bench.binary.short)
+        self._on_loads = on_loads
+        self._all = frozenset(bench.buffers.pack.sections_of(plan.device)) & self._labels()
+        self._blamed: list[str] = []
+        self._started = time.monotonic()
+        self._told = 0
+
+    def cells(self) -> Iterator[Cell]:
+        if not self._all:
+            yield self.undecided(f"the recording has no section of {self._plan.device}")
+            return
+        while True:
+            excluded = self._bench.known(self._plan.phases, self._own) | frozenset(self._blamed)
+            evidence = self._session(excluded).run(self._tell)
+            judgement = judge(evidence)
+            if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
+                yield self._cell(evidence, judgement, excluded, None)
+                return
+            blame = self._blame(evidence, judgement, excluded)
+            foreign = blame is not None and not frozenset(blame.sections) & self._own
+            if not foreign:
+                yield self._cell(evidence, judgement, excluded, blame)
+            if blame is None or len(self._blamed) >= MAX_BLAMED:
+                return
+            self._bench.blame(self._failing_phase(evidence), blame.sections)
+            if not foreign:
+                self._blamed += blame.sections
+                self._started = time.monotonic()
+                if not self._own:
+                    return
+
+    @property
+    def _own(self) -> frozenset[str]:
+        return self._all - frozenset(self._blamed)
+
+    def _labels(self) -> frozenset[str]:
+        recordings = self._bench.buffers.pack.recordings
+        present = [{label_of(s) for s in recordings[phase].sections} for phase in self._plan.phases]
+        return frozenset(set.intersection(*present))
+
+    def _session(self, excluded: frozenset[str]) -> Session:
+        resets = bool(self._bench.ability.resets_before_load)
+        parked = self._plan.guest_mode is GuestMode.PARKED
+        self._told = 0
+        return Session(
+            binary=self._bench.binary,
+            dialect=self._bench.ability.dialect,
+            buffers=self._bench.buffers,
+            plan=self._load_plan(),
+            selection=Selection(
+                own=self._own, excluded=excluded, whole=resets or not parked, again=resets
+            ),
+            mode=self._plan.guest_mode,
+            pace=self._bench.pace,
+            stop=self._bench.stop,
+        )
+
+    def _load_plan(self) -> LoadPlan:
+        return plan_loads(Schedule(self._plan.schedule), self._plan.phases, self._plan.loads)
+
+    def _tell(self, more: int) -> None:
+        self._told += more
+        self._on_loads(self._id, self._told)
+
+    def _failing_phase(self, evidence: Evidence) -> str:
+        return evidence.broken.phase if evidence.broken else self._plan.phases[-1]
+
+    def _blame(self, evidence: Evidence, judgement: Judgement, excluded: frozenset[str]) -> Blame | None:
+        """Who did it; a guest that broke, or a session that broke without a load, has no section to blame."""
+        if judgement.verdict is Verdict.GUEST_FAULT or evidence.broken is None or evidence.broken.load == 0:
+            return None
+        before = self._phase_before(evidence.broken.load)
+        return self._bench.isolator().find(
+            before, evidence.broken.phase, evidence.broken.load, excluded, judgement.verdict
+        )
+
+    def _phase_before(self, load: int) -> str:
+        plan = self._load_plan()
+        seen, before = 0, plan.incoming
+        for checkpoint in plan.checkpoints:
+            seen += checkpoint.repeat
+            if seen >= load:
+                break
+            before = checkpoint.phase
+        return before
+
+    def _cell(
+        self, evidence: Evidence, judgement: Judgement, excluded: frozenset[str], blame: Blame | None
+    ) -> Cell:
+        rate = evidence.loads_acked / evidence.load_seconds if evidence.load_seconds else 0.0
+        finding = None if judgement.verdict is Verdict.OK else self._finding(evidence, judgement, blame)
+        return self._frame(
+            verdict=judgement.verdict,
+            finding=finding,
+            excluded=tuple(sorted(excluded)),
+            loads_acked=evidence.loads_acked,
+            checkpoints_acked=evidence.checkpoints_acked,
+            warnings=warnings_of(evidence) if judgement.verdict is Verdict.OK else (),
+            loads_per_second=round(rate, 1),
+        )
+
+    def _finding(self, evidence: Evidence, judgement: Judgement, blame: Blame | None) -> Finding:
+        section = ", ".join(blame.sections) if blame else judgement.named
+        broken = evidence.broken
+        return Finding(
+            section=section,
+            phase=broken.phase if broken else None,
+            load=broken.load if broken else evidence.loads_acked,
+            text=judgement.text,
+            log=judgement.log,
+            exit=str(evidence.exit) if evidence.exit else None,
+            isolated=blame.how if blame else None,
+        )
+
+    def undecided(self, text: str) -> Cell:
+        return self._frame(verdict=Verdict.HARNESS_ERROR, finding=Finding(text=text))
+
+    def _frame(self, *, verdict: Verdict, finding: Finding | None, **more: object) -> Cell:
+        pack = self._bench.buffers.pack
+        return Cell(
+            id=self._id + (REST_SUFFIX if self._blamed else ""),
+            record_qemu=Qemu(**pack.manifest.qemu),
+            load_qemu=Qemu(**self._bench.binary.identity()),
+            machine=self._plan.machine,
+            accel=pack.manifest.accel,
+            device=self._plan.device,
+            phases=self._plan.phases,
+            schedule=str(self._plan.schedule),
+            verdict=verdict,
+            guest_mode=str(self._plan.guest_mode),
+            sections=tuple(sorted(self._own)),
+            loads_asked=self._plan.loads,
+            finding=finding,
+            seconds=round(time.monotonic() - self._started, 3),
+            **more,  # type: ignore[arg-type]
+        )

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run a matrix: record what is not recorded yet, judge every cell, keep the document up to date all the while."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any, Protocol
+
+from harness.cache import cache_root
+from harness.errors import HarnessError, HostError, PackError, QemuError, UsageError
+from harness.guest.build import Guest
+from harness.matrix.judge import Bench, judge_cell
+from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.matrix.plan import CellPlan, plan_cells
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import kill_all
+from harness.record.pack import StatePack
+from harness.record.profile import Profile
+from harness.record.recorder import PHASES, Plan, record
+from harness.replay.engine import Buffers, Pace, Stopped
+from harness.replay.probe import ColoAbility, probe_colo
+from harness.replay.schedule import Schedule
+from harness.replay.state import GuestMode
+
+#: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
+_RECORDING_FORMAT = 1
+_POLL_S = 0.2
+_PLATFORM = "platform"
+
+
+Job = Callable[[], None]
+
+
+class Watcher(Protocol):
+    """Told what is going on; see :class:`harness.report.progress.LiveProgress`."""
+
+    def add_cells(self, count: int) -> None: ...
+    def start_cell(self, cell_id: str) -> None: ...
+    def loads(self, cell_id: str, total: int) -> None: ...
+    def end_cell(self, cell: Cell) -> None: ...
+    def stage(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a matrix is asked to cover.
+
+    :param machines: families, e.g. ``pc``, ``q35``, or versioned names
+    :param profiles: every profile that the guest is built with; ``devices`` are the rows to be judged
+    :param run_s: how long the guest runs after each load
+    :param fresh: record anew even when a recording is kept
+    """
+
+    binaries: tuple[QemuBinary, ...]
+    accel: str
+    machines: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    devices: tuple[str, ...]
+    phases: tuple[str, ...]
+    schedules: tuple[Schedule, ...]
+    guest_modes: tuple[GuestMode, ...]
+    loads: int
+    jobs: int
+    run_s: float
+    fresh: bool = False
+
+
+class Run:
+    """A matrix in the making.
+
+    :param guest: builds the guest when a recording has to be made
+    :param watcher: told about progress, from several threads
+    :param on_cell: called after each judged cell with the document so far
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        guest: Callable[[], Guest] | None = None,
+        watcher: Watcher,
+        on_cell: Callable[[MatrixDoc], None],
+        host: dict[str, Any],
+        command: Sequence[str],
+    ) -> None:
+        self._options = options
+        self._guest = guest
+        self._watcher = watcher
+        self._on_cell = on_cell
+        self._stop = Event()
+        self._lock = Lock()
+        self._began = time.monotonic()
+        self._planned: list[str] = []
+        self._cells: dict[str, list[Cell]] = {}
+        self._machines: list[tuple[str, str, QemuBinary]] = []
+        self._doc = MatrixDoc(
+            command=tuple(command),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=0.0,
+            complete=False,
+            host=host,
+            machines=(),
+            cells=(),
+        )
+
+    def execute(self, prepare: Callable[[QemuBinary, str], list[Job]] | None = None) -> MatrixDoc:
+        """Judge everything; Ctrl-C gives what was judged until then, ``complete`` false.
+
+        :raises HostError: the host has no space left, or the like; the document so far was handed to ``on_cell``
+        """
+        pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
+        try:
+            self._finish(pool, [pool.submit(prepare or self._prepare, *job) for job in self._jobs()])
+            complete = True
+        except KeyboardInterrupt:
+            complete = False
+        finally:
+            self._stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            kill_all()
+            pool.shutdown(wait=True)
+        return self.document(complete=complete)
+
+    def document(self, *, complete: bool = False) -> MatrixDoc:
+        """The matrix so far, cells in the order of the plan."""
+        with self._lock:
+            cells = tuple(cell for planned in self._planned for cell in self._cells.get(planned, ()))
+            machines = tuple(
+                _machine_result(machine, family, binary, cells) for machine, family, binary in self._machines
+            )
+        seconds = time.monotonic() - self._began
+        return replace(self._doc, cells=cells, machines=machines, seconds=seconds, complete=complete)
+
+    def _jobs(self) -> list[tuple[QemuBinary, str]]:
+        return [(binary, machine) for binary in self._options.binaries for machine in self._options.machines]
+
+    def _finish(self, pool: ThreadPoolExecutor, first: list[Future[list[Job]]]) -> None:
+        """Wait for preparations and for the cells that they bring; the first error that stops a run is raised."""
+        preparing: set[Future[Any]] = set(first)
+        waiting: set[Future[Any]] = set(first)
+        while waiting:
+            done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                more = future.result()
+                if future in preparing:
+                    waiting |= {pool.submit(job) for job in more}
+
+    def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
+        """Have a recording of one machine; returns the jobs that judge its cells."""
+        family, name = _machine_names(binary, machine)
+        with self._lock:
+            self._machines.append((name, family, binary))
+        rows = [p for p in self._options.profiles if p.name in self._options.devices]
+        missing = {p.name: _missing(p, binary, machine, family) for p in self._options.profiles}
+        plans = self._plan(name, [p.name for p in rows])
+        self._add(plans, binary)
+        able = [plan for plan in plans if missing[plan.device] is None]
+        for plan in plans:
+            if missing[plan.device] is not None:
+                self._settle(plan, binary, Verdict.UNSUPPORTED, missing[plan.device] or "")
+        if not able:
+            return []
+        try:
+            ability = probe_colo(binary)
+            profiles = tuple(p for p in self._options.profiles if missing[p.name] is None)
+            pack = self._pack(binary, name, family, profiles)
+        except (HostError, Stopped):
+            raise
+        except (QemuError, HarnessError) as error:
+            if self._stop.is_set():
+                raise Stopped("stopped") from error
+            self._watcher.message(f"{binary.short} {name}: {error}")
+            for plan in able:
+                self._settle(plan, binary, Verdict.HARNESS_ERROR, str(error))
+            return []
+        return self._jobs_for(pack, binary, ability, able)
+
+    def prepare_pack(self, pack: StatePack, binary: QemuBinary, machine: str) -> list[Job]:
+        """The jobs of a pack that is open already."""
+        with self._lock:
+            self._machines.append((machine, pack.manifest.family, binary))
+        plans = self._plan(machine, list(self._options.devices))
+        self._add(plans, binary)
+        if binary.machine(machine) is None:
+            for plan in plans:
+                self._settle(plan, binary, Verdict.UNSUPPORTED, f"this QEMU has no machine {machine}")
+            return []
+        return self._jobs_for(pack, binary, probe_colo(binary), plans)
+
+    def _jobs_for(
+        self, pack: StatePack, binary: QemuBinary, ability: ColoAbility, plans: Sequence[CellPlan]
+    ) -> list[Job]:
+        """The jobs that judge planned cells of one open pack."""
+        bench = Bench(
+            binary=binary,
+            ability=ability,
+            buffers=Buffers(pack=pack),
+            pace=Pace(run_s=self._options.run_s),
+            stop=self._stop,
+        )
+        # the platform is last in a report and first in a run: what breaks it is then known to the other rows
+        ordered = sorted(plans, key=lambda plan: plan.device != _PLATFORM)
+        return [partial(self._judge, plan, bench) for plan in ordered]
+
+    def _plan(self, machine: str, devices: list[str]) -> list[CellPlan]:
+        return plan_cells(
+            machine=machine,
+            devices=devices,
+            phases=self._options.phases,
+            schedules=self._options.schedules,
+            guest_modes=self._options.guest_modes,
+            loads=self._options.loads,
+        )
+
+    def _add(self, plans: Sequence[CellPlan], binary: QemuBinary) -> None:
+        with self._lock:
+            self._planned += [plan.id(binary.short) for plan in plans]
+        self._watcher.add_cells(len(plans))
+
+    def _pack(self, binary: QemuBinary, name: str, family: str, profiles: tuple[Profile, ...]) -> StatePack:
+        assert self._guest is not None  # only a run over an open pack has none, and it records nothing
+        guest = self._guest()
+        plan = Plan(
+            binary=binary,
+            machine=name,
+            family=family,
+            accel=self._options.accel,
+            guest=guest,
+            profiles=profiles,
+            phases=PHASES,
+        )
+        path = cache_root() / "packs" / recording_key(plan)
+        if not self._options.fresh:
+            try:
+                return StatePack(path)
+            except PackError as error:
+                if path.exists():
+                    self._watcher.message(f"recording anew: {error}")
+        _remove(path)
+        record(plan, path, lambda phase: self._watcher.stage(f"recording {name}: {phase}"))
+        return StatePack(path)
+
+    def _judge(self, plan: CellPlan, bench: Bench) -> None:
+        if self._stop.is_set():
+            return
+        planned = plan.id(bench.binary.short)
+        self._watcher.start_cell(planned)
+        for cell in judge_cell(plan, bench, self._watcher.loads):
+            if self._stop.is_set():
+                return
+            more = bool(self._cells.get(planned))
+            if more:
+                self._watcher.add_cells(1)
+            self._keep(planned, cell)
+
+    def _settle(self, plan: CellPlan, binary: QemuBinary, verdict: Verdict, text: str) -> None:
+        qemu = Qemu(**binary.identity())
+        cell = Cell(
+            id=plan.id(binary.short),
+            record_qemu=qemu,
+            load_qemu=qemu,
+            machine=plan.machine,
+            accel=self._options.accel,
+            device=plan.device,
+            phases=plan.phases,
+            schedule=str(plan.schedule),
+            guest_mode=str(plan.guest_mode),
+            loads_asked=plan.loads,
+            verdict=verdict,
+            finding=Finding(text=text),
+        )
+        self._keep(cell.id, cell)
+
+    def _keep(self, planned: str, cell: Cell) -> None:
+        with self._lock:
+            self._cells.setdefault(planned, []).append(cell)
+        self._watcher.end_cell(cell)
+        self._on_cell(self.document())
+
+
+def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:
+    """Judge the rows of an open pack with every binary of the run."""
+    return run.execute(lambda binary, machine: run.prepare_pack(pack, binary, machine))
+
+
+def make_recording(
+    *,
+    binary: QemuBinary,
+    machine: str,
+    accel: str,
+    guest: Guest,
+    profiles: Sequence[Profile],
+    phases: Sequence[str],
+    path: Path,
+    stage: Callable[[str], None],
+) -> Path:
+    """Record one guest outside a matrix.
+
+    :raises UsageError: a device is not to be had on this machine with this QEMU
+    """
+    family, name = _machine_names(binary, machine)
+    for profile in profiles:
+        reason = _missing(profile, binary, machine, family)
+        if reason is not None:
+            raise UsageError(f"cannot record {profile.name} on {name}: {reason}")
+    plan = Plan(
+        binary=binary,
+        machine=name,
+        family=family,
+        accel=accel,
+        guest=guest,
+        profiles=tuple(profiles),
+        phases=tuple(phases),
+    )
+    return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"))
+
+
+def recording_key(plan: Plan) -> str:
+    """Names a kept recording by everything that went into it."""
+    parts = {
+        "format": _RECORDING_FORMAT,
+        "qemu": plan.binary.sha256,
+        "machine": plan.machine,
+        "accel": plan.accel,
+        "guest": dict(plan.guest.identity),
+        "cmdline": [plan.guest.cmdline, plan.guest.memory_mib, plan.guest.cpus],
+        "profiles": [profile.model_dump(mode="json") for profile in plan.profiles],
+        "phases": plan.phases,
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"{plan.machine}-{plan.binary.version}-{digest[:16]}"
+
+
+def _machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
+    """Family and versioned name; what is not there keeps the name it was asked by."""
+    found = binary.machine(wanted)
+    if found is None:
+        return wanted, wanted
+    if found.alias:
+        return found.alias, found.name
+    for family, prefix in (("q35", "pc-q35-"), ("pc", "pc-i440fx-")):
+        if found.name.startswith(prefix):
+            return family, found.name
+    return found.name, found.name
+
+
+def _missing(profile: Profile, binary: QemuBinary, machine: str, family: str) -> str | None:
+    if binary.machine(machine) is None:
+        return f"this QEMU has no machine {machine}"
+    return profile.missing(family, binary)
+
+
+def _machine_result(machine: str, family: str, binary: QemuBinary, cells: Sequence[Cell]) -> MachineResult:
+    """Safe only when every row was judged ok with nothing left out; not safe with the first finding."""
+    mine = [c for c in cells if c.machine == machine and c.load_qemu.sha256 == binary.sha256]
+    reasons = [_reason(cell) for cell in mine if cell.verdict.is_finding]
+    judged = {cell.device for cell in mine if cell.verdict is Verdict.OK}
+    safe: bool | None = None
+    if reasons:
+        safe = False
+    elif mine and _PLATFORM in judged and all(cell.verdict is Verdict.OK and not cell.excluded for cell in mine):
+        safe = True
+    because = tuple(dict.fromkeys(reasons)) or _undecided(mine)
+    return MachineResult(
+        machine=machine,
+        alias=family,
+        qemu=Qemu(**binary.identity()),
+        colo_safe=safe,
+        because=() if safe else because,
+    )
+
+
+def _reason(cell: Cell) -> str:
+    finding = cell.finding
+    who = finding.section if finding and finding.section else cell.device
+    what = finding.text.partition(": ")[2] or finding.text if finding else ""
+    return f"{who}: {cell.verdict}: {what}"
+
+
+def _undecided(cells: Sequence[Cell]) -> tuple[str, ...]:
+    texts = [c.finding.text for c in cells if c.finding and c.verdict is not Verdict.OK]
+    return tuple(dict.fromkeys(texts)) or ("the platform row was not judged",)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
