@@ -219,8 +219,11 @@ def prepare_venv(parts: Sequence[str]) -> None:
                 _pip_install(part)
 
 
-_PARTS: Mapping[str, Sequence[str]] = {"project": ("-e", str(ROOT)), "tox": ("tox>=4",)}
 _PROGRAMS: Mapping[str, str] = {"project": "postload", "tox": "tox"}
+
+
+def _pip_words(part: str) -> list[str]:
+    return ["-e", str(ROOT)] if part == "project" else ["tox>=4"]
 
 
 def _wanted(part: str) -> str:
@@ -230,7 +233,7 @@ def _wanted(part: str) -> str:
         return "{}.{} {}".format(*sys.version_info[:2], VENV)
     if part == "project":
         return hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
-    return " ".join(_PARTS[part])
+    return " ".join(_pip_words(part))
 
 
 def _state() -> Mapping[str, str]:
@@ -288,7 +291,7 @@ def _pip_install(part: str) -> None:
     name = "the project" if part == "project" else part
     _say(f"pip installs {name} into {VENV.name}")
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    status, output = _capture([*_with_us(), *pip, "--retries", "2", *_PARTS[part]], INSTALL_TIMEOUT_S)
+    status, output = _capture([*_with_us(), *pip, "--retries", "2", *_pip_words(part)], INSTALL_TIMEOUT_S)
     if status:
         LOG.write_text(output, "utf-8")
         raise HostError(_pip_message(name, output))

@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -43,6 +44,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_OUT = Path("postload-out")
 #: How long a guest runs after each load, in milliseconds: long enough to take interrupts and to touch its disks.
 DEFAULT_RUN_MS = 2.0
+
+#: No --qemu given: the host's own.
+_HOSTS: list[str | None] = [None]
 
 _err = Console(stderr=True, highlight=False)
 
@@ -240,10 +244,10 @@ def doctor(qemu: str | None, as_json: bool) -> int:
     return 3 if missing else 0
 
 
-def _binaries(paths: list[str], folder: Path | None) -> tuple[list[QemuBinary], dict[str, Profile]]:
+def _binaries(paths: Sequence[str], folder: Path | None) -> tuple[list[QemuBinary], dict[str, Profile]]:
     profiles = load_profiles(folder)
     types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)}
-    return [probe_binary(find_binary(path), types) for path in (paths or [None])], profiles
+    return [probe_binary(find_binary(path), types) for path in (paths or _HOSTS)], profiles
 
 
 def _check_machines(binaries: list[QemuBinary], machines: list[str]) -> None:
@@ -279,7 +283,7 @@ def _judge(
         run = Run(
             options,
             watcher=progress,
-            on_cell=lambda doc: write_json(doc, out),
+            on_cell=partial(_keep, out),
             host=host_facts({accel.name: accel}),
             command=["postload", *sys.argv[1:]],
             **more,
@@ -288,6 +292,10 @@ def _judge(
             doc = work(run)
     write_reports(doc, out)
     return _report(doc, out, given["as_json"])
+
+
+def _keep(out: Path, doc: MatrixDoc) -> None:
+    write_json(doc, out)
 
 
 @contextmanager

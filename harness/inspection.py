@@ -81,7 +81,7 @@ def print_document(document: dict[str, Any], console: Console) -> None:
 def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) -> None:
     for field in fields:
         value = field["value"]
-        shown = "" if value is None else (f" = {value} (0x{value:x})" if isinstance(value, int) else f" = {_cut(value)}")
+        shown = "" if value is None else f" = {value} (0x{value:x})" if isinstance(value, int) else f" = {_cut(value)}"
         indent = "  " * depth
         console.print(f"{indent}{escape(field['name'])}: {escape(field['type'])}{escape(shown)}", soft_wrap=True)
         _print_fields(field["fields"], console, depth + 1)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.colo.messages import (
@@ -41,6 +41,7 @@ _EOF = b"\0"
 
 #: A secondary whose load failed says so on stderr and by an event, and then waits without hanging up.
 SILENCE_S = 0.25
+_IOV_MAX = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +119,11 @@ class Primary:
             first = self._receive(Step.INCOMING, 4)
         self._expect(Step.INCOMING, first, Message.CHECKPOINT_READY)
 
-    def checkpoint(self, devices: Buffer, ram: Buffer = b"") -> None:
+    def checkpoint(self, devices: Buffer, ram: Sequence[Buffer] = ()) -> None:
         """One checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
 
         :param devices: FULL sections, without the EOF byte that this adds
-        :param ram: RAM sections, or nothing
+        :param ram: RAM sections in pieces, or nothing
         :raises ChannelBroken: with the step at which the secondary stopped answering
         """
         self._send(Step.REQUEST, _REQUEST)
@@ -130,10 +131,7 @@ class Primary:
         if reply != _REPLY:
             self._expect(Step.REQUEST, reply, Message.CHECKPOINT_REPLY)
         size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + 1)
-        if len(ram) + len(devices) < 1 << 20:
-            self._send(Step.SEND, b"".join((_SEND, ram, _EOF, size, devices, _EOF)))
-        else:
-            self._send(Step.SEND, _SEND, ram, _EOF, size, devices, _EOF)
+        self._send(Step.SEND, _SEND, *ram, _EOF, size, devices, _EOF)
         self._acknowledged()
         self.checkpoints += 1
 
@@ -157,15 +155,21 @@ class Primary:
 
     def _send(self, step: Step, *buffers: Buffer) -> None:
         end = time.monotonic() + self._timeout_s
-        for buffer in buffers:
-            left = memoryview(buffer)
-            while left:
-                try:
-                    left = left[self._sock.send(left) :]
-                except TimeoutError:
-                    self._silence(step, end, "took no more data")
-                except OSError as error:
-                    raise _closed(step, f" ({error.strerror})") from error
+        for start in range(0, len(buffers), _IOV_MAX):
+            self._send_some(step, end, buffers[start : start + _IOV_MAX])
+
+    def _send_some(self, step: Step, end: float, buffers: Sequence[Buffer]) -> None:
+        """Send at most IOV_MAX buffers in one call, and what that left over in further ones."""
+        left = list(buffers)
+        while left:
+            try:
+                sent = self._sock.sendmsg(left)
+            except TimeoutError:
+                self._silence(step, end, "took no more data")
+                continue
+            except OSError as error:
+                raise _closed(step, f" ({error.strerror})") from error
+            left = _behind(left, sent)
 
     def _receive(self, step: Step, count: int) -> bytes:
         data = b""
@@ -194,3 +198,12 @@ class Primary:
 
 def _closed(step: Step, how: str) -> ChannelBroken:
     return ChannelBroken(step, "closed", f"the secondary closed the connection{how}")
+
+
+def _behind(buffers: list[Buffer], sent: int) -> list[Buffer]:
+    """What is left of some buffers when the first ``sent`` bytes are gone."""
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:], *buffers[index + 1 :]]
+        sent -= len(buffer)
+    return []

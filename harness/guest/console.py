@@ -11,7 +11,7 @@ from pexpect.socket_pexpect import SocketSpawn
 
 from harness.errors import GuestError
 
-PROMPT = "postload# "
+_PROMPT = re.compile(rb"postload# ")
 _STATUS = re.compile(rb"POSTLOAD rc=(\d+)\r?\n")
 _TAIL_CHARS = 600
 
@@ -32,7 +32,7 @@ class Console:
         :raises GuestError: it did not come in time, or the machine ended; with the last words of the console
         """
         self._expect(re.compile(rb"POSTLOAD READY"), timeout_s, "the guest did not boot")
-        self._expect(PROMPT.encode(), timeout_s, "the guest's shell did not start")
+        self._expect(_PROMPT, timeout_s, "the guest's shell did not start")
 
     def run(self, command: str, timeout_s: float = 30.0) -> str:
         """Run a command line and return what it printed.
@@ -45,18 +45,21 @@ class Console:
             raise GuestError(f"guest command {command!r}: the console is gone ({error})") from error
         self._expect(_STATUS, timeout_s, f"guest command {command!r} did not end")
         match, printed = self._spawn.match, self._spawn.before
-        self._expect(PROMPT.encode(), timeout_s, "the guest's prompt did not come back")
-        text = bytes(printed or b"").decode(errors="replace").replace("\r\n", "\n")
+        assert isinstance(match, re.Match)
+        assert isinstance(printed, bytes)  # a SocketSpawn without encoding
+        self._expect(_PROMPT, timeout_s, "the guest's prompt did not come back")
+        text = printed.decode(errors="replace").replace("\r\n", "\n")
         status = int(match[1])
         if status:
-            raise GuestError(f"guest command {command!r} failed with status {status}: {text.strip()[-_TAIL_CHARS:]}")
+            said = text.strip()[-_TAIL_CHARS:]
+            raise GuestError(f"guest command {command!r} failed with status {status}: {said}")
         return text
 
-    def _expect(self, pattern: object, timeout_s: float, what: str) -> None:
+    def _expect(self, pattern: re.Pattern[bytes], timeout_s: float, what: str) -> None:
         try:
-            self._spawn.expect([pattern] if isinstance(pattern, re.Pattern) else [re.escape(pattern)], timeout=timeout_s)
+            self._spawn.expect([pattern], timeout=timeout_s)
         except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
-            tail = bytes(self._spawn.buffer or self._spawn.before or b"")[-_TAIL_CHARS:]
+            tail = self._spawn.buffer or self._spawn.before
+            said = tail[-_TAIL_CHARS:].decode(errors="replace").strip() if isinstance(tail, bytes) else ""
             how = f"within {timeout_s:g} s" if isinstance(error, pexpect.TIMEOUT) else "before the machine ended"
-            said = tail.decode(errors="replace").strip() or "nothing"
-            raise GuestError(f"{what} {how}; the console's last words: {said}") from error
+            raise GuestError(f"{what} {how}; the console's last words: {said or 'nothing'}") from error

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 
 from harness.errors import HarnessError, HostError, QemuError
+from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
 from harness.matrix.plan import CellPlan
 from harness.oracle.load import Judgement, judge, warnings_of
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.replay.engine import Buffers, Evidence, Pace, Selection, Session, Stopped
-from harness.triage.isolate import Blame, Isolator
 from harness.replay.probe import ColoAbility
 from harness.replay.schedule import LoadPlan, Schedule, plan_loads
 from harness.replay.state import GuestMode, label_of
-from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
+from harness.triage.isolate import Blame, Isolator
 
 #: A row with more broken sections than this is given up on; what was found is in its cells.
 MAX_BLAMED = 8

@@ -206,7 +206,7 @@ class Run:
         bench = Bench(
             binary=binary,
             ability=ability,
-            buffers=Buffers(pack=pack),
+            buffers=Buffers(pack),
             pace=Pace(run_s=self._options.run_s),
             stop=self._stop,
         )

@@ -13,7 +13,9 @@ from harness.replay.engine import Evidence
 LOG_LIMIT_CHARS = 4000
 
 _ASSERTION = re.compile(r"Assertion [`'\"].*failed|assertion failed|ERROR:\S+:\d+:|BUG:|code should not be reached")
-_SANITIZER = re.compile(r"(ERROR|SUMMARY|WARNING): (Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:")
+_SANITIZER = re.compile(
+    r"(ERROR|SUMMARY|WARNING): (Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:"
+)
 #: What a failed load prints, most telling first (``migration/vmstate.c``, ``migration/savevm.c``, ``hw/virtio``).
 _LOAD_ERRORS = (
     re.compile(r"error while loading state for instance"),

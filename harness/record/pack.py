@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from harness.files import sha256_file
 from harness.qemu.cmdline import Option
 from harness.record.machine import Machine
 from harness.stream.model import RamBlock, Section, Stream
-from harness.stream.ram import RamImage, encode_pages, encode_ram_section
+from harness.stream.ram import RamImage, ram_section_buffers
 from harness.stream.reader import read_devices
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, SectionType
@@ -171,16 +171,20 @@ class StatePack:
         """Content for one entry of an index."""
         return None if number == 0 else self._pages[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
 
-    def ram_whole(self, phase: str) -> bytes:
-        """START with the block list and one END with every page: what an incoming stream begins with."""
-        recording = self.recordings[phase]
-        return recording.setup + self._ram_section(recording, self._pages_of(recording, None))
+    def ram_whole(self, phase: str) -> list[bytes | memoryview]:
+        """START with the block list and one END with every page: what an incoming stream begins with.
 
-    def ram_difference(self, phase: str, base: str) -> bytes:
+        :return: buffers to be sent one behind the other; the pages are views into the pack, not copies
+        """
+        recording = self.recordings[phase]
+        pages = self._pages_of(recording, None)
+        return [recording.setup, *ram_section_buffers(SectionType.END, recording.ram_section_id, pages)]
+
+    def ram_difference(self, phase: str, base: str) -> list[bytes | memoryview]:
         """An END section with the pages of ``phase`` that differ from ``base``; empty when none do."""
         recording = self.recordings[phase]
         pages = list(self._pages_of(recording, self.recordings[base].index))
-        return self._ram_section(recording, iter(pages)) if pages else b""
+        return ram_section_buffers(SectionType.END, recording.ram_section_id, pages) if pages else []
 
     def close(self) -> None:
         """Unmap the pages."""
@@ -199,20 +203,11 @@ class StatePack:
         for block in self.manifest.blocks:
             count = block.size_bytes // PAGE_SIZE
             ours = recording.index[start : start + count]
-            if base is None:
-                changed = enumerate(ours)
-            else:
-                theirs = base[start : start + count]
-                changed = ((n, a) for n, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-            for number, entry in changed:
-                yield block.name, number * PAGE_SIZE, self.page(entry)
+            theirs = ours if base is None else base[start : start + count]
+            for number, (entry, old) in enumerate(zip(ours, theirs, strict=True)):
+                if base is None or entry != old:
+                    yield block.name, number * PAGE_SIZE, self.page(entry)
             start += count
-
-    def _ram_section(
-        self, recording: Recording, pages: Iterator[tuple[str, int, memoryview | None]]
-    ) -> bytes:
-        records = b"".join(encode_pages(pages))
-        return encode_ram_section(SectionType.END, recording.ram_section_id, records)
 
     def _load(self, phase: PhaseModel) -> Recording:
         folder = self.path / phase.name
@@ -357,9 +352,11 @@ class PackWriter:
         return index
 
 
-def incoming_body(recording: Recording, ram: bytes, devices: bytes) -> tuple[bytes, bytes, bytes]:
+def incoming_body(
+    recording: Recording, ram: Sequence[bytes | memoryview], devices: bytes
+) -> list[bytes | memoryview]:
     """What follows the head in a stream: RAM, device sections with EOF, vmdesc."""
-    return ram, devices + b"\0", encode_vmdesc(recording.vmdesc.raw[5:])
+    return [*ram, devices + b"\0", encode_vmdesc(recording.vmdesc.raw[5:])]
 
 
 def _little_endian(index: array[int]) -> bytes:
@@ -411,9 +408,3 @@ def _map(path: Path) -> memoryview:
         if path.stat().st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def manifest_json(pack: StatePack) -> Mapping[str, Any]:
-    """The manifest as plain data."""
-    data: dict[str, Any] = pack.manifest.model_dump(by_alias=True)
-    return data

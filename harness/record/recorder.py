@@ -127,7 +127,8 @@ def owned_sections(labels: Sequence[str], family: str, profiles: Sequence[Profil
     for profile in profiles:
         if not owned[profile.name]:
             patterns = ", ".join(profile.machines[family].sections)
-            raise GuestError(f"device {profile.name} owns no section: none matches {patterns}; there are {', '.join(labels)}")
+            there = ", ".join(labels)
+            raise GuestError(f"device {profile.name} owns no section: none matches {patterns}; there are {there}")
     return [DeviceModel(name=name, sections=sections) for name, sections in owned.items()]
 
 

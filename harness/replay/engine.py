@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event, Lock
+from typing import Any, TypeVar, cast
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
@@ -23,7 +24,7 @@ from harness.replay.state import GuestMode, encode, only, sections_for, without
 #: Deadline for one answer: a whole-state load takes milliseconds, a buffer of 100 loads a tenth of a second.
 ANSWER_TIMEOUT_S = 20.0
 _PROGRESS_EVERY_S = 0.1
-_CACHE_BYTES = 512 << 20
+_CACHE_ENTRIES = 64
 
 
 class Stopped(HarnessError):
@@ -88,25 +89,31 @@ class Pace:
     run_s: float = 0.0
 
 
+T = TypeVar("T")
+
 OnLoads = Callable[[int], None]
 
 
-@dataclass(kw_only=True)
 class Buffers:
-    """Encoded buffers of one pack, made once and shared by sessions; bounded, least recently used goes first."""
+    """Encoded buffers of one pack, made once and shared by sessions.
 
-    pack: StatePack
-    _kept: OrderedDict[object, bytes] = field(default_factory=OrderedDict)
-    _lock: Lock = field(default_factory=Lock)
+    RAM is kept as views into the pack, some 9 MB of small objects for 70 MB of pages; device buffers are bytes.
+    The least recently used go first when there are many.
+    """
 
-    def ram_whole(self, phase: str) -> bytes:
+    def __init__(self, pack: StatePack) -> None:
+        self.pack = pack
+        self._lock = Lock()
+        self._kept: OrderedDict[object, Any] = OrderedDict()
+
+    def ram_whole(self, phase: str) -> list[bytes | memoryview]:
         """See :meth:`StatePack.ram_whole`."""
         return self._get(("whole", phase), lambda: self.pack.ram_whole(phase))
 
-    def ram_difference(self, phase: str, base: str) -> bytes:
+    def ram_difference(self, phase: str, base: str) -> list[bytes | memoryview]:
         """See :meth:`StatePack.ram_difference`."""
         if phase == base:
-            return b""
+            return []
         return self._get(("difference", phase, base), lambda: self.pack.ram_difference(phase, base))
 
     def devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
@@ -122,15 +129,15 @@ class Buffers:
         extra = repeat - 1 + selection.again
         return encode(sections) + own * extra if selection.whole else own * (1 + extra)
 
-    def _get(self, key: object, make: Callable[[], bytes]) -> bytes:
+    def _get(self, key: object, make: Callable[[], T]) -> T:
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                return self._kept[key]
+                return cast(T, self._kept[key])
         made = make()
         with self._lock:
             self._kept[key] = made
-            while sum(map(len, self._kept.values())) > _CACHE_BYTES and len(self._kept) > 1:
+            while len(self._kept) > _CACHE_ENTRIES:
                 self._kept.popitem(last=False)
         return made
 

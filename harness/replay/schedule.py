@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 
 from harness.errors import UsageError
 
@@ -88,7 +88,7 @@ def _one_phase(schedule: Schedule, phase: str, loads: int) -> list[Checkpoint]:
 
 def _neighbours(phases: Sequence[str]) -> list[str]:
     """A B A B for each pair of neighbours: f k f k, k b k b, ..."""
-    return [phase for first, second in zip(phases, phases[1:], strict=False) for phase in (first, second) * 2]
+    return [phase for first, second in pairwise(phases) for phase in (first, second) * 2]
 
 
 def walk(phases: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import StrEnum
 
@@ -14,6 +14,10 @@ from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc, decode, find, patch
 
 _IF = 0x200
+_PARKED: dict[str, dict[str, Callable[[int], int]]] = {
+    "cpu_common": {"halted": lambda _: 1, "interrupt_request": lambda _: 0},
+    "cpu": {"env.eflags": lambda value: value & ~_IF},
+}
 
 
 class GuestMode(StrEnum):
@@ -59,10 +63,7 @@ def park(section: Section, vmdesc: VmDesc) -> Section:
     ``halted`` and ``interrupt_request`` are fields of ``vmstate_cpu_common`` (``cpu.c``), ``env.eflags`` of
     ``vmstate_x86_cpu`` (``target/i386/machine.c``).
     """
-    wanted = {
-        "cpu_common": {"halted": lambda _: 1, "interrupt_request": lambda _: 0},
-        "cpu": {"env.eflags": lambda value: value & ~_IF},
-    }.get(section.idstr)
+    wanted = _PARKED.get(section.idstr)
     if wanted is None:
         return section
     desc = vmdesc.device(section.idstr, section.instance_id)

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.oracle.verdict import FailureClass, Verdict
 from harness.matrix.model import SCHEDULES, Cell, MatrixDoc, Qemu
+from harness.oracle.verdict import FailureClass, Verdict
 from harness.report.text import duration, number, printable, size
 from harness.report.view import (
     PHASE_MEANING,

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from harness.oracle.verdict import Verdict
 from harness.matrix.model import Cell, MatrixDoc
+from harness.oracle.verdict import Verdict
 from harness.report.text import one_line, printable
 from harness.report.view import Block, blocks, finding_of, pair_text
 

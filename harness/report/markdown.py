@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 
-from harness.oracle.verdict import Verdict
 from harness.matrix.model import MatrixDoc
+from harness.oracle.verdict import Verdict
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
     Block,

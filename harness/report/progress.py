@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.oracle.verdict import Verdict, rank
 from harness.matrix.model import Cell
+from harness.oracle.verdict import Verdict, rank
 from harness.report.text import number, one_line
 from harness.report.view import finding_of, signature
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from harness.oracle.verdict import Verdict
 from harness.matrix.model import MatrixDoc
+from harness.oracle.verdict import Verdict
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (

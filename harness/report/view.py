@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.oracle.verdict import FailureClass, Verdict, rank, worst
 from harness.matrix.model import PHASES, SCHEDULES, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.oracle.verdict import FailureClass, Verdict, rank, worst
 from harness.report.text import number, one_line
 
 SCHEDULE_MEANING = {

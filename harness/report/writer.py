@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HostError
+from harness.matrix.model import MatrixDoc
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
-from harness.matrix.model import MatrixDoc
 
 JSON_NAME = "matrix.json"
 HTML_NAME = "matrix.html"

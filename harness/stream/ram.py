@@ -285,6 +285,17 @@ def encode_ram_section(
     return head + records + wire.U64.pack(_EOS) + (section_footer(section_id) if footer else b"")
 
 
+def ram_section_buffers(
+    type: int, section_id: int, pages: Iterable[tuple[str, int, bytes | memoryview | None]]
+) -> list[bytes | memoryview]:
+    """A PART or END section as buffers to be sent one behind the other; page content is not copied.
+
+    :param pages: as :func:`encode_pages` takes them
+    """
+    start = section_header(type, section_id, wire.RAM_IDSTR, 0, wire.RAM_VERSION)
+    return [start, *encode_pages(pages), wire.U64.pack(_EOS) + section_footer(section_id)]
+
+
 def _counted(name: str) -> bytes:
     raw = name.encode()
     return wire.U8.pack(len(raw)) + raw

@@ -151,7 +151,7 @@ class _Sweep:
                 try:
                     for _ in range(case.repeats):
                         secondary.primary.checkpoint(devices, ram)
-                        ram = b""
+                        ram = []
                 except ChannelBroken:
                     return index
         return None

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.oracle.verdict import FailureClass, Verdict
 from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.oracle.verdict import FailureClass, Verdict
 
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
 DEVICES = ("ahci", "virtio-blk", "virtio-net", "platform")

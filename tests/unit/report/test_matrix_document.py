@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 
 from harness.errors import HostError, UsageError
-from harness.oracle.verdict import Verdict
 from harness.matrix.model import Cell, Finding, MatrixDoc
+from harness.oracle.verdict import Verdict
 from harness.report.writer import json_schema, render_json, write_json, write_reports
 
 NAMES = {"matrix.json", "matrix.html", "junit.xml", "matrix.md"}

@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.oracle.verdict import Verdict
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
-from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.report.text import duration, number, printable
 from harness.report.view import anchors, blocks, finding_groups
 

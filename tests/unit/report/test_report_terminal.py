@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from harness.oracle.verdict import Verdict
 from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
+from harness.oracle.verdict import Verdict
 from harness.report.terminal import LiveProgress, print_matrix
 
 
