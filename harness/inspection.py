@@ -81,10 +81,15 @@ def print_document(document: dict[str, Any], console: Console) -> None:
 def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) -> None:
     for field in fields:
         value = field["value"]
-        shown = "" if value is None else f" = {value} (0x{value:x})" if isinstance(value, int) else f" = {_cut(value)}"
-        indent = "  " * depth
-        console.print(f"{indent}{escape(field['name'])}: {escape(field['type'])}{escape(shown)}", soft_wrap=True)
+        shown = "" if value is None else f" = {value} ({value:#x})" if isinstance(value, int) else f" = {_cut(value)}"
+        console.print(f"{'  ' * depth}{escape(_last_part(field))}: {escape(field['type'])}{escape(shown)}", soft_wrap=True)
         _print_fields(field["fields"], console, depth + 1)
+
+
+def _last_part(field: dict[str, Any]) -> str:
+    """The field's name, with its index when it is an element of an array."""
+    at = field["path"].rfind(field["name"])
+    return str(field["name"] if at < 0 else field["path"][at:])
 
 
 def _cut(text: str) -> str:

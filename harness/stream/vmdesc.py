@@ -353,19 +353,16 @@ def _is_number(kind: str, size_bytes: int) -> bool:
     return (kind == "bool" and size_bytes == 1) or (kind == "timer" and size_bytes == 8)
 
 
-def _order_and_sign(kind: str) -> tuple[bool, bool]:
-    """(little-endian, signed) of a number's type."""
+def _is_signed(kind: str) -> bool:
+    """Whether a number's type is signed. All are big-endian: the "le" of ``int32 le`` is "less or equal"."""
     match = _INTEGER.fullmatch(kind)
-    if match is None:
-        return False, kind == "timer"
-    return match[3] == "le", not match[1]
+    return kind == "timer" if match is None else not match[1]
 
 
 def _value(kind: str, raw: bytes) -> int | str:
     if not _is_number(kind, len(raw)):
         return raw.hex()
-    little, signed = _order_and_sign(kind)
-    return int.from_bytes(raw, "little" if little else "big", signed=signed)
+    return int.from_bytes(raw, "big", signed=_is_signed(kind))
 
 
 def walk(fields: list[Field] | tuple[Field, ...]) -> Iterator[Field]:
@@ -395,9 +392,8 @@ def patch(payload: bytes | memoryview, field: Field, value: int) -> bytes:
         raise UsageError(f"field {field.path} of type {field.type} is not a number")
     if field.offset + field.size > len(payload):
         raise UsageError(f"field {field.path} lies outside of a payload of {len(payload)} bytes")
-    little, signed = _order_and_sign(field.type)
     try:
-        raw = value.to_bytes(field.size, "little" if little else "big", signed=signed and value < 0)
+        raw = value.to_bytes(field.size, "big", signed=_is_signed(field.type) and value < 0)
     except OverflowError as error:
         raise UsageError(f"{value} does not fit field {field.path} of type {field.type}") from error
     changed = bytearray(payload)

@@ -57,7 +57,7 @@ TOY: dict[str, Any] = {
 }
 TOY_PAYLOAD = (
     struct.pack(">I", 5)
-    + struct.pack("<i", -2)
+    + struct.pack(">i", -2)
     + b"\x01\x0a\x0b"
     + struct.pack(">H", 100)
     + struct.pack(">H", 101)
