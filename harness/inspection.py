@@ -82,7 +82,8 @@ def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) ->
     for field in fields:
         value = field["value"]
         shown = "" if value is None else f" = {value} ({value:#x})" if isinstance(value, int) else f" = {_cut(value)}"
-        console.print(f"{'  ' * depth}{escape(_last_part(field))}: {escape(field['type'])}{escape(shown)}", soft_wrap=True)
+        line = f"{'  ' * depth}{_last_part(field)}: {field['type']}{shown}"
+        console.print(escape(line), soft_wrap=True)
         _print_fields(field["fields"], console, depth + 1)
 
 

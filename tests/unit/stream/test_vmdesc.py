@@ -133,7 +133,7 @@ def test_find_and_patch() -> None:
     changed = patch(build.TOY_PAYLOAD, find(fields, "count"), 0x01020304)
     assert changed == b"\x01\x02\x03\x04" + build.TOY_PAYLOAD[4:]
     changed = patch(build.TOY_PAYLOAD, find(fields, "step"), -3)
-    assert changed[4:8] == struct.pack("<i", -3)
+    assert changed[4:8] == struct.pack(">i", -3)
     assert patch(build.TOY_PAYLOAD, find(fields, "toy/late/t"), 1)[-8:] == b"\0" * 7 + b"\x01"
 
 
