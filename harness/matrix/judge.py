@@ -30,7 +30,8 @@ OnLoads = Callable[[str, int], None]
 class Bench:
     """One pack under one QEMU, with what was learnt about it so far; shared by the cells of a machine.
 
-    :param blamed: for each phase, the sections that broke a secondary when it was loaded
+    :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
+        build that resets before each load (elsewhere it makes no difference)
     """
 
     binary: QemuBinary
@@ -38,11 +39,14 @@ class Bench:
     buffers: Buffers
     pace: Pace
     stop: Event
-    blamed: dict[str, set[str]] = field(default_factory=dict)
+    blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
-    def isolator(self) -> Isolator:
-        """A search over this pack that tries the known culprits first."""
+    def isolator(self, again: bool) -> Isolator:
+        """A search over this pack that tries the known culprits first.
+
+        :param again: the sections stood more than once in a buffer when it broke
+        """
         with self.lock:
             known = sorted({label for labels in self.blamed.values() for label in labels})
         return Isolator(
@@ -50,18 +54,23 @@ class Bench:
             dialect=self.ability.dialect,
             buffers=self.buffers,
             resets=bool(self.ability.resets_before_load),
+            again=self._twice(again),
             suspects=known,
         )
 
-    def blame(self, phase: str, labels: tuple[str, ...]) -> None:
+    def blame(self, phase: str, again: bool, labels: tuple[str, ...]) -> None:
         """Remember what broke in a phase."""
         with self.lock:
-            self.blamed.setdefault(phase, set()).update(labels)
+            self.blamed.setdefault((phase, self._twice(again)), set()).update(labels)
 
-    def known(self, phases: tuple[str, ...], own: frozenset[str]) -> frozenset[str]:
+    def known(self, phases: tuple[str, ...], again: bool, own: frozenset[str]) -> frozenset[str]:
         """Sections of other rows that are known to break in these phases."""
         with self.lock:
-            return frozenset().union(*(self.blamed.get(phase, set()) for phase in phases)) - own
+            broken = [self.blamed.get((phase, self._twice(again)), set()) for phase in phases]
+        return frozenset().union(*broken) - own
+
+    def _twice(self, again: bool) -> bool:
+        return again and bool(self.ability.resets_before_load)
 
 
 def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads) -> Iterator[Cell]:
@@ -100,7 +109,8 @@ class _Row:
             yield self.undecided(f"the recording has no section of {self._plan.device}")
             return
         while True:
-            excluded = self._bench.known(self._plan.phases, self._own) | frozenset(self._blamed)
+            known = self._bench.known(self._plan.phases, self._again, self._own)
+            excluded = known | frozenset(self._blamed)
             evidence = self._session(excluded).run(self._tell)
             judgement = judge(evidence)
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
@@ -112,7 +122,7 @@ class _Row:
                 yield self._cell(evidence, judgement, excluded, blame)
             if blame is None or len(self._blamed) >= MAX_BLAMED:
                 return
-            self._bench.blame(self._failing_phase(evidence), blame.sections)
+            self._bench.blame(self._failing_phase(evidence), self._again, blame.sections)
             if not foreign:
                 self._blamed += blame.sections
                 self._started = time.monotonic()
@@ -122,6 +132,10 @@ class _Row:
     @property
     def _own(self) -> frozenset[str]:
         return self._all - frozenset(self._blamed)
+
+    @property
+    def _again(self) -> bool:
+        return self._plan.schedule is Schedule.BACK_TO_BACK
 
     def _labels(self) -> frozenset[str]:
         recordings = self._bench.buffers.pack.recordings
@@ -137,9 +151,7 @@ class _Row:
             dialect=self._bench.ability.dialect,
             buffers=self._bench.buffers,
             plan=self._load_plan(),
-            selection=Selection(
-                own=self._own, excluded=excluded, whole=resets or not parked, again=resets
-            ),
+            selection=Selection(own=self._own, excluded=excluded, whole=resets or not parked),
             mode=self._plan.guest_mode,
             pace=self._bench.pace,
             stop=self._bench.stop,
@@ -160,7 +172,7 @@ class _Row:
         if judgement.verdict is Verdict.GUEST_FAULT or evidence.broken is None or evidence.broken.load == 0:
             return None
         before = self._phase_before(evidence.broken.load)
-        return self._bench.isolator().find(
+        return self._bench.isolator(self._again).find(
             before, evidence.broken.phase, evidence.broken.load, excluded, judgement.verdict
         )
 

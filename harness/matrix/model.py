@@ -124,13 +124,19 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineResult:
-    """The answer for one machine type on one QEMU; ``colo_safe`` is None when it could not be decided."""
+    """The answer for one machine type on one QEMU; ``colo_safe`` is None when it could not be decided.
+
+    ``dialect`` and ``resets_before_load`` are what the probe learnt of the QEMU as a secondary; None where it was
+    not probed. A build that resets the machine before each load hides what only a used device shows.
+    """
 
     machine: str
     qemu: Qemu
     alias: str | None = None
     colo_safe: bool | None = None
     because: tuple[str, ...] = ()
+    dialect: str | None = None
+    resets_before_load: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -139,6 +145,8 @@ class MachineResult:
             "qemu": self.qemu.to_json(),
             "colo_safe": self.colo_safe,
             "because": list(self.because),
+            "dialect": self.dialect,
+            "resets_before_load": self.resets_before_load,
         }
 
 

@@ -77,6 +77,16 @@ class Options:
     fresh: bool = False
 
 
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """A machine of the run; ``ability`` is None until its QEMU was probed."""
+
+    machine: str
+    family: str
+    binary: QemuBinary
+    ability: ColoAbility | None = None
+
+
 class Run:
     """A matrix in the making.
 
@@ -104,7 +114,7 @@ class Run:
         self._began = time.monotonic()
         self._planned: list[str] = []
         self._cells: dict[str, list[Cell]] = {}
-        self._machines: list[tuple[str, str, QemuBinary]] = []
+        self._machines: list[Seen] = []
         self._doc = MatrixDoc(
             command=tuple(command),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,9 +147,7 @@ class Run:
         """The matrix so far, cells in the order of the plan."""
         with self._lock:
             cells = tuple(cell for planned in self._planned for cell in self._cells.get(planned, ()))
-            machines = tuple(
-                _machine_result(machine, family, binary, cells) for machine, family, binary in self._machines
-            )
+            machines = tuple(_machine_result(seen, cells) for seen in self._machines)
         seconds = time.monotonic() - self._began
         return replace(self._doc, cells=cells, machines=machines, seconds=seconds, complete=complete)
 
@@ -160,8 +168,7 @@ class Run:
     def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
         """Have a recording of one machine; returns the jobs that judge its cells."""
         family, name = _machine_names(binary, machine)
-        with self._lock:
-            self._machines.append((name, family, binary))
+        seen = self._see(name, family, binary)
         rows = [p for p in self._options.profiles if p.name in self._options.devices]
         missing = {p.name: _missing(p, binary, machine, family) for p in self._options.profiles}
         plans = self._plan(name, [p.name for p in rows])
@@ -173,7 +180,7 @@ class Run:
         if not able:
             return []
         try:
-            ability = probe_colo(binary)
+            seen.ability = ability = probe_colo(binary)
             profiles = tuple(p for p in self._options.profiles if missing[p.name] is None)
             pack = self._pack(binary, name, family, profiles)
         except (HostError, Stopped):
@@ -189,15 +196,15 @@ class Run:
 
     def prepare_pack(self, pack: StatePack, binary: QemuBinary, machine: str) -> list[Job]:
         """The jobs of a pack that is open already."""
-        with self._lock:
-            self._machines.append((machine, pack.manifest.family, binary))
+        seen = self._see(machine, pack.manifest.family, binary)
         plans = self._plan(machine, list(self._options.devices))
         self._add(plans, binary)
         if binary.machine(machine) is None:
             for plan in plans:
                 self._settle(plan, binary, Verdict.UNSUPPORTED, f"this QEMU has no machine {machine}")
             return []
-        return self._jobs_for(pack, binary, probe_colo(binary), plans)
+        seen.ability = probe_colo(binary)
+        return self._jobs_for(pack, binary, seen.ability, plans)
 
     def _jobs_for(
         self, pack: StatePack, binary: QemuBinary, ability: ColoAbility, plans: Sequence[CellPlan]
@@ -213,6 +220,12 @@ class Run:
         # the platform is last in a report and first in a run: what breaks it is then known to the other rows
         ordered = sorted(plans, key=lambda plan: plan.device != _PLATFORM)
         return [partial(self._judge, plan, bench) for plan in ordered]
+
+    def _see(self, machine: str, family: str, binary: QemuBinary) -> Seen:
+        seen = Seen(machine=machine, family=family, binary=binary)
+        with self._lock:
+            self._machines.append(seen)
+        return seen
 
     def _plan(self, machine: str, devices: list[str]) -> list[CellPlan]:
         return plan_cells(
@@ -362,23 +375,31 @@ def _missing(profile: Profile, binary: QemuBinary, machine: str, family: str) ->
     return profile.missing(family, binary)
 
 
-def _machine_result(machine: str, family: str, binary: QemuBinary, cells: Sequence[Cell]) -> MachineResult:
-    """Safe only when every row was judged ok with nothing left out; not safe with the first finding."""
-    mine = [c for c in cells if c.machine == machine and c.load_qemu.sha256 == binary.sha256]
-    reasons = [_reason(cell) for cell in mine if cell.verdict.is_finding]
-    judged = {cell.device for cell in mine if cell.verdict is Verdict.OK}
-    safe: bool | None = None
-    if reasons:
-        safe = False
-    elif mine and _PLATFORM in judged and all(cell.verdict is Verdict.OK and not cell.excluded for cell in mine):
-        safe = True
-    because = tuple(dict.fromkeys(reasons)) or _undecided(mine)
+def _machine_result(seen: Seen, cells: Sequence[Cell]) -> MachineResult:
+    """Safe only when every row was judged ok with nothing left out; not safe with the first finding.
+
+    Where a build resets the machine before each load, a section that fails only when it stands twice in one
+    buffer is worth a word, and does not make a checkpoint unsafe.
+    """
+    mine = [c for c in cells if c.machine == seen.machine and c.load_qemu.sha256 == seen.binary.sha256]
+    resets = bool(seen.ability and seen.ability.resets_before_load)
+    findings = [cell for cell in mine if cell.verdict.is_finding]
+    hidden = [c for c in findings if resets and c.schedule == Schedule.BACK_TO_BACK]
+    reasons = [_reason(cell) for cell in findings if cell not in hidden]
+    notes = [f"without the reset before each load, {_reason(cell)}" for cell in hidden]
+    counted = [c for c in mine if not (resets and c.schedule == Schedule.BACK_TO_BACK)]
+    clean = all(cell.verdict is Verdict.OK and not cell.excluded for cell in counted)
+    judged = {cell.device for cell in counted if cell.verdict is Verdict.OK}
+    safe = False if reasons else (True if clean and _PLATFORM in judged else None)
+    because = reasons + notes if safe is not None else _undecided(mine)
     return MachineResult(
-        machine=machine,
-        alias=family,
-        qemu=Qemu(**binary.identity()),
+        machine=seen.machine,
+        alias=seen.family,
+        qemu=Qemu(**seen.binary.identity()),
         colo_safe=safe,
-        because=() if safe else because,
+        because=tuple(dict.fromkeys(because)),
+        dialect=seen.ability.dialect.name if seen.ability else None,
+        resets_before_load=seen.ability.resets_before_load if seen.ability else None,
     )
 
 
@@ -389,9 +410,9 @@ def _reason(cell: Cell) -> str:
     return f"{who}: {cell.verdict}: {what}"
 
 
-def _undecided(cells: Sequence[Cell]) -> tuple[str, ...]:
+def _undecided(cells: Sequence[Cell]) -> list[str]:
     texts = [c.finding.text for c in cells if c.finding and c.verdict is not Verdict.OK]
-    return tuple(dict.fromkeys(texts)) or ("the platform row was not judged",)
+    return texts or ["the platform row was not judged"]
 
 
 def _remove(path: Path) -> None:

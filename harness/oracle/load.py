@@ -22,11 +22,13 @@ _LOAD_ERRORS = (
     re.compile(r"Features 0x[0-9a-f]+ unsupported"),
     re.compile(r"unsupported version \d+ for"),
     re.compile(r"Unknown savevm section"),
+    re.compile(r"Missing section footer"),
     re.compile(r"Failed to load"),
     re.compile(r"(?i)load.*(fail|error)|(fail|error).*load"),
 )
 _INSTANCE_DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
 _VERSION_DEVICE = re.compile(r"(?:unsupported version \d+ for|Unknown savevm section or instance) '([^']+)'")
+_FOOTER_DEVICE = re.compile(r"Missing section footer for (\S+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +131,7 @@ def _named_section(log: str) -> str | None:
     if match:
         instance = int(match[1], 16)
         return match[2] if instance == 0 else f"{match[2]}#{instance}"
-    match = _VERSION_DEVICE.search(log)
+    match = _VERSION_DEVICE.search(log) or _FOOTER_DEVICE.search(log)
     return match[1] if match else None
 
 

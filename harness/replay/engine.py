@@ -38,8 +38,8 @@ class Selection:
     :param own: labels of the row's sections: those repeated back to back, and those the verdict speaks of
     :param excluded: labels left out of every buffer, because they were blamed before
     :param whole: every other section is sent as well; without it, ``own`` alone, which wants a parked guest
-    :param again: ``own`` stands once more behind the whole state, where a build resets the machine before each
-        load and only this second time meets a used device
+    :param again: ``own`` stands once more in the buffer, for a build that resets the machine before each load:
+        only this second time meets a used device
     """
 
     own: frozenset[str]
@@ -203,8 +203,10 @@ class Session:
 
     def _evidence(self, secondary: Secondary, tally: _Tally, broken: Break | None, started: float) -> Evidence:
         vm = secondary.vm
-        # a QEMU that aborts closes its sockets before it is gone; one that loaded all must still be there
-        ended = vm.ended(DEATH_GRACE_S) if broken and broken.kind != "late" else vm.ended(0.0)
+        # a QEMU that aborts closes its sockets before it is gone; one that loaded all, or that refused a load and
+        # keeps its connection, must still be there
+        dying = broken is not None and broken.kind in ("closed", "unexpected")
+        ended = vm.ended(DEATH_GRACE_S if dying else 0.0)
         events = () if ended else _events(secondary)
         return Evidence(
             loads_asked=self.plan.loads,
@@ -264,8 +266,9 @@ def _events(secondary: Secondary) -> tuple[str, ...]:
     return tuple(e["event"] for e in secondary.vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
 
 
-_TERMINATED = re.compile(r"^\S+: terminating on signal .*$", re.MULTILINE)
+#: Said because of what this program does: it ends QEMU by a signal, and speaks QMP through an old option.
+_NOT_ITS_OWN = re.compile(r"^\S+: (terminating on signal |-mon chardev=postload-qmp).*\n?", re.MULTILINE)
 
 
 def _own_words(stderr: str) -> str:
-    return _TERMINATED.sub("", stderr).strip()
+    return _NOT_ITS_OWN.sub("", stderr).strip()

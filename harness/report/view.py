@@ -251,11 +251,10 @@ def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
         return head + ("not decided" + (f", because {reasons}." if reasons else "."))
     if not result.colo_safe:
         return head + "not safe for COLO" + (f", because {reasons}." if reasons else ".")
-    if not reasons:
-        reasons = (
-            f"all {loads_text(cells)} loads of {', '.join(dict.fromkeys(c.device for c in cells))} passed"
-        )
-    return head + f"safe for COLO as far as tested, because {reasons}."
+    passed = [cell for cell in cells if not cell.verdict.is_finding]
+    devices = ", ".join(dict.fromkeys(cell.device for cell in passed))
+    but = f"; but {reasons}" if reasons else ""
+    return head + f"safe for COLO as far as tested, because all {loads_text(passed)} loads of {devices} passed{but}."
 
 
 _VOLATILE = re.compile(r"0x[0-9a-f]+|\b(?:load|checkpoint) #?\d+", re.IGNORECASE)

@@ -48,12 +48,14 @@ class Isolator:
     """Searches in one pack with one binary.
 
     :param resets: the build resets the machine before each load (see :class:`harness.replay.probe.ColoAbility`)
+    :param again: load each section twice in one buffer
     """
 
     binary: QemuBinary
     dialect: Dialect
     buffers: Buffers
     resets: bool
+    again: bool = False
     suspects: list[str] = field(default_factory=list)
 
     def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
@@ -85,14 +87,13 @@ class _Case:
 
     def breaks(self, labels: Sequence[str]) -> Judgement | None:
         """Load these sections alone into a new process; the judgement when it breaks in the same way."""
-        wanted = frozenset(labels) | (_CPU_SECTIONS if self.owner.resets else frozenset())
-        judgement = judge(self._session(wanted).run())
+        judgement = judge(self._session(labels).run())
         return judgement if judgement.verdict is self.verdict else None
 
     def sweep(self, labels: Sequence[str]) -> Blame | None:
         """Each section alone, in one process as long as it lives."""
         left = list(labels)
-        while left and not self.owner.resets:
+        while left:
             at = _Sweep(self, left).run()
             if at is None:
                 return None
@@ -114,13 +115,18 @@ class _Case:
         how = f"the smallest set of sections that does it in a parked guest, of {len(labels)}"
         return Blame(sections=tuple(smallest), how=how, judgement=judgement)
 
-    def _session(self, wanted: frozenset[str]) -> Session:
+    def selection(self, labels: Sequence[str]) -> Selection:
+        """These sections alone; where a reset comes first, with the parked CPU that would else start to run."""
+        cpu = _CPU_SECTIONS if self.owner.resets else frozenset()
+        return Selection(own=frozenset(labels) | cpu, whole=False, again=self.owner.again)
+
+    def _session(self, labels: Sequence[str]) -> Session:
         return Session(
             binary=self.owner.binary,
             dialect=self.owner.dialect,
             buffers=self.owner.buffers,
             plan=LoadPlan(incoming=self.before, checkpoints=(Checkpoint(phase=self.phase),) * self.repeats),
-            selection=Selection(own=wanted, whole=False),
+            selection=self.selection(labels),
             mode=GuestMode.PARKED,
             timeout_s=ISOLATE_TIMEOUT_S,
         )
@@ -146,8 +152,7 @@ class _Sweep:
                 return None
             ram = buffers.ram_difference(case.phase, case.before)
             for index, label in enumerate(self._labels):
-                selection = Selection(own=frozenset({label}), whole=False)
-                devices = buffers.devices(case.phase, GuestMode.PARKED, selection, 1)
+                devices = buffers.devices(case.phase, GuestMode.PARKED, case.selection([label]), 1)
                 try:
                     for _ in range(case.repeats):
                         secondary.primary.checkpoint(devices, ram)
@@ -184,7 +189,7 @@ def ddmin(
 
 
 def _alone(label: str, judgement: Judgement, case: _Case) -> Blame:
-    times = "once" if case.repeats == 1 else f"up to {case.repeats} times"
+    times = "twice in one buffer" if case.owner.again else "once" if case.repeats == 1 else f"{case.repeats} times"
     how = f"section {label} alone, loaded {times} into a parked guest in a new process, does it"
     return Blame(sections=(label,), how=how, judgement=judgement)
 
