@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -69,6 +70,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - only to keep the interpreter's last flush quiet
         code = 3
+    except Exception:
+        # Python itself would end with 1, which here means findings
+        traceback.print_exc()
+        code = _say("this is a mistake in postload itself, and says nothing about a device", 3)
     finally:
         kill_all()
     sys.exit(code if isinstance(code, int) else 0)
@@ -200,7 +205,10 @@ def replay(pack: Path, **given: Any) -> int:
         for name in given["devices"]:
             if name not in recorded:
                 raise UsageError(f"device {name!r} is not in {pack}: it holds {', '.join(recorded)}")
-        phases = [phase for phase in ordered_phases(given["phases"] or opened.phases) if phase in opened.phases]
+        phases = ordered_phases(given["phases"] or opened.phases)
+        for name in phases:
+            if name not in opened.phases:
+                raise UsageError(f"phase {name!r} is not in {pack}: it holds {', '.join(opened.phases)}")
         accel = choose_accel(Path(binaries[0].path), opened.manifest.accel)
         options = Options(
             binaries=tuple(binaries),

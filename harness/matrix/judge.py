@@ -56,6 +56,7 @@ class Bench:
             resets=bool(self.ability.resets_before_load),
             again=self._twice(again),
             suspects=known,
+            stop=self.stop,
         )
 
     def blame(self, phase: str, again: bool, labels: tuple[str, ...]) -> None:

@@ -152,7 +152,12 @@ class Run:
         return replace(self._doc, cells=cells, machines=machines, seconds=seconds, complete=complete)
 
     def _jobs(self) -> list[tuple[QemuBinary, str]]:
-        return [(binary, machine) for binary in self._options.binaries for machine in self._options.machines]
+        """Each machine once, though it was named twice or by its alias too, or its QEMU by two paths."""
+        jobs: dict[tuple[str, str], tuple[QemuBinary, str]] = {}
+        for binary in self._options.binaries:
+            for machine in self._options.machines:
+                jobs.setdefault((binary.sha256, _machine_names(binary, machine)[1]), (binary, machine))
+        return list(jobs.values())
 
     def _finish(self, pool: ThreadPoolExecutor, first: list[Future[list[Job]]]) -> None:
         """Wait for preparations and for the cells that they bring; the first error that stops a run is raised."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.colo.messages import Step
 from harness.oracle.verdict import Verdict
+from harness.record.profile import section_label
 from harness.replay.engine import Evidence
 
 LOG_LIMIT_CHARS = 4000
@@ -27,7 +28,8 @@ _LOAD_ERRORS = (
     re.compile(r"(?i)load.*(fail|error)|(fail|error).*load"),
 )
 _INSTANCE_DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
-_VERSION_DEVICE = re.compile(r"(?:unsupported version \d+ for|Unknown savevm section or instance) '([^']+)'")
+_VERSION_DEVICE = re.compile(r"unsupported version \d+ for '([^']+)'")
+_UNKNOWN_SECTION = re.compile(r"Unknown savevm section or instance '([^']+)' (\d+)")
 _FOOTER_DEVICE = re.compile(r"Missing section footer for (\S+)")
 
 
@@ -90,8 +92,8 @@ def _ended(evidence: Evidence, where: str) -> tuple[Verdict, str]:
     ended = evidence.exit
     assert ended is not None  # only called for a QEMU that ended
     line = crash_line(evidence.log)
-    if ended.signal == "SIGKILL":
-        return Verdict.HOST, f"{where}: QEMU was killed from outside (out of memory?)"
+    if ended.signal == "SIGKILL" or (ended.signal and not ended.crashed and line is None):
+        return Verdict.HOST, f"{where}: QEMU was killed from outside by {ended} (out of memory?)"
     if ended.crashed or line is not None:
         return Verdict.CRASH, f"{where}: {ended}: {line or 'QEMU printed no reason'}"
     if ended.status == 0:
@@ -129,8 +131,10 @@ def error_line(log: str) -> str | None:
 def _named_section(log: str) -> str | None:
     match = _INSTANCE_DEVICE.search(log)
     if match:
-        instance = int(match[1], 16)
-        return match[2] if instance == 0 else f"{match[2]}#{instance}"
+        return section_label(match[2], int(match[1], 16))
+    match = _UNKNOWN_SECTION.search(log)
+    if match:
+        return section_label(match[1], int(match[2]))
     match = _VERSION_DEVICE.search(log) or _FOOTER_DEVICE.search(log)
     return match[1] if match else None
 

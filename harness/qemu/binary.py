@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -184,24 +185,33 @@ def choose_accel(path: Path, wanted: str) -> AccelState:
 
 def _version(path: Path) -> tuple[str, str]:
     try:
-        done = subprocess.run(
-            [str(path), "--version"],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_VERSION_TIMEOUT_S,
-            check=False,
-        )
-        text = done.stdout[:4096].decode(errors="replace")
+        text, complaint = _say_version(path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"{path} is not a QEMU system emulator: --version: {error}") from error
     match = re.match(r"QEMU emulator version (\d+\.\d+\.\d+)\S*(?: \((.*)\))?", text)
     if match is None:
-        said = text.strip().splitlines()[:1] or done.stderr[:200].decode(errors="replace").splitlines()[:1]
+        said = text.strip().splitlines()[:1] or complaint.strip().splitlines()[:1]
         raise UsageError(
             f"{path} is not a QEMU system emulator: --version printed {said[0] if said else 'nothing'!r}, "
             "expected 'QEMU emulator version ...'"
         )
     return match[1], match[2] or ""
+
+
+def _say_version(path: Path) -> tuple[str, str]:
+    """What ``--version`` prints to stdout and stderr, in files: a grandchild may keep a pipe open for ever."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        subprocess.run(
+            [str(path), "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            timeout=_VERSION_TIMEOUT_S,
+            check=False,
+        )
+        out.seek(0)
+        err.seek(0)
+        return out.read(4096).decode(errors="replace"), err.read(200).decode(errors="replace")
 
 
 def _has(vm: Vm, device_type: str) -> bool:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 Scalar = str | int | bool
 
+#: Options whose value QEMU takes as it stands (``system/vl.c:qemu_init``): here a comma is a comma.
+_VERBATIM = frozenset({"append", "kernel", "initrd", "incoming"})
+
 
 def encode_value(value: Scalar) -> str:
     """One option value as QEMU reads it: booleans are on/off, commas are doubled."""
@@ -35,6 +38,8 @@ class Option:
 
     def argv(self) -> list[str]:
         """The option as arguments: the name, then one value when there is any."""
+        if self.name in _VERBATIM and self.first is not None:
+            return [f"-{self.name}", self.first]
         parts = [] if self.first is None else [encode_value(self.first)]
         parts += [f"{key}={encode_value(value)}" for key, value in self.props.items()]
         return [f"-{self.name}", ",".join(parts)] if parts else [f"-{self.name}"]

@@ -100,6 +100,8 @@ class Process:
                     stderr=subprocess.STDOUT,
                     pass_fds=[sock.fileno() for sock in passed],
                     env=env,
+                    # a Ctrl-C at the terminal is for the harness: a QEMU that it ended would look like a guest's end
+                    process_group=0,
                 )
             except OSError as error:
                 shutil.rmtree(self.workdir, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from harness.errors import DeadlineError, QemuError
+from harness.errors import DeadlineError, HostError, QemuError
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir
@@ -113,6 +113,7 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
 
     :raises QemuError: migration failed, with QEMU's text
     :raises DeadlineError: not complete within ``timeout_s``
+    :raises HostError: no space for the stream
     """
     end = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX) as server:
@@ -149,3 +150,5 @@ def _drain(server: socket.socket, sink: Path, end: float) -> int:
                 size += count
     except TimeoutError as error:
         raise DeadlineError(f"migrate: the stream stopped after {size} bytes") from error
+    except OSError as error:
+        raise HostError(f"cannot write {sink}: {error.strerror or error}") from error

@@ -15,18 +15,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-import shutil
 import sys
-import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from harness.cache import sweep, temp_dir
 from harness.errors import HostError, PackError, StreamError
 from harness.files import sha256_file
 from harness.qemu.cmdline import Option
@@ -40,6 +40,7 @@ from harness.stream.writer import encode_vmdesc
 
 MANIFEST = "manifest.json"
 PAGES = "ram.pages"
+_SCHEMA: Literal["postload.pack/1"] = "postload.pack/1"
 _RAM_FILES = ("ram.index", "head.bin", "setup.bin", "devices.bin", "vmdesc.json", "console.log")
 
 
@@ -89,7 +90,7 @@ class DeviceModel(_Model):
 class Manifest(_Model):
     """``manifest.json``."""
 
-    schema_: Literal["postload.pack/1"] = "postload.pack/1"
+    schema_: Literal["postload.pack/1"]
     created: str
     program: str
     machine: str
@@ -101,7 +102,7 @@ class Manifest(_Model):
     guest: dict[str, Any]
     blocks: list[BlockModel]
     devices: list[DeviceModel]
-    phases: list[PhaseModel]
+    phases: Annotated[list[PhaseModel], Field(min_length=1)]
     files: dict[str, FileModel]
 
     model_config = ConfigDict(
@@ -212,7 +213,8 @@ class StatePack:
     def _load(self, phase: PhaseModel) -> Recording:
         folder = self.path / phase.name
         index = array("I")
-        index.frombytes((folder / "ram.index").read_bytes())
+        raw = (folder / "ram.index").read_bytes()
+        index.frombytes(raw[: len(raw) - len(raw) % index.itemsize])
         if sys.byteorder == "big":
             index.byteswap()
         pages = len(self._pages) // PAGE_SIZE
@@ -245,9 +247,11 @@ class PackWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._temporary = contextlib.ExitStack()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+            sweep(path.parent)
+            self._folder = self._temporary.enter_context(temp_dir(path.parent))
         except OSError as error:
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
         self._pages = (self._folder / PAGES).open("w+b")
@@ -298,21 +302,21 @@ class PackWriter:
         """Write the manifest and move the pack to its place; another process may have been quicker.
 
         :param described: the fields of :class:`Manifest` that the writer does not know
+        :raises HostError: no space, or something else than a pack is there
         """
-        self._pages.close()
         names = [PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in _RAM_FILES)]
-        manifest = Manifest(
-            blocks=[BlockModel(name=b.name, size_bytes=b.size_bytes) for b in self.blocks],
-            phases=self.phases,
-            files={name: _file_model(self._folder / name) for name in names},
-            **described,
-        )
         try:
+            self._pages.close()
+            manifest = Manifest(
+                schema_=_SCHEMA,
+                blocks=[BlockModel(name=b.name, size_bytes=b.size_bytes) for b in self.blocks],
+                phases=self.phases,
+                files={name: _file_model(self._folder / name) for name in names},
+                **described,
+            )
             (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=1, by_alias=True) + "\n")
             self._folder.chmod(0o755)
             self._folder.rename(self.path)
-        except FileExistsError:
-            self.discard()
         except OSError as error:
             if not (self.path / MANIFEST).exists():
                 raise HostError(f"cannot write {self.path}: {error.strerror}") from error
@@ -321,8 +325,10 @@ class PackWriter:
 
     def discard(self) -> None:
         """Remove what was written; nothing happens after :meth:`publish`."""
-        self._pages.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # what is still to be written may not fit on the disk, which is why it is discarded
+        with contextlib.suppress(OSError):
+            self._pages.close()
+        self._temporary.close()
 
     def _add_pages(self, image: RamImage) -> array[int]:
         """Append the pages that differ from the phase before, and return this phase's index."""
@@ -395,12 +401,18 @@ def _verify(path: Path, manifest: Manifest) -> None:
             raise PackError(f"{file}: {error.strerror}; the pack is not complete") from error
         if size != wanted.size_bytes:
             raise PackError(f"{file}: {size} bytes, expected {wanted.size_bytes}; the pack was cut or changed")
-        if sha256_file(file) != wanted.sha256:
+        if _sha256(file) != wanted.sha256:
             raise PackError(f"{file}: its SHA-256 is not the one in {MANIFEST}; the pack was changed")
-    for phase in manifest.phases:
-        for file_name in _RAM_FILES:
-            if f"{phase.name}/{file_name}" not in manifest.files:
-                raise PackError(f"{path / MANIFEST}: files: {phase.name}/{file_name} is not listed")
+    for name in (PAGES, *(f"{phase.name}/{file_name}" for phase in manifest.phases for file_name in _RAM_FILES)):
+        if name not in manifest.files:
+            raise PackError(f"{path / MANIFEST}: files: {name} is not listed")
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise PackError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _map(path: Path) -> memoryview:

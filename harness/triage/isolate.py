@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Event
 
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.oracle.load import Judgement, judge
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import incoming_body
-from harness.replay.engine import Buffers, Selection, Session
+from harness.replay.engine import Buffers, Selection, Session, Stopped
 from harness.replay.schedule import Checkpoint, LoadPlan
 from harness.replay.secondary import Secondary
 from harness.replay.state import GuestMode, label_of
@@ -49,6 +50,7 @@ class Isolator:
 
     :param resets: the build resets the machine before each load (see :class:`harness.replay.probe.ColoAbility`)
     :param again: load each section twice in one buffer
+    :param stop: set by whoever wants the search to end; :class:`harness.replay.engine.Stopped` is raised then
     """
 
     binary: QemuBinary
@@ -57,6 +59,7 @@ class Isolator:
     resets: bool
     again: bool = False
     suspects: list[str] = field(default_factory=list)
+    stop: Event = field(default_factory=Event)
 
     def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
         """Find what breaks a secondary that is in state ``before`` when ``phase`` is loaded.
@@ -65,7 +68,7 @@ class Isolator:
         :param verdict: what the whole state came to; only a break of this kind counts
         :return: None when the parked guest does not break at all
         """
-        case = _Case(self, before, phase, 1 if load <= 2 else min(2 * load, MAX_REPEATS), verdict)
+        case = _Case(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
         labels = [label_of(section) for section in self.buffers.pack.recordings[phase].sections]
         labels = [label for label in labels if label not in excluded]
         for suspect in [s for s in self.suspects if s in labels]:
@@ -129,6 +132,7 @@ class _Case:
             selection=self.selection(labels),
             mode=GuestMode.PARKED,
             timeout_s=ISOLATE_TIMEOUT_S,
+            stop=self.owner.stop,
         )
 
 
@@ -152,6 +156,8 @@ class _Sweep:
                 return None
             ram = buffers.ram_difference(case.phase, case.before)
             for index, label in enumerate(self._labels):
+                if owner.stop.is_set():
+                    raise Stopped("stopped")
                 devices = buffers.devices(case.phase, GuestMode.PARKED, case.selection([label]), 1)
                 try:
                     for _ in range(case.repeats):

@@ -1,17 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything in this folder has the marker ``integration`` and needs a real QEMU."""
+"""Everything in this folder has the marker ``integration`` and needs a real QEMU.
+
+The fixtures are a ladder: QEMU, guest, state packs. A pack is recorded once and kept in the normal cache under the
+name by which ``postload matrix`` looks for it, so that the commands under test find it there.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from harness.errors import MissingError
-from harness.qemu.binary import find_binary
+from harness.cache import cache_root
+from harness.errors import MissingError, PackError
+from harness.guest.build import Guest, build_guest
+from harness.guest.recipe import load_recipe
+from harness.matrix.run import recording_key
+from harness.qemu.binary import QemuBinary, choose_accel, find_binary, probe_binary
+from harness.record.pack import StatePack
+from harness.record.profile import load_profiles
+from harness.record.recorder import PHASES, Plan, record
+from harness.replay.probe import ColoAbility, probe_colo
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+COMMAND_TIMEOUT_S = 240.0
+
+Done = subprocess.CompletedProcess[str]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,3 +54,178 @@ def qemu_path() -> Path:
         if os.environ.get("CI", "").lower() not in ("", "0", "false"):
             pytest.fail(f"CI has to have a QEMU: {error}", pytrace=False)
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def probed() -> Callable[[str | Path], QemuBinary]:
+    """Probes a binary as the command does: asked for every device type that a profile needs."""
+
+    def probe(path: str | Path) -> QemuBinary:
+        profiles = load_profiles()
+        types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)}
+        return probe_binary(find_binary(str(path)), types)
+
+    return probe
+
+
+@pytest.fixture(scope="session")
+def binary(qemu_path: Path, probed: Callable[[str | Path], QemuBinary]) -> QemuBinary:
+    """The host's QEMU."""
+    return probed(qemu_path)
+
+
+@pytest.fixture(scope="session")
+def ability(binary: QemuBinary) -> ColoAbility:
+    """How the host's QEMU does COLO."""
+    return probe_colo(binary)
+
+
+@pytest.fixture(scope="session")
+def built_guest() -> Guest:
+    """The default guest."""
+    return build_guest(load_recipe())
+
+
+@pytest.fixture(scope="session")
+def plan_of(built_guest: Guest) -> Callable[[QemuBinary, str], Plan]:
+    """The plan that ``postload matrix`` records a machine by."""
+
+    def plan(binary: QemuBinary, family: str) -> Plan:
+        machine = binary.machine(family)
+        assert machine is not None, f"{binary.path} has no machine {family}"
+        return Plan(
+            binary=binary,
+            machine=machine.name,
+            family=family,
+            accel=choose_accel(Path(binary.path), "auto").name,
+            guest=built_guest,
+            profiles=tuple(p for p in load_profiles().values() if p.missing(family, binary) is None),
+            phases=PHASES,
+        )
+
+    return plan
+
+
+@pytest.fixture(scope="session")
+def recorded(plan_of: Callable[[QemuBinary, str], Plan]) -> Iterator[Callable[[QemuBinary, str], StatePack]]:
+    """The pack of a binary and a machine family, recorded when the cache does not hold it."""
+    packs: dict[tuple[str, str], StatePack] = {}
+
+    def pack(binary: QemuBinary, family: str) -> StatePack:
+        key = (binary.path, family)
+        if key not in packs:
+            packs[key] = _kept_or_recorded(plan_of(binary, family))
+        return packs[key]
+
+    yield pack
+    for opened in packs.values():
+        opened.close()
+
+
+def _kept_or_recorded(plan: Plan) -> StatePack:
+    path = cache_root() / "packs" / recording_key(plan)
+    try:
+        return StatePack(path)
+    except PackError:
+        shutil.rmtree(path, ignore_errors=True)
+        return StatePack(record(plan, path))
+
+
+@pytest.fixture(scope="session")
+def pc_pack(recorded: Callable[[QemuBinary, str], StatePack], binary: QemuBinary) -> StatePack:
+    """The host's QEMU, machine ``pc``, all phases."""
+    return recorded(binary, "pc")
+
+
+@pytest.fixture(scope="session")
+def q35_pack(recorded: Callable[[QemuBinary, str], StatePack], binary: QemuBinary) -> StatePack:
+    """The host's QEMU, machine ``q35``, all phases."""
+    return recorded(binary, "q35")
+
+
+@pytest.fixture(scope="session")
+def postload() -> Callable[..., Done]:
+    """Runs the program to its end: ``postload("doctor", "--json", env={...})``."""
+
+    def run(*words: object, env: dict[str, str] | None = None, timeout_s: float = COMMAND_TIMEOUT_S) -> Done:
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def started(scratch: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the program and leaves it running; its scratch folders are below ``scratch``."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*words: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch), **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for $TMPDIR. Short, unlike pytest's own: a unix socket's path has 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="plt-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def strays(scratch: Path) -> Callable[[], list[int]]:
+    """Processes that have the scratch folder in their command line, which every QEMU of the program has."""
+
+    def look() -> list[int]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(str(scratch) in word for word in process.cmdline()) and process.pid != os.getpid():
+                    found.append(process.pid)
+        return found
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """Waits for something that another process brings about."""
+
+    def wait(done: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not done():
+            assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def own_cache(scratch: Path, built_guest: Guest) -> Path:
+    """A cache that holds the built guest and nothing else: no recordings, no answers of probes."""
+    folder = scratch / "cache"
+    folder.mkdir()
+    (folder / "guests").symlink_to(built_guest.kernel.parents[1])
+    return folder

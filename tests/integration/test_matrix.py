@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload matrix`` on both machines, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+
+from harness.cache import cache_root
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.report.writer import json_schema
+
+LOADS = 10
+CULPRIT = "0000:00:1f.0/ICH9LPC"
+ASSERTION = "!subregion->container"
+ROWS = {"ahci", "virtio-blk", "virtio-net", "platform"}
+#: For each row: six phases with two schedules each, alternate, walk.
+CELLS_PER_ROW = 14
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One run over both machines.
+
+    :param packs: names in the cache of recordings, before and after
+    """
+
+    done: subprocess.CompletedProcess[str]
+    out: Path
+    doc: dict[str, Any]
+    packs: tuple[list[str], list[str]]
+
+    def machine(self, family: str) -> dict[str, Any]:
+        (found,) = (entry for entry in self.doc["machines"] if entry["alias"] == family)
+        return dict(found)
+
+    def cells(self, family: str, *devices: str) -> list[Cell]:
+        name = self.machine(family)["machine"]
+        return [c for c in self.doc["cells"] if c["machine"] == name and (not devices or c["device"] in devices)]
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    postload: Callable[..., subprocess.CompletedProcess[str]],
+    pc_pack: StatePack,
+    q35_pack: StatePack,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Outcome:
+    out = tmp_path_factory.mktemp("matrix") / "out"
+    before = _kept_packs()
+    done = postload("matrix", "--loads", LOADS, "--out", out, "--json")
+    assert done.returncode in (0, 1), done.stderr[-4000:]
+    return Outcome(done=done, out=out, doc=json.loads(done.stdout), packs=(before, _kept_packs()))
+
+
+@pytest.fixture
+def at_7_2(binary: QemuBinary) -> None:
+    if not binary.version.startswith("7.2."):
+        pytest.skip(f"what QEMU 7.2 does; this is {binary.version}")
+
+
+def _kept_packs() -> list[str]:
+    return sorted(f"{p.name} {p.stat().st_ino}" for p in (cache_root() / "packs").iterdir())
+
+
+def test_pc_is_ok_in_every_cell(outcome: Outcome) -> None:
+    cells = outcome.cells("pc")
+    assert {c["device"] for c in cells} == ROWS
+    assert len(cells) == CELLS_PER_ROW * len(ROWS)
+    for cell in cells:
+        assert (cell["verdict"], cell["loads_acked"], cell["loads_asked"]) == ("ok", LOADS, LOADS), cell["id"]
+        assert cell["finding"] is None
+        assert cell["excluded"] == []
+    assert outcome.machine("pc")["colo_safe"] is True
+    assert outcome.machine("pc")["because"] == []
+
+
+def test_the_document_says_which_qemu_recorded_and_which_loaded(outcome: Outcome, binary: QemuBinary) -> None:
+    for cell in outcome.doc["cells"]:
+        assert cell["record_qemu"] == cell["load_qemu"] == binary.identity()
+        assert cell["accel"] in ("tcg", "kvm")
+    assert outcome.machine("pc")["machine"].startswith("pc-i440fx-")
+    assert outcome.machine("q35")["machine"].startswith("pc-q35-")
+
+
+@pytest.mark.usefixtures("at_7_2")
+def test_q35_crashes_at_the_first_load_and_the_section_is_named(outcome: Outcome) -> None:
+    assert outcome.done.returncode == 1
+    first = [c for c in outcome.cells("q35", "platform") if not c["id"].endswith("+rest")]
+    assert len(first) == CELLS_PER_ROW
+    for cell in first:
+        assert cell["verdict"] == "crash", cell["id"]
+        assert cell["loads_acked"] == 0
+        finding = cell["finding"]
+        assert (finding["section"], finding["load"], finding["exit"]) == (CULPRIT, 1, "SIGABRT"), cell["id"]
+        assert ASSERTION in finding["text"]
+        assert ASSERTION in finding["log"]
+        assert CULPRIT in finding["isolated"]
+    assert outcome.machine("q35")["colo_safe"] is False
+    assert any(CULPRIT in reason and ASSERTION in reason for reason in outcome.machine("q35")["because"])
+
+
+@pytest.mark.usefixtures("at_7_2")
+def test_the_other_rows_of_q35_are_judged_without_the_culprit(outcome: Outcome) -> None:
+    cells = outcome.cells("q35", *(ROWS - {"platform"}))
+    cells += [c for c in outcome.cells("q35", "platform") if c["id"].endswith("+rest")]
+    assert len(cells) == CELLS_PER_ROW * len(ROWS)
+    for cell in cells:
+        assert (cell["verdict"], cell["loads_acked"], cell["loads_asked"]) == ("ok", LOADS, LOADS), cell["id"]
+        assert cell["excluded"] == [CULPRIT]
+        assert CULPRIT not in cell["sections"]
+
+
+def test_every_machine_answer_follows_from_its_cells(outcome: Outcome) -> None:
+    for family in ("pc", "q35"):
+        cells, answer = outcome.cells(family), outcome.machine(family)["colo_safe"]
+        findings = [c for c in cells if c["finding"] is not None]
+        assert {c["device"] for c in cells} == ROWS
+        assert all(c["verdict"] != "ok" for c in findings)
+        assert all(c["loads_acked"] == LOADS for c in cells if c["verdict"] == "ok")
+        assert answer is (not findings)
+        assert bool(outcome.machine(family)["because"]) is bool(findings)
+    answers = [entry["colo_safe"] for entry in outcome.doc["machines"]]
+    assert outcome.done.returncode == (0 if all(answers) else 1)
+
+
+def test_one_document_on_stdout_and_the_same_in_the_folder(outcome: Outcome) -> None:
+    jsonschema.validate(outcome.doc, json_schema())
+    assert outcome.doc["complete"] is True
+    assert json.loads((outcome.out / "matrix.json").read_text()) == outcome.doc
+    assert "Traceback" not in outcome.done.stderr
+
+
+def test_reports_hold_the_findings(outcome: Outcome) -> None:
+    assert sorted(path.name for path in outcome.out.iterdir()) == [
+        "junit.xml",
+        "matrix.html",
+        "matrix.json",
+        "matrix.md",
+    ]
+    suite = ElementTree.parse(outcome.out / "junit.xml").getroot()
+    assert len(list(suite.iter("testcase"))) == len(outcome.doc["cells"])
+    findings = [c for c in outcome.doc["cells"] if c["finding"] is not None]
+    assert len(list(suite.iter("failure"))) == len(findings)
+    texts = [(outcome.out / name).read_text() for name in ("matrix.html", "matrix.md", "junit.xml")]
+    for section in {c["finding"]["section"] for c in findings} - {None}:
+        assert all(section in text for text in texts), section
+    html = texts[0].lower()
+    assert "<script src" not in html
+    assert "<link" not in html
+
+
+def test_recordings_are_kept_and_used_again(outcome: Outcome) -> None:
+    before, after = outcome.packs
+    assert before == after
+
+
+def test_a_selection_judges_only_what_was_asked_for(
+    postload: Callable[..., subprocess.CompletedProcess[str]], pc_pack: StatePack, tmp_path: Path
+) -> None:
+    words = ["--machine", "pc", "--device", "virtio-net", "--phase", "busy", "--schedule", "back-to-back"]
+    done = postload("matrix", *words, "--loads", "250", "--guest-mode", "parked", "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    (cell,) = json.loads(done.stdout)["cells"]
+    assert (cell["device"], cell["phases"], cell["schedule"]) == ("virtio-net", ["busy"], "back-to-back")
+    assert (cell["guest_mode"], cell["loads_acked"], cell["checkpoints_acked"]) == ("parked", 250, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--machine", "microwave"], "microwave"),
+        (["--device", "floppy9"], "floppy9"),
+        (["--phase", "nap"], "nap"),
+        (["--schedule", "random"], "random"),
+        (["--guest-mode", "asleep"], "asleep"),
+        (["--guest", "nobody"], "nobody"),
+        (["--qemu", "/nonexistent/qemu"], "/nonexistent/qemu"),
+        (["--qemu", "/bin/true"], "/bin/true"),
+    ],
+)
+def test_a_wrong_word_is_named(
+    postload: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, words: list[str], named: str
+) -> None:
+    done = postload("matrix", *words, "--out", tmp_path / "out", "--json")
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
