@@ -38,6 +38,7 @@ class Step(IntEnum):
     REQUEST = 2  # CHECKPOINT_REQUEST until CHECKPOINT_REPLY: stopping the guest
     SEND = 3  # VMSTATE_SEND until VMSTATE_RECEIVED: RAM and the device buffer
     LOAD = 4  # VMSTATE_RECEIVED until VMSTATE_LOADED: pre_load, post_load, resume
+    RESUME = 5  # the guest was started; only an engine that starts it itself can tell this from LOAD
 
 
 def name_of(value: int) -> str:

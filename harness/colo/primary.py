@@ -119,11 +119,12 @@ class Primary:
             first = self._receive(Step.INCOMING, 4)
         self._expect(Step.INCOMING, first, Message.CHECKPOINT_READY)
 
-    def checkpoint(self, devices: Buffer, ram: Sequence[Buffer] = ()) -> None:
+    def checkpoint(self, devices: Buffer, ram: Sequence[Buffer] = (), *, more_s: float = 0.0) -> None:
         """One checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
 
         :param devices: FULL sections, without the EOF byte that this adds
         :param ram: RAM sections in pieces, or nothing
+        :param more_s: added to the deadline of each answer, for a buffer with much in it
         :raises ChannelBroken: with the step at which the secondary stopped answering
         """
         self._send(Step.REQUEST, _REQUEST)
@@ -132,19 +133,19 @@ class Primary:
             self._expect(Step.REQUEST, reply, Message.CHECKPOINT_REPLY)
         size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + 1)
         self._send(Step.SEND, _SEND, *ram, _EOF, size, devices, _EOF)
-        self._acknowledged()
+        self._acknowledged(more_s)
         self.checkpoints += 1
 
     def close(self) -> None:
         """Close the connection; the secondary sees its primary go."""
         self._sock.close()
 
-    def _acknowledged(self) -> None:
+    def _acknowledged(self, more_s: float) -> None:
         """RECEIVED and LOADED; both may come in one read, and nothing may come behind them."""
-        answer = self._receive(Step.SEND, 4)
+        answer = self._receive(Step.SEND, 4, more_s)
         if answer != _DONE[:4]:
             self._expect(Step.SEND, answer, Message.VMSTATE_RECEIVED)
-        answer = self._receive(Step.LOAD, 4)
+        answer = self._receive(Step.LOAD, 4, more_s)
         if answer != _DONE[4:]:
             self._expect(Step.LOAD, answer, Message.VMSTATE_LOADED)
 
@@ -171,9 +172,9 @@ class Primary:
                 raise _closed(step, f" ({error.strerror})") from error
             left = _behind(left, sent)
 
-    def _receive(self, step: Step, count: int) -> bytes:
+    def _receive(self, step: Step, count: int, more_s: float = 0.0) -> bytes:
         data = b""
-        end = time.monotonic() + self._timeout_s
+        end = time.monotonic() + self._timeout_s + more_s
         while len(data) < count:
             try:
                 piece = self._sock.recv(count - len(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event, Lock
 
 from harness.errors import HarnessError, HostError, QemuError
@@ -22,6 +22,8 @@ from harness.triage.isolate import Blame, Isolator
 
 #: A row with more broken sections than this is given up on; what was found is in its cells.
 MAX_BLAMED = 8
+#: How often a finding that no section could be blamed for is tried again.
+REPEATS = 2
 
 OnLoads = Callable[[str, int], None]
 
@@ -118,6 +120,8 @@ class _Row:
                 yield self._cell(evidence, judgement, excluded, None)
                 return
             blame = self._blame(evidence, judgement, excluded)
+            if blame is None:
+                judgement = self._again_and_again(judgement, excluded)
             foreign = blame is not None and not frozenset(blame.sections) & self._own
             if not foreign:
                 yield self._cell(evidence, judgement, excluded, blame)
@@ -129,6 +133,16 @@ class _Row:
                 self._started = time.monotonic()
                 if not self._own:
                     return
+
+    def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> Judgement:
+        """Repeat what no section alone was found to do: a verdict that does not come back each time is flaky."""
+        verdicts = [first.verdict] + [judge(self._session(excluded).run()).verdict for _ in range(REPEATS)]
+        same = verdicts.count(first.verdict)
+        if same == len(verdicts):
+            return replace(first, text=f"{first.text} ({same} of {same} runs)")
+        others = ", ".join(sorted({v.value for v in verdicts if v is not first.verdict}))
+        text = f"{first.verdict} in {same} of {len(verdicts)} runs, {others} in the others: {first.text}"
+        return replace(first, verdict=Verdict.FLAKY, text=text)
 
     @property
     def _own(self) -> frozenset[str]:
@@ -198,7 +212,7 @@ class _Row:
             excluded=tuple(sorted(excluded)),
             loads_acked=evidence.loads_acked,
             checkpoints_acked=evidence.checkpoints_acked,
-            warnings=warnings_of(evidence) if judgement.verdict is Verdict.OK else (),
+            warnings=warnings_of(evidence),
             loads_per_second=round(rate, 1),
         )
 

@@ -15,6 +15,8 @@ from harness.oracle.verdict import FailureClass, Verdict
 SCHEMA = "postload.matrix/1"
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound", "reconfigured", "io-error")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
+ORACLES = ("drift", "leak", "guest")
+LANES = SCHEDULES + ORACLES
 REST_SUFFIX = "+rest"
 
 
@@ -67,7 +69,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One entry of the matrix, judged. ``failure_class`` is ``class`` in JSON."""
+    """One entry of the matrix, judged. ``failure_class`` is ``class`` in JSON.
+
+    ``oracle`` says what was looked at: ``load`` (the answers of the secondary), or ``drift``, ``leak``, ``guest``;
+    ``details`` are that oracle's figures. ``controls`` says in one sentence which controls were run and what they gave.
+    """
 
     id: str
     record_qemu: Qemu
@@ -90,6 +96,14 @@ class Cell:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     loads_per_second: float = 0.0
+    oracle: str = "load"
+    controls: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lane(self) -> str:
+        """Where it stands in a table: under its schedule, or under the oracle that looked at more than the load."""
+        return self.schedule if self.oracle == "load" else self.oracle
 
     @property
     def is_rest(self) -> bool:
@@ -119,6 +133,9 @@ class Cell:
             "warnings": list(self.warnings),
             "seconds": _finite(self.seconds),
             "loads_per_second": _finite(self.loads_per_second),
+            "oracle": self.oracle,
+            "controls": self.controls,
+            "details": self.details,
         }
 
 

@@ -63,8 +63,16 @@ def judge(evidence: Evidence) -> Judgement:
 
 
 def warnings_of(evidence: Evidence) -> tuple[str, ...]:
-    """What QEMU printed, each line once, in order."""
-    return tuple(dict.fromkeys(line.strip() for line in evidence.log.splitlines() if line.strip()))
+    """What QEMU printed while it loaded, each text once with the load at which it came first and how often it came."""
+    seen: dict[str, list[int]] = {}
+    for load, text in evidence.warnings:
+        seen.setdefault(_without_program(text), []).append(load)
+    return tuple(_warning(text, loads) for text, loads in seen.items())
+
+
+def _warning(text: str, loads: list[int]) -> str:
+    first = f"load {loads[0]}" if loads[0] else "before the first load"
+    return f"{first}{f', {len(loads)} times' if len(loads) > 1 else ''}: {text}"
 
 
 def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
@@ -105,6 +113,10 @@ def _where(evidence: Evidence) -> str:
     broken = evidence.broken
     if broken is None:
         return f"after load {evidence.loads_acked}"
+    if broken.step is Step.RESUME:
+        return f"when the guest was started after load {broken.load}"
+    if broken.step is Step.INCOMING and broken.load:
+        return f"load {broken.load}, by an incoming stream"
     if broken.step is Step.INCOMING:
         return "in the incoming stream, before any checkpoint"
     return f"load {broken.load}"

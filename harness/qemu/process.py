@@ -142,6 +142,13 @@ class Process:
         except FileNotFoundError:
             return ""
 
+    def stderr_size(self) -> int:
+        """Bytes printed so far; cheap enough to be asked after every load."""
+        try:
+            return self._stderr_path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def close(self) -> None:
         """Kill it if need be and remove its folder."""
         self.kill()

@@ -16,6 +16,8 @@ from harness.colo.primary import ChannelBroken, Dialect
 from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.threads import describe_threads
+from harness.qemu.vm import Vm
 from harness.record.pack import StatePack, incoming_body
 from harness.replay.schedule import Checkpoint, LoadPlan
 from harness.replay.secondary import DEATH_GRACE_S, Secondary
@@ -23,6 +25,8 @@ from harness.replay.state import GuestMode, encode, only, sections_for, without
 
 #: Deadline for one answer: a whole-state load takes milliseconds, a buffer of 100 loads a tenth of a second.
 ANSWER_TIMEOUT_S = 20.0
+#: What the deadline grows by for each load in one buffer; a load takes some 0.3 ms at most.
+PER_LOAD_S = 0.05
 _PROGRESS_EVERY_S = 0.1
 _CACHE_ENTRIES = 64
 
@@ -67,6 +71,7 @@ class Evidence:
     :param checkpoints_acked: acknowledged checkpoints; fewer than loads when they stood back to back
     :param exit: how QEMU ended by itself, None when it was still there
     :param log: what QEMU printed
+    :param warnings: what QEMU printed while it lived, with the load after which it was there (0: before the first)
     :param events: names of QMP events of the guest's end (SHUTDOWN, RESET, GUEST_PANICKED)
     :param load_seconds: time between the first request and the last acknowledgement
     """
@@ -77,6 +82,7 @@ class Evidence:
     broken: Break | None
     exit: Exit | None
     log: str
+    warnings: tuple[tuple[int, str], ...] = ()
     events: tuple[str, ...] = ()
     seconds: float = 0.0
     load_seconds: float = 0.0
@@ -179,13 +185,13 @@ class Session:
         devices = self.buffers.devices(phase, self.mode, incoming, 1)
         try:
             secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(phase), devices))
-            tally.begin()
+            tally.begin(secondary.vm.process.stderr_size())
             for checkpoint in self.plan.checkpoints:
                 if self.stop.is_set():
                     raise Stopped("stopped")
                 self._load(secondary, checkpoint, phase)
                 phase = checkpoint.phase
-                tally.add(checkpoint.repeat)
+                tally.add(checkpoint.repeat, secondary.vm.process.stderr_size())
                 if self.pace.run_s and self.mode is GuestMode.RUNNING:
                     time.sleep(self.pace.run_s)
         except ChannelBroken as error:
@@ -199,7 +205,7 @@ class Session:
     def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
         devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, checkpoint.repeat)
         ram = self.buffers.ram_difference(checkpoint.phase, before)
-        secondary.primary.checkpoint(devices, ram)
+        secondary.primary.checkpoint(devices, ram, more_s=checkpoint.repeat * PER_LOAD_S)
 
     def _evidence(self, secondary: Secondary, tally: _Tally, broken: Break | None, started: float) -> Evidence:
         vm = secondary.vm
@@ -207,14 +213,17 @@ class Session:
         # keeps its connection, must still be there
         dying = broken is not None and broken.kind in ("closed", "unexpected")
         ended = vm.ended(DEATH_GRACE_S if dying else 0.0)
-        events = () if ended else _events(secondary)
+        hung = broken is not None and broken.kind == "late" and ended is None
+        events = () if ended or hung else guest_events(vm)
+        threads = "\n" + describe_threads(vm.process.pid) if hung else ""
         return Evidence(
             loads_asked=self.plan.loads,
             loads_acked=tally.loads,
             checkpoints_acked=tally.checkpoints,
             broken=broken,
             exit=ended,
-            log=_own_words(vm.process.stderr()),
+            log=own_words(vm.process.stderr()) + threads,
+            warnings=tally.warnings(vm.process.stderr()),
             events=events,
             seconds=time.monotonic() - started,
             load_seconds=tally.seconds,
@@ -232,17 +241,30 @@ class _Tally:
         self._told = 0
         self._next = 0.0
         self._begun: float | None = None
+        self._printed: list[tuple[int, int]] = []
 
-    def begin(self) -> None:
+    def begin(self, printed: int) -> None:
         self._begun = time.monotonic()
+        self._printed.append((0, printed))
 
-    def add(self, loads: int) -> None:
+    def add(self, loads: int, printed: int) -> None:
         self.loads += loads
         self.checkpoints += 1
+        if printed > self._printed[-1][1]:
+            self._printed.append((self.loads, printed))
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _PROGRESS_EVERY_S
             self._tell()
+
+    def warnings(self, stderr: str) -> tuple[tuple[int, str], ...]:
+        """Lines by the load after which they were there; only while QEMU has printed less than is read back."""
+        text = stderr.encode()
+        found, start = [], 0
+        for load, size in self._printed:
+            found += [(load, line) for line in own_words(text[start:size].decode(errors="replace")).splitlines()]
+            start = size
+        return tuple((load, line.strip()) for load, line in found if line.strip())
 
     def end(self) -> None:
         if self._begun is not None:
@@ -257,18 +279,25 @@ class _Tally:
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
-def _events(secondary: Secondary) -> tuple[str, ...]:
+def guest_events(vm: Vm) -> tuple[str, ...]:
+    """Names of the events of the guest's end that came so far; ``NO-ANSWER`` when QEMU's main loop hangs."""
     try:
         # any answer at all: a process whose main loop hangs is not well, though its session had acknowledged
-        secondary.vm.qmp("query-status", timeout_s=ANSWER_TIMEOUT_S)
+        vm.qmp("query-status", timeout_s=ANSWER_TIMEOUT_S)
     except (QemuError, DeadlineError):
         return ("NO-ANSWER",)
-    return tuple(e["event"] for e in secondary.vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
+    return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS and not _asked_for(e))
+
+
+def _asked_for(event: dict[str, Any]) -> bool:
+    """A reset that is part of loading a snapshot, and not the guest's."""
+    return bool(event.get("data", {}).get("reason") == "snapshot-load")
 
 
 #: Said because of what this program does: it ends QEMU by a signal, and speaks QMP through an old option.
 _NOT_ITS_OWN = re.compile(r"^\S+: (terminating on signal |-mon chardev=postload-qmp).*\n?", re.MULTILINE)
 
 
-def _own_words(stderr: str) -> str:
+def own_words(stderr: str) -> str:
+    """What QEMU printed, without what it says because of this program."""
     return _NOT_ITS_OWN.sub("", stderr).strip()

@@ -82,6 +82,14 @@ def capabilities(dialect: Dialect) -> list[dict[str, object]]:
 
 def _connect(vm: Vm, dialect: Dialect, timeout_s: float) -> socket.socket:
     vm.qmp("migrate-set-capabilities", capabilities=capabilities(dialect))
+    return connect_incoming(vm, timeout_s)
+
+
+def connect_incoming(vm: Vm, timeout_s: float) -> socket.socket:
+    """Let a QEMU that waits for its incoming stream listen, and connect to it.
+
+    :raises QemuError: it does not listen
+    """
     path = vm.workdir / "incoming.sock"
     vm.qmp("migrate-incoming", uri=f"unix:{path}")
     sock = socket.socket(socket.AF_UNIX)
@@ -94,7 +102,8 @@ def _connect(vm: Vm, dialect: Dialect, timeout_s: float) -> socket.socket:
             # 11.1 answers the command before it listens
             if vm.ended() or time.monotonic() > end:
                 sock.close()
-                raise QemuError(f"the secondary does not listen: {error}: {vm.process.stderr()[-400:]}") from error
+                said = vm.process.stderr()[-400:]
+                raise QemuError(f"QEMU does not listen for its incoming stream: {error}: {said}") from error
             time.sleep(0.002)
 
 

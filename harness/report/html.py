@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.matrix.model import SCHEDULES, Cell, MatrixDoc, Qemu
+from harness.matrix.model import LANES, Cell, MatrixDoc, Qemu
 from harness.oracle.verdict import FailureClass, Verdict
 from harness.report.text import duration, number, printable, size
 from harness.report.view import (
@@ -65,7 +65,7 @@ def render_html(doc: MatrixDoc) -> str:
             command=shlex.join(doc.command),
             verdicts=list(Verdict),
             classes=list(FailureClass),
-            schedules={name: SCHEDULE_MEANING[name] for name in SCHEDULES},
+            schedules={name: SCHEDULE_MEANING[name] for name in LANES},
             phases={p: PHASE_MEANING.get(p, "") for p in _phases(doc.cells)},
         )
     )

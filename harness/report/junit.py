@@ -34,7 +34,7 @@ def _suite(block: Block, doc: MatrixDoc) -> TestSuite:
 
 def _name(cell: Cell) -> str:
     """Stable from run to run: CI keeps history by class name and name."""
-    name = f"{cell.schedule}/{'+'.join(cell.phases)}"
+    name = f"{cell.lane}/{'+'.join(cell.phases)}"
     if cell.is_rest:
         name += "/rest"
     if (cell.engine, cell.guest_mode) != ("colo", "running"):

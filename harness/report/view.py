@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.matrix.model import PHASES, SCHEDULES, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.matrix.model import LANES, PHASES, Cell, Finding, MachineResult, MatrixDoc, Qemu
 from harness.oracle.verdict import FailureClass, Verdict, rank, worst
 from harness.report.text import number, one_line
 
@@ -16,6 +16,9 @@ SCHEDULE_MEANING = {
     "alternate": "two moments in turn: A B A B",
     "walk": "every ordered pair of moments",
     "back-to-back": "the same section many times in one device buffer, the guest never runs in between",
+    "drift": "state saved after one load against state saved after many",
+    "leak": "what a load leaves behind in memory, descriptors and threads",
+    "guest": "after the loads the guest lives on: disks, network, clock, kernel log",
 }
 PHASE_MEANING = {
     "firmware": "in the firmware, before a kernel",
@@ -32,7 +35,7 @@ SPANNING = frozenset({"alternate", "walk"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a block; ``phase`` is None for cells that go over several phases."""
+    """A column of a block: a schedule or an oracle; ``phase`` is None for cells that go over several phases."""
 
     schedule: str
     phase: str | None
@@ -179,14 +182,14 @@ def _ordered(values: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _column(cell: Cell) -> Column:
-    spans = cell.schedule in SPANNING or len(cell.phases) != 1
-    return Column(schedule=cell.schedule, phase=None if spans else cell.phases[0])
+    spans = cell.lane in SPANNING or len(cell.phases) != 1
+    return Column(schedule=cell.lane, phase=None if spans else cell.phases[0])
 
 
 def _columns(cells: Sequence[Cell]) -> tuple[Column, ...]:
     used = {_column(cell) for cell in cells}
     phases = (*_ordered({column.phase for column in used if column.phase is not None}, PHASES), None)
-    schedules = _ordered({column.schedule for column in used}, SCHEDULES)
+    schedules = _ordered({column.schedule for column in used}, LANES)
     wanted = (Column(schedule=s, phase=p) for s in schedules for p in phases)
     return tuple(column for column in wanted if column in used)
 
@@ -304,7 +307,7 @@ def cells_text(cells: Sequence[Cell], every: Iterable[Cell] = ()) -> list[str]:
         head = f"{cell.machine} {cell.device}" + (" (rest)" if cell.is_rest else "")
         if cell.record_qemu != cell.load_qemu:
             head += f" {pair_text(cell)}"
-        phases = lines.setdefault(head, {}).setdefault(cell.schedule, [])
+        phases = lines.setdefault(head, {}).setdefault(cell.lane, [])
         if _column(cell).phase is not None:
             phases.append(cell.phases[0])
     return [f"{head}: {_schedules_text(found, known)}" for head, found in lines.items()]
@@ -312,7 +315,7 @@ def cells_text(cells: Sequence[Cell], every: Iterable[Cell] = ()) -> list[str]:
 
 def _schedules_text(found: dict[str, list[str]], known: set[str]) -> str:
     parts = []
-    for schedule in _ordered(found, SCHEDULES):
+    for schedule in _ordered(found, LANES):
         every = len(known) > 1 and known <= set(found[schedule])
         phases = "all phases" if every else ", ".join(_ordered(found[schedule], PHASES))
         parts.append(f"{schedule} ({phases})" if phases else schedule)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the threads of a QEMU that does not answer are doing: states from /proc, and a backtrace where gdb is there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+GDB_TIMEOUT_S = 30.0
+_FRAMES = 12
+_STATES = {"R": "running", "S": "sleeping", "D": "waiting for I/O", "T": "stopped", "t": "traced", "Z": "dead"}
+
+
+def describe_threads(pid: int) -> str:
+    """A line for each thread, then the backtraces.
+
+    :return: text for a log; says why where something could not be had, and never raises for a process that is gone
+    """
+    lines = [_thread(task) for task in sorted(Path(f"/proc/{pid}/task").glob("[0-9]*"))]
+    return "\n".join(["threads of QEMU while it did not answer:", *lines, _backtrace(pid)])
+
+
+def _thread(task: Path) -> str:
+    try:
+        # comm may hold spaces and brackets: the state is the first field behind the last bracket
+        stat = (task / "stat").read_text()
+        name = stat[stat.index("(") + 1 : stat.rindex(")")]
+        state = stat[stat.rindex(")") + 2 :].split()[0]
+    except (OSError, ValueError, IndexError):
+        return f"  {task.name}: gone"
+    return f"  {task.name} {name}: {_STATES.get(state, state)}{_wait_channel(task)}"
+
+
+def _wait_channel(task: Path) -> str:
+    try:
+        channel = (task / "wchan").read_text().strip()
+    except OSError:
+        return ""
+    return f" in {channel}" if channel not in ("", "0") else ""
+
+
+def _backtrace(pid: int) -> str:
+    gdb = shutil.which("gdb")
+    if gdb is None:
+        return "no backtrace: gdb is not installed"
+    argv = [gdb, "-p", str(pid), "-batch", "-nx", "-ex", "set pagination off", "-ex", f"thread apply all bt {_FRAMES}"]
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GDB_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no backtrace: {error}"
+    frames = [line for line in done.stdout.splitlines() if line.startswith(("#", "Thread "))]
+    return "\n".join(frames) or f"no backtrace: gdb said: {done.stderr.strip()[-400:] or 'nothing'}"
