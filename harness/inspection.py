@@ -15,6 +15,7 @@ from harness.record.pack import MANIFEST, StatePack
 from harness.record.profile import section_label
 from harness.stream.model import Command, RamSection, Section, Stream
 from harness.stream.reader import open_stream
+from harness.stream.virtio import field_features
 from harness.stream.vmdesc import Field, VmDesc, decode
 from harness.stream.wire import SectionType
 
@@ -82,7 +83,8 @@ def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) ->
     for field in fields:
         value = field["value"]
         shown = "" if value is None else f" = {value} ({value:#x})" if isinstance(value, int) else f" = {_cut(value)}"
-        line = f"{'  ' * depth}{_last_part(field)}: {field['type']}{shown}"
+        names = "".join(f" {name.split('_F_', 1)[-1]}" for name in field.get("features", ()))
+        line = f"{'  ' * depth}{_last_part(field)}: {field['type']}{shown}{names}"
         console.print(escape(line), soft_wrap=True)
         _print_fields(field["fields"], console, depth + 1)
 
@@ -135,10 +137,11 @@ def _head(part: Section | RamSection) -> dict[str, Any]:
 def _device(section: Section, vmdesc: VmDesc | None) -> dict[str, Any]:
     desc = vmdesc.device(section.idstr, section.instance_id) if vmdesc else None
     fields = decode(section.payload, desc) if desc else []
-    return {**_head(section), "fields": _fields(fields)}
+    return {**_head(section), "fields": _fields(fields, desc.vmsd_name if desc else "")}
 
 
-def _fields(fields: Iterable[Field]) -> list[dict[str, Any]]:
+def _fields(fields: Iterable[Field], kind: str) -> list[dict[str, Any]]:
+    """The fields of a device of this vmsd; with the names of the features where a field holds feature bits."""
     return [
         {
             "name": field.name,
@@ -147,10 +150,15 @@ def _fields(fields: Iterable[Field]) -> list[dict[str, Any]]:
             "size": field.size,
             "type": field.type,
             "value": field.value,
-            "fields": _fields(field.children),
+            **({"features": names} if (names := _features(field, kind)) else {}),
+            "fields": _fields(field.children, kind),
         }
         for field in fields
     ]
+
+
+def _features(field: Field, kind: str) -> list[str]:
+    return field_features(kind, field) if kind.startswith("virtio-") else []
 
 
 def _filtered(document: dict[str, Any], section: str | None, path: Path) -> dict[str, Any]:

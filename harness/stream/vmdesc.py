@@ -19,17 +19,20 @@ elements: they stay raw.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from harness.errors import StreamError, UsageError
 from harness.stream import wire
 
 _MAX_DEPTH = 64
 _INTEGER = re.compile(r"(u?)int(8|16|32|64)(?: (le|equal))?")
+#: Unsigned and little-endian; only in the parts of a payload that the vmdesc does not describe.
+_LITTLE = re.compile(r"le(16|32|64)")
 _SUBSECTION_FIXED_BYTES = 6
 
 
@@ -240,7 +243,8 @@ class Field:
 
     ``path`` is unique within what QEMU names uniquely: ``env.eflags``, ``pirq[3]``, ``cpu/xsave/env.xcr0``.
     ``value`` is an int for numbers, hex digits for other bytes, and None where ``children`` has the pieces.
-    ``type`` is the vmdesc's, or ``array``, ``subsection``, or ``raw`` for bytes that the vmdesc leaves out.
+    ``type`` is the vmdesc's, or ``array``, ``subsection``, or ``raw`` for bytes that the vmdesc leaves out, or
+    ``le16``, ``le32`` or ``le64`` for a little-endian number inside of a virtio device.
     """
 
     name: str
@@ -255,15 +259,28 @@ class Field:
 def decode(payload: bytes | memoryview, desc: DeviceDesc) -> list[Field]:
     """Name the bytes of a device section's payload.
 
+    A virtio device is one opaque field to the vmdesc; its inside is named by
+    :func:`harness.stream.virtio.decode_virtio` where that understands it, whatever size the vmdesc has for it.
+
     :return: fields in wire order; bytes behind the described ones are one field of type ``raw``
     :raises StreamError: the payload is shorter than described, or a subsection is not where the vmdesc has
         it; the offset counts from the start of the payload
     """
+    if _is_virtio(desc):
+        # imported late: it needs this module
+        from harness.stream.virtio import decode_virtio
+
+        with contextlib.suppress(StreamError):
+            return decode_virtio(bytes(payload), desc.vmsd_name)
     decoder = _Decoder(bytes(payload))
     fields = decoder.fields(desc.fields, "") + decoder.subsections(desc.subsections, "")
     if decoder.pos < len(decoder.payload):
         fields.append(decoder.leaf("raw", "raw", "raw", len(decoder.payload) - decoder.pos))
     return fields
+
+
+def _is_virtio(desc: DeviceDesc) -> bool:
+    return desc.open_coded and desc.fields[0].name == desc.fields[0].type == "virtio"
 
 
 class _Decoder:
@@ -278,7 +295,7 @@ class _Decoder:
                 start, f"field {path}: {size_bytes} bytes wanted, {len(self.payload) - start} left"
             )
         self.pos += size_bytes
-        value = _value(kind, self.payload[start : self.pos])
+        value = field_value(kind, self.payload[start : self.pos])
         return Field(name=name, path=path, offset=start, size=size_bytes, type=kind, value=value)
 
     def parent(self, name: str, path: str, kind: str, start: int, children: list[Field]) -> Field:
@@ -350,19 +367,27 @@ def _is_number(kind: str, size_bytes: int) -> bool:
     match = _INTEGER.fullmatch(kind)
     if match:
         return int(match[2]) == size_bytes * 8
+    if match := _LITTLE.fullmatch(kind):
+        return int(match[1]) == size_bytes * 8
     return (kind == "bool" and size_bytes == 1) or (kind == "timer" and size_bytes == 8)
 
 
 def _is_signed(kind: str) -> bool:
-    """Whether a number's type is signed. All are big-endian: the "le" of ``int32 le`` is "less or equal"."""
+    """Whether a number's type is signed."""
     match = _INTEGER.fullmatch(kind)
     return kind == "timer" if match is None else not match[1]
 
 
-def _value(kind: str, raw: bytes) -> int | str:
+def _byte_order(kind: str) -> Literal["big", "little"]:
+    """All of the vmdesc's types are big-endian: the "le" of ``int32 le`` is "less or equal"."""
+    return "little" if _LITTLE.fullmatch(kind) else "big"
+
+
+def field_value(kind: str, raw: bytes) -> int | str:
+    """The value of a field of type ``kind``: an int for a number, hex digits for other bytes."""
     if not _is_number(kind, len(raw)):
         return raw.hex()
-    return int.from_bytes(raw, "big", signed=_is_signed(kind))
+    return int.from_bytes(raw, _byte_order(kind), signed=_is_signed(kind))
 
 
 def walk(fields: list[Field] | tuple[Field, ...]) -> Iterator[Field]:
@@ -393,7 +418,7 @@ def patch(payload: bytes | memoryview, field: Field, value: int) -> bytes:
     if field.offset + field.size > len(payload):
         raise UsageError(f"field {field.path} lies outside of a payload of {len(payload)} bytes")
     try:
-        raw = value.to_bytes(field.size, "big", signed=_is_signed(field.type) and value < 0)
+        raw = value.to_bytes(field.size, _byte_order(field.type), signed=_is_signed(field.type) and value < 0)
     except OverflowError as error:
         raise UsageError(f"{value} does not fit field {field.path} of type {field.type}") from error
     changed = bytearray(payload)
