@@ -118,6 +118,7 @@ _run_ms = click.option(
 _accel = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
 _guest = click.option("--guest", default="debian", show_default=True, help="Recipe: a name in guests/, or a YAML file.")
 _profiles = click.option("--profiles", type=click.Path(path_type=Path), help="Folder of device profiles; devices/.")
+_quick = click.option("--quick", is_flag=True, help="Loads only: no control and no oracle beyond the answers.")
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 _out = click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Reports.")
 
@@ -142,7 +143,8 @@ def cli() -> None:
 
 
 @cli.command()
-@_options(_qemu, _machine, _device, _phase, _schedule, _mode, _loads, _run_ms, _jobs, _accel, _guest, _profiles, _out)
+@_options(_qemu, _machine, _device, _phase, _schedule, _mode, _loads, _run_ms, _quick, _jobs)
+@_options(_accel, _guest, _profiles, _out)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @_json
 def matrix(**given: Any) -> int:
@@ -176,16 +178,18 @@ def record(**given: Any) -> int:
     _check_machines(binaries, [given["machine"]])
     if given["out"].exists():
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
-    accel = choose_accel(Path(binaries[0].path), given["accel"])
+    chosen = select_profiles(profiles, given["devices"] or profiles)
+    phases = ordered_phases(given["phases"] or PHASES)
     recipe = load_recipe(given["guest"])
+    accel = choose_accel(Path(binaries[0].path), given["accel"])
     with LiveProgress(total_cells=0, console=_err) as progress:
         make_recording(
             binary=binaries[0],
             machine=given["machine"],
             accel=accel.name,
             guest=build_guest(recipe),
-            profiles=select_profiles(profiles, given["devices"] or profiles),
-            phases=ordered_phases(given["phases"] or PHASES),
+            profiles=chosen,
+            phases=phases,
             path=given["out"],
             stage=progress.stage,
         )
@@ -196,7 +200,7 @@ def record(**given: Any) -> int:
 
 @cli.command()
 @click.argument("pack", type=click.Path(path_type=Path))
-@_options(_qemu, _device, _phase, _schedule, _mode, _loads, _run_ms, _jobs, _out, _json)
+@_options(_qemu, _device, _phase, _schedule, _mode, _loads, _run_ms, _quick, _jobs, _out, _json)
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:
@@ -272,6 +276,7 @@ def _replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "loads": given["loads"],
         "jobs": given["jobs"],
         "run_s": given["run_ms"] / 1000,
+        "quick": given["quick"],
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from harness.cache import cache_root
 from harness.errors import HarnessError, HostError, PackError, QemuError, UsageError
 from harness.guest.build import Guest
+from harness.matrix.checks import Check, drift_check, perform
 from harness.matrix.judge import Bench, judge_cell
 from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan, plan_cells
@@ -39,7 +40,8 @@ _POLL_S = 0.2
 _PLATFORM = "platform"
 
 
-Job = Callable[[], None]
+#: Does something and returns what is to be done next.
+Job = Callable[[], "list[Job]"]
 
 
 class Watcher(Protocol):
@@ -61,6 +63,7 @@ class Options:
     :param profiles: every profile that the guest is built with; ``devices`` are the rows to be judged
     :param run_s: how long the guest runs after each load
     :param fresh: record anew even when a recording is kept
+    :param quick: loads only: no control, no oracle beyond the answers of the secondary
     """
 
     binaries: tuple[QemuBinary, ...]
@@ -75,6 +78,7 @@ class Options:
     jobs: int
     run_s: float
     fresh: bool = False
+    quick: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,14 +165,11 @@ class Run:
 
     def _finish(self, pool: ThreadPoolExecutor, first: list[Future[list[Job]]]) -> None:
         """Wait for preparations and for the cells that they bring; the first error that stops a run is raised."""
-        preparing: set[Future[Any]] = set(first)
-        waiting: set[Future[Any]] = set(first)
+        waiting: set[Future[list[Job]]] = set(first)
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                more = future.result()
-                if future in preparing:
-                    waiting |= {pool.submit(job) for job in more}
+                waiting |= {pool.submit(job) for job in future.result()}
 
     def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
         """Have a recording of one machine; returns the jobs that judge its cells."""
@@ -224,7 +225,21 @@ class Run:
         )
         # the platform is last in a report and first in a run: what breaks it is then known to the other rows
         ordered = sorted(plans, key=lambda plan: plan.device != _PLATFORM)
-        return [partial(self._judge, plan, bench) for plan in ordered]
+        checks = self._checks(pack.manifest.machine, binary, list(dict.fromkeys(plan.device for plan in plans)))
+        after = _Countdown(len(ordered), [partial(self._check, check, bench) for check in checks])
+        return [partial(self._judge, plan, bench, after) for plan in ordered]
+
+    def _checks(self, machine: str, binary: QemuBinary, rows: list[str]) -> list[Check]:
+        """The experiments of a machine; their cells stand behind those of the schedules, row by row."""
+        checks = [] if self._options.quick else [drift_check(phase, rows) for phase in self._options.phases]
+        for row in rows:
+            ids = [check.cell_id(binary.short, machine, row) for check in checks]
+            with self._lock:
+                mine = [i for i, planned in enumerate(self._planned) if f"/{machine}/{row}/" in planned]
+                at = 1 + max(i for i in mine if self._planned[i].startswith(binary.short + "/"))
+                self._planned[at:at] = ids
+        self._watcher.add_cells(len(checks) * len(rows))
+        return checks
 
     def _see(self, machine: str, family: str, binary: QemuBinary) -> Seen:
         seen = Seen(machine=machine, family=family, binary=binary)
@@ -270,9 +285,22 @@ class Run:
         record(plan, path, lambda phase: self._watcher.stage(f"recording {name}: {phase}"))
         return StatePack(path)
 
-    def _judge(self, plan: CellPlan, bench: Bench) -> None:
+    def _judge(self, plan: CellPlan, bench: Bench, after: _Countdown) -> list[Job]:
+        """Judge a planned cell; the last one of a machine brings the checks, which know by then what to leave out."""
+        if not self._stop.is_set():
+            self._judge_now(plan, bench)
+        return after.one_less()
+
+    def _check(self, check: Check, bench: Bench) -> list[Job]:
         if self._stop.is_set():
-            return
+            return []
+        planned = [check.cell_id(bench.binary.short, bench.buffers.pack.manifest.machine, row) for row in check.rows]
+        self._watcher.start_cell(planned[0])
+        for name, cell in zip(planned, perform(check, bench), strict=True):
+            self._keep(name, cell)
+        return []
+
+    def _judge_now(self, plan: CellPlan, bench: Bench) -> None:
         planned = plan.id(bench.binary.short)
         self._watcher.start_cell(planned)
         for cell in judge_cell(plan, bench, self._watcher.loads):
@@ -306,6 +334,21 @@ class Run:
             self._cells.setdefault(planned, []).append(cell)
         self._watcher.end_cell(cell)
         self._on_cell(self.document())
+
+
+class _Countdown:
+    """Jobs that become due when others are all done."""
+
+    def __init__(self, count: int, jobs: list[Job]) -> None:
+        self._left = count
+        self._jobs = jobs
+        self._lock = Lock()
+
+    def one_less(self) -> list[Job]:
+        """The jobs, when this was the last."""
+        with self._lock:
+            self._left -= 1
+            return self._jobs if self._left == 0 else []
 
 
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:
@@ -381,18 +424,18 @@ def _missing(profile: Profile, binary: QemuBinary, machine: str, family: str) ->
 
 
 def _machine_result(seen: Seen, cells: Sequence[Cell]) -> MachineResult:
-    """Safe only when every row was judged ok with nothing left out; not safe with the first finding.
+    """Safe only when every row was judged ok with nothing left out; not safe with the first load that breaks.
 
-    Where a build resets the machine before each load, a section that fails only when it stands twice in one
-    buffer is worth a word, and does not make a checkpoint unsafe.
+    Two kinds of findings are worth a word and do not make a checkpoint unsafe: drift and leaks, and, where a build
+    resets the machine before each load, a section that breaks only when it stands twice in one buffer.
     """
     mine = [c for c in cells if c.machine == seen.machine and c.load_qemu.sha256 == seen.binary.sha256]
     resets = bool(seen.ability and seen.ability.resets_before_load)
-    findings = [cell for cell in mine if cell.verdict.is_finding]
-    hidden = [c for c in findings if resets and c.schedule == Schedule.BACK_TO_BACK]
-    reasons = [_reason(cell) for cell in findings if cell not in hidden]
-    notes = [f"without the reset before each load, {_reason(cell)}" for cell in hidden]
-    counted = [c for c in mine if not (resets and c.schedule == Schedule.BACK_TO_BACK)]
+    hidden = [c for c in mine if resets and c.verdict.is_finding and c.schedule == Schedule.BACK_TO_BACK]
+    slow = [c for c in mine if c.verdict in (Verdict.DRIFT, Verdict.LEAK)]
+    reasons = [_reason(c) for c in mine if c.verdict.is_finding and c not in hidden and c not in slow]
+    notes = [f"without the reset before each load, {_reason(c)}" for c in hidden] + [_reason(c) for c in slow]
+    counted = [c for c in mine if c.oracle == "load" and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
     clean = all(cell.verdict is Verdict.OK and not cell.excluded for cell in counted)
     judged = {cell.device for cell in counted if cell.verdict is Verdict.OK}
     safe = False if reasons else (True if clean and _PLATFORM in judged else None)
@@ -411,7 +454,8 @@ def _machine_result(seen: Seen, cells: Sequence[Cell]) -> MachineResult:
 def _reason(cell: Cell) -> str:
     finding = cell.finding
     who = finding.section if finding and finding.section else cell.device
-    what = finding.text.partition(": ")[2] or finding.text if finding else ""
+    text = finding.text if finding else ""
+    what = text.partition(": ")[2] if cell.oracle == "load" and ": " in text else text
     return f"{who}: {cell.verdict}: {what}"
 
 

@@ -93,7 +93,7 @@ def _values(block: Block, row: Row, schedule: str, phases: list[str | None]) -> 
     values.append(schedule)
     values += _words(row, schedule, phases)
     cells = row.of_schedule(schedule)
-    return [*values, loads_text(cells), number(rate(cells))]
+    return [*values, loads_text(cells), number(rate(cells)) if rate(cells) else ""]
 
 
 def _words(row: Row, schedule: str, phases: list[str | None]) -> list[str]:

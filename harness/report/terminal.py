@@ -178,7 +178,7 @@ class _Table:
             line.append(word, style=VERDICT_STYLE[spanning.verdict]).append(text[len(word) :], style="dim")
         line.truncate(start + self._spans, pad=True)
         cells = row.of_schedule(schedule)
-        return line.append(self._numbers(loads_text(cells), number(rate(cells))))
+        return line.append(self._numbers(loads_text(cells), number(rate(cells)) if rate(cells) else ""))
 
 
 def _used(row: Row, schedule: str, phases: Sequence[str], widths: Sequence[int], style: _Style) -> int:

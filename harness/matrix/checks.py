@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The oracles that look at more than the answers of a secondary: one experiment, a cell for each row.
+
+An experiment loads a whole machine; its findings are per section or per device. They are put together here into
+one cell for each row, with the worst section's verdict, and the figures of every section in ``details``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from harness.errors import HarnessError, HostError, QemuError, StreamError
+from harness.matrix.judge import Bench
+from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
+from harness.oracle.drift import DriftJudgement, judge_drift, load_rules
+from harness.oracle.verdict import Verdict, rank
+from harness.replay.drift import DriftExperiment
+from harness.replay.engine import Stopped
+from harness.replay.state import label_of
+
+
+class Oracle(StrEnum):
+    """What is looked at; the value stands in a cell's ``oracle``."""
+
+    DRIFT = "drift"
+    LEAK = "leak"
+    GUEST = "guest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What an oracle says of one section, or of one device as a whole (``section`` None)."""
+
+    verdict: Verdict
+    section: str | None = None
+    text: str = ""
+    log: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One experiment.
+
+    :param told: for each row, what is said of its sections
+    """
+
+    told: Mapping[str, Sequence[Told]]
+    loads_asked: int
+    loads_acked: int
+    excluded: frozenset[str] = frozenset()
+    guest_mode: str = "parked"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One experiment to be made on one machine.
+
+    :param phases: those it loads
+    :param rows: the devices that get a cell
+    """
+
+    oracle: Oracle
+    phases: tuple[str, ...]
+    rows: tuple[str, ...]
+    schedule: str
+    run: Callable[[Bench, Check], Outcome]
+
+    def cell_id(self, qemu: str, machine: str, device: str) -> str:
+        """Stable name of the cell of one row."""
+        where = self.phases[0] if len(self.phases) == 1 else "all"
+        return f"{qemu}/{machine}/{device}/{where}/{self.oracle}"
+
+
+def perform(check: Check, bench: Bench) -> list[Cell]:
+    """Make the experiment; a cell for each row, in the rows' order.
+
+    :raises HostError: no space; nothing more can be judged
+    :raises Stopped: the run was told to stop
+    """
+    started = time.monotonic()
+    try:
+        outcome = check.run(bench, check)
+    except (HostError, Stopped):
+        raise
+    except (QemuError, HarnessError, StreamError) as error:
+        told = {row: [Told(verdict=Verdict.HARNESS_ERROR, text=str(error))] for row in check.rows}
+        outcome = Outcome(told=told, loads_asked=0, loads_acked=0)
+    seconds = time.monotonic() - started
+    return [_cell(check, bench, row, outcome, seconds) for row in check.rows]
+
+
+def drift_check(phase: str, rows: Sequence[str]) -> Check:
+    """State after one load against state after many, for every section of a phase."""
+    return Check(oracle=Oracle.DRIFT, phases=(phase,), rows=tuple(rows), schedule="same", run=_drift)
+
+
+def _drift(bench: Bench, check: Check) -> Outcome:
+    phase = check.phases[0]
+    excluded = bench.known(check.phases, True, frozenset()) | bench.known(check.phases, False, frozenset())
+    run = DriftExperiment(
+        binary=bench.binary,
+        dialect=bench.ability.dialect,
+        resets=bool(bench.ability.resets_before_load),
+        buffers=bench.buffers,
+        phase=phase,
+        excluded=excluded,
+        stop=bench.stop,
+    ).run()
+    judged = judge_drift(run, load_rules())
+    rows = _by_row(bench, check, judged)
+    told = {row: [_drift_told(label, judged[label]) for label in labels] for row, labels in rows}
+    return Outcome(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
+
+
+def _drift_told(label: str, judgement: DriftJudgement) -> Told:
+    details = {key: value for key, value in judgement.details.items() if value and key != "loads"}
+    return Told(verdict=judgement.verdict, section=label, text=judgement.text, details=details)
+
+
+def _by_row(bench: Bench, check: Check, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
+    owners = {label: row for row in check.rows for label in bench.buffers.pack.sections_of(row)}
+    rest = check.rows[-1]
+    return [(row, [label for label in labels if owners.get(label, rest) == row]) for row in check.rows]
+
+
+def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float) -> Cell:
+    told = list(outcome.told.get(row, ()))
+    verdict = min((t.verdict for t in told), key=rank, default=Verdict.HARNESS_ERROR)
+    pack = bench.buffers.pack
+    machine = pack.manifest.machine
+    own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
+    rest = REST_SUFFIX if own & outcome.excluded else ""
+    return Cell(
+        id=check.cell_id(bench.binary.short, machine, row) + rest,
+        record_qemu=Qemu(**pack.manifest.qemu),
+        load_qemu=Qemu(**bench.binary.identity()),
+        machine=machine,
+        accel=pack.manifest.accel,
+        device=row,
+        phases=check.phases,
+        schedule=check.schedule,
+        oracle=str(check.oracle),
+        verdict=verdict,
+        guest_mode=outcome.guest_mode,
+        sections=tuple(sorted(own - outcome.excluded)),
+        excluded=tuple(sorted(outcome.excluded)),
+        loads_asked=outcome.loads_asked,
+        loads_acked=outcome.loads_acked,
+        checkpoints_acked=outcome.loads_acked,
+        finding=None if verdict is Verdict.OK else _finding(verdict, told, check),
+        details={**outcome.details, **{t.section or row: dict(t.details) for t in told if t.details}},
+        seconds=round(seconds, 3),
+    )
+
+
+def _finding(verdict: Verdict, told: Sequence[Told], check: Check) -> Finding:
+    worst = [t for t in told if t.verdict is verdict]
+    sections = [t.section for t in worst if t.section]
+    return Finding(
+        section=", ".join(sections) or None,
+        phase=check.phases[0] if len(check.phases) == 1 else None,
+        text="; ".join(dict.fromkeys(t.text for t in worst if t.text)) or "nothing was judged",
+        log="\n".join(t.log for t in worst if t.log),
+    )

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run over an open pack, with cells that are judged on paper: order, machines, stops and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+
+from harness.colo.primary import ENABLE_COLO
+from harness.errors import HostError
+from harness.matrix import run as run_module
+from harness.matrix.judge import Bench
+from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
+from harness.matrix.plan import CellPlan
+from harness.matrix.run import Options, Run, Seen, _machine_result, load_pack_rows
+from harness.oracle.verdict import Verdict, exit_code
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.replay.probe import ColoAbility
+from harness.replay.schedule import Schedule
+from harness.replay.state import GuestMode
+
+DIES = ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
+RESETS = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
+
+
+class Watcher:
+    """Keeps what it is told, from any thread."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.told: list[tuple[str, Any]] = []
+        self.cells = 0
+
+    def _keep(self, what: str, value: Any) -> None:
+        with self.lock:
+            self.told.append((what, value))
+
+    def add_cells(self, count: int) -> None:
+        with self.lock:
+            self.cells += count
+
+    def start_cell(self, cell_id: str) -> None:
+        self._keep("start", cell_id)
+
+    def loads(self, cell_id: str, total: int) -> None:
+        self._keep("loads", total)
+
+    def end_cell(self, cell: Cell) -> None:
+        self._keep("end", cell.id)
+
+    def stage(self, text: str) -> None:
+        self._keep("stage", text)
+
+    def message(self, text: str) -> None:
+        self._keep("message", text)
+
+    def of(self, what: str) -> list[Any]:
+        return [value for kind, value in self.told if kind == what]
+
+
+def cell_of(plan: CellPlan, binary: QemuBinary, verdict: Verdict = Verdict.OK, **more: Any) -> Cell:
+    qemu = Qemu(**binary.identity())
+    return Cell(
+        id=plan.id(binary.short), record_qemu=qemu, load_qemu=qemu, machine=plan.machine, accel="tcg",
+        device=plan.device, phases=plan.phases, schedule=str(plan.schedule), verdict=verdict,
+        finding=None if verdict is Verdict.OK else Finding(text=f"load 1: {verdict}", section="i8259"), **more,
+    )  # fmt: skip
+
+
+Judge = Callable[[CellPlan, Bench, Any], Iterator[Cell]]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
+    monkeypatch.setattr(run_module, "probe_colo", lambda _: DIES)
+    return lambda function: monkeypatch.setattr(run_module, "judge_cell", function)
+
+
+@pytest.fixture
+def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[MatrixDoc]]]:
+    def make(**changes: Any) -> tuple[Run, Watcher, list[MatrixDoc]]:
+        options = Options(
+            binaries=(binary,), accel="tcg", machines=("pc-i440fx-7.2",), profiles=(),
+            devices=("ahci", "virtio-blk", "platform"), phases=("kernel", "bound"),
+            schedules=(Schedule.SAME, Schedule.WALK), guest_modes=(GuestMode.RUNNING,), loads=5, jobs=3, run_s=0.0,
+        )  # fmt: skip
+        watcher = Watcher()
+        seen: list[MatrixDoc] = []
+        run = Run(replace(options, **changes), watcher=watcher, on_cell=seen.append, host={}, command=["postload"])
+        return run, watcher, seen
+
+    return make
+
+
+@pytest.fixture
+def pack(make_pack: Callable[..., Path]) -> Iterator[StatePack]:
+    with StatePack(make_pack()) as opened:
+        yield opened
+
+
+def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def crash_in_the_platform(plan: CellPlan, bench: Bench, on_loads: Any) -> Iterator[Cell]:
+        on_loads(plan.id(bench.binary.short), 5)
+        if plan.device == "platform" and plan.schedule is Schedule.SAME:
+            cell = cell_of(plan, bench.binary, Verdict.CRASH)
+            yield cell
+            yield replace(cell, id=cell.id + "+rest", verdict=Verdict.OK, finding=None, excluded=("i8259",))
+        else:
+            yield cell_of(plan, bench.binary)
+
+    judge(crash_in_the_platform)
+    run, watcher, seen = make_run()
+    doc = load_pack_rows(run, pack)
+    rows = [(device, tail) for device in ("ahci", "virtio-blk") for tail in ("kernel/same", "bound/same", "all/walk")]
+    wanted = [f"7.2.22-12345678/pc-i440fx-7.2/{device}/{tail}" for device, tail in rows]
+    for tail in ("kernel/same", "kernel/same+rest", "bound/same", "bound/same+rest", "all/walk"):
+        wanted.append(f"7.2.22-12345678/pc-i440fx-7.2/platform/{tail}")
+    assert [cell.id for cell in doc.cells] == wanted
+    assert doc.complete
+    assert watcher.cells == len(wanted) == len(watcher.of("end")) == len(seen)
+    # the platform is judged first, so that its culprits are known
+    assert all("/platform/" in cell_id for cell_id in watcher.of("start")[:3])
+    # each document so far is in order too, and none of them claims to be complete
+    for so_far in seen:
+        ids = [cell.id for cell in so_far.cells]
+        assert ids == [cell_id for cell_id in wanted if cell_id in ids]
+        assert not so_far.complete
+    assert [machine.colo_safe for machine in doc.machines] == [False]
+    assert exit_code(cell.verdict for cell in doc.cells) == 1
+
+
+def test_a_machine_named_twice_is_judged_once(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda plan, bench, _: iter([cell_of(plan, bench.binary)]))
+    elsewhere = replace(binary, path="/elsewhere/qemu")
+    run, _, _ = make_run(binaries=(binary, elsewhere, binary), machines=("pc-i440fx-7.2", "pc"))
+    doc = load_pack_rows(run, pack)
+    ids = [cell.id for cell in doc.cells]
+    assert len(ids) == len(set(ids)) == 9
+    assert len(doc.machines) == 1
+
+
+def test_two_builds_of_one_version_are_two_machines(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda plan, bench, _: iter([cell_of(plan, bench.binary)]))
+    run, _, _ = make_run(binaries=(binary, replace(binary, sha256="87654321" * 8)))
+    doc = load_pack_rows(run, pack)
+    assert len({cell.id for cell in doc.cells}) == 18
+    assert [machine.colo_safe for machine in doc.machines] == [True, True]
+
+
+def test_a_machine_that_the_qemu_has_not_is_unsupported(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda *_: pytest.fail("nothing is judged"))
+    run, _, _ = make_run(binaries=(replace(binary, machines=()),))
+    doc = load_pack_rows(run, pack)
+    assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
+    assert len(doc.cells) == 9
+    assert doc.machines[0].colo_safe is None
+    assert "no machine pc-i440fx-7.2" in doc.machines[0].because[0]
+    assert exit_code(cell.verdict for cell in doc.cells) == 4
+
+
+def test_ctrl_c_gives_what_was_judged_until_then(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    judged: list[str] = []
+
+    def interrupted_at_the_fourth(plan: CellPlan, bench: Bench, _: Any) -> Iterator[Cell]:
+        judged.append(plan.device)
+        if len(judged) > 4:
+            raise KeyboardInterrupt
+        yield cell_of(plan, bench.binary)
+        if len(judged) == 4:
+            raise KeyboardInterrupt
+
+    judge(interrupted_at_the_fourth)
+    run, _, _ = make_run(jobs=1)
+    doc = load_pack_rows(run, pack)
+    assert not doc.complete
+    assert len(doc.cells) == 4
+    assert doc.machines[0].colo_safe in (None, True)
+
+
+def test_what_is_judged_after_the_stop_does_not_count(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def killed_by_the_stop(plan: CellPlan, bench: Bench, _: Any) -> Iterator[Cell]:
+        if plan.device == "platform":
+            raise KeyboardInterrupt
+        # as a QEMU does that is killed when the run ends
+        bench.stop.wait(20.0)
+        yield cell_of(plan, bench.binary, Verdict.HOST)
+
+    judge(killed_by_the_stop)
+    run, _, _ = make_run()
+    doc = load_pack_rows(run, pack)
+    assert (doc.cells, doc.complete) == ((), False)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_its_cells(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def full_in_the_end(plan: CellPlan, bench: Bench, _: Any) -> Iterator[Cell]:
+        if plan.device == "virtio-blk":
+            raise HostError("no space")
+        yield cell_of(plan, bench.binary)
+
+    judge(full_in_the_end)
+    run, _, _ = make_run(jobs=1)
+    with pytest.raises(HostError, match="no space"):
+        load_pack_rows(run, pack)
+    cells = run.document().cells
+    assert {cell.device for cell in cells} >= {"platform"}
+    assert not any(cell.device == "virtio-blk" for cell in cells)
+    assert not run.document().complete
+
+
+def plan(device: str, schedule: Schedule = Schedule.SAME) -> CellPlan:
+    return CellPlan(
+        machine="pc-i440fx-7.2", device=device, phases=("bound",), schedule=schedule,
+        guest_mode=GuestMode.RUNNING, loads=5,
+    )  # fmt: skip
+
+
+OK, CRASH, HOST, UNSUPPORTED = Verdict.OK, Verdict.CRASH, Verdict.HOST, Verdict.UNSUPPORTED
+BACK = Schedule.BACK_TO_BACK
+
+#: device, verdict, what was left out
+Row = tuple[str, Verdict, tuple[str, ...]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "safe"),
+    [
+        ([], None),
+        ([("platform", OK, ())], True),
+        ([("platform", OK, ()), ("ahci", OK, ())], True),
+        ([("ahci", OK, ())], None),
+        ([("platform", OK, ()), ("ahci", CRASH, ())], False),
+        ([("platform", CRASH, ()), ("platform", OK, ("i8259",))], False),
+        ([("ahci", OK, ("i8259",))], None),
+        ([("platform", OK, ()), ("ahci", OK, ("i8259",))], None),
+        ([("platform", OK, ()), ("ahci", HOST, ())], None),
+        ([("platform", OK, ()), ("ahci", Verdict.HARNESS_ERROR, ())], None),
+        ([("platform", OK, ()), ("ahci", UNSUPPORTED, ())], None),
+        ([("platform", HOST, ()), ("ahci", Verdict.HANG, ())], False),
+    ],
+)
+def test_a_machine_is_safe_only_when_all_was_judged_with_nothing_left_out(
+    binary: QemuBinary, rows: list[Row], safe: bool | None
+) -> None:
+    cells = [cell_of(plan(device), binary, verdict, excluded=out) for device, verdict, out in rows]
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
+    result = _machine_result(seen, cells)
+    assert result.colo_safe is safe
+    assert bool(result.because) is (safe is not True)
+    assert (result.alias, result.dialect, result.resets_before_load) == ("pc", "enable-colo", False)
+
+
+@pytest.mark.parametrize("verdict", [v for v in Verdict if v.is_finding])
+def test_any_finding_makes_a_machine_unsafe_and_is_named(binary: QemuBinary, verdict: Verdict) -> None:
+    cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, verdict)] * 2
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
+    result = _machine_result(seen, cells)
+    assert result.colo_safe is False
+    assert result.because == (f"i8259: {verdict}: {verdict}",)
+
+
+def test_cells_of_other_machines_and_builds_do_not_count(binary: QemuBinary) -> None:
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
+    fine = cell_of(plan("platform"), binary)
+    other_machine = replace(cell_of(plan("platform"), binary, CRASH), machine="pc-q35-7.2")
+    other_build = cell_of(plan("platform"), replace(binary, sha256="0" * 64), CRASH)
+    assert _machine_result(seen, [fine, other_machine, other_build]).colo_safe is True
+    assert _machine_result(seen, [other_machine, other_build]).colo_safe is None
+
+
+@pytest.mark.parametrize(("ability", "safe"), [(DIES, False), (RESETS, True)])
+def test_where_a_build_resets_loads_in_one_buffer_are_a_note(
+    binary: QemuBinary, ability: ColoAbility, safe: bool
+) -> None:
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=ability)
+    result = _machine_result(seen, [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)])
+    assert result.colo_safe is safe
+    assert ("without the reset" in result.because[0]) is safe
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ([], 4), ([OK], 0), ([OK, UNSUPPORTED], 0), ([UNSUPPORTED], 4), ([OK, HOST], 3), ([HOST, CRASH], 1),
+        ([OK, Verdict.HARNESS_ERROR], 3), ([OK, Verdict.FLAKY], 1), ([UNSUPPORTED, HOST], 3),
+    ],
+)  # fmt: skip
+def test_exit_codes(verdicts: list[Verdict], code: int) -> None:
+    assert exit_code(verdicts) == code
