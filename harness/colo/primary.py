@@ -141,7 +141,7 @@ class Primary:
         self._sock.close()
 
     def _acknowledged(self, more_s: float) -> None:
-        """RECEIVED and LOADED; both may come in one read, and nothing may come behind them."""
+        """RECEIVED, then LOADED."""
         answer = self._receive(Step.SEND, 4, more_s)
         if answer != _DONE[:4]:
             self._expect(Step.SEND, answer, Message.VMSTATE_RECEIVED)
@@ -165,6 +165,8 @@ class Primary:
         while left:
             try:
                 sent = self._sock.sendmsg(left)
+                if time.monotonic() > end:
+                    self._silence(step, end, "took too little data")
             except TimeoutError:
                 self._silence(step, end, "took no more data")
                 continue

@@ -136,7 +136,8 @@ class _Row:
 
     def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> Judgement:
         """Repeat what no section alone was found to do: a verdict that does not come back each time is flaky."""
-        verdicts = [first.verdict] + [judge(self._session(excluded).run()).verdict for _ in range(REPEATS)]
+        again = [judge(self._session(excluded).run()).verdict for _ in range(REPEATS)]
+        verdicts = [first.verdict] + [verdict for verdict in again if not verdict.is_undecided]
         same = verdicts.count(first.verdict)
         if same == len(verdicts):
             return replace(first, text=f"{first.text} ({same} of {same} runs)")
@@ -229,13 +230,18 @@ class _Row:
             isolated=blame.how if blame else None,
         )
 
+    def _suffix(self) -> str:
+        """``+rest`` for the second look at a row, ``+rest2`` for the third."""
+        count = len(self._blamed)
+        return "" if not count else REST_SUFFIX + (str(count) if count > 1 else "")
+
     def undecided(self, text: str) -> Cell:
         return self._frame(verdict=Verdict.HARNESS_ERROR, finding=Finding(text=text))
 
     def _frame(self, *, verdict: Verdict, finding: Finding | None, **more: object) -> Cell:
         pack = self._bench.buffers.pack
         return Cell(
-            id=self._id + (REST_SUFFIX if self._blamed else ""),
+            id=self._id + self._suffix(),
             record_qemu=Qemu(**pack.manifest.qemu),
             load_qemu=Qemu(**self._bench.binary.identity()),
             machine=self._plan.machine,

@@ -108,7 +108,7 @@ class Cell:
     @property
     def is_rest(self) -> bool:
         """True for the second look at a row, without the section that was blamed in the first."""
-        return self.id.endswith(REST_SUFFIX)
+        return REST_SUFFIX in self.id.rpartition("/")[2]
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -209,7 +209,13 @@ class Run:
             for plan in plans:
                 self._settle(plan, binary, Verdict.UNSUPPORTED, f"this QEMU has no machine {machine}")
             return []
-        seen.ability = probe_colo(binary)
+        try:
+            seen.ability = probe_colo(binary)
+        except QemuError as error:
+            self._watcher.message(f"{binary.short} {machine}: {error}")
+            for plan in plans:
+                self._settle(plan, binary, Verdict.HARNESS_ERROR, str(error))
+            return []
         return self._jobs_for(pack, binary, seen.ability, plans)
 
     def _jobs_for(

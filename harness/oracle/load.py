@@ -13,7 +13,7 @@ from harness.replay.engine import Evidence
 
 LOG_LIMIT_CHARS = 4000
 
-_ASSERTION = re.compile(r"Assertion [`'\"].*failed|assertion failed|ERROR:\S+:\d+:|BUG:|code should not be reached")
+_ASSERTION = re.compile(r"Assertion [`'\"].*failed|assertion failed|ERROR:\S+:\d+:|\bBUG:|code should not be reached")
 _SANITIZER = re.compile(
     r"(ERROR|SUMMARY|WARNING): (Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:"
 )
@@ -93,6 +93,9 @@ def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
         return Verdict.GUEST_FAULT, f"the guest ended during the loads: {', '.join(evidence.events)}"
     if evidence.loads_acked < evidence.loads_asked:
         return Verdict.HARNESS_ERROR, f"{evidence.loads_acked} of {evidence.loads_asked} loads acknowledged"
+    report = next((line for line in evidence.log.splitlines() if _SANITIZER.search(line)), None)
+    if report is not None:
+        return Verdict.CRASH, f"every load was acknowledged, with a sanitizer report: {_without_program(report)}"
     return Verdict.OK, ""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import HostError
+from harness.errors import HostError, UsageError
 from harness.qemu.cmdline import CommandLine, Option
 
 #: Marks in SeaBIOS's debug output: devices are set up, and nothing has been booted yet.
@@ -45,7 +45,11 @@ class Machine:
         """Make the scratch images, empty and sparse.
 
         :raises HostError: no space
+        :raises UsageError: a name that leads out of the folder
         """
+        for name, _ in self.files:
+            if Path(name).name != name:
+                raise UsageError(f"scratch file {name!r}: expected a plain file name")
         try:
             for name, size in self.files:
                 with (workdir / name).open("wb") as file:

@@ -127,6 +127,10 @@ class Buffers:
         key = ("devices", phase, mode, selection, repeat)
         return self._get(key, lambda: self._devices(phase, mode, selection, repeat))
 
+    def whole_state(self, phase: str, mode: GuestMode) -> bytes:
+        """Every section once: what an incoming stream brings."""
+        return self._get(("state", phase, mode), lambda: encode(sections_for(self.pack.recordings[phase], mode)))
+
     def _devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
         sections = without(sections_for(self.pack.recordings[phase], mode), selection.excluded)
         own = encode(only(sections, selection.own))
@@ -181,8 +185,7 @@ class Session:
     def _load_all(self, secondary: Secondary, tally: _Tally) -> Break | None:
         phase = self.plan.incoming
         recording = self.buffers.pack.recordings[phase]
-        incoming = Selection(own=self.selection.own, excluded=frozenset())
-        devices = self.buffers.devices(phase, self.mode, incoming, 1)
+        devices = self.buffers.whole_state(phase, self.mode)
         try:
             secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(phase), devices))
             tally.begin(secondary.vm.process.stderr_size())

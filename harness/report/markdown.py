@@ -18,6 +18,7 @@ from harness.report.view import (
     finding_groups,
     loads_text,
     rate,
+    rate_text,
 )
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
@@ -93,7 +94,7 @@ def _values(block: Block, row: Row, schedule: str, phases: list[str | None]) -> 
     values.append(schedule)
     values += _words(row, schedule, phases)
     cells = row.of_schedule(schedule)
-    return [*values, loads_text(cells), number(rate(cells)) if rate(cells) else ""]
+    return [*values, loads_text(cells), rate_text(cells)]
 
 
 def _words(row: Row, schedule: str, phases: list[str | None]) -> list[str]:

@@ -24,6 +24,7 @@ from harness.report.view import (
     finding_groups,
     loads_text,
     rate,
+    rate_text,
 )
 
 __all__ = ["LiveProgress", "print_matrix"]
@@ -106,7 +107,7 @@ class _Table:
         self._spans = self._span_width()
         cells = [row.of_schedule(schedule) for row in block.rows for schedule in block.schedules]
         self._loads = max([len("loads"), *(len(loads_text(found)) for found in cells)])
-        self._rate = max([len("loads/s"), *(len(number(rate(found))) for found in cells)])
+        self._rate = max([len("loads/s"), *(len(rate_text(found)) for found in cells)])
 
     @property
     def width(self) -> int:
@@ -178,7 +179,7 @@ class _Table:
             line.append(word, style=VERDICT_STYLE[spanning.verdict]).append(text[len(word) :], style="dim")
         line.truncate(start + self._spans, pad=True)
         cells = row.of_schedule(schedule)
-        return line.append(self._numbers(loads_text(cells), number(rate(cells)) if rate(cells) else ""))
+        return line.append(self._numbers(loads_text(cells), rate_text(cells)))
 
 
 def _used(row: Row, schedule: str, phases: Sequence[str], widths: Sequence[int], style: _Style) -> int:

@@ -176,6 +176,11 @@ def rate(cells: Iterable[Cell]) -> float:
     return sum(cell.loads_acked for cell in timed) / seconds if seconds else 0.0
 
 
+def rate_text(cells: Sequence[Cell]) -> str:
+    """The rate for a table; nothing for oracles, which do not load as fast as they can."""
+    return number(rate(cells)) if any(cell.oracle == "load" for cell in cells) else ""
+
+
 def _ordered(values: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
     """Known values in their order, then the others by name."""
     return tuple(sorted(set(values), key=lambda v: (known.index(v) if v in known else len(known), v)))

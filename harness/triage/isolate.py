@@ -148,7 +148,7 @@ class _Sweep:
         case, owner = self._case, self._case.owner
         buffers = owner.buffers
         recording = buffers.pack.recordings[case.before]
-        whole = buffers.devices(case.before, GuestMode.PARKED, Selection(own=frozenset(self._labels)), 1)
+        whole = buffers.whole_state(case.before, GuestMode.PARKED)
         with Secondary(owner.binary, buffers.pack.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S) as secondary:
             try:
                 secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(case.before), whole))

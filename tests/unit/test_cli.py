@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command: exit codes, messages that name what is wrong, and one document on stdout with --json."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import cli, inspection
+from harness.colo.primary import ENABLE_COLO
+from harness.errors import GuestError, HostError, MissingError, NothingToRun
+from harness.matrix import run as run_module
+from harness.matrix.model import Cell, Finding, Qemu
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import AccelState, QemuBinary
+from harness.replay.probe import ColoAbility
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Handmade
+
+MakePack = Callable[..., Path]
+#: Exit code, stdout, stderr.
+Said = tuple[int, str, str]
+Postload = Callable[..., Said]
+
+
+@pytest.fixture
+def postload(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], own_cache: Path, tmp_path: Path
+) -> Iterator[Postload]:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object) -> Said:
+        monkeypatch.setattr("sys.argv", ["postload", *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
+    """A QEMU on paper in place of the host's; nothing is downloaded either."""
+    monkeypatch.setattr(cli, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
+    monkeypatch.setattr(cli, "find_binary", lambda _: Path(binary.path))
+    monkeypatch.setattr(cli, "probe_binary", lambda *_: binary)
+    monkeypatch.setattr(cli, "choose_accel", lambda *_: AccelState(name="tcg", usable=True, reason="on paper"))
+    monkeypatch.setattr(
+        run_module, "probe_colo", lambda _: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
+    )
+    return binary
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch, paper: QemuBinary) -> Callable[[dict[str, Verdict]], None]:
+    """Cells come to a verdict by device, without any load."""
+
+    def told(by_device: dict[str, Verdict]) -> None:
+        def judge(plan: Any, bench: Any, _: object) -> Iterator[Cell]:
+            verdict = by_device.get(plan.device, Verdict.OK)
+            qemu = Qemu(**bench.binary.identity())
+            yield Cell(
+                id=plan.id(bench.binary.short), record_qemu=qemu, load_qemu=qemu, machine=plan.machine, accel="tcg",
+                device=plan.device, phases=plan.phases, schedule=str(plan.schedule), verdict=verdict,
+                loads_asked=plan.loads, loads_acked=plan.loads,
+                finding=None if verdict is Verdict.OK else Finding(text=f"load 1: {verdict}"),
+            )  # fmt: skip
+
+        monkeypatch.setattr(run_module, "judge_cell", judge)
+
+    return told
+
+
+@pytest.mark.parametrize("command", [["matrix"], ["record", "--out", "new"], ["replay", "PACK"]])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("/bin/true", "is not a QEMU system emulator"),
+        ("text", "not executable"),
+        ("script", "is not a QEMU system emulator"),
+        ("folder", "no such file or program"),
+        ("nowhere", "no such file or program"),
+    ],
+)
+def test_what_is_no_qemu_is_named(
+    postload: Postload, make_pack: MakePack, tmp_path: Path, command: list[str], given: str, said: str
+) -> None:
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "script").write_text("no program either")
+    (tmp_path / "script").chmod(0o755)
+    (tmp_path / "folder").mkdir()
+    path = given if given.startswith("/") else str(tmp_path / given)
+    words = [str(make_pack()) if word == "PACK" else word for word in command]
+    code, out, err = postload(*words, "--qemu", path)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert Path(given).name in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["matrix", "--machine", "q53"], "unknown machine 'q53'"),
+        (["matrix", "--device", "ahcy"], "unknown device 'ahcy'"),
+        (["matrix", "--phase", "boot"], "unknown phase 'boot'"),
+        (["matrix", "--schedule", "sane"], "unknown schedule 'sane'"),
+        (["matrix", "--guest-mode", "asleep"], "unknown guest mode 'asleep'"),
+        (["matrix", "--profiles", "nowhere"], "nowhere"),
+        (["matrix", "--guest", "nosuch"], "nosuch"),
+        (["matrix", "--loads", "0"], "--loads"),
+        (["matrix", "--jobs", "0"], "--jobs"),
+        (["matrix", "--accel", "hvf"], "hvf"),
+        (["matrix", "--surprise"], "--surprise"),
+        (["record", "--out", "new", "--machine", "q53"], "unknown machine 'q53'"),
+        (["record", "--out", "new", "--device", "ahcy"], "unknown device 'ahcy'"),
+        (["record", "--out", "new", "--phase", "boot"], "unknown phase 'boot'"),
+        (["record", "--out", "new", "--guest", "nosuch"], "nosuch"),
+        (["record", "--out", "."], "exists already"),
+        (["record"], "--out"),
+        (["replay", "PACK", "--device", "nvme"], "device 'nvme' is not in"),
+        (["replay", "PACK", "--phase", "boot"], "unknown phase 'boot'"),
+        (["replay", "PACK", "--phase", "bound,rebound"], "phase 'rebound' is not in"),
+        (["replay", "PACK", "--schedule", "sane"], "unknown schedule 'sane'"),
+        (["replay", "nowhere"], "nowhere is not a state pack"),
+        (["replay"], "PACK"),
+        (["nosuch"], "nosuch"),
+        (["inspect", "nowhere"], "nowhere: no such file or folder"),
+        (["inspect", "PACK", "--phase", "boot"], "has no phase 'boot'"),
+        (["inspect", "PACK", "--section", "nosuch"], "no section 'nosuch'"),
+        (["inspect", "."], "is not a state pack"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_named(
+    postload: Postload, paper: QemuBinary, make_pack: MakePack, argv: list[str], named: str
+) -> None:
+    words = [str(make_pack()) if word == "PACK" else word for word in argv]
+    code, out, err = postload(*words)
+    assert (code, out) == (2, ""), err
+    # click draws long messages over several lines
+    assert named in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("text", [b"", b"QEVM", b"no stream at all", b"QEVM\x00\x00\x00\x02" + bytes(100)])
+def test_a_file_that_is_no_stream_is_named(postload: Postload, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "odd.bin").write_bytes(text)
+    code, out, err = postload("inspect", tmp_path / "odd.bin")
+    assert (code, out) == (2, "")
+    assert "odd.bin" in err
+
+
+@pytest.mark.parametrize("end", [10, 100, -1, -700])
+def test_a_stream_that_is_cut_is_named(postload: Postload, tmp_path: Path, handmade: Handmade, end: int) -> None:
+    pages, mark = handmade.phases["bound"]
+    (tmp_path / "cut.stream").write_bytes(handmade.stream(pages, mark)[:end])
+    code, out, err = postload("inspect", tmp_path / "cut.stream")
+    assert (code, out) == (2, "")
+    assert "cut.stream" in err
+    assert "offset" in err
+
+
+@pytest.mark.parametrize("command", ["inspect", "replay"])
+def test_a_pack_that_is_cut_is_named_by_its_file(
+    postload: Postload, make_pack: MakePack, paper: QemuBinary, command: str
+) -> None:
+    pack = make_pack()
+    whole = (pack / "bound/devices.bin").read_bytes()
+    (pack / "bound/devices.bin").write_bytes(whole[:-1])
+    code, out, err = postload(command, pack)
+    assert (code, out) == (2, "")
+    assert "bound/devices.bin" in err
+
+
+def test_inspect_shows_a_stream(postload: Postload, tmp_path: Path, handmade: Handmade) -> None:
+    pages, mark = handmade.phases["bound"]
+    (tmp_path / "a.stream").write_bytes(handmade.stream(pages, mark))
+    code, out, _ = postload("inspect", tmp_path / "a.stream", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["machine"] == "pc-i440fx-7.2"
+    assert [s["idstr"] for s in document["sections"]][-1] == handmade.blk
+    code, out, _ = postload("inspect", tmp_path / "a.stream", "--section", "i8259")
+    assert code == 0
+    assert "imr: uint8 = 34 (0x22)" in out
+
+
+def test_inspect_shows_a_pack(postload: Postload, make_pack: MakePack, handmade: Handmade) -> None:
+    pack = make_pack()
+    code, out, err = postload("inspect", pack, "--json", "--phase", "kernel")
+    document = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (document["phases"], document["phase"]) == (["kernel", "bound", "busy"], "kernel")
+    assert len(document["sections"]) == len(handmade.sections)
+    # its manifest stands for the pack
+    assert json.loads(postload("inspect", pack / "manifest.json", "--json")[1])["phase"] == "busy"
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ({}, 0),
+        ({"ahci": Verdict.CRASH}, 1),
+        ({"ahci": Verdict.CRASH, "platform": Verdict.HOST}, 1),
+        ({"ahci": Verdict.HARNESS_ERROR}, 3),
+        (dict.fromkeys(("ahci", "virtio-blk", "platform"), Verdict.UNSUPPORTED), 4),
+    ],
+)
+def test_json_leaves_one_document_on_stdout(
+    postload: Postload,
+    make_pack: MakePack,
+    verdicts: Callable[[dict[str, Verdict]], None],
+    tmp_path: Path,
+    told: dict[str, Verdict],
+    code: int,
+) -> None:
+    verdicts(told)
+    ended, out, err = postload("replay", make_pack(), "--json", "--quick", "--loads", 3, "--out", tmp_path / "out")
+    assert ended == code
+    document = json.loads(out)
+    assert document["schema"] == "postload.matrix/1"
+    assert document["complete"] is True
+    assert {cell["device"]: cell["verdict"] for cell in document["cells"]} == {
+        device: str(told.get(device, Verdict.OK)) for device in ("ahci", "virtio-blk", "platform")
+    }
+    assert "reports:" in err
+    on_disk = json.loads((tmp_path / "out/matrix.json").read_text())
+    assert [cell["id"] for cell in on_disk["cells"]] == [cell["id"] for cell in document["cells"]]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "matrix.json", "matrix.html", "matrix.md", "junit.xml",
+    }  # fmt: skip
+
+
+def test_without_json_the_table_is_on_stdout(
+    postload: Postload, make_pack: MakePack, verdicts: Callable[[dict[str, Verdict]], None]
+) -> None:
+    verdicts({})
+    chosen = ("--device", "ahci", "--phase", "bound", "--schedule", "same")
+    code, out, _ = postload("replay", make_pack(), "--quick", *chosen)
+    assert code == 0
+    assert "ahci" in out
+    assert "virtio-blk" not in out
+
+
+def test_reports_that_cannot_be_written_are_the_hosts_fault(
+    postload: Postload, make_pack: MakePack, verdicts: Callable[[dict[str, Verdict]], None], tmp_path: Path
+) -> None:
+    verdicts({})
+    (tmp_path / "file").write_text("")
+    code, _, err = postload("replay", make_pack(), "--quick", "--out", tmp_path / "file")
+    assert code == 3
+    assert "file" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (HostError("no space"), 3, "postload: no space"),
+        (MissingError("install [it]"), 3, "postload: install [it]"),
+        (GuestError("no boot"), 3, "postload: no boot"),
+        (NothingToRun("empty"), 4, "postload: empty"),
+        (KeyboardInterrupt(), 3, "postload: interrupted"),
+        (RuntimeError("a defect"), 3, "mistake in postload itself"),
+        (OSError(5, "Input/output error"), 3, "mistake in postload itself"),
+    ],
+)
+def test_no_error_looks_like_a_finding(
+    postload: Postload, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(inspection, "inspect_path", fail)
+    ended, out, err = postload("inspect", "x")
+    assert (ended, out) == (code, "")
+    assert said in err
+
+
+def test_doctor_says_what_is_missing(postload: Postload) -> None:
+    code, out, _ = postload("doctor", "--qemu", "/bin/true", "--json")
+    document = json.loads(out)
+    assert (code, document["schema"], document["ready"]) == (3, "postload.doctor/1", False)
+    qemu = next(check for check in document["checks"] if check["name"] == "QEMU")
+    assert "/bin/true" in qemu["found"] or "true is not" in qemu["found"]
+    code, out, _ = postload("doctor", "--qemu", "/bin/true")
+    assert code == 3
+    assert "missing" in out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--version"], ["matrix", "--help"], ["replay", "-h"]])
+def test_help_is_no_error(postload: Postload, argv: list[str]) -> None:
+    code, out, err = postload(*argv)
+    assert (code, err) == (0, "")
+    assert "postload" in out

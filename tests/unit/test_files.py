@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HostError
+from harness.files import sha256_file, write_atomically
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(("data", "digest"), [(b"", EMPTY), (b"abc", ABC)])
+def test_a_hash_is_of_the_whole_content(tmp_path: Path, data: bytes, digest: str) -> None:
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == digest
+
+
+def test_a_file_is_made_with_its_folders_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    for data in (b"first", b"", b"second"):
+        write_atomically(path, data)
+        assert path.read_bytes() == data
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("blocked", ["folder", "file"])
+def test_what_cannot_be_written_is_the_hosts_fault_and_leaves_nothing(tmp_path: Path, blocked: str) -> None:
+    if blocked == "folder":
+        (tmp_path / "in-the-way").write_text("")
+        path = tmp_path / "in-the-way" / "file"
+    else:
+        path = tmp_path / "file"
+        path.mkdir()
+    with pytest.raises(HostError, match="cannot write"):
+        write_atomically(path, b"data")
+    assert len(list(tmp_path.rglob("*"))) == 1
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
