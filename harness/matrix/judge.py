@@ -12,7 +12,7 @@ from harness.errors import HarnessError, HostError, QemuError
 from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
 from harness.matrix.plan import CellPlan
 from harness.oracle.load import Judgement, judge, warnings_of
-from harness.oracle.verdict import Verdict
+from harness.oracle.verdict import FailureClass, Verdict
 from harness.qemu.binary import QemuBinary
 from harness.replay.engine import Buffers, Evidence, Pace, Selection, Session, Stopped
 from harness.replay.probe import ColoAbility
@@ -26,6 +26,10 @@ MAX_BLAMED = 8
 REPEATS = 2
 
 OnLoads = Callable[[str, int], None]
+#: Phase, blamed sections and left out ones, the finding and its evidence; gives the class and what the controls gave.
+RunControls = Callable[
+    [str, tuple[str, ...], frozenset[str], Judgement, Evidence], tuple[FailureClass | None, str]
+]
 
 
 @dataclass(kw_only=True)
@@ -76,16 +80,19 @@ class Bench:
         return again and bool(self.ability.resets_before_load)
 
 
-def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads) -> Iterator[Cell]:
+def judge_cell(
+    plan: CellPlan, bench: Bench, on_loads: OnLoads, control: RunControls | None = None
+) -> Iterator[Cell]:
     """Judge a planned cell; more than one comes back when a section of the row is to blame.
 
     The first holds the finding; the last, with ``+rest`` in its id, judges the row without what was blamed.
     Sections of other rows that break the secondary are left out and named in ``excluded``.
 
+    :param control: runs the controls of a finding; without it a finding has no class
     :raises HostError: no space; nothing more can be judged
     :raises Stopped: the run was told to stop
     """
-    row = _Row(plan, bench, on_loads)
+    row = _Row(plan, bench, on_loads, control)
     try:
         yield from row.cells()
     except (HostError, Stopped):
@@ -97,8 +104,9 @@ def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads) -> Iterator[Cell
 class _Row:
     """The state of one cell being judged."""
 
-    def __init__(self, plan: CellPlan, bench: Bench, on_loads: OnLoads) -> None:
+    def __init__(self, plan: CellPlan, bench: Bench, on_loads: OnLoads, control: RunControls | None) -> None:
         self._plan = plan
+        self._control = control
         self._bench = bench
         self._id = plan.id(bench.binary.short)
         self._on_loads = on_loads
@@ -124,7 +132,7 @@ class _Row:
                 judgement = self._again_and_again(judgement, excluded)
             foreign = blame is not None and not frozenset(blame.sections) & self._own
             if not foreign:
-                yield self._cell(evidence, judgement, excluded, blame)
+                yield self._controlled(self._cell(evidence, judgement, excluded, blame), evidence, judgement, blame)
             if blame is None or len(self._blamed) >= MAX_BLAMED:
                 return
             self._bench.blame(self._failing_phase(evidence), self._again, blame.sections)
@@ -133,6 +141,15 @@ class _Row:
                 self._started = time.monotonic()
                 if not self._own:
                     return
+
+    def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement, blame: Blame | None) -> Cell:
+        """The cell with its class, when there are controls and the load is what they can speak of."""
+        broken = evidence.broken
+        if self._control is None or broken is None or broken.load == 0:
+            return cell
+        sections = blame.sections if blame else ()
+        failure_class, said = self._control(broken.phase, sections, frozenset(cell.excluded), judgement, evidence)
+        return replace(cell, failure_class=failure_class, controls=said)
 
     def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> Judgement:
         """Repeat what no section alone was found to do: a verdict that does not come back each time is flaky."""

@@ -20,7 +20,8 @@ from harness.cache import cache_root
 from harness.errors import HarnessError, HostError, PackError, QemuError, UsageError
 from harness.guest.build import Guest
 from harness.matrix.checks import Check, drift_check, perform
-from harness.matrix.judge import Bench, judge_cell
+from harness.matrix.controls import ControlRoom
+from harness.matrix.judge import Bench, RunControls, judge_cell
 from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan, plan_cells
 from harness.oracle.verdict import Verdict
@@ -233,7 +234,8 @@ class Run:
         ordered = sorted(plans, key=lambda plan: plan.device != _PLATFORM)
         checks = self._checks(pack.manifest.machine, binary, list(dict.fromkeys(plan.device for plan in plans)))
         after = _Countdown(len(ordered), [partial(self._check, check, bench) for check in checks])
-        return [partial(self._judge, plan, bench, after) for plan in ordered]
+        control = None if self._options.quick else ControlRoom(bench=bench).judge
+        return [partial(self._judge, plan, bench, control, after) for plan in ordered]
 
     def _checks(self, machine: str, binary: QemuBinary, rows: list[str]) -> list[Check]:
         """The experiments of a machine; their cells stand behind those of the schedules, row by row."""
@@ -291,10 +293,12 @@ class Run:
         record(plan, path, lambda phase: self._watcher.stage(f"recording {name}: {phase}"))
         return StatePack(path)
 
-    def _judge(self, plan: CellPlan, bench: Bench, after: _Countdown) -> list[Job]:
+    def _judge(
+        self, plan: CellPlan, bench: Bench, control: RunControls | None, after: _Countdown
+    ) -> list[Job]:
         """Judge a planned cell; the last one of a machine brings the checks, which know by then what to leave out."""
         if not self._stop.is_set():
-            self._judge_now(plan, bench)
+            self._judge_now(plan, bench, control)
         return after.one_less()
 
     def _check(self, check: Check, bench: Bench) -> list[Job]:
@@ -306,10 +310,10 @@ class Run:
             self._keep(name, cell)
         return []
 
-    def _judge_now(self, plan: CellPlan, bench: Bench) -> None:
+    def _judge_now(self, plan: CellPlan, bench: Bench, control: RunControls | None) -> None:
         planned = plan.id(bench.binary.short)
         self._watcher.start_cell(planned)
-        for cell in judge_cell(plan, bench, self._watcher.loads):
+        for cell in judge_cell(plan, bench, self._watcher.loads, control):
             if self._stop.is_set():
                 return
             more = bool(self._cells.get(planned))

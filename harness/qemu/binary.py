@@ -140,7 +140,7 @@ def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
     )
 
 
-def prove_accel(path: Path, name: str) -> AccelState:
+def prove_accel(path: Path, name: str, *, timeout_s: float | None = None) -> AccelState:
     """Boot a sector of code under an accelerator: that /dev/kvm opens proves nothing on a nested host."""
     if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         there = Path("/dev/kvm").exists()
@@ -162,7 +162,7 @@ def prove_accel(path: Path, name: str) -> AccelState:
     started = time.monotonic()
     try:
         with Process(command.argv(), workdir=workdir) as process:
-            return _judge_accel(name, process, started)
+            return _judge_accel(name, process, started, timeout_s or ACCEL_TIMEOUT_S)
     except QemuError as error:
         return AccelState(name=name, usable=False, reason=str(error))
 
@@ -173,8 +173,8 @@ def choose_accel(path: Path, wanted: str) -> AccelState:
     :raises HostError: the wanted one, or TCG, does not run
     """
     if wanted == "auto":
-        kvm = prove_accel(path, "kvm")
-        if kvm.usable and kvm.seconds <= FAST_ACCEL_S:
+        kvm = prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
+        if kvm.usable:
             return kvm
         wanted = "tcg"
     state = prove_accel(path, wanted)
@@ -251,11 +251,11 @@ def _boot_image() -> bytes:
     return sector.ljust(_FLOPPY_BYTES, b"\0")
 
 
-def _judge_accel(name: str, process: Process, started: float) -> AccelState:
-    ended = process.wait(ACCEL_TIMEOUT_S)
+def _judge_accel(name: str, process: Process, started: float, timeout_s: float) -> AccelState:
+    ended = process.wait(timeout_s)
     seconds = time.monotonic() - started
     if ended is None:
-        return AccelState(name=name, usable=False, reason=f"guest code did not run within {ACCEL_TIMEOUT_S:g} s")
+        return AccelState(name=name, usable=False, reason=f"guest code did not run within {timeout_s:g} s")
     if ended.status == 2 * _DEBUG_EXIT_VALUE + 1:
         slow = f", which is slower than emulation (more than {FAST_ACCEL_S:g} s)" if seconds > FAST_ACCEL_S else ""
         return AccelState(name=name, usable=True, reason=f"booted in {seconds:.1f} s{slow}", seconds=seconds)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -186,3 +186,20 @@ def sweep_workdirs() -> int:
             shutil.rmtree(folder, ignore_errors=True)
             count += 1
     return count
+
+
+#: ``sun_path`` of a unix socket without its terminating zero (``unix(7)``).
+_SOCKET_PATH_BYTES = 107
+
+
+@contextlib.contextmanager
+def socket_path(path: Path) -> Iterator[Path]:
+    """A name for a unix socket that fits into its address, here and in a child, however deep the folder is."""
+    if len(os.fsencode(path)) <= _SOCKET_PATH_BYTES:
+        yield path
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)

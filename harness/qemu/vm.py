@@ -17,7 +17,7 @@ from typing import Any
 from harness.errors import DeadlineError, HostError, QemuError
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
-from harness.qemu.process import Exit, Process, new_workdir
+from harness.qemu.process import Exit, Process, new_workdir, socket_path
 
 START_TIMEOUT_S = 30.0
 
@@ -116,11 +116,11 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
     :raises HostError: no space for the stream
     """
     end = time.monotonic() + timeout_s
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(sock_path))
+    with socket.socket(socket.AF_UNIX) as server, socket_path(sock_path) as address:
+        server.bind(str(address))
         server.listen(1)
         server.settimeout(timeout_s)
-        vm.qmp("migrate", uri=f"unix:{sock_path}")
+        vm.qmp("migrate", uri=f"unix:{address}")
         try:
             size = _drain(server, sink, end)
         finally:

@@ -6,13 +6,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken, Dialect, Primary
 from harness.errors import QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.process import new_workdir
+from harness.qemu.process import new_workdir, socket_path
 from harness.qemu.vm import Vm
 from harness.record.machine import Machine, firmware_sink
 
@@ -90,13 +91,17 @@ def connect_incoming(vm: Vm, timeout_s: float) -> socket.socket:
 
     :raises QemuError: it does not listen
     """
-    path = vm.workdir / "incoming.sock"
-    vm.qmp("migrate-incoming", uri=f"unix:{path}")
+    with socket_path(vm.workdir / "incoming.sock") as address:
+        vm.qmp("migrate-incoming", uri=f"unix:{address}")
+        return _connected(vm, address, timeout_s)
+
+
+def _connected(vm: Vm, address: Path, timeout_s: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     end = time.monotonic() + timeout_s
     while True:
         try:
-            sock.connect(str(path))
+            sock.connect(str(address))
             return sock
         except OSError as error:
             # 11.1 answers the command before it listens

@@ -133,6 +133,11 @@ class FindingGroup:
         return tuple(dict.fromkeys(c.failure_class for c in self.cells if c.failure_class is not None))
 
     @property
+    def controls(self) -> tuple[str, ...]:
+        """What the controls gave, each text once."""
+        return tuple(dict.fromkeys(c.controls for c in self.cells if c.controls))
+
+    @property
     def machines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f"{c.machine} on QEMU {pair_text(c)}" for c in self.cells))
 

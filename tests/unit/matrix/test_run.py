@@ -108,7 +108,7 @@ def pack(make_pack: Callable[..., Path]) -> Iterator[StatePack]:
 def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
 ) -> None:
-    def crash_in_the_platform(plan: CellPlan, bench: Bench, on_loads: Any) -> Iterator[Cell]:
+    def crash_in_the_platform(plan: CellPlan, bench: Bench, on_loads: Any, _control: Any) -> Iterator[Cell]:
         on_loads(plan.id(bench.binary.short), 5)
         if plan.device == "platform" and plan.schedule is Schedule.SAME:
             cell = cell_of(plan, bench.binary, Verdict.CRASH)
@@ -141,7 +141,7 @@ def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
 def test_a_machine_named_twice_is_judged_once(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
 ) -> None:
-    judge(lambda plan, bench, _: iter([cell_of(plan, bench.binary)]))
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
     elsewhere = replace(binary, path="/elsewhere/qemu")
     run, _, _ = make_run(binaries=(binary, elsewhere, binary), machines=("pc-i440fx-7.2", "pc"))
     doc = load_pack_rows(run, pack)
@@ -153,7 +153,7 @@ def test_a_machine_named_twice_is_judged_once(
 def test_two_builds_of_one_version_are_two_machines(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
 ) -> None:
-    judge(lambda plan, bench, _: iter([cell_of(plan, bench.binary)]))
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
     run, _, _ = make_run(binaries=(binary, replace(binary, sha256="87654321" * 8)))
     doc = load_pack_rows(run, pack)
     assert len({cell.id for cell in doc.cells}) == 18
@@ -178,7 +178,7 @@ def test_ctrl_c_gives_what_was_judged_until_then(
 ) -> None:
     judged: list[str] = []
 
-    def interrupted_at_the_fourth(plan: CellPlan, bench: Bench, _: Any) -> Iterator[Cell]:
+    def interrupted_at_the_fourth(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
         judged.append(plan.device)
         if len(judged) > 4:
             raise KeyboardInterrupt
@@ -197,7 +197,7 @@ def test_ctrl_c_gives_what_was_judged_until_then(
 def test_what_is_judged_after_the_stop_does_not_count(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
 ) -> None:
-    def killed_by_the_stop(plan: CellPlan, bench: Bench, _: Any) -> Iterator[Cell]:
+    def killed_by_the_stop(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
         if plan.device == "platform":
             raise KeyboardInterrupt
         # as a QEMU does that is killed when the run ends
@@ -213,7 +213,7 @@ def test_what_is_judged_after_the_stop_does_not_count(
 def test_a_full_disk_ends_the_run_and_keeps_its_cells(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
 ) -> None:
-    def full_in_the_end(plan: CellPlan, bench: Bench, _: Any) -> Iterator[Cell]:
+    def full_in_the_end(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
         if plan.device == "virtio-blk":
             raise HostError("no space")
         yield cell_of(plan, bench.binary)

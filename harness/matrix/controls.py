@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The controls of a finding: the same state where nothing is stale, and where it was reset; they give it its class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+
+from harness.errors import HarnessError, QemuError
+from harness.matrix.judge import Bench
+from harness.oracle.classify import Control, Controls, classify, sentence
+from harness.oracle.load import Judgement, judge
+from harness.oracle.verdict import FailureClass, Verdict
+from harness.replay.engine import Evidence, Selection, Session, Stopped
+from harness.replay.fresh import Fresh
+from harness.replay.incoming import State
+from harness.replay.loadvm import Loadvm
+from harness.replay.schedule import Checkpoint, LoadPlan
+from harness.replay.state import GuestMode
+
+FRESH_PROCESSES = 3
+LOADVM_LOADS = 5
+#: Loads of the same bytes: one at a time, and in one buffer.
+SAME_LOADS = 5
+CONTROL_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is controlled: a phase, the sections that were blamed there, and those left out from the start."""
+
+    phase: str
+    sections: tuple[str, ...]
+    excluded: frozenset[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class ControlRoom:
+    """Runs the controls of each case once, however many cells ask for them."""
+
+    bench: Bench
+    _kept: dict[Case, Controls] = field(default_factory=dict)
+    _locks: dict[Case, Lock] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def judge(
+        self, phase: str, sections: tuple[str, ...], excluded: frozenset[str], found: Judgement, evidence: Evidence
+    ) -> tuple[FailureClass | None, str]:
+        """Class of a finding, and a sentence that says which controls were run and what they gave.
+
+        :raises Stopped: the run was told to stop
+        """
+        case = Case(phase=phase, sections=sections, excluded=excluded)
+        with self._lock:
+            lock = self._locks.setdefault(case, Lock())
+        with lock:
+            if case not in self._kept:
+                self._kept[case] = self._run(case)
+        controls = self._kept[case]
+        return classify(found, evidence, controls), sentence(controls, found)
+
+    def _run(self, case: Case) -> Controls:
+        parked = [
+            self._session(case, (Checkpoint(phase=case.phase),) * SAME_LOADS),
+            self._session(case, (Checkpoint(phase=case.phase, repeat=SAME_LOADS),)),
+        ]
+        same, together = (_control(session, parked=True) if case.sections else None for session in parked)
+        return Controls(
+            fresh=_control(lambda: self._fresh(case)),
+            loadvm=_control(lambda: self._loadvm(case)),
+            same=same,
+            back_to_back=together,
+            resets_before_load=self.bench.ability.resets_before_load,
+        )
+
+    def _fresh(self, case: Case) -> Evidence:
+        state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
+        return Fresh(
+            binary=self.bench.binary,
+            state=state,
+            processes=FRESH_PROCESSES,
+            timeout_s=CONTROL_TIMEOUT_S,
+            stop=self.bench.stop,
+        ).run()
+
+    def _loadvm(self, case: Case) -> Evidence:
+        plan = LoadPlan(incoming=case.phase, checkpoints=(Checkpoint(phase=case.phase),) * LOADVM_LOADS)
+        return Loadvm(
+            binary=self.bench.binary,
+            buffers=self.bench.buffers,
+            plan=plan,
+            excluded=case.excluded,
+            timeout_s=CONTROL_TIMEOUT_S,
+            stop=self.bench.stop,
+        ).run()
+
+    def _session(self, case: Case, checkpoints: tuple[Checkpoint, ...]) -> Callable[[], Evidence]:
+        return Session(
+            binary=self.bench.binary,
+            dialect=self.bench.ability.dialect,
+            buffers=self.bench.buffers,
+            plan=LoadPlan(incoming=case.phase, checkpoints=checkpoints),
+            selection=Selection(own=frozenset(case.sections), whole=False),
+            mode=GuestMode.PARKED,
+            timeout_s=CONTROL_TIMEOUT_S,
+            stop=self.bench.stop,
+        ).run
+
+
+def _control(run: Callable[[], Evidence], *, parked: bool = False) -> Control:
+    """A control that could not be run is undecided, and says why."""
+    try:
+        evidence = run()
+    except Stopped:
+        raise
+    except (QemuError, HarnessError) as error:
+        return Control(judgement=Judgement(verdict=Verdict.HARNESS_ERROR, text=str(error)), asked=0, passed=0)
+    return Control.of(judge(evidence), evidence, parked=parked)
