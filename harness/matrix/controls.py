@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from harness.errors import HarnessError, QemuError
 from harness.matrix.judge import Bench
-from harness.oracle.classify import Control, Controls, classify, sentence
+from harness.oracle.classify import Control, Controls, Moment, classify, sentence
 from harness.oracle.load import Judgement, judge
 from harness.oracle.verdict import FailureClass, Verdict
 from harness.replay.engine import Evidence, Selection, Session, Stopped
@@ -18,6 +18,7 @@ from harness.replay.incoming import State
 from harness.replay.loadvm import Loadvm
 from harness.replay.schedule import Checkpoint, LoadPlan
 from harness.replay.state import GuestMode
+from harness.triage.marker import moment_of
 
 FRESH_PROCESSES = 3
 LOADVM_LOADS = 5
@@ -61,18 +62,18 @@ class ControlRoom:
         return classify(found, evidence, controls), sentence(controls, found)
 
     def _run(self, case: Case) -> Controls:
-        parked = [
-            self._session(case, (Checkpoint(phase=case.phase),) * SAME_LOADS),
-            self._session(case, (Checkpoint(phase=case.phase, repeat=SAME_LOADS),)),
-        ]
-        same, together = (_control(session, parked=True) if case.sections else None for session in parked)
-        return Controls(
+        controls = Controls(
             fresh=_control(lambda: self._fresh(case)),
             loadvm=_control(lambda: self._loadvm(case)),
-            same=same,
-            back_to_back=together,
             resets_before_load=self.bench.ability.resets_before_load,
         )
+        if not case.sections:
+            return controls
+        one_by_one = self._session(case, (Checkpoint(phase=case.phase),) * SAME_LOADS)
+        together = self._session(case, (Checkpoint(phase=case.phase, repeat=SAME_LOADS),))
+        same = _control(one_by_one.run, parked=True)
+        back_to_back = _control(together.run, parked=True)
+        return replace(controls, same=same, back_to_back=back_to_back, moment=_moment(one_by_one, same))
 
     def _fresh(self, case: Case) -> Evidence:
         state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
@@ -95,7 +96,7 @@ class ControlRoom:
             stop=self.bench.stop,
         ).run()
 
-    def _session(self, case: Case, checkpoints: tuple[Checkpoint, ...]) -> Callable[[], Evidence]:
+    def _session(self, case: Case, checkpoints: tuple[Checkpoint, ...]) -> Session:
         return Session(
             binary=self.bench.binary,
             dialect=self.bench.ability.dialect,
@@ -105,7 +106,17 @@ class ControlRoom:
             mode=GuestMode.PARKED,
             timeout_s=CONTROL_TIMEOUT_S,
             stop=self.bench.stop,
-        ).run
+        )
+
+
+def _moment(session: Session, control: Control) -> Moment | None:
+    """Whether the load broke or the start of the guest behind it; None when it passed or cannot be told."""
+    if control.ok or not control.decided:
+        return None
+    try:
+        return moment_of(session, control.passed, control.judgement.verdict)
+    except QemuError:
+        return None
 
 
 def _control(run: Callable[[], Evidence], *, parked: bool = False) -> Control:

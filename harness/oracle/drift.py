@@ -30,7 +30,7 @@ from harness.stream.vmdesc import DeviceDesc, Field, FieldDesc, StructDesc, VmDe
 from harness.yamlfile import load_model
 
 RULES_FILE = Path(__file__).with_name("drift-rules.yaml")
-#: More changes of a section than this are counted only.
+#: More changes of a section than this are counted only, in ``drift_fields`` and ``changed_by_load_fields``.
 MAX_TOLD = 64
 
 Value = int | str | None
@@ -147,7 +147,7 @@ class DriftJudgement:
 
     :param text: one line; empty when all is well
     :param details: fit for JSON: ``loads``, ``back_to_back``, and lists ``drift``, ``by_nature``,
-        ``changed_by_load`` and ``changed_by_nature``
+        ``changed_by_load`` and ``changed_by_nature``; ``drift_fields`` and ``changed_by_load_fields`` count all
     """
 
     verdict: Verdict
@@ -170,6 +170,7 @@ def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> DriftJudgement:
     details: dict[str, object] = {"loads": run.loads_acked, "back_to_back": run.back_to_back}
     by_load = _sort(rules, run.machine, label, Comparison.RECORDING, changed_by_load(run, label))
     details |= {"changed_by_load": _told(by_load[0]), "changed_by_nature": _told(by_load[1])}
+    details["changed_by_load_fields"] = len(by_load[0])
     if len(run.snapshots) < 2:
         where = f"in load {run.broken.load}" if run.broken else "early"
         text = f"not judged: the secondary broke {where}, before there were two states to compare"
@@ -177,10 +178,9 @@ def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> DriftJudgement:
     moved, natural = _sort(rules, run.machine, label, Comparison.N, changed_by_loads(run, label))
     drifts = [_drift(run, label, change) for change, _ in moved]
     details |= {"drift": [_drift_details(drift) for drift in drifts[:MAX_TOLD]], "by_nature": _told(natural)}
+    details["drift_fields"] = len(drifts)
     if not drifts:
         return DriftJudgement(verdict=Verdict.OK, text="", details=details)
-    if len(drifts) > MAX_TOLD:
-        details["drift_fields"] = len(drifts)
     return DriftJudgement(verdict=Verdict.DRIFT, text=_text(run, drifts), details=details)
 
 

@@ -66,7 +66,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, paper: QemuBinary) -> Callable[[di
     """Cells come to a verdict by device, without any load."""
 
     def told(by_device: dict[str, Verdict]) -> None:
-        def judge(plan: Any, bench: Any, _: object) -> Iterator[Cell]:
+        def judge(plan: Any, bench: Any, _: object, __: object) -> Iterator[Cell]:
             verdict = by_device.get(plan.device, Verdict.OK)
             qemu = Qemu(**bench.binary.identity())
             yield Cell(

@@ -73,7 +73,7 @@ def cell_of(plan: CellPlan, binary: QemuBinary, verdict: Verdict = Verdict.OK, *
     )  # fmt: skip
 
 
-Judge = Callable[[CellPlan, Bench, Any], Iterator[Cell]]
+Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 
 
 @pytest.fixture

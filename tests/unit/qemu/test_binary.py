@@ -211,7 +211,7 @@ def test_an_accelerator_that_hangs_is_not_usable(script: MakeScript, monkeypatch
 def test_kvm_is_chosen_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, wanted: str, kvm_usable: bool, kvm_seconds: float, chosen: str | None
 ) -> None:
-    def prove(_: Path, name: str) -> AccelState:
+    def prove(_: Path, name: str, **__: float) -> AccelState:
         if name == "tcg":
             return AccelState(name="tcg", usable=True, reason="booted", seconds=0.1)
         return AccelState(name="kvm", usable=kvm_usable, reason="as told", seconds=kvm_seconds)

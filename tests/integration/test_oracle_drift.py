@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drift on a real QEMU: healthy devices stand still, states made wrong on purpose are caught, rules are needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from harness.oracle.drift import Comparison, judge_drift, load_rules, unused_rules
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.replay.drift import Change, DriftExperiment, DriftRun
+from harness.replay.engine import Buffers
+from harness.replay.probe import ColoAbility
+from harness.replay.state import label_of
+from harness.stream.model import Section
+from harness.stream.vmdesc import VmDesc, decode, find, patch
+
+LOADS = 50
+#: Known to end a q35 secondary; judged by other tests.
+LETHAL = frozenset({"0000:00:1f.0/ICH9LPC"})
+#: Longer than a second, so that a clock with seconds moves.
+IDLE_S = 1.2
+SOON_NS = 500_000_000
+
+Drifted = Callable[..., DriftRun]
+
+
+@pytest.fixture
+def drifted(binary: QemuBinary, ability: ColoAbility) -> Drifted:
+    """Runs the experiment: ``drifted(pack, phase, change=..., loads=...)``."""
+
+    def run(pack: StatePack, phase: str, **more: object) -> DriftRun:
+        experiment = DriftExperiment(
+            binary=binary,
+            dialect=ability.dialect,
+            resets=bool(ability.resets_before_load),
+            buffers=Buffers(pack),
+            phase=phase,
+            excluded=LETHAL if pack.machine.family == "q35" else frozenset(),
+            **{"loads": LOADS} | more,  # type: ignore[arg-type]
+        )
+        return experiment.run()
+
+    return run
+
+
+def with_field(section: Section, vmdesc: VmDesc, path: str, value: int) -> Section:
+    desc = vmdesc.device(section.idstr, section.instance_id)
+    assert desc is not None
+    return replace(section, payload=patch(section.payload, find(decode(section.payload, desc), path), value))
+
+
+def moving(pack: StatePack, phase: str, label: str, path: str, value: Callable[[int], int]) -> Change:
+    """One field has ``value(k)`` in load k."""
+    vmdesc = pack.recordings[phase].vmdesc
+
+    def change(section: Section, load: int) -> Section:
+        return with_field(section, vmdesc, path, value(load)) if label_of(section) == label else section
+
+    return change
+
+
+def label_with(pack: StatePack, phase: str, suffix: str) -> str:
+    return next(label for s in pack.recordings[phase].sections if (label := label_of(s)).endswith(suffix))
+
+
+# --- Negative controls -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["firmware", "kernel", "bound", "busy", "unbound", "rebound"])
+def test_healthy_devices_stand_still(drifted: Drifted, pc_pack: StatePack, phase: str) -> None:
+    run = drifted(pc_pack, phase)
+    assert run.broken is None
+    assert (run.loads_acked, [s.load for s in run.snapshots]) == (LOADS, [1, 25, 50])
+    judged = judge_drift(run, load_rules())
+    own = {label for device in ("ahci", "virtio-blk") for label in pc_pack.sections_of(device)}
+    assert own <= set(judged)
+    assert {label: j.text for label, j in judged.items() if j.verdict is not Verdict.OK} == {}
+    for label in own:
+        assert judged[label].details["changed_by_load"] == [], label
+        assert judged[label].details["by_nature"] == [], f"{label}: nothing of a disk moves by nature"
+
+
+# --- Positive controls -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "path"),
+    [
+        ("i8254", "channels[2].count"),
+        ("/ich9_ahci", "ahci.dev[0].port_regs.scr_err"),
+        ("/virtio-blk", "queue_sel"),
+    ],
+)
+def test_a_field_that_rises_with_each_load_is_caught(
+    drifted: Drifted, pc_pack: StatePack, suffix: str, path: str
+) -> None:
+    label = label_with(pc_pack, "bound", suffix)
+    run = drifted(pc_pack, "bound", change=moving(pc_pack, "bound", label, path, lambda load: load))
+    judged = judge_drift(run, load_rules())
+    assert [name for name, j in judged.items() if j.verdict is not Verdict.OK] == [label]
+    assert judged[label].verdict is Verdict.DRIFT
+    (entry,) = judged[label].details["drift"]  # type: ignore[misc]
+    assert entry == {  # type: ignore[has-type]
+        "field": path,
+        "type": entry["type"],  # type: ignore[has-type]
+        "values": [1, 25, 50],
+        "per_load": 1.0,
+        "creeps": True,
+        "without_loads": False,
+    }
+    assert f"{path} goes from 1 to 50, +1 per load" in judged[label].text
+
+
+def test_a_field_that_flips_is_caught_and_does_not_creep(drifted: Drifted, pc_pack: StatePack) -> None:
+    change = moving(pc_pack, "bound", "i8259#1", "imr", lambda load: 0xA5 if load % 2 else 0x5A)
+    judged = judge_drift(drifted(pc_pack, "bound", change=change), load_rules())
+    assert [name for name, j in judged.items() if j.verdict is Verdict.DRIFT] == ["i8259#1"]
+    (entry,) = judged["i8259#1"].details["drift"]  # type: ignore[misc]
+    assert (entry["values"], entry["creeps"]) == ([0xA5, 0xA5, 0x5A], False)  # type: ignore[has-type]
+
+
+def test_a_bit_that_no_rule_lets_move_is_caught_beside_one_that_may(drifted: Drifted, pc_pack: StatePack) -> None:
+    change = moving(pc_pack, "unbound", "apic", "irr[7]", lambda load: 0x1 if load == LOADS else 0)
+    judged = judge_drift(drifted(pc_pack, "unbound", change=change), load_rules())
+    assert "irr[7]" in judged["apic"].text
+
+
+def test_a_secondary_that_breaks_is_a_result(drifted: Drifted, pc_pack: StatePack) -> None:
+    def change(section: Section, load: int) -> Section:
+        strange = load == 30 and label_of(section) == "i8254"
+        return replace(section, version_id=99) if strange else section
+
+    run = drifted(pc_pack, "bound", change=change)
+    assert run.broken is not None
+    assert run.loads_acked < LOADS
+    assert [s.load for s in run.snapshots] == [1, 25]
+    assert judge_drift(run, load_rules())["i8259"].verdict is Verdict.OK
+
+
+# --- Rules -------------------------------------------------------------------------------------------------
+
+
+FIFO_TIMER = b"serial/fifo_timeout_timer"
+
+
+def due_soon(pack: StatePack, phase: str) -> Change:
+    """Timers that a recording may have or not have are made to be due within the idle time."""
+    recording = pack.recordings[phase]
+    timer = next(s for s in recording.sections if label_of(s) == "timer")
+    due_ns = _number(timer, recording.vmdesc, "cpu_clock_offset") + SOON_NS
+    host_due_ns: list[int] = []
+
+    def change(section: Section, _: int) -> Section:
+        vmdesc = recording.vmdesc
+        match section.idstr:
+            case "apic":
+                return with_field(section, vmdesc, "timer_expiry", due_ns)
+            case "hpet":
+                return with_field(section, vmdesc, "timer[2].qemu_timer", due_ns)
+            case "mc146818rtc":
+                # by the host's clock, from the first load on
+                host_due_ns.append(time.time_ns() + SOON_NS)
+                return with_field(section, vmdesc, "update_timer", host_due_ns[0])
+            case "serial":
+                # the timer's subsection, u64 expiry, stands last
+                at = section.payload.find(bytes([5, len(FIFO_TIMER)]) + FIFO_TIMER)
+                before = section.payload if at < 0 else section.payload[:at]
+                head = bytes([5, len(FIFO_TIMER)]) + FIFO_TIMER + (1).to_bytes(4, "big")
+                return replace(section, payload=before + head + due_ns.to_bytes(8, "big"))
+        return section
+
+    return change
+
+
+def _number(section: Section, vmdesc: VmDesc, path: str) -> int:
+    desc = vmdesc.device(section.idstr, section.instance_id)
+    assert desc is not None
+    return int(find(decode(section.payload, desc), path).value or 0)
+
+
+def test_each_rule_is_needed_and_no_more_are(drifted: Drifted, pc_pack: StatePack, q35_pack: StatePack) -> None:
+    rules = load_rules()
+    cells = [(pack, phase) for pack in (pc_pack, q35_pack) for phase in pack.phases]
+
+    def run(cell: tuple[StatePack, str]) -> DriftRun:
+        pack, phase = cell
+        return drifted(pack, phase, loads=3, idle_s=IDLE_S, change=due_soon(pack, phase))
+
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        runs = list(pool.map(run, cells))
+    assert [r.broken for r in runs if r.broken] == []
+    assert _drifting(runs, ()), "without rules there is nothing to explain"
+    assert _drifting(runs, rules) == []
+    unused = [(rule.section, rule.fields, comparison) for rule, comparison in unused_rules(rules, runs)]
+    assert unused == []
+
+
+def test_what_a_rule_calls_natural_moves_without_any_load(drifted: Drifted, pc_pack: StatePack) -> None:
+    """Nothing is loaded between the two saves that are compared here; the parked machine runs a second."""
+    only_time = []
+    for phase in ("firmware", "kernel"):
+        run = drifted(pc_pack, phase, loads=2, idle_s=IDLE_S, change=due_soon(pc_pack, phase))
+        assert run.idle is not None
+        only_time.append(replace(run, snapshots=run.snapshots[-1:]))
+    unused = unused_rules(load_rules(), only_time)
+    left = [(rule.section, rule.fields) for rule, comparison in unused if comparison is Comparison.N]
+    assert left == []
+
+
+def _drifting(runs: Sequence[DriftRun], rules: Sequence[object]) -> list[str]:
+    return [
+        f"{run.machine} {run.phase} {label}: {judged.text}"
+        for run in runs
+        for label, judged in judge_drift(run, rules).items()  # type: ignore[arg-type]
+        if judged.verdict is not Verdict.OK
+    ]
