@@ -143,6 +143,81 @@ net_moves() {
     echo "net_moves: no packet came back" >&2
     return 1
 }
+
+# log_mark NAME: a line in the kernel's log; log_new: what the log has behind the last such line.
+log_mark() { echo "postload: mark $1" > /dev/kmsg; }
+log_new() {
+    dmesg | awk '/postload: mark / { n = 0; next } { line[n++] = $0 } END { for (i = 0; i < n; i++) print line[i] }' |
+        tail -n 200
+}
+
+# clock: heartbeat, seconds since boot, seconds since the epoch.
+clock() {
+    read -r up _ < /proc/uptime
+    echo "clock $(beat) $up $(date +%s)"
+}
+
+# pattern WORD DISK: 256 KiB of lines of 64 bytes, each with its number.
+pattern() {
+    awk -v "head=postload $1 $2" 'BEGIN { for (i = 0; i < 4096; i++) printf "%-55s%08d\n", head, i }'
+}
+
+# pattern_write DISK: the pattern at 32 MiB, far from what disk_busy touches.
+pattern_write() {
+    pattern pattern "$1" > "/tmp/want.$1" &&
+        dd if="/tmp/want.$1" of="/dev/$1" bs=64k seek=512 oflag=direct conv=notrunc 2> /dev/null
+}
+
+# same_blocks DISK BLOCK: whether 256 KiB on the disk, read past all caches, are those of /tmp/want.DISK.
+same_blocks() {
+    dd if="/dev/$1" of="/tmp/got.$1" bs=64k skip="$2" count=4 iflag=direct 2> "/tmp/dd.$1" || {
+        cat "/tmp/dd.$1"
+        return 1
+    }
+    cmp "/tmp/want.$1" "/tmp/got.$1"
+}
+
+# disk_life DISK: the old pattern is there, and a new one that goes through the page cache lands beside it.
+disk_life() {
+    pattern pattern "$1" > "/tmp/want.$1"
+    echo "reading the pattern of $1"
+    same_blocks "$1" 512 || return 1
+    pattern written "$1" > "/tmp/want.$1"
+    echo "writing to $1"
+    dd if="/tmp/want.$1" of="/dev/$1" bs=64k seek=520 conv=notrunc,fsync 2> "/tmp/dd.$1" || {
+        cat "/tmp/dd.$1"
+        return 1
+    }
+    echo "reading back what was written to $1"
+    same_blocks "$1" 520
+}
+
+# net_life: small and large packets are answered.
+net_life() {
+    echo "small pings to 10.0.2.2"
+    ping -q -c 3 -i 0.05 -W 3 10.0.2.2 || return 1
+    echo "large pings to 10.0.2.2"
+    ping -q -c 3 -i 0.05 -W 3 -s 1400 10.0.2.2
+}
+
+# life_begin NAME LINE: a check in the background: a disk that hangs must not take the console with it.
+# life_state NAME...: the status of each, or `running`; life_said NAME: what it printed.
+life_begin() {
+    rm -f "/tmp/life.$1.rc"
+    (
+        eval "$2" > "/tmp/life.$1.out" 2>&1
+        echo "$?" > "/tmp/life.$1.new"
+        mv "/tmp/life.$1.new" "/tmp/life.$1.rc"
+    ) < /dev/null > /dev/null 2>&1 &
+}
+life_state() {
+    for name in "$@"; do
+        state=running
+        [ ! -f "/tmp/life.$name.rc" ] || read -r state < "/tmp/life.$name.rc"
+        echo "life $name $state"
+    done
+}
+life_said() { tail -n 8 "/tmp/life.$1.out"; }
 LIB
 
 export ENV=/lib/postload.sh

@@ -17,10 +17,17 @@ from harness.errors import HarnessError, HostError, QemuError, StreamError
 from harness.matrix.judge import Bench
 from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
 from harness.oracle.drift import DriftJudgement, judge_drift, load_rules
+from harness.oracle.guestfault import judge_life
+from harness.oracle.leak import judge_leaks, run_details, suspects
 from harness.oracle.verdict import Verdict, rank
 from harness.replay.drift import DriftExperiment
 from harness.replay.engine import Stopped
+from harness.replay.guestlife import guest_life
+from harness.replay.leak import find_leaks
 from harness.replay.state import label_of
+
+#: Where the guest has its drivers bound and can be asked about its devices.
+LIVELY_PHASES = ("bound", "busy")
 
 
 class Oracle(StrEnum):
@@ -47,11 +54,13 @@ class Outcome:
     """One experiment.
 
     :param told: for each row, what is said of its sections
+    :param loads: for each row, loads asked and acknowledged of its own sections, where these are loaded alone
     """
 
     told: Mapping[str, Sequence[Told]]
     loads_asked: int
     loads_acked: int
+    loads: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
     guest_mode: str = "parked"
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +104,18 @@ def perform(check: Check, bench: Bench) -> list[Cell]:
     return [_cell(check, bench, row, outcome, seconds) for row in check.rows]
 
 
+def planned_checks(phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
+    """The experiments of one machine, the longest first: drift in every phase, leaks where drivers are bound, and
+    the life of the guest in the phases in which it has devices."""
+    settled = next((phase for phase in ("bound", *phases) if phase in phases), phases[0])
+    lively = [phase for phase in phases if phase in LIVELY_PHASES]
+    return [
+        leak_check(settled, rows),
+        *(guest_check(phase, rows) for phase in lively),
+        *(drift_check(phase, rows) for phase in phases),
+    ]
+
+
 def drift_check(phase: str, rows: Sequence[str]) -> Check:
     """State after one load against state after many, for every section of a phase."""
     return Check(oracle=Oracle.DRIFT, phases=(phase,), rows=tuple(rows), schedule="same", run=_drift)
@@ -102,7 +123,7 @@ def drift_check(phase: str, rows: Sequence[str]) -> Check:
 
 def _drift(bench: Bench, check: Check) -> Outcome:
     phase = check.phases[0]
-    excluded = bench.known(check.phases, True, frozenset()) | bench.known(check.phases, False, frozenset())
+    excluded = _excluded(bench, check)
     run = DriftExperiment(
         binary=bench.binary,
         dialect=bench.ability.dialect,
@@ -123,6 +144,86 @@ def _drift_told(label: str, judgement: DriftJudgement) -> Told:
     return Told(verdict=judgement.verdict, section=label, text=judgement.text, details=details)
 
 
+def leak_check(phase: str, rows: Sequence[str]) -> Check:
+    """What each section's load leaves behind, loaded alone and back to back thousands of times."""
+    return Check(oracle=Oracle.LEAK, phases=(phase,), rows=tuple(rows), schedule="back-to-back", run=_leak)
+
+
+def _leak(bench: Bench, check: Check) -> Outcome:
+    phase = check.phases[0]
+    excluded = _excluded(bench, check)
+    result = find_leaks(
+        binary=bench.binary,
+        dialect=bench.ability.dialect,
+        resets=bool(bench.ability.resets_before_load),
+        buffers=bench.buffers,
+        phase=phase,
+        excluded=excluded,
+        stop=bench.stop,
+        suspects=suspects,
+    )
+    judged = judge_leaks(result)
+    told = {
+        row: [
+            Told(verdict=judged[name].verdict, section=name, text=judged[name].text, details=judged[name].details)
+            for name in labels
+        ]
+        for row, labels in _by_row(bench, check, judged)
+    }
+    counted = {series.label: series.loads for run in (result.first, result.second) if run for series in run.sections}
+    loads = {row: sum(counted.get(name, 0) for name in labels) for row, labels in _by_row(bench, check, judged)}
+    return Outcome(
+        told=told,
+        loads_asked=result.loads_asked,
+        loads_acked=result.loads_acked,
+        loads={row: (count, count) for row, count in loads.items()},
+        excluded=excluded,
+        details={"run": run_details(result.first)},
+    )
+
+
+def guest_check(phase: str, rows: Sequence[str]) -> Check:
+    """The guest lives on after the loads and a failover: its disks, its network, its clock, its kernel's log."""
+    return Check(oracle=Oracle.GUEST, phases=(phase,), rows=tuple(rows), schedule="same", run=_guest)
+
+
+def _guest(bench: Bench, check: Check) -> Outcome:
+    excluded = _excluded(bench, check)
+    life = guest_life(
+        binary=bench.binary,
+        dialect=bench.ability.dialect,
+        resets=bool(bench.ability.resets_before_load),
+        buffers=bench.buffers,
+        phase=check.phases[0],
+        excluded=excluded,
+        stop=bench.stop,
+    )
+    judged = judge_life(life)
+    missing = Told(verdict=Verdict.HARNESS_ERROR, text="not asked: the guest did not answer")
+    told = {
+        row: [
+            Told(verdict=judged[row].verdict, text=judged[row].text, log=life.log, details=judged[row].details)
+            if row in judged
+            else missing
+        ]
+        for row in check.rows
+    }
+    return Outcome(
+        told=told,
+        loads_asked=life.loads_asked,
+        loads_acked=life.loads_acked,
+        excluded=excluded,
+        guest_mode="running",
+        details={"disks": str(life.disks), "disks_why": life.disks_why},
+    )
+
+
+def _excluded(bench: Bench, check: Check) -> frozenset[str]:
+    """What was blamed in the phase, in whichever schedule: an experiment may load back to back."""
+    nobody: frozenset[str] = frozenset()
+    return bench.known(check.phases, True, nobody) | bench.known(check.phases, False, nobody)
+
+
 def _by_row(bench: Bench, check: Check, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
     owners = {label: row for row in check.rows for label in bench.buffers.pack.sections_of(row)}
@@ -137,6 +238,7 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
     machine = pack.manifest.machine
     own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
     rest = REST_SUFFIX if own & outcome.excluded else ""
+    asked, acked = outcome.loads.get(row, (outcome.loads_asked, outcome.loads_acked))
     return Cell(
         id=check.cell_id(bench.binary.short, machine, row) + rest,
         record_qemu=Qemu(**pack.manifest.qemu),
@@ -151,9 +253,9 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
         guest_mode=outcome.guest_mode,
         sections=tuple(sorted(own - outcome.excluded)),
         excluded=tuple(sorted(outcome.excluded)),
-        loads_asked=outcome.loads_asked,
-        loads_acked=outcome.loads_acked,
-        checkpoints_acked=outcome.loads_acked,
+        loads_asked=asked,
+        loads_acked=acked,
+        checkpoints_acked=0 if row in outcome.loads else acked,
         finding=None if verdict is Verdict.OK else _finding(verdict, told, check),
         details={**outcome.details, **{t.section or row: dict(t.details) for t in told if t.details}},
         seconds=round(seconds, 3),

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from harness.cache import cache_root
 from harness.errors import HarnessError, HostError, PackError, QemuError, UsageError
 from harness.guest.build import Guest
-from harness.matrix.checks import Check, drift_check, perform
+from harness.matrix.checks import Check, perform, planned_checks
 from harness.matrix.controls import ControlRoom
 from harness.matrix.judge import Bench, RunControls, judge_cell
 from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
@@ -239,7 +239,7 @@ class Run:
 
     def _checks(self, machine: str, binary: QemuBinary, rows: list[str]) -> list[Check]:
         """The experiments of a machine; their cells stand behind those of the schedules, row by row."""
-        checks = [] if self._options.quick else [drift_check(phase, rows) for phase in self._options.phases]
+        checks = [] if self._options.quick else planned_checks(self._options.phases, rows)
         for row in rows:
             ids = [check.cell_id(binary.short, machine, row) for check in checks]
             with self._lock:

@@ -22,6 +22,7 @@ _IMPLIED = {"device": "driver", "blockdev": "driver", "netdev": "type", "object"
 _OPTIONS = frozenset(_IMPLIED) | {"global", "machine", "drive"}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[0-9]+[KMG]?$")]
 
 
@@ -51,7 +52,10 @@ class MachinePart(_Strict):
 
 
 class GuestCommands(_Strict):
-    """Lines for the guest's shell; a status other than 0 fails the phase."""
+    """Lines for the guest's shell; a status other than 0 fails the phase.
+
+    ``life`` is asked of a bound device after a failover: status 0 when it works, else it has said what does not.
+    """
 
     bind: str = "true"
     busy: str = "true"
@@ -59,6 +63,7 @@ class GuestCommands(_Strict):
     idle: str = "true"
     unbind: str = "true"
     rebind: str = "true"
+    life: str = "true"
 
 
 class Profile(_Strict):
@@ -67,13 +72,17 @@ class Profile(_Strict):
     :param rest: owns every section that no other profile owns
     :param drivers: guest kernel drivers that the guest must have on board
     :param files: scratch images, name to size, made empty in ``{workdir}``
+    :param patterns: scratch images that ``bind`` writes the pattern to, name to the disk that the guest sees
+    :param kernel_names: regular expressions for what the guest's kernel calls it in its log
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     about: str
     rest: bool = False
     drivers: tuple[str, ...] = ()
-    files: dict[str, Size] = Field(default_factory=dict)
+    files: dict[FileName, Size] = Field(default_factory=dict)
+    patterns: dict[str, str] = Field(default_factory=dict)
+    kernel_names: tuple[str, ...] = ()
     machines: dict[str, MachinePart]
     guest: GuestCommands = GuestCommands()
 

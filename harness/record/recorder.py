@@ -168,6 +168,7 @@ class _Session:
             _wait_for_mark(vm)
         elif phase == "kernel":
             console.wait_ready(BOOT_TIMEOUT_S)
+            console.run("beat_start")
         elif phase == "busy":
             self._each(console, "busy")
             time.sleep(BUSY_S)
@@ -177,6 +178,9 @@ class _Session:
             self._each(console, "unbind")
         else:
             self._each(console, {"bound": "bind", "rebound": "rebind"}[phase])
+        if phase != "firmware":
+            # what the kernel's log has behind this line was said after the recording
+            console.run(f"log_mark {phase}")
         vm.qmp("stop")
 
     def _each(self, console: Console, what: str) -> None:
