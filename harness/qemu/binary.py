@@ -174,7 +174,7 @@ def choose_accel(path: Path, wanted: str) -> AccelState:
     """
     if wanted == "auto":
         kvm = prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
-        if kvm.usable:
+        if kvm.usable and kvm.seconds <= FAST_ACCEL_S:
             return kvm
         wanted = "tcg"
     state = prove_accel(path, wanted)
