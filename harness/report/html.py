@@ -16,7 +16,6 @@ from harness.report.text import duration, number, printable, size
 from harness.report.view import (
     PHASE_MEANING,
     SCHEDULE_MEANING,
-    Block,
     anchors,
     blocks,
     finding_groups,
@@ -24,6 +23,7 @@ from harness.report.view import (
     loads_text,
     pair_text,
     rate,
+    rate_text,
     verdict_counts,
 )
 
@@ -42,7 +42,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text, rate=rate)
+    environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
+    environment.filters.update(rate=rate, rate_text=rate_text)
     environment.globals.update(finding_of=finding_of, verdict_counts=verdict_counts)
     return environment
 
@@ -58,7 +59,6 @@ def render_html(doc: MatrixDoc) -> str:
             blocks=found,
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),
-            lanes=[_lanes(block) for block in found],
             devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
             host=_host(doc.host),
             qemus=_qemus(doc),
@@ -69,11 +69,6 @@ def render_html(doc: MatrixDoc) -> str:
             phases={p: PHASE_MEANING.get(p, "") for p in _phases(doc.cells)},
         )
     )
-
-
-def _lanes(block: Block) -> list[tuple[str, int]]:
-    """The upper header: schedules and how many columns each has."""
-    return [(name, sum(column.schedule == name for column in block.columns)) for name in block.schedules]
 
 
 def _phases(cells: tuple[Cell, ...]) -> list[str]:

@@ -58,6 +58,14 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One field of a table, ``width`` columns wide; ``entry`` is None where nothing was judged."""
+
+    entry: Entry | None
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A device of a block: the cells of one QEMU pair, with or without the blamed sections."""
 
@@ -79,6 +87,21 @@ class Row:
     def label(self) -> str:
         """Such as ``platform without 0000:00:1f.0/ICH9LPC``."""
         return self.device + (f" without {', '.join(self.without)}" if self.without else "")
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Schedules and oracles that it has cells for, in the order of the table."""
+        return _ordered({column.schedule for column in self.entries}, LANES)
+
+    def places(self, lane: str, phases: Sequence[str]) -> list[Place]:
+        """The line of one lane: an entry or nothing for each phase, or one entry over all of them."""
+        whole = self.entries.get(Column(schedule=lane, phase=None))
+        single = [Place(entry=self.entries.get(Column(schedule=lane, phase=phase))) for phase in phases]
+        if whole is None:
+            return single
+        used = [number for number, place in enumerate(single, 1) if place.entry]
+        before = single[: used[-1]] if used else []
+        return [*before, Place(entry=whole, width=max(1, len(phases) - len(before)))]
 
     def of_schedule(self, schedule: str) -> list[Cell]:
         return [

@@ -79,7 +79,7 @@ def test_html_answers_first(doc: MatrixDoc) -> None:
 
 def test_html_has_an_entry_for_each_cell_with_its_word(doc: MatrixDoc) -> None:
     html = render_html(doc)
-    entries = re.findall(r'<a class="e v-([a-z-]+)"[^>]*><b>([a-z-]+)</b><small>([^<]*)</small></a>', html)
+    entries = re.findall(r'<a class="e v-([a-z-]+)"[^>]*><b>([a-z-]+)</b> <small>([^<]*)</small></a>', html)
     assert len(entries) == len(doc.cells) == 126
     assert all(colour == word for colour, word, _ in entries)
     assert entries.count(("crash", "crash", "0/100")) == 12
