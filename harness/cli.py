@@ -22,6 +22,8 @@ from rich.table import Table
 
 import harness
 from harness import inspection
+from harness.claims.run import QUESTIONS, Asked, answer_all, exit_status
+from harness.claims.text import claims_json, print_claims, write_claims
 from harness.errors import PostloadError, UsageError
 from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
@@ -235,6 +237,46 @@ def inspect(path: Path, section: str | None, phase: str | None, as_json: bool) -
     """Show what a state pack or a migration stream holds, down to the field."""
     _emit(inspection.inspect_path(path, section=section, phase=phase), as_json)
     return 0
+
+
+@cli.command()
+@click.option("--qemu", metavar="PATH", help="QEMU to ask.")
+@click.option(
+    "--machine", "machines", multiple=True, callback=_names, help="Machine types; pc,q35 for question 1, pc for others."
+)
+@click.option(
+    "--question",
+    "questions",
+    type=click.IntRange(min(QUESTIONS), max(QUESTIONS)),
+    multiple=True,
+    help="Questions by number, may be given again; all.",
+)
+@_options(_jobs, _accel, _guest, _profiles, _out, _json)
+def claims(**given: Any) -> int:
+    """Answer questions about COLO with numbers from this QEMU: asserts, half checkpoints, framing, frequency."""
+    binaries, profiles = _binaries([given["qemu"]] if given["qemu"] else [], given["profiles"])
+    machines = given["machines"]
+    _check_machines(binaries, machines)
+    both = [name for name in ("pc", "q35") if binaries[0].machine(name)]
+    asked = Asked(
+        binary=binaries[0],
+        machines=machines or both,
+        others=machines or both[:1],
+        questions=given["questions"] or tuple(QUESTIONS),
+        accel=choose_accel(Path(binaries[0].path), given["accel"]).name,
+        profiles=tuple(profiles.values()),
+        guest=partial(build_guest, load_recipe(given["guest"])),
+        workers=given["jobs"],
+        command=["postload", *sys.argv[1:]],
+        stage=lambda text: _err.print(escape(text), soft_wrap=True),
+    )
+    doc = answer_all(asked)
+    paths = write_claims(doc, given["out"])
+    if given["as_json"]:
+        sys.stdout.write(claims_json(doc))
+    print_claims(doc, _err if given["as_json"] else Console(highlight=False))
+    _err.print(f"reports: {escape(', '.join(map(str, paths)))}", soft_wrap=True)
+    return exit_status(doc)
 
 
 @cli.command()
