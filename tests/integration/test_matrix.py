@@ -17,6 +17,7 @@ import pytest
 from harness.cache import cache_root
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
+from harness.replay.probe import ColoAbility
 from harness.report.writer import json_schema
 
 LOADS = 10
@@ -59,7 +60,7 @@ def outcome(
 ) -> Outcome:
     out = tmp_path_factory.mktemp("matrix") / "out"
     before = _kept_packs()
-    done = postload("matrix", "--loads", LOADS, "--out", out, "--json")
+    done = postload("matrix", "--quick", "--loads", LOADS, "--out", out, "--json")
     assert done.returncode in (0, 1), done.stderr[-4000:]
     return Outcome(done=done, out=out, doc=json.loads(done.stdout), packs=(before, _kept_packs()))
 
@@ -122,17 +123,18 @@ def test_the_other_rows_of_q35_are_judged_without_the_culprit(outcome: Outcome) 
         assert CULPRIT not in cell["sections"]
 
 
-def test_every_machine_answer_follows_from_its_cells(outcome: Outcome) -> None:
+def test_every_machine_answer_follows_from_its_cells(outcome: Outcome, ability: ColoAbility) -> None:
     for family in ("pc", "q35"):
-        cells, answer = outcome.cells(family), outcome.machine(family)["colo_safe"]
-        findings = [c for c in cells if c["finding"] is not None]
+        cells, machine = outcome.cells(family), outcome.machine(family)
         assert {c["device"] for c in cells} == ROWS
-        assert all(c["verdict"] != "ok" for c in findings)
         assert all(c["loads_acked"] == LOADS for c in cells if c["verdict"] == "ok")
-        assert answer is (not findings)
-        assert bool(outcome.machine(family)["because"]) is bool(findings)
-    answers = [entry["colo_safe"] for entry in outcome.doc["machines"]]
-    assert outcome.done.returncode == (0 if all(answers) else 1)
+        assert all((c["finding"] is None) is (c["verdict"] == "ok") for c in cells)
+        # under a reset before each load, a section that stands twice in one buffer is not what a checkpoint does
+        counted = [c for c in cells if not (ability.resets_before_load and c["schedule"] == "back-to-back")]
+        assert machine["colo_safe"] is all(c["verdict"] == "ok" for c in counted)
+        assert machine["colo_safe"] or machine["because"]
+    findings = [c["id"] for c in outcome.doc["cells"] if c["finding"] is not None]
+    assert outcome.done.returncode == (1 if findings else 0), findings
 
 
 def test_one_document_on_stdout_and_the_same_in_the_folder(outcome: Outcome) -> None:
@@ -170,7 +172,9 @@ def test_a_selection_judges_only_what_was_asked_for(
     postload: Callable[..., subprocess.CompletedProcess[str]], pc_pack: StatePack, tmp_path: Path
 ) -> None:
     words = ["--machine", "pc", "--device", "virtio-net", "--phase", "busy", "--schedule", "back-to-back"]
-    done = postload("matrix", *words, "--loads", "250", "--guest-mode", "parked", "--out", tmp_path, "--json")
+    done = postload(
+        "matrix", *words, "--quick", "--loads", "250", "--guest-mode", "parked", "--out", tmp_path, "--json"
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     (cell,) = json.loads(done.stdout)["cells"]
     assert (cell["device"], cell["phases"], cell["schedule"]) == ("virtio-net", ["busy"], "back-to-back")

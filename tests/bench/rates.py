@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many loads a second, and how much of a bare socket loop's rate the harness reaches.
+
+``python tests/bench/rates.py [--qemu PATH] [--pack FOLDER] [--rounds N]``. For each figure one secondary is opened, its
+guest parked, and the same bytes are sent to it in turn, round by round, by the loop of
+:class:`harness.replay.engine.Session` and by a loop of ``sendall`` and ``recv`` with everything encoded before. It is
+one process for both because two processes of the same QEMU differ by more than the two loops do on a busy host. The
+rate shown is the best round, the ratio that of the best rounds; beside it stands the ratio of the medians. Ends with
+1 when a ratio of best rounds is below the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from harness.colo.primary import SILENCE_S, Buffer
+from harness.guest.build import build_guest
+from harness.guest.recipe import load_recipe
+from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.record.pack import StatePack
+from harness.record.profile import load_profiles
+from harness.record.recorder import Plan, record
+from harness.replay import engine
+from harness.replay.engine import Buffers, Selection, Session
+from harness.replay.probe import ColoAbility, probe_colo
+from harness.replay.schedule import Checkpoint, LoadPlan
+from harness.replay.secondary import Secondary
+from harness.replay.state import GuestMode
+
+LIMIT = 0.9
+PHASE = "bound"
+TIMEOUT_S = 60.0
+REQUEST, REPLY, SEND, SIZE, RECEIVED, LOADED = 1, 2, 3, 4, 5, 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One figure: ``checkpoints`` buffers with ``repeat`` loads each."""
+
+    name: str
+    device: str
+    whole: bool
+    checkpoints: int
+    repeat: int = 1
+
+
+CASES = (
+    Case(name="whole state, one checkpoint", device="platform", whole=True, checkpoints=100),
+    Case(name="AHCI alone, one checkpoint", device="ahci", whole=False, checkpoints=500),
+    Case(name="AHCI back to back, 100 a buffer", device="ahci", whole=False, checkpoints=30, repeat=100),
+    Case(name="virtio-blk back to back, 100 a buffer", device="virtio-blk", whole=False, checkpoints=6, repeat=100),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What all cases share."""
+
+    binary: QemuBinary
+    ability: ColoAbility
+    buffers: Buffers
+
+    def selection(self, case: Case) -> Selection:
+        return Selection(own=frozenset(self.buffers.pack.sections_of(case.device)), whole=case.whole)
+
+
+Rate = Callable[[Setup, Case, "Opened"], float]
+
+
+class Opened(Secondary):
+    """A secondary that sessions find started: the incoming stream is sent once."""
+
+    started = False
+
+    def start(self, head: Buffer, body: Iterable[Buffer]) -> None:
+        if not self.started:
+            super().start(head, body)
+            self.started = True
+
+
+def harness_rate(setup: Setup, case: Case, secondary: Opened) -> float:
+    """Loads a second of a session's own loop, from its first request to its last acknowledgement."""
+    secondary.primary._sock.settimeout(SILENCE_S)
+    session = Session(
+        binary=setup.binary,
+        dialect=setup.ability.dialect,
+        buffers=setup.buffers,
+        plan=LoadPlan(incoming=PHASE, checkpoints=(Checkpoint(phase=PHASE, repeat=case.repeat),) * case.checkpoints),
+        selection=setup.selection(case),
+        mode=GuestMode.PARKED,
+        timeout_s=TIMEOUT_S,
+    )
+    tally = engine._Tally(lambda _: None)
+    broken = session._load_all(secondary, tally)
+    if broken is not None:
+        raise SystemExit(f"{case.name}: {broken.detail}: {secondary.vm.process.stderr()}")
+    return tally.loads / tally.seconds
+
+
+def bare_rate(setup: Setup, case: Case, secondary: Opened) -> float:
+    """Loads a second of the same bytes over a plain blocking socket."""
+    devices = setup.buffers.devices(PHASE, GuestMode.PARKED, setup.selection(case), case.repeat)
+    request = struct.pack(">I", REQUEST)
+    load = struct.pack(">IBIQ", SEND, 0, SIZE, len(devices) + 1) + devices + b"\0"
+    reply, done = struct.pack(">I", REPLY), struct.pack(">II", RECEIVED, LOADED)
+    sock = secondary.primary._sock
+    sock.settimeout(None)
+    started = time.monotonic()
+    for _ in range(case.checkpoints):
+        sock.sendall(request)
+        if sock.recv(4, socket.MSG_WAITALL) != reply:
+            raise SystemExit(f"{case.name}: no CHECKPOINT_REPLY")
+        sock.sendall(load)
+        if sock.recv(8, socket.MSG_WAITALL) != done:
+            raise SystemExit(f"{case.name}: not loaded")
+    return case.checkpoints * case.repeat / (time.monotonic() - started)
+
+
+def rounds_of(setup: Setup, case: Case, rounds: int) -> tuple[list[float], list[float]]:
+    """Rates of the harness and of the bare loop; who goes first changes from round to round."""
+    rates: dict[Rate, list[float]] = {harness_rate: [], bare_rate: []}
+    secondary = Opened(setup.binary, setup.buffers.pack.machine, setup.ability.dialect, timeout_s=TIMEOUT_S)
+    with secondary:
+        for number in range(-1, rounds):
+            for rate in list(rates)[:: 1 if number % 2 else -1]:
+                if number < 0 and rate is bare_rate:
+                    continue  # the first session of all brings the incoming stream, and warms up
+                value = rate(setup, case, secondary)
+                rates[rate] += [value] if number >= 0 else []
+    return rates[harness_rate], rates[bare_rate]
+
+
+def measure(setup: Setup, rounds: int) -> bool:
+    """Print the table; whether every ratio is above the limit."""
+    print(f"QEMU {setup.binary.version} ({setup.binary.build}), {setup.buffers.pack.manifest.machine}, guest parked")
+    print(
+        f"{'loads a second, best of ' + str(rounds):40} {'harness':>10} {'bare loop':>10} {'ratio':>6} {'medians':>8}"
+    )
+    enough = True
+    for case in CASES:
+        if not case.whole and setup.ability.resets_before_load:
+            print(f"{case.name:40} this QEMU resets before each load: one section alone does not run")
+            continue
+        ours, bare = rounds_of(setup, case, rounds)
+        best, middle = max(ours) / max(bare), median(ours) / median(bare)
+        enough = enough and best >= LIMIT
+        print(f"{case.name:40} {max(ours):10.0f} {max(bare):10.0f} {best:6.2f} {middle:8.2f}", flush=True)
+    return enough
+
+
+def _recorded(binary: QemuBinary, folder: Path) -> Path:
+    machine = binary.machine("pc")
+    if machine is None:
+        raise SystemExit(f"{binary.path} has no machine pc")
+    plan = Plan(
+        binary=binary,
+        machine=machine.name,
+        family="pc",
+        accel="tcg",
+        guest=build_guest(load_recipe()),
+        profiles=tuple(load_profiles().values()),
+        phases=(PHASE,),
+    )
+    return record(plan, folder / "pack")
+
+
+def main() -> int:
+    """Parse, record if need be, measure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--qemu", help="QEMU to measure; the host's")
+    parser.add_argument("--pack", type=Path, help="a state pack of it for pc; else one is recorded")
+    parser.add_argument("--rounds", type=int, default=12)
+    given = parser.parse_args()
+    binary = probe_binary(find_binary(given.qemu))
+    with tempfile.TemporaryDirectory() as folder, StatePack(given.pack or _recorded(binary, Path(folder))) as pack:
+        setup = Setup(binary=binary, ability=probe_colo(binary), buffers=Buffers(pack))
+        return 0 if measure(setup, given.rounds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
