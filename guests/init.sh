@@ -118,6 +118,22 @@ disk_count() {
     echo "$((reads + writes))"
 }
 
+# disk_fail DISK SECTOR: one direct write in the background, of a sector that the host fails; disk_failed DISK: its
+# status, or `waiting` while the host holds it back.
+disk_fail() {
+    rm -f "/tmp/fail.$1"
+    (
+        dd if=/dev/zero of="/dev/$1" bs=512 count=1 seek="$2" oflag=direct conv=notrunc
+        echo "$?" > "/tmp/fail.$1.new"
+        mv "/tmp/fail.$1.new" "/tmp/fail.$1"
+    ) < /dev/null > /dev/null 2>&1 &
+}
+disk_failed() {
+    state=waiting
+    [ ! -f "/tmp/fail.$1" ] || read -r state < "/tmp/fail.$1"
+    echo "failed $1 $state"
+}
+
 # The user network of QEMU answers at 10.0.2.2.
 net_up() {
     ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ping -c 1 -W 5 10.0.2.2 > /dev/null

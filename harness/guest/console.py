@@ -55,6 +55,16 @@ class Console:
             raise GuestError(f"guest command {command!r} failed with status {status}: {said}")
         return text
 
+    def send(self, command: str) -> None:
+        """Type a command line and wait for nothing, for one that stops the machine.
+
+        :raises GuestError: the console is gone
+        """
+        try:
+            self._spawn.sendline(command)
+        except OSError as error:
+            raise GuestError(f"guest command {command!r}: the console is gone ({error})") from error
+
     def _expect(self, pattern: re.Pattern[bytes], timeout_s: float, what: str) -> None:
         try:
             self._spawn.expect([pattern], timeout=timeout_s)

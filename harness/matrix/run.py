@@ -29,7 +29,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.process import kill_all
 from harness.record.pack import StatePack
 from harness.record.profile import Profile
-from harness.record.recorder import PHASES, Plan, record
+from harness.record.recorder import PHASES, Plan, ordered_phases, record
 from harness.replay.engine import Buffers, Pace, Stopped
 from harness.replay.probe import ColoAbility, probe_colo
 from harness.replay.schedule import Schedule
@@ -280,7 +280,7 @@ class Run:
             accel=self._options.accel,
             guest=guest,
             profiles=profiles,
-            phases=PHASES,
+            phases=tuple(ordered_phases([*PHASES, *self._options.phases])),
         )
         path = cache_root() / "packs" / recording_key(plan)
         if not self._options.fresh:

@@ -55,6 +55,7 @@ class GuestCommands(_Strict):
     """Lines for the guest's shell; a status other than 0 fails the phase.
 
     ``life`` is asked of a bound device after a failover: status 0 when it works, else it has said what does not.
+    ``fail`` starts a request in the background that hits the sector of ``faults`` (phase ``io-error``).
     """
 
     bind: str = "true"
@@ -64,6 +65,7 @@ class GuestCommands(_Strict):
     unbind: str = "true"
     rebind: str = "true"
     life: str = "true"
+    fail: str = "true"
 
 
 class Profile(_Strict):
@@ -73,6 +75,8 @@ class Profile(_Strict):
     :param drivers: guest kernel drivers that the guest must have on board
     :param files: scratch images, name to size, made empty in ``{workdir}``
     :param patterns: scratch images that ``bind`` writes the pattern to, name to the disk that the guest sees
+    :param faults: node that the device's ``drive`` names, to the sector of 512 bytes that fails in phase ``io-error``;
+        nothing else may touch it
     :param kernel_names: regular expressions for what the guest's kernel calls it in its log
     """
 
@@ -82,6 +86,7 @@ class Profile(_Strict):
     drivers: tuple[str, ...] = ()
     files: dict[FileName, Size] = Field(default_factory=dict)
     patterns: dict[str, str] = Field(default_factory=dict)
+    faults: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     kernel_names: tuple[str, ...] = ()
     machines: dict[str, MachinePart]
     guest: GuestCommands = GuestCommands()

@@ -17,19 +17,24 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
+from harness.record.faults import wait_halted, with_faults
 from harness.record.machine import FIRMWARE_MARK, Machine, guest_options, merge_options
 from harness.record.pack import DeviceModel, OptionModel, PackWriter
 from harness.record.profile import Profile, owner_of, section_label
 from harness.stream.model import Stream
 from harness.stream.reader import open_stream
 
-#: In the order in which a guest goes through them.
+#: Recorded when nothing else is asked for.
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
+#: In the order in which a guest goes through them. ``io-error`` only when it is asked for: the guest is then
+#: recorded over disks that fail, and it has to be the last, as its requests never end.
+ALL_PHASES = (*PHASES, "io-error")
 
 FIRMWARE_TIMEOUT_S = 30.0
 BOOT_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 60.0
 MIGRATE_TIMEOUT_S = 60.0
+HALT_TIMEOUT_S = 30.0
 #: How long the workload runs before the busy phase is recorded.
 BUSY_S = 0.5
 
@@ -44,9 +49,9 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     :raises UsageError: a name is unknown
     """
     for name in names:
-        if name not in PHASES:
-            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(PHASES)}")
-    return [phase for phase in PHASES if phase in names]
+        if name not in ALL_PHASES:
+            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(ALL_PHASES)}")
+    return [phase for phase in ALL_PHASES if phase in names]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +146,16 @@ class _Session:
         self._writer = writer
         self._progress = progress
         self._labels: list[str] = []
+        self._faults = {node: sector for p in plan.profiles for node, sector in p.faults.items()}
 
     def run(self) -> list[str]:
         workdir = new_workdir()
         self._machine.make_files(workdir)
         # a file and not a socket: the port writes byte by byte and blocks QEMU when nobody reads
         chardev = Option(name="chardev", first="file", props={"id": "firmware", "path": str(workdir / _FIRMWARE_LOG)})
-        with Vm(self._machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir) as vm:
+        # the pack keeps the healthy machine: a rule that fails a sector is no state of a device
+        machine = with_faults(self._machine, self._faults) if "io-error" in self._plan.phases else self._machine
+        with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir) as vm:
             self._drive(vm)
         return self._labels
 
@@ -155,7 +163,7 @@ class _Session:
         # no bandwidth limit, and the source is stopped anyway: one pass
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         console = Console(vm.console)
-        for phase in PHASES[: 1 + max(PHASES.index(name) for name in self._plan.phases)]:
+        for phase in ALL_PHASES[: 1 + max(ALL_PHASES.index(name) for name in self._plan.phases)]:
             self._progress(phase)
             start = time.monotonic()
             self._reach(phase, vm, console)
@@ -164,6 +172,9 @@ class _Session:
 
     def _reach(self, phase: str, vm: Vm, console: Console) -> None:
         vm.qmp("cont")
+        if phase == "io-error":
+            self._halt(vm, console)
+            return  # QEMU has stopped the machine
         if phase == "firmware":
             _wait_for_mark(vm)
         elif phase == "kernel":
@@ -182,6 +193,16 @@ class _Session:
             # what the kernel's log has behind this line was said after the recording
             console.run(f"log_mark {phase}")
         vm.qmp("stop")
+
+    def _halt(self, vm: Vm, console: Console) -> None:
+        """Let every disk fail until all of them hold a request back."""
+        if not self._faults:
+            raise GuestError("phase io-error: none of the devices has a disk that can be made to fail")
+        console.run("log_mark io-error")
+        # one line: the first request that fails stops the machine, and with it the shell's answer
+        commands = [p.command("fail", self._plan.family) for p in self._plan.profiles if p.faults]
+        console.send("; ".join(commands))
+        wait_halted(vm, self._faults, HALT_TIMEOUT_S)
 
     def _each(self, console: Console, what: str) -> None:
         for profile in self._plan.profiles:

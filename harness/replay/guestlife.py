@@ -46,6 +46,8 @@ _POLL_S = 0.05
 _PREPARE = {"firmware": "bind", "kernel": "bind", "unbound": "rebind"}
 #: With the devices bound already, their checks run side by side.
 _TOGETHER = ("bound", "busy", "rebound")
+_CLOCK = re.compile(r"\bclock (\d+) ([\d.]+) (\d+)\s*$", re.MULTILINE)
+_CLOCK_TRIES = 3
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
@@ -353,13 +355,16 @@ def _guest_ends(secondary: Secondary) -> tuple[str, ...]:
 
 
 def _read_clock(console: Console) -> Clock:
-    asked = time.monotonic()
-    words = _line(console.run("clock", CONSOLE_TIMEOUT_S), "clock")
-    try:
-        beats, up, epoch = int(words[0]), float(words[1]), int(words[2])
-    except (IndexError, ValueError) as error:
-        raise GuestError(f"the guest's clock reads {' '.join(words)!r}") from error
-    return Clock(asked_s=asked, answered_s=time.monotonic(), beats=beats, up_s=up, epoch_s=epoch)
+    """The clocks, asked again when the line is not whole: the console may still bring what was typed before."""
+    printed = ""
+    for _ in range(_CLOCK_TRIES):
+        asked = time.monotonic()
+        printed = console.run("clock", CONSOLE_TIMEOUT_S)
+        match = _CLOCK.search(printed)
+        if match:
+            beats, up, epoch = int(match[1]), float(match[2]), int(match[3])
+            return Clock(asked_s=asked, answered_s=time.monotonic(), beats=beats, up_s=up, epoch_s=epoch)
+    raise GuestError(f"the guest's clock reads {printed.strip()!r}")
 
 
 def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:
@@ -372,12 +377,6 @@ def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:
 def _ended(console: Console, device: str, status: int | None, seconds: float) -> DeviceCheck:
     said = console.run(f"life_said {shlex.quote(device)}", CONSOLE_TIMEOUT_S) if status != 0 else ""
     return DeviceCheck(device=device, status=status, said=said.strip(), seconds=seconds)
-
-
-def _line(printed: str, first: str) -> list[str]:
-    """The words behind ``first`` on the line that begins with it."""
-    lines = [line.split() for line in printed.splitlines()]
-    return next((words[1:] for words in lines if words[:1] == [first]), [])
 
 
 def _last_line(text: str) -> str:

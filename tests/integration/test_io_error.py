@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks that fail for real: the halted state is recorded, loaded and resumed; a secondary's own disk fails too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from harness.oracle.ioerror import judge_io_errors
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.record.profile import load_profiles
+from harness.record.recorder import Plan, record
+from harness.replay.engine import Buffers
+from harness.replay.ioerror import BUSY_SECTOR, IoErrors, io_errors
+from harness.replay.probe import ColoAbility
+
+DISKS = ("sda", "vda")
+NODES = ["ahci-disk", "vblk-disk"]
+FAULTS = {node: sector for profile in load_profiles().values() for node, sector in profile.faults.items()}
+
+Fail = Callable[..., IoErrors]
+
+
+@pytest.fixture(scope="module")
+def io_pack(
+    plan_of: Callable[[QemuBinary, str], Plan], binary: QemuBinary, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StatePack]:
+    plan = replace(plan_of(binary, "pc"), phases=("busy", "io-error"))
+    with StatePack(record(plan, tmp_path_factory.mktemp("io") / "pack")) as pack:
+        yield pack
+
+
+@pytest.fixture
+def fail(binary: QemuBinary, ability: ColoAbility, io_pack: StatePack) -> Fail:
+    def run(phase: str, faults: dict[str, int], loads: int, **more: object) -> IoErrors:
+        return io_errors(
+            binary=binary,
+            dialect=ability.dialect,
+            resets=bool(ability.resets_before_load),
+            buffers=Buffers(io_pack),
+            phase=phase,
+            excluded=frozenset(),
+            stop=threading.Event(),
+            faults=faults,
+            loads=loads,
+            **more,  # type: ignore[arg-type]
+        )
+
+    return run
+
+
+def test_both_disks_hold_a_request_back_and_it_succeeds_on_healthy_disks(fail: Fail) -> None:
+    seen = fail("io-error", {}, 5, disks=DISKS)
+    assert judge_io_errors(seen).verdict is Verdict.OK, seen
+    assert seen.loads_acked == 5
+    # no retry, no guest waiting for ever: dd ended well
+    assert seen.requests == {"sda": "0", "vda": "0"}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_the_halted_state_sends_its_request_again(fail: Fail, node: str) -> None:
+    # without a checkpoint: the guest that the incoming stream brings asks nothing new of this sector
+    seen = fail("io-error", {node: FAULTS[node]}, 0)
+    assert judge_io_errors(seen).verdict is Verdict.OK, seen
+    assert seen.after is not None
+    assert set(seen.after.held) == {node}
+    assert seen.events.index("BLOCK_IO_ERROR") < seen.events.index("COLO_EXIT")
+
+
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("once", [False, True])
+def test_a_secondary_that_stopped_for_its_disk_can_fail_over(fail: Fail, node: str, once: bool) -> None:
+    seen = fail("busy", {node: BUSY_SECTOR}, 1, once=once)
+    assert judge_io_errors(seen).verdict is Verdict.OK, seen
+    assert [interval.status for interval in seen.intervals] == ["io-error"]
+    assert seen.after is not None
+    assert seen.after.status == ("running" if once else "io-error")
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_what_the_next_checkpoint_makes_of_a_failed_disk_is_told(fail: Fail, node: str) -> None:
+    """Some builds abort; one that does not has to load them all."""
+    seen = fail("busy", {node: BUSY_SECTOR}, 2)
+    judged = judge_io_errors(seen)
+    if judged.verdict is Verdict.CRASH:
+        assert judged.text == "load 2: SIGABRT: invalid runstate transition: 'io-error' -> 'colo'"
+        assert seen.loads_acked == 1
+    else:
+        assert judged.verdict is Verdict.OK, seen
+        assert seen.loads_acked == 2
