@@ -101,7 +101,9 @@ _machine = click.option(
     "--machine", "machines", multiple=True, default=("pc,q35",), callback=_names, help="Machine types, pc,q35."
 )
 _device = click.option("--device", "devices", multiple=True, callback=_names, help="Rows to judge; all profiles.")
-_phase = click.option("--phase", "phases", multiple=True, callback=_names, help=f"Phases; {','.join(PHASES)}.")
+_phase = click.option(
+    "--phase", "phases", multiple=True, callback=_names, help=f"Phases; {','.join(PHASES)}. Also io-error."
+)
 _schedule = click.option(
     "--schedule", "schedules", multiple=True, callback=_names, help=f"Schedules; {','.join(SCHEDULES)}."
 )
@@ -121,6 +123,9 @@ _accel = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), defa
 _guest = click.option("--guest", default="debian", show_default=True, help="Recipe: a name in guests/, or a YAML file.")
 _profiles = click.option("--profiles", type=click.Path(path_type=Path), help="Folder of device profiles; devices/.")
 _quick = click.option("--quick", is_flag=True, help="Loads only: no control and no oracle beyond the answers.")
+_confirm = click.option(
+    "--confirm", type=click.Choice(["pair"]), help="Repeat what breaks with a real primary and a real secondary."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 _out = click.option("--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Reports.")
 
@@ -145,7 +150,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_options(_qemu, _machine, _device, _phase, _schedule, _mode, _loads, _run_ms, _quick, _jobs)
+@_options(_qemu, _machine, _device, _phase, _schedule, _mode, _loads, _run_ms, _quick, _confirm, _jobs)
 @_options(_accel, _guest, _profiles, _out)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @_json
@@ -202,7 +207,7 @@ def record(**given: Any) -> int:
 
 @cli.command()
 @click.argument("pack", type=click.Path(path_type=Path))
-@_options(_qemu, _device, _phase, _schedule, _mode, _loads, _run_ms, _quick, _jobs, _out, _json)
+@_options(_qemu, _device, _phase, _schedule, _mode, _loads, _run_ms, _quick, _confirm, _jobs, _out, _json)
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:
@@ -319,6 +324,7 @@ def _replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "jobs": given["jobs"],
         "run_s": given["run_ms"] / 1000,
         "quick": given["quick"],
+        "pair": given["confirm"] == "pair",
     }
 
 

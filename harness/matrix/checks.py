@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from harness.errors import HarnessError, HostError, QemuError, StreamError
@@ -18,16 +19,21 @@ from harness.matrix.judge import Bench
 from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
 from harness.oracle.drift import DriftJudgement, judge_drift, load_rules
 from harness.oracle.guestfault import judge_life
+from harness.oracle.ioerror import judge_io_errors
 from harness.oracle.leak import judge_leaks, run_details, suspects
 from harness.oracle.verdict import Verdict, rank
+from harness.record.profile import load_profiles
 from harness.replay.drift import DriftExperiment
 from harness.replay.engine import Stopped
 from harness.replay.guestlife import guest_life
+from harness.replay.ioerror import io_errors
 from harness.replay.leak import find_leaks
 from harness.replay.state import label_of
 
 #: Where the guest has its drivers bound and can be asked about its devices.
 LIVELY_PHASES = ("bound", "busy")
+IO_ERROR_PHASE = "io-error"
+PLATFORM = "platform"
 
 
 class Oracle(StrEnum):
@@ -36,6 +42,7 @@ class Oracle(StrEnum):
     DRIFT = "drift"
     LEAK = "leak"
     GUEST = "guest"
+    IO_ERROR = "io-error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +116,9 @@ def planned_checks(phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
     the life of the guest in the phases in which it has devices."""
     settled = next((phase for phase in ("bound", *phases) if phase in phases), phases[0])
     lively = [phase for phase in phases if phase in LIVELY_PHASES]
+    failing = {name: dict(profile.faults) for name, profile in load_profiles().items() if profile.faults}
     return [
+        *(io_error_check(row, failing[row]) for row in rows if row in failing and IO_ERROR_PHASE in phases),
         leak_check(settled, rows),
         *(guest_check(phase, rows) for phase in lively),
         *(drift_check(phase, rows) for phase in phases),
@@ -218,6 +227,49 @@ def _guest(bench: Bench, check: Check) -> Outcome:
     )
 
 
+def io_error_check(row: str, faults: Mapping[str, int]) -> Check:
+    """The halted state of a disk that failed, in a secondary whose disk is healthy, and in one whose disk fails too.
+
+    :param faults: the row's block node to the sector that fails
+    """
+    run = partial(_io_error, faults=faults)
+    return Check(oracle=Oracle.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), schedule="same", run=run)
+
+
+def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Outcome:
+    excluded = _excluded(bench, check)
+    seen = {
+        name: io_errors(
+            binary=bench.binary,
+            dialect=bench.ability.dialect,
+            resets=bool(bench.ability.resets_before_load),
+            buffers=bench.buffers,
+            phase=IO_ERROR_PHASE,
+            excluded=excluded,
+            stop=bench.stop,
+            faults=failing,
+        )
+        for name, failing in (("healthy disk", {}), ("failing disk", faults))
+    }
+    judged = {name: judge_io_errors(result) for name, result in seen.items()}
+    told = [
+        Told(
+            verdict=judgement.verdict,
+            text=f"secondary with a {name}: {judgement.text}" if judgement.text else "",
+            log=seen[name].log if judgement.verdict is not Verdict.OK else "",
+        )
+        for name, judgement in judged.items()
+    ]
+    return Outcome(
+        told={check.rows[0]: told},
+        loads_asked=sum(result.loads_asked for result in seen.values()),
+        loads_acked=sum(result.loads_acked for result in seen.values()),
+        excluded=excluded,
+        guest_mode="running",
+        details={name: judgement.details for name, judgement in judged.items()},
+    )
+
+
 def _excluded(bench: Bench, check: Check) -> frozenset[str]:
     """What was blamed in the phase, in whichever schedule: an experiment may load back to back."""
     nobody: frozenset[str] = frozenset()
@@ -226,9 +278,8 @@ def _excluded(bench: Bench, check: Check) -> frozenset[str]:
 
 def _by_row(bench: Bench, check: Check, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
-    owners = {label: row for row in check.rows for label in bench.buffers.pack.sections_of(row)}
-    rest = check.rows[-1]
-    return [(row, [label for label in labels if owners.get(label, rest) == row]) for row in check.rows]
+    owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
+    return [(row, [label for label in labels if owners.get(label, PLATFORM) == row]) for row in check.rows]
 
 
 def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float) -> Cell:

@@ -16,6 +16,7 @@ from harness.replay.engine import Evidence, Selection, Session, Stopped
 from harness.replay.fresh import Fresh
 from harness.replay.incoming import State
 from harness.replay.loadvm import Loadvm
+from harness.replay.pair import Pair
 from harness.replay.schedule import Checkpoint, LoadPlan
 from harness.replay.state import GuestMode
 from harness.triage.marker import moment_of
@@ -38,9 +39,13 @@ class Case:
 
 @dataclass(slots=True, kw_only=True)
 class ControlRoom:
-    """Runs the controls of each case once, however many cells ask for them."""
+    """Runs the controls of each case once, however many cells ask for them.
+
+    :param pair: also with a real primary
+    """
 
     bench: Bench
+    pair: bool = False
     _kept: dict[Case, Controls] = field(default_factory=dict)
     _locks: dict[Case, Lock] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
@@ -65,6 +70,7 @@ class ControlRoom:
         controls = Controls(
             fresh=_control(lambda: self._fresh(case)),
             loadvm=_control(lambda: self._loadvm(case)),
+            pair=_control(lambda: self._pair(case)) if self.pair else None,
             resets_before_load=self.bench.ability.resets_before_load,
         )
         if not case.sections:
@@ -83,6 +89,12 @@ class ControlRoom:
             processes=FRESH_PROCESSES,
             timeout_s=CONTROL_TIMEOUT_S,
             stop=self.bench.stop,
+        ).run()
+
+    def _pair(self, case: Case) -> Evidence:
+        state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
+        return Pair(
+            binary=self.bench.binary, dialect=self.bench.ability.dialect, state=state, stop=self.bench.stop
         ).run()
 
     def _loadvm(self, case: Case) -> Evidence:

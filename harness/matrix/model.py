@@ -15,7 +15,7 @@ from harness.oracle.verdict import FailureClass, Verdict
 SCHEMA = "postload.matrix/1"
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound", "reconfigured", "io-error")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
-ORACLES = ("drift", "leak", "guest")
+ORACLES = ("drift", "leak", "guest", "io-error")
 LANES = SCHEDULES + ORACLES
 REST_SUFFIX = "+rest"
 

@@ -64,6 +64,7 @@ class Options:
     :param profiles: every profile that the guest is built with; ``devices`` are the rows to be judged
     :param run_s: how long the guest runs after each load
     :param fresh: record anew even when a recording is kept
+    :param pair: breaks are repeated with a real primary and a real secondary
     :param quick: loads only: no control, no oracle beyond the answers of the secondary
     """
 
@@ -80,6 +81,7 @@ class Options:
     run_s: float
     fresh: bool = False
     quick: bool = False
+    pair: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -234,19 +236,19 @@ class Run:
         ordered = sorted(plans, key=lambda plan: plan.device != _PLATFORM)
         checks = self._checks(pack.manifest.machine, binary, list(dict.fromkeys(plan.device for plan in plans)))
         after = _Countdown(len(ordered), [partial(self._check, check, bench) for check in checks])
-        control = None if self._options.quick else ControlRoom(bench=bench).judge
+        control = None if self._options.quick else ControlRoom(bench=bench, pair=self._options.pair).judge
         return [partial(self._judge, plan, bench, control, after) for plan in ordered]
 
     def _checks(self, machine: str, binary: QemuBinary, rows: list[str]) -> list[Check]:
         """The experiments of a machine; their cells stand behind those of the schedules, row by row."""
         checks = [] if self._options.quick else planned_checks(self._options.phases, rows)
         for row in rows:
-            ids = [check.cell_id(binary.short, machine, row) for check in checks]
+            ids = [check.cell_id(binary.short, machine, row) for check in checks if row in check.rows]
             with self._lock:
                 mine = [i for i, planned in enumerate(self._planned) if f"/{machine}/{row}/" in planned]
                 at = 1 + max(i for i in mine if self._planned[i].startswith(binary.short + "/"))
                 self._planned[at:at] = ids
-        self._watcher.add_cells(len(checks) * len(rows))
+        self._watcher.add_cells(sum(len(check.rows) for check in checks))
         return checks
 
     def _see(self, machine: str, family: str, binary: QemuBinary) -> Seen:

@@ -18,6 +18,7 @@ SCHEDULE_MEANING = {
     "back-to-back": "the same section many times in one device buffer, the guest never runs in between",
     "drift": "state saved after one load against state saved after many",
     "leak": "what a load leaves behind in memory, descriptors and threads",
+    "io-error": "a secondary that loads the state of a failed disk, its own disk healthy or failing too",
     "guest": "after the loads the guest lives on: disks, network, clock, kernel log",
 }
 PHASE_MEANING = {
