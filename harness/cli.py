@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -277,11 +277,18 @@ def claims(**given: Any) -> int:
     )
     doc = answer_all(asked)
     paths = write_claims(doc, given["out"])
+    _renew_page(given["out"])
     if given["as_json"]:
         sys.stdout.write(claims_json(doc))
     print_claims(doc, _err if given["as_json"] else Console(highlight=False))
     _err.print(f"reports: {escape(', '.join(map(str, paths)))}", soft_wrap=True)
     return exit_status(doc)
+
+
+def _renew_page(out: Path) -> None:
+    """A matrix that lies in the same folder gets the answers into its page."""
+    with suppress(OSError, ValueError, UsageError):
+        write_reports(MatrixDoc.from_json(json.loads((out / "matrix.json").read_text())), out)
 
 
 @cli.command()

@@ -48,14 +48,18 @@ def _environment() -> Environment:
     return environment
 
 
-def render_html(doc: MatrixDoc) -> str:
-    """The document as one self-contained page."""
+def render_html(doc: MatrixDoc, claims: str = "") -> str:
+    """The document as one self-contained page.
+
+    :param claims: a section of HTML to be put in as it is, see :func:`harness.claims.text.claims_html`
+    """
     found = blocks(doc)
     return (
         _environment()
         .get_template("matrix.html.j2")
         .render(
             doc=doc,
+            claims=Markup(claims),
             blocks=found,
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),

@@ -13,6 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from harness.claims.model import SCHEMA as CLAIMS_SCHEMA
+from harness.claims.text import JSON_NAME as CLAIMS_NAME
+from harness.claims.text import claims_html
 from harness.errors import HostError
 from harness.matrix.model import MatrixDoc
 from harness.report.html import render_html
@@ -54,12 +57,21 @@ def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
     """
     files = {
         JSON_NAME: render_json(doc),
-        HTML_NAME: render_html(doc),
+        HTML_NAME: render_html(doc, _claims_section(out_dir)),
         JUNIT_NAME: render_junit(doc),
         MARKDOWN_NAME: render_markdown(doc),
     }
     _publish(out_dir, files)
     return [out_dir / name for name in files]
+
+
+def _claims_section(out_dir: Path) -> str:
+    """The answers of ``postload claims`` that lie in the same folder; nothing when there are none to be read."""
+    try:
+        document = json.loads((out_dir / CLAIMS_NAME).read_text(encoding="utf-8"))
+        return claims_html(document) if document["schema"] == CLAIMS_SCHEMA else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _publish(out_dir: Path, files: Mapping[str, str]) -> None:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
 from harness.report.text import duration, number, printable
 from harness.report.view import anchors, blocks, finding_groups
+from harness.report.writer import write_reports
 
 LPC = "0000:00:1f.0/ICH9LPC"
 NOT_SAFE = f"not safe for COLO, because the platform crashes at the first checkpoint, section {LPC}."
@@ -226,3 +229,15 @@ def test_cells_of_an_unknown_machine_are_not_lost(doc: MatrixDoc) -> None:
     found = blocks(replace(doc, machines=()))
     assert [len(block.cells) for block in found] == [56, 70]
     assert found[0].answer == "pc-i440fx-7.2 on QEMU 7.2.22: not decided."
+
+
+def test_the_answers_of_the_claims_in_the_same_folder_are_in_the_page(doc: MatrixDoc, tmp_path: Path) -> None:
+    entry = {"number": 1, "question": "May it?", "answer": "Yes & no.", "failed": "", "rows": [], "columns": {}}
+    claims: dict[str, object] = {"schema": "postload.claims/1", "qemu": {"version": "7.2.22", "build": ""}, "questions": [entry]}
+    claims |= {"seconds": 1.0, "machines": [], "command": [], "started": "", "accel": "tcg"}
+    (tmp_path / "claims.json").write_text(json.dumps(claims))
+    write_reports(doc, tmp_path)
+    assert "Yes &amp; no." in (tmp_path / "matrix.html").read_text()
+    (tmp_path / "claims.json").write_text("{")
+    write_reports(doc, tmp_path)
+    assert "Yes &amp; no." not in (tmp_path / "matrix.html").read_text()
