@@ -134,13 +134,7 @@ def _drift(bench: Bench, check: Check) -> Outcome:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     run = DriftExperiment(
-        binary=bench.binary,
-        dialect=bench.ability.dialect,
-        resets=bool(bench.ability.resets_before_load),
-        buffers=bench.buffers,
-        phase=phase,
-        excluded=excluded,
-        stop=bench.stop,
+        **_given(bench, phase, excluded),
     ).run()
     judged = judge_drift(run, load_rules())
     rows = _by_row(bench, check, judged)
@@ -162,13 +156,7 @@ def _leak(bench: Bench, check: Check) -> Outcome:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     result = find_leaks(
-        binary=bench.binary,
-        dialect=bench.ability.dialect,
-        resets=bool(bench.ability.resets_before_load),
-        buffers=bench.buffers,
-        phase=phase,
-        excluded=excluded,
-        stop=bench.stop,
+        **_given(bench, phase, excluded),
         suspects=suspects,
     )
     judged = judge_leaks(result)
@@ -199,13 +187,7 @@ def guest_check(phase: str, rows: Sequence[str]) -> Check:
 def _guest(bench: Bench, check: Check) -> Outcome:
     excluded = _excluded(bench, check)
     life = guest_life(
-        binary=bench.binary,
-        dialect=bench.ability.dialect,
-        resets=bool(bench.ability.resets_before_load),
-        buffers=bench.buffers,
-        phase=check.phases[0],
-        excluded=excluded,
-        stop=bench.stop,
+        **_given(bench, check.phases[0], excluded),
     )
     judged = judge_life(life)
     missing = Told(verdict=Verdict.HARNESS_ERROR, text="not asked: the guest did not answer")
@@ -240,13 +222,7 @@ def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Outco
     excluded = _excluded(bench, check)
     seen = {
         name: io_errors(
-            binary=bench.binary,
-            dialect=bench.ability.dialect,
-            resets=bool(bench.ability.resets_before_load),
-            buffers=bench.buffers,
-            phase=IO_ERROR_PHASE,
-            excluded=excluded,
-            stop=bench.stop,
+            **_given(bench, IO_ERROR_PHASE, excluded),
             faults=failing,
         )
         for name, failing in (("healthy disk", {}), ("failing disk", faults))
@@ -268,6 +244,19 @@ def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Outco
         guest_mode="running",
         details={name: judgement.details for name, judgement in judged.items()},
     )
+
+
+def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> dict[str, Any]:
+    """What every experiment is given."""
+    return {
+        "binary": bench.binary,
+        "dialect": bench.ability.dialect,
+        "resets": bool(bench.ability.resets_before_load),
+        "buffers": bench.buffers,
+        "phase": phase,
+        "excluded": excluded,
+        "stop": bench.stop,
+    }
 
 
 def _excluded(bench: Bench, check: Check) -> frozenset[str]:

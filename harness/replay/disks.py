@@ -161,7 +161,7 @@ def empty_qcow2(size_bytes: int) -> bytes:
     covered = _TABLE_ENTRIES * _CLUSTER_BYTES
     entries = max(1, -(-size_bytes // covered))
     if entries > _TABLE_ENTRIES:
-        raise ValueError(f"{size_bytes} bytes need more than one cluster of L1 table")
+        raise HostError(f"{size_bytes} bytes are too large for an image: they need more than one cluster of L1 table")
     header = _QCOW2_HEADER.pack(
         *(_QCOW2_MAGIC, 3, 0, 0, _CLUSTER_BITS, size_bytes, 0),
         *(entries, 3 * _CLUSTER_BYTES, _CLUSTER_BYTES, 1, 0, 0),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -29,6 +28,7 @@ from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm
 from harness.record.machine import Machine
+from harness.replay.disks import empty_qcow2
 from harness.replay.engine import ANSWER_TIMEOUT_S, Buffers, Evidence, Stopped
 from harness.replay.incoming import Count, Incoming, State, attempt, break_at, evidence_of
 from harness.replay.schedule import LoadPlan
@@ -40,8 +40,6 @@ _QUIT_TIMEOUT_S = 10.0
 _VMSTATE = "postload-vmstate"
 _VMSTATE_IMAGE = f"{_VMSTATE}.qcow2"
 _VMSTATE_BYTES = 1 << 20
-_CLUSTER_BITS = 16
-_CLUSTER_BYTES = 1 << _CLUSTER_BITS
 _CHILDREN = ("file", "image")
 
 OnLoads = Callable[[int], None]
@@ -146,40 +144,6 @@ def make_images(machine: Machine, folder: Path) -> None:
             (folder / name).write_bytes(empty_qcow2(size_bytes))
     except OSError as error:
         raise HostError(f"cannot make images in {folder}: {error.strerror}") from error
-
-
-def empty_qcow2(size_bytes: int) -> bytes:
-    """An empty qcow2 image, version 2 (``docs/interop/qcow2.txt``): four clusters of 64 KiB.
-
-    ========  =====  ==========================================================
-    offset    width  field of the header, big-endian
-    ========  =====  ==========================================================
-    0         4      magic ``QFI\\xfb``
-    4         4      version 2
-    8         12     backing file: offset (8) and length (4), none
-    20        4      cluster_bits
-    24        8      size of the disk, bytes
-    32        4      crypt_method, none
-    36        4      l1_size, entries of 8 bytes, each for 512 MiB
-    40        8      l1_table_offset: cluster 3
-    48        8      refcount_table_offset: cluster 1
-    56        4      refcount_table_clusters
-    60        12     snapshots: number (4) and offset (8), none
-    ========  =====  ==========================================================
-
-    Cluster 1 points to cluster 2, the refcount block, where the four clusters have refcount 1 (u16 each).
-
-    :param size_bytes: of the disk; at most 4 TiB
-    """
-    l1_entries = max(1, -(-size_bytes // (_CLUSTER_BYTES // 8 * _CLUSTER_BYTES)))
-    if l1_entries > _CLUSTER_BYTES // 8:
-        raise HostError(f"an image of {size_bytes} bytes is too large for a snapshot")
-    at = [number * _CLUSTER_BYTES for number in range(4)]
-    header = struct.pack(
-        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, _CLUSTER_BITS, size_bytes, 0, l1_entries, at[3], at[1], 1, 0, 0
-    )
-    clusters = (header, struct.pack(">Q", at[2]), struct.pack(">4H", 1, 1, 1, 1), b"")
-    return b"".join(cluster.ljust(_CLUSTER_BYTES, b"\0") for cluster in clusters)
 
 
 _VMSTATE_FILE = (_VMSTATE_IMAGE, _VMSTATE_BYTES)

@@ -17,10 +17,11 @@ from harness.qemu.cmdline import Option
 from harness.qemu.process import Exit
 from harness.record.machine import Machine
 from harness.record.pack import StatePack
+from harness.replay.disks import empty_qcow2
 from harness.replay.engine import Break, Buffers, Evidence
 from harness.replay.fresh import merge
 from harness.replay.incoming import State
-from harness.replay.loadvm import empty_qcow2, make_images, with_snapshots
+from harness.replay.loadvm import make_images, with_snapshots
 from harness.replay.pair import count_checkpoints
 from harness.triage.marker import marker
 
@@ -38,7 +39,7 @@ def node(driver: str, name: str, **props: str) -> Option:
 @pytest.mark.parametrize(("size", "l1"), [(1 << 20, 1), (512 << 20, 1), ((512 << 20) + 1, 2), (64 << 30, 128)])
 def test_an_empty_image_is_qcow2_as_its_specification_has_it(size: int, l1: int) -> None:
     image = empty_qcow2(size)
-    assert image[:8] == b"QFI\xfb\x00\x00\x00\x02"
+    assert image[:8] == b"QFI\xfb\x00\x00\x00\x03"
     assert struct.unpack_from(">QI", image, 8) == (0, 0)
     bits, disk, crypt, l1_size = struct.unpack_from(">IQII", image, 20)
     assert (bits, disk, crypt, l1_size) == (16, size, 0, l1)

@@ -233,7 +233,8 @@ def test_cells_of_an_unknown_machine_are_not_lost(doc: MatrixDoc) -> None:
 
 def test_the_answers_of_the_claims_in_the_same_folder_are_in_the_page(doc: MatrixDoc, tmp_path: Path) -> None:
     entry = {"number": 1, "question": "May it?", "answer": "Yes & no.", "failed": "", "rows": [], "columns": {}}
-    claims: dict[str, object] = {"schema": "postload.claims/1", "qemu": {"version": "7.2.22", "build": ""}, "questions": [entry]}
+    qemu = {"version": "7.2.22", "build": ""}
+    claims: dict[str, object] = {"schema": "postload.claims/1", "qemu": qemu, "questions": [entry]}
     claims |= {"seconds": 1.0, "machines": [], "command": [], "started": "", "accel": "tcg"}
     (tmp_path / "claims.json").write_text(json.dumps(claims))
     write_reports(doc, tmp_path)
