@@ -203,14 +203,21 @@ def test_each_rule_is_needed_and_no_more_are(drifted: Drifted, pc_pack: StatePac
 
 
 def test_what_a_rule_calls_natural_moves_without_any_load(drifted: Drifted, pc_pack: StatePack) -> None:
-    """Nothing is loaded between the two saves that are compared here; the parked machine runs a second."""
-    only_time = []
-    for phase in ("firmware", "kernel"):
-        run = drifted(pc_pack, phase, loads=2, idle_s=IDLE_S, change=due_soon(pc_pack, phase))
-        assert run.idle is not None
-        only_time.append(replace(run, snapshots=run.snapshots[-1:]))
-    unused = unused_rules(load_rules(), only_time)
-    left = [(rule.section, rule.fields) for rule, comparison in unused if comparison is Comparison.N]
+    """Nothing is loaded between the two saves that are compared here; the parked machine runs a second.
+
+    A timer that is due may fire before the first of the two saves: what has not moved yet is looked at again.
+    """
+    only_time: list[DriftRun] = []
+    left: list[object] = [True]
+    for _ in range(4):
+        for phase in ("firmware", "kernel", "bound"):
+            run = drifted(pc_pack, phase, loads=2, idle_s=IDLE_S, change=due_soon(pc_pack, phase))
+            assert run.idle is not None
+            only_time.append(replace(run, snapshots=run.snapshots[-1:]))
+        unused = unused_rules(load_rules(), only_time)
+        left = [(rule.section, rule.fields) for rule, comparison in unused if comparison is Comparison.N]
+        if not left:
+            break
     assert left == []
 
 
