@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+import harness
 from harness.errors import HostError
 
 
@@ -33,3 +34,10 @@ def write_atomically(path: Path, data: bytes) -> None:
                 raise
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
+
+
+def data_dir(name: str) -> Path:
+    """``devices`` or ``guests``: of the checkout, else as installed with the package."""
+    package = Path(harness.__file__).parent
+    beside = package.parent / name
+    return beside if beside.is_dir() and (package.parent / "pyproject.toml").exists() else package / "_data" / name

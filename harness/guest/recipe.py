@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-import harness
 from harness.errors import UsageError
+from harness.files import data_dir
 from harness.yamlfile import load_model
 
 Word = Annotated[str, Field(pattern=r"^[^\s]+$")]
@@ -108,9 +108,7 @@ def _stamp(path: Path) -> list[bytes]:
 def guests_folder() -> Path:
     """Where the recipes that come with this program are: in the installed package, else in the source
     tree."""
-    package = Path(harness.__file__).parent
-    installed = package / "_data" / "guests"
-    return installed if installed.is_dir() else package.parent / "guests"
+    return data_dir("guests")
 
 
 def load_recipe(name: str | Path = "debian") -> Recipe:

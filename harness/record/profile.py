@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-import harness
 from harness.errors import ConfigError, UsageError
+from harness.files import data_dir
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option, Scalar
 from harness.yamlfile import load_model
@@ -144,13 +144,6 @@ def _option(name: str, props: dict[str, str | bool | int]) -> Option:
     implied = _IMPLIED.get(name)
     first = rest.pop(implied, None) if implied else None
     return Option(name=name, first=None if first is None else str(first), props=rest)
-
-
-def data_dir(name: str) -> Path:
-    """``devices`` or ``guests``: of the checkout, else as installed with the package."""
-    package = Path(harness.__file__).parent
-    beside = package.parent / name
-    return beside if beside.is_dir() and (package.parent / "pyproject.toml").exists() else package / "_data" / name
 
 
 def load_profiles(folder: Path | None = None) -> dict[str, Profile]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError, GuestError, UsageError
+from harness.files import data_dir
 from harness.guest.recipe import load_recipe
 from harness.qemu.binary import QemuBinary
 from harness.record.profile import (
     Profile,
-    data_dir,
     load_profiles,
     owner_of,
     section_label,
