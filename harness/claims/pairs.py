@@ -171,7 +171,7 @@ def primary_case(lab: Lab, fault: str) -> Row:
 
     :raises HarnessError: the pair did not get to its checkpoints
     """
-    machine = lab.buffers.pack.machine
+    machine = lab.buffers.machine
     named = Option(name="name", first="postload-primary", props={"debug-threads": True})
     with (
         Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, extra=(named,)) as primary,

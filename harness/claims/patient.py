@@ -116,17 +116,17 @@ class Patient:
     """
 
     def __init__(self, lab: Lab, mode: GuestMode = GuestMode.RUNNING) -> None:
-        pack = lab.buffers.pack
+        machine = lab.buffers.machine
         self.lab = lab
         workdir = new_workdir()
-        pack.machine.make_files(workdir)
+        machine.make_files(workdir)
         incoming = Option(name="incoming", first="defer")
-        self.vm = Vm(pack.machine.command(lab.binary.path, workdir, firmware_sink(), incoming), workdir=workdir)
+        self.vm = Vm(machine.command(lab.binary.path, workdir, firmware_sink(), incoming), workdir=workdir)
         try:
             self.vm.qmp("migrate-set-capabilities", capabilities=capabilities(lab.ability.dialect))
             self.sock = connect_incoming(self.vm, START_TIMEOUT_S)
             self.primary = Primary(self.sock, timeout_s=START_TIMEOUT_S)
-            recording = pack.recordings[lab.before]
+            recording = lab.buffers.pack.recordings[lab.before]
             devices = encode(sections_for(recording, mode))
             body = incoming_body(recording, lab.buffers.ram_whole(lab.before), devices)
             self.primary.start(recording.head, body, lab.ability.dialect)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness import __version__
@@ -73,6 +74,8 @@ class Cell:
 
     ``oracle`` says what was looked at: ``load`` (the answers of the secondary), or ``drift``, ``leak``, ``guest``;
     ``details`` are that oracle's figures. ``controls`` says in one sentence which controls were run and what they gave.
+    ``pack`` is the path of the state pack that was loaded, empty when unknown; ``signature`` names a finding across
+    runs and versions; ``known`` says which known issue it is, empty when it is none.
     """
 
     id: str
@@ -99,6 +102,9 @@ class Cell:
     oracle: str = "load"
     controls: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    pack: str = ""
+    signature: str | None = None
+    known: str = ""
 
     @property
     def lane(self) -> str:
@@ -136,6 +142,9 @@ class Cell:
             "oracle": self.oracle,
             "controls": self.controls,
             "details": self.details,
+            "pack": self.pack,
+            "signature": self.signature,
+            "known": self.known,
         }
 
 
@@ -216,6 +225,41 @@ class MatrixDoc:
         if document["schema"] != SCHEMA:
             raise UsageError(f'not a matrix document: schema is {document["schema"]!r}, expected "{SCHEMA}"')
         return _validated(document)
+
+
+def find_cell(doc: MatrixDoc, text: str) -> Cell:
+    """The cell of this id, or the only one whose id holds the text.
+
+    :raises UsageError: there is none, or several; names some
+    """
+    found = [cell for cell in doc.cells if cell.id == text] or [cell for cell in doc.cells if text in cell.id]
+    if len(found) == 1:
+        return found[0]
+    breaking = [cell for cell in found if cell.verdict.is_finding]
+    if len(breaking) == 1:
+        return breaking[0]
+    if not found:
+        known = [cell.id for cell in doc.cells if cell.verdict.is_finding] or [cell.id for cell in doc.cells]
+        raise UsageError(f"no cell {text!r} in this run: {_some(known) or 'it has no cells'}")
+    raise UsageError(f"{text!r} is part of {len(found)} cells: {_some([cell.id for cell in breaking or found])}")
+
+
+def read_matrix(run: Path) -> MatrixDoc:
+    """The document of a run: ``matrix.json`` in a folder, or that file itself.
+
+    :raises UsageError: there is none, or it is not a matrix document
+    """
+    path = run / "matrix.json" if run.is_dir() else run
+    try:
+        return MatrixDoc.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; expected the folder that a run wrote with --out") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON: {error}") from error
+
+
+def _some(ids: list[str], limit: int = 6) -> str:
+    return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
 
 
 def _rename_class(cell: object) -> object:

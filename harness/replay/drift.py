@@ -110,10 +110,10 @@ class DriftExperiment:
         parked = sections_for(recording, GuestMode.PARKED)
         session = _Session(self, without(parked, self.excluded), recording.vmdesc)
         body = incoming_body(recording, self.buffers.ram_whole(self.phase), encode(parked))
-        with Secondary(self.binary, pack.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
+        with Secondary(self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
             broken = session.run(secondary, recording.head, body)
         return DriftRun(
-            machine=pack.machine.name,
+            machine=self.buffers.machine.name,
             phase=self.phase,
             vmdesc=recording.vmdesc,
             sent=by_label(session.sent(1)),

@@ -18,6 +18,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
 from harness.qemu.threads import describe_threads
 from harness.qemu.vm import Vm
+from harness.record.machine import Machine
 from harness.record.pack import StatePack, incoming_body
 from harness.replay.schedule import Checkpoint, LoadPlan
 from harness.replay.secondary import DEATH_GRACE_S, Secondary
@@ -105,10 +106,13 @@ class Buffers:
 
     RAM is kept as views into the pack, some 9 MB of small objects for 70 MB of pages; device buffers are bytes.
     The least recently used go first when there are many.
+
+    :param machine: what the loading side shall be, when it is not just what was recorded
     """
 
-    def __init__(self, pack: StatePack) -> None:
+    def __init__(self, pack: StatePack, machine: Machine | None = None) -> None:
         self.pack = pack
+        self.machine = machine or pack.machine
         self._lock = Lock()
         self._kept: OrderedDict[object, Any] = OrderedDict()
 
@@ -177,7 +181,7 @@ class Session:
         :raises Stopped: ``stop`` was set
         """
         started = time.monotonic()
-        with Secondary(self.binary, self.buffers.pack.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
+        with Secondary(self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
             tally = _Tally(on_loads)
             broken = self._load_all(secondary, tally)
             return self._evidence(secondary, tally, broken, started)

@@ -61,7 +61,7 @@ class Fresh:
 
     def _one(self, number: int) -> Evidence:
         started = time.monotonic()
-        with Incoming(self.binary, self.state.buffers.pack.machine, timeout_s=self.timeout_s) as qemu:
+        with Incoming(self.binary, self.state.buffers.machine, timeout_s=self.timeout_s) as qemu:
             launched = time.monotonic()
             loaded, broken = self._load(qemu, number)
             passed = 0 if broken else 1

@@ -206,7 +206,7 @@ class _Experiment:
         started = time.monotonic()
         pack = self.buffers.pack
         patterns = {image: disk for profile in self.profiles for image, disk in profile.patterns.items()}
-        machine = with_disks(pack.machine, disks, {} if self.phase in ("firmware", "kernel") else patterns)
+        machine = with_disks(self.buffers.machine, disks, {} if self.phase in ("firmware", "kernel") else patterns)
         seen = _Seen()
         with Secondary(self.binary, machine, self.dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
             self._load_all(secondary, seen)

@@ -114,7 +114,7 @@ def io_errors(
     sections = sections_for(recording, GuestMode.RUNNING)
     loaded = encode(without(sections, excluded))
     seen = _Seen()
-    machine = with_faults(buffers.pack.machine, faults, once=once)
+    machine = with_faults(buffers.machine, faults, once=once)
     with Secondary(binary, machine, dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
         vm = secondary.vm
         try:

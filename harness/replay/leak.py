@@ -314,7 +314,7 @@ class _TunedSecondary(Secondary):
 
     def __init__(self, bench: LeakBench) -> None:
         self._dialect = bench.dialect
-        machine, workdir = bench.buffers.pack.machine, new_workdir()
+        machine, workdir = bench.buffers.machine, new_workdir()
         machine.make_files(workdir)
         incoming = Option(name="incoming", first="defer")
         command = machine.command(bench.binary.path, workdir, firmware_sink(), incoming)

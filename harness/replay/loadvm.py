@@ -75,7 +75,7 @@ class Loadvm:
         """
         images = new_workdir()
         try:
-            machine = with_snapshots(self.buffers.pack.machine)
+            machine = with_snapshots(self.buffers.machine)
             make_images(machine, images)
             return self._run(machine, images, on_loads)
         finally:

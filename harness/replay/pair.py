@@ -98,7 +98,7 @@ class Pair:
         return evidence
 
     def _once(self, on_loads: OnLoads) -> Evidence:
-        machine = self.state.buffers.pack.machine
+        machine = self.state.buffers.machine
         started = time.monotonic()
         with (
             Incoming(self.binary, machine, timeout_s=self.timeout_s, extra=(_THREAD_NAMES,)) as primary,

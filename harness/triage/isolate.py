@@ -149,7 +149,7 @@ class _Sweep:
         buffers = owner.buffers
         recording = buffers.pack.recordings[case.before]
         whole = buffers.whole_state(case.before, GuestMode.PARKED)
-        with Secondary(owner.binary, buffers.pack.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S) as secondary:
+        with Secondary(owner.binary, buffers.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S) as secondary:
             try:
                 secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(case.before), whole))
             except ChannelBroken:

@@ -13,6 +13,8 @@ import pytest
 
 from harness import cli, inspection
 from harness.colo.primary import ENABLE_COLO
+from harness.commands import matrix as matrix_module
+from harness.commands import options as options_module
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.matrix import run as run_module
 from harness.matrix.model import Cell, Finding, Qemu
@@ -51,10 +53,11 @@ def postload(
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     """A QEMU on paper in place of the host's; nothing is downloaded either."""
-    monkeypatch.setattr(cli, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
-    monkeypatch.setattr(cli, "find_binary", lambda _: Path(binary.path))
-    monkeypatch.setattr(cli, "probe_binary", lambda *_: binary)
-    monkeypatch.setattr(cli, "choose_accel", lambda *_: AccelState(name="tcg", usable=True, reason="on paper"))
+    monkeypatch.setattr(matrix_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
+    monkeypatch.setattr(options_module, "find_binary", lambda _: Path(binary.path))
+    monkeypatch.setattr(options_module, "probe_binary", lambda *_: binary)
+    on_paper = AccelState(name="tcg", usable=True, reason="on paper")
+    monkeypatch.setattr(matrix_module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(
         run_module, "probe_colo", lambda _: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
     )

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload claims``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from harness.claims.run import QUESTIONS, Asked, answer_all, exit_status
+from harness.claims.text import claims_json, print_claims, write_claims
+from harness.commands.options import (
+    accel_option,
+    binaries_of,
+    check_machines,
+    err,
+    guest_option,
+    jobs_option,
+    json_option,
+    names,
+    out_option,
+    profiles_option,
+    shared,
+)
+from harness.errors import UsageError
+from harness.guest.build import build_guest
+from harness.guest.recipe import load_recipe
+from harness.matrix.model import MatrixDoc
+from harness.qemu.binary import choose_accel
+from harness.report.writer import write_reports
+
+
+@click.command()
+@click.option("--qemu", metavar="PATH", help="QEMU to ask.")
+@click.option(
+    "--machine", "machines", multiple=True, callback=names, help="Machine types; pc,q35 for question 1, pc for others."
+)
+@click.option(
+    "--question",
+    "questions",
+    type=click.IntRange(min(QUESTIONS), max(QUESTIONS)),
+    multiple=True,
+    help="Questions by number, may be given again; all.",
+)
+@shared(jobs_option, accel_option, guest_option, profiles_option, out_option, json_option)
+def claims(**given: Any) -> int:
+    """Answer questions about COLO with numbers from this QEMU: asserts, half checkpoints, framing, frequency."""
+    binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"])
+    machines = given["machines"]
+    check_machines(binaries, machines)
+    both = [name for name in ("pc", "q35") if binaries[0].machine(name)]
+    asked = Asked(
+        binary=binaries[0],
+        machines=machines or both,
+        others=machines or both[:1],
+        questions=given["questions"] or tuple(QUESTIONS),
+        accel=choose_accel(Path(binaries[0].path), given["accel"]).name,
+        profiles=tuple(profiles.values()),
+        guest=partial(build_guest, load_recipe(given["guest"])),
+        workers=given["jobs"],
+        command=["postload", *sys.argv[1:]],
+        stage=lambda text: err.print(escape(text), soft_wrap=True),
+    )
+    doc = answer_all(asked)
+    paths = write_claims(doc, given["out"])
+    _renew_page(given["out"])
+    if given["as_json"]:
+        sys.stdout.write(claims_json(doc))
+    print_claims(doc, err if given["as_json"] else Console(highlight=False))
+    err.print(f"reports: {escape(', '.join(map(str, paths)))}", soft_wrap=True)
+    return exit_status(doc)
+
+
+def _renew_page(out: Path) -> None:
+    """A matrix that lies in the same folder gets the answers into its page."""
+    with suppress(OSError, ValueError, UsageError):
+        write_reports(MatrixDoc.from_json(json.loads((out / "matrix.json").read_text())), out)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload matrix``, ``record`` and ``replay``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import inspection
+from harness.commands.execute import carry_out
+from harness.commands.options import (
+    accel_option,
+    binaries_of,
+    check_machines,
+    confirm_option,
+    device_option,
+    emit,
+    err,
+    guest_option,
+    jobs_option,
+    json_option,
+    loads_option,
+    machine_option,
+    mode_option,
+    out_option,
+    phase_option,
+    profiles_option,
+    qemu_option,
+    quick_option,
+    replay_options,
+    run_ms_option,
+    schedule_option,
+    shared,
+)
+from harness.errors import UsageError
+from harness.guest.build import build_guest
+from harness.guest.recipe import load_recipe
+from harness.matrix.run import Options, load_pack_rows, make_recording
+from harness.qemu.binary import choose_accel
+from harness.record.pack import StatePack
+from harness.record.profile import select_profiles
+from harness.record.recorder import PHASES, ordered_phases
+from harness.report.terminal import LiveProgress
+
+
+@click.command()
+@shared(qemu_option, machine_option, device_option, phase_option, schedule_option, mode_option, loads_option)
+@shared(
+    run_ms_option, quick_option, confirm_option, jobs_option, accel_option, guest_option, profiles_option, out_option
+)
+@click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
+@json_option
+def matrix(**given: Any) -> int:
+    """Record guests, reload their state, print which devices survive."""
+    binaries, profiles = binaries_of(given["qemus"], given["profiles"])
+    check_machines(binaries, given["machines"])
+    accel = choose_accel(Path(binaries[0].path), given["accel"])
+    chosen = Options(
+        binaries=tuple(binaries),
+        accel=accel.name,
+        machines=tuple(given["machines"]),
+        profiles=tuple(profiles.values()),
+        devices=tuple(p.name for p in select_profiles(profiles, given["devices"] or profiles)),
+        phases=tuple(ordered_phases(given["phases"] or PHASES)),
+        fresh=given["fresh"],
+        **replay_options(given),
+    )
+    recipe = load_recipe(given["guest"])
+    return carry_out(chosen, accel, given, lambda run: run.execute(), guest=lambda: build_guest(recipe))
+
+
+@click.command()
+@click.option("--qemu", metavar="PATH", help="QEMU to record with.")
+@click.option("--machine", default="pc", show_default=True)
+@shared(device_option, phase_option, accel_option, guest_option, profiles_option)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new state pack.")
+@json_option
+def record(**given: Any) -> int:
+    """Boot one guest and record its phases into a state pack."""
+    binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"])
+    check_machines(binaries, [given["machine"]])
+    if given["out"].exists():
+        raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
+    chosen = select_profiles(profiles, given["devices"] or profiles)
+    phases = ordered_phases(given["phases"] or PHASES)
+    recipe = load_recipe(given["guest"])
+    accel = choose_accel(Path(binaries[0].path), given["accel"])
+    with LiveProgress(total_cells=0, console=err) as progress:
+        make_recording(
+            binary=binaries[0],
+            machine=given["machine"],
+            accel=accel.name,
+            guest=build_guest(recipe),
+            profiles=chosen,
+            phases=phases,
+            path=given["out"],
+            stage=progress.stage,
+        )
+    with StatePack(given["out"]) as pack:
+        emit(inspection.describe_pack(pack), given["as_json"])
+    return 0
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@shared(qemu_option, device_option, phase_option, schedule_option, mode_option, loads_option, run_ms_option)
+@shared(quick_option, confirm_option, jobs_option, out_option, json_option)
+def replay(pack: Path, **given: Any) -> int:
+    """Reload a recorded state pack."""
+    with StatePack(pack) as opened:
+        binaries, _ = binaries_of(given["qemus"], None)
+        recorded = [device.name for device in opened.manifest.devices]
+        for name in given["devices"]:
+            if name not in recorded:
+                raise UsageError(f"device {name!r} is not in {pack}: it holds {', '.join(recorded)}")
+        phases = ordered_phases(given["phases"] or opened.phases)
+        for name in phases:
+            if name not in opened.phases:
+                raise UsageError(f"phase {name!r} is not in {pack}: it holds {', '.join(opened.phases)}")
+        accel = choose_accel(Path(binaries[0].path), opened.manifest.accel)
+        chosen = Options(
+            binaries=tuple(binaries),
+            accel=accel.name,
+            machines=(opened.manifest.machine,),
+            profiles=(),
+            devices=tuple(given["devices"] or recorded),
+            phases=tuple(phases),
+            **replay_options(given),
+        )
+        return carry_out(chosen, accel, given, lambda run: load_pack_rows(run, opened))

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What several commands share: options, and how they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from harness import inspection
+from harness.errors import UsageError
+from harness.matrix.plan import DEFAULT_LOADS
+from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.record.profile import Profile, load_profiles
+from harness.record.recorder import PHASES
+from harness.replay.schedule import SCHEDULES, Schedule
+from harness.replay.state import GuestMode
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_OUT = Path("postload-out")
+#: How long a guest runs after each load, in milliseconds: long enough to take interrupts and to touch its disks.
+DEFAULT_RUN_MS = 2.0
+
+#: No --qemu given: the host's own.
+HOSTS: list[str | None] = [None]
+
+#: Progress, messages and errors; stdout is for what was asked for.
+err = Console(stderr=True, highlight=False)
+
+
+def names(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...] | str | None) -> list[str]:
+    """Comma-separated and repeated values as one list, each once."""
+    given = [value] if isinstance(value, str) else list(value or ())
+    return list(dict.fromkeys(name.strip() for part in given for name in part.split(",") if name.strip()))
+
+
+qemu_option = click.option(
+    "--qemu", "qemus", multiple=True, metavar="QEMU", help="Path or installed name; may be given again."
+)
+machine_option = click.option(
+    "--machine", "machines", multiple=True, default=("pc,q35",), callback=names, help="Machine types, pc,q35."
+)
+device_option = click.option("--device", "devices", multiple=True, callback=names, help="Rows to judge; all profiles.")
+phase_option = click.option(
+    "--phase", "phases", multiple=True, callback=names, help=f"Phases; {','.join(PHASES)}. Also io-error."
+)
+schedule_option = click.option(
+    "--schedule", "schedules", multiple=True, callback=names, help=f"Schedules; {','.join(SCHEDULES)}."
+)
+mode_option = click.option(
+    "--guest-mode", "modes", multiple=True, default=("running",), callback=names, help="running, parked, or both."
+)
+loads_option = click.option(
+    "--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="Loads for each cell."
+)
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 64), default=lambda: os.cpu_count() or 1, help="Cells at a time; one a core."
+)
+run_ms_option = click.option(
+    "--run-ms", type=click.FloatRange(0), default=DEFAULT_RUN_MS, show_default=True, help="Guest time after a load."
+)
+accel_option = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+guest_option = click.option(
+    "--guest", default="debian", show_default=True, help="Recipe: a name in guests/, or a YAML file."
+)
+profiles_option = click.option(
+    "--profiles", type=click.Path(path_type=Path), help="Folder of device profiles; devices/."
+)
+quick_option = click.option("--quick", is_flag=True, help="Loads only: no control and no oracle beyond the answers.")
+confirm_option = click.option(
+    "--confirm", type=click.Choice(["pair"]), help="Repeat what breaks with a real primary and a real secondary."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Reports."
+)
+
+
+def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, shown in this order."""
+
+    def apply(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+def binaries_of(paths: Sequence[str | None], folder: Path | None = None) -> tuple[list[QemuBinary], dict[str, Profile]]:
+    """The QEMUs of these names or paths, the host's own when there are none, and the device profiles.
+
+    :raises UsageError: one is no QEMU, or a profile is wrong
+    """
+    profiles = load_profiles(folder)
+    types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)}
+    return [probe_binary(find_binary(path), types) for path in (paths or HOSTS)], profiles
+
+
+def check_machines(binaries: Sequence[QemuBinary], machines: Sequence[str]) -> None:
+    """A machine type that no QEMU of the run has is a mistake of the user's.
+
+    :raises UsageError: names it, and what there is
+    """
+    for name in machines:
+        if not any(binary.machine(name) for binary in binaries):
+            known = sorted({m.alias or m.name for b in binaries for m in b.machines if m.alias})
+            raise UsageError(f"unknown machine {name!r}: {binaries[0].path} has {', '.join(known)} and versioned names")
+
+
+def replay_options(given: dict[str, Any]) -> dict[str, Any]:
+    """How to load, as :class:`harness.matrix.run.Options` names it."""
+    return {
+        "schedules": members(Schedule, given["schedules"] or list(SCHEDULES), "schedule"),
+        "guest_modes": members(GuestMode, given["modes"], "guest mode"),
+        "loads": given["loads"],
+        "jobs": given["jobs"],
+        "run_s": given["run_ms"] / 1000,
+        "quick": given["quick"],
+        "pair": given["confirm"] == "pair",
+    }
+
+
+def members(kind: Any, names: list[str], what: str) -> tuple[Any, ...]:
+    """Members of an enum by their values, in its order.
+
+    :raises UsageError: a value is unknown
+    """
+    known = [str(member) for member in kind]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+    return tuple(member for member in kind if str(member) in names)
+
+
+def emit(document: dict[str, Any], as_json: bool) -> None:
+    """Print what an inspection gave."""
+    if as_json:
+        print_json(document)
+    else:
+        inspection.print_document(document, Console(highlight=False))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
