@@ -15,7 +15,7 @@ from harness.claims import framing, half, interval, loads
 from harness.claims.model import Answer, Effort, Lab, Question, Row, document
 from harness.errors import HarnessError, PackError, PostloadError, UsageError
 from harness.guest.build import Guest
-from harness.matrix.run import recording_key
+from harness.matrix.recordings import recording_key
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import kill_all
 from harness.record.pack import StatePack

@@ -37,7 +37,8 @@ from harness.commands.options import (
 from harness.errors import UsageError
 from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
-from harness.matrix.run import Options, load_pack_rows, make_recording
+from harness.matrix.recordings import make_recording
+from harness.matrix.run import Options, load_pack_rows
 from harness.qemu.binary import choose_accel
 from harness.record.pack import StatePack
 from harness.record.profile import select_profiles

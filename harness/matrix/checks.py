@@ -41,6 +41,8 @@ class Oracle(StrEnum):
 
     DRIFT = "drift"
     LEAK = "leak"
+    PLAIN = "plain"
+    POSTCOPY = "postcopy"
     GUEST = "guest"
     IO_ERROR = "io-error"
 
@@ -70,6 +72,7 @@ class Outcome:
     loads: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
     guest_mode: str = "parked"
+    engine: str = "colo"
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -280,7 +283,7 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
     rest = REST_SUFFIX if own & outcome.excluded else ""
     asked, acked = outcome.loads.get(row, (outcome.loads_asked, outcome.loads_acked))
     return Cell(
-        id=check.cell_id(bench.binary.short, machine, row) + rest,
+        id=check.cell_id(bench.label, machine, row) + rest,
         record_qemu=Qemu(**pack.manifest.qemu),
         load_qemu=Qemu(**bench.binary.identity()),
         machine=machine,
@@ -298,6 +301,8 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
         checkpoints_acked=0 if row in outcome.loads else acked,
         finding=None if verdict is Verdict.OK else _finding(verdict, told, check),
         details={**outcome.details, **{t.section or row: dict(t.details) for t in told if t.details}},
+        pack=str(pack.path),
+        engine=outcome.engine,
         seconds=round(seconds, 3),
     )
 

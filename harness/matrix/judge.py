@@ -10,7 +10,7 @@ from threading import Event, Lock
 
 from harness.errors import HarnessError, HostError, QemuError
 from harness.matrix.model import REST_SUFFIX, Cell, Finding, Qemu
-from harness.matrix.plan import CellPlan
+from harness.matrix.plan import CellPlan, pair_label
 from harness.oracle.load import Judgement, judge, warnings_of
 from harness.oracle.verdict import FailureClass, Verdict
 from harness.qemu.binary import QemuBinary
@@ -38,6 +38,7 @@ class Bench:
 
     :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
         build that resets before each load (elsewhere it makes no difference)
+    :param refused: sections that this QEMU refuses already in an ordinary migration: only their own rows load them
     """
 
     binary: QemuBinary
@@ -46,7 +47,13 @@ class Bench:
     pace: Pace
     stop: Event
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
     lock: Lock = field(default_factory=Lock)
+
+    @property
+    def label(self) -> str:
+        """How cell ids name the QEMU, or the pair of them."""
+        return pair_label(Qemu(**self.buffers.pack.manifest.qemu).short, self.binary.short)
 
     def isolator(self, again: bool) -> Isolator:
         """A search over this pack that tries the known culprits first.
@@ -74,7 +81,7 @@ class Bench:
         """Sections of other rows that are known to break in these phases."""
         with self.lock:
             broken = [self.blamed.get((phase, self._twice(again)), set()) for phase in phases]
-        return frozenset().union(*broken) - own
+        return self.refused.union(*broken) - own
 
     def _twice(self, again: bool) -> bool:
         return again and bool(self.ability.resets_before_load)
@@ -108,7 +115,7 @@ class _Row:
         self._plan = plan
         self._control = control
         self._bench = bench
-        self._id = plan.id(bench.binary.short)
+        self._id = plan.id(bench.label)
         self._on_loads = on_loads
         self._all = frozenset(bench.buffers.pack.sections_of(plan.device)) & self._labels()
         self._blamed: list[str] = []
@@ -186,6 +193,7 @@ class _Row:
             plan=self._load_plan(),
             selection=Selection(own=self._own, excluded=excluded, whole=resets or not parked),
             mode=self._plan.guest_mode,
+            absent=self._bench.refused & excluded,
             pace=self._bench.pace,
             stop=self._bench.stop,
         )
@@ -271,6 +279,7 @@ class _Row:
             sections=tuple(sorted(self._own)),
             loads_asked=self._plan.loads,
             finding=finding,
+            pack=str(pack.path),
             seconds=round(time.monotonic() - self._started, 3),
             **more,  # type: ignore[arg-type]
         )

@@ -16,8 +16,10 @@ from harness.oracle.verdict import FailureClass, Verdict
 SCHEMA = "postload.matrix/1"
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound", "reconfigured", "io-error")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
+#: Ordinary migration, before any checkpoint.
+MIGRATIONS = ("plain", "postcopy")
 ORACLES = ("drift", "leak", "guest", "io-error")
-LANES = SCHEDULES + ORACLES
+LANES = MIGRATIONS + SCHEDULES + ORACLES
 REST_SUFFIX = "+rest"
 
 
@@ -34,6 +36,11 @@ class Qemu:
     build: str
     path: str
     sha256: str
+
+    @property
+    def short(self) -> str:
+        """Version and eight digits of the hash, as in cell ids."""
+        return f"{self.version}-{self.sha256[:8]}"
 
     def to_json(self) -> dict[str, Any]:
         return {"version": self.version, "build": self.build, "path": self.path, "sha256": self.sha256}
@@ -72,7 +79,8 @@ class Finding:
 class Cell:
     """One entry of the matrix, judged. ``failure_class`` is ``class`` in JSON.
 
-    ``oracle`` says what was looked at: ``load`` (the answers of the secondary), or ``drift``, ``leak``, ``guest``;
+    ``oracle`` says what was looked at: ``load`` (the answers of the secondary), ``plain`` and ``postcopy`` (an
+    ordinary migration into a new process), or ``drift``, ``leak``, ``guest``;
     ``details`` are that oracle's figures. ``controls`` says in one sentence which controls were run and what they gave.
     ``pack`` is the path of the state pack that was loaded, empty when unknown; ``signature`` names a finding across
     runs and versions; ``known`` says which known issue it is, empty when it is none.
@@ -152,12 +160,14 @@ class Cell:
 class MachineResult:
     """The answer for one machine type on one QEMU; ``colo_safe`` is None when it could not be decided.
 
+    ``record_qemu`` is the QEMU that recorded, None when it is the one that loads.
     ``dialect`` and ``resets_before_load`` are what the probe learnt of the QEMU as a secondary; None where it was
     not probed. A build that resets the machine before each load hides what only a used device shows.
     """
 
     machine: str
     qemu: Qemu
+    record_qemu: Qemu | None = None
     alias: str | None = None
     colo_safe: bool | None = None
     because: tuple[str, ...] = ()
@@ -169,6 +179,7 @@ class MachineResult:
             "machine": self.machine,
             "alias": self.alias,
             "qemu": self.qemu.to_json(),
+            "record_qemu": None if self.record_qemu is None else self.record_qemu.to_json(),
             "colo_safe": self.colo_safe,
             "because": list(self.because),
             "dialect": self.dialect,

@@ -34,9 +34,14 @@ class CellPlan:
         return self.phases[0] if len(self.phases) == 1 else "all"
 
     def id(self, qemu: str) -> str:
-        """Stable name of the cell under one QEMU."""
+        """Stable name of the cell under one QEMU, or a pair of them (:func:`pair_label`)."""
         mode = "" if self.guest_mode is GuestMode.RUNNING else f"/{self.guest_mode}"
         return f"{qemu}/{self.machine}/{self.device}/{self.where}/{self.schedule}{mode}"
+
+
+def pair_label(recorded: str, loaded: str) -> str:
+    """How cell ids name their QEMU: one, or ``RECORDED..LOADED`` when another one recorded."""
+    return loaded if recorded == loaded else f"{recorded}..{loaded}"
 
 
 def plan_cells(

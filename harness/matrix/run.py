@@ -3,42 +3,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
-from harness.cache import cache_root
-from harness.errors import HarnessError, HostError, PackError, QemuError, UsageError
+from harness.errors import HarnessError, HostError, QemuError
 from harness.guest.build import Guest
+from harness.matrix.answer import PLATFORM, Seen, machine_result
 from harness.matrix.checks import Check, perform, planned_checks
 from harness.matrix.controls import ControlRoom
 from harness.matrix.judge import Bench, RunControls, judge_cell
-from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.matrix.migrations import planned_migrations
+from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan, plan_cells
+from harness.matrix.recordings import Recordings, machine_names, missing
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
 from harness.qemu.process import kill_all
 from harness.record.pack import StatePack
 from harness.record.profile import Profile
-from harness.record.recorder import PHASES, Plan, ordered_phases, record
+from harness.record.recorder import PHASES, Plan, ordered_phases
 from harness.replay.engine import Buffers, Pace, Stopped
-from harness.replay.probe import ColoAbility, probe_colo
+from harness.replay.probe import probe_colo
 from harness.replay.schedule import Schedule
 from harness.replay.state import GuestMode
 
-#: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
-_RECORDING_FORMAT = 1
 _POLL_S = 0.2
-_PLATFORM = "platform"
 
 
 #: Does something and returns what is to be done next.
@@ -66,6 +62,9 @@ class Options:
     :param fresh: record anew even when a recording is kept
     :param pair: breaks are repeated with a real primary and a real secondary
     :param quick: loads only: no control, no oracle beyond the answers of the secondary
+    :param migrations: ordinary migrations to be made before the checkpoints: ``plain``, ``postcopy``
+    :param oracles: the experiments that look at more than the answers are made
+    :param overrides: further options of the QEMU that loads, such as ``-global``
     """
 
     binaries: tuple[QemuBinary, ...]
@@ -82,16 +81,19 @@ class Options:
     fresh: bool = False
     quick: bool = False
     pair: bool = False
+    migrations: tuple[str, ...] = ()
+    oracles: bool = True
+    overrides: tuple[Option, ...] = ()
 
+    @property
+    def experiments(self) -> bool:
+        """Whether there is more than loads."""
+        return self.oracles and not self.quick
 
-@dataclass(slots=True, kw_only=True)
-class Seen:
-    """A machine of the run; ``ability`` is None until its QEMU was probed."""
-
-    machine: str
-    family: str
-    binary: QemuBinary
-    ability: ColoAbility | None = None
+    @property
+    def controls(self) -> bool:
+        """Whether findings get a class."""
+        return not self.quick
 
 
 class Run:
@@ -122,6 +124,7 @@ class Run:
         self._planned: list[str] = []
         self._cells: dict[str, list[Cell]] = {}
         self._machines: list[Seen] = []
+        self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=watcher.message)
         self._doc = MatrixDoc(
             command=tuple(command),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -132,14 +135,21 @@ class Run:
             cells=(),
         )
 
-    def execute(self, prepare: Callable[[QemuBinary, str], list[Job]] | None = None) -> MatrixDoc:
+    @property
+    def binaries(self) -> tuple[QemuBinary, ...]:
+        """The QEMUs of the run, each build once."""
+        return tuple({binary.sha256: binary for binary in reversed(self._options.binaries)}.values())[::-1]
+
+    def execute(self, jobs: Sequence[Job] | None = None) -> MatrixDoc:
         """Judge everything; Ctrl-C gives what was judged until then, ``complete`` false.
+
+        :param jobs: what to begin with, by default every machine of every QEMU with its own recording
 
         :raises HostError: the host has no space left, or the like; the document so far was handed to ``on_cell``
         """
         pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
         try:
-            self._finish(pool, [pool.submit(prepare or self._prepare, *job) for job in self._jobs()])
+            self._finish(pool, [pool.submit(job) for job in (self._jobs() if jobs is None else jobs)])
             complete = True
         except KeyboardInterrupt:
             complete = False
@@ -154,16 +164,17 @@ class Run:
         """The matrix so far, cells in the order of the plan."""
         with self._lock:
             cells = tuple(cell for planned in self._planned for cell in self._cells.get(planned, ()))
-            machines = tuple(_machine_result(seen, cells) for seen in self._machines)
+            machines = tuple(machine_result(seen, cells) for seen in self._machines)
         seconds = time.monotonic() - self._began
         return replace(self._doc, cells=cells, machines=machines, seconds=seconds, complete=complete)
 
-    def _jobs(self) -> list[tuple[QemuBinary, str]]:
+    def _jobs(self) -> list[Job]:
         """Each machine once, though it was named twice or by its alias too, or its QEMU by two paths."""
-        jobs: dict[tuple[str, str], tuple[QemuBinary, str]] = {}
+        jobs: dict[tuple[str, str], Job] = {}
         for binary in self._options.binaries:
             for machine in self._options.machines:
-                jobs.setdefault((binary.sha256, _machine_names(binary, machine)[1]), (binary, machine))
+                key = (binary.sha256, machine_names(binary, machine)[1])
+                jobs.setdefault(key, partial(self._prepare, binary, machine))
         return list(jobs.values())
 
     def _finish(self, pool: ThreadPoolExecutor, first: list[Future[list[Job]]]) -> None:
@@ -176,83 +187,98 @@ class Run:
 
     def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
         """Have a recording of one machine; returns the jobs that judge its cells."""
-        family, name = _machine_names(binary, machine)
-        seen = self._see(name, family, binary)
-        rows = [p for p in self._options.profiles if p.name in self._options.devices]
-        missing = {p.name: _missing(p, binary, machine, family) for p in self._options.profiles}
-        plans = self._plan(name, [p.name for p in rows])
-        self._add(plans, binary)
-        able = [plan for plan in plans if missing[plan.device] is None]
+        return self.prepare_pair(binary, binary, machine)
+
+    def prepare_pair(self, recorder: QemuBinary, binary: QemuBinary, machine: str) -> list[Job]:
+        """Have one QEMU's recording of a machine; returns the jobs that judge it loaded by another, or itself."""
+        family, name = machine_names(recorder, machine)
+        seen = self._see(name, family, binary, Qemu(**recorder.identity()))
+        rows = [p.name for p in self._options.profiles if p.name in self._options.devices]
+        lacking = {p.name: _lacking(p, (recorder, binary), name, family) for p in self._options.profiles}
+        plans = self._plan(name, rows)
+        self._add(plans, seen)
+        able = [plan for plan in plans if lacking[plan.device] is None]
         for plan in plans:
-            if missing[plan.device] is not None:
-                self._settle(plan, binary, Verdict.UNSUPPORTED, missing[plan.device] or "")
+            if lacking[plan.device] is not None:
+                self._settle(plan, seen, Verdict.UNSUPPORTED, lacking[plan.device] or "")
         if not able:
             return []
         try:
-            seen.ability = ability = probe_colo(binary)
-            profiles = tuple(p for p in self._options.profiles if missing[p.name] is None)
-            pack = self._pack(binary, name, family, profiles)
+            seen.ability = probe_colo(binary)
+            profiles = tuple(p for p in self._options.profiles if lacking[p.name] is None)
+            pack = self._pack(recorder, name, family, profiles)
         except (HostError, Stopped):
             raise
         except (QemuError, HarnessError) as error:
             if self._stop.is_set():
                 raise Stopped("stopped") from error
-            self._watcher.message(f"{binary.short} {name}: {error}")
-            for plan in able:
-                self._settle(plan, binary, Verdict.HARNESS_ERROR, str(error))
+            self._give_up(able, seen, error)
             return []
-        return self._jobs_for(pack, binary, ability, able)
+        return self._jobs_for(pack, seen, able)
 
-    def prepare_pack(self, pack: StatePack, binary: QemuBinary, machine: str) -> list[Job]:
+    def prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Job]:
         """The jobs of a pack that is open already."""
-        seen = self._see(machine, pack.manifest.family, binary)
+        machine = pack.manifest.machine
+        seen = self._see(machine, pack.manifest.family, binary, Qemu(**pack.manifest.qemu))
         plans = self._plan(machine, list(self._options.devices))
-        self._add(plans, binary)
+        self._add(plans, seen)
         if binary.machine(machine) is None:
             for plan in plans:
-                self._settle(plan, binary, Verdict.UNSUPPORTED, f"this QEMU has no machine {machine}")
+                self._settle(plan, seen, Verdict.UNSUPPORTED, f"QEMU {binary.version} has no machine {machine}")
             return []
         try:
             seen.ability = probe_colo(binary)
         except QemuError as error:
-            self._watcher.message(f"{binary.short} {machine}: {error}")
-            for plan in plans:
-                self._settle(plan, binary, Verdict.HARNESS_ERROR, str(error))
+            self._give_up(plans, seen, error)
             return []
-        return self._jobs_for(pack, binary, seen.ability, plans)
+        return self._jobs_for(pack, seen, plans)
 
-    def _jobs_for(
-        self, pack: StatePack, binary: QemuBinary, ability: ColoAbility, plans: Sequence[CellPlan]
-    ) -> list[Job]:
-        """The jobs that judge planned cells of one open pack."""
+    def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
+        self._watcher.message(f"{seen.label} {seen.machine}: {error}")
+        for plan in plans:
+            self._settle(plan, seen, Verdict.HARNESS_ERROR, str(error))
+
+    def _jobs_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan]) -> list[Job]:
+        """The jobs that judge planned cells of one open pack; ordinary migration comes before all checkpoints."""
+        assert seen.ability is not None  # probed by whoever opened the pack
+        machine = replace(pack.machine, options=pack.machine.options + self._options.overrides)
         bench = Bench(
-            binary=binary,
-            ability=ability,
-            buffers=Buffers(pack),
+            binary=seen.binary,
+            ability=seen.ability,
+            buffers=Buffers(pack, machine),
             pace=Pace(run_s=self._options.run_s),
             stop=self._stop,
         )
+        rows = list(dict.fromkeys(plan.device for plan in plans))
+        migrations = planned_migrations(self._options.migrations, self._options.phases, rows)
+        self._plan_checks(migrations, seen, rows, last=False)
+        experiments = planned_checks(self._options.phases, rows) if self._options.experiments else []
+        self._plan_checks(experiments, seen, rows, last=True)
+        rest = partial(self._checkpoints, plans, experiments, bench)
+        for check in reversed(migrations):
+            rest = partial(self._check, check, bench, rest)
+        return [rest]
+
+    def _checkpoints(self, plans: Sequence[CellPlan], experiments: Sequence[Check], bench: Bench) -> list[Job]:
         # the platform is last in a report and first in a run: what breaks it is then known to the other rows
-        ordered = sorted(plans, key=lambda plan: plan.device != _PLATFORM)
-        checks = self._checks(pack.manifest.machine, binary, list(dict.fromkeys(plan.device for plan in plans)))
-        after = _Countdown(len(ordered), [partial(self._check, check, bench) for check in checks])
-        control = None if self._options.quick else ControlRoom(bench=bench, pair=self._options.pair).judge
+        ordered = sorted(plans, key=lambda plan: plan.device != PLATFORM)
+        after = _Countdown(len(ordered), [partial(self._check, check, bench, list) for check in experiments])
+        control = ControlRoom(bench=bench, pair=self._options.pair).judge if self._options.controls else None
         return [partial(self._judge, plan, bench, control, after) for plan in ordered]
 
-    def _checks(self, machine: str, binary: QemuBinary, rows: list[str]) -> list[Check]:
-        """The experiments of a machine; their cells stand behind those of the schedules, row by row."""
-        checks = [] if self._options.quick else planned_checks(self._options.phases, rows)
+    def _plan_checks(self, checks: Sequence[Check], seen: Seen, rows: Sequence[str], *, last: bool) -> None:
+        """Cells of experiments stand row by row, before or behind those of the schedules."""
         for row in rows:
-            ids = [check.cell_id(binary.short, machine, row) for check in checks if row in check.rows]
+            ids = [check.cell_id(seen.label, seen.machine, row) for check in checks if row in check.rows]
+            start = f"{seen.label}/{seen.machine}/{row}/"
             with self._lock:
-                mine = [i for i, planned in enumerate(self._planned) if f"/{machine}/{row}/" in planned]
-                at = 1 + max(i for i in mine if self._planned[i].startswith(binary.short + "/"))
+                mine = [i for i, planned in enumerate(self._planned) if planned.startswith(start)]
+                at = 1 + max(mine) if last else min(mine)
                 self._planned[at:at] = ids
         self._watcher.add_cells(sum(len(check.rows) for check in checks))
-        return checks
 
-    def _see(self, machine: str, family: str, binary: QemuBinary) -> Seen:
-        seen = Seen(machine=machine, family=family, binary=binary)
+    def _see(self, machine: str, family: str, binary: QemuBinary, recorder: Qemu) -> Seen:
+        seen = Seen(machine=machine, family=family, binary=binary, recorder=recorder)
         with self._lock:
             self._machines.append(seen)
         return seen
@@ -267,33 +293,23 @@ class Run:
             loads=self._options.loads,
         )
 
-    def _add(self, plans: Sequence[CellPlan], binary: QemuBinary) -> None:
+    def _add(self, plans: Sequence[CellPlan], seen: Seen) -> None:
         with self._lock:
-            self._planned += [plan.id(binary.short) for plan in plans]
+            self._planned += [plan.id(seen.label) for plan in plans]
         self._watcher.add_cells(len(plans))
 
     def _pack(self, binary: QemuBinary, name: str, family: str, profiles: tuple[Profile, ...]) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing
-        guest = self._guest()
         plan = Plan(
             binary=binary,
             machine=name,
             family=family,
             accel=self._options.accel,
-            guest=guest,
+            guest=self._guest(),
             profiles=profiles,
             phases=tuple(ordered_phases([*PHASES, *self._options.phases])),
         )
-        path = cache_root() / "packs" / recording_key(plan)
-        if not self._options.fresh:
-            try:
-                return StatePack(path)
-            except PackError as error:
-                if path.exists():
-                    self._watcher.message(f"recording anew: {error}")
-        _remove(path)
-        record(plan, path, lambda phase: self._watcher.stage(f"recording {name}: {phase}"))
-        return StatePack(path)
+        return self._recordings.pack(plan)
 
     def _judge(
         self, plan: CellPlan, bench: Bench, control: RunControls | None, after: _Countdown
@@ -303,17 +319,18 @@ class Run:
             self._judge_now(plan, bench, control)
         return after.one_less()
 
-    def _check(self, check: Check, bench: Bench) -> list[Job]:
+    def _check(self, check: Check, bench: Bench, then: Job) -> list[Job]:
+        """Make one experiment; what is to be done next comes back."""
         if self._stop.is_set():
             return []
-        planned = [check.cell_id(bench.binary.short, bench.buffers.pack.manifest.machine, row) for row in check.rows]
+        planned = [check.cell_id(bench.label, bench.buffers.pack.manifest.machine, row) for row in check.rows]
         self._watcher.start_cell(planned[0])
         for name, cell in zip(planned, perform(check, bench), strict=True):
             self._keep(name, cell)
-        return []
+        return then()
 
     def _judge_now(self, plan: CellPlan, bench: Bench, control: RunControls | None) -> None:
-        planned = plan.id(bench.binary.short)
+        planned = plan.id(bench.label)
         self._watcher.start_cell(planned)
         for cell in judge_cell(plan, bench, self._watcher.loads, control):
             if self._stop.is_set():
@@ -323,12 +340,11 @@ class Run:
                 self._watcher.add_cells(1)
             self._keep(planned, cell)
 
-    def _settle(self, plan: CellPlan, binary: QemuBinary, verdict: Verdict, text: str) -> None:
-        qemu = Qemu(**binary.identity())
+    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, text: str) -> None:
         cell = Cell(
-            id=plan.id(binary.short),
-            record_qemu=qemu,
-            load_qemu=qemu,
+            id=plan.id(seen.label),
+            record_qemu=seen.recorder,
+            load_qemu=Qemu(**seen.binary.identity()),
             machine=plan.machine,
             accel=self._options.accel,
             device=plan.device,
@@ -363,120 +379,12 @@ class _Countdown:
             return self._jobs if self._left == 0 else []
 
 
+def _lacking(profile: Profile, binaries: Sequence[QemuBinary], machine: str, family: str) -> str | None:
+    """Why one of the QEMUs cannot have a device on a machine, or None when all can."""
+    reasons = (missing(profile, binary, machine, family) for binary in binaries)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:
     """Judge the rows of an open pack with every binary of the run."""
-    return run.execute(lambda binary, machine: run.prepare_pack(pack, binary, machine))
-
-
-def make_recording(
-    *,
-    binary: QemuBinary,
-    machine: str,
-    accel: str,
-    guest: Guest,
-    profiles: Sequence[Profile],
-    phases: Sequence[str],
-    path: Path,
-    stage: Callable[[str], None],
-) -> Path:
-    """Record one guest outside a matrix.
-
-    :raises UsageError: a device is not to be had on this machine with this QEMU
-    """
-    family, name = _machine_names(binary, machine)
-    for profile in profiles:
-        reason = _missing(profile, binary, machine, family)
-        if reason is not None:
-            raise UsageError(f"cannot record {profile.name} on {name}: {reason}")
-    plan = Plan(
-        binary=binary,
-        machine=name,
-        family=family,
-        accel=accel,
-        guest=guest,
-        profiles=tuple(profiles),
-        phases=tuple(phases),
-    )
-    return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"))
-
-
-def recording_key(plan: Plan) -> str:
-    """Names a kept recording by everything that went into it."""
-    parts = {
-        "format": _RECORDING_FORMAT,
-        "qemu": plan.binary.sha256,
-        "machine": plan.machine,
-        "accel": plan.accel,
-        "guest": dict(plan.guest.identity),
-        "cmdline": [plan.guest.cmdline, plan.guest.memory_mib, plan.guest.cpus],
-        "profiles": [profile.model_dump(mode="json") for profile in plan.profiles],
-        "phases": plan.phases,
-    }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"{plan.machine}-{plan.binary.version}-{digest[:16]}"
-
-
-def _machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
-    """Family and versioned name; what is not there keeps the name it was asked by."""
-    found = binary.machine(wanted)
-    if found is None:
-        return wanted, wanted
-    if found.alias:
-        return found.alias, found.name
-    for family, prefix in (("q35", "pc-q35-"), ("pc", "pc-i440fx-")):
-        if found.name.startswith(prefix):
-            return family, found.name
-    return found.name, found.name
-
-
-def _missing(profile: Profile, binary: QemuBinary, machine: str, family: str) -> str | None:
-    if binary.machine(machine) is None:
-        return f"this QEMU has no machine {machine}"
-    return profile.missing(family, binary)
-
-
-def _machine_result(seen: Seen, cells: Sequence[Cell]) -> MachineResult:
-    """Safe only when every row was judged ok with nothing left out; not safe with the first load that breaks.
-
-    Two kinds of findings are worth a word and do not make a checkpoint unsafe: drift and leaks, and, where a build
-    resets the machine before each load, a section that breaks only when it stands twice in one buffer.
-    """
-    mine = [c for c in cells if c.machine == seen.machine and c.load_qemu.sha256 == seen.binary.sha256]
-    resets = bool(seen.ability and seen.ability.resets_before_load)
-    hidden = [c for c in mine if resets and c.verdict.is_finding and c.schedule == Schedule.BACK_TO_BACK]
-    slow = [c for c in mine if c.verdict in (Verdict.DRIFT, Verdict.LEAK)]
-    reasons = [_reason(c) for c in mine if c.verdict.is_finding and c not in hidden and c not in slow]
-    notes = [f"without the reset before each load, {_reason(c)}" for c in hidden] + [_reason(c) for c in slow]
-    counted = [c for c in mine if c.oracle == "load" and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
-    clean = all(cell.verdict is Verdict.OK and not cell.excluded for cell in counted)
-    judged = {cell.device for cell in counted if cell.verdict is Verdict.OK}
-    safe = False if reasons else (True if clean and _PLATFORM in judged else None)
-    because = reasons + notes if safe is not None else _undecided(mine)
-    return MachineResult(
-        machine=seen.machine,
-        alias=seen.family,
-        qemu=Qemu(**seen.binary.identity()),
-        colo_safe=safe,
-        because=tuple(dict.fromkeys(because)),
-        dialect=seen.ability.dialect.name if seen.ability else None,
-        resets_before_load=seen.ability.resets_before_load if seen.ability else None,
-    )
-
-
-def _reason(cell: Cell) -> str:
-    finding = cell.finding
-    who = finding.section if finding and finding.section else cell.device
-    text = finding.text if finding else ""
-    what = text.partition(": ")[2] if cell.oracle == "load" and ": " in text else text
-    return f"{who}: {cell.verdict}: {what}"
-
-
-def _undecided(cells: Sequence[Cell]) -> list[str]:
-    texts = [c.finding.text for c in cells if c.finding and c.verdict is not Verdict.OK]
-    return texts or ["the platform row was not judged"]
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-
-
+    return run.execute([partial(run.prepare_pack, pack, binary) for binary in run.binaries])

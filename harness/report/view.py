@@ -12,6 +12,8 @@ from harness.oracle.verdict import FailureClass, Verdict, rank, worst
 from harness.report.text import number, one_line
 
 SCHEDULE_MEANING = {
+    "plain": "an ordinary migration into a new process, one load in each phase",
+    "postcopy": "the same by postcopy: the guest runs before its memory is there",
     "same": "the same recorded moment again and again: A A A",
     "alternate": "two moments in turn: A B A B",
     "walk": "every ordered pair of moments",
@@ -124,12 +126,12 @@ class Block:
 
     @property
     def title(self) -> str:
-        return f"{self.result.machine} on QEMU {self.result.qemu.version}"
+        return _title(self.result.machine, self.result.record_qemu, self.result.qemu)
 
     @property
     def has_pairs(self) -> bool:
         """True when some states were recorded by another QEMU than the one that loads."""
-        return any(cell.record_qemu != cell.load_qemu for row in self.rows for cell in row.cells)
+        return any(cell.record_qemu.sha256 != cell.load_qemu.sha256 for row in self.rows for cell in row.cells)
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -168,7 +170,7 @@ class FindingGroup:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Titles of the blocks that it is in."""
-        return tuple(dict.fromkeys(f"{c.machine} on QEMU {c.load_qemu.version}" for c in self.cells))
+        return tuple(dict.fromkeys(_title(c.machine, c.record_qemu, c.load_qemu) for c in self.cells))
 
     @property
     def title(self) -> str:
@@ -183,8 +185,15 @@ class FindingGroup:
 
 def pair_text(cell: Cell) -> str:
     """``7.2.22``, or ``7.2.22 -> 10.0.13`` when another QEMU recorded; builds when versions do not tell."""
-    a, b = cell.record_qemu, cell.load_qemu
-    if a == b:
+    return _pair(cell.record_qemu, cell.load_qemu)
+
+
+def _title(machine: str, recorded: Qemu | None, loaded: Qemu) -> str:
+    return f"{machine} on QEMU {_pair(recorded or loaded, loaded)}"
+
+
+def _pair(a: Qemu, b: Qemu) -> str:
+    if a == b or a.sha256 == b.sha256:
         return b.version
     if a.version != b.version:
         return f"{a.version} -> {b.version}"
@@ -271,18 +280,19 @@ def _block(result: MachineResult, cells: Sequence[Cell]) -> Block:
 
 def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
     """One block for each machine; cells of a machine that has no answer get an undecided one."""
-    results: dict[tuple[str, Qemu], MachineResult] = {(m.machine, m.qemu): m for m in doc.machines}
-    cells: dict[tuple[str, Qemu], list[Cell]] = {key: [] for key in results}
+    results = {(m.machine, (m.record_qemu or m.qemu).sha256, m.qemu): m for m in doc.machines}
+    cells: dict[tuple[str, str, Qemu], list[Cell]] = {key: [] for key in results}
     for cell in doc.cells:
-        key = (cell.machine, cell.load_qemu)
-        results.setdefault(key, MachineResult(machine=cell.machine, qemu=cell.load_qemu))
+        key = (cell.machine, cell.record_qemu.sha256, cell.load_qemu)
+        another = None if cell.record_qemu.sha256 == cell.load_qemu.sha256 else cell.record_qemu
+        results.setdefault(key, MachineResult(machine=cell.machine, qemu=cell.load_qemu, record_qemu=another))
         cells.setdefault(key, []).append(cell)
     return tuple(_block(result, cells[key]) for key, result in results.items())
 
 
 def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     """One sentence: can this machine type live under COLO on this QEMU?"""
-    head = f"{result.machine} on QEMU {result.qemu.version}: "
+    head = f"{_title(result.machine, result.record_qemu, result.qemu)}: "
     reasons = "; ".join(one_line(reason).rstrip(".") for reason in result.because)
     if result.colo_safe is None:
         return head + ("not decided" + (f", because {reasons}." if reasons else "."))
@@ -339,7 +349,7 @@ def cells_text(cells: Sequence[Cell], every: Iterable[Cell] = ()) -> list[str]:
     lines: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         head = f"{cell.machine} {cell.device}" + (" (rest)" if cell.is_rest else "")
-        if cell.record_qemu != cell.load_qemu:
+        if cell.record_qemu.sha256 != cell.load_qemu.sha256:
             head += f" {pair_text(cell)}"
         phases = lines.setdefault(head, {}).setdefault(cell.lane, [])
         if _column(cell).phase is not None:

@@ -24,7 +24,7 @@ from harness.cache import cache_root
 from harness.errors import MissingError, PackError
 from harness.guest.build import Guest, build_guest
 from harness.guest.recipe import load_recipe
-from harness.matrix.run import recording_key
+from harness.matrix.recordings import recording_key
 from harness.qemu.binary import QemuBinary, choose_accel, find_binary, probe_binary
 from harness.record.pack import StatePack
 from harness.record.profile import load_profiles

@@ -118,7 +118,7 @@ DESCRIBED: dict[str, Any] = {
     "machine": "pc-i440fx-7.2",
     "family": "pc",
     "accel": "tcg",
-    "qemu": {"version": "7.2.22", "build": "Debian", "path": "/usr/bin/qemu", "sha256": "ab" * 32},
+    "qemu": {"version": "7.2.22", "build": "Debian", "path": "/usr/bin/qemu", "sha256": "12345678" * 8},
     "options": [OptionModel(name="m", first="16"), OptionModel(name="drive", props={"file": "{workdir}/a.img"})],
     "scratch": {"a.img": 1 << 20},
     "guest": {"kernel": "cd" * 32},

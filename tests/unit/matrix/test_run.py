@@ -14,10 +14,11 @@ import pytest
 from harness.colo.primary import ENABLE_COLO
 from harness.errors import HostError
 from harness.matrix import run as run_module
+from harness.matrix.answer import Seen, machine_result
 from harness.matrix.judge import Bench
 from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan
-from harness.matrix.run import Options, Run, Seen, _machine_result, load_pack_rows
+from harness.matrix.run import Options, Run, load_pack_rows
 from harness.oracle.verdict import Verdict, exit_code
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
@@ -153,10 +154,18 @@ def test_a_machine_named_twice_is_judged_once(
 def test_two_builds_of_one_version_are_two_machines(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
 ) -> None:
-    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    def judged(plan: CellPlan, bench: Bench, _loads: Any, _control: Any) -> Iterator[Cell]:
+        recorder = Qemu(**bench.buffers.pack.manifest.qemu)
+        yield replace(cell_of(plan, bench.binary), id=plan.id(bench.label), record_qemu=recorder)
+
+    judge(judged)
     run, _, _ = make_run(binaries=(binary, replace(binary, sha256="87654321" * 8)))
     doc = load_pack_rows(run, pack)
     assert len({cell.id for cell in doc.cells}) == 18
+    assert {cell.id.partition("/")[0] for cell in doc.cells} == {
+        "7.2.22-12345678",
+        "7.2.22-12345678..7.2.22-87654321",
+    }
     assert [machine.colo_safe for machine in doc.machines] == [True, True]
 
 
@@ -263,8 +272,8 @@ def test_a_machine_is_safe_only_when_all_was_judged_with_nothing_left_out(
     binary: QemuBinary, rows: list[Row], safe: bool | None
 ) -> None:
     cells = [cell_of(plan(device), binary, verdict, excluded=out) for device, verdict, out in rows]
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
-    result = _machine_result(seen, cells)
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    result = machine_result(seen, cells)
     assert result.colo_safe is safe
     assert bool(result.because) is (safe is not True)
     assert (result.alias, result.dialect, result.resets_before_load) == ("pc", "enable-colo", False)
@@ -278,8 +287,8 @@ BREAKS = [verdict for verdict in Verdict if verdict.is_finding and verdict not i
 @pytest.mark.parametrize(("verdict", "oracle"), SLOW.items())
 def test_drift_and_leaks_are_a_note(binary: QemuBinary, verdict: Verdict, oracle: str) -> None:
     found = cell_of(plan("ahci"), binary, verdict, oracle=oracle)
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
-    result = _machine_result(seen, [cell_of(plan("platform"), binary), found])
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    result = machine_result(seen, [cell_of(plan("platform"), binary), found])
     assert result.colo_safe is True
     assert result.because == (f"i8259: {verdict}: load 1: {verdict}",)
 
@@ -287,27 +296,28 @@ def test_drift_and_leaks_are_a_note(binary: QemuBinary, verdict: Verdict, oracle
 @pytest.mark.parametrize("verdict", BREAKS)
 def test_any_break_makes_a_machine_unsafe_and_is_named(binary: QemuBinary, verdict: Verdict) -> None:
     cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, verdict)] * 2
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
-    result = _machine_result(seen, cells)
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    result = machine_result(seen, cells)
     assert result.colo_safe is False
     assert result.because == (f"i8259: {verdict}: {verdict}",)
 
 
 def test_cells_of_other_machines_and_builds_do_not_count(binary: QemuBinary) -> None:
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=DIES)
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
     fine = cell_of(plan("platform"), binary)
     other_machine = replace(cell_of(plan("platform"), binary, CRASH), machine="pc-q35-7.2")
     other_build = cell_of(plan("platform"), replace(binary, sha256="0" * 64), CRASH)
-    assert _machine_result(seen, [fine, other_machine, other_build]).colo_safe is True
-    assert _machine_result(seen, [other_machine, other_build]).colo_safe is None
+    assert machine_result(seen, [fine, other_machine, other_build]).colo_safe is True
+    assert machine_result(seen, [other_machine, other_build]).colo_safe is None
 
 
 @pytest.mark.parametrize(("ability", "safe"), [(DIES, False), (RESETS, True)])
 def test_where_a_build_resets_loads_in_one_buffer_are_a_note(
     binary: QemuBinary, ability: ColoAbility, safe: bool
 ) -> None:
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, ability=ability)
-    result = _machine_result(seen, [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)])
+    recorder = Qemu(**binary.identity())
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=recorder, ability=ability)
+    result = machine_result(seen, [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)])
     assert result.colo_safe is safe
     assert ("without the reset" in result.because[0]) is safe
 
