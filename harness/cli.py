@@ -16,6 +16,7 @@ import harness
 from harness.commands.claims import claims
 from harness.commands.matrix import matrix, record, replay
 from harness.commands.options import err
+from harness.commands.qualify import qualify
 from harness.commands.show import doctor, inspect
 from harness.errors import PostloadError
 from harness.qemu.process import kill_all, sweep_workdirs
@@ -67,5 +68,5 @@ def cli() -> None:
     """
 
 
-for command in (matrix, record, replay, inspect, claims, doctor):
+for command in (matrix, record, replay, qualify, inspect, claims, doctor):
     cli.add_command(command)

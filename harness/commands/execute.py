@@ -32,7 +32,14 @@ def carry_out(
     :param given: the command's ``out`` and ``as_json``
     :param more: what else :class:`Run` is to be given
     """
-    out: Path = given["out"]
+    doc = keep_reports(options, accel, given["out"], work, **more)
+    return _report(doc, given["out"], given["as_json"])
+
+
+def keep_reports(
+    options: Options, accel: AccelState, out: Path, work: Callable[[Run], MatrixDoc], **more: Any
+) -> MatrixDoc:
+    """Do the work of a run, its reports kept up to date all the while."""
     with LiveProgress(total_cells=0, console=err) as progress:
         run = Run(
             options,
@@ -45,7 +52,7 @@ def carry_out(
         with _last_words(run, out):
             doc = work(run)
     write_reports(doc, out)
-    return _report(doc, out, given["as_json"])
+    return doc
 
 
 def _keep(out: Path, doc: MatrixDoc) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness import inspection
 from harness.errors import UsageError
 from harness.matrix.plan import DEFAULT_LOADS
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.qemu.cmdline import Option
 from harness.record.profile import Profile, load_profiles
 from harness.record.recorder import PHASES
 from harness.replay.schedule import SCHEDULES, Schedule
@@ -77,6 +79,13 @@ quick_option = click.option("--quick", is_flag=True, help="Loads only: no contro
 confirm_option = click.option(
     "--confirm", type=click.Choice(["pair"]), help="Repeat what breaks with a real primary and a real secondary."
 )
+global_option = click.option(
+    "--global",
+    "globals_",
+    multiple=True,
+    metavar="DRIVER.PROPERTY=VALUE",
+    help="A property of the QEMU that loads, as its own -global; may be given again.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Reports."
@@ -126,6 +135,17 @@ def replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "quick": given["quick"],
         "pair": given["confirm"] == "pair",
     }
+
+
+def overrides(given: Sequence[str]) -> tuple[Option, ...]:
+    """``-global`` options from ``DRIVER.PROPERTY=VALUE``.
+
+    :raises UsageError: one is not of that form
+    """
+    for text in given:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+\.[A-Za-z0-9_-]+=[^,]*", text):
+            raise UsageError(f"--global {text!r}: expected DRIVER.PROPERTY=VALUE, as virtio-net-pci.mrg_rxbuf=off")
+    return tuple(Option(name="global", props={key: value}) for key, _, value in (text.partition("=") for text in given))
 
 
 def members(kind: Any, names: list[str], what: str) -> tuple[Any, ...]:

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload qualify``: go or no-go before a host is upgraded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from harness.commands.execute import keep_reports
+from harness.commands.options import (
+    accel_option,
+    binaries_of,
+    check_machines,
+    device_option,
+    err,
+    global_option,
+    guest_option,
+    jobs_option,
+    json_option,
+    machine_option,
+    members,
+    names,
+    out_option,
+    overrides,
+    phase_option,
+    profiles_option,
+    run_ms_option,
+    shared,
+)
+from harness.errors import UsageError
+from harness.guest.build import build_guest
+from harness.guest.recipe import load_recipe
+from harness.matrix.model import MIGRATIONS
+from harness.matrix.run import Options, Run
+from harness.qemu.binary import AccelState, QemuBinary, choose_accel
+from harness.qualify.model import DECIDING, USES, exit_code
+from harness.qualify.pairs import plan_pairs
+from harness.qualify.run import Context, pack_jobs, pair_jobs, qualify_doc
+from harness.qualify.text import print_qualify, qualify_json, write_qualify
+from harness.record.pack import StatePack
+from harness.record.profile import Profile, select_profiles
+from harness.record.recorder import PHASES, ordered_phases
+from harness.replay.schedule import Schedule
+from harness.replay.state import GuestMode
+
+#: Enough for what breaks at all; a matrix of one QEMU goes deeper.
+DEFAULT_LOADS = 20
+SCHEDULES = ("same", "alternate", "back-to-back")
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path), required=False)
+@click.option("--from", "sources", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests come from.")
+@click.option("--to", "targets", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests go to.")
+@click.option("--both-ways", is_flag=True, help="The way back as well: recorded by the new QEMU, loaded by the old.")
+@click.option(
+    "--for", "uses", multiple=True, callback=names, help=f"What decides: {', '.join(USES)}; {', '.join(DECIDING)}."
+)
+@click.option("--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads a cell.")
+@click.option("--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules; {','.join(SCHEDULES)}.")
+@shared(machine_option, device_option, phase_option, run_ms_option, global_option, jobs_option, accel_option)
+@shared(guest_option, profiles_option, out_option)
+@click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
+@json_option
+def qualify(pack: Path | None, **given: Any) -> int:
+    """Say whether guests of one QEMU or host live on another: go, no-go or unknown, with the reasons.
+
+    Give a state PACK that the old host recorded, or --from and --to. Ends with 0 for go, 1 for no-go, 3 for unknown.
+    """
+    uses = _uses(given["uses"])
+    if pack is not None:
+        if given["sources"] or given["both_ways"]:
+            raise UsageError("a pack comes from one host and goes one way: give PACK, or --from, not both")
+        return _of_pack(pack, given, uses)
+    if not given["sources"] or not given["targets"]:
+        raise UsageError("expected a PACK, or --from QEMU and --to QEMU")
+    return _of_pairs(given, uses)
+
+
+def _uses(given: list[str]) -> tuple[str, ...]:
+    for name in given:
+        if name not in USES:
+            raise UsageError(f"--for {name!r}: expected one of {', '.join(USES)}")
+    return tuple(use for use in USES if use in (given or DECIDING))
+
+
+def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
+    sources, profiles = binaries_of(given["sources"], given["profiles"])
+    targets, _ = binaries_of(given["targets"], given["profiles"])
+    check_machines([*sources, *targets], given["machines"])
+    pairs = plan_pairs(sources, targets, given["machines"], both_ways=given["both_ways"])
+    binaries = [*sources, *targets]
+    accel = choose_accel(Path(sources[0].path), given["accel"])
+    options = _options(given, binaries, accel, profiles)
+    recipe = load_recipe(given["guest"])
+    return _qualify(given, options, accel, uses, lambda run: pair_jobs(run, pairs), guest=lambda: build_guest(recipe))
+
+
+def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
+    with StatePack(path) as pack:
+        targets, _ = binaries_of(given["targets"] or [None], given["profiles"])
+        recorded = [device.name for device in pack.manifest.devices]
+        for name in given["devices"]:
+            if name not in recorded:
+                raise UsageError(f"device {name!r} is not in {path}: it holds {', '.join(recorded)}")
+        accel = choose_accel(Path(targets[0].path), pack.manifest.accel)
+        options = _options(
+            {**given, "devices": given["devices"] or recorded, "phases": given["phases"] or pack.phases},
+            targets,
+            accel,
+            None,
+        )
+        return _qualify(given, options, accel, uses, lambda run: pack_jobs(run, pack, targets))
+
+
+def _options(
+    given: dict[str, Any], binaries: list[QemuBinary], accel: AccelState, profiles: dict[str, Profile] | None
+) -> Options:
+    rows = (
+        given["devices"]
+        if profiles is None
+        else [p.name for p in select_profiles(profiles, given["devices"] or profiles)]
+    )
+    return Options(
+        binaries=tuple(binaries),
+        accel=accel.name,
+        machines=tuple(given["machines"]),
+        profiles=() if profiles is None else tuple(profiles.values()),
+        devices=tuple(rows),
+        phases=tuple(ordered_phases(given["phases"] or PHASES)),
+        schedules=members(Schedule, given["schedules"] or list(SCHEDULES), "schedule"),
+        guest_modes=(GuestMode.RUNNING,),
+        loads=given["loads"],
+        jobs=given["jobs"],
+        run_s=given["run_ms"] / 1000,
+        fresh=given["fresh"],
+        migrations=MIGRATIONS,
+        oracles=False,
+        overrides=overrides(given["globals_"]),
+    )
+
+
+def _qualify(
+    given: dict[str, Any], options: Options, accel: AccelState, uses: tuple[str, ...], jobs: Any, **more: Any
+) -> int:
+    context = Context(binaries={b.sha256: b for b in options.binaries}, deciding=uses)
+    out: Path = given["out"]
+
+    def work(run: Run) -> Any:
+        return run.execute(jobs(run))
+
+    doc = keep_reports(options, accel, out, work, **more)
+    answer = qualify_doc(doc, context)
+    write_qualify(answer, out)
+    console = err if given["as_json"] else Console(highlight=False)
+    if given["as_json"]:
+        click.echo(qualify_json(answer), nl=False)
+    print_qualify(answer.to_json(), console)
+    err.print(
+        f"reports: {out}/qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml", soft_wrap=True
+    )
+    return exit_code(answer.answer) if answer.complete else 3

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From judged cells to go or no-go. Pure: what the evidence says beyond the cells is brought in by the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from harness.matrix.model import Cell, MachineResult, MatrixDoc, Qemu
+from harness.oracle.verdict import Verdict
+from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
+from harness.qualify.pairs import family_of
+from harness.replay.schedule import Schedule
+
+#: Adds to a reason what the evidence of its cell says: cause, field, remedy.
+Explain = Callable[[Cell, Reason], Reason]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leg:
+    """The cells of one machine type under one pair of QEMUs.
+
+    :param resets: the loading build resets the machine before each checkpoint's load
+    """
+
+    machine: str
+    recorder: Qemu
+    loader: Qemu
+    cells: tuple[Cell, ...]
+    resets: bool = False
+
+    @property
+    def at_home(self) -> bool:
+        return self.recorder.sha256 == self.loader.sha256
+
+
+def legs_of(doc: MatrixDoc) -> list[Leg]:
+    """The legs of a run, in its order."""
+    return [_leg(result, doc.cells) for result in doc.machines]
+
+
+def _leg(result: MachineResult, cells: Sequence[Cell]) -> Leg:
+    recorder = result.record_qemu or result.qemu
+    mine = tuple(
+        c
+        for c in cells
+        if (c.machine, c.record_qemu.sha256, c.load_qemu.sha256)
+        == (result.machine, recorder.sha256, result.qemu.sha256)
+    )
+    return Leg(
+        machine=result.machine,
+        recorder=recorder,
+        loader=result.qemu,
+        cells=mine,
+        resets=bool(result.resets_before_load),
+    )
+
+
+def use_of(cell: Cell) -> str:
+    """What a cell speaks of."""
+    return {"plain": "migration", "postcopy": "postcopy"}.get(cell.lane, "colo")
+
+
+def answer_leg(leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Explain | None = None) -> PairAnswer:
+    """The answer of one leg.
+
+    :param home: the same recorder and machine type, loaded by the recorder itself
+    :param deciding: the uses that count
+    """
+    names = list(dict.fromkeys(cell.device for cell in leg.cells))
+    devices = tuple(_device(name, leg, home, deciding, explain) for name in names)
+    uses = {use: worst(d.uses[use] for d in devices if d.uses[use] is not Answer.NONE) for use in USES}
+    return PairAnswer(
+        machine=leg.machine,
+        family=family_of(leg.machine),
+        recorder=leg.recorder,
+        loader=leg.loader,
+        answer=worst(device.answer for device in devices),
+        uses=uses,
+        devices=devices,
+    )
+
+
+def _device(name: str, leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Explain | None) -> DeviceAnswer:
+    mine = [cell for cell in leg.cells if cell.device == name]
+    uses = {use: _answer([c for c in mine if use_of(c) == use], leg) for use in USES}
+    if all(cell.verdict is Verdict.UNSUPPORTED for cell in mine):
+        # without the machine or the device there is nothing to migrate to
+        uses["migration"] = Answer.NO_GO
+    counted = [uses[use] for use in deciding if uses[use] is not Answer.NONE]
+    return DeviceAnswer(
+        device=name,
+        answer=worst(counted) if counted else Answer.UNKNOWN,
+        uses=uses,
+        loads=sum(cell.loads_acked for cell in mine),
+        because=tuple(_reasons(mine, leg, home, explain)),
+    )
+
+
+def _answer(cells: Sequence[Cell], leg: Leg) -> Answer:
+    """A device that the loader has not is a no-go; a load that nobody acknowledged is never a go."""
+    told = [_one(cell, leg) for cell in cells]
+    return worst(answer for answer in told if answer is not Answer.NONE) if cells else Answer.NONE
+
+
+def _one(cell: Cell, leg: Leg) -> Answer:
+    if _hidden(cell, leg):
+        return Answer.NONE
+    if cell.lane == "postcopy" and cell.verdict in (Verdict.HOST, Verdict.UNSUPPORTED):
+        return Answer.NONE
+    if cell.verdict is Verdict.OK:
+        return Answer.GO if cell.loads_acked else Answer.UNKNOWN
+    if cell.verdict.is_finding or cell.verdict is Verdict.UNSUPPORTED:
+        return Answer.NO_GO
+    return Answer.UNKNOWN
+
+
+def _hidden(cell: Cell, leg: Leg) -> bool:
+    """Where a build resets before each load, a section that breaks only when it stands twice in one buffer is no
+    reason: no primary sends that."""
+    return leg.resets and cell.verdict.is_finding and cell.schedule == Schedule.BACK_TO_BACK
+
+
+def _reasons(cells: Sequence[Cell], leg: Leg, home: Leg | None, explain: Explain | None) -> list[Reason]:
+    """Each reason once, with the cells that have it."""
+    found: dict[tuple[str, str, str | None], Reason] = {}
+    for cell in cells:
+        if cell.finding is None or _one(cell, leg) not in (Answer.NO_GO, Answer.UNKNOWN):
+            continue
+        use = use_of(cell)
+        key = (use, str(cell.verdict), cell.finding.section)
+        if key in found:
+            found[key] = replace(found[key], cells=(*found[key].cells, cell.id))
+            continue
+        reason = Reason(
+            use=use,
+            verdict=str(cell.verdict),
+            text=cell.finding.text,
+            section=cell.finding.section,
+            phase=cell.finding.phase,
+            log=cell.finding.log,
+            at_home=_at_home(cell, leg, home),
+            cells=(cell.id,),
+        )
+        found[key] = explain(cell, reason) if explain else reason
+    return list(found.values())
+
+
+def _at_home(cell: Cell, leg: Leg, home: Leg | None) -> bool | None:
+    """Whether the recorder itself shows the same: same device, use, verdict and section."""
+    if home is None or leg.at_home:
+        return None
+    wanted = (cell.device, use_of(cell), cell.verdict, cell.finding.section if cell.finding else None)
+    tried = [c for c in home.cells if (c.device, use_of(c)) == wanted[:2]]
+    if not tried:
+        return None
+    return any((c.device, use_of(c), c.verdict, c.finding.section if c.finding else None) == wanted for c in tried)

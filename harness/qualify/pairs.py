@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which QEMU's guests go to which, and with which machine type. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.errors import NothingToRun
+from harness.qemu.binary import MachineType, QemuBinary
+
+_VERSIONED = re.compile(r"^(pc-i440fx|pc-q35)-(\d+(?:\.\d+)+)$")
+_FAMILIES = {"pc-i440fx": "pc", "pc-q35": "q35"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Guests of ``recorder`` on the versioned ``machine``, loaded by ``loader``; both are one for a guest at home."""
+
+    recorder: QemuBinary
+    loader: QemuBinary
+    machine: str
+
+    @property
+    def at_home(self) -> bool:
+        """The recorder loads its own state: what every other loader is compared with."""
+        return self.recorder.sha256 == self.loader.sha256
+
+
+def plan_pairs(
+    sources: Sequence[QemuBinary], targets: Sequence[QemuBinary], machines: Sequence[str], *, both_ways: bool
+) -> list[Pair]:
+    """Every source to every target, the ways back behind all ways there, and last each recorder at home.
+
+    :param machines: families such as ``pc``, for which the machine type is chosen by :func:`machine_for`, or
+        versioned names
+    :raises NothingToRun: no two different QEMUs were given
+    """
+    ways = [(a, b) for a in sources for b in targets if a.sha256 != b.sha256]
+    if both_ways:
+        ways += [(b, a) for a, b in ways]
+    if not ways:
+        raise NothingToRun("nothing to qualify: the same QEMU on both sides")
+    pairs = [
+        Pair(recorder=a, loader=b, machine=name)
+        for a, b in ways
+        for wanted in machines
+        if (name := machine_for(a, b, wanted)) is not None
+    ]
+    homes = [Pair(recorder=p.recorder, loader=p.recorder, machine=p.machine) for p in pairs]
+    return list(_once([*pairs, *homes]))
+
+
+def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | None:
+    """The machine type that guests of the recorder have when they go to the loader; None when there is none.
+
+    To a newer QEMU they bring the recorder's newest type, whether the loader still has it or not. To an older one
+    only a type that both know can go: the newest of these.
+    """
+    if _VERSIONED.match(wanted):
+        return wanted
+    ours, theirs = _types(recorder, wanted), _types(loader, wanted)
+    if not ours:
+        return None
+    newest = max(ours)
+    if not theirs or newest <= max(theirs):
+        return ours[newest]
+    both = ours.keys() & theirs.keys()
+    return ours[max(both)] if both else ours[newest]
+
+
+def family_of(machine: str) -> str:
+    """``pc`` or ``q35`` for a versioned type, else the name itself."""
+    match = _VERSIONED.match(machine)
+    return _FAMILIES[match[1]] if match else machine
+
+
+def ending(binary: QemuBinary, machine: str) -> str:
+    """Whether a machine type is near its end in a build: empty, ``deprecated`` or ``removed``."""
+    found: MachineType | None = binary.machine(machine)
+    if found is None:
+        return "removed"
+    return "deprecated" if found.deprecated else ""
+
+
+def _types(binary: QemuBinary, family: str) -> dict[tuple[int, ...], str]:
+    found = {}
+    for machine in binary.machines:
+        match = _VERSIONED.match(machine.name)
+        if match and _FAMILIES[match[1]] == family:
+            found[tuple(int(part) for part in match[2].split("."))] = machine.name
+    return found
+
+
+def _once(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    seen = set()
+    for pair in pairs:
+        key = (pair.recorder.sha256, pair.loader.sha256, pair.machine)
+        if key not in seen:
+            seen.add(key)
+            yield pair

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Qualify one QEMU for the guests of another: run the pairs, and turn the matrix into an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from harness.matrix.model import MatrixDoc
+from harness.matrix.run import Job, Run
+from harness.qemu.binary import QemuBinary
+from harness.qualify.answer import Explain, Leg, answer_leg, legs_of
+from harness.qualify.model import DECIDING, PairAnswer, QualifyDoc, worst
+from harness.qualify.pairs import Pair, ending
+from harness.record.pack import StatePack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What is known beside the cells.
+
+    :param binaries: every QEMU of the run by its hash
+    :param deciding: the uses that count
+    :param explain: adds cause and remedy to a reason
+    """
+
+    binaries: Mapping[str, QemuBinary]
+    deciding: Sequence[str] = DECIDING
+    explain: Explain | None = None
+    changes: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = field(default=())
+
+
+def pair_jobs(run: Run, pairs: Sequence[Pair]) -> list[Job]:
+    """What a run begins with: a recording, and its loads, for each pair."""
+    return [partial(run.prepare_pair, pair.recorder, pair.loader, pair.machine) for pair in pairs]
+
+
+def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[Job]:
+    """The same for a pack that another host recorded."""
+    return [partial(run.prepare_pack, pack, loader) for loader in loaders]
+
+
+def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
+    """The answer of a run; the guests that stayed at home are compared with, and do not count."""
+    legs = legs_of(doc)
+    homes = {(leg.machine, leg.recorder.sha256): leg for leg in legs if leg.at_home}
+    answers = tuple(_answered(leg, homes.get((leg.machine, leg.recorder.sha256)), context) for leg in legs)
+    abroad = [answer for answer in answers if answer.recorder.sha256 != answer.loader.sha256]
+    return QualifyDoc(
+        command=doc.command,
+        started=doc.started,
+        seconds=doc.seconds,
+        complete=doc.complete,
+        answer=worst(answer.answer for answer in abroad or answers),
+        deciding=tuple(context.deciding),
+        loads=sum(cell.loads_acked for cell in doc.cells),
+        pairs=answers,
+        changes=tuple(dict(change) for change in context.changes),
+        notes=tuple(context.notes),
+    )
+
+
+def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
+    answer = answer_leg(leg, home, context.deciding, None if leg.at_home else context.explain)
+    return replace(answer, endings=tuple(_endings(leg, context)))
+
+
+def _endings(leg: Leg, context: Context) -> Iterator[str]:
+    for qemu in dict.fromkeys((leg.recorder, leg.loader)):
+        binary = context.binaries.get(qemu.sha256)
+        state = ending(binary, leg.machine) if binary else ""
+        if state:
+            yield f"{state} in {qemu.version}"
