@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from harness.errors import StreamError, UsageError
-from harness.record.pack import MANIFEST, StatePack
+from harness.record.pack import MANIFEST, PhaseSize, StatePack
+from harness.record.packfile import GUEST_PART, SUFFIX, is_packfile
 from harness.record.profile import section_label
 from harness.stream.model import Command, RamSection, Section, Stream
 from harness.stream.reader import open_stream
@@ -30,7 +32,7 @@ def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[
     :raises StreamError: the file is no stream, or is damaged
     :raises PackError: the pack is damaged
     """
-    if path.is_dir() or path.name == MANIFEST:
+    if path.is_dir() or path.name == MANIFEST or path.suffix == SUFFIX or is_packfile(path):
         with StatePack(path.parent if path.name == MANIFEST else path) as pack:
             return _filtered(describe_pack(pack, phase=phase), section, path)
     if not path.is_file():
@@ -46,28 +48,36 @@ def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[
 def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any]:
     """A pack as a document: its machine, its phases, and the sections of one phase (the last by default)."""
     if phase is not None and phase not in pack.recordings:
-        raise UsageError(f"{pack.path} has no phase {phase!r}: expected one of {', '.join(pack.phases)}")
+        raise UsageError(f"{pack.source} has no phase {phase!r}: expected one of {', '.join(pack.phases)}")
     recording = pack.recordings[phase or pack.phases[-1]]
     manifest = pack.manifest
     return {
         "schema": SCHEMA,
-        "path": str(pack.path),
+        "path": str(pack.source),
         "machine": manifest.machine,
         "qemu": manifest.qemu,
         "phases": pack.phases,
         "phase": recording.name,
         "devices": {device.name: device.sections for device in manifest.devices},
         "size_bytes": sum(file.size_bytes for file in manifest.files.values()),
+        "packed_bytes": pack.source.stat().st_size if pack.source.is_file() else None,
+        "guest_bytes": sum(manifest.files[name].size_bytes for name in manifest.guest_files()),
+        "guest_packed_bytes": manifest.packed.get(GUEST_PART),
+        "sizes": [_size(size) for size in pack.sizes],
+        "roms": {name: rom.model_dump() for name, rom in manifest.roms.items()},
+        "host": manifest.host,
         "sections": [_device(s, recording.vmdesc) for s in recording.sections],
     }
 
 
 def print_document(document: dict[str, Any], console: Console) -> None:
     """The document for a person: a line for each section, and the fields where there are few sections."""
-    keys = ("machine", "phases", "phase", "size_bytes")
+    keys = ("machine", "phases", "phase", "size_bytes", "packed_bytes")
     for key in keys:
-        if key in document:
+        if document.get(key) is not None:
             console.print(f"{key}: {escape(str(document[key]))}")
+    if "sizes" in document and not document.get("filtered"):
+        _print_sizes(document, console)
     for section in document["sections"]:
         label = section_label(section["idstr"], section["instance_id"])
         console.print(
@@ -77,6 +87,28 @@ def print_document(document: dict[str, Any], console: Console) -> None:
         )
         if document.get("filtered"):
             _print_fields(section["fields"], console, 1)
+
+
+def _print_sizes(document: dict[str, Any], console: Console) -> None:
+    """What each phase adds, in bytes: its stream when it was recorded, in the folder, in the file."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("adds")
+    for column in ("recorded", "in a folder", "in the file"):
+        table.add_column(column, justify="right")
+    rows = [("guest", None, document["guest_bytes"], document["guest_packed_bytes"])]
+    rows += [(s["phase"], s["recorded_bytes"], s["folder_bytes"], s["packed_bytes"]) for s in document["sizes"]]
+    for name, *sizes in rows:
+        table.add_row(escape(name), *("-" if size is None else f"{size:,}" for size in sizes))
+    console.print(table)
+
+
+def _size(size: PhaseSize) -> dict[str, Any]:
+    return {
+        "phase": size.name,
+        "recorded_bytes": size.recorded_bytes,
+        "folder_bytes": size.folder_bytes,
+        "packed_bytes": size.packed_bytes,
+    }
 
 
 def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) -> None:

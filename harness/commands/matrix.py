@@ -76,7 +76,7 @@ def matrix(**given: Any) -> int:
 @click.option("--qemu", metavar="PATH", help="QEMU to record with.")
 @click.option("--machine", default="pc", show_default=True)
 @shared(device_option, phase_option, accel_option, guest_option, profiles_option)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the new state pack.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.pack: one file that travels; any other name: a folder.")
 @json_option
 def record(**given: Any) -> int:
     """Boot one guest and record its phases into a state pack."""

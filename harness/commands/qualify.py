@@ -45,6 +45,7 @@ from harness.record.profile import Profile, select_profiles
 from harness.record.recorder import PHASES, ordered_phases
 from harness.replay.schedule import Schedule
 from harness.replay.state import GuestMode
+from harness.report.writer import write_reports
 
 #: Enough for what breaks at all; a matrix of one QEMU goes deeper.
 DEFAULT_LOADS = 20
@@ -155,6 +156,7 @@ def _qualify(
     doc = keep_reports(options, accel, out, work, **more)
     answer = qualify_doc(doc, context)
     write_qualify(answer, out)
+    write_reports(doc, out)
     console = err if given["as_json"] else Console(highlight=False)
     if given["as_json"]:
         click.echo(qualify_json(answer), nl=False)

@@ -301,7 +301,7 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
         checkpoints_acked=0 if row in outcome.loads else acked,
         finding=None if verdict is Verdict.OK else _finding(verdict, told, check),
         details={**outcome.details, **{t.section or row: dict(t.details) for t in told if t.details}},
-        pack=str(pack.path),
+        pack=str(pack.source),
         engine=outcome.engine,
         seconds=round(seconds, 3),
     )

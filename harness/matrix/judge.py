@@ -279,7 +279,7 @@ class _Row:
             sections=tuple(sorted(self._own)),
             loads_asked=self._plan.loads,
             finding=finding,
-            pack=str(pack.path),
+            pack=str(pack.source),
             seconds=round(time.monotonic() - self._started, 3),
             **more,  # type: ignore[arg-type]
         )

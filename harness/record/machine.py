@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HostError, UsageError
-from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.cmdline import CommandLine, Option, Scalar
 
 #: Marks in SeaBIOS's debug output: devices are set up, and nothing has been booted yet.
 FIRMWARE_MARK = b"Searching bootorder for: HALT"
@@ -20,7 +20,7 @@ class Machine:
 
     :param name: versioned machine type, e.g. ``pc-q35-7.2``
     :param family: its alias, e.g. ``q35``
-    :param options: everything but machine, accelerator and the folders; may hold ``{workdir}``
+    :param options: everything but machine, accelerator and the folders; may hold ``{workdir}``, and no other mark
     :param files: scratch images, name to bytes, to be made in ``{workdir}``
     """
 
@@ -37,7 +37,7 @@ class Machine:
             Option(name="display", first="none"),
             Option(name="machine", first=self.name),
             Option(name="accel", first=self.accel),
-            *(_filled(option, workdir) for option in self.options),
+            *(filled(option, "{workdir}", workdir) for option in self.options),
         )
         return CommandLine(binary=binary, options=options + extra)
 
@@ -83,9 +83,11 @@ def merge_options(groups: Iterable[Sequence[Option]]) -> tuple[Option, ...]:
     return tuple(option for group in groups for option in group)
 
 
-def _filled(option: Option, workdir: Path) -> Option:
-    def fill(value: str | int | bool) -> str | int | bool:
-        return value.replace("{workdir}", str(workdir)) if isinstance(value, str) else value
+def filled(option: Option, mark: str, folder: Path) -> Option:
+    """An option with a folder in place of its mark."""
 
-    first = None if option.first is None else str(fill(option.first))
+    def fill(value: Scalar) -> Scalar:
+        return value.replace(mark, str(folder)) if isinstance(value, str) else value
+
+    first = None if option.first is None else option.first.replace(mark, str(folder))
     return Option(name=option.name, first=first, props={key: fill(value) for key, value in option.props.items()})

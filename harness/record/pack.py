@@ -1,113 +1,69 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""State packs: recordings of one guest at several phases, in a folder that verifies itself.
+"""State packs: recordings of one guest at several phases that verify themselves.
 
-::
+One file when it travels (:mod:`harness.record.packfile`), a folder where it is worked with::
 
-    manifest.json         schema, machine, QEMU, command line, guest, phases, size and SHA-256 of every file
-    ram.pages             page contents, 4096 bytes each, every one that differs from the phase before it
+    manifest.json         schema, machine, QEMU, command line, guest, host, phases, size and SHA-256 of every file
+    guest/kernel          what the guest boots from, named by the options as {pack}/guest/kernel
+    guest/initramfs
+    ram.pages             page contents, 4096 bytes each, every content once, in the order of the phases
     PHASE/ram.index       u32 little-endian for each page of each block in order: 0 zeros, n page n-1 of ram.pages
     PHASE/head.bin        magic, version, configuration section
     PHASE/setup.bin       the START section of ``ram`` with its block list
     PHASE/devices.bin     FULL sections as they were on the wire
     PHASE/vmdesc.json     the description that ended the stream
     PHASE/console.log     what the guest's serial console had printed
+
+Packs of the first schema have no ``guest/``, and a content again where it came back in a later phase.
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
+import shutil
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from harness.cache import sweep, temp_dir
-from harness.errors import HostError, PackError, StreamError
+from harness.errors import PackError, StreamError
 from harness.files import sha256_file
 from harness.qemu.cmdline import Option
-from harness.record.machine import Machine
-from harness.stream.model import RamBlock, Section, Stream
-from harness.stream.ram import RamImage, ram_section_buffers
+from harness.record.machine import Machine, filled
+from harness.record.manifest import (
+    MANIFEST,
+    PACK_MARK,
+    PAGES,
+    RAM_FILES,
+    DeviceModel,
+    Manifest,
+    OptionModel,
+    PhaseModel,
+    read_manifest,
+)
+from harness.record.packfile import export_pack, unpacked
+from harness.record.packwriter import PackWriter
+from harness.stream.model import Section
+from harness.stream.ram import ram_section_buffers
 from harness.stream.reader import read_devices
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, SectionType
 from harness.stream.writer import encode_vmdesc
 
-MANIFEST = "manifest.json"
-PAGES = "ram.pages"
-_SCHEMA: Literal["postload.pack/1"] = "postload.pack/1"
-_RAM_FILES = ("ram.index", "head.bin", "setup.bin", "devices.bin", "vmdesc.json", "console.log")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OptionModel(_Model):
-    """One QEMU option; ``{workdir}`` stands for the folder of the process."""
-
-    name: str
-    first: str | None = None
-    props: dict[str, bool | int | str] = {}
-
-
-class BlockModel(_Model):
-    """A RAM block as the stream announced it."""
-
-    name: str
-    size_bytes: int
-
-
-class FileModel(_Model):
-    """What a file of the pack must be."""
-
-    size_bytes: int
-    sha256: str
-
-
-class PhaseModel(_Model):
-    """One recording."""
-
-    name: str
-    ram_section_id: int
-    page_size: int
-    recorded_bytes: int
-    seconds: float
-
-
-class DeviceModel(_Model):
-    """A profile that the guest was built with, and the sections that it owns in this pack."""
-
-    name: str
-    sections: list[str]
-
-
-class Manifest(_Model):
-    """``manifest.json``."""
-
-    schema_: Literal["postload.pack/1"]
-    created: str
-    program: str
-    machine: str
-    family: str
-    accel: str
-    qemu: dict[str, str]
-    options: list[OptionModel]
-    scratch: dict[str, int]
-    guest: dict[str, Any]
-    blocks: list[BlockModel]
-    devices: list[DeviceModel]
-    phases: Annotated[list[PhaseModel], Field(min_length=1)]
-    files: dict[str, FileModel]
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=lambda name: name.rstrip("_"), populate_by_name=True
-    )
+__all__ = [
+    "MANIFEST",
+    "PAGES",
+    "DeviceModel",
+    "Manifest",
+    "OptionModel",
+    "PackWriter",
+    "PhaseSize",
+    "Recording",
+    "StatePack",
+    "export_pack",
+    "incoming_body",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,30 +84,72 @@ class Recording:
     console: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSize:
+    """What a phase takes.
+
+    :param recorded_bytes: its migration stream
+    :param page_bytes: contents of pages that no phase before it has
+    :param folder_bytes: these and its other files
+    :param packed_bytes: what it adds to the pack's one file; None for a pack that was never one
+    """
+
+    name: str
+    recorded_bytes: int
+    page_bytes: int
+    folder_bytes: int
+    packed_bytes: int | None
+
+
 class StatePack:
     """An open, verified pack. Close it, or use it as a context manager.
 
-    :param path: the folder
+    :param path: the folder, or the file: that is unpacked into the cache once
     :raises PackError: not a pack, another schema, or a file is missing, cut or changed
+    :raises HostError: no space to unpack it
+
+    ``source`` is the path as it was given, ``path`` the folder.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = _read_manifest(path)
-        _verify(path, self.manifest)
-        self._pages = _map(path / PAGES)
+        self.source = path
+        self.path, self.manifest = _verified(path) if path.is_dir() else _verified_file(path)
+        self._pages = _map(self.path / PAGES)
         self.recordings = {phase.name: self._load(phase) for phase in self.manifest.phases}
 
     @property
     def machine(self) -> Machine:
-        """The guest machine that a secondary must be."""
+        """The guest machine that a secondary must be, with its files where they are now."""
         return Machine(
             name=self.manifest.machine,
             family=self.manifest.family,
             accel=self.manifest.accel,
-            options=tuple(Option(name=o.name, first=o.first, props=o.props) for o in self.manifest.options),
+            options=tuple(
+                filled(Option(name=o.name, first=o.first, props=o.props), PACK_MARK, self.path.absolute())
+                for o in self.manifest.options
+            ),
             files=tuple(self.manifest.scratch.items()),
         )
+
+    @property
+    def sizes(self) -> list[PhaseSize]:
+        """What each phase takes, in their order."""
+        sizes, before = [], 0
+        for phase in self.manifest.phases:
+            # pages are numbered in the order in which phases brought them
+            end = max(before, max(self.recordings[phase.name].index, default=0))
+            pages, before = (end - before) * PAGE_SIZE, end
+            sizes.append(
+                PhaseSize(
+                    name=phase.name,
+                    recorded_bytes=phase.recorded_bytes,
+                    page_bytes=pages,
+                    folder_bytes=pages
+                    + sum(self.manifest.files[f"{phase.name}/{name}"].size_bytes for name in RAM_FILES),
+                    packed_bytes=self.manifest.packed.get(phase.name),
+                )
+            )
+        return sizes
 
     @property
     def phases(self) -> list[str]:
@@ -166,7 +164,7 @@ class StatePack:
         for entry in self.manifest.devices:
             if entry.name == device:
                 return entry.sections
-        raise PackError(f"{self.path}: recorded without device {device!r}")
+        raise PackError(f"{self.source}: recorded without device {device!r}")
 
     def page(self, number: int) -> memoryview | None:
         """Content for one entry of an index."""
@@ -238,126 +236,6 @@ class StatePack:
         )
 
 
-class PackWriter:
-    """Builds a pack in a folder beside its final place; :meth:`publish` renames it.
-
-    :param path: where the pack shall be; must not exist yet
-    :raises HostError: the folder cannot be written
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = contextlib.ExitStack()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
-            self._folder = self._temporary.enter_context(temp_dir(path.parent))
-        except OSError as error:
-            raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
-        self._pages = (self._folder / PAGES).open("w+b")
-        self._count = 0
-        self._last: tuple[array[int], dict[int, bytes]] | None = None
-        self.blocks: tuple[RamBlock, ...] = ()
-        self.phases: list[PhaseModel] = []
-
-    def add(self, name: str, stream: Stream, *, console: str, seconds: float) -> None:
-        """Add a phase from its migration stream.
-
-        :raises PackError: its RAM blocks are not those of the phase before
-        :raises HostError: no space
-        """
-        if self.blocks and stream.ram_blocks != self.blocks:
-            raise PackError(f"phase {name}: the RAM blocks changed within one guest")
-        if stream.page_size != PAGE_SIZE or stream.vmdesc is None:
-            raise PackError(f"phase {name}: a stream with pages of {stream.page_size} bytes or without vmdesc")
-        self.blocks = stream.ram_blocks
-        index = self._add_pages(RamImage.from_stream(stream))
-        start = next(part for part in stream.ram if part.type == SectionType.START)
-        content = {
-            "ram.index": _little_endian(index),
-            "head.bin": stream.head,
-            "setup.bin": b"".join(start.encode(stream.buffer)),
-            "devices.bin": b"".join(section.encode() for section in stream.devices),
-            "vmdesc.json": stream.vmdesc.raw[5:],
-            "console.log": console.encode(),
-        }
-        folder = self._folder / name
-        try:
-            folder.mkdir()
-            for file, data in content.items():
-                (folder / file).write_bytes(data)
-        except OSError as error:
-            raise HostError(f"cannot write {folder}: {error.strerror}") from error
-        self.phases.append(
-            PhaseModel(
-                name=name,
-                ram_section_id=start.section_id,
-                page_size=stream.page_size,
-                recorded_bytes=stream.size,
-                seconds=round(seconds, 3),
-            )
-        )
-
-    def publish(self, **described: Any) -> Path:
-        """Write the manifest and move the pack to its place; another process may have been quicker.
-
-        :param described: the fields of :class:`Manifest` that the writer does not know
-        :raises HostError: no space, or something else than a pack is there
-        """
-        names = [PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in _RAM_FILES)]
-        try:
-            self._pages.close()
-            manifest = Manifest(
-                schema_=_SCHEMA,
-                blocks=[BlockModel(name=b.name, size_bytes=b.size_bytes) for b in self.blocks],
-                phases=self.phases,
-                files={name: _file_model(self._folder / name) for name in names},
-                **described,
-            )
-            (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=1, by_alias=True) + "\n")
-            self._folder.chmod(0o755)
-            self._folder.rename(self.path)
-        except OSError as error:
-            if not (self.path / MANIFEST).exists():
-                raise HostError(f"cannot write {self.path}: {error.strerror}") from error
-            self.discard()
-        return self.path
-
-    def discard(self) -> None:
-        """Remove what was written; nothing happens after :meth:`publish`."""
-        # what is still to be written may not fit on the disk, which is why it is discarded
-        with contextlib.suppress(OSError):
-            self._pages.close()
-        self._temporary.close()
-
-    def _add_pages(self, image: RamImage) -> array[int]:
-        """Append the pages that differ from the phase before, and return this phase's index."""
-        index = array("I")
-        last, cache = self._last or (array("I"), {})
-        fresh: dict[int, bytes] = {}
-        position = 0
-        try:
-            for _, _, content in image.content():
-                entry = 0
-                if content is not None:
-                    old = last[position] if last else 0
-                    page = bytes(content)
-                    if old and cache[old] == page:
-                        entry = old
-                    elif page.count(0) != len(page):
-                        self._count += 1
-                        entry = self._count
-                        self._pages.write(page)
-                    if entry:
-                        fresh[entry] = page
-                index.append(entry)
-                position += 1
-        except OSError as error:
-            raise HostError(f"cannot write {self._folder / PAGES}: {error.strerror}") from error
-        self._last = (index, fresh)
-        return index
-
-
 def incoming_body(
     recording: Recording, ram: Sequence[bytes | memoryview], devices: bytes
 ) -> list[bytes | memoryview]:
@@ -365,34 +243,18 @@ def incoming_body(
     return [*ram, devices + b"\0", encode_vmdesc(recording.vmdesc.raw[5:])]
 
 
-def _little_endian(index: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        index = array("I", index)
-        index.byteswap()
-    return index.tobytes()
-
-
-def _file_model(path: Path) -> FileModel:
-    return FileModel(size_bytes=path.stat().st_size, sha256=sha256_file(path))
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
+def _verified_file(path: Path) -> tuple[Path, Manifest]:
+    folder = unpacked(path)
     try:
-        text = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise PackError(f"{path} is not a state pack: expected a folder with {MANIFEST}") from error
-    except OSError as error:
-        raise PackError(f"{file}: {error.strerror}") from error
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise PackError(f"{file}: {where}: {first['msg']}") from error
+        return _verified(folder)
+    except PackError:
+        # the cache was damaged, and not the pack: unpack it again
+        shutil.rmtree(folder, ignore_errors=True)
+        return _verified(unpacked(path))
 
 
-def _verify(path: Path, manifest: Manifest) -> None:
+def _verified(path: Path) -> tuple[Path, Manifest]:
+    manifest = read_manifest(path)
     for name, wanted in manifest.files.items():
         file = path / name
         try:
@@ -403,9 +265,7 @@ def _verify(path: Path, manifest: Manifest) -> None:
             raise PackError(f"{file}: {size} bytes, expected {wanted.size_bytes}; the pack was cut or changed")
         if _sha256(file) != wanted.sha256:
             raise PackError(f"{file}: its SHA-256 is not the one in {MANIFEST}; the pack was changed")
-    for name in (PAGES, *(f"{phase.name}/{file_name}" for phase in manifest.phases for file_name in _RAM_FILES)):
-        if name not in manifest.files:
-            raise PackError(f"{path / MANIFEST}: files: {name} is not listed")
+    return path, manifest
 
 
 def _sha256(file: Path) -> str:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import harness
-from harness.errors import DeadlineError, GuestError, UsageError
+from harness.cache import sweep, temp_dir
+from harness.errors import DeadlineError, GuestError, HostError, UsageError
 from harness.guest.build import Guest
 from harness.guest.console import Console
 from harness.qemu.binary import QemuBinary
@@ -19,7 +22,10 @@ from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.record.faults import wait_halted, with_faults
 from harness.record.machine import FIRMWARE_MARK, Machine, guest_options, merge_options
-from harness.record.pack import DeviceModel, OptionModel, PackWriter
+from harness.record.manifest import DeviceModel, OptionModel, in_pack
+from harness.record.pack import StatePack
+from harness.record.packfile import SUFFIX, export_pack
+from harness.record.packwriter import PackWriter
 from harness.record.profile import Profile, owner_of, section_label
 from harness.stream.model import Stream
 from harness.stream.reader import open_stream
@@ -39,6 +45,8 @@ HALT_TIMEOUT_S = 30.0
 BUSY_S = 0.5
 
 _FIRMWARE_LOG = "firmware.log"
+_KERNEL = "guest/kernel"
+_INITRAMFS = "guest/initramfs"
 
 Progress = Callable[[str], None]
 
@@ -70,11 +78,14 @@ class Plan:
     profiles: tuple[Profile, ...]
     phases: tuple[str, ...]
 
-    def build(self) -> Machine:
-        """The guest machine of this plan."""
+    def build(self, *, travelling: bool = False) -> Machine:
+        """The guest machine of this plan.
+
+        :param travelling: its guest's files named as those of the pack
+        """
         base = guest_options(
-            kernel=self.guest.kernel,
-            initramfs=self.guest.initramfs,
+            kernel=Path(in_pack(_KERNEL)) if travelling else self.guest.kernel,
+            initramfs=Path(in_pack(_INITRAMFS)) if travelling else self.guest.initramfs,
             cmdline=self.guest.cmdline,
             memory_mib=self.guest.memory_mib,
             cpus=self.guest.cpus,
@@ -89,19 +100,48 @@ class Plan:
         )
 
 
-def record(plan: Plan, path: Path, progress: Progress = lambda _: None) -> Path:
+def record(
+    plan: Plan,
+    path: Path,
+    progress: Progress = lambda _: None,
+    *,
+    host: Mapping[str, Any] | None = None,
+) -> Path:
     """Boot the guest once and record every phase of the plan.
 
-    :param path: where the pack shall be
+    :param path: where the pack shall be: one file that travels when it is called ``NAME.pack``, else a folder
     :param progress: told what is being done
+    :param host: facts of this host, kept in the pack
     :raises GuestError: the guest did not reach a phase; the message has the console's last words
     :raises QemuError: QEMU refused or died
     :raises HostError: no space
+    :raises UsageError: a file of that name is there already
     """
+    if path.suffix != SUFFIX:
+        return _record_folder(plan, path, progress, host or {})
+    if path.exists():
+        raise UsageError(f"{path}: it exists already; a state pack is never overwritten")
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            temp = stack.enter_context(temp_dir(path.parent))
+        except OSError as error:
+            raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
+        folder = _record_folder(plan, temp / "pack", progress, host or {})
+        progress("packing")
+        with StatePack(folder) as pack:
+            return export_pack(pack, path)
+
+
+def _record_folder(plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any]) -> Path:
     machine = plan.build()
     writer = PackWriter(path)
     try:
         labels = _Session(plan, machine, writer, progress).run()
+        # the kernel first: in this order a travelling pack is the smaller
+        writer.add_file(_KERNEL, plan.guest.kernel)
+        writer.add_file(_INITRAMFS, plan.guest.initramfs)
         writer.publish(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             program=f"postload {harness.__version__}",
@@ -109,7 +149,11 @@ def record(plan: Plan, path: Path, progress: Progress = lambda _: None) -> Path:
             family=plan.family,
             accel=plan.accel,
             qemu=plan.binary.identity(),
-            options=[OptionModel(name=o.name, first=o.first, props=dict(o.props)) for o in machine.options],
+            host=dict(host),
+            options=[
+                OptionModel(name=o.name, first=o.first, props=dict(o.props))
+                for o in plan.build(travelling=True).options
+            ],
             scratch=dict(machine.files),
             guest=plan.guest.identity,
             devices=owned_sections(labels, plan.family, plan.profiles),

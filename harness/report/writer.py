@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from harness.claims.text import JSON_NAME as CLAIMS_NAME
 from harness.claims.text import claims_html
 from harness.errors import HostError
 from harness.matrix.model import MatrixDoc
+from harness.qualify.model import SCHEMA as QUALIFY_SCHEMA
+from harness.qualify.text import JSON_NAME as QUALIFY_NAME
+from harness.qualify.text import qualify_html
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
@@ -57,7 +60,7 @@ def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
     """
     files = {
         JSON_NAME: render_json(doc),
-        HTML_NAME: render_html(doc, _claims_section(out_dir)),
+        HTML_NAME: render_html(doc, _sections(out_dir)),
         JUNIT_NAME: render_junit(doc),
         MARKDOWN_NAME: render_markdown(doc),
     }
@@ -65,11 +68,17 @@ def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
     return [out_dir / name for name in files]
 
 
-def _claims_section(out_dir: Path) -> str:
-    """The answers of ``postload claims`` that lie in the same folder; nothing when there are none to be read."""
+def _sections(out_dir: Path) -> str:
+    """The answers of ``postload qualify`` and ``claims`` in the same folder; what cannot be read is left out."""
+    return _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, qualify_html) + _section(
+        out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, claims_html
+    )
+
+
+def _section(path: Path, schema: str, render: Callable[[dict[str, Any]], str]) -> str:
     try:
-        document = json.loads((out_dir / CLAIMS_NAME).read_text(encoding="utf-8"))
-        return claims_html(document) if document["schema"] == CLAIMS_SCHEMA else ""
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return render(document) if document["schema"] == schema else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import HostError, PackError
-from harness.record.pack import PackWriter, StatePack, incoming_body
+from harness.record.pack import OptionModel, PackWriter, StatePack, incoming_body
 from harness.stream.reader import read_stream
 
 if TYPE_CHECKING:
@@ -89,9 +89,54 @@ def test_a_difference_turns_one_ram_into_the_other(
     assert ram == wanted
 
 
-def test_only_pages_that_changed_are_kept(make_pack: MakePack) -> None:
+def test_each_content_is_kept_once(tmp_path: Path, make_pack: MakePack, handmade: Handmade) -> None:
     # kernel has three pages that are not zero, bound has two new ones, busy none
     assert (make_pack() / "ram.pages").stat().st_size == 5 * 4096
+    one, two = handmade.page(1), handmade.page(2)
+    writer = PackWriter(tmp_path / "moved")
+    for name, pages in {
+        "kernel": {("pc.ram", 0): one, ("pc.ram", 1): one, ("vga.rom", 0): one},
+        "bound": {("pc.ram", 2): two},
+        "busy": {("pc.ram", 3): one, ("pc.ram", 0): two},
+    }.items():
+        writer.add(name, read_stream(handmade.stream(pages, 1)), console="", seconds=0.0)
+    with StatePack(writer.publish(**handmade.described)) as pack:
+        assert (pack.path / "ram.pages").read_bytes() == one + two
+        index = (pack.path / "busy/ram.index").read_bytes()
+        assert struct.unpack("<5I", index) == (2, 0, 0, 1, 0)
+        assert [size.page_bytes for size in pack.sizes] == [4096, 4096, 0]
+        assert [size.packed_bytes for size in pack.sizes] == [None] * 3
+
+
+def test_roms_are_named_with_what_they_held_in_the_first_phase(make_pack: MakePack, handmade: Handmade) -> None:
+    # of pc.ram and vga.rom; bound writes to the ROM's block
+    with StatePack(make_pack()) as pack:
+        roms = {name: rom.model_dump() for name, rom in pack.manifest.roms.items()}
+        assert roms == {"vga.rom": {"size_bytes": 4096, "sha256": hashlib.sha256(bytes(4096)).hexdigest()}}
+    with StatePack(make_pack("late", "bound", "kernel")) as pack:
+        assert pack.manifest.roms["vga.rom"].sha256 == hashlib.sha256(handmade.page(5)).hexdigest()
+
+
+def test_the_guests_files_are_in_the_pack_and_found_there(tmp_path: Path, handmade: Handmade) -> None:
+    (tmp_path / "bzImage").write_bytes(b"a kernel")
+    writer = writer_with_a_phase(tmp_path / "pack", handmade)
+    writer.add_file("guest/kernel", tmp_path / "bzImage")
+    option = OptionModel(name="kernel", first="{pack}/guest/kernel")
+    with StatePack(writer.publish(**{**handmade.described, "options": [option]})) as pack:
+        kernel = tmp_path / "pack/guest/kernel"
+        assert [o.argv() for o in pack.machine.options] == [["-kernel", str(kernel)]]
+        assert kernel.read_bytes() == b"a kernel"
+    kernel.unlink()
+    with pytest.raises(PackError, match="guest/kernel: No such file"):
+        StatePack(tmp_path / "pack")
+
+
+def test_a_guests_file_that_is_not_there_is_the_hosts_fault(tmp_path: Path, handmade: Handmade) -> None:
+    writer = writer_with_a_phase(tmp_path / "pack", handmade)
+    with pytest.raises(HostError, match="nowhere"):
+        writer.add_file("guest/kernel", tmp_path / "nowhere")
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pack_without_any_page_opens(tmp_path: Path, handmade: Handmade) -> None:
@@ -167,11 +212,17 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.update(schema="postload.pack/2"), "schema"),
-        (lambda m: m.pop("schema"), "schema"),
-        (lambda m: m.update(surprise=1), "surprise"),
+        (lambda m: m.update(schema="postload.pack/3"), r"found 'postload\.pack/3'.*reads postload\.pack/1 and .*/2"),
+        (lambda m: m.update(schema=2), "schema: found 2"),
+        (lambda m: m.pop("schema"), "schema: found None"),
         (lambda m: m.pop("machine"), "machine"),
-        (lambda m: m["phases"][0].update(surprise=1), r"phases\.0\.surprise"),
+        (lambda m: m["phases"][0].pop("ram_section_id"), r"phases\.0\.ram_section_id"),
+        (lambda m: m["blocks"][0].update(size_bytes=-1), r"blocks\.0\.size_bytes"),
+        (lambda m: m["files"]["ram.pages"].update(sha256="beef"), r"files\.ram\.pages\.sha256"),
+        (lambda m: m["files"].update({"../x": {"size_bytes": 0, "sha256": "0" * 64}}), r"'\.\./x' is not the name"),
+        (lambda m: m["files"].update({"/x": {"size_bytes": 0, "sha256": "0" * 64}}), "'/x' is not the name"),
+        (lambda m: m["phases"][0].update(name="../kernel"), r"'\.\./kernel' is not the name"),
+        (lambda m: m["options"].append({"name": "kernel", "first": "{pack}/guest/k"}), "guest/k is not listed"),
         (lambda m: m.update(phases=[]), "phases"),
         (lambda m: m.update(blocks="pc.ram"), "blocks"),
         (lambda m: m["files"].pop("ram.pages"), r"ram\.pages is not listed"),
@@ -184,6 +235,28 @@ def test_a_manifest_that_does_not_fit_is_refused(
     path = edited(make_pack("pack", "kernel"), change)
     with pytest.raises(PackError, match=rf"manifest\.json: .*{said}"):
         StatePack(path)
+
+
+def test_a_pack_of_the_first_schema_is_read(make_pack: MakePack) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        for key in ("host", "roms", "packed"):
+            del manifest[key]
+        manifest["schema"] = "postload.pack/1"
+        manifest["options"] = [{"name": "kernel", "first": "/cache/kernel", "props": {}}]
+
+    with StatePack(edited(make_pack("pack", "kernel"), older)) as pack:
+        assert (pack.manifest.schema_, pack.manifest.host, pack.phases) == ("postload.pack/2", {}, ["kernel"])
+        assert [o.argv() for o in pack.machine.options] == [["-kernel", "/cache/kernel"]]
+
+
+def test_keys_of_a_later_program_are_left_alone_and_kept(make_pack: MakePack) -> None:
+    def later(manifest: dict[str, Any]) -> None:
+        manifest["surprise"] = {"a": 1}
+        manifest["phases"][0]["surprise"] = 2
+
+    with StatePack(edited(make_pack("pack", "kernel"), later)) as pack:
+        document = json.loads(pack.manifest.text())
+        assert (document["surprise"], document["phases"][0]["surprise"]) == ({"a": 1}, 2)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"{} {}"])

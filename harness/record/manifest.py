@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``manifest.json`` of a state pack: its model, and the reading of every schema that there has been.
+
+``postload.pack/2`` holds the guest's own files (``guest/...`` of ``files``); options name them as ``{pack}/guest/...``.
+``postload.pack/1`` named them by the paths of the host that recorded it, and is made into a /2 when it is read.
+
+A later program that still writes /2 may add keys, at any level: a reader that does not know them leaves them alone and
+keeps them when it writes the pack again. It may not drop a key, change what one means, or let a replay depend on a
+new one. For that the number goes up, and an older reader says so instead of guessing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.errors import PackError
+
+MANIFEST = "manifest.json"
+PAGES = "ram.pages"
+RAM_FILES = ("ram.index", "head.bin", "setup.bin", "devices.bin", "vmdesc.json", "console.log")
+#: Stands in options for the folder that the pack is in.
+PACK_MARK = "{pack}"
+SCHEMA: Literal["postload.pack/2"] = "postload.pack/2"
+_SCHEMAS = ("postload.pack/1", SCHEMA)
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
+_ROM = re.compile(r"(^|[./])(rom|bios)$|^/rom@")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class OptionModel(_Model):
+    """One QEMU option; ``{workdir}`` stands for the folder of the process, ``{pack}`` for that of the pack."""
+
+    name: str
+    first: str | None = None
+    props: dict[str, bool | int | str] = {}
+
+
+class BlockModel(_Model):
+    """A RAM block as the stream announced it."""
+
+    name: str
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class FileModel(_Model):
+    """What a file of the pack, or a ROM, must be."""
+
+    size_bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class PhaseModel(_Model):
+    """One recording."""
+
+    name: str
+    ram_section_id: int
+    page_size: int
+    recorded_bytes: int
+    seconds: float
+
+
+class DeviceModel(_Model):
+    """A profile that the guest was built with, and the sections that it owns in this pack."""
+
+    name: str
+    sections: list[str]
+
+
+class Manifest(_Model):
+    """The document.
+
+    :param qemu: identity of the QEMU that recorded it
+    :param host: facts of the host that recorded it; empty when nobody asked for them
+    :param roms: RAM blocks that hold ROMs, with their content in the first phase
+    :param packed: in a pack that came as one file, compressed bytes of each part: ``guest`` and every phase
+    """
+
+    schema_: Literal["postload.pack/2"]
+    created: str
+    program: str
+    machine: str
+    family: str
+    accel: str
+    qemu: dict[str, str]
+    host: dict[str, Any] = {}
+    options: list[OptionModel]
+    scratch: dict[str, int]
+    guest: dict[str, Any]
+    roms: dict[str, FileModel] = {}
+    blocks: list[BlockModel]
+    devices: list[DeviceModel]
+    phases: Annotated[list[PhaseModel], Field(min_length=1)]
+    files: dict[str, FileModel]
+    packed: dict[str, int] = {}
+
+    model_config = ConfigDict(
+        extra="allow", frozen=True, alias_generator=lambda name: name.rstrip("_"), populate_by_name=True
+    )
+
+    @model_validator(mode="after")
+    def _names_stay_inside(self) -> Manifest:
+        for name in (*self.files, *(phase.name for phase in self.phases)):
+            if not _PLAIN.fullmatch(name) or name == MANIFEST:
+                raise ValueError(f"files: {name!r} is not the name of a file within a pack")
+        for wanted in (*self.contents(), *self._marked()):
+            if wanted not in self.files:
+                raise ValueError(f"files: {wanted} is not listed")
+        return self
+
+    def contents(self) -> list[str]:
+        """Files that the recordings consist of, in the order of the phases."""
+        return [PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in RAM_FILES)]
+
+    def guest_files(self) -> list[str]:
+        """Files that are no part of a recording, in the document's order: the guest's kernel and initramfs."""
+        ours = set(self.contents())
+        return [name for name in self.files if name not in ours]
+
+    def text(self) -> str:
+        """The document as it is stored."""
+        return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
+    def _marked(self) -> Iterable[str]:
+        for option in self.options:
+            for value in (option.first, *option.props.values()):
+                if isinstance(value, str) and value.startswith(f"{PACK_MARK}/"):
+                    yield value.removeprefix(f"{PACK_MARK}/")
+
+
+def is_rom(block: str) -> bool:
+    """Whether a RAM block holds a ROM: ``pc.bios``, ``0000:00:05.0/virtio-net-pci.rom``, ``/rom@etc/...``."""
+    return _ROM.search(block) is not None
+
+
+def in_pack(name: str) -> str:
+    """How options name a file of the pack."""
+    return str(PurePosixPath(PACK_MARK) / name)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a pack's folder.
+
+    :raises PackError: there is none, or it does not fit
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise PackError(f"{path} is not a state pack: expected a file of one, or a folder with {MANIFEST}") from error
+    except OSError as error:
+        raise PackError(f"{file}: {error.strerror}") from error
+    return parse_manifest(data, str(file))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """A manifest of any schema that this program reads.
+
+    :param where: named in errors
+    :raises PackError: no JSON object, an unknown schema, or a key that is missing or does not fit
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise PackError(f"{where}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise PackError(f"{where}: expected a JSON object")
+    found = document.get("schema")
+    if found not in _SCHEMAS:
+        known = " and ".join(_SCHEMAS)
+        raise PackError(f"{where}: schema: found {found!r}; this program reads {known}: a newer one may read it")
+    try:
+        # not by way of Python objects: JSON's own rules are the stricter ones, e.g. for a number as a string
+        return Manifest.model_validate_json(json.dumps({**document, "schema": SCHEMA}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise PackError(f"{where}: {at}{': ' if at else ''}{first['msg'].removeprefix('Value error, ')}") from error

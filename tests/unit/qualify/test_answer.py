@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From cells to go and no-go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.oracle.verdict import Verdict
+from harness.qualify.answer import Leg, answer_leg, legs_of
+from harness.qualify.model import DECIDING, USES, Answer, Reason, exit_code, worst
+from harness.qualify.run import Context, qualify_doc
+from harness.qualify.text import markdown, print_qualify, qualify_html
+
+OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
+NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
+MACHINE = "pc-q35-7.2"
+
+
+def cell(device: str = "ahci", lane: str = "plain", verdict: Verdict = Verdict.OK, **more: Any) -> Cell:
+    oracle = lane if lane in ("plain", "postcopy") else "load"
+    schedule = "same" if oracle != "load" else lane
+    known: dict[str, Any] = {"record_qemu": OLD, "load_qemu": NEW, "loads_asked": 5, "loads_acked": 5}
+    if verdict is not Verdict.OK:
+        known["finding"] = Finding(text=f"load 1: {verdict}", section="0000:00:1f.2/ich9_ahci", log="qemu: no")
+    return Cell(
+        id=f"7..10/{MACHINE}/{device}/all/{lane}", machine=MACHINE, accel="tcg", device=device, phases=("bound",),
+        schedule=schedule, oracle=oracle, verdict=verdict, **{**known, **more},
+    )  # fmt: skip
+
+
+def leg(*cells: Cell, **more: Any) -> Leg:
+    return Leg(machine=MACHINE, recorder=OLD, loader=NEW, cells=cells, **more)
+
+
+def test_a_device_that_loads_is_a_go() -> None:
+    answer = answer_leg(leg(cell(), cell(lane="same")), None, DECIDING)
+    (device,) = answer.devices
+    assert device.uses == {"migration": Answer.GO, "postcopy": Answer.NONE, "colo": Answer.GO}
+    assert (answer.answer, device.loads, device.because) == (Answer.GO, 10, ())
+
+
+def test_ok_without_a_load_is_never_a_go() -> None:
+    answer = answer_leg(leg(cell(loads_acked=0), cell(lane="same")), None, DECIDING)
+    assert answer.answer is Answer.UNKNOWN
+
+
+def test_migration_and_colo_are_separate_answers() -> None:
+    broken = cell(lane="same", verdict=Verdict.CRASH)
+    both = answer_leg(leg(cell(), broken), None, DECIDING)
+    assert (both.uses["migration"], both.uses["colo"], both.answer) == (Answer.GO, Answer.NO_GO, Answer.NO_GO)
+    assert answer_leg(leg(cell(), broken), None, ("migration",)).answer is Answer.GO
+
+
+def test_postcopy_is_told_apart() -> None:
+    cells = (cell(), cell(lane="same"), cell(lane="postcopy", verdict=Verdict.REJECT))
+    answer = answer_leg(leg(*cells), None, DECIDING)
+    assert (answer.answer, answer.uses["postcopy"]) == (Answer.GO, Answer.NO_GO)
+    assert answer_leg(leg(*cells), None, USES).answer is Answer.NO_GO
+    assert [reason.use for reason in answer.devices[0].because] == ["postcopy"]
+
+
+def test_postcopy_that_the_host_cannot_do_says_nothing() -> None:
+    cells = (cell(), cell(lane="postcopy", verdict=Verdict.HOST))
+    assert answer_leg(leg(*cells), None, DECIDING).uses["postcopy"] is Answer.NONE
+
+
+@pytest.mark.parametrize("verdict", [Verdict.HARNESS_ERROR, Verdict.HOST])
+def test_what_could_not_be_judged_is_unknown(verdict: Verdict) -> None:
+    assert answer_leg(leg(cell(verdict=verdict)), None, DECIDING).answer is Answer.UNKNOWN
+
+
+def test_a_machine_that_is_gone_is_a_no_go_for_migration_too() -> None:
+    gone = cell(lane="same", verdict=Verdict.UNSUPPORTED, loads_acked=0)
+    answer = answer_leg(leg(gone), None, ("migration",))
+    assert (answer.answer, answer.uses["migration"]) == (Answer.NO_GO, Answer.NO_GO)
+
+
+@pytest.mark.parametrize(("resets", "wanted"), [(True, Answer.GO), (False, Answer.NO_GO)])
+def test_twice_in_one_buffer_is_no_reason_where_a_build_resets(resets: bool, wanted: Answer) -> None:
+    cells = (cell(), cell(lane="same"), cell(lane="back-to-back", verdict=Verdict.CRASH))
+    assert answer_leg(leg(*cells, resets=resets), None, DECIDING).answer is wanted
+
+
+def test_a_reason_is_told_once_with_all_its_cells() -> None:
+    first = cell(lane="same", verdict=Verdict.CRASH)
+    second = replace(first, id=first.id + "2")
+    (device,) = answer_leg(leg(cell(), first, second), None, DECIDING).devices
+    (reason,) = device.because
+    assert (reason.section, reason.cells) == ("0000:00:1f.2/ich9_ahci", (first.id, second.id))
+
+
+def test_the_recorder_at_home_says_whether_it_is_new() -> None:
+    broken = cell(lane="same", verdict=Verdict.CRASH)
+    fine = cell(lane="same")
+
+    def told(home: Leg | None) -> bool | None:
+        return answer_leg(leg(cell(), broken), home, DECIDING).devices[0].because[0].at_home
+
+    assert told(None) is None
+    assert told(leg(broken)) is True
+    assert told(leg(fine)) is False
+    assert told(leg(cell(device="virtio-blk"))) is None
+    assert told(leg(replace(broken, finding=Finding(text="load 1: crash", section="i8259")))) is False
+
+
+def test_explanations_are_put_in() -> None:
+    def explain(_: Cell, reason: Reason) -> Reason:
+        return replace(reason, cause="because of csum", remedy="set csum=on")
+
+    (device,) = answer_leg(leg(cell(verdict=Verdict.REJECT)), None, DECIDING, explain).devices
+    assert (device.because[0].cause, device.because[0].remedy) == ("because of csum", "set csum=on")
+
+
+@pytest.mark.parametrize(
+    ("answers", "wanted", "code"),
+    [
+        ([Answer.GO, Answer.NO_GO, Answer.UNKNOWN], Answer.NO_GO, 1),
+        ([Answer.GO, Answer.UNKNOWN], Answer.UNKNOWN, 3),
+        ([Answer.GO, Answer.NONE], Answer.GO, 0),
+        ([], Answer.NONE, 3),
+    ],
+)
+def test_order_and_exit_codes(answers: list[Answer], wanted: Answer, code: int) -> None:
+    assert worst(answers) is wanted
+    assert exit_code(wanted) == code
+
+
+@pytest.fixture
+def run_doc() -> MatrixDoc:
+    """There broken, at home fine, and a COLO crash that both have."""
+    refused = cell(verdict=Verdict.REJECT, loads_acked=1)
+    crash = cell(device="platform", lane="same", verdict=Verdict.CRASH, loads_acked=0)
+    there = [refused, cell(lane="same"), cell(device="platform"), crash]
+    home = [replace(c, load_qemu=OLD, verdict=Verdict.OK, finding=None, loads_acked=5) for c in there[:3]]
+    home.append(replace(crash, load_qemu=OLD))
+    return MatrixDoc(
+        command=("postload", "qualify"), started="2026-01-01T00:00:00+00:00", seconds=61.0, complete=True, host={},
+        machines=(
+            MachineResult(machine=MACHINE, qemu=NEW, record_qemu=OLD), MachineResult(machine=MACHINE, qemu=OLD),
+        ),
+        cells=(*there, *home),
+    )  # fmt: skip
+
+
+def test_legs_do_not_mix(run_doc: MatrixDoc) -> None:
+    there, home = legs_of(run_doc)
+    assert (len(there.cells), len(home.cells)) == (4, 4)
+    assert (there.at_home, home.at_home) == (False, True)
+
+
+def test_guests_that_stayed_at_home_do_not_count(run_doc: MatrixDoc) -> None:
+    doc = qualify_doc(run_doc, Context(binaries={}))
+    assert doc.answer is Answer.NO_GO
+    assert [pair.answer for pair in doc.pairs] == [Answer.NO_GO, Answer.NO_GO]
+    alone = qualify_doc(run_doc, Context(binaries={}, deciding=("migration",)))
+    assert [pair.answer for pair in alone.pairs] == [Answer.NO_GO, Answer.GO]
+
+
+def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
+    doc = qualify_doc(run_doc, Context(binaries={})).to_json()
+    console = Console(width=100, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115, PTH123
+    print_qualify(doc, console)
+    text = console.export_text()
+    for told in (text, markdown(doc).replace("\\", ""), qualify_html(doc).replace("&gt;", ">")):
+        assert "reject in migration: ahci: 0000:00:1f.2/ich9_ahci" in told
+        assert "7.2.22 -> 10.0.13 (new)" in told
+        assert "7.2.22 -> 10.0.13 (as at home)" in told
+        assert "no-go for migration and colo: 1 no-go" in told
+
+
+def test_html_holds_no_markup_of_a_log(run_doc: MatrixDoc) -> None:
+    cells = [
+        replace(c, finding=Finding(text="<script>alert(1)</script>", section="a<b")) if c.finding else c
+        for c in run_doc.cells
+    ]
+    doc = qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json()
+    assert "<script>" not in qualify_html(doc)
+    assert "a<b" not in qualify_html(doc)
