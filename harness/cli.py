@@ -14,6 +14,8 @@ from rich.markup import escape
 
 import harness
 from harness.commands.claims import claims
+from harness.commands.facts import host
+from harness.commands.known import known
 from harness.commands.matrix import matrix, record, replay
 from harness.commands.options import err
 from harness.commands.qualify import qualify
@@ -68,5 +70,5 @@ def cli() -> None:
     """
 
 
-for command in (matrix, record, replay, qualify, inspect, claims, doctor):
+for command in (matrix, record, replay, qualify, inspect, claims, doctor, host, known):
     cli.add_command(command)

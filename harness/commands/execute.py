@@ -16,6 +16,7 @@ from rich.markup import escape
 from harness.commands.options import err
 from harness.errors import PostloadError
 from harness.host import host_facts
+from harness.matrix.known import annotate, load_known
 from harness.matrix.model import MatrixDoc
 from harness.matrix.run import Options, Run
 from harness.oracle.verdict import exit_code
@@ -29,11 +30,18 @@ def carry_out(
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
-    :param given: the command's ``out`` and ``as_json``
+    :param given: the command's ``out``, ``as_json`` and ``known``
     :param more: what else :class:`Run` is to be given
     """
+    issues = None if given["known"] is None else load_known(given["known"])
     doc = keep_reports(options, accel, given["out"], work, **more)
-    return _report(doc, given["out"], given["as_json"])
+    if issues is None:
+        return _report(doc, given, exit_code(cell.verdict for cell in doc.cells))
+    held = annotate(doc, issues)
+    write_reports(held.doc, given["out"])
+    code = _report(held.doc, given, held.exit_code)
+    err.print(escape(held.text), soft_wrap=True)
+    return code
 
 
 def keep_reports(
@@ -70,7 +78,8 @@ def _last_words(run: Run, out: Path) -> Iterator[None]:
         raise
 
 
-def _report(doc: MatrixDoc, out: Path, as_json: bool) -> int:
+def _report(doc: MatrixDoc, given: dict[str, Any], code: int) -> int:
+    out, as_json = given["out"], given["as_json"]
     if as_json:
         sys.stdout.write(render_json(doc))
     print_matrix(doc, err if as_json else Console(highlight=False))
@@ -78,4 +87,4 @@ def _report(doc: MatrixDoc, out: Path, as_json: bool) -> int:
     if not doc.complete:
         err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)
         return 3
-    return exit_code(cell.verdict for cell in doc.cells)
+    return code

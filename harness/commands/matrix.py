@@ -21,6 +21,7 @@ from harness.commands.options import (
     guest_option,
     jobs_option,
     json_option,
+    known_option,
     loads_option,
     machine_option,
     mode_option,
@@ -39,7 +40,7 @@ from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
 from harness.matrix.recordings import make_recording
 from harness.matrix.run import Options, load_pack_rows
-from harness.qemu.binary import choose_accel
+from harness.qemu.binary import FAST_ACCEL_S, AccelState, choose_accel, prove_accel
 from harness.record.pack import StatePack
 from harness.record.profile import select_profiles
 from harness.record.recorder import PHASES, ordered_phases
@@ -48,9 +49,8 @@ from harness.report.terminal import LiveProgress
 
 @click.command()
 @shared(qemu_option, machine_option, device_option, phase_option, schedule_option, mode_option, loads_option)
-@shared(
-    run_ms_option, quick_option, confirm_option, jobs_option, accel_option, guest_option, profiles_option, out_option
-)
+@shared(run_ms_option, quick_option, confirm_option, jobs_option, accel_option, guest_option, profiles_option)
+@shared(known_option, out_option)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option
 def matrix(**given: Any) -> int:
@@ -76,7 +76,12 @@ def matrix(**given: Any) -> int:
 @click.option("--qemu", metavar="PATH", help="QEMU to record with.")
 @click.option("--machine", default="pc", show_default=True)
 @shared(device_option, phase_option, accel_option, guest_option, profiles_option)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="NAME.pack: one file that travels; any other name: a folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="NAME.pack: one file that travels; any other name: a folder.",
+)
 @json_option
 def record(**given: Any) -> int:
     """Boot one guest and record its phases into a state pack."""
@@ -98,16 +103,22 @@ def record(**given: Any) -> int:
             phases=phases,
             path=given["out"],
             stage=progress.stage,
+            kvm=_kvm(accel, Path(binaries[0].path)),
         )
     with StatePack(given["out"]) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
     return 0
 
 
+def _kvm(accel: AccelState, path: Path) -> AccelState:
+    """What came of code under KVM, for the facts in the pack: also where the guest is not recorded under it."""
+    return accel if accel.name == "kvm" else prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
+
+
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
 @shared(qemu_option, device_option, phase_option, schedule_option, mode_option, loads_option, run_ms_option)
-@shared(quick_option, confirm_option, jobs_option, out_option, json_option)
+@shared(quick_option, confirm_option, jobs_option, known_option, out_option, json_option)
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:

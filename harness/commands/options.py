@@ -86,6 +86,9 @@ global_option = click.option(
     metavar="DRIVER.PROPERTY=VALUE",
     help="A property of the QEMU that loads, as its own -global; may be given again.",
 )
+known_option = click.option(
+    "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues: exit 0 when nothing else failed."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, all else on stderr.")
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Reports."

@@ -12,8 +12,9 @@ from threading import Lock
 
 from harness.cache import cache_root
 from harness.errors import PackError, UsageError
+from harness.facts import collect_facts
 from harness.guest.build import Guest
-from harness.qemu.binary import QemuBinary
+from harness.qemu.binary import AccelState, QemuBinary
 from harness.record.pack import StatePack
 from harness.record.profile import Profile
 from harness.record.recorder import Plan, record
@@ -69,7 +70,8 @@ class Recordings:
     def _recorded(self, plan: Plan, key: str) -> StatePack:
         shutil.rmtree(_path(key), ignore_errors=True)
         who = f"{plan.machine} on {plan.binary.version}"
-        record(plan, _path(key), lambda phase: self._stage(f"recording {who}: {phase}"))
+        host = collect_facts([plan.binary], machine=plan.build())
+        record(plan, _path(key), lambda phase: self._stage(f"recording {who}: {phase}"), host=host)
         return StatePack(_path(key))
 
 
@@ -87,9 +89,11 @@ def make_recording(
     phases: Sequence[str],
     path: Path,
     stage: Say,
+    kvm: AccelState | None = None,
 ) -> Path:
     """Record one guest outside a matrix.
 
+    :param kvm: what came of running code under KVM, for the facts of this host
     :raises UsageError: a device is not to be had on this machine with this QEMU
     """
     family, name = machine_names(binary, machine)
@@ -106,7 +110,8 @@ def make_recording(
         profiles=tuple(profiles),
         phases=tuple(phases),
     )
-    return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"))
+    host = collect_facts([binary], machine=plan.build(), accel=kvm)
+    return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"), host=host)
 
 
 def recording_key(plan: Plan) -> str:

@@ -33,6 +33,7 @@ from harness.replay.engine import Buffers, Pace, Stopped
 from harness.replay.probe import probe_colo
 from harness.replay.schedule import Schedule
 from harness.replay.state import GuestMode
+from harness.triage.signature import signature_of_cell
 
 _POLL_S = 0.2
 
@@ -358,6 +359,8 @@ class Run:
         self._keep(cell.id, cell)
 
     def _keep(self, planned: str, cell: Cell) -> None:
+        signature = signature_of_cell(cell)
+        cell = replace(cell, signature=None if signature is None else signature.name)
         with self._lock:
             self._cells.setdefault(planned, []).append(cell)
         self._watcher.end_cell(cell)

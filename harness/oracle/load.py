@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from harness.colo.messages import Step
+from harness.oracle.kvm import Refusal, is_kvm_assertion, kvm_refusals
 from harness.oracle.verdict import Verdict
 from harness.record.profile import section_label
 from harness.replay.engine import Evidence
@@ -52,7 +53,8 @@ def judge(evidence: Evidence) -> Judgement:
     """Turn evidence into a verdict; the first that fits, worst first.
 
     A crash of QEMU is one by a signal or an abort; QEMU that ends with status 0 did so because its guest shut
-    down or triple-faulted (``-no-reboot``), which is the guest's fault and not a crash.
+    down or triple-faulted (``-no-reboot``), which is the guest's fault and not a crash. State that this host's KVM
+    refused is the host's matter, though QEMU says so by an abort.
     """
     verdict, text = _verdict(evidence)
     if verdict is Verdict.OK:
@@ -77,6 +79,9 @@ def _warning(text: str, loads: list[int]) -> str:
 
 def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
     where = _where(evidence)
+    refusal = _refused_by_kvm(evidence)
+    if refusal is not None:
+        return Verdict.HOST, f"{where}: {refusal.sentence}"
     if evidence.exit is not None:
         return _ended(evidence, where)
     if evidence.broken is not None:
@@ -97,6 +102,18 @@ def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
     if report is not None:
         return Verdict.CRASH, f"every load was acknowledged, with a sanitizer report: {_without_program(report)}"
     return Verdict.OK, ""
+
+
+def _refused_by_kvm(evidence: Evidence) -> Refusal | None:
+    """What KVM refused, unless QEMU's own fault is to be seen as well."""
+    refusals = kvm_refusals(evidence.log)
+    if not refusals:
+        return None
+    ended = evidence.exit
+    if ended is not None and ended.crashed and ended.signal != "SIGABRT":
+        return None
+    faults = [line for line in evidence.log.splitlines() if _ASSERTION.search(line) or _SANITIZER.search(line)]
+    return refusals[0] if all(is_kvm_assertion(line) for line in faults) else None
 
 
 def _ended(evidence: Evidence, where: str) -> tuple[Verdict, str]:

@@ -65,6 +65,8 @@ def _result(cell: Cell) -> Failure | Error | Skipped | None:
     message = one_line(f"{finding.section}: {finding.text}" if finding.section else finding.text)
     if cell.verdict is Verdict.UNSUPPORTED:
         return Skipped(message, cell.verdict.value)
+    if cell.known:
+        return Skipped(f"known, {one_line(cell.known)}: {message}", cell.verdict.value)
     kind = Error if cell.verdict.is_undecided else Failure
     result = kind(message, cell.verdict.value)
     where = [f"phase {finding.phase}"] if finding.phase else []

@@ -120,6 +120,8 @@ def _finding(group: FindingGroup, doc: MatrixDoc) -> str:
     facts = [f"first seen: {_plain(group.first)}" + (f", {_plain(finding.exit)}" if finding.exit else "")]
     facts += [f"class: {found} ({found.meaning})" for found in group.classes]
     facts += [_plain(finding.isolated)] if finding.isolated else []
+    facts += [f"signature: {_code(name)}" for name in group.signatures]
+    facts += [f"known: {_plain(link)}" for link in group.known]
     count = len(group.cells)
     facts.append(
         f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, doc.cells)))}"

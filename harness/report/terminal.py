@@ -209,6 +209,10 @@ def _print_finding(group: FindingGroup, doc: MatrixDoc, console: Console) -> Non
     _wrapped(console, f"first seen: {group.first}{ends}", 2, "dim", hang=2)
     if finding.isolated:
         _wrapped(console, finding.isolated, 2, "dim", hang=2)
+    for signature in group.signatures:
+        _wrapped(console, f"signature: {signature}", 2, "dim", hang=2)
+    for link in group.known:
+        _wrapped(console, f"known: {link}", 2, "cyan", hang=2)
     for controls in group.controls:
         _wrapped(console, f"controls: {controls}", 2, "dim", hang=2)
     for line in cells_text(group.cells, doc.cells):

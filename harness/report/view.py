@@ -164,6 +164,16 @@ class FindingGroup:
         return tuple(dict.fromkeys(c.controls for c in self.cells if c.controls))
 
     @property
+    def signatures(self) -> tuple[str, ...]:
+        """Names of the failure, the same on every version."""
+        return tuple(dict.fromkeys(c.signature for c in self.cells if c.signature))
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The known issues that it is."""
+        return tuple(dict.fromkeys(c.known for c in self.cells if c.known))
+
+    @property
     def machines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(f"{c.machine} on QEMU {pair_text(c)}" for c in self.cells))
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload host``: the facts of this host, as they go into a state pack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.commands.options import (
+    binaries_of,
+    check_machines,
+    json_option,
+    print_json,
+    profiles_option,
+    qemu_option,
+    shared,
+)
+from harness.facts import collect_facts, kvm_statement
+from harness.qemu.binary import FAST_ACCEL_S, QemuBinary, prove_accel
+from harness.qemu.cmdline import Option
+from harness.record.machine import Machine, merge_options
+from harness.record.profile import Profile
+
+_INDENT = " " * 12
+_MEMORY_MIB = "64"
+
+
+@click.command()
+@shared(qemu_option)
+@click.option("--machine", default="pc", show_default=True, help="Machine type whose virtio devices are asked.")
+@shared(profiles_option, json_option)
+def host(qemus: Sequence[str], machine: str, profiles: Path | None, as_json: bool) -> int:
+    """Show what this host is: kernel, CPU, KVM, modules, QEMUs and the virtio features that they offer.
+
+    The same document is kept in every state pack, so that qualify can compare two hosts.
+    """
+    builds, known = binaries_of(qemus, profiles)
+    check_machines(builds, [machine])
+    accel = prove_accel(Path(builds[0].path), "kvm", timeout_s=FAST_ACCEL_S)
+    chosen = list(known.values())
+    facts = collect_facts(builds, machine=lambda build: all_devices(build, machine, chosen), accel=accel)
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo("\n".join(lines_of(facts)))
+    return 0
+
+
+def all_devices(binary: QemuBinary, name: str, profiles: Sequence[Profile]) -> Machine | None:
+    """A machine with every virtio device that the profiles describe for it; None when the build has no such machine."""
+    entry = binary.machine(name)
+    if entry is None:
+        return None
+    family = next((f for f in ("q35", "pc") if name == f or entry.alias == f or f"-{f}-" in entry.name), "pc")
+    chosen = [p for p in profiles if _is_virtio(p, family) and p.missing(family, binary) is None]
+    memory = Option(name="m", first=_MEMORY_MIB)
+    return Machine(
+        name=entry.name,
+        family=family,
+        accel="tcg",
+        options=(memory, *merge_options([profile.options(family) for profile in chosen])),
+        files=tuple((name, size) for profile in chosen for name, size in profile.file_sizes().items()),
+    )
+
+
+def lines_of(facts: dict[str, Any]) -> Iterator[str]:
+    """The facts for people; everything else is in the JSON."""
+    system, cpu, kvm = facts["system"], facts["cpu"], facts["kvm"]
+    yield f"System      {system['os']}, kernel {system['kernel']}, {system['architecture']}"
+    yield (
+        f"CPU         {cpu['model_name']} ({cpu['vendor']} family {cpu['family']} model {cpu['model']} "
+        f"stepping {cpu['stepping']}), microcode {cpu['microcode']}, {len(cpu['flags'] or ())} flags"
+    )
+    yield kvm_statement(facts).replace("KVM state: ", "KVM         state ")
+    if kvm["extensions"] is not None:
+        offered = sum(1 for value in kvm["extensions"].values() if value)
+        yield (
+            f"{_INDENT}API {kvm['api_version']}, {offered} of {len(kvm['extensions'])} capabilities, "
+            f"{_count(kvm['msrs'])} MSRs, {_count(kvm['feature_msrs'])} feature MSRs"
+        )
+    yield f"Modules     {' '.join(facts['modules']) or 'none that matter'}"
+    for build in facts["qemu"]:
+        yield from _build_lines(build)
+    for name, why in facts["unknown"].items():
+        yield f"Not known   {name}: {why}"
+
+
+def _build_lines(build: dict[str, Any]) -> Iterator[str]:
+    ending = sorted(machine["name"] for machine in build["machines"] if machine["deprecated"])
+    package = f" ({build['build']})" if build["build"] else ""
+    yield f"QEMU        {build['version']}{package} {build['path']}"
+    yield f"{_INDENT}{len(build['machines'])} machine types, deprecated: {', '.join(ending) or 'none'}"
+    for device in build["virtio"] or ():
+        backend = f" on {device['backend']}" if device["backend"] else ""
+        yield f"{_INDENT}{build['machine']} {device['slot']} {device['device']}{backend}: {device['bits']}"
+        yield f"{_INDENT}  {' '.join(device['features'])}"
+
+
+def _is_virtio(profile: Profile, family: str) -> bool:
+    part = profile.part(family)
+    return part is not None and any(name.startswith("virtio-") for name in profile.device_types(family))
+
+
+def _count(values: Sequence[object] | dict[str, object] | None) -> str:
+    return "unknown" if values is None else str(len(values))

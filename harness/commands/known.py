@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload known``: the file of known issues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.commands.options import DEFAULT_OUT, json_option, print_json
+from harness.matrix.known import DEFAULT_FILE, add_known, load_known
+from harness.matrix.model import find_cell, read_matrix
+
+file_option = click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FILE,
+    metavar="FILE",
+    help=f"File of known issues; {DEFAULT_FILE}.",
+)
+
+
+@click.group()
+def known() -> None:
+    """Keep the failures that somebody has looked at; --known FILE expects them."""
+
+
+@known.command("add")
+@click.argument("cell")
+@click.option("--run", "run_dir", type=click.Path(path_type=Path), default=DEFAULT_OUT, help="Folder of the run.")
+@click.option("--link", required=True, metavar="URL", help="Where it is written about.")
+@click.option("--note", default="", metavar="TEXT", help="A word to who meets it next.")
+@file_option
+def add(cell: str, run_dir: Path, link: str, note: str, path: Path) -> int:
+    """Add the finding of a cell, by its id or a part of it that no other has."""
+    found = find_cell(read_matrix(run_dir), cell)
+    added = add_known(path, found, link, note)
+    say = f"{path}: added" if added else f"{path}: known already"
+    Console(highlight=False).print(escape(f"{say}: {found.id}"), soft_wrap=True)
+    return 0
+
+
+@known.command("list")
+@file_option
+@json_option
+def list_known(path: Path, as_json: bool) -> int:
+    """Show the known issues."""
+    issues = load_known(path)
+    if as_json:
+        print_json({"schema": "postload.known/1", "issues": [issue.model_dump(mode="json") for issue in issues]})
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for title in ("signature", "affected", "fixed in", "link", "note"):
+        table.add_column(title, overflow="fold")
+    for issue in issues:
+        row = (issue.signature, ", ".join(issue.affected), issue.fixed_in or "", issue.link, issue.note)
+        table.add_row(*(escape(text) for text in row))
+    Console(highlight=False).print(table)
+    return 0

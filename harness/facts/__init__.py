@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Facts of a host and of its QEMUs, and what two sets of them have to do with a load that failed."""
+
+from harness.facts.collect import SCHEMA, collect_facts
+from harness.facts.compare import Change, Weight, compare_facts
+from harness.facts.explain import explaining
+from harness.facts.kvm import kvm_statement
+
+__all__ = ["SCHEMA", "Change", "Weight", "collect_facts", "compare_facts", "explaining", "kvm_statement"]

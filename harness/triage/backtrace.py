@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Repeat a failure under gdb and bring back the stack of the thread that failed.
+
+gdb starts QEMU, instead of being attached to it: then it may trace its child wherever a debugger may run at all, also
+where Yama forbids to attach (``kernel.yama.ptrace_scope``). A small shell script stands in for the QEMU program, so
+that whatever runs the case needs to know nothing of it; it becomes gdb, and gdb starts the program behind a shell,
+which is left by ``exec``, so that a wrapper script may stand there as well. A QEMU that hangs is interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import PostloadError
+from harness.oracle.load import crash_line
+from harness.oracle.verdict import Verdict
+from harness.replay.engine import Evidence, Session
+from harness.triage.frames import Frame, short_form
+from harness.triage.sanitizer import first_report
+from harness.triage.signature import THREADS, signature_of
+
+DEADLINE_S = 60.0
+#: gdb reads QEMU's symbols before it lets it run.
+_SLOWER_S = 15.0
+_FRAMES = 48
+_POLL_S = 0.1
+NO_GDB = "no backtrace: gdb is not installed (Debian package gdb)"
+
+#: Everything else is QEMU's own business: it kicks its CPU threads with SIGUSR1.
+_FATAL = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS")
+_STOPPED = re.compile(r"received signal (SIG[A-Z0-9]+|SIG\d+)|Program terminated with signal (SIG[A-Z0-9]+)")
+_ENDED = re.compile(r"exited (normally|with code \d+)")
+_THREAD = re.compile(r"^Thread (\d+) \((?P<what>.*)\):?$")
+_FRAME = re.compile(
+    r"^#(?P<number>\d+)\s+(?:(?P<address>0x[0-9a-f]+) in )?(?P<function>[^\s(][^(]*?|\?\?) \((?P<args>.*?)\)"
+    r"(?: at (?P<file>[^\s:]+):(?P<line>\d+))?(?: from (?P<module>\S+))?\s*$"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backtrace:
+    """The stack of a failure.
+
+    :param frames: of the thread that failed, innermost first; empty when none could be had
+    :param short: names from QEMU's innermost frame to the one that dispatched the load; empty when there is none
+    :param how: one sentence on how it was got, or why not
+    :param signal: what stopped it, empty for one that was interrupted
+    :param threads: of a hang, the stacks of the other threads, by name
+    """
+
+    frames: tuple[Frame, ...] = ()
+    short: str = ""
+    how: str = NO_GDB
+    signal: str = ""
+    threads: tuple[tuple[str, tuple[Frame, ...]], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """For a report: a line for each frame, or why there is none."""
+        return "\n".join([self.how, *(frame.text for frame in self.frames)])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "frames": [frame.to_json() for frame in self.frames],
+            "short": self.short,
+            "how": self.how,
+            "signal": self.signal or None,
+            "text": self.text,
+        }
+
+
+def backtrace_of(session: Session, *, timeout_s: float = DEADLINE_S) -> Backtrace:
+    """Repeat a session that crashed or hung under gdb.
+
+    :param timeout_s: for all of it
+    :return: without frames, and with the reason in ``how``, where there is no gdb, where it may not trace, where the
+        failure did not come again or not in time; never an error of its own
+    """
+    program = Path(session.binary.path)
+    seen: list[Evidence] = []
+
+    def run(launcher: Path, progress: Callable[[], None]) -> str:
+        binary = replace(session.binary, path=str(launcher))
+        again = replace(session, binary=binary, timeout_s=timeout_s)
+        seen.append(again.run(lambda loads: progress() if loads else None))
+        return seen[-1].log
+
+    return backtrace_by(run, program, answer_timeout_s=session.timeout_s, timeout_s=timeout_s)
+
+
+def backtrace_by(
+    run: Callable[[Path, Callable[[], None]], str],
+    program: Path,
+    *,
+    answer_timeout_s: float,
+    timeout_s: float = DEADLINE_S,
+) -> Backtrace:
+    """The same for anything that runs a case.
+
+    :param run: is given the path of a program to launch instead of ``program``, and something to call whenever the
+        case got on; it returns what QEMU printed. It must wait ``timeout_s`` for an answer, for a QEMU that is being
+        looked at gives none.
+    :param answer_timeout_s: after so long without progress it is taken to hang
+    """
+    gdb = shutil.which("gdb")
+    if gdb is None:
+        return Backtrace(how=NO_GDB)
+    # away from $TMPDIR's sweepers: the name is not that of a run's folder
+    with tempfile.TemporaryDirectory(prefix="postload-gdb-") as folder:
+        launcher = _Launcher(Path(folder), gdb, program)
+        with _watch(launcher, answer_timeout_s + _SLOWER_S, timeout_s) as watch:
+            try:
+                log, failed = run(launcher.path, watch.progress), ""
+            except PostloadError as error:
+                log, failed = "", str(error)
+        return _read(launcher.output(), log, failed, watch)
+
+
+class _Launcher:
+    """The script that stands in for QEMU, and the files beside it."""
+
+    def __init__(self, folder: Path, gdb: str, program: Path) -> None:
+        self.path = folder / "qemu"
+        self._pid = folder / "pid"
+        self._log = folder / "gdb.log"
+        words = [gdb, "-nx", "-batch", "-quiet", *(word for line in self._settings() for word in ("-iex", line))]
+        words += [word for line in self._commands() for word in ("-ex", line)]
+        start = folder / "start"
+        start.write_text(f'exec {shlex.quote(str(program))} "$@"\n')
+        words += ["--args", "/bin/sh", str(start)]
+        # gdb quotes the arguments for a shell, and takes the user's, whatever that may be
+        lines = ("#!/bin/sh", f"echo $$ > {shlex.quote(str(self._pid))}", "export SHELL=/bin/sh")
+        self.path.write_text("\n".join([*lines, f'exec {shlex.join(words)} "$@"', ""]))
+        self.path.chmod(0o700)
+
+    def _settings(self) -> list[str]:
+        debuginfod = "on" if os.environ.get("DEBUGINFOD_URLS") else "off"
+        return [f"set debuginfod enabled {debuginfod}", "set auto-load off", "set startup-with-shell on"]
+
+    def _commands(self) -> list[str]:
+        return [
+            "set confirm off",
+            "set pagination off",
+            "set width 0",
+            "set print frame-arguments none",
+            "set print entry-values no",
+            f"set backtrace limit {_FRAMES}",
+            # a second address space layout is as good as the first, and containers forbid to choose one
+            "set disable-randomization off",
+            "set follow-fork-mode parent",
+            "set detach-on-fork on",
+            "set print thread-events off",
+            "handle all nostop noprint pass",
+            f"handle {' '.join(_FATAL)} stop print pass",
+            f"set logging file {self._log}",
+            # the first is how it was spelt before gdb 12
+            "set logging on",
+            "set logging enabled on",
+            "run",
+            "bt",
+            "echo \\n== all threads ==\\n",
+            "thread apply all bt",
+            "kill",
+        ]
+
+    def output(self) -> str:
+        """What gdb said."""
+        with contextlib.suppress(OSError):
+            return self._log.read_text(errors="replace")
+        return ""
+
+    def stopped(self) -> bool:
+        """Whether QEMU is being looked at already."""
+        return _STOPPED.search(self.output()) is not None
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send gdb a signal, if it is there and a child of this process; a number that was given anew is not."""
+        try:
+            pid = int(self._pid.read_text())
+            status = Path(f"/proc/{pid}/stat").read_text()
+        except (OSError, ValueError):
+            return False
+        if int(status[status.rindex(")") + 2 :].split()[1]) != os.getpid():
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            return True
+        return False
+
+
+class _Watch:
+    """Interrupts a QEMU that does not get on, and ends a gdb that takes too long."""
+
+    def __init__(self, launcher: _Launcher, answer_s: float, timeout_s: float) -> None:
+        self.interrupted = False
+        self.expired = False
+        self._launcher = launcher
+        self._answer_s = answer_s
+        self._end = time.monotonic() + timeout_s
+        self._moved = time.monotonic()
+        self.done = threading.Event()
+
+    def progress(self) -> None:
+        """The case got on."""
+        self._moved = time.monotonic()
+
+    def loop(self) -> None:
+        while not self.done.wait(_POLL_S):
+            now = time.monotonic()
+            if now > self._end:
+                self.expired = True
+                self._launcher.signal(signal.SIGKILL)
+                return
+            # gdb hands a SIGINT that it gets on to the program that it runs
+            if not self.interrupted and now > self._moved + self._answer_s and not self._launcher.stopped():
+                self.interrupted = self._launcher.signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _watch(launcher: _Launcher, answer_s: float, timeout_s: float) -> Iterator[_Watch]:
+    watch = _Watch(launcher, min(answer_s, timeout_s * 2 / 3), timeout_s)
+    thread = threading.Thread(target=watch.loop, name="postload-gdb-watch", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.done.set()
+        thread.join()
+
+
+def _read(output: str, log: str, failed: str, watch: _Watch) -> Backtrace:
+    stopped = _STOPPED.search(output)
+    name = (stopped[1] or stopped[2]) if stopped else ""
+    if watch.expired:
+        return Backtrace(how="no backtrace: gdb was not done within its deadline")
+    if not stopped:
+        return Backtrace(how=_why_not(output, log, failed))
+    first, _, rest = output.partition("== all threads ==")
+    frames = parse_frames(first)
+    threads = parse_threads(rest)
+    if name == "SIGINT":
+        frames = _hanging(threads) or frames
+    short = short_form(frames, "" if name == "SIGINT" else _named_in(log))
+    return Backtrace(
+        frames=frames,
+        short=short,
+        how=_how(name, frames),
+        signal="" if name == "SIGINT" else name,
+        threads=threads if name == "SIGINT" else (),
+    )
+
+
+def _how(name: str, frames: Sequence[Frame]) -> str:
+    own = [frame for frame in frames if frame.in_qemu]
+    debug = any(frame.file for frame in own)
+    symbols = "debug symbols" if debug else "exported names only: no debug symbols were found"
+    if name == "SIGINT":
+        return f"repeated under gdb and interrupted while it did not answer; {symbols}"
+    return f"repeated under gdb, stopped by {name}; {symbols}"
+
+
+def _why_not(output: str, log: str, failed: str) -> str:
+    said = f"{output}\n{log}\n{failed}"
+    denied = re.search(r".*(ptrace|Operation not permitted|Could not trace|not traced).*", said)
+    if denied:
+        return f"no backtrace: gdb may not trace here: {denied[0].strip()[-300:]}"
+    if failed:
+        return f"no backtrace: {failed[-300:]}"
+    ended = _ENDED.search(output)
+    return f"no backtrace: it did not crash again under gdb{f': QEMU {ended[0]}' if ended else ''}"
+
+
+def _named_in(log: str) -> str:
+    """The function that the log names: it may be one that the program does not export."""
+    report = first_report(log)
+    line = crash_line(log)
+    if report and report.function:
+        return report.function
+    if line is None:
+        return ""
+    found = signature_of(verdict=Verdict.CRASH, text="", log=line, section=None, machine="")
+    return found.function if found else ""
+
+
+def parse_frames(text: str) -> tuple[Frame, ...]:
+    """The first stack in what gdb printed; inlined frames have no address."""
+    frames: list[Frame] = []
+    for line in text.splitlines():
+        match = _FRAME.match(line)
+        if match is None:
+            continue
+        if int(match["number"]) < len(frames):
+            break
+        function = match["function"]
+        frames.append(
+            Frame(
+                number=int(match["number"]),
+                function="" if function in ("??", "<signal handler called>") else function,
+                file=match["file"] or "",
+                line=int(match["line"] or 0),
+                module=match["module"] or "",
+                address=match["address"] or "",
+            )
+        )
+    return tuple(frames)
+
+
+def parse_threads(text: str) -> tuple[tuple[str, tuple[Frame, ...]], ...]:
+    """Stacks by thread, as ``thread apply all bt`` prints them: ``1 Thread 0x7f (LWP 12) "qemu"`` and its frames."""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        match = _THREAD.match(line)
+        if match:
+            found.append((f"{match[1]} {match['what']}", []))
+        elif found:
+            found[-1][1].append(line)
+    return tuple((title, parse_frames("\n".join(lines))) for title, lines in found)
+
+
+def hang_frames(log: str) -> tuple[Frame, ...]:
+    """Of a session's log that ends with the threads of a QEMU that did not answer: the stack of the one that hangs."""
+    return _hanging(parse_threads(log.partition(THREADS)[2]))
+
+
+#: A thread that loads has one of these in its stack, the most telling first.
+_LOADING = ("vmstate_load_state", "vmstate_load_vmsd", "qemu_loadvm_state_main", "colo_process_incoming_thread")
+
+
+def _hanging(threads: Sequence[tuple[str, tuple[Frame, ...]]]) -> tuple[Frame, ...]:
+    """The stack of the thread that loads, else of the main thread."""
+    for function in _LOADING:
+        for _, stack in threads:
+            if any(frame.function == function for frame in stack):
+                return stack
+    return next((stack for title, stack in threads if title.startswith("1 ")), ())
