@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from harness.commands.execute import keep_reports
 from harness.commands.options import (
@@ -31,11 +32,13 @@ from harness.commands.options import (
     shared,
 )
 from harness.errors import UsageError
+from harness.facts import kvm_statement
 from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
 from harness.matrix.model import MIGRATIONS
 from harness.matrix.run import Options, Run
-from harness.qemu.binary import AccelState, QemuBinary, choose_accel
+from harness.qemu.binary import FAST_ACCEL_S, AccelState, QemuBinary, choose_accel, prove_accel
+from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, pack_jobs, pair_jobs, qualify_doc
@@ -147,7 +150,14 @@ def _options(
 def _qualify(
     given: dict[str, Any], options: Options, accel: AccelState, uses: tuple[str, ...], jobs: Any, **more: Any
 ) -> int:
-    context = Context(binaries={b.sha256: b for b in options.binaries}, deciding=uses)
+    binaries = {binary.sha256: binary for binary in options.binaries}
+    witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say)
+    context = Context(
+        binaries=binaries,
+        deciding=uses,
+        witness=witness,
+        notes=[kvm_statement(_kvm(accel, Path(options.binaries[0].path)))],
+    )
     out: Path = given["out"]
 
     def work(run: Run) -> Any:
@@ -155,6 +165,7 @@ def _qualify(
 
     doc = keep_reports(options, accel, out, work, **more)
     answer = qualify_doc(doc, context)
+    witness.close()
     write_qualify(answer, out)
     write_reports(doc, out)
     console = err if given["as_json"] else Console(highlight=False)
@@ -165,3 +176,11 @@ def _qualify(
         f"reports: {out}/qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml", soft_wrap=True
     )
     return exit_code(answer.answer) if answer.complete else 3
+
+
+def _say(text: str) -> None:
+    err.print(escape(text), soft_wrap=True)
+
+
+def _kvm(accel: AccelState, path: Path) -> AccelState:
+    return accel if accel.name == "kvm" else prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.matrix.answer import PLATFORM
-from harness.matrix.checks import Check, Oracle, Outcome, Told
+from harness.matrix.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told
 from harness.matrix.judge import MAX_BLAMED, Bench
+from harness.matrix.plan import PAIR_MARK
+from harness.oracle.guestfault import judge_life
 from harness.oracle.load import Judgement, judge
 from harness.oracle.verdict import Verdict
 from harness.replay.engine import Evidence
 from harness.replay.fresh import Fresh
 from harness.replay.incoming import State
+from harness.replay.plainlife import plain_life
+from harness.replay.postcopy import Postcopy, probe_postcopy
 from harness.replay.state import label_of
 from harness.triage.isolate import ddmin
 
@@ -28,22 +32,85 @@ Engine = Callable[[Bench, State], Evidence]
 
 def planned_migrations(names: Sequence[str], phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
     """The migrations of one machine, in their order; a cell for each row, over all phases."""
-    engines: dict[str, Engine] = {"plain": _fresh}
+    runs = {"plain": _plain, "postcopy": _postcopy}
     return [
-        Check(
-            oracle=Oracle(name),
-            phases=tuple(phases),
-            rows=tuple(rows),
-            schedule="same",
-            run=partial(_migrate, engine=engines[name]),
-        )
-        for name in engines
+        Check(oracle=Oracle(name), phases=tuple(phases), rows=tuple(rows), schedule="same", run=run)
+        for name, run in runs.items()
         if name in names
     ]
 
 
-def _fresh(bench: Bench, state: State) -> Evidence:
+def _plain(bench: Bench, check: Check) -> Outcome:
+    """Every phase by precopy; where it came from another QEMU, the guest is asked how it is."""
+    tally = _Tally(told={row: [] for row in check.rows})
+    for phase in check.phases:
+        _one_phase(bench, phase, _by_precopy, tally)
+    bench.refused = frozenset(tally.refused)
+    details = _live(bench, check, tally) if PAIR_MARK in bench.label and not tally.refused else {}
+    return _outcome(tally, "fresh", details)
+
+
+def _postcopy(bench: Bench, check: Check) -> Outcome:
+    """Every phase by postcopy, whole at first: a failure at post_load in there is told apart from one by precopy."""
+    ability = probe_postcopy(bench.binary, bench.buffers.machine)
+    if not ability.usable:
+        said = [Told(verdict=Verdict.HOST, text=f"could not be tried: {ability.reason}")]
+        return Outcome(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
+    tally = _Tally(told={row: [] for row in check.rows})
+    pages = PageTally()
+    for phase in check.phases:
+        _one_phase(bench, phase, pages.load, tally)
+    return _outcome(tally, "postcopy", {"pages": pages.to_json()})
+
+
+def _by_precopy(bench: Bench, state: State) -> Evidence:
     return Fresh(binary=bench.binary, state=state, processes=1, stop=bench.stop).run()
+
+
+@dataclass(slots=True)
+class PageTally:
+    """Loads by postcopy, their pages counted: sent before, sent behind the guest, and fetched by its faults."""
+
+    early: int = 0
+    late: int = 0
+    by_fault: int = 0
+
+    def load(self, bench: Bench, state: State) -> Evidence:
+        evidence = Postcopy(binary=bench.binary, state=state, stop=bench.stop).run()
+        self.early += evidence.pages.early
+        self.late += evidence.pages.late
+        self.by_fault += evidence.pages.by_fault
+        return evidence
+
+    def to_json(self) -> dict[str, int]:
+        return {"early": self.early, "late": self.late, "by_fault": self.by_fault}
+
+
+def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
+    """Ask a guest that came by precopy for its clock, disks, network and kernel log."""
+    phase = next((phase for phase in reversed(LIVELY_PHASES) if phase in check.phases), None)
+    if phase is None:
+        return {}
+    tally.asked += 1
+    life = plain_life(bench.binary, bench.buffers, phase, stop=bench.stop)
+    tally.passed += life.loads_acked
+    for row, judgement in judge_life(life).items():
+        if row in tally.told and judgement.verdict is not Verdict.OK:
+            text = f"phase {phase}: {judgement.text}"
+            tally.told[row].append(Told(verdict=judgement.verdict, text=text, log=life.log))
+    return {"asked_how_it_is": phase}
+
+
+def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Outcome:
+    ok = Told(verdict=Verdict.OK)
+    return Outcome(
+        told={row: found or [ok] for row, found in tally.told.items()},
+        loads_asked=tally.asked,
+        loads_acked=tally.passed,
+        engine=engine,
+        guest_mode="running",
+        details=details,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,21 +121,6 @@ class _Tally:
     refused: set[str] = field(default_factory=set)
     asked: int = 0
     passed: int = 0
-
-
-def _migrate(bench: Bench, check: Check, *, engine: Engine) -> Outcome:
-    tally = _Tally(told={row: [] for row in check.rows}, refused=set(bench.refused))
-    for phase in check.phases:
-        _one_phase(bench, phase, engine, tally)
-    bench.refused = frozenset(tally.refused)
-    ok = Told(verdict=Verdict.OK)
-    return Outcome(
-        told={row: found or [ok] for row, found in tally.told.items()},
-        loads_asked=tally.asked,
-        loads_acked=tally.passed,
-        engine=str(check.oracle) if check.oracle is not Oracle.PLAIN else "fresh",
-        guest_mode="running",
-    )
 
 
 def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _Tally) -> None:
@@ -104,8 +156,12 @@ def _blamed(
         found = judge(engine(bench, state))
         return found if found.verdict is Verdict.OK else None
 
-    whole = passes_without(left)
-    return tuple(ddmin(left, passes_without, whole)[0]) if whole else ()
+    # what precopy refused already is the first to be suspected; a postcopy that fails names no section
+    for suspects in ([label for label in left if label in bench.refused], left):
+        whole = passes_without(suspects) if suspects else None
+        if whole:
+            return tuple(ddmin(suspects, passes_without, whole)[0])
+    return ()
 
 
 def _tell(bench: Bench, tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from harness.replay.state import GuestMode
 
 #: 14 cells a row with all phases and schedules, so 1,400 loads for each device on each machine.
 DEFAULT_LOADS = 100
+#: Stands in a cell's id between the QEMU that recorded and the one that loads.
+PAIR_MARK = ".."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ class CellPlan:
 
 def pair_label(recorded: str, loaded: str) -> str:
     """How cell ids name their QEMU: one, or ``RECORDED..LOADED`` when another one recorded."""
-    return loaded if recorded == loaded else f"{recorded}..{loaded}"
+    return loaded if recorded == loaded else f"{recorded}{PAIR_MARK}{loaded}"
 
 
 def plan_cells(

@@ -9,18 +9,22 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from harness.cache import cache_root
-from harness.errors import PackError, UsageError
+from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
 from harness.guest.build import Guest
 from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.vmstate import dump_vmstate
 from harness.record.pack import StatePack
 from harness.record.profile import Profile
 from harness.record.recorder import Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
 _RECORDING_FORMAT = 1
+#: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
+VMSTATE = "vmstate"
 
 Say = Callable[[str], None]
 
@@ -70,7 +74,7 @@ class Recordings:
     def _recorded(self, plan: Plan, key: str) -> StatePack:
         shutil.rmtree(_path(key), ignore_errors=True)
         who = f"{plan.machine} on {plan.binary.version}"
-        host = collect_facts([plan.binary], machine=plan.build())
+        host = facts_of(plan)
         record(plan, _path(key), lambda phase: self._stage(f"recording {who}: {phase}"), host=host)
         return StatePack(_path(key))
 
@@ -110,8 +114,18 @@ def make_recording(
         profiles=tuple(profiles),
         phases=tuple(phases),
     )
-    host = collect_facts([binary], machine=plan.build(), accel=kvm)
+    host = facts_of(plan, kvm)
     return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"), host=host)
+
+
+def facts_of(plan: Plan, kvm: AccelState | None = None) -> dict[str, Any]:
+    """What a pack says of the host and the QEMU that recorded it, its own dump of vmstates among it."""
+    facts = collect_facts([plan.binary], machine=plan.build(), accel=kvm)
+    try:
+        return {**facts, VMSTATE: dump_vmstate(plan.binary, plan.machine)}
+    except QemuError as error:
+        facts["unknown"][VMSTATE] = str(error)
+        return facts
 
 
 def recording_key(plan: Plan) -> str:

@@ -117,7 +117,7 @@ def _not_alive(life: GuestLife) -> list[tuple[Verdict, str]]:
     if life.exit is not None:
         crashed = life.exit.crashed or crash_line(life.log) is not None
         line = crash_line(life.log) or "the guest shut down or triple-faulted"
-        return [(Verdict.CRASH if crashed else Verdict.GUEST_FAULT, f"after the failover: {life.exit}: {line}")]
+        return [(Verdict.CRASH if crashed else Verdict.GUEST_FAULT, f"after {life.after}: {life.exit}: {line}")]
     if life.failover:
         return [(Verdict.HANG, f"the failover did not end: {life.failover}")]
     found = [(Verdict.GUEST_FAULT, f"the guest ended: {', '.join(life.events)}")] if life.events else []

@@ -23,14 +23,14 @@ _LOAD_ERRORS = (
     re.compile(r"error while loading state for instance"),
     re.compile(r"Features 0x[0-9a-f]+ unsupported"),
     re.compile(r"unsupported version \d+ for"),
-    re.compile(r"Unknown savevm section"),
+    re.compile(r"Unknown (savevm )?section"),
     re.compile(r"Missing section footer"),
     re.compile(r"Failed to load"),
     re.compile(r"(?i)load.*(fail|error)|(fail|error).*load"),
 )
 _INSTANCE_DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
 _VERSION_DEVICE = re.compile(r"unsupported version \d+ for '([^']+)'")
-_UNKNOWN_SECTION = re.compile(r"Unknown savevm section or instance '([^']+)' (\d+)")
+_UNKNOWN_SECTION = re.compile(r"Unknown (?:savevm )?section or instance '([^']+)' (\d+)")
 _FOOTER_DEVICE = re.compile(r"Missing section footer for (\S+)")
 
 

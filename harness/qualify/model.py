@@ -92,7 +92,8 @@ class PairAnswer:
     """One machine type from one QEMU to another.
 
     :param endings: where the machine type is deprecated or removed, a sentence each
-    :param notes: further sentences: what could not be tried, what changed between the hosts
+    :param changes: what differs between the two sides, as :class:`harness.facts.Change` tells it
+    :param notes: further sentences: what could not be tried
     """
 
     machine: str
@@ -103,6 +104,7 @@ class PairAnswer:
     uses: dict[str, Answer]
     devices: tuple[DeviceAnswer, ...]
     endings: tuple[str, ...] = ()
+    changes: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -111,7 +113,7 @@ class QualifyDoc:
     """The whole answer.
 
     :param deciding: the uses that count for ``answer``
-    :param changes: what differs between the two hosts, when a pack brought the facts of the other one
+    :param notes: what could not be tried on this host
     """
 
     command: tuple[str, ...]
@@ -122,7 +124,6 @@ class QualifyDoc:
     deciding: tuple[str, ...]
     loads: int
     pairs: tuple[PairAnswer, ...]
-    changes: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     program: dict[str, str] = field(default_factory=lambda: {"name": "postload", "version": __version__})
 

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from harness.matrix.model import MatrixDoc
 from harness.matrix.run import Job, Run
 from harness.qemu.binary import QemuBinary
-from harness.qualify.answer import Explain, Leg, answer_leg, legs_of
+from harness.qualify.answer import Leg, answer_leg, legs_of
+from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, ending
 from harness.record.pack import StatePack
@@ -23,14 +23,14 @@ class Context:
 
     :param binaries: every QEMU of the run by its hash
     :param deciding: the uses that count
-    :param explain: adds cause and remedy to a reason
+    :param witness: asks the QEMUs for causes; None gives the bare answers
+    :param notes: what could not be tried on this host
     """
 
     binaries: Mapping[str, QemuBinary]
     deciding: Sequence[str] = DECIDING
-    explain: Explain | None = None
-    changes: Sequence[Mapping[str, Any]] = ()
-    notes: Sequence[str] = field(default=())
+    witness: Witness | None = None
+    notes: Sequence[str] = ()
 
 
 def pair_jobs(run: Run, pairs: Sequence[Pair]) -> list[Job]:
@@ -58,14 +58,27 @@ def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
         deciding=tuple(context.deciding),
         loads=sum(cell.loads_acked for cell in doc.cells),
         pairs=answers,
-        changes=tuple(dict(change) for change in context.changes),
         notes=tuple(context.notes),
     )
 
 
 def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
-    answer = answer_leg(leg, home, context.deciding, None if leg.at_home else context.explain)
-    return replace(answer, endings=tuple(_endings(leg, context)))
+    witness = None if leg.at_home else context.witness
+    answer = answer_leg(leg, home, context.deciding, witness.explain if witness else None)
+    answer = replace(answer, endings=tuple(_endings(leg, context)))
+    if witness is None:
+        return answer
+    static = witness.static(leg)
+    devices = tuple(
+        replace(device, static=(static[device.device],)) if device.device in static else device
+        for device in answer.devices
+    )
+    return replace(
+        answer,
+        devices=devices,
+        changes=tuple(change.to_json() for change in witness.changes(leg)),
+        notes=(static[""],) if "" in static else (),
+    )
 
 
 def _endings(leg: Leg, context: Context) -> Iterator[str]:

@@ -164,31 +164,28 @@ def _word(answer: str) -> Text:
 
 
 def _reasons(pairs: Sequence[Doc]) -> Iterator[list[str]]:
-    """Each reason as lines, the pairs that share it in one."""
-    seen: dict[tuple[str, ...], list[str]] = {}
+    """Each reason as lines, the pairs and uses that share it in one."""
+    ways: dict[tuple[str, ...], list[str]] = {}
+    uses: dict[tuple[str, ...], list[str]] = {}
     firsts: dict[tuple[str, ...], Doc] = {}
     for pair in pairs:
         for device in pair["devices"]:
             for reason in device["because"]:
-                key: tuple[str, ...] = (
-                    device["device"],
-                    reason["use"],
-                    reason["verdict"],
-                    str(reason["section"]),
-                    reason["cause"],
-                )
+                told = reason["cause"] or (reason["use"] + reason["text"] if not reason["section"] else "")
+                key: tuple[str, ...] = (device["device"], reason["verdict"], str(reason["section"]), told)
                 way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
                 known = {True: " (as at home)", False: " (new)", None: ""}[reason["at_home"]]
-                seen.setdefault(key, []).append(way + known)
+                ways.setdefault(key, []).append(way + known)
+                uses.setdefault(key, []).append(reason["use"])
                 firsts.setdefault(key, reason)
-    for found, ways in seen.items():
-        yield [line for line in _lines(found[0], firsts[found], ways) if line]
+    for found, first in firsts.items():
+        head = f"{first['verdict']} in {' and '.join(dict.fromkeys(uses[found]))}: {found[0]}"
+        yield [line for line in _lines(head, first, ways[found]) if line]
 
 
-def _lines(device: str, reason: Doc, ways: Sequence[str]) -> Iterator[str]:
-    where = f"{device}: {reason['section']}" if reason["section"] else device
-    where += f", field {reason['field']}" if reason["field"] else ""
-    yield f"{reason['verdict']} in {reason['use']}: {where}"
+def _lines(head: str, reason: Doc, ways: Sequence[str]) -> Iterator[str]:
+    where = f": {reason['section']}" if reason["section"] else ""
+    yield head + where + (f", field {reason['field']}" if reason["field"] else "")
     yield reason["text"]
     yield f"cause: {reason['cause']}" if reason["cause"] else ""
     yield f"remedy: {reason['remedy']}" if reason["remedy"] else ""
@@ -197,10 +194,11 @@ def _lines(device: str, reason: Doc, ways: Sequence[str]) -> Iterator[str]:
 
 
 def _notes(doc: Doc, pairs: Sequence[Doc]) -> list[str]:
-    told = [f"{change['weight']}: {change['what']}: {change['why']}" for change in doc["changes"]]
-    told += doc["notes"]
+    told = list(doc["notes"])
     for pair in pairs:
         way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
+        weighty = [change for change in pair["changes"] if change["weight"] != "note"]
+        told += [f"{way}: {change['weight']}: {change['what']}: {change['why']}" for change in weighty]
         told += [f"{way}: {note}" for note in pair["notes"]]
         told += [f"{way}: {note}" for device in pair["devices"] for note in device["static"]]
     return list(dict.fromkeys(told))

@@ -9,76 +9,39 @@ well. Whether they are is for :mod:`harness.oracle.guestfault`; here it is only 
 from __future__ import annotations
 
 import contextlib
-import re
-import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.errors import DeadlineError, GuestError, QemuError
-from harness.guest.console import Console
+from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.vm import Vm
 from harness.record.pack import incoming_body
-from harness.record.profile import Profile, load_profiles
-from harness.replay.disks import DiskKind, with_disks
-from harness.replay.engine import ANSWER_TIMEOUT_S, Break, Buffers, Stopped
+from harness.record.profile import Profile
+from harness.replay.disks import DiskKind
+from harness.replay.engine import ANSWER_TIMEOUT_S, Break, Buffers
+from harness.replay.interview import (
+    CHECK_TIMEOUT_S,
+    Answers,
+    Clock,
+    DeviceCheck,
+    Interview,
+    recorded_profiles,
+)
 from harness.replay.secondary import DEATH_GRACE_S, Secondary
 from harness.replay.state import GuestMode, encode, sections_for, without
+
+__all__ = ["CHECK_TIMEOUT_S", "Clock", "DeviceCheck", "GuestLife", "guest_life"]
 
 LOADS = 30
 #: How long the guest runs after each load.
 RUN_S = 0.01
 FAILOVER_TIMEOUT_S = 10.0
-#: A healthy guest under TCG ends a check within three seconds, and within nine when six others want the two cores: a
-#: late answer must not look like a dead device, so these are far from it.
-CONSOLE_TIMEOUT_S = 30.0
-CHECK_TIMEOUT_S = 40.0
-READY_TIMEOUT_S = 60.0
-#: The guest's calendar clock has seconds; between its first and its last reading one of them has to pass.
-CLOCK_SPAN_S = 1.2
-_POLL_S = 0.05
-
-#: What brings a device from a phase to where it can be asked for its life.
-_PREPARE = {"firmware": "bind", "kernel": "bind", "unbound": "rebind"}
-#: With the devices bound already, their checks run side by side.
-_TOGETHER = ("bound", "busy", "rebound")
-_CLOCK = re.compile(r"\bclock (\d+) ([\d.]+) (\d+)\s*$", re.MULTILINE)
-_CLOCK_TRIES = 3
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """The guest's clocks, read between two moments of the host's monotonic clock.
-
-    :param beats: count of a loop that sleeps 50 ms each time
-    :param up_s: seconds since boot
-    :param epoch_s: its calendar clock
-    """
-
-    asked_s: float
-    answered_s: float
-    beats: int
-    up_s: float
-    epoch_s: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceCheck:
-    """What a device's check came to.
-
-    :param status: of the guest's command, None when it did not end within its deadline
-    :param said: its last lines; the last one is the step it was in
-    """
-
-    device: str
-    status: int | None
-    said: str
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +58,7 @@ class GuestLife:
     :param clocks: first and last reading; fewer when the guest did not answer
     :param kernel_log: lines behind the mark of the recording
     :param log: what QEMU printed
+    :param after: what had brought the guest to run
     """
 
     phase: str
@@ -114,6 +78,7 @@ class GuestLife:
     kernel_log: tuple[str, ...] = ()
     log: str = ""
     seconds: float = 0.0
+    after: str = "the failover"
 
 
 def guest_life(
@@ -144,20 +109,23 @@ def guest_life(
     :raises QemuError: the secondary did not even start
     :raises Stopped: ``stop`` was set
     """
-    known = load_profiles().values() if profiles is None else profiles
-    recorded = {entry.name for entry in buffers.pack.manifest.devices}
+    interview = Interview(
+        family=buffers.pack.manifest.family,
+        phase=phase,
+        profiles=recorded_profiles(buffers.pack, profiles),
+        stop=stop,
+        check_timeout_s=check_timeout_s,
+    )
     experiment = _Experiment(
         binary=binary,
         dialect=dialect,
         buffers=buffers,
         phase=phase,
         excluded=excluded,
-        stop=stop,
-        profiles=tuple(p for p in known if p.name in recorded),
+        interview=interview,
         loads=loads,
         run_s=run_s,
         last=last or phase,
-        check_timeout_s=check_timeout_s,
         resets=resets,
     )
     if disks is DiskKind.PLAIN:
@@ -181,10 +149,7 @@ class _Seen:
     exit: Exit | None = None
     events: tuple[str, ...] = ()
     failover: str = ""
-    stuck: str = ""
-    clocks: list[Clock] = field(default_factory=list)
-    checks: list[DeviceCheck] = field(default_factory=list)
-    kernel_log: tuple[str, ...] = ()
+    answers: Answers = field(default_factory=Answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,19 +159,16 @@ class _Experiment:
     buffers: Buffers
     phase: str
     excluded: frozenset[str]
-    stop: Event
-    profiles: tuple[Profile, ...]
+    interview: Interview
     loads: int
     run_s: float
     last: str
-    check_timeout_s: float
     resets: bool
 
     def run(self, disks: DiskKind, why: str) -> GuestLife:
         started = time.monotonic()
         pack = self.buffers.pack
-        patterns = {image: disk for profile in self.profiles for image, disk in profile.patterns.items()}
-        machine = with_disks(self.buffers.machine, disks, {} if self.phase in ("firmware", "kernel") else patterns)
+        machine = self.interview.machine(self.buffers.machine, disks)
         seen = _Seen()
         with Secondary(self.binary, machine, self.dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
             self._load_all(secondary, seen)
@@ -214,11 +176,11 @@ class _Experiment:
                 self._live(secondary, seen)
             seen.exit = secondary.vm.ended(_grace_s(seen))
             if seen.exit is None:
-                seen.events = _guest_ends(secondary)
+                seen.events = guest_ends(secondary.vm)
             return GuestLife(
                 phase=self.phase,
                 devices=tuple(entry.name for entry in pack.manifest.devices),
-                kernel_names={p.name: self._kernel_names(p) for p in self.profiles if p.kernel_names},
+                kernel_names=self.interview.kernel_names(),
                 disks=disks,
                 disks_why=why,
                 loads_asked=self.loads,
@@ -227,18 +189,13 @@ class _Experiment:
                 exit=seen.exit,
                 events=seen.events,
                 failover=seen.failover,
-                stuck=seen.stuck,
-                clocks=tuple(seen.clocks),
-                checks=tuple(seen.checks),
-                kernel_log=seen.kernel_log,
+                stuck=seen.answers.stuck,
+                clocks=tuple(seen.answers.clocks),
+                checks=tuple(seen.answers.checks),
+                kernel_log=seen.answers.kernel_log,
                 log=secondary.vm.process.stderr().strip(),
                 seconds=time.monotonic() - started,
             )
-
-    def _kernel_names(self, profile: Profile) -> tuple[str, ...]:
-        part = profile.part(self.buffers.pack.manifest.family)
-        slot = part.guest.get("slot") if part else None
-        return (*profile.kernel_names, re.escape(slot)) if slot else profile.kernel_names
 
     def _load_all(self, secondary: Secondary, seen: _Seen) -> None:
         recording = self.buffers.pack.recordings[self.phase]
@@ -248,7 +205,7 @@ class _Experiment:
         try:
             secondary.start(recording.head, body)
             while seen.loads < self.loads - 1:
-                self._check_stop()
+                self.interview.check_stop()
                 secondary.primary.checkpoint(devices)
                 seen.loads += 1
                 time.sleep(self.run_s)
@@ -265,60 +222,13 @@ class _Experiment:
         # after a reset, what is left out would be in reset state
         return encode(sections) + loaded if self.resets else loaded
 
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Stopped("stopped")
-
     def _live(self, secondary: Secondary, seen: _Seen) -> None:
         try:
             _fail_over(secondary)
         except (QemuError, DeadlineError) as error:
             seen.failover = str(error)
             return
-        try:
-            self._ask(Console(secondary.vm.console), seen)
-        except GuestError as error:
-            seen.stuck = str(error)
-
-    def _ask(self, console: Console, seen: _Seen) -> None:
-        if self.phase == "firmware":
-            console.wait_ready(READY_TIMEOUT_S)
-            # no mark: the whole of the kernel's log was said after the loads
-            console.run("beat_start", CONSOLE_TIMEOUT_S)
-        seen.clocks.append(_read_clock(console))
-        checks = [(p.name, self._check_line(p)) for p in self.profiles if p.guest.life != "true"]
-        if self.phase in _TOGETHER:
-            self._run_checks(console, checks, seen)
-        else:
-            # a driver's modules are inserted one by one
-            for check in checks:
-                self._run_checks(console, [check], seen)
-        time.sleep(max(0.0, CLOCK_SPAN_S - (time.monotonic() - seen.clocks[0].answered_s)))
-        seen.clocks.append(_read_clock(console))
-        seen.kernel_log = tuple(console.run("log_new", CONSOLE_TIMEOUT_S).splitlines())
-
-    def _check_line(self, profile: Profile) -> str:
-        family = self.buffers.pack.manifest.family
-        names = [_PREPARE[self.phase]] if self.phase in _PREPARE else []
-        names += ["check"] if self.phase == "busy" else []
-        lines = [profile.command(name, family) for name in (*names, "life")]
-        return " && ".join(line for line in lines if line != "true")
-
-    def _run_checks(self, console: Console, checks: Sequence[tuple[str, str]], seen: _Seen) -> None:
-        if not checks:
-            return
-        started = time.monotonic()
-        left = [device for device, _ in checks]
-        begin = "; ".join(f"life_begin {shlex.quote(device)} {shlex.quote(line)}" for device, line in checks)
-        console.run(begin, CONSOLE_TIMEOUT_S)
-        while left:
-            self._check_stop()
-            time.sleep(_POLL_S)
-            late = time.monotonic() - started > self.check_timeout_s
-            states = _states(console, left)
-            for device in [device for device in left if late or states.get(device) is not None]:
-                left.remove(device)
-                seen.checks.append(_ended(console, device, states.get(device), time.monotonic() - started))
+        self.interview.ask(secondary.vm, seen.answers)
 
 
 def _fail_over(secondary: Secondary) -> None:
@@ -345,38 +255,14 @@ def _fail_over(secondary: Secondary) -> None:
 def _grace_s(seen: _Seen) -> float:
     """How long QEMU may take to die, when something says that it may be dying."""
     closed = seen.broken is not None and seen.broken.kind in ("closed", "unexpected")
-    return DEATH_GRACE_S if closed else 1.0 if seen.failover or seen.stuck else 0.0
+    return DEATH_GRACE_S if closed else 1.0 if seen.failover or seen.answers.stuck else 0.0
 
 
-def _guest_ends(secondary: Secondary) -> tuple[str, ...]:
+def guest_ends(vm: Vm) -> tuple[str, ...]:
+    """Names of the events of the guest's end that came so far."""
     with contextlib.suppress(QemuError, DeadlineError):
-        secondary.vm.qmp("query-status")
-    return tuple(e["event"] for e in secondary.vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
-
-
-def _read_clock(console: Console) -> Clock:
-    """The clocks, asked again when the line is not whole: the console may still bring what was typed before."""
-    printed = ""
-    for _ in range(_CLOCK_TRIES):
-        asked = time.monotonic()
-        printed = console.run("clock", CONSOLE_TIMEOUT_S)
-        match = _CLOCK.search(printed)
-        if match:
-            beats, up, epoch = int(match[1]), float(match[2]), int(match[3])
-            return Clock(asked_s=asked, answered_s=time.monotonic(), beats=beats, up_s=up, epoch_s=epoch)
-    raise GuestError(f"the guest's clock reads {printed.strip()!r}")
-
-
-def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:
-    """Status of each check that has ended."""
-    printed = console.run(f"life_state {' '.join(map(shlex.quote, devices))}", CONSOLE_TIMEOUT_S)
-    matches = (re.fullmatch(r"life (\S+) (\d+)", line.strip()) for line in printed.splitlines())
-    return {match[1]: int(match[2]) for match in matches if match}
-
-
-def _ended(console: Console, device: str, status: int | None, seconds: float) -> DeviceCheck:
-    said = console.run(f"life_said {shlex.quote(device)}", CONSOLE_TIMEOUT_S) if status != 0 else ""
-    return DeviceCheck(device=device, status=status, said=said.strip(), seconds=seconds)
+        vm.qmp("query-status")
+    return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
 
 
 def _last_line(text: str) -> str:

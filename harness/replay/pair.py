@@ -124,7 +124,7 @@ class Pair:
         secondary.qmp("migrate-set-capabilities", capabilities=wanted)
         with socket_path(secondary.workdir / "pair.sock") as path:
             secondary.qmp("migrate-incoming", uri=f"unix:{path}")
-            _wait_listening(path, secondary, self.timeout_s)
+            wait_listening(path, secondary, self.timeout_s)
             primary.qmp("migrate-set-capabilities", capabilities=[*wanted, told])
             primary.qmp("migrate-set-parameters", x_checkpoint_delay=self.delay_ms, max_bandwidth=_BANDWIDTH)
             primary.qmp("migrate", uri=f"unix:{path}")
@@ -270,12 +270,15 @@ def _gave_up(events: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def _wait_listening(path: Path, vm: Vm, timeout_s: float) -> None:
-    """11.1 answers ``migrate-incoming`` before it listens, and a primary tries but once."""
+def wait_listening(path: Path, vm: Vm, timeout_s: float) -> None:
+    """11.1 answers ``migrate-incoming`` before it listens, and a real source tries but once.
+
+    :raises QemuError: it does not listen within ``timeout_s``
+    """
     end = time.monotonic() + timeout_s
     while not _listens(path):
         if vm.ended() or time.monotonic() > end:
-            raise QemuError(f"the secondary does not listen: {vm.process.stderr()[-400:]}")
+            raise QemuError(f"QEMU does not listen for its incoming stream: {vm.process.stderr()[-400:]}")
         time.sleep(_POLL_S)
 
 

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What real QEMUs say about a run beyond its cells: causes, the static check, what changed, a confirmation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, PackError, PostloadError, QemuError, UsageError
+from harness.facts import Change, collect_facts, compare_facts, explaining
+from harness.matrix.model import Cell
+from harness.matrix.recordings import VMSTATE
+from harness.oracle.load import judge
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.vmstate import dump_vmstate
+from harness.qualify.answer import Leg, use_of
+from harness.qualify.explain import explain_load
+from harness.qualify.model import Reason
+from harness.qualify.static import check_sections, compare_static_dynamic, sections_at_hand
+from harness.record.machine import Machine
+from harness.record.pack import StatePack
+from harness.replay.engine import Buffers
+from harness.replay.incoming import State
+from harness.replay.migration import RealMigration
+
+_PHASE = re.compile(r"\bphase ([a-z-]+): ")
+
+
+@dataclass(slots=True, kw_only=True)
+class Witness:
+    """Asks the QEMUs of a run.
+
+    :param binaries: every QEMU of the run by its hash
+    :param overrides: options of the loading side that the recording had not
+    :param accel: what came of running code under an accelerator on this host
+    :param say: told what is being done
+    """
+
+    binaries: Mapping[str, QemuBinary]
+    overrides: tuple[Option, ...] = ()
+    accel: AccelState | None = None
+    say: Callable[[str], None] = lambda _: None
+    _packs: dict[str, StatePack] = field(default_factory=dict)
+    _changes: dict[tuple[str, str], list[Change]] = field(default_factory=dict)
+    _confirmed: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+
+    def explain(self, cell: Cell, reason: Reason) -> Reason:
+        """A reason with its cause, its field and what to set, as far as the evidence goes."""
+        pack, loader = self._pack(cell), self.binaries.get(cell.load_qemu.sha256)
+        if pack is None or loader is None or cell.verdict is Verdict.UNSUPPORTED:
+            return reason
+        phase = self._phase(cell, reason, pack)
+        reason = replace(reason, phase=phase)
+        if cell.verdict is Verdict.REJECT:
+            reason = self._caused(reason, pack, loader)
+        changes = explaining(self.changes_of(pack, loader), log=reason.log, section=reason.section)
+        told = [f"{change.what}: {change.why}" for change in changes]
+        if told and not reason.cause:
+            reason = replace(reason, cause="; ".join(told))
+        return replace(reason, confirmed=self._confirm(cell, reason, pack, loader))
+
+    def changes(self, leg: Leg) -> list[Change]:
+        """What differs between the two sides of a leg."""
+        pack = next((self._pack(cell) for cell in leg.cells if cell.pack), None)
+        loader = self.binaries.get(leg.loader.sha256)
+        return [] if pack is None or loader is None else self.changes_of(pack, loader)
+
+    def changes_of(self, pack: StatePack, loader: QemuBinary) -> list[Change]:
+        """What differs between the host and QEMU that recorded and those here."""
+        key = (str(pack.path), loader.sha256)
+        if key not in self._changes:
+            there = loader.machine(pack.manifest.machine) is not None
+            machine = self._machine(pack) if there else None
+            here = collect_facts([loader], machine=machine, accel=self.accel)
+            try:
+                self._changes[key] = compare_facts(dict(pack.manifest.host), here)
+            except UsageError as error:
+                self.say(str(error))
+                self._changes[key] = []
+        return self._changes[key]
+
+    def static(self, leg: Leg) -> dict[str, str]:
+        """For each device where ``-dump-vmstate`` of both builds and the loads disagree; ``""`` is the whole leg's."""
+        pack = next((self._pack(cell) for cell in leg.cells if cell.pack), None)
+        loader = self.binaries.get(leg.loader.sha256)
+        if pack is None or loader is None:
+            return {}
+        try:
+            saved = self._dump(pack, leg)
+            loaded = dump_vmstate(loader, leg.machine)
+        except QemuError as error:
+            return {"": f"the static check could not be made: {error}"}
+        at_hand = {section.label: section for r in pack.recordings.values() for section in sections_at_hand(r)}
+        found = check_sections(saved, loaded, at_hand.values())
+        passed = _passed(leg)
+        told = {}
+        for device in pack.manifest.devices:
+            mine = {label: found[label] for label in device.sections if label in found}
+            said = compare_static_dynamic(mine, {label: passed.get(label) for label in mine})
+            if said:
+                told[device.name] = said
+        return told
+
+    def _caused(self, reason: Reason, pack: StatePack, loader: QemuBinary) -> Reason:
+        assert reason.phase is not None  # filled in before
+        self.say(f"looking for the cause in {reason.section or 'the stream'}")
+        try:
+            found = explain_load(reason.log, pack, reason.phase, self._machine(pack), loader)
+        except PostloadError as error:
+            return replace(reason, cause=f"the cause could not be looked for: {error}")
+        if not found:
+            return reason
+        first = found[0]
+        return replace(
+            reason,
+            section=reason.section or first.section,
+            field=", ".join(dict.fromkeys(r.field for r in found if r.field)) or None,
+            cause="; ".join(dict.fromkeys(r.text for r in found)),
+            remedy="; ".join(dict.fromkeys(r.remedy for r in found if r.remedy)),
+        )
+
+    def _confirm(self, cell: Cell, reason: Reason, pack: StatePack, loader: QemuBinary) -> str:
+        """The same guest from one real QEMU to the other, where ordinary migration fails and both are here."""
+        recorder = self.binaries.get(cell.record_qemu.sha256)
+        if use_of(cell) != "migration" or reason.phase is None:
+            return ""
+        if recorder is None:
+            return f"not tried: QEMU {cell.record_qemu.version} that recorded is not among the QEMUs of this run"
+        key = (recorder.sha256, loader.sha256, str(pack.path), reason.phase)
+        if key not in self._confirmed:
+            self.say(f"confirming {cell.machine} {recorder.version} -> {loader.version} with two real QEMUs")
+            self._confirmed[key] = self._migrated(recorder, loader, pack, reason.phase)
+        return self._confirmed[key]
+
+    def _migrated(self, recorder: QemuBinary, loader: QemuBinary, pack: StatePack, phase: str) -> str:
+        state = State(buffers=Buffers(pack, self._machine(pack)), phase=phase)
+        head = f"QEMU {recorder.version} migrating to QEMU {loader.version} without this program between them, {phase}"
+        try:
+            judgement = judge(RealMigration(source=recorder, destination=loader, state=state).run())
+        except HarnessError as error:
+            return f"{head}: not decided: {error}"
+        if judgement.verdict is Verdict.OK:
+            return f"{head}: passed"
+        return f"{head}: {judgement.verdict}: {judgement.text}"
+
+    def _machine(self, pack: StatePack) -> Machine:
+        return replace(pack.machine, options=pack.machine.options + self.overrides)
+
+    def _pack(self, cell: Cell) -> StatePack | None:
+        if not cell.pack:
+            return None
+        if cell.pack not in self._packs:
+            try:
+                self._packs[cell.pack] = StatePack(Path(cell.pack))
+            except PackError as error:
+                self.say(str(error))
+                return None
+        return self._packs[cell.pack]
+
+    def _phase(self, cell: Cell, reason: Reason, pack: StatePack) -> str:
+        """The phase that broke: an oracle over many phases names it in its text."""
+        found = _PHASE.search(reason.text)
+        if found and found[1] in pack.recordings:
+            return found[1]
+        return reason.phase or cell.phases[0]
+
+    def _dump(self, pack: StatePack, leg: Leg) -> Mapping[str, Any]:
+        kept = pack.manifest.host.get(VMSTATE)
+        if kept:
+            return dict(kept)
+        recorder = self.binaries.get(leg.recorder.sha256)
+        if recorder is None:
+            raise QemuError(f"the pack holds no dump of QEMU {leg.recorder.version}, which is not here")
+        return dump_vmstate(recorder, leg.machine)
+
+    def close(self) -> None:
+        """Close the packs that were opened."""
+        for pack in self._packs.values():
+            pack.close()
+        self._packs.clear()
+
+
+def _passed(leg: Leg) -> dict[str, bool]:
+    """By section: whether ordinary migration took it; what was left out of the loads is in none."""
+    told: dict[str, bool] = {}
+    for cell in leg.cells:
+        if cell.lane != "plain" or not (cell.verdict is Verdict.OK or cell.verdict.is_finding):
+            continue
+        broken = set(_names(cell))
+        for label in cell.sections:
+            told[label] = label not in broken and bool(cell.loads_acked)
+        told.update(dict.fromkeys(broken, False))
+    return told
+
+
+def _names(cell: Cell) -> Iterator[str]:
+    if cell.finding is not None and cell.finding.section:
+        yield from cell.finding.section.split(", ")

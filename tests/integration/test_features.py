@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Virtio features that the loading side does not offer: the load is refused, the cause is named, and what is advised
+mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.colo.primary import ChannelBroken
+from harness.guest.build import Guest
+from harness.qemu.binary import QemuBinary, choose_accel
+from harness.qemu.cmdline import Option
+from harness.qualify.features import LostFeature, explain_features, guest_features
+from harness.qualify.fields import explain_fields
+from harness.record.machine import Machine
+from harness.record.pack import StatePack
+from harness.record.profile import load_profiles
+from harness.record.recorder import Plan, record
+from harness.replay.engine import Buffers
+from harness.replay.incoming import Incoming, State
+
+TIMEOUT_S = 60.0
+NET = "0000:00:05.0/virtio-net"
+BLK = "0000:00:04.0/virtio-blk"
+
+TAP_PROFILE = """\
+name: tap-net
+about: virtio-net behind a tap device with virtio-net headers
+machines:
+  pc:
+    sections: ["*/virtio-net"]
+    qemu:
+      - netdev: {{type: tap, id: net0, ifname: {name}, script: "no", downscript: "no"}}
+      - device: {{driver: virtio-net-pci, id: vnet0, netdev: net0, addr: "05.0"}}
+drivers: [virtio_pci, virtio_net]
+guest:
+  bind: load virtio_pci virtio_net && bind_wait /sys/class/net/eth0 10 && ip link set eth0 up
+"""
+
+
+def load(binary: QemuBinary, machine: Machine, pack: StatePack, phase: str) -> str | None:
+    """None for a load that passes, else what QEMU printed."""
+    with Incoming(binary, machine, timeout_s=TIMEOUT_S) as qemu:
+        try:
+            qemu.load(State(buffers=Buffers(pack), phase=phase))
+        except ChannelBroken:
+            qemu.vm.ended(5.0)
+            return qemu.vm.process.stderr()
+    return None
+
+
+def with_globals(machine: Machine, **values: str) -> Machine:
+    """``virtio_net_pci__mrg_rxbuf="off"`` as ``-global virtio-net-pci.mrg_rxbuf=off``."""
+    props = {name.replace("__", ".").replace("virtio_", "virtio-", 1): value for name, value in values.items()}
+    extra = tuple(Option(name="global", props={key.replace("_pci", "-pci"): value}) for key, value in props.items())
+    return dataclasses.replace(machine, options=machine.options + extra)
+
+
+def explained(binary: QemuBinary, machine: Machine, pack: StatePack, phase: str) -> dict[str, LostFeature]:
+    log = load(binary, machine, pack, phase)
+    assert log is not None, "the load was not refused"
+    return {lost.name: lost for lost in explain_features(log, pack, phase, machine, binary)}
+
+
+def test_net_property(binary: QemuBinary, pc_pack: StatePack) -> None:
+    off = with_globals(pc_pack.machine, virtio_net_pci__mrg_rxbuf="off")
+    lost = explained(binary, off, pc_pack, "bound")
+    assert list(lost) == ["VIRTIO_NET_F_MRG_RXBUF"]
+    feature = lost["VIRTIO_NET_F_MRG_RXBUF"]
+    assert (feature.section, feature.device, feature.bit) == (NET, "vnet0", 15)
+    assert (feature.cause, feature.by) == ("property", "mrg_rxbuf")
+    assert "by -global virtio-net-pci.mrg_rxbuf=off" in feature.text
+    assert "-global virtio-net-pci.mrg_rxbuf=on" in feature.remedy
+    # as advised
+    mended = with_globals(off, virtio_net_pci__mrg_rxbuf="on")
+    assert load(binary, mended, pc_pack, "bound") is None
+
+
+def test_blk_property(binary: QemuBinary, pc_pack: StatePack) -> None:
+    off = with_globals(pc_pack.machine, virtio_blk_pci__discard="off")
+    lost = explained(binary, off, pc_pack, "bound")
+    assert [(f.name, f.cause, f.by, f.bit) for f in lost.values()] == [
+        ("VIRTIO_BLK_F_DISCARD", "property", "discard", 13)
+    ]
+    mended = with_globals(off, virtio_blk_pci__discard="on")
+    assert load(binary, mended, pc_pack, "bound") is None
+
+
+def test_blk_write_cache_is_the_backend(binary: QemuBinary, pc_pack: StatePack) -> None:
+    off = dataclasses.replace(
+        pc_pack.machine,
+        options=tuple(
+            dataclasses.replace(o, props={**o.props, "write-cache": "off", "config-wce": "off"})
+            if o.props.get("id") == "vblk0"
+            else o
+            for o in pc_pack.machine.options
+        ),
+    )
+    lost = explained(binary, off, pc_pack, "bound")
+    assert {name: f.cause for name, f in lost.items()} == {
+        "VIRTIO_BLK_F_FLUSH": "backend",
+        "VIRTIO_BLK_F_CONFIG_WCE": "property",
+    }
+    assert lost["VIRTIO_BLK_F_FLUSH"].by == "drive vblk-disk (raw)"
+    assert "write-cache=off on its -device" in lost["VIRTIO_BLK_F_FLUSH"].text
+    assert "config-wce=off on its -device" in lost["VIRTIO_BLK_F_CONFIG_WCE"].text
+
+
+def test_the_failed_field_has_its_value_on_both_sides(binary: QemuBinary, pc_pack: StatePack) -> None:
+    other = with_globals(pc_pack.machine, virtio_net_pci__vectors="6")
+    log = load(binary, other, pc_pack, "bound")
+    assert log is not None
+    evidence = explain_fields(log, pc_pack, "bound", other, binary)[0]
+    assert (evidence.section, evidence.recorded, evidence.loading) == (NET, "3", "5")
+    assert (evidence.field or "").startswith("PCI config byte 0x")
+
+
+@pytest.fixture
+def tap() -> Iterator[str]:
+    """A tap device, which takes root."""
+    name = f"pl{os.getpid()}"[:15]
+    tool = shutil.which("ip")
+    if tool is None:
+        pytest.skip("no program ip to make a tap device with")
+    made = subprocess.run(
+        [tool, "tuntap", "add", "dev", name, "mode", "tap"], capture_output=True, text=True, timeout=20, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"cannot make a tap device: {made.stderr.strip()}")
+    yield name
+    subprocess.run([tool, "tuntap", "del", "dev", name, "mode", "tap"], timeout=20, check=False)
+
+
+@pytest.fixture
+def tap_pack(
+    tap: str, binary: QemuBinary, built_guest: Guest, tmp_path: Path, probed: Callable[[str | Path], QemuBinary]
+) -> Iterator[StatePack]:
+    profiles = tmp_path / "devices"
+    profiles.mkdir()
+    (profiles / "tap-net.yaml").write_text(TAP_PROFILE.format(name=tap))
+    machine = binary.machine("pc")
+    assert machine is not None
+    plan = Plan(
+        binary=binary,
+        machine=machine.name,
+        family="pc",
+        accel=choose_accel(Path(binary.path), "auto").name,
+        guest=built_guest,
+        profiles=tuple(load_profiles(profiles).values()),
+        phases=("kernel", "bound"),
+    )
+    with StatePack(record(plan, tmp_path / "tap")) as pack:
+        yield pack
+
+
+def test_net_backend_without_headers(binary: QemuBinary, tap_pack: StatePack) -> None:
+    machine = tap_pack.machine
+    assert load(binary, machine, tap_pack, "bound") is None
+    (guest,) = guest_features(tap_pack, "bound")
+    assert guest.features & 1, "the guest did not negotiate VIRTIO_NET_F_CSUM with a tap device"
+    user = dataclasses.replace(
+        machine,
+        options=tuple(
+            Option(name="netdev", first="user", props={"id": "net0", "restrict": True}) if o.name == "netdev" else o
+            for o in machine.options
+        ),
+    )
+    lost = explained(binary, user, tap_pack, "bound")
+    assert {"VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_HOST_TSO4", "VIRTIO_NET_F_GUEST_TSO6"} <= set(lost)
+    assert {(f.section, f.cause, f.by) for f in lost.values()} == {(NET, "backend", "netdev net0 (user)")}
+    assert "vnet_hdr=on" in lost["VIRTIO_NET_F_CSUM"].remedy

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Postcopy, a migration between two real QEMUs, and the life after an ordinary load: what is healthy passes, what is
+made wrong is caught where it happens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from harness.colo.messages import Step
+from harness.oracle.guestfault import judge_life
+from harness.oracle.load import judge
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.replay.engine import Buffers
+from harness.replay.incoming import State
+from harness.replay.migration import RealMigration
+from harness.replay.plainlife import plain_life
+from harness.replay.postcopy import Postcopy, probe_postcopy
+from harness.replay.state import label_of
+from harness.stream.model import Section
+
+BLK = "0000:00:04.0/virtio-blk"
+
+
+@pytest.fixture
+def pc(pc_pack: StatePack) -> Buffers:
+    return Buffers(pc_pack)
+
+
+@pytest.fixture
+def postcopied(binary: QemuBinary, pc: Buffers) -> Buffers:
+    """The recording, on a host that can do postcopy."""
+    ability = probe_postcopy(binary, pc.machine)
+    if not ability.usable:
+        pytest.skip(f"no postcopy here: {ability.reason}")
+    return pc
+
+
+def altered(buffers: Buffers, phase: str, change: Callable[[Section], Section]) -> Buffers:
+    """The same pack with some sections of a phase made otherwise."""
+    pack = copy.copy(buffers.pack)
+    recording = pack.recordings[phase]
+    sections = tuple(change(section) for section in recording.sections)
+    assert sections != recording.sections
+    pack.recordings = {**pack.recordings, phase: replace(recording, sections=sections)}
+    return Buffers(pack)
+
+
+def unknown_version(section: Section) -> Section:
+    return replace(section, version_id=99) if label_of(section) == BLK else section
+
+
+def test_a_healthy_guest_lives_through_postcopy_and_fetches_its_pages(binary: QemuBinary, postcopied: Buffers) -> None:
+    seen = Postcopy(binary=binary, state=State(buffers=postcopied, phase="busy"), processes=2).run()
+    assert judge(seen).verdict is Verdict.OK, (seen.broken, seen.log)
+    assert (seen.loads_asked, seen.loads_acked, seen.exit, seen.events) == (2, 2, None, ())
+    # virtio looks into its rings while it is loaded, and a guest that runs touches far more than that
+    assert seen.pages.while_loading > 0
+    assert seen.pages.by_fault > seen.pages.while_loading
+    assert seen.pages.late > seen.pages.by_fault
+
+
+def test_most_pages_may_come_before_the_switch(binary: QemuBinary, postcopied: Buffers) -> None:
+    seen = Postcopy(binary=binary, state=State(buffers=postcopied, phase="bound"), late_every=4).run()
+    assert judge(seen).verdict is Verdict.OK, (seen.broken, seen.log)
+    assert seen.pages.early > seen.pages.late > 0
+
+
+def test_a_load_that_fails_inside_the_package_is_said_to_be_there(binary: QemuBinary, postcopied: Buffers) -> None:
+    wrong = altered(postcopied, "bound", unknown_version)
+    seen = Postcopy(binary=binary, state=State(buffers=wrong, phase="bound")).run()
+    found = judge(seen)
+    assert (found.verdict, found.named, seen.loads_acked) == (Verdict.REJECT, BLK, 0)
+    assert seen.broken is not None
+    assert seen.broken.step is Step.LOAD
+    assert "postcopy package" in seen.broken.detail
+
+
+def test_a_stream_that_fails_before_the_package_is_said_to_be_there(binary: QemuBinary, postcopied: Buffers) -> None:
+    pack = copy.copy(postcopied.pack)
+    recording = pack.recordings["bound"]
+    # a block of another name: 7.2 and others say "Unknown ramblock"
+    setup = recording.setup.replace(b"pc.ram", b"pc.rom")
+    pack.recordings = {**pack.recordings, "bound": replace(recording, setup=setup)}
+    seen = Postcopy(binary=binary, state=State(buffers=Buffers(pack), phase="bound")).run()
+    assert judge(seen).verdict is Verdict.REJECT
+    assert seen.broken is not None
+    assert seen.broken.step is Step.INCOMING
+
+
+@pytest.mark.parametrize("postcopy", [False, True])
+def test_a_guest_moves_between_two_real_processes(
+    binary: QemuBinary, request: pytest.FixtureRequest, postcopy: bool
+) -> None:
+    buffers = request.getfixturevalue("postcopied" if postcopy else "pc")
+    state = State(buffers=buffers, phase="busy")
+    seen = RealMigration(source=binary, destination=binary, state=state, postcopy=postcopy).run()
+    assert judge(seen).verdict is Verdict.OK, (seen.broken, seen.log)
+    assert (seen.loads_acked, seen.exit, seen.events) == (1, None, ())
+    assert seen.log.splitlines()[-1].startswith("the source: completed")
+
+
+@pytest.mark.parametrize("postcopy", [False, True])
+def test_a_destination_that_is_another_machine_refuses_a_real_source_too(
+    binary: QemuBinary, request: pytest.FixtureRequest, postcopy: bool
+) -> None:
+    pack: StatePack = request.getfixturevalue("postcopied" if postcopy else "pc").pack
+    options = tuple(
+        replace(option, props={**option.props, "vectors": 0}) if option.first == "virtio-blk-pci" else option
+        for option in pack.machine.options
+    )
+    buffers = Buffers(pack, replace(pack.machine, options=options))
+    state = State(buffers=buffers, phase="bound")
+    seen = RealMigration(source=binary, destination=binary, state=state, postcopy=postcopy).run()
+    found = judge(seen)
+    assert (found.verdict, found.named) == (Verdict.REJECT, BLK), seen.log
+    assert seen.broken is not None
+    assert seen.broken.step is (Step.LOAD if postcopy else Step.INCOMING)
+    assert seen.loads_acked == 0
+
+
+def test_the_guest_says_that_it_is_well_after_an_ordinary_load(binary: QemuBinary, pc: Buffers) -> None:
+    life = plain_life(binary, pc, "bound")
+    found = judge_life(life)
+    assert {device: judged.text for device, judged in found.items()} == dict.fromkeys(
+        ("platform", "ahci", "virtio-blk", "virtio-net"), ""
+    )
+    assert len(life.clocks) == 2
+
+
+def test_a_disk_that_stands_still_after_an_ordinary_load_is_a_fault_of_its_guest(
+    binary: QemuBinary, pc: Buffers
+) -> None:
+    life = plain_life(binary, pc, "bound", excluded=frozenset({BLK}), check_timeout_s=10.0)
+    found = judge_life(life)
+    assert found["virtio-blk"].verdict is Verdict.GUEST_FAULT
+    assert found["ahci"].verdict is Verdict.OK
+
+
+def test_a_load_that_breaks_leaves_nobody_to_ask(binary: QemuBinary, pc: Buffers) -> None:
+    life = plain_life(binary, altered(pc, "bound", unknown_version), "bound")
+    found = judge_life(life)
+    assert set(found) == {"platform"}
+    assert found["platform"].verdict is Verdict.REJECT
