@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from harness.errors import UsageError
 from harness.facts import kvm_statement
 from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
-from harness.matrix.model import MIGRATIONS
+from harness.matrix.model import MIGRATIONS, MatrixDoc
 from harness.matrix.run import Options, Run
 from harness.qemu.binary import FAST_ACCEL_S, AccelState, QemuBinary, choose_accel, prove_accel
 from harness.qualify.evidence import Witness
@@ -53,6 +54,8 @@ from harness.report.writer import write_reports
 #: Enough for what breaks at all; a matrix of one QEMU goes deeper.
 DEFAULT_LOADS = 20
 SCHEDULES = ("same", "alternate", "back-to-back")
+
+Work = Callable[[Run, Context], MatrixDoc]
 
 
 @click.command()
@@ -100,7 +103,11 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
     accel = choose_accel(Path(sources[0].path), given["accel"])
     options = _options(given, binaries, accel, profiles)
     recipe = load_recipe(given["guest"])
-    return _qualify(given, options, accel, uses, lambda run: pair_jobs(run, pairs), guest=lambda: build_guest(recipe))
+
+    def work(run: Run, context: Context) -> MatrixDoc:
+        return run.execute(pair_jobs(run, pairs), then=lambda doc: home_jobs(run, pairs, doc, context))
+
+    return _qualify(given, options, accel, uses, work, guest=lambda: build_guest(recipe))
 
 
 def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
@@ -117,7 +124,7 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
             accel,
             None,
         )
-        return _qualify(given, options, accel, uses, lambda run: pack_jobs(run, pack, targets))
+        return _qualify(given, options, accel, uses, lambda run, _: run.execute(pack_jobs(run, pack, targets)))
 
 
 def _options(
@@ -148,7 +155,7 @@ def _options(
 
 
 def _qualify(
-    given: dict[str, Any], options: Options, accel: AccelState, uses: tuple[str, ...], jobs: Any, **more: Any
+    given: dict[str, Any], options: Options, accel: AccelState, uses: tuple[str, ...], work: Work, **more: Any
 ) -> int:
     binaries = {binary.sha256: binary for binary in options.binaries}
     witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say)
@@ -159,11 +166,7 @@ def _qualify(
         notes=[kvm_statement(_kvm(accel, Path(options.binaries[0].path)))],
     )
     out: Path = given["out"]
-
-    def work(run: Run) -> Any:
-        return run.execute(jobs(run))
-
-    doc = keep_reports(options, accel, out, work, **more)
+    doc = keep_reports(options, accel, out, lambda run: work(run, context), **more)
     answer = qualify_doc(doc, context)
     witness.close()
     write_qualify(answer, out)

@@ -141,16 +141,20 @@ class Run:
         """The QEMUs of the run, each build once."""
         return tuple({binary.sha256: binary for binary in reversed(self._options.binaries)}.values())[::-1]
 
-    def execute(self, jobs: Sequence[Job] | None = None) -> MatrixDoc:
+    def execute(
+        self, jobs: Sequence[Job] | None = None, then: Callable[[MatrixDoc], Sequence[Job]] | None = None
+    ) -> MatrixDoc:
         """Judge everything; Ctrl-C gives what was judged until then, ``complete`` false.
 
         :param jobs: what to begin with, by default every machine of every QEMU with its own recording
-
+        :param then: what is still to be done when all of that is judged
         :raises HostError: the host has no space left, or the like; the document so far was handed to ``on_cell``
         """
         pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
         try:
             self._finish(pool, [pool.submit(job) for job in (self._jobs() if jobs is None else jobs)])
+            if then is not None:
+                self._finish(pool, [pool.submit(job) for job in then(self.document())])
             complete = True
         except KeyboardInterrupt:
             complete = False

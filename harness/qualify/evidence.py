@@ -20,6 +20,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.answer import Leg, use_of
 from harness.qualify.explain import explain_load
+from harness.qualify.fields import UNNAMED
 from harness.qualify.model import Reason
 from harness.qualify.static import check_sections, compare_static_dynamic, sections_at_hand
 from harness.record.machine import Machine
@@ -115,12 +116,14 @@ class Witness:
             return replace(reason, cause=f"the cause could not be looked for: {error}")
         if not found:
             return reason
+        # QEMU repeats a failure at each level: the line that has the field says the most
+        found = [r for r in found if r.field] or found
         first = found[0]
         return replace(
             reason,
             section=reason.section or first.section,
             field=", ".join(dict.fromkeys(r.field for r in found if r.field)) or None,
-            cause="; ".join(dict.fromkeys(r.text for r in found)),
+            cause="; ".join(dict.fromkeys(r.text for r in found)).replace(UNNAMED, reason.section or UNNAMED),
             remedy="; ".join(dict.fromkeys(r.remedy for r in found if r.remedy)),
         )
 

@@ -45,6 +45,8 @@ _PROGRAM = re.compile(r"^\S*qemu\S*: ")
 #: 11.1 says all in one line, and 10.0 only the first half of it.
 _OVER = re.compile(r"^load of migration failed: [^:]+: ")
 _NOISE = re.compile(r"\bwarning: |^load of migration failed|^Failed to load device state|^Section footer error")
+#: In place of a section's label.
+UNNAMED = "a section that QEMU does not name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +276,7 @@ class FieldEvidence:
     @property
     def sentence(self) -> str:
         """All of it, in words."""
-        what = " ".join(part for part in (self.section or "a section that QEMU does not name", self.field) if part)
+        what = " ".join(part for part in (self.section or UNNAMED, self.field) if part)
         sides = [f"{value} {where}" for value, where in self._sides() if value]
         more = "; ".join(difference.text for difference in self.differences[:_SHOWN_DIFFERENCES])
         rest = len(self.differences) - _SHOWN_DIFFERENCES

@@ -16,22 +16,22 @@ _FAMILIES = {"pc-i440fx": "pc", "pc-q35": "q35"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Guests of ``recorder`` on the versioned ``machine``, loaded by ``loader``; both are one for a guest at home."""
+    """Guests of ``recorder`` on the versioned ``machine``, loaded by ``loader``; at home these are one."""
 
     recorder: QemuBinary
     loader: QemuBinary
     machine: str
 
     @property
-    def at_home(self) -> bool:
-        """The recorder loads its own state: what every other loader is compared with."""
-        return self.recorder.sha256 == self.loader.sha256
+    def key(self) -> tuple[str, str, str]:
+        """Machine and the hashes of both builds."""
+        return self.machine, self.recorder.sha256, self.loader.sha256
 
 
 def plan_pairs(
     sources: Sequence[QemuBinary], targets: Sequence[QemuBinary], machines: Sequence[str], *, both_ways: bool
 ) -> list[Pair]:
-    """Every source to every target, the ways back behind all ways there, and last each recorder at home.
+    """Every source to every target, and the ways back behind all ways there.
 
     :param machines: families such as ``pc``, for which the machine type is chosen by :func:`machine_for`, or
         versioned names
@@ -48,8 +48,12 @@ def plan_pairs(
         for wanted in machines
         if (name := machine_for(a, b, wanted)) is not None
     ]
-    homes = [Pair(recorder=p.recorder, loader=p.recorder, machine=p.machine) for p in pairs]
-    return list(_once([*pairs, *homes]))
+    return list(_once(pairs))
+
+
+def at_home(pairs: Iterable[Pair]) -> list[Pair]:
+    """The same guests loaded by their own recorders, each once: what a failure abroad is compared with."""
+    return list(_once(Pair(recorder=p.recorder, loader=p.recorder, machine=p.machine) for p in pairs))
 
 
 def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | None:
@@ -96,7 +100,6 @@ def _types(binary: QemuBinary, family: str) -> dict[tuple[int, ...], str]:
 def _once(pairs: Iterable[Pair]) -> Iterator[Pair]:
     seen = set()
     for pair in pairs:
-        key = (pair.recorder.sha256, pair.loader.sha256, pair.machine)
-        if key not in seen:
-            seen.add(key)
+        if pair.key not in seen:
+            seen.add(pair.key)
             yield pair

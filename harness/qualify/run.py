@@ -12,8 +12,8 @@ from harness.matrix.run import Job, Run
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import Witness
-from harness.qualify.model import DECIDING, PairAnswer, QualifyDoc, worst
-from harness.qualify.pairs import Pair, ending
+from harness.qualify.model import DECIDING, Answer, PairAnswer, QualifyDoc, worst
+from harness.qualify.pairs import Pair, at_home, ending
 from harness.record.pack import StatePack
 
 
@@ -36,6 +36,15 @@ class Context:
 def pair_jobs(run: Run, pairs: Sequence[Pair]) -> list[Job]:
     """What a run begins with: a recording, and its loads, for each pair."""
     return [partial(run.prepare_pair, pair.recorder, pair.loader, pair.machine) for pair in pairs]
+
+
+def home_jobs(run: Run, pairs: Sequence[Pair], doc: MatrixDoc, context: Context) -> list[Job]:
+    """The guests that broke abroad, loaded by their own recorders: is it new, or was it so before?"""
+    broken = set()
+    for leg in legs_of(doc):
+        if answer_leg(leg, None, context.deciding).answer is not Answer.GO:
+            broken.add((leg.machine, leg.recorder.sha256, leg.loader.sha256))
+    return pair_jobs(run, at_home(pair for pair in pairs if pair.key in broken))
 
 
 def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[Job]:
