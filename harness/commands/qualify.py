@@ -42,7 +42,7 @@ from harness.qemu.binary import FAST_ACCEL_S, AccelState, QemuBinary, choose_acc
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, exit_code
 from harness.qualify.pairs import plan_pairs
-from harness.qualify.run import Context, pack_jobs, pair_jobs, qualify_doc
+from harness.qualify.run import Context, home_jobs, pack_jobs, pair_jobs, qualify_doc
 from harness.qualify.text import print_qualify, qualify_json, write_qualify
 from harness.record.pack import StatePack
 from harness.record.profile import Profile, select_profiles
