@@ -10,13 +10,14 @@ what is installed. Here each of them is in the cache, and nothing counts as inst
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ MIRROR_VARIABLE = "POSTLOAD_MIRROR"
 SECURITY_VARIABLE = "POSTLOAD_SECURITY_MIRROR"
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+#: Keys of releases that only the archive has; not every host has the file.
+OLD_KEYRING = Path("/usr/share/keyrings/debian-archive-removed-keys.gpg")
 
 UPDATE_TIMEOUT_S = 300.0
 DOWNLOAD_TIMEOUT_S = 900.0
@@ -37,10 +40,14 @@ LISTS_FRESH_S = 24 * 3600.0
 
 _NEEDED = (
     "apt-get and dpkg-deb fetch and unpack Debian packages: they are on every Debian and Ubuntu "
-    "(packages apt and dpkg). "
+    "(packages apt, dpkg and debian-archive-keyring). "
+)
+_GUEST_OTHERWISE = (
     "On another system name a kernel and a busybox in the guest's YAML instead: "
     "'kernel: {vmlinuz: PATH, modules: PATH}' and 'busybox: {path: PATH}'."
 )
+#: Downloads are cut into pieces of this size: what one fetched is kept when the next fails.
+_PIECE_BYTES = 8 << 20
 _NO_SECURITY = frozenset({"sid", "unstable", "testing", "experimental"})
 
 _APT_CONF = """\
@@ -83,11 +90,26 @@ class Deb:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """One package as the signed list has it; ``installed_bytes`` is what its files take, as the list says."""
+
+    name: str
+    version: str
+    sha256: str
+    size_bytes: int
+    installed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror:
-    """Where packages come from; ``security`` is None when there is no such archive."""
+    """Where packages come from; ``security`` is None when there is no such archive.
+
+    :param ended: a release that changes no more: its signed index may be older than it promises
+    """
 
     main: str
     security: str | None
+    ended: bool = False
 
     @classmethod
     def from_environment(cls) -> Mirror:
@@ -107,14 +129,22 @@ class AptRoot:
     along
     :param arch: Debian's name of the architecture
     :param mirror: by default the one that the environment names
+    :param otherwise: what a user without apt can do instead
     """
 
-    def __init__(self, suite: str, arch: str = "amd64", mirror: Mirror | None = None) -> None:
+    def __init__(
+        self,
+        suite: str,
+        arch: str = "amd64",
+        mirror: Mirror | None = None,
+        otherwise: str = _GUEST_OTHERWISE,
+    ) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", suite) or not re.fullmatch(r"[a-z0-9-]+", arch):
             raise HostError(f"not a Debian suite and architecture: {suite!r}, {arch!r}")
         self.suite = suite
         self.arch = arch
         self.mirror = mirror or Mirror.from_environment()
+        self._needed = _NEEDED + otherwise
         # Lists of one mirror say nothing about another.
         mark = hashlib.sha256(f"{self.mirror.main} {self.mirror.security}".encode()).hexdigest()[:8]
         self.root = cache_root() / "apt" / f"{suite}-{arch}-{mark}"
@@ -141,9 +171,38 @@ class AptRoot:
 
         :raises HostError: they cannot be installed together, or the lists cannot be had
         """
-        self.update()
-        out = self._apt("apt-get", "--simulate", "install", *names, timeout_s=QUERY_TIMEOUT_S)
-        return [line.split()[1] for line in out.splitlines() if line.startswith("Inst ")]
+        return list(self._versions(names))
+
+    def plan(self, names: Sequence[str]) -> list[Package]:
+        """``names`` and all that they need, as :meth:`closure`, with versions, hashes and sizes.
+
+        :raises HostError: they cannot be installed together, or the lists cannot be had
+        """
+        versions = self._versions(names)
+        wanted = [f"{name}={version}" for name, version in versions.items()]
+        out = self._apt("apt-cache", "show", *wanted, timeout_s=QUERY_TIMEOUT_S)
+        found = {(record["Package"], record["Version"]): record for record in map(_fields, _records(out))}
+        missing = [name for name, version in versions.items() if (name, version) not in found]
+        if missing:
+            raise HostError(f"package {missing[0]} of {self._where} is needed, and not in its list")
+        return [_package(found[item]) for item in versions.items()]
+
+    def fetch(self, packages: Sequence[Package], into: Path, progress: Callable[[int], None] | None = None) -> None:
+        """Fetch packages into a folder as ``SHA256.deb``; those that are there already are not fetched again.
+
+        What was fetched before an error, or before this process dies, stays and is not fetched again.
+
+        :param progress: called with the bytes of each piece that has come
+        :raises HostError: a package cannot be had, or the disk is full
+        :raises MissingError: this host has no apt
+        """
+        with disk_errors(into):
+            into.mkdir(parents=True, exist_ok=True)
+            sweep(into)
+            for piece in _pieces([package for package in packages if not (into / f"{package.sha256}.deb").is_file()]):
+                self._fetch_piece(piece, into)
+                if progress is not None:
+                    progress(sum(package.size_bytes for package in piece))
 
     def download(self, names: Sequence[str], into: Path) -> list[Deb]:
         """Fetch packages into a folder; those that are there already are not fetched again.
@@ -206,6 +265,33 @@ class AptRoot:
                 raise HostError(text)
             found[0].replace(path)
 
+    def _fetch_piece(self, piece: Sequence[Package], into: Path) -> None:
+        wanted = [f"{package.name}={package.version}" for package in piece]
+        with temp_dir(into) as temp:
+            try:
+                self._apt("apt-get", "download", *wanted, timeout_s=DOWNLOAD_TIMEOUT_S, cwd=temp)
+            except MissingError:
+                raise
+            except (HostError, DeadlineError) as error:
+                if _is_full(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                text = f"packages of {self._where} could not be downloaded: {error}"
+                raise HostError(text) from error
+            found = {_sha256(path): path for path in temp.glob("*.deb")}
+            for package in piece:
+                if package.sha256 not in found:
+                    text = f"package {package.name} {package.version} of {self._where} is not what its list says"
+                    raise HostError(f"{text} (SHA-256)")
+            for package in piece:
+                found[package.sha256].replace(into / f"{package.sha256}.deb")
+
+    def _versions(self, names: Sequence[str]) -> dict[str, str]:
+        """Names and versions of all that would be installed, in apt's order."""
+        self.update()
+        out = self._apt("apt-get", "--simulate", "install", *names, timeout_s=QUERY_TIMEOUT_S)
+        lines = [line.split() for line in out.splitlines() if line.startswith("Inst ")]
+        return {words[1].partition(":")[0]: words[2].lstrip("(") for words in lines}
+
     def _field(self, name: str, key: str) -> str:
         value = self._record(name).get(key)
         if value is None:
@@ -239,7 +325,7 @@ class AptRoot:
     def _apt(self, program: str, *words: str, timeout_s: float, cwd: Path | None = None) -> str:
         self._prepare()
         argv: list[str | Path] = [program, "-q", "-c", self.root / "etc" / "apt.conf", *words]
-        return run_tool(argv, timeout_s=timeout_s, cwd=cwd, needed=_NEEDED).decode("utf-8", "replace")
+        return run_tool(argv, timeout_s=timeout_s, cwd=cwd, needed=self._needed).decode("utf-8", "replace")
 
     def _prepare(self) -> None:
         """Lay out the apt root; a second time changes nothing."""
@@ -248,7 +334,7 @@ class AptRoot:
             return
         if not KEYRING.exists():
             why = "it proves that packages are Debian's: install debian-archive-keyring."
-            raise MissingError(f"{KEYRING} is missing; {why} {_NEEDED}")
+            raise MissingError(f"{KEYRING} is missing; {why} {self._needed}")
         with disk_errors(self.root):
             for folder in ("state/lists/partial", "cache/archives/partial", "etc/empty", "log"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -263,7 +349,9 @@ class AptRoot:
 
     def _sources(self) -> Iterator[str]:
         base = self.suite.removesuffix("-backports")
-        head = f"deb [arch={self.arch} signed-by={KEYRING}]"
+        keys = ",".join(str(path) for path in (KEYRING, OLD_KEYRING) if self.mirror.ended or path == KEYRING)
+        ended = " check-valid-until=no" if self.mirror.ended else ""
+        head = f"deb [arch={self.arch} signed-by={keys}{ended}]"
         yield f"{head} {self.mirror.main} {base} main\n"
         if base != self.suite:
             yield f"{head} {self.mirror.main} {self.suite} main\n"
@@ -295,9 +383,9 @@ def extract(deb: Path, into: Path) -> None:
     :raises MissingError: this host has no dpkg-deb
     """
     try:
-        run_tool(["dpkg-deb", "-x", deb, into], timeout_s=QUERY_TIMEOUT_S * 5, needed=_NEEDED)
+        run_tool(["dpkg-deb", "-x", deb, into], timeout_s=QUERY_TIMEOUT_S * 5, needed=_NEEDED + _GUEST_OTHERWISE)
     except HostError as error:
-        if "No space left" in str(error):
+        if _is_full(error):
             free_mib = shutil.disk_usage(into).free >> 20
             raise HostError(f"the disk of {into} is full ({free_mib} MiB free): {error}") from error
         raise
@@ -314,6 +402,36 @@ def _try_lock(handle: int) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_full(error: Exception) -> bool:
+    """apt's own words for a full disk: write(2)'s error, or its check before a download."""
+    return "No space left" in str(error) or "enough free space" in str(error)
+
+
+def _records(text: str) -> list[str]:
+    return [record for record in re.split(r"\n\s*\n", text) if record.strip()]
+
+
+def _package(record: dict[str, str]) -> Package:
+    return Package(
+        name=record["Package"],
+        version=record["Version"],
+        sha256=record["SHA256"],
+        size_bytes=int(record["Size"]),
+        installed_bytes=int(record.get("Installed-Size", "0")) << 10,
+    )
+
+
+def _pieces(packages: Sequence[Package]) -> Iterator[list[Package]]:
+    piece: list[Package] = []
+    for package in packages:
+        piece.append(package)
+        if sum(each.size_bytes for each in piece) >= _PIECE_BYTES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
 
 
 def _fields(text: str) -> dict[str, str]:

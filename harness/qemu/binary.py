@@ -17,10 +17,12 @@ from typing import Any
 
 from harness.cache import cache_root
 from harness.errors import HostError, MissingError, QemuError, UsageError
-from harness.files import sha256_file, write_atomically
+from harness.files import write_atomically
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.installed import Installed, entries, entry, launched
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import Process, new_workdir
+from harness.qemu.versions import load_versions
 from harness.qemu.vm import Vm
 
 DEFAULT_NAME = "qemu-system-x86_64"
@@ -51,7 +53,7 @@ class QemuBinary:
     :param path: as given, resolved
     :param version: ``major.minor.micro``
     :param build: the packager's string, or empty
-    :param sha256: of the program file
+    :param sha256: of the program file as it was packaged, so that one package on a host and installed here are one
     :param devices: of the device types that were asked for, those that it has
     :param capabilities: migration capabilities
     """
@@ -92,12 +94,18 @@ class AccelState:
 
 
 def find_binary(given: str | None = None) -> Path:
-    """The QEMU to use: a path or program name, else ``$POSTLOAD_QEMU``, else the host's x86_64 emulator.
+    """The QEMU to use: an installed name, a path or a program name, else ``$POSTLOAD_QEMU``, else the host's
+    x86_64 emulator.
 
     :raises UsageError: a given one does not exist or cannot be executed
     :raises MissingError: none was given and none is installed
     """
     wanted = given or os.environ.get("POSTLOAD_QEMU") or DEFAULT_NAME
+    named = entry(wanted)
+    if named is not None:
+        if not named.whole:
+            raise UsageError(f"QEMU {wanted} is installed as {named.program}, which is not there: {_again(named)}")
+        return named.launcher
     found = shutil.which(wanted)
     if found:
         return Path(found).resolve()
@@ -105,7 +113,21 @@ def find_binary(given: str | None = None) -> Path:
         raise MissingError(f"{DEFAULT_NAME} is not installed: apt-get install qemu-system-x86")
     if Path(wanted).is_file():
         raise UsageError(f"--qemu {wanted}: the file is not executable")
-    raise UsageError(f"--qemu {wanted}: no such file or program")
+    raise UsageError(f"--qemu {wanted}: no such file or program{_names(wanted)}")
+
+
+def _again(named: Installed) -> str:
+    own = f"{named.name}=PATH" if named.kind == "path" else named.name
+    return f"postload qemu install {own}"
+
+
+def _names(wanted: str) -> str:
+    """What to say of a name that nothing has; a path speaks for itself."""
+    if "/" in wanted:
+        return ""
+    there = ", ".join(each.name for each in entries()) or "none"
+    what = wanted if wanted in load_versions().versions else f"{wanted}=PATH"
+    return f", and no QEMU is installed by this name (installed: {there}); postload qemu install {what}"
 
 
 def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
@@ -119,8 +141,11 @@ def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
     :raises QemuError: it is one, and does not start
     """
     version, build = _version(path)
-    digest = sha256_file(path)
-    kept = cache_root() / "probe" / f"{digest}-{PROBE_SCHEMA}.json"
+    program = launched(path)
+    digest = program.sha256
+    # Of one program, a build with its own modules can have other devices than the host's.
+    where = f"-{program.key}" if program.key else ""
+    kept = cache_root() / "probe" / f"{digest}{where}-{PROBE_SCHEMA}.json"
     wanted = set(device_types)
     try:
         answers = json.loads(kept.read_text())

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which QEMUs can be installed, and from where: read from ``versions.yaml`` beside this file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.guest.apt import Mirror
+from harness.yamlfile import load_model
+
+VERSIONS_FILE = Path(__file__).with_name("versions.yaml")
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(BaseModel):
+    """A suite that may have a version.
+
+    :param mirror: where it lies when not on the usual mirror
+    :param security: whether the suite has a security archive
+    :param ended: an archived release
+    """
+
+    model_config = _STRICT
+    suite: str
+    mirror: str | None = None
+    security: bool = True
+    ended: bool = False
+
+    def apt_mirror(self) -> Mirror:
+        """Where apt has to look."""
+        usual = Mirror.from_environment()
+        main = (self.mirror or usual.main).rstrip("/")
+        return dataclasses.replace(
+            usual, main=main, security=usual.security if self.security else None, ended=self.ended
+        )
+
+    def __str__(self) -> str:
+        return f"{self.suite} from {self.apt_mirror().main}"
+
+
+class Version(BaseModel):
+    """One QEMU: ``full`` are further packages with modules that few machines need."""
+
+    model_config = _STRICT
+    packages: tuple[str, ...] = Field(min_length=1)
+    full: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = Field(min_length=1)
+
+
+class Versions(BaseModel):
+    """The whole file; paths are relative to the root of the unpacked packages."""
+
+    model_config = _STRICT
+    arch: str
+    libraries: str
+    program: str
+    modules: str
+    firmware_folders: tuple[str, ...]
+    firmware: tuple[str, ...]
+    keep: tuple[str, ...]
+    leave: tuple[str, ...]
+    versions: dict[str, Version]
+
+
+@lru_cache(maxsize=1)
+def load_versions() -> Versions:
+    """The versions that this program knows.
+
+    :raises ConfigError: the file was damaged
+    """
+    return load_model(VERSIONS_FILE, Versions)
+
+
+def is_version(name: str, package_version: str) -> bool:
+    """Whether a Debian version (``1:10.0.13+ds-0+deb13u1``) is of the QEMU that a name (``10.0``) means."""
+    return re.match(rf"(?:\d+:)?{re.escape(name)}[.+~-]", package_version) is not None
