@@ -63,7 +63,7 @@ class LostFeature:
     :param cause: who took it away: a property, the backend, a build that does not know it, or nobody that is known
     :param by: the property or the backend
     :param remedy: what to set, at both ends
-    :param text: one sentence with all of it
+    :param text: one sentence: who lost what, and by whom
     """
 
     section: str
@@ -358,7 +358,7 @@ def _lost(
         cause=cause,
         by=by,
         remedy=remedy,
-        text=f"{who}: the guest uses {what}, which is not on offer here: {why}. To mend it: {remedy}.",
+        text=f"{who}: the guest uses {what}, which is not on offer here: {why}",
     )
 
 

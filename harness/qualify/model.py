@@ -91,6 +91,7 @@ class DeviceAnswer:
 class PairAnswer:
     """One machine type from one QEMU to another.
 
+    :param home: the recorder's own loads of its state, there for comparison only
     :param endings: where the machine type is deprecated or removed, a sentence each
     :param changes: what differs between the two sides, as :class:`harness.facts.Change` tells it
     :param notes: further sentences: what could not be tried
@@ -103,6 +104,7 @@ class PairAnswer:
     answer: Answer
     uses: dict[str, Answer]
     devices: tuple[DeviceAnswer, ...]
+    home: bool = False
     endings: tuple[str, ...] = ()
     changes: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()

@@ -81,11 +81,17 @@ def family_of(machine: str) -> str:
 
 
 def ending(binary: QemuBinary, machine: str) -> str:
-    """Whether a machine type is near its end in a build: empty, ``deprecated`` or ``removed``."""
+    """Whether a build has a machine type for long: empty, ``deprecated``, ``removed``, or ``not yet``."""
     found: MachineType | None = binary.machine(machine)
-    if found is None:
-        return "removed"
-    return "deprecated" if found.deprecated else ""
+    if found is not None:
+        return "deprecated" if found.deprecated else ""
+    match = _VERSIONED.match(machine)
+    newest = max(_types(binary, family_of(machine)), default=())
+    return "not yet" if match and newest < _number(match[2]) else "removed"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _types(binary: QemuBinary, family: str) -> dict[tuple[int, ...], str]:
@@ -93,7 +99,7 @@ def _types(binary: QemuBinary, family: str) -> dict[tuple[int, ...], str]:
     for machine in binary.machines:
         match = _VERSIONED.match(machine.name)
         if match and _FAMILIES[match[1]] == family:
-            found[tuple(int(part) for part in match[2].split("."))] = machine.name
+            found[_number(match[2])] = machine.name
     return found
 
 

@@ -44,7 +44,8 @@ def home_jobs(run: Run, pairs: Sequence[Pair], doc: MatrixDoc, context: Context)
     for leg in legs_of(doc):
         if answer_leg(leg, None, context.deciding).answer is not Answer.GO:
             broken.add((leg.machine, leg.recorder.sha256, leg.loader.sha256))
-    return pair_jobs(run, at_home(pair for pair in pairs if pair.key in broken))
+    there = (pair for pair in pairs if pair.loader.machine(pair.machine) is not None)
+    return pair_jobs(run, at_home(pair for pair in there if pair.key in broken))
 
 
 def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[Job]:
@@ -55,15 +56,16 @@ def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[
 def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
     """The answer of a run; the guests that stayed at home are compared with, and do not count."""
     legs = legs_of(doc)
-    homes = {(leg.machine, leg.recorder.sha256): leg for leg in legs if leg.at_home}
-    answers = tuple(_answered(leg, homes.get((leg.machine, leg.recorder.sha256)), context) for leg in legs)
-    abroad = [answer for answer in answers if answer.recorder.sha256 != answer.loader.sha256]
+    # a pack may well be loaded by the build that recorded it, on another host: then nothing is a mere comparison
+    homes = {_home_key(leg): leg for leg in legs if leg.at_home} if any(not leg.at_home for leg in legs) else {}
+    answers = tuple(_answered(leg, homes.get(_home_key(leg)), context) for leg in legs)
+    abroad = [answer for answer in answers if not answer.home]
     return QualifyDoc(
         command=doc.command,
         started=doc.started,
         seconds=doc.seconds,
         complete=doc.complete,
-        answer=worst(answer.answer for answer in abroad or answers),
+        answer=worst(answer.answer for answer in abroad),
         deciding=tuple(context.deciding),
         loads=sum(cell.loads_acked for cell in doc.cells),
         pairs=answers,
@@ -72,9 +74,10 @@ def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
 
 
 def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
-    witness = None if leg.at_home else context.witness
+    stays = leg is home
+    witness = None if stays else context.witness
     answer = answer_leg(leg, home, context.deciding, witness.explain if witness else None)
-    answer = replace(answer, endings=tuple(_endings(leg, context)))
+    answer = replace(answer, home=stays, endings=tuple(_endings(leg, context)))
     if witness is None:
         return answer
     static = witness.static(leg)
@@ -88,6 +91,10 @@ def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
         changes=tuple(change.to_json() for change in witness.changes(leg)),
         notes=(static[""],) if "" in static else (),
     )
+
+
+def _home_key(leg: Leg) -> tuple[str, str]:
+    return leg.machine, leg.recorder.sha256
 
 
 def _endings(leg: Leg, context: Context) -> Iterator[str]:

@@ -53,7 +53,7 @@ def write_qualify(doc: QualifyDoc, out: Path) -> list[Path]:
 
 def print_qualify(doc: Doc, console: Console) -> None:
     """The tables, the reasons, what changed between the hosts, and last the answer."""
-    abroad = [pair for pair in doc["pairs"] if not _at_home(pair)]
+    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
     if len(abroad) <= MAX_DETAILED:
         for pair in abroad:
             console.print(Text(_title(pair), style="bold"))
@@ -70,7 +70,7 @@ def print_qualify(doc: Doc, console: Console) -> None:
 
 def summary(doc: Doc) -> str:
     """The answer in one sentence."""
-    abroad = [pair for pair in doc["pairs"] if not _at_home(pair)]
+    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
     counts = {answer: sum(pair["answer"] == answer for pair in abroad) for answer in Answer}
     told = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count)
     state = "" if doc["complete"] else "stopped early; "
@@ -89,7 +89,7 @@ def markdown(doc: Doc) -> str:
             for d in pair["devices"]
         ]
         parts += [f"## {_md(_title(pair))}", _md_table(head, rows)]
-    abroad = [pair for pair in doc["pairs"] if not _at_home(pair)]
+    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
     reasons = ["- " + "\n  ".join(map(_md, lines)) for lines in _reasons(abroad)]
     if reasons:
         parts += ["## Because", "\n".join(reasons)]
@@ -103,7 +103,7 @@ def qualify_html(doc: Doc) -> str:
     """A section for the matrix's page."""
     head = "".join(f"<th>{name}</th>" for name in ("recorded", "loaded", "machine", "device", *USES, "answer"))
     rows = "".join(_html_rows(pair) for pair in doc["pairs"])
-    abroad = [pair for pair in doc["pairs"] if not _at_home(pair)]
+    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
     reasons = "".join(
         "<li>" + "<br>".join(escape(one_line(line)) for line in lines) + "</li>" for lines in _reasons(abroad)
     )
@@ -122,10 +122,6 @@ def _html_rows(pair: Doc) -> str:
         words = [device["device"], *(device["uses"][use] for use in USES), device["answer"]]
         rows.append("".join(f"<td>{escape(str(word))}</td>" for word in (*names, *words)))
     return "".join(f"<tr>{row}</tr>" for row in rows)
-
-
-def _at_home(pair: Doc) -> bool:
-    return bool(pair["recorder"]["sha256"] == pair["loader"]["sha256"])
 
 
 def _title(pair: Doc) -> str:
@@ -152,7 +148,7 @@ def _pair_table(pairs: Sequence[Doc]) -> Table:
     for name in ("recorded", "loaded", "machine", *USES, "loads", "answer"):
         table.add_column(name, justify="right" if name == "loads" else "left", no_wrap=True)
     for pair in pairs:
-        loaded = "itself" if _at_home(pair) else pair["loader"]["version"]
+        loaded = "itself" if pair["home"] else pair["loader"]["version"]
         loads = sum(device["loads"] for device in pair["devices"])
         uses = [_word(pair["uses"][use]) for use in USES]
         table.add_row(pair["recorder"]["version"], loaded, pair["machine"], *uses, number(loads), _word(pair["answer"]))
