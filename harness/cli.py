@@ -7,19 +7,14 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from types import FrameType
 
 import click
 from rich.markup import escape
 
 import harness
-from harness.commands.claims import claims
-from harness.commands.facts import host
-from harness.commands.known import known
-from harness.commands.matrix import matrix, record, replay
 from harness.commands.options import err
-from harness.commands.qualify import qualify
-from harness.commands.show import doctor, inspect
 from harness.errors import PostloadError
 from harness.qemu.process import kill_all, sweep_workdirs
 
@@ -60,7 +55,40 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+#: Each command's module and the name that it has there; imported when it is called, which keeps the others out.
+_COMMANDS = {
+    "matrix": "matrix:matrix",
+    "record": "matrix:record",
+    "replay": "matrix:replay",
+    "qualify": "qualify:qualify",
+    "explain": "explain:explain_command",
+    "minimise": "minimise:minimise",
+    "bundle": "bundle:bundle",
+    "bisect": "bisect:bisect_command",
+    "known": "known:known",
+    "inspect": "show:inspect",
+    "claims": "claims:claims",
+    "qemu": "qemu:qemu",
+    "host": "facts:host",
+    "doctor": "show:doctor",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported when they are wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"harness.commands.{module}"), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(harness.__version__, prog_name="postload")
 def cli() -> None:
     """Reload device state many times through QEMU's COLO checkpoint path and name what breaks.
@@ -68,7 +96,3 @@ def cli() -> None:
     Exit codes: 0 all ok, 1 findings, 2 bad usage or configuration, 3 the harness or host could not decide,
     4 nothing to run.
     """
-
-
-for command in (matrix, record, replay, qualify, inspect, claims, doctor, host, known):
-    cli.add_command(command)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How a build does COLO is found out by trying it.
 
-Further binaries are named in ``$POSTLOAD_TEST_QEMUS``, separated by colons; each of them is probed, records its own
-guest and loads it.
+The host's QEMU and one of another dialect's time, or those that ``$POSTLOAD_TEST_QEMUS`` names, separated by commas:
+versions that can be installed, or paths. Each is probed, records its own guest and loads it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,20 @@ from harness.replay.state import GuestMode
 
 LOADS = 10
 HOST = "the host's"
-OTHERS = [path for path in os.environ.get("POSTLOAD_TEST_QEMUS", "").split(":") if path]
+OTHERS = [name for name in os.environ.get("POSTLOAD_TEST_QEMUS", "10.0").split(",") if name]
+
+Find = Callable[[str], QemuBinary]
+
+
+@pytest.fixture(scope="session")
+def find(probed: Callable[[str | Path], QemuBinary], installed_qemu: Callable[[str], Path]) -> Find:
+    """A QEMU by its path, or by the version that is installed for it."""
+    return lambda name: probed(name if "/" in name else installed_qemu(name))
 
 
 @pytest.fixture(params=[HOST, *OTHERS])
-def tried(request: pytest.FixtureRequest, binary: QemuBinary, probed: Callable[[str], QemuBinary]) -> QemuBinary:
-    return binary if request.param == HOST else probed(request.param)
+def tried(request: pytest.FixtureRequest, binary: QemuBinary, find: Find) -> QemuBinary:
+    return binary if request.param == HOST else find(request.param)
 
 
 def test_the_probe_finds_a_dialect_and_keeps_it(
@@ -70,16 +78,16 @@ def test_every_build_loads_what_it_recorded(
     assert (evidence.loads_acked, evidence.exit, evidence.events) == (LOADS, None, ())
 
 
-@pytest.mark.skipif(not OTHERS, reason="no further builds in $POSTLOAD_TEST_QEMUS")
 def test_a_matrix_over_every_build(
-    postload: Callable[..., subprocess.CompletedProcess[str]], probed: Callable[[str], QemuBinary], tmp_path: Path
+    postload: Callable[..., subprocess.CompletedProcess[str]], find: Find, tmp_path: Path
 ) -> None:
-    words = [word for path in OTHERS for word in ("--qemu", path)]
+    paths = [find(name).path for name in OTHERS]
+    words = [word for path in paths for word in ("--qemu", path)]
     done = postload("matrix", "--quick", *words, "--loads", LOADS, "--out", tmp_path, "--json", timeout_s=900)
     doc = json.loads(done.stdout)
     assert doc["complete"] is True
-    for path in OTHERS:
-        sha256 = probed(path).sha256
+    for path in paths:
+        sha256 = find(path).sha256
         mine = [cell for cell in doc["cells"] if cell["load_qemu"]["sha256"] == sha256]
         pc = [cell for cell in mine if cell["machine"].startswith("pc-i440fx-")]
         assert pc

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload bisect``: which version of QEMU changed a finding."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.commands.options import err, json_option, print_json
+from harness.errors import PostloadError, UsageError
+from harness.matrix.model import find_cell, read_matrix
+from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.qemu.installed import entries
+from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
+from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
+from harness.triage.case import CASE_FILE
+
+
+@click.command(name="bisect")
+@click.argument("cell")
+@click.option("--run", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run with the cell.")
+@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="Its bundle, where there is one.")
+@click.option("--good", required=True, metavar="QEMU", help="Path or installed name of one without the failure.")
+@click.option("--bad", required=True, metavar="QEMU", help="Path or installed name of one with it.")
+@click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="A build to try too; may be given again.")
+@json_option
+def bisect_command(
+    cell: str, run: Path | None, bundle: Path | None, good: str, bad: str, qemus: tuple[str, ...], as_json: bool
+) -> int:
+    """Say which version changed a finding: between installed versions and your own builds.
+
+    CELL is the id of a cell in DIR/matrix.json, or a part of it. Every installed QEMU between GOOD and BAD is tried
+    with the script of the cell's bundle, which is made for the purpose where --bundle does not name one.
+    """
+    found = builds(_binary(good), _binary(bad), [_binary(name) for name in qemus], _installed())
+    with tempfile.TemporaryDirectory(prefix="postload-bisect-") as scratch:
+        case = _case(cell, run, bundle, Path(scratch) / "bundle")
+        report = bisect(found, lambda build: run_script(case, build.path), _tell)
+    for_git = bundle.absolute() if bundle else Path("/path/to/bundle")
+    lines = [line for change in report.changes[:1] for line in git_lines(change, for_git)]
+    if as_json:
+        print_json(_document(cell, report, lines))
+    else:
+        _print(report, lines)
+    check_ends(report)
+    return 0
+
+
+def _case(cell: str, run: Path | None, bundle: Path | None, scratch: Path) -> Path:
+    """A folder that the script can be run on."""
+    if bundle is not None:
+        if not (bundle / CASE_FILE).is_file() or not (bundle / SCRIPT).is_file():
+            raise UsageError(f"{bundle} is not a bundle: expected {CASE_FILE} and {SCRIPT}")
+        return bundle
+    if run is None:
+        raise UsageError("expected --run DIR, the folder of the run with the cell, or --bundle DIR")
+    if kept_case(run, find_cell(read_matrix(run), cell)) is None:
+        err.print("no minimised case of this cell: its own is taken")
+    return bundle_cell(cell, run, scratch).folder
+
+
+def _binary(name: str) -> tuple[str, QemuBinary]:
+    return name, probe_binary(find_binary(name))
+
+
+def _installed() -> list[tuple[str, QemuBinary]]:
+    found = []
+    for each in entries():
+        try:
+            found.append((each.name, probe_binary(each.launcher)))
+        except PostloadError as error:
+            err.print(f"{escape(each.name)}: left out: {escape(str(error))}")
+    return found
+
+
+def _tell(tried: Tried) -> None:
+    err.print(f"{escape(tried.build.name)}: {tried.outcome}")
+
+
+def _print(report: Report, lines: list[str]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("version", "QEMU", "", "answer"):
+        table.add_column(name, overflow="fold")
+    for each in report.tried:
+        table.add_row(each.build.version, escape(each.build.name), str(each.outcome), escape(_short(each)))
+    Console(highlight=False).print(table)
+    for change in report.changes:
+        click.echo(change.text)
+    if lines:
+        click.echo("\nThe commit, in a clone of QEMU's sources:\n")
+        for line in lines:
+            click.echo(f"  {line}")
+
+
+def _short(tried: Tried) -> str:
+    """The answer without what stands in the columns before it."""
+    line = tried.answer.line
+    return line.partition(", machine ")[2] or line.partition(": ")[2] or line
+
+
+def _document(cell: str, report: Report, lines: list[str]) -> dict[str, object]:
+    return {
+        "schema": "postload.bisect/1",
+        "cell": cell,
+        "decided": report.decided,
+        "builds": [{**_build(t.build), "outcome": t.outcome, "answer": t.answer.line} for t in report.tried],
+        "changes": [
+            {"before": _build(c.before.build), "after": _build(c.after.build), "broke": c.broke, "text": c.text}
+            for c in report.changes
+        ],
+        "contradictions": list(report.contradictions),
+        "git": lines,
+    }
+
+
+def _build(build: Build) -> dict[str, str]:
+    return {"name": build.name, "path": build.path, "version": build.version, "given": build.given}

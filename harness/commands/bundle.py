@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload bundle``: a finding as a folder for a bug report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from harness.commands.options import err, json_option, print_json
+from harness.errors import HarnessError
+from harness.qemu.binary import find_binary
+from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
+
+
+@click.command()
+@click.argument("cell")
+@click.option("--run", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle; a new folder.")
+@click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="Try it on this one too; may be given again.")
+@json_option
+def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: bool) -> int:
+    """Write what a bug report needs: smallest case, script to reproduce it, text of the issue.
+
+    CELL is the id of a cell in DIR/matrix.json, or a part of it. The case is that of postload minimise where it was
+    run, else the cell's own. The script is run once on the QEMU that the cell was found on.
+    """
+    others = [str(find_binary(name)) for name in qemus]
+    with err.status("Making the case small and trying it"):
+        made = bundle_cell(cell, run, out, others)
+    if as_json:
+        print_json(_document(made))
+    else:
+        _tell(made)
+    if not made.answer.reproduced:
+        raise HarnessError(f"{made.folder}: the bundle was written, but does not show the failure: {made.answer.line}")
+    return 0
+
+
+def _tell(made: Bundle) -> None:
+    click.echo(f"{made.folder}: {made.size_bytes / 1000:.0f} kB")
+    for answer in (made.answer, *made.others):
+        click.echo(f"  {answer.line}")
+    if made.changed:
+        err.print(f"{escape(made.answer.qemu)}: not the program any more that the cell was found on")
+    if made.size_bytes > ATTACHABLE_BYTES:
+        err.print(f"{escape(str(made.folder))}: larger than 1 MB; postload minimise may make the case smaller")
+
+
+def _document(made: Bundle) -> dict[str, object]:
+    answers = [
+        {"qemu": a.qemu, "exit_code": a.code, "answer": a.line, "seconds": round(a.seconds, 3)}
+        for a in (made.answer, *made.others)
+    ]
+    return {
+        "schema": "postload.bundle/1",
+        "folder": str(made.folder),
+        "size_bytes": made.size_bytes,
+        "reproduced": made.answer.reproduced,
+        "answers": answers,
+    }

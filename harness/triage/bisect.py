@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which version changed it: a case tried on every QEMU between one that has the failure and one that has not.
+
+A try takes a second, so all of them are tried and not half: what goes to and fro is seen then.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from harness.errors import HarnessError, UsageError
+from harness.qemu.binary import QemuBinary
+from harness.triage.bundle import SCRIPT, Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A QEMU to be tried.
+
+    :param name: as the user knows it
+    :param version: ``major.minor.micro``
+    :param given: ``good`` or ``bad`` where the user said so
+    """
+
+    name: str
+    path: str
+    version: str
+    sha256: str = ""
+    given: str = ""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Position among versions."""
+        return tuple(int(number) for number in re.findall(r"\d+", self.version)[:3])
+
+
+class Outcome(StrEnum):
+    """What a build was found to be."""
+
+    GOOD = "good"
+    BAD = "bad"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A build and what the script said."""
+
+    build: Build
+    answer: Answer
+
+    @property
+    def outcome(self) -> Outcome:
+        """Bad is reproduced."""
+        if not self.answer.tried:
+            return Outcome.SKIPPED
+        return Outcome.BAD if self.answer.reproduced else Outcome.GOOD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Two builds, next to each other in what could be tried, between which it changed.
+
+    :param skipped: builds in between that could not be tried
+    """
+
+    before: Tried
+    after: Tried
+    skipped: tuple[Build, ...] = ()
+
+    @property
+    def broke(self) -> bool:
+        """It came; else it went."""
+        return self.after.outcome is Outcome.BAD
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        old, new = _named(self.before.build), _named(self.after.build)
+        told = f"last good is {old}, first bad is {new}" if self.broke else f"last bad is {old}, first good is {new}"
+        left = f"; could not be tried in between: {', '.join(_named(b) for b in self.skipped)}" if self.skipped else ""
+        return told + left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the versions say.
+
+    :param tried: in version order
+    :param changes: one, where it came or went once
+    :param contradictions: sentences: what does not fit together
+    """
+
+    tried: tuple[Tried, ...]
+    changes: tuple[Change, ...]
+    contradictions: tuple[str, ...]
+
+    @property
+    def decided(self) -> bool:
+        """One change, and nothing against it."""
+        return len(self.changes) == 1 and not self.contradictions
+
+
+Named = tuple[str, QemuBinary]
+
+
+def builds(good: Named, bad: Named, wanted: Iterable[Named], installed: Iterable[Named]) -> list[Build]:
+    """What to try, in version order, each program once: both ends, what is wanted, and what else lies between.
+
+    :param good: name and binary
+    :raises UsageError: both ends are the same program
+    """
+    if good[1].sha256 == bad[1].sha256:
+        raise UsageError(f"--good and --bad are the same QEMU: {good[1].path}")
+    ends = [replace(_build(*good), given="good"), replace(_build(*bad), given="bad")]
+    first, last = sorted(ends, key=lambda end: end.order)
+    found = [first, *(_build(*each) for each in wanted)]
+    found += [build for build in (_build(*each) for each in installed) if first.order <= build.order <= last.order]
+    unique = {build.sha256: build for build in reversed([*found, last])}
+    unique |= {end.sha256: end for end in ends}
+    # of equal versions the ends stay outside
+    return sorted(unique.values(), key=lambda build: (build.order, (build == last) - (build == first)))
+
+
+def _build(name: str, binary: QemuBinary) -> Build:
+    return Build(name=name, path=binary.path, version=binary.version, sha256=binary.sha256)
+
+
+def bisect(found: Sequence[Build], run: Callable[[Build], Answer], each: Callable[[Tried], None]) -> Report:
+    """Try all of them.
+
+    :param run: the case's script
+    :param each: told of each answer
+    :raises HarnessError: the script came to no answer
+    """
+    tried = []
+    for build in found:
+        tried.append(Tried(build=build, answer=run(build)))
+        each(tried[-1])
+    return judge(tried)
+
+
+def judge(tried: Sequence[Tried]) -> Report:
+    """What some answers, in version order, come to. Pure."""
+    changes: list[Change] = []
+    last: Tried | None = None
+    skipped: list[Build] = []
+    for each in tried:
+        if each.outcome is Outcome.SKIPPED:
+            skipped.append(each.build)
+            continue
+        if last is not None and each.outcome is not last.outcome:
+            changes.append(Change(before=last, after=each, skipped=tuple(skipped)))
+        last, skipped = each, []
+    return Report(tried=tuple(tried), changes=tuple(changes), contradictions=_contradictions(tried, changes))
+
+
+def _contradictions(tried: Sequence[Tried], changes: Sequence[Change]) -> tuple[str, ...]:
+    told = []
+    for each in tried:
+        if each.build.given and each.outcome is Outcome.SKIPPED:
+            told.append(f"{_named(each.build)} was given as {each.build.given} and could not be tried")
+        elif each.build.given and each.build.given != each.outcome:
+            told.append(f"{_named(each.build)} was given as {each.build.given} and is {each.outcome}")
+    if len(changes) > 1:
+        told.append(f"it changes {len(changes)} times: {'; '.join(change.text for change in changes)}")
+    return tuple(told)
+
+
+def git_lines(change: Change, case: Path) -> list[str]:
+    """Commands that find the commit in a clone of QEMU's sources.
+
+    Distributions add to a release; the tags are those of the releases themselves. ``git bisect run`` takes exit code 0
+    for the old state, so the script's codes are turned round where the failure is the new state.
+
+    :param case: the bundle
+    """
+    old, new = _tag(change.before.build), _tag(change.after.build)
+    if old == new:
+        return []
+    script = shlex.quote(str(case / SCRIPT))
+    start = "git bisect start" if change.broke else "git bisect start --term-old=fails --term-new=passes"
+    invert = " --invert" if change.broke else ""
+    return [
+        "mkdir -p build && (cd build && ../configure --target-list=x86_64-softmmu --enable-replication)",
+        f"{start} {new} {old}",
+        "git bisect run sh -c 'make -C build qemu-system-x86_64 >/dev/null 2>&1 || exit 125; "
+        f"{script}{invert} build/qemu-system-x86_64 -- -L pc-bios'",
+    ]
+
+
+def _tag(build: Build) -> str:
+    numbers = [*build.order, 0, 0][:2]
+    return f"v{numbers[0]}.{numbers[1]}.0"
+
+
+def _named(build: Build) -> str:
+    return build.version if build.name == build.version else f"{build.version} ({build.name})"
+
+
+def check_ends(report: Report) -> None:
+    """Raise when nothing can be said.
+
+    :raises HarnessError: contradictions, or no change
+    """
+    if report.contradictions:
+        raise HarnessError(f"no version can be named: {'; '.join(report.contradictions)}")
+    if not report.changes:
+        raise HarnessError("no version can be named: nothing changed between them")

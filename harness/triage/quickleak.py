@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Does it still leak? A second for each answer, where the oracle takes ten: for the many tries of a reduction.
+
+The section is loaded in equal batches; it leaks when the heap grows by enough in each of them. There is no framework,
+no control and no interval: what a reduction ends with is measured by the oracle itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Final
+
+from harness.colo.primary import ChannelBroken
+from harness.qemu.vm import Vm
+from harness.record.pack import incoming_body
+from harness.replay.engine import Stopped
+from harness.replay.leak import LeakBench, _alive, _look, _Meter, _TunedSecondary
+from harness.replay.state import GuestMode, encode, label_of, only, sections_for
+
+#: Loads of a batch, and how many batches are compared after a first one that is not counted.
+BATCH_LOADS: Final = 1000
+BATCHES: Final = 3
+#: Looks after each batch: memory that waits for the RCU thread is still counted, so the smallest is taken.
+_LOOKS = 2
+
+
+def still_leaks(bench: LeakBench, label: str, wanted_bytes: float) -> tuple[bool, int]:
+    """Load one section and look whether the heap grows.
+
+    :param wanted_bytes: growth for each load that counts
+    :return: whether it leaks, and the loads that were done; a secondary that breaks does not leak
+    :raises QemuError: the secondary did not start
+    :raises Stopped: the bench was told to stop
+    """
+    meter = _Meter(bench)
+    recording = bench.buffers.pack.recordings[bench.phase]
+    sections = sections_for(recording, GuestMode.PARKED)
+    own = encode(only(sections, frozenset({label})))
+    repeat = max(1, min(bench.budget.repeat, bench.budget.buffer_bytes // max(1, len(own))))
+    prefix = encode([s for s in sections if label_of(s) not in bench.excluded]) if bench.resets else b""
+    body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(sections))
+    try:
+        with _TunedSecondary(bench) as secondary:
+            secondary.start(recording.head, body)
+            growths: list[float] = []
+            before: float | None = None
+            for _ in range(BATCHES + 1):
+                checkpoints = math.ceil(BATCH_LOADS / repeat)
+                for _ in range(checkpoints):
+                    meter.checkpoint(secondary, prefix + own * repeat, repeat)
+                now = _heap_bytes(secondary.vm, bench, meter._ram)
+                if now is None:
+                    return False, meter.acked
+                if before is not None:
+                    growths.append((now - before) / (checkpoints * repeat))
+                    if growths[-1] < wanted_bytes:
+                        break
+                before = now
+    except ChannelBroken:
+        return False, meter.acked
+    return bool(growths) and min(growths) >= wanted_bytes, meter.acked
+
+
+def _heap_bytes(vm: Vm, bench: LeakBench, ram: frozenset[int]) -> int | None:
+    """The heap's size, None when it cannot be walked."""
+    vm.monitor.drain_events().clear()
+    seen: list[int] = []
+    with _alive():
+        for _ in range(_LOOKS):
+            if bench.stop.is_set():
+                raise Stopped("stopped")
+            time.sleep(bench.budget.settle_s)
+            look = _look(vm.process.pid, ram, bytearray())
+            if look.heap_bytes is not None:
+                seen.append(look.heap_bytes)
+    return min(seen, default=None)

@@ -1,0 +1,608 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Make the smallest case of a failing cell: every try in a new secondary, and only the same failure counts.
+
+First a guess: what triage blamed, alone, loaded once into a parked guest without memory. Where that fails too,
+every later try takes a fifth of a second. Then pass by pass, each going on from what the one before left: schedule,
+sections, incoming state, RAM, options of the machine, and the fields of the sections that are left, against a state
+of the same section with which nothing fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from threading import Event
+from typing import Any
+
+from harness.errors import HarnessError, HostError, QemuError, StreamError, UsageError
+from harness.matrix.model import Cell
+from harness.oracle.leak import MIN_LEAK_BYTES, growth
+from harness.oracle.load import judge
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.replay.engine import Buffers, Evidence, Pace, Selection, Session, Stopped
+from harness.replay.leak import CONTROL, LeakBench, LeakBudget
+from harness.replay.probe import ColoAbility
+from harness.replay.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
+from harness.replay.state import GuestMode, label_of
+from harness.stream.vmdesc import decode
+from harness.triage.fields import Atom, differences, split_bits, split_bytes
+from harness.triage.healthy import Donor, never_run, recorded_donors
+from harness.triage.minimise import Attempt, NotReproduced, Search, ddmin, fewest
+from harness.triage.quickleak import still_leaks
+from harness.triage.reduced import Candidate, Labels, Pages, Reduced, all_pages, connected, halves
+from harness.triage.signature import Signature, signature_of, signature_of_cell
+
+#: Deadlines of one answer: with the whole machine in it, and of what is small.
+WHOLE_TIMEOUT_S, SMALL_TIMEOUT_S = 20.0, 6.0
+#: The guest runs so long after each load, as it does in a matrix.
+RUN_S = 0.002
+#: Loads tried when one alone does not do it.
+MAX_REPEATS = 200
+#: A leak's budget for one try: seconds, not the many loads that a verdict is made of.
+LEAK_BUDGET = LeakBudget(samples=6, section_s=0.15, min_loads=1200, max_loads=4000)
+#: Options that boot a guest; a parked one needs none of them.
+_BOOT = frozenset({"kernel", "initrd", "append"})
+_DEBUG_PORT = "isa-debugcon"
+_CPU = frozenset({"cpu", "cpu_common"})
+_MAX_RAM_RANGES = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Target:
+    """What is made smaller.
+
+    :param pace: of a guest that is not parked
+    """
+
+    cell: Cell
+    binary: QemuBinary
+    ability: ColoAbility
+    buffers: Buffers
+    stop: Event = field(default_factory=Event)
+    pace: Pace = field(default_factory=lambda: Pace(run_s=RUN_S))
+
+    @property
+    def kind(self) -> str:
+        """``load`` or ``leak``."""
+        return "leak" if self.cell.verdict is Verdict.LEAK else "load"
+
+    @property
+    def resets(self) -> bool:
+        """The build resets the machine before each load."""
+        return bool(self.ability.resets_before_load)
+
+    @property
+    def phase(self) -> str:
+        """Where it failed."""
+        finding = self.cell.finding
+        return finding.phase if finding and finding.phase in self.cell.phases else self.cell.phases[-1]
+
+    @property
+    def at_start(self) -> bool:
+        """It failed in the incoming stream, before any checkpoint."""
+        finding = self.cell.finding
+        return self.cell.oracle == "plain" or (finding is not None and finding.load == 0)
+
+    @property
+    def hint(self) -> Labels:
+        """Sections that were blamed, and are there."""
+        finding = self.cell.finding
+        named = (finding.section or "").split(", ") if finding else []
+        return frozenset(named) & self.labels
+
+    @property
+    def labels(self) -> Labels:
+        """Every section of the phase that may be loaded."""
+        sections = self.buffers.pack.recordings[self.phase].sections
+        return frozenset(label_of(section) for section in sections) - frozenset(self.cell.excluded)
+
+    @property
+    def cpu(self) -> Labels:
+        """The sections that park the guest."""
+        return frozenset(label_of(s) for s in self.buffers.pack.recordings[self.phase].sections if s.idstr in _CPU)
+
+
+def check_target(cell: Cell) -> None:
+    """A cell that can be made smaller.
+
+    :raises UsageError: it holds no finding, or one of an oracle whose experiments are not loads alone
+    """
+    if not cell.verdict.is_finding:
+        raise UsageError(f"{cell.id}: its verdict is {cell.verdict}: there is nothing to minimise")
+    leak = cell.oracle == "leak" and cell.verdict is Verdict.LEAK
+    if cell.oracle not in ("load", "plain") and not leak:
+        raise UsageError(
+            f"{cell.id}: a finding of oracle {cell.oracle} ({cell.verdict}) cannot be minimised: expected one of a "
+            "load, or a leak"
+        )
+    if leak and not (cell.finding and cell.finding.section):
+        raise UsageError(f"{cell.id}: a leak without a section cannot be minimised")
+
+
+class Tries:
+    """Tries candidates on a real QEMU."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.wanted = signature_of_cell(target.cell)
+        #: Evidence of the last try of this process that failed in the wanted way.
+        self.seen: Evidence | None = None
+        self.leak: dict[str, Any] = {}
+
+    def attempt(self, candidate: Candidate) -> Attempt:
+        """One try in a new secondary.
+
+        :raises HostError: no space
+        :raises Stopped: told to stop
+        """
+        began = time.monotonic()
+        run = self._leak if self._target.kind == "leak" else self._load
+        try:
+            hit, loads = run(candidate)
+        except (HostError, Stopped):
+            raise
+        except (QemuError, HarnessError):
+            # QEMU refuses the command line, or the pack has nothing to send: not the failure that is looked for
+            hit, loads = False, 0
+        return Attempt(hit=hit, loads=loads, seconds=round(time.monotonic() - began, 4))
+
+    def figures(self, search: Search[Candidate]) -> dict[str, Any]:
+        """What a leak of the best candidate comes to; empty for a load.
+
+        :raises NotReproduced: the oracle does not call it a leak
+        """
+        if self._target.kind == "leak":
+            began = time.monotonic()
+            leaks, loads = self.measure_leak(search.best)
+            search.sessions, search.loads = search.sessions + 1, search.loads + loads
+            search.seconds += time.monotonic() - began
+            if not leaks:
+                raise NotReproduced(0, 1)
+        return self.leak
+
+    def signature(self, evidence: Evidence) -> Signature | None:
+        """The name of what a session came to."""
+        judged, cell = judge(evidence), self._target.cell
+        return signature_of(
+            verdict=judged.verdict,
+            text=judged.text,
+            log=judged.log,
+            section=cell.finding.section if cell.finding else None,
+            machine=cell.machine,
+            exit=str(evidence.exit) if evidence.exit else None,
+            device=cell.device,
+        )
+
+    def _load(self, candidate: Candidate) -> tuple[bool, int]:
+        evidence = self.session(candidate).run()
+        if not judge(evidence).verdict.is_finding:
+            return False, evidence.loads_acked
+        found = self.signature(evidence)
+        hit = found is not None and self.wanted is not None and found.name == self.wanted.name
+        if hit:
+            self.seen = evidence
+        broken = evidence.broken is not None and evidence.broken.load > 0
+        return hit, evidence.loads_acked + broken
+
+    def session(self, candidate: Candidate) -> Session:
+        """The session that loads a candidate."""
+        target = self._target
+        small = candidate.ram is not None and candidate.start is not None
+        return Session(
+            binary=target.binary,
+            dialect=target.ability.dialect,
+            buffers=Reduced(target.buffers, candidate),
+            plan=LoadPlan(incoming=candidate.incoming, checkpoints=candidate.steps),
+            selection=Selection(own=candidate.own),
+            mode=candidate.mode,
+            pace=target.pace,
+            timeout_s=SMALL_TIMEOUT_S if small else WHOLE_TIMEOUT_S,
+            stop=target.stop,
+        )
+
+    def _leak(self, candidate: Candidate) -> tuple[bool, int]:
+        if self._wanted_bytes is None:
+            return self.measure_leak(candidate)
+        (label,) = candidate.own
+        return still_leaks(self._bench(candidate), label, self._wanted_bytes)
+
+    @property
+    def _wanted_bytes(self) -> float | None:
+        """Half of the growth that the cell has: less is another leak. None when it is not the heap that grows."""
+        finding = self._target.cell.finding
+        labels = (finding.section or "").split(", ") if finding else []
+        found = [_heap_growth(self._target.cell, label) for label in labels]
+        best = max(found, default=0.0)
+        return max(MIN_LEAK_BYTES, best / 2) if best > MIN_LEAK_BYTES else None
+
+    def measure_leak(self, candidate: Candidate) -> tuple[bool, int]:
+        """Measure a leak with the oracle's own care; the figures are kept."""
+        run = self._bench(candidate).run(sorted(candidate.own))
+        for series in run.sections:
+            grown = growth(run, series)
+            if grown.leaks:
+                self.leak = {
+                    "bytes_per_load": round(grown.memory.estimate, 3),
+                    "low": round(grown.memory.low, 3),
+                    "high": round(grown.memory.high, 3),
+                    "floor_bytes": round(grown.floor_bytes, 3),
+                    "loads": grown.loads,
+                    "loads_per_checkpoint": series.repeat,
+                }
+                return True, run.loads_acked
+        return False, run.loads_acked
+
+    def _bench(self, candidate: Candidate) -> LeakBench:
+        target = self._target
+        return LeakBench(
+            binary=target.binary,
+            dialect=target.ability.dialect,
+            resets=target.resets,
+            buffers=Reduced(target.buffers, candidate),
+            phase=candidate.incoming,
+            excluded=frozenset(target.cell.excluded),
+            stop=target.stop,
+            budget=LEAK_BUDGET,
+        )
+
+
+def _heap_growth(cell: Cell, label: str) -> float:
+    """Bytes for each load that the cell's figures have for a section."""
+    details = cell.details.get(label, {})
+    found = details.get("memory_bytes_per_load", {}) if isinstance(details, dict) else {}
+    return float(found.get("estimate", 0.0)) if isinstance(found, dict) else 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """What a reduction came to.
+
+    :param needed: pieces of sections that are needed, smallest first known
+    :param field_note: why no field is named, empty where one is
+    """
+
+    candidate: Candidate
+    needed: tuple[Atom, ...]
+    field_note: str
+    failed: int
+    tried: int
+
+
+class Reduction:
+    """The passes over one target."""
+
+    def __init__(self, target: Target, search: Search[Candidate]) -> None:
+        self._target = target
+        self._search = search
+        self._needed: tuple[Atom, ...] = ()
+        self._note = ""
+
+    def run(self) -> Result:
+        """All passes.
+
+        :raises NotReproduced: the cell does not fail any more
+        :raises HostError: no space
+        :raises Stopped: told to stop; what was tried is in the journal
+        """
+        search = self._search
+        search.confirm(self.start())
+        passes: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("guess", self._guess),
+            ("schedule", self._schedule),
+            ("sections", self._sections),
+            ("incoming", self._incoming),
+            ("memory", self._memory),
+            ("options", self._options),
+            ("fields", self._fields),
+        )
+        for name, run in passes:
+            search.stage = name
+            run()
+            search.check()
+        failed, tried = search.measure()
+        return Result(candidate=search.best, needed=self._needed, field_note=self._note, failed=failed, tried=tried)
+
+    # --- where it starts ---------------------------------------------------------------------------------------
+
+    def start(self) -> Candidate:
+        """The cell as the matrix had it."""
+        target, cell = self._target, self._target.cell
+        if target.kind == "leak":
+            return self._leak_start()
+        own = frozenset(cell.sections) & target.labels or target.hint
+        plan = plan_loads(Schedule(cell.schedule), cell.phases, cell.loads_asked)
+        mode = GuestMode(cell.guest_mode)
+        whole = target.resets or mode is GuestMode.RUNNING
+        return Candidate(
+            mode=mode,
+            incoming=plan.incoming,
+            steps=plan.checkpoints,
+            sections=target.labels if whole else own,
+            own=own,
+        )
+
+    def _leak_start(self) -> Candidate:
+        target = self._target
+        if not target.hint:
+            raise UsageError(f"{target.cell.id}: the sections that leak are not in its recording")
+        # one section at a time: the one that loses most
+        label = max(sorted(target.hint), key=lambda name: _heap_growth(target.cell, name))
+        return Candidate(
+            mode=GuestMode.PARKED,
+            incoming=target.phase,
+            steps=(Checkpoint(phase=target.phase),),
+            sections=frozenset({label}),
+            own=frozenset({label}),
+        )
+
+    # --- passes ------------------------------------------------------------------------------------------------
+
+    def _guess(self) -> None:
+        """Bold jumps, the smallest first; the first that fails saves most of the other passes."""
+        for candidate, what in self._guesses():
+            if self._search.improve(candidate, what):
+                return
+
+    def _guesses(self) -> Iterator[tuple[Candidate, str]]:
+        target, best = self._target, self._search.best
+        if best.mode is GuestMode.PARKED and target.kind == "leak":
+            bare = replace(best, start=self._least_start(best.own), dropped=self._boot_options())
+            yield replace(bare, ram=()), "this section alone, without memory"
+            yield bare, "this section alone"
+            return
+        if not target.hint or target.cell.verdict is Verdict.GUEST_FAULT:
+            return
+        small = replace(best, mode=GuestMode.PARKED, own=target.hint, sections=target.hint | self._base())
+        small = replace(small, incoming=target.phase)
+        bare = replace(small, start=self._least_start(target.hint), ram=(), dropped=self._boot_options())
+        for steps, said in self._step_guesses():
+            yield replace(bare, steps=steps), f"what was blamed alone, {said}, without memory"
+        for steps, said in self._step_guesses():
+            yield replace(small, steps=steps), f"what was blamed alone, {said}"
+
+    def _step_guesses(self) -> Iterator[tuple[tuple[Checkpoint, ...], str]]:
+        target = self._target
+        together = max(step.repeat for step in self._search.best.steps) > 1
+        if target.at_start:
+            yield (Checkpoint(phase=target.phase),), "in the incoming stream"
+            return
+        phase, load = target.phase, self._failing_load()
+        if not (target.resets and together):
+            yield (Checkpoint(phase=phase),), "once"
+        if together:
+            yield (Checkpoint(phase=phase, repeat=2),), "twice in one buffer"
+        if load > 1:
+            many = min(2 * load, MAX_REPEATS)
+            yield (
+                (Checkpoint(phase=phase, repeat=many if together else 1),) * (1 if together else many),
+                f"{many} times",
+            )
+
+    def _failing_load(self) -> int:
+        finding = self._target.cell.finding
+        load = finding.load if finding and finding.load else 1
+        return max(1, min(load, self._search.best.loads))
+
+    def _schedule(self) -> None:
+        """Fewest loads and phases; parked if it does."""
+        search = self._search
+        if self._target.kind == "leak":
+            return
+        if self._target.at_start:
+            # what comes behind the incoming stream is never loaded
+            search.improve(replace(search.best, steps=search.best.steps[:1]), "the incoming stream")
+        else:
+            self._shorten()
+        if search.best.mode is GuestMode.RUNNING and self._target.cell.verdict is not Verdict.GUEST_FAULT:
+            search.improve(replace(search.best, mode=GuestMode.PARKED), "parked")
+        best = search.best
+        if best.incoming != best.steps[0].phase:
+            search.improve(replace(best, incoming=best.steps[0].phase), "begun in the same phase")
+
+    def _shorten(self) -> None:
+        search = self._search
+        steps = self._up_to_failure(search.best.steps)
+        search.improve(replace(search.best, steps=steps), f"{len(steps)} checkpoints")
+        steps = search.best.steps
+        if len({step.phase for step in steps}) == 1 and len(steps) > 1:
+            fewest(len(steps), lambda n: self._with_steps(steps[:n], steps[0].phase))
+        elif len(steps) > 1:
+            self._last_steps(steps)
+        for number, step in enumerate(search.best.steps):
+            if step.repeat > 1:
+                fewest(step.repeat, lambda n, at=number: self._repeated(at, n))  # type: ignore[misc]
+
+    def _last_steps(self, steps: tuple[Checkpoint, ...]) -> None:
+        """The shortest end of a mixed schedule that does it, then whatever can go out of that."""
+        count = fewest(
+            len(steps), lambda n: self._with_steps(steps[-n:], steps[-n - 1].phase if n < len(steps) else None)
+        )
+        left = steps[-count:]
+        if len(left) > 1:
+            ddmin(left, lambda kept: bool(kept) and self._with_steps(kept, None))
+
+    def _up_to_failure(self, steps: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+        loads, load = 0, self._failing_load()
+        for number, step in enumerate(steps, start=1):
+            loads += step.repeat
+            if loads >= load:
+                return steps[:number]
+        return steps
+
+    def _with_steps(self, steps: tuple[Checkpoint, ...], incoming: str | None) -> bool:
+        best = self._search.best
+        candidate = replace(best, steps=steps, incoming=incoming or best.incoming)
+        return self._search.improve(candidate, f"{len(steps)} checkpoints")
+
+    def _repeated(self, at: int, count: int) -> bool:
+        steps = list(self._search.best.steps)
+        steps[at] = replace(steps[at], repeat=count)
+        return self._search.improve(replace(self._search.best, steps=tuple(steps)), f"{count} loads in one buffer")
+
+    def _sections(self) -> None:
+        """Which sections have to be in a checkpoint."""
+        if self._target.cell.verdict is Verdict.GUEST_FAULT or self._target.kind == "leak" or self._target.at_start:
+            return
+        best, base = self._search.best, self._base()
+        items = sorted(best.sections - base)
+        if len(items) > 1 or base < best.sections:
+            ddmin(items, self._with_sections)
+
+    def _with_sections(self, kept: tuple[str, ...]) -> bool:
+        labels, best = frozenset(kept), self._search.best
+        own = best.own & labels or labels
+        candidate = replace(best, sections=labels | self._base(), own=own)
+        return self._search.improve(candidate, f"{len(kept)} sections")
+
+    def _incoming(self) -> None:
+        """Which sections have to be in the incoming stream; a guest that runs needs them all."""
+        best = self._search.best
+        if best.mode is GuestMode.RUNNING:
+            return
+        if self._target.at_start:
+            self._reduce_start(self._target.labels if best.start is None else best.start)
+            kept = (self._search.best.start or self._target.labels) - self._target.cpu
+            self._search.improve(replace(self._search.best, sections=kept, own=kept), "no other section")
+            return
+        least = self._least_start(best.sections)
+        self._search.improve(replace(best, start=least - best.sections | self._fixed_start()), "nothing but the CPU")
+        if self._search.best.start is not None and self._search.best.start <= self._fixed_start():
+            return
+        if self._search.best.start is None and not self._search.improve(replace(best, start=least), "what is loaded"):
+            self._reduce_start(self._target.labels)
+
+    def _reduce_start(self, labels: Labels) -> None:
+        fixed = self._fixed_start()
+
+        def test(kept: tuple[str, ...]) -> bool:
+            candidate = replace(self._search.best, start=frozenset(kept) | fixed)
+            return self._search.improve(candidate, f"{len(kept)} sections before the first load")
+
+        ddmin(sorted(labels - fixed), test)
+
+    def _memory(self) -> None:
+        """No RAM at all, else the blocks, then ever smaller ranges."""
+        search, best = self._search, self._search.best
+        if self._target.cell.verdict is Verdict.GUEST_FAULT:
+            return  # a guest without its memory faults anyway
+        if best.ram == () or search.improve(replace(best, ram=()), "without memory") or best.mode is GuestMode.RUNNING:
+            return
+        ranges = all_pages(self._target.buffers.pack)
+        while True:
+            kept = ddmin(ranges, self._with_pages)
+            ranges = halves(kept)
+            if ranges == kept or len(ranges) > _MAX_RAM_RANGES:
+                return
+
+    def _with_pages(self, kept: tuple[Pages, ...]) -> bool:
+        count = sum(part.stop - part.first for part in kept)
+        return self._search.improve(replace(self._search.best, ram=tuple(kept)), f"{count} pages")
+
+    def _options(self) -> None:
+        """Options of the machine that are not needed: those that boot a guest first, then each other one."""
+        search, best = self._search, self._search.best
+        if best.mode is GuestMode.RUNNING:
+            return
+        search.improve(replace(best, dropped=best.dropped | self._boot_options()), "without a kernel")
+        options = self._target.buffers.machine.options
+        # what defines the machine stays, though its default would do
+        left = {n for n, o in enumerate(options) if n not in search.best.dropped and o.name not in ("m", "smp")}
+        groups = [group & left for group in connected(options) if group & left]
+        kept = self._without(groups, "devices")
+        self._without([frozenset({n}) for n in sorted(frozenset().union(*kept))], "options")
+
+    def _without(self, groups: list[frozenset[int]], what: str) -> tuple[frozenset[int], ...]:
+        search = self._search
+        fixed, everything = search.best.dropped, frozenset().union(*groups)
+
+        def test(kept: tuple[frozenset[int], ...]) -> bool:
+            dropped = fixed | (everything - frozenset().union(*kept))
+            return search.improve(replace(search.best, dropped=dropped), f"{len(kept)} more {what}")
+
+        return ddmin(groups, test)
+
+    def _fields(self) -> None:
+        """Which fields of the sections matter, against a state with which nothing fails."""
+        best = self._search.best
+        labels = sorted(best.sections - self._base())
+        if self._target.cell.verdict is Verdict.GUEST_FAULT or not labels:
+            return
+        phase = best.steps[-1].phase
+        for donor in self._donors(phase, labels):
+            atoms = self._atoms(phase, labels, donor)
+            if not atoms:
+                continue
+            search, healthy = self._search, self._search.best.healthy | frozenset(atoms)
+            if search.fails(replace(search.best, healthy=healthy), f"all fields as in {donor.name}"):
+                self._note = f"it fails with the state of {donor.name} too"
+                continue
+            self._note = ""
+            self._narrow(phase, atoms)
+            return
+
+    def _donors(self, phase: str, labels: list[str]) -> Iterator[Donor]:
+        recorded = recorded_donors(self._target.buffers.pack, phase, labels)
+        # the nearest first: what differs without need only costs tries
+        yield from sorted(recorded, key=lambda donor: len(self._atoms(phase, labels, donor)))
+        machine = Reduced(self._target.buffers, self._search.best).machine
+        try:
+            yield never_run(self._target.binary, machine)
+        except (QemuError, HarnessError, StreamError) as error:
+            self._note = f"no healthy state to compare with: {error}"
+
+    def _atoms(self, phase: str, labels: list[str], donor: Donor) -> list[Atom]:
+        recording = self._target.buffers.pack.recordings[phase]
+        found: list[Atom] = []
+        for section in recording.sections:
+            label, desc = label_of(section), recording.vmdesc.device(section.idstr, section.instance_id)
+            other = donor.state.get(label)
+            if label not in labels or desc is None or other is None:
+                continue
+            found += differences(label, section.payload, decode(section.payload, desc), other.payload, other.fields)
+        return found
+
+    def _narrow(self, phase: str, atoms: list[Atom]) -> None:
+        """Fields, then bytes of buffers, then bits."""
+        reduced = Reduced(self._target.buffers, self._search.best)
+
+        def payload(atom: Atom) -> bytes:
+            return reduced.payload(phase, atom.section)
+
+        kept = self._healthier(tuple(atoms), "fields")
+        kept = self._healthier(tuple(p for atom in kept for p in split_bytes(atom, payload(atom))), "bytes")
+        self._needed = self._healthier(tuple(p for atom in kept for p in split_bits(atom, payload(atom))), "bits")
+
+    def _healthier(self, atoms: tuple[Atom, ...], what: str) -> tuple[Atom, ...]:
+        fixed = self._search.best.healthy
+
+        def test(kept: tuple[Atom, ...]) -> bool:
+            # kept pieces stay as they were; nothing kept is known not to fail
+            if not kept:
+                return False
+            left = frozenset(kept)
+            healthy = fixed | frozenset(atom for atom in atoms if atom not in left)
+            return self._search.improve(replace(self._search.best, healthy=healthy), f"{len(kept)} {what}")
+
+        return ddmin(atoms, test)
+
+    # --- what is always there ----------------------------------------------------------------------------------
+
+    def _base(self) -> Labels:
+        """Sections that stand in every checkpoint: a build that resets would start the CPU anew."""
+        return self._target.cpu if self._target.resets else frozenset()
+
+    def _fixed_start(self) -> Labels:
+        """Sections that stand in every incoming stream: the parked CPU, and what a leak is measured against."""
+        target = self._target
+        if target.kind == "leak":
+            return target.cpu | ({CONTROL} & target.labels) | self._search.best.own
+        return target.cpu
+
+    def _least_start(self, labels: Labels) -> Labels:
+        return labels | self._target.cpu | self._fixed_start()
+
+    def _boot_options(self) -> frozenset[int]:
+        options = self._target.buffers.machine.options
+        return frozenset(n for n, o in enumerate(options) if o.name in _BOOT or o.first == _DEBUG_PORT)

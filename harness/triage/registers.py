@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Names of registers inside of sections, out of ``registers.yaml``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.stream.vmdesc import field_value
+from harness.triage.fields import Atom, bit_of, is_number
+from harness.yamlfile import load_model
+
+_FILE = Path(__file__).with_name("registers.yaml")
+_CAP_POINTER, _CAP_FIRST, _HEADER_BYTES = 0x34, 0x40, 256
+_MAX_CAPABILITIES = 48
+
+
+class Register(BaseModel):
+    """One register.
+
+    :param offset: bytes from the start of the field, or of the capability; 0 in a field that is a number
+    :param width: bytes
+    :param bits: the least bit of a group to its name, e.g. ``"0": enabled``
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    offset: int = 0
+    width: int = 1
+    bits: dict[str, str] = {}
+
+
+class Group(BaseModel):
+    """Registers of some sections.
+
+    :param sections: pattern of labels, ``*`` and ``?``
+    :param field: regular expression of paths of fields
+    :param capability: number of the PCI capability that ``offset`` counts from
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sections: str
+    field: str
+    source: str
+    registers: list[Register]
+    capability: int | None = None
+
+
+class RegisterFile(BaseModel):
+    """``registers.yaml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    groups: list[Group]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A register that a piece of a payload lies in.
+
+    :param bit: the piece's least bit within the register, None when it is not a single bit
+    :param bit_name: what that bit is called
+    """
+
+    name: str
+    bit: int | None
+    bit_name: str | None
+
+    @property
+    def title(self) -> str:
+        """``RCBA enabled``, or ``RCBA``."""
+        return f"{self.name} {self.bit_name}" if self.bit_name else self.name
+
+
+@cache
+def load_registers(path: Path = _FILE) -> RegisterFile:
+    """Read the names.
+
+    :raises ConfigError: the file is wrong
+    """
+    return load_model(path, RegisterFile)
+
+
+def register_of(atom: Atom, payload: bytes, known: RegisterFile | None = None) -> Named | None:
+    """The register that a piece lies in, None when nobody named it.
+
+    :param payload: of the failing section
+    """
+    for group in (known or load_registers()).groups:
+        if not fnmatchcase(atom.section, group.sections) or not re.fullmatch(group.field, atom.path):
+            continue
+        for base in _bases(group, payload[atom.field_offset : atom.field_offset + _HEADER_BYTES]):
+            for register in group.registers:
+                start = atom.field_offset + base + register.offset
+                if start <= atom.offset and atom.offset + atom.size <= start + register.width:
+                    return _named(atom, register, start)
+    return None
+
+
+def _bases(group: Group, config: bytes) -> Iterator[int]:
+    """Where offsets count from: 0, or each capability of that number in a PCI config space."""
+    if group.capability is None:
+        yield 0
+        return
+    at = config[_CAP_POINTER] & ~3 if len(config) > _CAP_POINTER else 0
+    for _ in range(_MAX_CAPABILITIES):
+        if at < _CAP_FIRST or at + 1 >= len(config):
+            return
+        if config[at] == group.capability:
+            yield at
+        at = config[at + 1] & ~3
+
+
+def _named(atom: Atom, register: Register, start: int) -> Named:
+    bit = bit_of(atom)
+    if bit is None:
+        return Named(name=register.name, bit=None, bit_name=None)
+    number = number_of_bit(atom, start, register.width)
+    return Named(name=register.name, bit=number, bit_name=register.bits.get(str(number)))
+
+
+def number_of_bit(atom: Atom, start: int, width: int) -> int:
+    """The bit's number in a register: config space is little-endian, a number of the vmdesc is not."""
+    at, bit = atom.offset - start, bit_of(atom) or 0
+    little = not _big_endian(atom, width)
+    return 8 * (at if little else width - 1 - at) + bit
+
+
+def _big_endian(atom: Atom, width: int) -> bool:
+    return not atom.kind.startswith("le") and isinstance(field_value(atom.kind, bytes(width)), int)
+
+
+def phrase(atom: Atom, payload: bytes, named: Named | None) -> str:
+    """``RCBA enabled (rcba bit 0 = 1)``, or the field's path where no register is known."""
+    ours = payload[atom.offset : atom.offset + atom.size]
+    bit = bit_of(atom)
+    if atom.healthy is None:
+        return f"subsection {atom.path}"
+    if named is not None:
+        what = named.name.lower()
+        if named.bit is not None and bit is not None:
+            return f"{named.title} ({what} bit {named.bit} = {ours[0] >> bit & 1})"
+        return f"{named.name} ({what} {_value(atom, ours)})"
+    if bit is not None:
+        return f"{_place(atom)} = {ours[0] >> bit & 1}"
+    place = atom.path if is_number(atom) or atom.offset == atom.field_offset else _place(atom)
+    return f"{place} {_value(atom, ours)}"
+
+
+def _place(atom: Atom) -> str:
+    bit = bit_of(atom)
+    width = _width(atom.kind)
+    if width and bit is not None:
+        return f"{atom.path} bit {number_of_bit(atom, atom.field_offset, width)}"
+    at = f"{atom.path} byte 0x{atom.offset - atom.field_offset:x}"
+    return at if bit is None else f"{at} bit {bit}"
+
+
+def _width(kind: str) -> int:
+    """Bytes of a number's type; 0 for what is none."""
+    match = re.fullmatch(r"(?:u?int|le)(8|16|32|64)(?: .*)?", kind)
+    return int(match[1]) // 8 if match else 0
+
+
+def _value(atom: Atom, ours: bytes) -> str:
+    value = field_value(atom.kind, ours) if atom.size > 1 or is_number(atom) else ours[0]
+    if isinstance(value, int):
+        return f"= {value:#x}" if abs(value) > 9 else f"= {value}"
+    return f"= {value[:16]}{'...' if len(value) > 16 else ''} (hex)"

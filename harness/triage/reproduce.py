@@ -1,0 +1,1018 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Has a QEMU build the failure that this folder holds? Needs Python 3.8 or newer and nothing else.
+
+This program plays the primary of a COLO pair: it starts QEMU as a secondary, brings it a recorded machine, loads the
+recorded device state into it as a checkpoint does, and looks at what becomes of it.
+
+The answer is one line, and the exit code:
+
+  0    reproduced
+  1    not reproduced, or failed in another way (the line says which)
+  125  could not be tried: no such machine, built without COLO, does not start, does not take the recorded machine
+  2    this program was used wrongly
+
+``git bisect run`` takes 0 for the old state and 1 for the new one: to find what mended it, that is right as it is; to
+find what broke it, use --invert.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gzip
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+SCHEMA = "postload.case/1"
+REPRODUCED, NOT_REPRODUCED, USAGE, UNTRIED = 0, 1, 2, 125
+
+START_TIMEOUT_S = 30.0
+QMP_TIMEOUT_S = 20.0
+#: A QEMU that aborts closes its sockets before it is gone.
+DEATH_GRACE_S = 5.0
+#: A secondary whose load failed says so by an event and does not hang up.
+SLICE_S = 0.25
+#: A failure that comes now and then is tried until it would have come with this probability.
+CONFIDENCE = 0.99
+MAX_ATTEMPTS = 50
+SOCKET_PATH_BYTES = 107
+#: Folders of runs that were killed are told by the process id in their name.
+SCRATCH = "reproduce-"
+#: Bytes a load; less than half of the smallest allocation is noise.
+MIN_LEAK_BYTES = 8.0
+
+#: Commands of a migration stream that make a secondary of a QEMU (``enum qemu_vm_cmd`` in ``migration/savevm.c``).
+ENABLE_COLO, OPEN_RETURN_PATH = 8, 1
+DIALECTS = (
+    (ENABLE_COLO, "command ENABLE_COLO"),
+    (OPEN_RETURN_PATH, "command OPEN_RETURN_PATH and capability return-path"),
+)
+#: ``COLOMessage`` in ``qapi/migration.json``; each is a big-endian u32 on the wire.
+READY, REQUEST, REPLY, SEND, SIZE, RECEIVED, LOADED = range(7)
+RETURN_PATH_SHUT = 1
+_U32 = struct.Struct(">I")
+
+GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
+#: One arena that only grows, and nothing cached: what is not freed is seen, what is freed is used again.
+MALLOC_ENV = {
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:"
+    "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000",
+    "G_SLICE": "always-malloc",
+}
+
+_ASSERTIONS = (
+    re.compile(r":\d+: (?P<function>[^\n]+?): Assertion [`'](?P<what>.*)' failed"),
+    re.compile(r"ERROR:[^\s:]+:\d+:(?P<function>[^\s:]+): (?P<what>[^\n]+)"),
+    re.compile(r"(?P<function>[\w.]+): (?P<what>code should not be reached)"),
+)
+_SANITIZER = re.compile(r"(ERROR|SUMMARY): \w+Sanitizer|runtime error:")
+#: What a failed load prints, most telling first.
+_LOAD_ERRORS = tuple(
+    re.compile(text)
+    for text in (
+        r"error while loading state for instance",
+        r"Features 0x[0-9a-f]+ unsupported",
+        r"unsupported version \d+ for",
+        r"Unknown savevm section",
+        r"Missing section footer",
+        r"Failed to load",
+        r"(?i)load.*(fail|error)|(fail|error).*load",
+    )
+)
+_NAMED = re.compile(
+    r"(?:of device|unsupported version \d+ for|Unknown savevm section or instance) '([^']+)'|footer for (\S+)"
+)
+_NO_MACHINE = re.compile(r"unsupported machine type|machine type .*not (found|supported)", re.IGNORECASE)
+
+
+class Untried(Exception):
+    """The build cannot be asked; the text says why."""
+
+
+class Refused(Exception):
+    """A QMP command failed; the text is QEMU's."""
+
+
+class Broken(Exception):
+    """QEMU did not answer as it should.
+
+    ``kind`` is ``closed`` (it hung up or is gone), ``late`` (no answer in time), ``refused`` (it left COLO and stays)
+    or ``unexpected`` (another answer).
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class Seen:
+    """What became of one session: a verdict, a sentence, and all that QEMU printed."""
+
+    def __init__(self, verdict: str, text: str, log: str, signal_name: str = "", at_start: bool = False) -> None:
+        self.verdict = verdict
+        self.text = text
+        self.log = log
+        self.signal_name = signal_name
+        self.at_start = at_start
+
+
+class Case:
+    """``case.json`` and the files that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.json: dict[str, Any] = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SystemExit(usage(f"{folder / 'case.json'}: {error}")) from error
+        if self.json.get("schema") != SCHEMA:
+            raise SystemExit(usage(f"{folder / 'case.json'}: schema {self.json.get('schema')!r}, expected {SCHEMA!r}"))
+        self.expect: dict[str, Any] = self.json["expect"]
+        self.kind: str = self.json["kind"]
+        self.running = self.json.get("guest_mode") == "running"
+        #: section and name of subsections that are left out
+        self.dropped: set[tuple[str, str]] = set()
+
+    def subsections(self, section: str) -> list[str]:
+        """Names of the subsections of a section, each once."""
+        found = [entry["name"] for entry in self.json.get("subsections", []) if entry["section"] == section]
+        return sorted(set(found), key=found.index)
+
+    def read(self, name: str | None) -> bytes:
+        """A file of the case, without the subsections that are left out; one that ends in .gz is unpacked."""
+        if not name:
+            return b""
+        try:
+            data = (self.folder / name).read_bytes()
+            data = gzip.decompress(data) if name.endswith(".gz") else data
+        except OSError as error:
+            raise SystemExit(usage(f"{self.folder / name}: {error}")) from error
+        entries = [
+            (entry["offset"], entry["size"])
+            for entry in self.json.get("subsections", [])
+            if entry["file"] == name and (entry["section"], entry["name"]) in self.dropped
+        ]
+        for offset, size in sorted(entries, reverse=True):
+            data = data[:offset] + data[offset + size :]
+        return data
+
+
+def usage(text: str) -> int:
+    """Say it, and give the exit code."""
+    print(f"reproduce.py: {text}", file=sys.stderr)
+    return USAGE
+
+
+# -- QEMU ------------------------------------------------------------------------------------------------------------
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """To be run in the child: SIGKILL when its parent dies (``prctl(2)``)."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def guard() -> None:
+        prctl(1, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(UNTRIED)
+
+    return guard
+
+
+class Qemu:
+    """One QEMU with a QMP session over a socket pair and a folder of its own; ``close`` ends both."""
+
+    def __init__(self, argv: Sequence[str], folder: Path, env: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        self.argv = [
+            *argv,
+            *("-chardev", f"socket,id=reproduce-qmp,fd={theirs.fileno()}"),
+            *("-mon", "chardev=reproduce-qmp,mode=control"),
+        ]
+        self.folder = folder
+        self.events: list[dict[str, Any]] = []
+        self.version = ""
+        self._sock, self._data = ours, b""
+        ours.setblocking(False)
+        try:
+            with (folder / "log").open("wb") as log:
+                self.process = subprocess.Popen(
+                    self.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[theirs.fileno()],
+                    env=dict(os.environ, **env),
+                    start_new_session=True,
+                    preexec_fn=die_with(os.getpid()),
+                )
+        except OSError as error:
+            ours.close()
+            raise Untried(f"{argv[0]} cannot be started: {error.strerror or error}") from error
+        finally:
+            theirs.close()
+
+    def greet(self) -> None:
+        """Wait until it talks; raises Untried with what it printed when it does not."""
+        try:
+            version = self._answer(time.monotonic() + START_TIMEOUT_S, "its greeting")["QMP"]["version"]
+            numbers = version["qemu"]
+            package = f" ({version['package']})" if version.get("package") else ""
+            self.version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{package}"
+            self.qmp("qmp_capabilities")
+        except (Broken, Refused, KeyError) as error:
+            self.ended(1.0)
+            raise Untried(f"QEMU does not start: {self.log() or error}") from error
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command; raises Refused or Broken."""
+        end = time.monotonic() + QMP_TIMEOUT_S
+        line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        send_all(self._sock, [line], end)
+        while True:
+            answer = self._answer(end, f"{command} over QMP")
+            if "error" in answer:
+                raise Refused(answer["error"].get("desc", "no reason given"))
+            if "return" in answer:
+                return answer["return"]
+
+    def pump(self) -> None:
+        """Take in the events that are there."""
+        try:
+            while select.select([self._sock], [], [], 0)[0]:
+                data = self._sock.recv(65536)
+                if not data:
+                    return
+                self._data += data
+        except OSError:
+            pass
+        while b"\n" in self._data:
+            self._take()
+
+    def _answer(self, end: float, what: str) -> dict[str, Any]:
+        while True:
+            while b"\n" not in self._data:
+                self._data += receive_some(self._sock, end, what)
+            message = self._take()
+            if message is not None:
+                return message
+
+    def _take(self) -> dict[str, Any] | None:
+        line, _, self._data = self._data.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        if "event" in message:
+            self.events.append(message)
+            return None
+        return message
+
+    def ended(self, within_s: float = 0.0) -> int | None:
+        """Its return code, the signal's number negative; None while it lives."""
+        try:
+            code = self.process.wait(within_s) if within_s else self.process.poll()
+        except subprocess.TimeoutExpired:
+            return None
+        # a shell around QEMU tells of a signal in this way
+        return 128 - code if code is not None and 128 < code < 160 else code
+
+    def log(self) -> str:
+        """What it printed, the last 256 KiB."""
+        try:
+            data = (self.folder / "log").read_bytes()[-262144:]
+        except OSError:
+            return ""
+        return data.decode("utf-8", "replace").strip()
+
+    def close(self) -> None:
+        """End it, and whatever a script around it started."""
+        if self.process.poll() is None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except OSError:
+                self.process.kill()
+            self.process.wait()
+        self._sock.close()
+
+
+def send_all(
+    sock: socket.socket, buffers: Sequence[bytes], end: float, watch: Callable[[], None] = lambda: None
+) -> None:
+    """Send on a socket that does not block; raises Broken."""
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            if not select.select([], [sock], [], max(0.0, min(SLICE_S, end - time.monotonic())))[1]:
+                watch()
+                if time.monotonic() > end:
+                    raise Broken("late", "QEMU takes no more data")
+                continue
+            try:
+                view = view[sock.send(view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Broken("closed", f"QEMU hung up ({error.strerror})") from error
+
+
+def receive_some(
+    sock: socket.socket, end: float, what: str, count: int = 65536, watch: Callable[[], None] = lambda: None
+) -> bytes:
+    """At least one byte; raises Broken."""
+    while True:
+        if select.select([sock], [], [], max(0.0, min(SLICE_S, end - time.monotonic())))[0]:
+            try:
+                data = sock.recv(count)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Broken("closed", f"QEMU hung up ({error.strerror})") from error
+            if not data:
+                raise Broken("closed", "QEMU hung up")
+            return data
+        watch()
+        if time.monotonic() > end:
+            raise Broken("late", f"no answer to {what} in time")
+
+
+# -- the primary of COLO ---------------------------------------------------------------------------------------------
+
+
+class Primary:
+    """Speaks to the secondary (``colo_incoming_process_checkpoint`` in ``migration/colo.c``)."""
+
+    def __init__(self, qemu: Qemu, timeout_s: float) -> None:
+        self._qemu = qemu
+        self._timeout_s = timeout_s
+        self._sock = socket.socket(socket.AF_UNIX)
+        self.loads = 0
+        # the address of a unix socket has room for 107 bytes; a folder in /proc has a short name
+        self._folder = os.open(str(qemu.folder), os.O_RDONLY | os.O_DIRECTORY)
+        address = str(qemu.folder / "incoming")
+        if len(os.fsencode(address)) > SOCKET_PATH_BYTES:
+            address = f"/proc/{os.getpid()}/fd/{self._folder}/incoming"
+        try:
+            qemu.qmp("migrate-incoming", uri=f"unix:{address}")
+        except Refused as error:
+            raise Untried(f"migrate-incoming: {error}") from error
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._sock.connect(address)
+                break
+            except OSError as error:
+                # new builds answer the command before they listen
+                if qemu.ended() is not None or time.monotonic() > end:
+                    raise Broken("closed", f"QEMU does not listen for its incoming stream: {error}") from error
+                time.sleep(0.005)
+        self._sock.setblocking(False)
+
+    def start(self, head: bytes, body: bytes, command: int) -> None:
+        """The recorded machine, with the command that makes a secondary behind its head."""
+        self._send(head, struct.pack(">BHH", 8, command, 0), body)
+        first = self._receive("the incoming stream", 4)
+        if command == OPEN_RETURN_PATH:
+            kind, length = struct.unpack(">HH", first)
+            if kind != RETURN_PATH_SHUT:
+                raise Broken("unexpected", f"return-path message {kind} instead of SHUT")
+            self._receive("the incoming stream", length)
+            first = self._receive("the incoming stream", 4)
+        self._expect(first, READY, "the incoming stream")
+
+    def checkpoint(self, devices: bytes, ram: bytes = b"") -> None:
+        """Load: FULL sections without their EOF, and RAM sections or nothing."""
+        self._send(_U32.pack(REQUEST))
+        self._expect(self._receive("the request for a checkpoint", 4), REPLY, "the request for a checkpoint")
+        self._send(_U32.pack(SEND), ram, b"\0", struct.pack(">IQ", SIZE, len(devices) + 1), devices, b"\0")
+        self._expect(self._receive("the device state", 4), RECEIVED, "the device state")
+        self._expect(self._receive("the load", 4), LOADED, "the load")
+        self.loads += 1
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+        os.close(self._folder)
+
+    def _send(self, *buffers: bytes) -> None:
+        send_all(self._sock, buffers, time.monotonic() + self._timeout_s, self._watch)
+
+    def _receive(self, what: str, count: int) -> bytes:
+        data, end = b"", time.monotonic() + self._timeout_s
+        while len(data) < count:
+            data += receive_some(self._sock, end, what, count - len(data), self._watch)
+        return data
+
+    def _expect(self, answer: bytes, wanted: int, what: str) -> None:
+        (value,) = _U32.unpack(answer)
+        if value != wanted:
+            raise Broken("unexpected", f"answer 0x{value:x} to {what}, expected {wanted}")
+
+    def _watch(self) -> None:
+        self._qemu.pump()
+        for event in self._qemu.events:
+            if event["event"] == "COLO_EXIT":
+                raise Broken("refused", f"QEMU left COLO ({event.get('data', {}).get('reason', 'no reason given')})")
+
+
+if TYPE_CHECKING:  # Python 3.8 cannot subscript it at run time
+    Play = Callable[[Primary, Qemu], "Seen | None"]
+
+
+# -- one session -----------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """Everything that is tried on one build."""
+
+    def __init__(self, case: Case, options: argparse.Namespace) -> None:
+        self.case = case
+        self.options = options
+        self.about = options.qemu
+        self.resets = False
+        #: The last attempt: when nothing failed, the build is asked why.
+        self.is_last = True
+        self._dialects = list(DIALECTS)
+        self._adapting = ""
+        self._kept: set[tuple[str, str]] = set()
+        self._left: list[list[str]] = []
+        self._machines = [options.machine] if options.machine else [case.json["machine"], case.json["family"]]
+
+    def say(self, text: str) -> None:
+        """With -v only."""
+        if self.options.verbose:
+            print(text, file=sys.stderr, flush=True)
+
+    def run(self, play: Play) -> Seen:
+        """Start QEMU as a secondary, let ``play`` load, and see what becomes of it. Raises Untried."""
+        seen = self._in_any_dialect(play)
+        while self._adapt(seen):
+            seen = self._in_any_dialect(play)
+        if differs(self.case, seen) is None and (not seen.at_start or not self.case.json["loads"]):
+            return seen
+        if seen.at_start:
+            raise Untried(f"{self.about}: it does not take the recorded machine: {seen.text}")
+        if self._fell_back and seen.verdict == "reject":
+            raise Untried(
+                f"{self.about}: it has no {self.case.json['machine']}, and does not take its state: {seen.text}"
+            )
+        if self.case.dropped and seen.verdict == "ok":
+            raise Untried(f"{self.about}: it does not fail, but it does not take the whole state either")
+        return seen
+
+    def _in_any_dialect(self, play: Play) -> Seen:
+        """The first dialect that gets as far as a checkpoint is kept for the rest."""
+        failed = []
+        for dialect in list(self._dialects):
+            seen = self._in_dialect(dialect, play)
+            if not seen.at_start:
+                self._dialects = [dialect]
+                return seen
+            failed.append(seen)
+            self.say(f"with {dialect[1]}: {seen.text}\n{seen.log}")
+        told = next((seen for seen in failed if named(seen.log)), failed[-1])
+        text = told.text if named(told.log) else "; ".join(seen.text for seen in failed)
+        return Seen(told.verdict, text, told.log, told.signal_name, at_start=True)
+
+    @property
+    def _fell_back(self) -> bool:
+        return self._machines[0] != self.case.json["machine"] and not self.options.machine
+
+    def _adapt(self, seen: Seen) -> bool:
+        """Leave out subsections that an older machine type does not know; True when there is something to try."""
+        section = named(seen.log)
+        if not self._fell_back or seen.verdict != "reject" or section is None or differs(self.case, seen) is None:
+            return False
+        if section != self._adapting:
+            names = self.case.subsections(section)
+            self._adapting, self._kept = section, set(self.case.dropped)
+            self._left = [[name] for name in names] + ([names] if len(names) > 1 else [])
+        if not self._left:
+            return False
+        names = self._left.pop(0)
+        self.case.dropped = self._kept | {(section, name) for name in names}
+        self.say(f"{section} is not taken; without {', '.join(names)}:")
+        return True
+
+    def _in_dialect(self, dialect: tuple[int, str], play: Play) -> Seen:
+        folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+        try:
+            qemu, machine = self._start(folder)
+            try:
+                self._capabilities(qemu, dialect[0])
+                return self._session(qemu, machine, dialect[0], play)
+            except Refused as error:
+                return Seen("reject", str(error), qemu.log(), at_start=True)
+            finally:
+                qemu.close()
+        finally:
+            shutil.rmtree(str(folder), ignore_errors=True)
+
+    def _start(self, folder: Path) -> tuple[Qemu, str]:
+        """QEMU with the first machine type that it has, and that type's full name."""
+        for name, size in self.case.json.get("scratch", {}).items():
+            with (folder / Path(name).name).open("wb") as file:
+                file.truncate(size)
+        env = MALLOC_ENV if self.case.kind == "leak" else {}
+        while True:
+            qemu = Qemu(self._argv(self._machines[0], folder), folder, env)
+            self.say(f"$ {' '.join(qemu.argv)}")
+            try:
+                qemu.greet()
+                machine = str(qemu.qmp("qom-get", path="/machine", property="type"))
+            except (Untried, Refused, Broken) as error:
+                qemu.close()
+                if _NO_MACHINE.search(str(error)) and len(self._machines) > 1:
+                    self.say(f"no machine {self._machines.pop(0)}, trying {self._machines[0]}")
+                    continue
+                raise Untried(str(error)) from error
+            machine = machine[: -len("-machine")] if machine.endswith("-machine") else machine
+            self.about = f"QEMU {qemu.version}, machine {machine}"
+            return qemu, machine
+
+    def _argv(self, machine: str, folder: Path) -> list[str]:
+        document = dict(self.case.json, machine=machine, accel=self.options.accel or self.case.json["accel"])
+        return command_line(document, self.options.qemu, str(folder), str(self.case.folder)) + list(self.options.extra)
+
+    def _capabilities(self, qemu: Qemu, command: int) -> None:
+        names = ["return-path", "x-colo"] if command == OPEN_RETURN_PATH else ["x-colo"]
+        try:
+            known = {entry["capability"] for entry in qemu.qmp("query-migrate-capabilities")}
+        except Broken as error:
+            raise Untried(f"{self.about}: {error}") from error
+        if "x-colo" not in known:
+            raise Untried(f"{self.about}: no capability x-colo, it was built without COLO (replication) support")
+        qemu.qmp("migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in names])
+
+    def _session(self, qemu: Qemu, machine: str, command: int, play: Play) -> Seen:
+        timeout_s = self.options.timeout
+        incoming = self.case.json["incoming"]
+        head = renamed(self.case.read(incoming["head"]), machine)
+        primary: Primary | None = None
+        where = "in the incoming stream"
+        started = False
+        try:
+            primary = Primary(qemu, timeout_s)
+            primary.start(head, self.case.read(incoming["body"]), command)
+            started, qemu.events = True, []
+            told = play(primary, qemu)
+            where = f"after {counted(primary.loads, 'checkpoint')}"
+            qemu.qmp("query-status")
+            seen = told or self._alive(qemu, where)
+            if self.is_last and self.case.kind == "load" and seen.verdict == "ok":
+                self.resets = self._forgets(primary, qemu)
+            return seen
+        except Broken as error:
+            if primary is not None and started and not where.startswith("after"):
+                where = f"checkpoint {primary.loads + 1}"
+            seen = self._after(qemu, error, where)
+            seen.at_start = not started
+            return seen
+        finally:
+            if primary is not None:
+                primary.close()
+
+    def _forgets(self, primary: Primary, qemu: Qemu) -> bool:
+        """Whether a checkpoint with nothing in it changes the sections of the case: the machine was reset."""
+        try:
+            before = saved(qemu)
+            primary.checkpoint(b"")
+            after = saved(qemu)
+        except (Broken, Untried):
+            return False
+        return any(payload(before, label) != payload(after, label) for label in self.case.json["sections"])
+
+    def _alive(self, qemu: Qemu, where: str) -> Seen:
+        log = qemu.log()
+        ends = [event["event"] for event in qemu.events if event["event"] in GUEST_ENDS and not by_load(event)]
+        if ends and self.case.expect.get("verdict") == "guest-fault":
+            return Seen("guest-fault", f"{where}: the guest ended: {', '.join(ends)}", log)
+        report = next((line for line in log.splitlines() if _SANITIZER.search(line)), None)
+        if report is not None:
+            return Seen("crash", f"{where}: {without_program(report)}", log)
+        return Seen("ok", f"all acknowledged, {where}", log)
+
+    def _after(self, qemu: Qemu, broken: Broken, where: str) -> Seen:
+        """What a session that broke comes to."""
+        code = qemu.ended(DEATH_GRACE_S if broken.kind in ("closed", "unexpected") else 0.0)
+        log = qemu.log()
+        line = crash_line(log)
+        if code is None:
+            if broken.kind == "late":
+                return Seen("hang", f"{where}: {broken}", log)
+            return Seen("reject", f"{where}: {error_line(log) or broken}", log)
+        name = signal_name(code)
+        if name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") and line is None:
+            raise Untried(f"{self.about}: QEMU was killed from outside by {name}")
+        if name or line:
+            how = name or f"exit status {code}"
+            return Seen("crash", f"{where}: {how}: {line or 'QEMU printed no reason'}", log, name)
+        if code == 0:
+            return Seen("guest-fault", f"{where}: QEMU ended with status 0: the guest shut down", log)
+        return Seen("reject", f"{where}: exit status {code}: {error_line(log) or 'QEMU printed no reason'}", log)
+
+
+def command_line(case: dict[str, Any], qemu: str, workdir: str, folder: str) -> list[str]:
+    """The machine of a case as a secondary that waits; ``workdir`` is for scratch files, ``folder`` is the case's."""
+    argv = [qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-S", "-display", "none"]
+    argv += ["-machine", case["machine"], "-accel", case["accel"]]
+    for option in case["options"]:
+        argv += option_argv(option, {"{workdir}": workdir, "{case}": folder})
+    # the recorded machine has one serial port, and a debug port of its firmware; nobody listens to them here
+    return [*argv, "-chardev", "null,id=firmware", "-serial", "null", "-incoming", "defer"]
+
+
+def option_argv(option: dict[str, Any], filled: dict[str, str]) -> list[str]:
+    """One option as arguments; in most of them a comma inside of a value is doubled."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        told = str(value)
+        for name, path in filled.items():
+            told = told.replace(name, path)
+        return told
+
+    name, first, props = option["name"], option.get("first"), option.get("props") or {}
+    if first is not None and name in ("append", "kernel", "initrd", "incoming"):
+        return [f"-{name}", text(first)]
+    parts = [] if first is None else [text(first).replace(",", ",,")]
+    parts += [f"{key}={text(value).replace(',', ',,')}" for key, value in props.items()]
+    return [f"-{name}", ",".join(parts)] if parts else [f"-{name}"]
+
+
+def renamed(head: bytes, machine: str) -> bytes:
+    """The head of a stream (magic, version, u8 7, u32 n, name, subsections) for another machine type."""
+    if len(head) < 13 or head[8] != 7:
+        return head
+    (length,) = _U32.unpack(head[9:13])
+    name = machine.encode()
+    return head[:9] + _U32.pack(len(name)) + name + head[13 + length :]
+
+
+def by_load(event: dict[str, Any]) -> bool:
+    """A reset that belongs to a load, and is not the guest's."""
+    return bool(event.get("data", {}).get("reason") == "snapshot-load")
+
+
+def counted(number: int, what: str) -> str:
+    """1 load, 2 loads."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def signal_name(code: int) -> str:
+    """Of a negative return code; empty for any other."""
+    if code >= 0:
+        return ""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+# -- the same failure? -----------------------------------------------------------------------------------------------
+
+
+def without_program(line: str) -> str:
+    """Without the program's name in front."""
+    return re.sub(r"^\S*qemu\S*: ", "", line.strip())
+
+
+def crash_line(log: str) -> str | None:
+    """The line of an assertion or of a sanitizer."""
+    for line in log.splitlines():
+        if _SANITIZER.search(line) or any(pattern.search(line) for pattern in _ASSERTIONS):
+            return without_program(line)
+    return None
+
+
+def error_line(log: str) -> str | None:
+    """The most telling line of a failed load."""
+    lines = [without_program(line) for line in log.splitlines()]
+    return next((line for pattern in _LOAD_ERRORS for line in lines if pattern.search(line)), None)
+
+
+def named(log: str) -> str | None:
+    """The section that QEMU refused, as it says itself."""
+    match = _NAMED.search(log)
+    return (match.group(1) or match.group(2)) if match else None
+
+
+def assertion(log: str) -> tuple[str, str]:
+    """Function and expression of the assertion that failed; empty when none did."""
+    for pattern in _ASSERTIONS:
+        match = pattern.search(log)
+        if match:
+            # a compiler may say the whole signature, or add a suffix of its own
+            function = match.group("function").split("(")[0].split()[-1].split(".")[0]
+            return function, match.group("what")
+    return "", ""
+
+
+def bare(text: str | None) -> str:
+    """A text without what differs between versions and runs: numbers, spaces, brackets, how the assertion is said."""
+    told = re.sub(r"^\s*assertion failed:?", "", text or "")
+    told = re.sub(r"\)?: \(.*\)$", "", told)  # g_assert_cmpint shows the values
+    told = re.sub(r"0x[0-9a-fA-F]+|\d+", "#", told)
+    return re.sub(r"[\s()`'\"]", "", told)
+
+
+def differs(case: Case, seen: Seen) -> str | None:
+    """None when it is the failure of the case, else one sentence why it is not."""
+    expect = case.expect
+    wanted = expect["verdict"]
+    if seen.verdict != wanted:
+        return f"{seen.verdict} instead of {wanted}"
+    if wanted == "crash":
+        return _other_crash(expect, seen)
+    if wanted == "reject":
+        return _other_reject(expect, seen)
+    return None
+
+
+def _other_crash(expect: dict[str, Any], seen: Seen) -> str | None:
+    function, what = assertion(seen.log)
+    wanted_function, wanted = expect.get("function"), expect.get("assertion")
+    name = expect.get("exit")
+    if wanted and not re.match(r"SIG[A-Z]+$", wanted):
+        # a sanitizer's report, or what a C library says before it aborts, stands in a line of its own
+        if bare(what) != bare(wanted) and not any(bare(wanted) in bare(line) for line in seen.log.splitlines()):
+            return f"another reason than {wanted!r}"
+        if wanted_function and function and function != wanted_function:
+            return f"the same assertion in {function} instead of {wanted_function}"
+        return None
+    if what:
+        return "an assertion where none was expected"
+    if name and seen.signal_name and seen.signal_name != name:
+        return f"{seen.signal_name} instead of {name}"
+    return None
+
+
+def _other_reject(expect: dict[str, Any], seen: Seen) -> str | None:
+    wanted = expect.get("text") or ""
+    ours, theirs = named(seen.log), named(wanted)
+    if ours and theirs:
+        # error texts change between versions, and the device stays
+        return None if ours == theirs else f"another device than {theirs}"
+    line = error_line(seen.log)
+    wanted_line = error_line(wanted)
+    if line and wanted_line and bare(line) not in bare(wanted) and bare(wanted_line) not in bare(line):
+        return "another error"
+    return None
+
+
+# -- kinds of cases --------------------------------------------------------------------------------------------------
+
+
+def play_loads(case: Case) -> Play:
+    """The checkpoints of the case, one behind the other."""
+    run_s = float(case.json.get("run_s") or 0.0) if case.running else 0.0
+
+    def play(primary: Primary, qemu: Qemu) -> Seen | None:
+        entries = case.json["checkpoints"]
+        for devices, ram, times in [(case.read(c["devices"]), case.read(c.get("ram")), c["times"]) for c in entries]:
+            for number in range(times):
+                primary.checkpoint(devices, b"" if number else ram)
+                if run_s:
+                    time.sleep(run_s)
+        return None
+
+    return play
+
+
+def private_bytes(pid: int) -> int:
+    """Private dirty memory, swapped out or not (``proc(5)``)."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace")
+    return 1024 * sum(int(number) for number in re.findall(r"^(?:Private_Dirty|Swap): +(\d+) kB", text, re.M))
+
+
+def play_leak(case: Case) -> Play:
+    """Batches of checkpoints with the section and without it in turn; what grows more with it is its own."""
+    facts = case.json["leak"]
+    repeat = int(facts["loads_per_checkpoint"])
+    # half of what was found: a build that fixed a part of it is told by the figures
+    threshold = max(float(facts["floor_bytes"]), facts["bytes_per_load"] / 2, MIN_LEAK_BYTES)
+    expected = max(threshold, float(facts["bytes_per_load"]))
+    # a batch leaves at least a quarter of a megabyte, which is 64 pages
+    size = max(4, min(400, -(-int(262144 / expected) // repeat)))
+
+    def play(primary: Primary, qemu: Qemu) -> Seen | None:
+        buffer, plain = case.read(case.json["checkpoints"][0]["devices"]), case.read(case.json["control"])
+        pid, growth = leader(qemu.process.pid), {True: [0.0], False: [0.0]}
+        for batch in range(10):
+            for loaded in (True, False):
+                before = private_bytes(pid)
+                for _ in range(size):
+                    primary.checkpoint(buffer if loaded else plain)
+                qemu.pump()
+                qemu.events.clear()
+                time.sleep(0.1)  # what waits for QEMU's RCU thread is freed by then
+                if batch >= 2:
+                    growth[loaded].append(float(private_bytes(pid) - before))
+        with_it, without_it = (statistics.mean(growth[loaded][1:]) / (size * repeat) for loaded in (True, False))
+        found = with_it - without_it
+        text = (
+            f"{found:.1f} bytes of memory stay for each load of {', '.join(case.json['sections'])} "
+            f"({with_it:.1f} with it, {without_it:.1f} without), over {8 * size * repeat} loads; "
+            f"more than {threshold:g} is a leak"
+        )
+        return Seen("leak" if found > threshold else "ok", text, qemu.log())
+
+    return play
+
+
+def leader(pid: int) -> int:
+    """The process with the most memory among ``pid`` and its children: a script may stand in front of QEMU."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return pid
+    return max([pid, *(leader(int(child)) for child in children)], key=resident)
+
+
+def resident(pid: int) -> int:
+    """Pages in memory."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def play_drift(case: Case) -> Play:
+    """The state that QEMU saves after the first checkpoint, and after the last."""
+    entries = [entry for entry in case.json["checkpoints"] for _ in range(entry.get("times", 1))]
+    fields = case.json["fields"]
+
+    def play(primary: Primary, qemu: Qemu) -> Seen | None:
+        states = []
+        for number, entry in enumerate(entries):
+            primary.checkpoint(case.read(entry["devices"]), case.read(entry.get("ram")))
+            if number in (0, len(entries) - 1):
+                states.append(saved(qemu))
+        told = [text for text in (moved(field, states[0], states[-1]) for field in fields) if text]
+        if told:
+            return Seen("drift", f"after {counted(len(entries), 'checkpoint')}: {'; '.join(told)}", qemu.log())
+        return Seen("ok", f"after {counted(len(entries), 'checkpoint')} the state is that after the first", qemu.log())
+
+    return play
+
+
+def saved(qemu: Qemu) -> bytes:
+    """The device state as QEMU saves it."""
+    file = qemu.folder / "saved"
+    time.sleep(0.01)  # timers that the load armed for "now" fire in this time
+    try:
+        qemu.qmp("stop")
+        qemu.qmp("xen-save-devices-state", filename=str(file))
+        return file.read_bytes()
+    except (Refused, OSError) as error:
+        raise Untried(f"xen-save-devices-state: {error}") from error
+    finally:
+        if file.exists():
+            file.unlink()
+
+
+def payload(state: bytes, label: str) -> bytes | None:
+    """A section's payload out of a saved state: between its header and the footer with its number."""
+    idstr, _, instance = label.partition("#")
+    for number in (int(instance or 0), int(instance or 0) & 0xFFFFFFFF):
+        match = re.search(
+            rb"\x04(?P<id>....)" + re.escape(bytes([len(idstr)]) + idstr.encode() + _U32.pack(number)) + rb"....",
+            state,
+            re.DOTALL,
+        )
+        if match:
+            end = state.find(b"\x7e" + match.group("id"), match.end())
+            return state[match.end() : end] if end >= 0 else None
+    return None
+
+
+def moved(field: dict[str, Any], first: bytes, last: bytes) -> str | None:
+    """One clause when a field is not what it was."""
+    old, new = payload(first, field["section"]), payload(last, field["section"])
+    if old is None or new is None:
+        raise Untried(f"section {field['section']} is not in the state that QEMU saves")
+    start = field["offset"]
+    size = field.get("size") or 1
+    if start is None:
+        same, was, now = old == new, b"", b""
+    else:
+        was, now = old[start : start + size], new[start : start + size]
+        same = was == now
+    if same:
+        return None
+    values = f" from {was.hex()} to {now.hex()}" if was != now else ""
+    return f"{field['path']} of {field['section']} goes{values}"
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+_PLAYS = {"load": play_loads, "leak": play_leak, "drift": play_drift}
+
+
+def attempts(case: Case) -> int:
+    """How often a case that fails k of n times is tried before it counts as gone."""
+    rate = case.json.get("rate") or {}
+    failed, tried = rate.get("failed", 1), rate.get("tried", 1)
+    if not 0 < failed < tried:
+        return 1
+    passed, count = 1.0 - failed / tried, 1
+    while passed**count > 1 - CONFIDENCE and count < MAX_ATTEMPTS:
+        count += 1
+    return count
+
+
+def answer(case: Case, options: argparse.Namespace) -> int:
+    """Try as often as the case needs, print one line, give the exit code."""
+    session = Session(case, options)
+    count = options.attempts or attempts(case)
+    other = ""
+    for number in range(1, count + 1):
+        session.is_last = number == count
+        seen = session.run(_PLAYS[case.kind](case))
+        session.say(f"attempt {number}: {seen.verdict}: {seen.text}\n{seen.log}")
+        why = differs(case, seen)
+        if why is None:
+            tries = f" (attempt {number} of {count})" if count > 1 else ""
+            if case.dropped:
+                tries += f" (the state without subsection {', '.join(sorted(name for _, name in case.dropped))})"
+            print(f"reproduced: {session.about}: {seen.text}{tries}")
+            return REPRODUCED
+        if seen.verdict != "ok":
+            other = f"{seen.text} ({why})"
+    tries = f" in {count} attempts" if count > 1 else ""
+    if other:
+        print(f"not reproduced, but failed differently{tries}: {session.about}: {other}")
+        return NOT_REPRODUCED
+    why = "; this build resets the machine before each checkpoint's load" if session.resets else ""
+    print(f"not reproduced{tries}: {session.about}: {seen.text}{why}")
+    return NOT_REPRODUCED
+
+
+def sweep() -> None:
+    """Remove what runs left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+        owner = folder.name[len(SCRATCH) :].split("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(str(folder), ignore_errors=True)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; what stands behind ``--`` is for QEMU."""
+    ours, extra = list(arguments), []
+    if "--" in ours:
+        at = ours.index("--")
+        ours, extra = ours[:at], ours[at + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("qemu", metavar="QEMU", help="the build to try; options for it stand behind --")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the command line and what QEMU prints")
+    parser.add_argument("--timeout", type=float, default=20.0, metavar="S", help="deadline for each answer [20]")
+    parser.add_argument("--machine", help="this machine type, and no other [as recorded, else the build's newest]")
+    parser.add_argument("--accel", help="accelerator [as recorded]")
+    parser.add_argument("--attempts", type=int, default=0, metavar="N", help="tries [as many as the case needs]")
+    parser.add_argument("--invert", action="store_true", help="exit 1 when reproduced and 0 when not")
+    parser.add_argument("--case", type=Path, default=None, metavar="DIR", help="folder of case.json [beside this file]")
+    options = parser.parse_args(ours)
+    options.extra = extra
+    return options
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    # so that every finally is run: QEMU ends, its folder goes
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answer for one build."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGHUP, _terminated)
+    sweep()
+    case = Case((options.case or Path(__file__).parent).resolve())
+    # a program from PATH, or a file here
+    options.qemu = shutil.which(options.qemu) or options.qemu
+    try:
+        code = answer(case, options)
+        return {REPRODUCED: NOT_REPRODUCED, NOT_REPRODUCED: REPRODUCED}[code] if options.invert else code
+    except Untried as error:
+        print(f"could not be tried: {' / '.join(str(error).splitlines())}")
+        return UNTRIED
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

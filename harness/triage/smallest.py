@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From what a reduction found to a case: its bytes, and the sentence that says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.qemu.cmdline import Option
+from harness.record.pack import incoming_body
+from harness.replay.engine import Evidence, Selection
+from harness.replay.leak import CONTROL
+from harness.replay.state import GuestMode, encode, label_of, only, sections_for
+from harness.triage.case import CASE_PLACE, Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
+from harness.triage.fields import Atom, needed
+from harness.triage.minimise import Search
+from harness.triage.reduced import Candidate, Reduced
+from harness.triage.reduction import Result, Target
+from harness.triage.registers import phrase, register_of
+from harness.triage.signature import Signature, signature_of_cell
+
+_CPU = frozenset({"cpu", "cpu_common"})
+#: More pieces of state than this are counted, not named.
+_MAX_PHRASES = 3
+#: Options whose value is a file that the case has to hold.
+_FILES = frozenset({"kernel", "initrd"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """All that a case is made of.
+
+    :param evidence: of a session that failed; None when every try came out of a journal
+    :param leak: figures of the last try of a leak, empty for a load
+    """
+
+    target: Target
+    result: Result
+    search: Search[Candidate]
+    evidence: Evidence | None
+    leak: dict[str, Any]
+
+
+def case_of(found: Found) -> Case:
+    """The case of a finished reduction."""
+    target, candidate = found.target, found.result.candidate
+    reduced = Reduced(target.buffers, candidate)
+    cell, manifest = target.cell, target.buffers.pack.manifest
+    options, files = _options(reduced.machine.options)
+    signature = signature_of_cell(cell)
+    leak = LeakFigures(**found.leak) if found.leak else None
+    checkpoints = _leak_checkpoints(found, reduced) if leak else _checkpoints(candidate, reduced)
+    sections = tuple(sorted(label for label in candidate.sections if not _is_cpu(reduced, candidate, label)))
+    return Case(
+        cell=cell.id,
+        verdict=str(cell.verdict),
+        failure_class=str(cell.failure_class) if cell.failure_class else None,
+        sentence=sentence(found, sections),
+        kind="leak" if leak else "load",
+        signature=None if signature is None else signature.to_json(),
+        expect=_expect(found, signature),
+        qemu=target.binary.identity(),
+        machine=reduced.machine.name,
+        family=manifest.family,
+        accel=reduced.machine.accel,
+        options=options,
+        scratch=dict(reduced.machine.files),
+        guest_mode=str(candidate.mode),
+        run_s=target.pace.run_s if candidate.mode is GuestMode.RUNNING else 0.0,
+        dialect_resets=target.resets,
+        head=target.buffers.pack.recordings[candidate.incoming].head,
+        body=_body(candidate, reduced),
+        checkpoints=checkpoints,
+        loads=leak.loads if leak else candidate.loads,
+        back_to_back=bool(leak) or any(step.repeat > 1 for step in candidate.steps),
+        sections=sections,
+        fields=_fields(found, reduced),
+        ram_pages=reduced.page_count(),
+        rate=Rate(failed=found.result.failed, tried=found.result.tried),
+        spent=Spent(sessions=found.search.sessions, loads=found.search.loads, seconds=round(found.search.seconds, 3)),
+        leak=leak,
+        control=_control(candidate, reduced, leak) if leak else None,
+        files=files,
+    )
+
+
+def _is_cpu(reduced: Reduced, candidate: Candidate, label: str) -> bool:
+    recording = reduced.pack.recordings[candidate.incoming]
+    return any(label_of(s) == label and s.idstr in _CPU for s in recording.sections)
+
+
+def _body(candidate: Candidate, reduced: Reduced) -> bytes:
+    recording = reduced.pack.recordings[candidate.incoming]
+    devices = reduced.whole_state(candidate.incoming, candidate.mode)
+    return b"".join(incoming_body(recording, reduced.ram_whole(candidate.incoming), devices))
+
+
+def _checkpoints(candidate: Candidate, reduced: Reduced) -> tuple[CaseCheckpoint, ...]:
+    """The checkpoints, equal ones in a row as one."""
+    found: list[CaseCheckpoint] = []
+    before, selection = candidate.incoming, Selection(own=candidate.own)
+    for step in candidate.steps:
+        ram = b"".join(reduced.ram_difference(step.phase, before)) or None
+        devices = reduced.devices(step.phase, candidate.mode, selection, step.repeat)
+        if found and ram is None and found[-1].devices == devices:
+            found[-1] = replace(found[-1], times=found[-1].times + 1)
+        else:
+            found.append(CaseCheckpoint(devices=devices, ram=ram))
+        before = step.phase
+    return tuple(found)
+
+
+def _leak_checkpoints(found: Found, reduced: Reduced) -> tuple[CaseCheckpoint, ...]:
+    candidate, figures = found.result.candidate, found.leak
+    per, loads = int(figures["loads_per_checkpoint"]), int(figures["loads"])
+    devices = _prefixed(found.target, candidate, reduced, candidate.own, per)
+    return (CaseCheckpoint(devices=devices, times=max(1, loads // max(1, per))),)
+
+
+def _prefixed(target: Target, candidate: Candidate, reduced: Reduced, labels: frozenset[str], times: int) -> bytes:
+    """A section many times, behind all that a build which resets the machine has to be given."""
+    sections = sections_for(reduced.pack.recordings[candidate.incoming], GuestMode.PARKED)
+    return (encode(sections) if target.resets else b"") + encode(only(sections, labels)) * times
+
+
+def _control(candidate: Candidate, reduced: Reduced, leak: LeakFigures) -> bytes | None:
+    sections = sections_for(reduced.pack.recordings[candidate.incoming], GuestMode.PARKED)
+    return encode(only(sections, frozenset({CONTROL}))) * leak.loads_per_checkpoint or None
+
+
+def _options(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict[str, Path]]:
+    """The options with the files that they name moved into the case."""
+    moved, files = [], {}
+    for option in options:
+        if option.name in _FILES and option.first:
+            files[option.name] = Path(option.first)
+            option = replace(option, first=f"{CASE_PLACE}/{option.name}")
+        moved.append(option)
+    return tuple(moved), files
+
+
+def _expect(found: Found, signature: Signature | None) -> Expect:
+    cell, evidence = found.target.cell, found.evidence
+    ended = str(evidence.exit) if evidence and evidence.exit else cell.finding.exit if cell.finding else None
+    return Expect(
+        verdict=signature.kind if signature else str(cell.verdict),
+        exit=ended if ended and ended.startswith("SIG") else None,
+        function=signature.function or None if signature else None,
+        assertion=signature.assertion or None if signature else None,
+        text=cell.finding.text if cell.finding else "",
+    )
+
+
+def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:
+    return tuple(
+        needed(atom, payload, named.title if named else None)
+        for atom in found.result.needed
+        for payload in [_payload(found, reduced, atom)]
+        for named in [register_of(atom, payload)]
+    )
+
+
+def _payload(found: Found, reduced: Reduced, atom: Atom) -> bytes:
+    return reduced.payload(found.result.candidate.steps[-1].phase, atom.section)
+
+
+def sentence(found: Found, sections: Sequence[str]) -> str:
+    """What is needed, in words: ``one load of section 0000:00:1f.0/ICH9LPC in phase bound; RCBA enabled (rcba bit 0
+    = 1) is needed``."""
+    parts = [_loads(found, sections)]
+    parts += _memory(found)
+    atoms = found.result.needed
+    reduced = Reduced(found.target.buffers, found.result.candidate)
+    if atoms:
+        said = [phrase(a, _payload(found, reduced, a), register_of(a, _payload(found, reduced, a))) for a in atoms]
+        more = len(said) - _MAX_PHRASES
+        words = _list(said[:_MAX_PHRASES] if more <= 0 else [*said[:_MAX_PHRASES], f"{more} more"])
+        parts.append(f"{words} {'is' if len(said) == 1 else 'are'} needed")
+    elif found.result.field_note:
+        parts.append(found.result.field_note)
+    if found.result.failed < found.result.tried:
+        parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
+    return "; ".join(parts)
+
+
+def _loads(found: Found, sections: Sequence[str]) -> str:
+    candidate = found.result.candidate
+    phases = list(dict.fromkeys(step.phase for step in candidate.steps))
+    if candidate.incoming not in phases:
+        phases.insert(0, candidate.incoming)
+    where = f"in phase {phases[0]}" if len(phases) == 1 else f"in phases {_list(phases)}"
+    if len(sections) > 12:
+        what = f"{len(sections)} sections"
+    elif sections:
+        what = f"{'section' if len(sections) == 1 else 'sections'} {_list(list(sections))}"
+    else:
+        what = "no section at all"
+    mode = ", with the guest running" if candidate.mode is GuestMode.RUNNING else ""
+    if found.leak:
+        return f"each load of {what} {where} leaves {found.leak['bytes_per_load']:.3g} bytes behind"
+    if found.target.at_start:
+        return f"the incoming stream alone, with {what}, {where}{mode}"
+    count = "one load" if candidate.loads == 1 else f"{candidate.loads} loads"
+    together = " in one device buffer," if candidate.loads > 1 and len(candidate.steps) == 1 else ""
+    return f"{count} of {what}{together} {where}{mode}"
+
+
+def _memory(found: Found) -> list[str]:
+    candidate = found.result.candidate
+    if candidate.ram == ():
+        return []
+    count = Reduced(found.target.buffers, candidate).page_count()
+    return [f"{count} {'page' if count == 1 else 'pages'} of guest memory {'is' if count == 1 else 'are'} needed"]
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

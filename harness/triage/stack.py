@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The stack of a cell's failure: out of its log, or of a repetition under gdb, and kept beside the run.
+
+It is kept in ``backtraces/CELL.json`` (schema ``postload.backtrace/1``), for the next who asks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from harness.errors import MissingError, PostloadError, UsageError
+from harness.files import write_atomically
+from harness.matrix.model import Cell
+from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.qemu.installed import entries, launched
+from harness.record.pack import StatePack
+from harness.replay.engine import Buffers, Pace, Selection, Session
+from harness.replay.probe import ColoAbility, probe_colo
+from harness.replay.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
+from harness.replay.state import GuestMode
+from harness.triage.backtrace import Backtrace, backtrace_of, hang_frames
+from harness.triage.frames import Frame, short_form
+from harness.triage.isolate import ISOLATE_TIMEOUT_S, MAX_REPEATS
+from harness.triage.sanitizer import first_report
+from harness.triage.signature import THREADS, signature_of_cell
+
+STACK_SCHEMA = "postload.backtrace/1"
+BACKTRACES = "backtraces"
+#: The guest runs so long after each load, as it does in a matrix.
+_RUN_S = 0.002
+_CPU = frozenset({"cpu", "cpu_common"})
+#: Verdicts of which there is a stack.
+_STACKED = ("crash", "hang")
+
+
+def folder_of(run: Path) -> Path:
+    """The folder of a run that was named by its folder or by its ``matrix.json``."""
+    return run if run.is_dir() else run.parent
+
+
+def slug_of(cell: Cell) -> str:
+    """A cell's id as the name of a file."""
+    # late: the command that writes the cases needs much that nobody else does
+    from harness.commands.minimise import slug
+
+    return slug(cell)
+
+
+def name_of(cell: Cell) -> str:
+    """The signature of a cell as one line; empty where it has none."""
+    found = signature_of_cell(cell)
+    return cell.signature or (found.name if found else "")
+
+
+def blamed(cell: Cell) -> tuple[str, ...]:
+    """Labels of the sections of a finding."""
+    section = cell.finding.section if cell.finding else None
+    return tuple(label.strip() for label in (section or "").split(",") if label.strip())
+
+
+def has_stack(cell: Cell) -> bool:
+    """Whether its failure is of a kind that leaves a stack."""
+    found = signature_of_cell(cell)
+    return found is not None and found.kind in _STACKED
+
+
+def stack_file(run: Path, cell: Cell) -> Path:
+    """Where the stack of a cell is kept."""
+    return folder_of(run) / BACKTRACES / f"{slug_of(cell)}.json"
+
+
+def kept_stack(run: Path, cell: Cell, sha256: str | None = None) -> Backtrace | None:
+    """The stack that somebody has got already.
+
+    :param sha256: only of this QEMU; any when None
+    :return: None when there is none, or the file cannot be read
+    """
+    try:
+        document = json.loads(stack_file(run, cell).read_text())
+        if document["schema"] != STACK_SCHEMA or (document["cell"], document["signature"]) != (cell.id, name_of(cell)):
+            return None
+        if sha256 is not None and document["qemu"]["sha256"] != sha256:
+            return None
+        told = document["backtrace"]
+        frames = tuple(Frame(**each) for each in told["frames"])
+        return Backtrace(frames=frames, short=told["short"], how=told["how"], signal=told["signal"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep_stack(run: Path, cell: Cell, binary: QemuBinary, stack: Backtrace) -> None:
+    """Keep it for the next who asks, where the run's folder can be written."""
+    document = {
+        "schema": STACK_SCHEMA,
+        "cell": cell.id,
+        "signature": name_of(cell),
+        "qemu": binary.identity(),
+        "backtrace": stack.to_json(),
+    }
+    try:
+        write_atomically(stack_file(run, cell), (json.dumps(document, indent=1) + "\n").encode())
+    except PostloadError:
+        return
+
+
+def told_stack(cell: Cell) -> Backtrace | None:
+    """The stack that is in the cell's log already: a sanitizer's, or the threads of a QEMU that hung."""
+    log = cell.finding.log if cell.finding else ""
+    report = first_report(log.partition(THREADS)[0])
+    if report and report.frames:
+        short = short_form(report.frames, report.function)
+        return Backtrace(frames=report.frames, short=short, how=f"as {report.tool} printed it")
+    frames = hang_frames(log)
+    if frames:
+        how = "threads of the QEMU that hung, as the run saw them"
+        return Backtrace(frames=frames, short=short_form(frames), how=how)
+    return None
+
+
+def repeat_under_gdb(cell: Cell, run: Path, pack: StatePack, binary: QemuBinary) -> Backtrace:
+    """Repeat the failing load of a cell under gdb; a stack that came of it is kept.
+
+    :return: without frames, and with the reason in ``how``, where it could not be had
+    """
+    if binary.machine(cell.machine) is None:
+        return Backtrace(how=f"no backtrace: QEMU {binary.version} ({binary.path}) has no machine {cell.machine}")
+    try:
+        stack = backtrace_of(failing_session(cell, binary, probe_colo(binary), pack))
+    except PostloadError as error:
+        return Backtrace(how=f"no backtrace: {error}")
+    if binary.sha256 != cell.load_qemu.sha256:
+        stack = replace(stack, how=f"{stack.how}; by QEMU {binary.version} at {binary.path}, not the cell's own")
+    if stack.frames:
+        keep_stack(run, cell, binary, stack)
+    return stack
+
+
+def binary_of(cell: Cell) -> QemuBinary:
+    """The QEMU that the cell was loaded with: at its path, else installed under some name.
+
+    :raises MissingError: it is not on this host any more
+    """
+    wanted = cell.load_qemu
+    paths = [Path(wanted.path), *(each.launcher for each in entries() if each.whole)]
+    for path in paths:
+        try:
+            if path.is_file() and launched(path).sha256 == wanted.sha256:
+                return probe_binary(path)
+        except (PostloadError, OSError):
+            continue
+    what = "is another build now" if Path(wanted.path).is_file() else "is not there any more"
+    build = f" ({wanted.build})" if wanted.build else ""
+    raise MissingError(
+        f"QEMU {wanted.version}{build} is not on this host: {wanted.path} {what}; give it by --qemu PATH, or a build "
+        "of your own with debug symbols"
+    )
+
+
+def given_binary(name: str) -> QemuBinary:
+    """A QEMU by path or installed name.
+
+    :raises UsageError: there is none
+    """
+    return probe_binary(find_binary(name))
+
+
+def failing_session(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:
+    """The session that shows the failure of a cell: its section alone in a parked guest, where that was found to do
+    it, else the whole cell.
+
+    :raises UsageError: the failure is not one of loads by COLO
+    """
+    if cell.oracle != "load" or cell.engine != "colo":
+        raise UsageError(f"a failure of {cell.lane} is not repeated here, for it is more than a load")
+    alone = bool(cell.finding and cell.finding.isolated and blamed(cell))
+    return _alone(cell, binary, ability, pack) if alone else _whole(cell, binary, ability, pack)
+
+
+def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:
+    """As :mod:`harness.triage.isolate` loads it."""
+    finding = cell.finding
+    assert finding is not None  # asked for by the caller
+    load = finding.load or 1
+    phase = finding.phase or cell.phases[0]
+    repeats = 1 if load <= 1 else min(2 * load, MAX_REPEATS)
+    resets = bool(ability.resets_before_load)
+    return Session(
+        binary=binary,
+        dialect=ability.dialect,
+        buffers=Buffers(pack),
+        plan=LoadPlan(incoming=phase_before(cell, load), checkpoints=(Checkpoint(phase=phase),) * repeats),
+        selection=Selection(
+            own=frozenset(blamed(cell)) | (_CPU if resets else frozenset()),
+            whole=False,
+            again=resets and cell.schedule == Schedule.BACK_TO_BACK,
+        ),
+        mode=GuestMode.PARKED,
+        timeout_s=ISOLATE_TIMEOUT_S,
+    )
+
+
+def _whole(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:
+    """As :mod:`harness.matrix.judge` loads it."""
+    mode = GuestMode(cell.guest_mode)
+    whole = bool(ability.resets_before_load) or mode is not GuestMode.PARKED
+    return Session(
+        binary=binary,
+        dialect=ability.dialect,
+        buffers=Buffers(pack),
+        plan=_plan(cell),
+        selection=Selection(own=frozenset(cell.sections), excluded=frozenset(cell.excluded), whole=whole),
+        mode=mode,
+        pace=Pace(run_s=_RUN_S),
+    )
+
+
+def _plan(cell: Cell) -> LoadPlan:
+    return plan_loads(Schedule(cell.schedule), cell.phases, max(1, cell.loads_asked))
+
+
+def phase_before(cell: Cell, load: int) -> str:
+    """In which state the secondary was when a load broke it."""
+    plan = _plan(cell)
+    seen, before = 0, plan.incoming
+    for checkpoint in plan.checkpoints:
+        seen += checkpoint.repeat
+        if seen >= load:
+            break
+        before = checkpoint.phase
+    return before

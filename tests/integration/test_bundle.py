@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The q35 crash, from a run to a bundle whose script finds it again without this program."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.matrix.model import read_matrix
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case
+
+Done = subprocess.CompletedProcess[str]
+LPC = "0000:00:1f.0/ICH9LPC"
+
+
+@pytest.fixture(scope="module")
+def run(postload: Callable[..., Done], q35_pack: StatePack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the crash in it."""
+    out = tmp_path_factory.mktemp("bundle") / "run"
+    words = ["--phase", "bound", "--device", "platform", "--schedule", "same", "--loads", "2", "--quick"]
+    done = postload("replay", q35_pack.path, *words, "--out", out)
+    found = [cell.finding.section for cell in read_matrix(out).cells if cell.finding]
+    if found != [LPC]:
+        pytest.skip(f"this QEMU does not crash there: exit code {done.returncode}, {found}")
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Bundle:
+    """Its bundle, of a case that was not minimised."""
+    return bundle_cell("platform/bound/same", run, run.parent / "bundle")
+
+
+def reproduce(folder: Path, *words: str) -> Done:
+    """The bundle's own script, in an environment that has nothing of this program in it."""
+    argv = [sys.executable, "-I", str(folder / "reproduce.py"), *words]
+    env = {"PATH": os.defpath}
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env, cwd="/", check=False)
+
+
+def test_the_bundle_is_tried_when_it_is_made_and_is_small(bundle: Bundle) -> None:
+    assert bundle.answer.reproduced, bundle.answer.line
+    assert not bundle.changed
+    assert bundle.size_bytes < ATTACHABLE_BYTES / 5
+    document = json.loads((bundle.folder / "case.json").read_text())
+    assert document["ram_pages"] == 0
+    assert [option["name"] for option in document["options"]] == ["m", "smp"]
+    assert "memory_region_add_subregion_common" in (bundle.folder / "log.txt").read_text()
+
+
+def test_the_script_finds_it_again_anywhere(bundle: Bundle, binary: QemuBinary, tmp_path: Path) -> None:
+    copied = tmp_path / ("a folder with a long name, as they are " * 3)
+    shutil.copytree(bundle.folder, copied)
+    done = reproduce(copied, binary.path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Assertion `!subregion->container' failed" in done.stdout
+
+
+def test_a_machine_that_cannot_take_it_is_no_answer(bundle: Bundle, binary: QemuBinary) -> None:
+    done = reproduce(bundle.folder, binary.path, "--machine", "pc")
+    assert done.returncode == 125, done.stdout + done.stderr
+    assert LPC in done.stdout
+
+
+def test_a_load_with_the_register_cleared_is_not_it(bundle: Bundle, binary: QemuBinary, tmp_path: Path) -> None:
+    copied = tmp_path / "healthy"
+    shutil.copytree(bundle.folder, copied)
+    document: dict[str, Any] = json.loads((copied / "case.json").read_text())
+    name = document["incoming"]["body"]
+    # RCBA, configuration register 0xf0 of the bridge, bit 0: behind idstr, instance, version and PCI version
+    for file in (name, "c1.bin"):
+        data = bytearray((copied / file).read_bytes())
+        at = data.index(LPC.encode()) + len(LPC) + 8 + 4 + 0xF0
+        assert data[at] & 1
+        data[at] &= 0xFE
+        (copied / file).write_bytes(data)
+    done = reproduce(copied, binary.path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("not reproduced: ")
+
+
+def test_a_cell_without_a_finding_and_a_full_folder_are_refused(run: Path, bundle: Bundle, tmp_path: Path) -> None:
+    fine = next(cell.id for cell in read_matrix(run).cells if not cell.verdict.is_finding)
+    with pytest.raises(UsageError, match="nothing to report"):
+        bundle_cell(fine, run, tmp_path / "b")
+    with pytest.raises(UsageError, match="does not overwrite"):
+        bundle_cell("platform/bound/same", run, bundle.folder)
+    assert kept_case(run, read_matrix(run).cells[0]) is None

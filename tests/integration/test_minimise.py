@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a red cell to the smallest case: a crash, a rejected load, and made-up failures over a real recording."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.matrix.model import Cell, Finding, Qemu
+from harness.oracle.load import judge
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.record.pack import StatePack
+from harness.replay.engine import Buffers, Selection, Session
+from harness.replay.probe import ColoAbility
+from harness.replay.schedule import Checkpoint, LoadPlan
+from harness.replay.state import GuestMode, label_of
+from harness.stream.vmdesc import Field, decode, walk
+from harness.triage.case import Case
+from harness.triage.minimise import Attempt, Search
+from harness.triage.reduced import Candidate, Reduced, connected, without_options
+from harness.triage.reduction import Reduction, Result, Target, Tries
+from harness.triage.smallest import Found, case_of
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ICH9 = "0000:00:1f.0/ICH9LPC"
+NET = "0000:00:05.0/virtio-net"
+AHCI = "0000:00:03.0/ich9_ahci"
+
+
+@pytest.fixture(scope="module")
+def crashed(postload: Run, q35_pack: StatePack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The q35 crash as a matrix finds it."""
+    out = tmp_path_factory.mktemp("q35") / "run"
+    words = ["--machine", "q35", "--phase", "bound", "--device", "platform", "--schedule", "same", "--quick"]
+    done = postload("matrix", *words, "--out", out)
+    document = json.loads((out / "matrix.json").read_text())
+    if document["cells"][0]["verdict"] != "crash":
+        pytest.skip(f"this QEMU does not crash: {done.stdout[-500:]}")
+    return out
+
+
+def test_the_q35_crash_ends_in_one_bit_of_one_register(postload: Run, crashed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "case"
+    done = postload("minimise", "platform/bound/same", "--run", crashed, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    wanted = f"one load of section {ICH9} in phase bound; RCBA enabled (rcba bit 0 = 1) is needed"
+    assert done.stdout.splitlines()[0] == wanted
+    case = Case.load(folder)
+    assert case.sentence == wanted
+    assert (case.loads, case.sections, case.ram_pages, case.guest_mode) == (1, (ICH9,), 0, "parked")
+    assert [(f.register, f.bit, f.value, f.healthy) for f in case.fields] == [("RCBA enabled", 0, 1, 0)]
+    assert case.rate.failed == case.rate.tried
+    assert {option.name for option in case.options} == {"m", "smp"}
+    assert case.signature is not None
+    assert case.signature["name"].startswith("crash:memory_region_add_subregion_common:")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 200_000
+    assert [path.name for path in tmp_path.iterdir()] == ["case"]
+
+
+def test_an_interrupted_search_is_gone_on_with(
+    postload: Run,
+    crashed: Path,
+    tmp_path: Path,
+    started: Callable[..., subprocess.Popen[str]],
+    strays: Callable[[], list[int]],
+    eventually: Callable[..., None],
+) -> None:
+    folder, journal = tmp_path / "case", tmp_path / ".case.journal.jsonl"
+    process = started("minimise", "platform/bound/same", "--run", crashed, "--out", folder)
+    eventually(lambda: journal.exists() and len(journal.read_text().splitlines()) >= 4, "three tries")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert not folder.exists()
+    assert strays() == []
+    done = postload("minimise", "platform/bound/same", "--run", crashed, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert "going on after" in done.stderr
+    assert "RCBA enabled" in done.stdout
+    assert not journal.exists()
+
+
+def test_what_does_not_fail_any_more_is_said(postload: Run, crashed: Path, tmp_path: Path) -> None:
+    """The same crash is there, and it is not the failure that the cell speaks of."""
+    document = json.loads((crashed / "matrix.json").read_text())
+    finding = document["cells"][0]["finding"]
+    finding["text"] = "load 1: SIGABRT: hw/x.c:1: other_function: Assertion `other' failed."
+    finding["log"] = "qemu: hw/x.c:1: other_function: Assertion `other' failed.\n"
+    (tmp_path / "matrix.json").write_text(json.dumps(document))
+    for _ in range(2):
+        done = postload("minimise", "platform/bound/same", "--run", tmp_path, "--out", tmp_path / "case")
+        assert done.returncode == 3
+        assert "does not reproduce: 0 of 5" in done.stderr
+        # the second time it is tried again, and not believed from a journal
+        assert "going on after" not in done.stderr
+    assert not (tmp_path / "case").exists()
+
+
+def test_a_cell_without_a_finding_is_bad_usage(postload: Run, crashed: Path, tmp_path: Path) -> None:
+    done = postload("minimise", "platform/bound/same+rest", "--run", crashed, "--out", tmp_path / "case")
+    assert done.returncode == 2
+    assert "nothing to minimise" in done.stderr
+
+
+# --- failures that are made up, over a real recording ----------------------------------------------------------------
+
+
+def cell_of(pack: StatePack, binary: QemuBinary, finding: Finding, verdict: Verdict, **more: object) -> Cell:
+    qemu = Qemu(**binary.identity())
+    row = "virtio-net"
+    given: dict[str, object] = {
+        "phases": ("bound",),
+        "schedule": "same",
+        "guest_mode": "running",
+        "sections": tuple(pack.sections_of(row)),
+        "loads_asked": 20,
+    }
+    return Cell(
+        id="made/up/cell",
+        record_qemu=qemu,
+        load_qemu=qemu,
+        machine=pack.manifest.machine,
+        accel=pack.manifest.accel,
+        device=row,
+        verdict=verdict,
+        finding=finding,
+        pack=str(pack.path),
+        **{**given, **more},  # type: ignore[arg-type]
+    )
+
+
+def reduce_made_up(target: Target, fails: Callable[[Candidate], bool]) -> tuple[Result, Case]:
+    search: Search[Candidate] = Search(attempt=lambda c: Attempt(hit=fails(c), loads=c.loads), key=lambda c: c.key)
+    result = Reduction(target, search).run()
+    found = Found(target=target, result=result, search=search, evidence=None, leak={})
+    return result, case_of(found)
+
+
+def target_of(cell: Cell, pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> Target:
+    return Target(cell=cell, binary=binary, ability=ability, buffers=Buffers(pack))
+
+
+def test_a_few_pages_of_memory_are_found(pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
+    """It needs one section, two loads, and two pages."""
+    finding = Finding(text="load 2: SIGSEGV", section=NET, phase="bound", load=2, exit="SIGSEGV")
+    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH)
+    index = pc_pack.recordings["bound"].index
+    pages = [n for n in range(pc_pack.manifest.blocks[0].size_bytes // 4096) if index[n]][40:4000:2500]
+
+    def fails(candidate: Candidate) -> bool:
+        sent = candidate.ram is None or all(
+            any(part.block == 0 and part.first <= page < part.stop for part in candidate.ram) for page in pages
+        )
+        return sent and NET in candidate.sections and candidate.loads >= 2
+
+    result, case = reduce_made_up(target_of(cell, pc_pack, binary, ability), fails)
+    assert result.candidate.mode is GuestMode.PARKED
+    assert result.candidate.sections - {label for label in result.candidate.sections if "cpu" in label} == {NET}
+    assert (case.loads, case.ram_pages) == (2, len(pages))
+    assert "2 loads of section" in case.sentence
+    assert "2 pages of guest memory are needed" in case.sentence
+    assert not any(option.name in ("kernel", "initrd", "append") for option in case.options)
+
+
+def test_what_only_a_running_guest_shows_stays_running(
+    pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility, tmp_path: Path
+) -> None:
+    """The case then holds what the guest runs on: all of its state and memory, its kernel and its initramfs."""
+    finding = Finding(text="load 7: SIGSEGV", section=None, phase="bound", load=7, exit="SIGSEGV")
+    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH)
+    result, case = reduce_made_up(
+        target_of(cell, pc_pack, binary, ability),
+        lambda c: c.mode is GuestMode.RUNNING and c.loads >= 3 and c.ram is None and {NET, "hpet"} <= c.sections,
+    )
+    assert result.candidate.loads == 3
+    assert {label for label in result.candidate.sections if "cpu" not in label} == {NET, "hpet"}
+    assert case.guest_mode == "running"
+    assert case.run_s > 0
+    assert case.ram_pages > 100
+    assert case.checkpoints[0].times == 3
+    assert "with the guest running" in case.sentence
+    loaded = Case.load(case.save(tmp_path / "case"))
+    assert set(loaded.files) == {"kernel", "initrd"}
+    assert {o.first for o in loaded.options if o.name == "kernel"} == {"{case}/kernel"}
+
+
+def test_a_mixed_schedule_is_cut_to_the_steps_that_matter(
+    pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility
+) -> None:
+    finding = Finding(text="load 11: SIGSEGV", section=NET, phase="busy", load=11, exit="SIGSEGV")
+    phases = ("kernel", "bound", "busy")
+    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH, phases=phases, schedule="alternate")
+
+    def fails(candidate: Candidate) -> bool:
+        order = [step.phase for step in candidate.steps]
+        return "kernel" in order and "busy" in order[order.index("kernel") :] and NET in candidate.sections
+
+    result, case = reduce_made_up(target_of(cell, pc_pack, binary, ability), fails)
+    assert [step.phase for step in result.candidate.steps] == ["kernel", "busy"]
+    assert "in phases kernel and busy" in case.sentence
+
+
+def test_loads_in_one_buffer_are_counted_down(pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
+    finding = Finding(text="load 90: SIGSEGV", section=NET, phase="bound", load=90, exit="SIGSEGV")
+    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH, schedule="back-to-back", loads_asked=200)
+    result, case = reduce_made_up(
+        target_of(cell, pc_pack, binary, ability),
+        lambda c: NET in c.own and max(step.repeat for step in c.steps) >= 17,
+    )
+    assert [step.repeat for step in result.candidate.steps] == [17]
+    assert case.back_to_back
+    assert case.checkpoints[0].devices.count(b"\x04") >= 17
+
+
+def test_a_field_is_found_by_what_another_phase_has(
+    pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility
+) -> None:
+    """A made-up failure that needs the driver's DRIVER_OK; before the driver is bound the device does not have it."""
+    finding = Finding(text="load 1: SIGSEGV", section=NET, phase="bound", load=1, exit="SIGSEGV")
+    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH)
+    target = target_of(cell, pc_pack, binary, ability)
+
+    def fails(candidate: Candidate) -> bool:
+        if NET not in candidate.sections:
+            return False
+        recording = Reduced(target.buffers, replace(candidate, start=None)).pack.recordings["bound"]
+        (section,) = [s for s in recording.sections if label_of(s) == NET]
+        status = next(
+            f for f in target_fields(pc_pack) if f.path.endswith("status") and f.size == 1 and "pci" not in f.path
+        )
+        return bool(section.payload[status.offset] & 4)
+
+    result, case = reduce_made_up(target, fails)
+    assert len(result.needed) == 1
+    assert "device status DRIVER_OK (device status bit 2 = 1) is needed" in case.sentence
+    assert case.fields[0].bit == 2
+
+
+def target_fields(pack: StatePack) -> list[Field]:
+    recording = pack.recordings["bound"]
+    (section,) = [s for s in recording.sections if label_of(s) == NET]
+    desc = recording.vmdesc.device(section.idstr, section.instance_id)
+    assert desc is not None
+    return list(walk(decode(section.payload, desc)))
+
+
+def test_a_rejected_incoming_stream_ends_in_its_section(
+    pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility
+) -> None:
+    """The loading machine has no AHCI controller: QEMU refuses its section by name."""
+    options = pc_pack.machine.options
+    (group,) = [g for g in connected(options) if any(options[n].first == "ich9-ahci" for n in g)]
+    gone = sorted(group)
+    buffers = Buffers(pc_pack, without_options(pc_pack.machine, gone))
+    evidence = Session(
+        binary=binary,
+        dialect=ability.dialect,
+        buffers=buffers,
+        plan=LoadPlan(incoming="bound", checkpoints=(Checkpoint(phase="bound"),)),
+        selection=Selection(own=frozenset(pc_pack.sections_of("ahci"))),
+        mode=GuestMode.RUNNING,
+    ).run()
+    told = judge(evidence)
+    assert (told.verdict, told.named) == (Verdict.REJECT, AHCI)
+    finding = Finding(text=told.text, log=told.log, section=told.named, phase="bound", load=0)
+    target = Target(
+        cell=cell_of(pc_pack, binary, finding, Verdict.REJECT), binary=binary, ability=ability, buffers=buffers
+    )
+    tries = Tries(target)
+    search = Search(attempt=tries.attempt, key=lambda c: c.key)
+    result = Reduction(target, search).run()
+    case = case_of(Found(target=target, result=result, search=search, evidence=tries.seen, leak={}))
+    assert case.sections == (AHCI,)
+    assert case.ram_pages == 0
+    assert case.sentence.startswith(f"the incoming stream alone, with section {AHCI}, in phase bound")
+    assert case.expect.verdict == "reject"

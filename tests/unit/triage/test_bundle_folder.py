@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is written into a bundle, and how it is made small; bisecting answers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError, UsageError
+from harness.qemu.cmdline import Option
+from harness.stream.vmdesc import VmDesc
+from harness.triage.bisect import Build, Outcome, Tried, builds, check_ends, git_lines, judge
+from harness.triage.bundle import Answer, Material, candidates, kept_case, lean, subsections, write_bundle
+from harness.triage.bundle_text import describe, shell_line, title
+from harness.triage.case import Case, CaseCheckpoint, Expect, Rate, Spent
+
+HEAD = b"QEVM\0\0\0\x03\x07\0\0\0\x05toy-1"
+VMDESC = json.dumps(
+    {
+        "page_size": 4096,
+        "devices": [
+            {
+                "name": name,
+                "instance_id": 0,
+                "vmsd_name": name,
+                "version": 1,
+                "fields": [{"name": "data", "type": "buffer", "size": 3}],
+                "subsections": [
+                    {
+                        "vmsd_name": "toy/new",
+                        "version": 1,
+                        "fields": [{"name": "more", "type": "uint32", "size": 4}],
+                    }
+                ]
+                if name == "toy"
+                else [],
+            }
+            for name in ("cpu", "toy", "other")
+        ],
+    }
+).encode()
+SUBSECTION = b"\x05\x07toy/new\0\0\0\x01\x01\x02\x03\x04"
+
+
+def section(idstr: str, body: bytes, number: int) -> bytes:
+    """A FULL section, instance 0, version 1, with its footer."""
+    mark, name = struct.pack(">I", number), idstr.encode()
+    return b"\x04" + mark + bytes([len(name)]) + name + b"\0\0\0\0\0\0\0\x01" + body + b"\x7e" + mark
+
+
+CPU, TOY, OTHER = (
+    section("cpu", b"cpu", 1),
+    section("toy", b"toy" + SUBSECTION, 2),
+    section("other", b"oth", 3),
+)
+BODY = CPU + TOY + OTHER + b"\0\x06" + struct.pack(">I", len(VMDESC)) + VMDESC
+
+
+def case(**changed: Any) -> Case:
+    """One load of a toy that crashes."""
+    made = Case(
+        cell="9.8.7-1a2b3c4d/toy-1/toy/bound/same",
+        verdict="crash",
+        failure_class="not-reentrant",
+        sentence="one load of section toy in phase bound; START is needed",
+        kind="load",
+        signature={"name": "crash:toy_load:!boom:toy:toy"},
+        expect=Expect(verdict="crash", exit="SIGABRT", function="toy_load", assertion="!boom", text="load 1"),
+        qemu={"version": "9.8.7", "build": "toys", "path": "/usr/bin/qemu-toy", "sha256": "00"},
+        machine="toy-1",
+        family="toy",
+        accel="tcg",
+        options=(
+            Option(name="m", first="16"),
+            Option(name="kernel", first="/home/me/vmlinuz"),
+            Option(name="device", first="brick", props={"drive": "d0", "serial": "a,b"}),
+            Option(name="blockdev", first="file", props={"node-name": "d0", "filename": "{workdir}/disk.img"}),
+        ),
+        scratch={"disk.img": 4096},
+        guest_mode="parked",
+        run_s=0.0,
+        dialect_resets=False,
+        head=HEAD,
+        body=BODY,
+        checkpoints=(CaseCheckpoint(devices=TOY),),
+        loads=1,
+        back_to_back=False,
+        sections=("toy",),
+        fields=(),
+        ram_pages=5,
+        rate=Rate(failed=1, tried=1),
+        spent=Spent(),
+    )
+    return replace(made, **changed)
+
+
+def answer(code: int, line: str = "") -> Answer:
+    """Of the script."""
+    return Answer(qemu="/usr/bin/qemu-toy", code=code, line=line or f"answer {code}")
+
+
+def test_the_barest_case_that_still_fails_is_taken() -> None:
+    tried: list[Case] = []
+
+    def needs_its_devices(candidate: Case) -> bool:
+        tried.append(candidate)
+        return any(option.name == "device" for option in candidate.options)
+
+    found = lean(case(), needs_its_devices)
+    assert found is tried[-1]
+    assert [option.name for option in tried[0].options] == ["m"]
+    assert tried[0].scratch == {}
+    assert [option.name for option in found.options] == ["m", "device", "blockdev"]
+    assert found.scratch == {"disk.img": 4096}
+    assert found.body == CPU + TOY + b"\0\x06\0\0\0\x02{}"
+    assert found.ram_pages == 0
+
+
+def test_a_case_that_needs_everything_stays_as_it_is() -> None:
+    whole = case()
+    assert lean(whole, lambda _: False) is whole
+
+
+def test_a_guest_that_runs_keeps_its_machine() -> None:
+    assert list(candidates(case(guest_mode="running"))) == []
+
+
+def test_subsections_are_found_in_every_file_by_their_headers() -> None:
+    vmdesc = VmDesc.from_json(VMDESC)
+    # the checkpoint's section is shorter than it was recorded, and stands there twice
+    short = section("toy", b"t" + SUBSECTION, 2)
+    found = subsections(case(checkpoints=(CaseCheckpoint(devices=short + short),)), vmdesc)
+    assert [(entry["file"], entry["section"], entry["name"], entry["size"]) for entry in found] == [
+        ("body.bin", "toy", "toy/new", len(SUBSECTION)),
+        ("c1.bin", "toy", "toy/new", len(SUBSECTION)),
+        ("c1.bin", "toy", "toy/new", len(SUBSECTION)),
+    ]
+    assert [entry["offset"] for entry in found] == [
+        BODY.index(SUBSECTION),
+        short.index(SUBSECTION),
+        len(short) + short.index(SUBSECTION),
+    ]
+
+
+def write(folder: Path, made: Case | None = None, **more: Any) -> Path:
+    """A bundle whose script is not run."""
+    material = Material(case=made or case(), log="qemu-toy: boom", **more)
+    return write_bundle(
+        material, folder, lambda _, document: describe(material, document, answer(0, "reproduced: x"), ())
+    )
+
+
+def test_a_bundle_holds_all_that_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "out" / "b", controls="fresh: ok", backtrace="#0 toy_load")
+    names = {file.name for file in folder.iterdir()}
+    assert names == {
+        *("README.md", "reproduce.py", "case.json", "head.bin", "body.bin", "c1.bin"),
+        *("qemu-command.txt", "issue.md", "log.txt", "backtrace.txt"),
+    }
+    assert (folder / "reproduce.py").stat().st_mode & 0o111
+    readme = (folder / "README.md").read_text()
+    for name in names - {"README.md"}:
+        assert f"    {name} " in readme
+    assert "One load of section toy in phase bound; START is needed." in readme
+    assert "reproduced: x" in readme
+    assert list((tmp_path / "out").iterdir()) == [folder]
+
+
+def test_the_issue_has_the_headings_of_the_template_in_order(tmp_path: Path) -> None:
+    text = (write(tmp_path / "b", controls="fresh: ok", backtrace="#0 toy_load") / "issue.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Host environment",
+        "## Emulated/Virtualized environment",
+        "## Description of problem",
+        "## Steps to reproduce",
+        "## Additional information",
+    ]
+    for told in ("9.8.7 (toys)", "-machine toy-1", "fresh: ok", "#0 toy_load", "qemu-toy: boom", "./reproduce.py"):
+        assert told in text
+    assert text.rstrip().endswith('/label ~"kind::Bug"')
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    folder = write(tmp_path / "b")
+    before = (folder / "README.md").read_bytes()
+    with pytest.raises(UsageError, match="does not overwrite"):
+        write(folder)
+    assert (folder / "README.md").read_bytes() == before
+    (tmp_path / "empty").mkdir()
+    assert (write(tmp_path / "empty") / "case.json").is_file()
+
+
+def test_a_bundle_that_could_not_be_described_is_not_there(tmp_path: Path) -> None:
+    def fail(*_: object) -> dict[str, str]:
+        raise HarnessError("no answer")
+
+    with pytest.raises(HarnessError):
+        write_bundle(Material(case=case()), tmp_path / "b", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_large_is_packed_and_named_so(tmp_path: Path) -> None:
+    ram = b"\0" * 1_000_000
+    made = case(body=ram + BODY, checkpoints=(CaseCheckpoint(devices=TOY, ram=ram),))
+    marked = ({"file": "body.bin", "section": "toy", "name": "toy/new", "offset": 1, "size": 2},)
+    folder = write(tmp_path / "b", made, subsections=marked)
+    document = json.loads((folder / "case.json").read_text())
+    assert document["incoming"] == {"head": "head.bin", "body": "body.bin.gz"}
+    assert document["checkpoints"] == [{"devices": "c1.bin", "ram": "c1.ram.gz", "times": 1}]
+    assert document["subsections"][0]["file"] == "body.bin.gz"
+    assert gzip.decompress((folder / "body.bin.gz").read_bytes()) == ram + BODY
+    assert not (folder / "body.bin").exists()
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 150_000
+
+
+def test_the_command_line_doubles_commas_where_qemu_wants_it() -> None:
+    line = shell_line(case().to_json())
+    assert "-device brick,drive=d0,serial=a,,b" in line
+    assert "-blockdev file,node-name=d0,filename=SCRATCH/disk.img" in line
+    assert "-kernel /home/me/vmlinuz" in line
+
+
+def test_the_title_names_what_fails() -> None:
+    assert title(case().to_json()) == "toy: COLO secondary crashes loading toy (toy_load)"
+
+
+def test_a_minimised_case_is_found_by_the_cell_that_it_names(tmp_path: Path) -> None:
+    cell: Any = type("Cell", (), {"id": case().cell})()
+    assert kept_case(tmp_path, cell) is None
+    case(cell="another").save(tmp_path / "cases" / "a")
+    (tmp_path / "cases" / "damaged").mkdir()
+    (tmp_path / "cases" / "damaged" / "case.json").write_text("{")
+    assert kept_case(tmp_path, cell) is None
+    case().save(tmp_path / "cases" / "z")
+    assert kept_case(tmp_path, cell) == tmp_path / "cases" / "z"
+
+
+def tried(codes: Sequence[int], given: tuple[str, str]) -> list[Tried]:
+    """Answers of versions 1.0.0, 2.0.0, ...; the ends are given."""
+    ends = {0: given[0], len(codes) - 1: given[1]}
+    return [
+        Tried(
+            build=Build(name=f"q{n}", path=f"/q{n}", version=f"{n + 1}.0.0", given=ends.get(n, "")), answer=answer(code)
+        )
+        for n, code in enumerate(codes)
+    ]
+
+
+def test_the_version_that_broke_it_is_named() -> None:
+    report = judge(tried([1, 1, 125, 0, 0], ("good", "bad")))
+    assert report.decided
+    (change,) = report.changes
+    assert change.text == "last good is 2.0.0 (q1), first bad is 4.0.0 (q3); could not be tried in between: 3.0.0 (q2)"
+    start, run = git_lines(change, Path("/b"))[1:]
+    assert start == "git bisect start v4.0.0 v2.0.0"
+    assert "/b/reproduce.py --invert build/qemu-system-x86_64" in run
+
+
+def test_the_version_that_mended_it_is_named() -> None:
+    (change,) = judge(tried([0, 0, 1], ("bad", "good"))).changes
+    assert change.text == "last bad is 2.0.0 (q1), first good is 3.0.0 (q2)"
+    start, run = git_lines(change, Path("/b"))[1:]
+    assert start == "git bisect start --term-old=fails --term-new=passes v3.0.0 v2.0.0"
+    assert "--invert" not in run
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ([0, 0, 0], "1.0.0 (q0) was given as good and is bad"),
+        ([1, 0, 1], "it changes 2 times"),
+        ([125, 0, 0], "1.0.0 (q0) was given as good and could not be tried"),
+    ],
+)
+def test_answers_that_do_not_fit_are_told(codes: list[int], told: str) -> None:
+    report = judge(tried(codes, ("good", "bad")))
+    assert not report.decided
+    with pytest.raises(HarnessError, match="no version can be named") as caught:
+        check_ends(report)
+    assert told in str(caught.value)
+
+
+def binary(version: str, path: str = "") -> Any:
+    """As far as it is looked at."""
+    return type("Binary", (), {"version": version, "path": path or f"/q{version}", "sha256": path or version})()
+
+
+def test_builds_stand_in_version_order_each_once_between_the_ends() -> None:
+    found = builds(
+        ("old", binary("9.2.0")),
+        ("new", binary("10.0.2")),
+        [("own", binary("10.0.2", "/own")), ("far", binary("11.0.0")), ("old-again", binary("9.2.0"))],
+        [("9.10", binary("9.10.0")), ("8", binary("8.0.0")), ("own-again", binary("10.0.2", "/own"))],
+    )
+    assert [build.name for build in found] == ["old", "9.10", "own", "new", "far"]
+    assert [build.given for build in found] == ["good", "", "", "bad", ""]
+    with pytest.raises(UsageError, match="the same QEMU"):
+        builds(("a", binary("9.2.0")), ("b", binary("9.2.0")), [], [])
+
+
+def test_what_could_not_be_tried_says_nothing() -> None:
+    assert tried([125], ("", ""))[0].outcome is Outcome.SKIPPED
