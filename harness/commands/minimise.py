@@ -23,8 +23,9 @@ from harness.replay.probe import probe_colo
 from harness.triage.case import Case
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import RATE_TRIES, NotReproduced, Progress, Search
-from harness.triage.reduction import Reduction, Target, Tries, check_target
+from harness.triage.reduction import Reduction
 from harness.triage.smallest import Found, case_of
+from harness.triage.tries import Target, Tries, check_target
 
 CASES = "cases"
 #: Part of what a journal is about: raised when the passes change, so that older journals are begun anew.

@@ -37,6 +37,8 @@ def still_leaks(bench: LeakBench, label: str, wanted_bytes: float) -> tuple[bool
     recording = bench.buffers.pack.recordings[bench.phase]
     sections = sections_for(recording, GuestMode.PARKED)
     own = encode(only(sections, frozenset({label})))
+    if not own:
+        return False, 0
     repeat = max(1, min(bench.budget.repeat, bench.budget.buffer_bytes // max(1, len(own))))
     prefix = encode([s for s in sections if label_of(s) not in bench.excluded]) if bench.resets else b""
     body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(sections))

@@ -17,9 +17,10 @@ from harness.triage.case import CASE_PLACE, Case, CaseCheckpoint, Expect, LeakFi
 from harness.triage.fields import Atom, needed
 from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate, Reduced
-from harness.triage.reduction import Result, Target
+from harness.triage.reduction import Result
 from harness.triage.registers import phrase, register_of
 from harness.triage.signature import Signature, signature_of_cell
+from harness.triage.tries import Target
 
 _CPU = frozenset({"cpu", "cpu_common"})
 #: More pieces of state than this are counted, not named.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from harness.oracle.load import judge
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
+from harness.record.recorder import Plan, record
 from harness.replay.engine import Buffers, Selection, Session
 from harness.replay.probe import ColoAbility
 from harness.replay.schedule import Checkpoint, LoadPlan
@@ -25,8 +26,9 @@ from harness.stream.vmdesc import Field, decode, walk
 from harness.triage.case import Case
 from harness.triage.minimise import Attempt, Search
 from harness.triage.reduced import Candidate, Reduced, connected, without_options
-from harness.triage.reduction import Reduction, Result, Target, Tries
+from harness.triage.reduction import Reduction, Result
 from harness.triage.smallest import Found, case_of
+from harness.triage.tries import Target, Tries
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ICH9 = "0000:00:1f.0/ICH9LPC"
@@ -116,6 +118,7 @@ def cell_of(pack: StatePack, binary: QemuBinary, finding: Finding, verdict: Verd
     qemu = Qemu(**binary.identity())
     row = "virtio-net"
     given: dict[str, object] = {
+        "device": row,
         "phases": ("bound",),
         "schedule": "same",
         "guest_mode": "running",
@@ -128,7 +131,6 @@ def cell_of(pack: StatePack, binary: QemuBinary, finding: Finding, verdict: Verd
         load_qemu=qemu,
         machine=pack.manifest.machine,
         accel=pack.manifest.accel,
-        device=row,
         verdict=verdict,
         finding=finding,
         pack=str(pack.path),
@@ -281,3 +283,30 @@ def test_a_rejected_incoming_stream_ends_in_its_section(
     assert case.ram_pages == 0
     assert case.sentence.startswith(f"the incoming stream alone, with section {AHCI}, in phase bound")
     assert case.expect.verdict == "reject"
+
+
+@pytest.fixture(scope="module")
+def io_pack(
+    plan_of: Callable[[QemuBinary, str], Plan], binary: QemuBinary, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StatePack]:
+    plan = replace(plan_of(binary, "pc"), phases=("busy", "io-error"))
+    with StatePack(record(plan, tmp_path_factory.mktemp("io") / "pack")) as pack:
+        yield pack
+
+
+def test_a_leak_is_told_from_no_leak_in_a_second(io_pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
+    """A command that a failing disk holds back has its scatter-gather list made anew by every load."""
+    finding = Finding(text="each load leaves behind 33 bytes of memory", section=AHCI, phase="io-error")
+    details = {AHCI: {"memory_bytes_per_load": {"estimate": 33.0, "low": 31.0, "high": 35.0}}}
+    cell = cell_of(
+        io_pack, binary, finding, Verdict.LEAK, phases=("io-error",), oracle="leak", details=details, device="ahci"
+    )
+    target = target_of(cell, io_pack, binary, ability)
+    tries = Tries(target)
+    start = Reduction(target, Search(attempt=tries.attempt, key=lambda c: c.key)).start()
+    if not tries.attempt(start).hit:
+        pytest.skip("this QEMU does not leak here")
+    told = tries.attempt(replace(start, incoming="busy", steps=(Checkpoint(phase="busy"),)))
+    assert (told.hit, told.loads > 0) == (False, True)
+    nothing = tries.attempt(replace(start, ram=(), start=frozenset({"port92"}) | target.cpu))
+    assert (nothing.hit, nothing.loads) == (False, 0)

@@ -18,7 +18,7 @@ from harness.replay.state import GuestMode
 from harness.stream.vmdesc import VmDesc
 from harness.triage.fields import Atom
 from harness.triage.reduced import Candidate, Pages, connected, halves, part_of, without_options
-from harness.triage.reduction import check_target
+from harness.triage.tries import check_target
 
 OPTIONS = (
     Option(name="m", first="128"),

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One try of one candidate: a new secondary, a deadline, and only the failure that is looked for counts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+from harness.errors import HarnessError, HostError, QemuError, UsageError
+from harness.matrix.model import Cell
+from harness.oracle.leak import MIN_LEAK_BYTES, growth
+from harness.oracle.load import judge
+from harness.oracle.verdict import Verdict
+from harness.qemu.binary import QemuBinary
+from harness.replay.engine import Buffers, Evidence, Pace, Selection, Session, Stopped
+from harness.replay.leak import LeakBench, LeakBudget
+from harness.replay.probe import ColoAbility
+from harness.replay.schedule import LoadPlan
+from harness.replay.state import label_of
+from harness.triage.minimise import Attempt, NotReproduced, Search
+from harness.triage.quickleak import still_leaks
+from harness.triage.reduced import Candidate, Labels, Reduced
+from harness.triage.signature import Signature, signature_of, signature_of_cell
+
+#: Deadlines of one answer: with the whole machine in it, and of what is small.
+WHOLE_TIMEOUT_S, SMALL_TIMEOUT_S = 20.0, 6.0
+#: The guest runs so long after each load, as it does in a matrix.
+RUN_S = 0.002
+#: Budget of the measurement that a reduction ends with.
+LEAK_BUDGET = LeakBudget(samples=6, section_s=0.15, min_loads=1200, max_loads=4000)
+_CPU = frozenset({"cpu", "cpu_common"})
+
+
+@dataclass(slots=True, kw_only=True)
+class Target:
+    """What is made smaller.
+
+    :param pace: of a guest that is not parked
+    """
+
+    cell: Cell
+    binary: QemuBinary
+    ability: ColoAbility
+    buffers: Buffers
+    stop: Event = field(default_factory=Event)
+    pace: Pace = field(default_factory=lambda: Pace(run_s=RUN_S))
+
+    @property
+    def kind(self) -> str:
+        """``load`` or ``leak``."""
+        return "leak" if self.cell.verdict is Verdict.LEAK else "load"
+
+    @property
+    def resets(self) -> bool:
+        """The build resets the machine before each load."""
+        return bool(self.ability.resets_before_load)
+
+    @property
+    def phase(self) -> str:
+        """Where it failed."""
+        finding = self.cell.finding
+        return finding.phase if finding and finding.phase in self.cell.phases else self.cell.phases[-1]
+
+    @property
+    def at_start(self) -> bool:
+        """It failed in the incoming stream, before any checkpoint."""
+        finding = self.cell.finding
+        return self.cell.oracle == "plain" or (finding is not None and finding.load == 0)
+
+    @property
+    def hint(self) -> Labels:
+        """Sections that were blamed, and are there."""
+        finding = self.cell.finding
+        named = (finding.section or "").split(", ") if finding else []
+        return frozenset(named) & self.labels
+
+    @property
+    def labels(self) -> Labels:
+        """Every section of the phase that may be loaded."""
+        sections = self.buffers.pack.recordings[self.phase].sections
+        return frozenset(label_of(section) for section in sections) - frozenset(self.cell.excluded)
+
+    @property
+    def cpu(self) -> Labels:
+        """The sections that park the guest."""
+        return frozenset(label_of(s) for s in self.buffers.pack.recordings[self.phase].sections if s.idstr in _CPU)
+
+
+def check_target(cell: Cell) -> None:
+    """A cell that can be made smaller.
+
+    :raises UsageError: it holds no finding, or one of an oracle whose experiments are not loads alone
+    """
+    if not cell.verdict.is_finding:
+        raise UsageError(f"{cell.id}: its verdict is {cell.verdict}: there is nothing to minimise")
+    leak = cell.oracle == "leak" and cell.verdict is Verdict.LEAK
+    if cell.oracle not in ("load", "plain") and not leak:
+        raise UsageError(
+            f"{cell.id}: a finding of oracle {cell.oracle} ({cell.verdict}) cannot be minimised: expected one of a "
+            "load, or a leak"
+        )
+    if leak and not (cell.finding and cell.finding.section):
+        raise UsageError(f"{cell.id}: a leak without a section cannot be minimised")
+
+
+class Tries:
+    """Tries candidates on a real QEMU."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.wanted = signature_of_cell(target.cell)
+        #: Evidence of the last try of this process that failed in the wanted way.
+        self.seen: Evidence | None = None
+        self.leak: dict[str, Any] = {}
+
+    def attempt(self, candidate: Candidate) -> Attempt:
+        """One try in a new secondary.
+
+        :raises HostError: no space
+        :raises Stopped: told to stop
+        """
+        began = time.monotonic()
+        run = self._leak if self._target.kind == "leak" else self._load
+        try:
+            hit, loads = run(candidate)
+        except (HostError, Stopped):
+            raise
+        except (QemuError, HarnessError):
+            # QEMU refuses the command line, or the pack has nothing to send: not the failure that is looked for
+            hit, loads = False, 0
+        return Attempt(hit=hit, loads=loads, seconds=round(time.monotonic() - began, 4))
+
+    def figures(self, search: Search[Candidate]) -> dict[str, Any]:
+        """What a leak of the best candidate comes to; empty for a load.
+
+        :raises NotReproduced: the oracle does not call it a leak
+        """
+        if self._target.kind == "leak":
+            began = time.monotonic()
+            leaks, loads = self.measure_leak(search.best)
+            search.sessions, search.loads = search.sessions + 1, search.loads + loads
+            search.seconds += time.monotonic() - began
+            if not leaks:
+                raise NotReproduced(0, 1)
+        return self.leak
+
+    def signature(self, evidence: Evidence) -> Signature | None:
+        """The name of what a session came to."""
+        judged, cell = judge(evidence), self._target.cell
+        return signature_of(
+            verdict=judged.verdict,
+            text=judged.text,
+            log=judged.log,
+            section=cell.finding.section if cell.finding else None,
+            machine=cell.machine,
+            exit=str(evidence.exit) if evidence.exit else None,
+            device=cell.device,
+        )
+
+    def _load(self, candidate: Candidate) -> tuple[bool, int]:
+        evidence = self.session(candidate).run()
+        if not judge(evidence).verdict.is_finding:
+            return False, evidence.loads_acked
+        found = self.signature(evidence)
+        hit = found is not None and self.wanted is not None and found.name == self.wanted.name
+        if hit:
+            self.seen = evidence
+        broken = evidence.broken is not None and evidence.broken.load > 0
+        return hit, evidence.loads_acked + broken
+
+    def session(self, candidate: Candidate) -> Session:
+        """The session that loads a candidate."""
+        target = self._target
+        small = candidate.ram is not None and candidate.start is not None
+        return Session(
+            binary=target.binary,
+            dialect=target.ability.dialect,
+            buffers=Reduced(target.buffers, candidate),
+            plan=LoadPlan(incoming=candidate.incoming, checkpoints=candidate.steps),
+            selection=Selection(own=candidate.own),
+            mode=candidate.mode,
+            pace=target.pace,
+            timeout_s=SMALL_TIMEOUT_S if small else WHOLE_TIMEOUT_S,
+            stop=target.stop,
+        )
+
+    def _leak(self, candidate: Candidate) -> tuple[bool, int]:
+        if self._wanted_bytes is None:
+            return self.measure_leak(candidate)
+        (label,) = candidate.own
+        return still_leaks(self._bench(candidate), label, self._wanted_bytes)
+
+    @property
+    def _wanted_bytes(self) -> float | None:
+        """Half of the growth that the cell has: less is another leak. None when it is not the heap that grows."""
+        finding = self._target.cell.finding
+        labels = (finding.section or "").split(", ") if finding else []
+        found = [heap_growth(self._target.cell, label) for label in labels]
+        best = max(found, default=0.0)
+        return max(MIN_LEAK_BYTES, best / 2) if best > MIN_LEAK_BYTES else None
+
+    def measure_leak(self, candidate: Candidate) -> tuple[bool, int]:
+        """Measure a leak with the oracle's own care; the figures are kept."""
+        run = self._bench(candidate).run(sorted(candidate.own))
+        for series in run.sections:
+            grown = growth(run, series)
+            if grown.leaks:
+                self.leak = {
+                    "bytes_per_load": round(grown.memory.estimate, 3),
+                    "low": round(grown.memory.low, 3),
+                    "high": round(grown.memory.high, 3),
+                    "floor_bytes": round(grown.floor_bytes, 3),
+                    "loads": grown.loads,
+                    "loads_per_checkpoint": series.repeat,
+                }
+                return True, run.loads_acked
+        return False, run.loads_acked
+
+    def _bench(self, candidate: Candidate) -> LeakBench:
+        target = self._target
+        return LeakBench(
+            binary=target.binary,
+            dialect=target.ability.dialect,
+            resets=target.resets,
+            buffers=Reduced(target.buffers, candidate),
+            phase=candidate.incoming,
+            excluded=frozenset(target.cell.excluded),
+            stop=target.stop,
+            budget=LEAK_BUDGET,
+        )
+
+
+def heap_growth(cell: Cell, label: str) -> float:
+    """Bytes for each load that the cell's figures have for a section."""
+    details = cell.details.get(label, {})
+    found = details.get("memory_bytes_per_load", {}) if isinstance(details, dict) else {}
+    return float(found.get("estimate", 0.0)) if isinstance(found, dict) else 0.0
