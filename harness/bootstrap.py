@@ -58,7 +58,9 @@ DPKG_LOCK_TIMEOUT_S = 300
 
 _APT = ("apt-get", "install", "-y", "--no-install-recommends")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_WITHOUT_HOST = ("inspect", "doctor")
+_WITHOUT_HOST = ("inspect", "doctor", "known")
+#: They repeat a break under gdb.
+_WITH_STACKS = ("test", "explain", "bundle")
 _UNFETCHED = re.compile(r"^[EW]: Failed to fetch \S+?://([^/\s]+)\S*\s+(.*)$", re.MULTILINE)
 _UNREACHED = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|MaxRetryError|NameResolutionError"
@@ -134,7 +136,10 @@ def missing_needs(command: str, arguments: Sequence[str] = ()) -> list[Need]:
         return needs
     if not _names_a_qemu(arguments) and shutil.which("qemu-system-x86_64") is None:
         needs.append(Need("qemu-system-x86_64", "qemu-system-x86"))
-    for program, package in (("setpriv", "util-linux"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")):
+    programs = [("setpriv", "util-linux"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")]
+    if command in _WITH_STACKS:
+        programs.append(("gdb", "gdb"))
+    for program, package in programs:
         if shutil.which(program) is None:
             needs.append(Need(program, package))
     if not _KEYRING.exists():

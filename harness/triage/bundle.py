@@ -47,6 +47,7 @@ from harness.triage import reproduce
 from harness.triage.backtrace import backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
 from harness.triage.signature import signature_of_cell
+from harness.triage.stack import kept_stack
 
 SCRIPT = "reproduce.py"
 #: A file that is larger is packed, where that makes it a good deal smaller.
@@ -366,7 +367,7 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
         case=bare,
         controls=cell.controls or "",
         log=cell.finding.log if cell.finding else "",
-        backtrace=_known_backtrace(kept, cell) or _backtrace(bare, qemu),
+        backtrace=_known_backtrace(run, cell) or _backtrace(bare, qemu),
         guest=guest,
         subsections=tuple(subsections(bare, vmdesc)) if vmdesc else (),
     )
@@ -488,12 +489,7 @@ def _backtrace(case: Case, qemu: str) -> str:
     return found.text if found.frames else ""
 
 
-def _known_backtrace(kept: Path | None, cell: Cell) -> str:
-    """The stack, where somebody has looked at it."""
-    file = kept / "backtrace.txt" if kept else None
-    if file and file.is_file():
-        return file.read_text(errors="replace")
-    told = cell.details.get("backtrace")
-    if isinstance(told, dict):
-        return str(told.get("text") or told.get("short") or "")
-    return told if isinstance(told, str) else ""
+def _known_backtrace(run: Path, cell: Cell) -> str:
+    """The stack, where somebody has looked at it already."""
+    found = kept_stack(run, cell)
+    return found.text if found and found.frames else ""

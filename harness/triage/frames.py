@@ -22,11 +22,13 @@ _RUNTIME_FILE = re.compile(
 _LIBRARY = re.compile(r"\.so(\.[0-9.]+)?$")
 _QEMU_MODULE = re.compile(r"/qemu/[^/]+\.so$")
 #: Directories of QEMU's source tree: what stands before them in a file name is where it was built.
-_TOP = (
-    "accel authz backends block chardev crypto disas dump ebpf gdbstub hw include io linux-user migration monitor nbd "
-    "net plugins qapi qga qom replay scsi semihosting slirp softmmu stats system target tcg trace ui util audio fsdev"
+_TOP = frozenset(
+    (
+        "accel authz backends block chardev crypto disas dump ebpf gdbstub hw include io linux-user migration monitor "
+        "nbd net plugins qapi qga qom replay scsi semihosting slirp softmmu stats system target tcg trace ui util "
+        "audio fsdev"
+    ).split()
 )
-_IN_TREE = re.compile(rf"(?:^|.*/)((?:{'|'.join(_TOP.split())})/.*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +82,15 @@ class Frame:
 
 
 def source_file(path: str) -> str:
-    """A file name without the folder it was built in: ``../../softmmu/memory.c`` is ``softmmu/memory.c``."""
-    match = _IN_TREE.fullmatch(path)
-    return match[1] if match else path.rpartition("/")[2]
+    """A file name without the folder it was built in: ``../../hw/net/e1000.c`` is ``hw/net/e1000.c``."""
+    parts = path.split("/")
+    at = next((i for i in range(len(parts) - 2, -1, -1) if parts[i] in _TOP), None)
+    if at is None:
+        return parts[-1]
+    # hw/net and migration/block: one folder of QEMU's tree may be called as another at its top
+    while at and parts[at - 1] in _TOP:
+        at -= 1
+    return "/".join(parts[at:])
 
 
 def first_in_qemu(frames: Iterable[Frame]) -> Frame | None:

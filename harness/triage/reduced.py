@@ -15,8 +15,8 @@ from harness.record.pack import Recording, StatePack
 from harness.replay.engine import Buffers, Selection
 from harness.replay.schedule import Checkpoint
 from harness.replay.state import GuestMode, encode, label_of, only, sections_for, without
-from harness.stream.model import Section
-from harness.stream.ram import ram_section_buffers
+from harness.stream.model import RamBlock, Section
+from harness.stream.ram import encode_mem_size, encode_ram_section, ram_section_buffers
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, VMDESC, SectionType
 from harness.triage.fields import Atom, apply
@@ -110,7 +110,22 @@ class Reduced(Buffers):
         sent = self._pages(recording, None)
         if not sent:
             return []
-        return [recording.setup, *ram_section_buffers(SectionType.END, recording.ram_section_id, sent)]
+        setup = self._setup(recording.ram_section_id, {name for name, _, _ in sent})
+        return [setup, *ram_section_buffers(SectionType.END, recording.ram_section_id, sent)]
+
+    def _setup(self, section_id: int, names: set[str]) -> bytes:
+        """A START section that announces the blocks of which something is sent: a machine with fewer has these."""
+        blocks = [
+            RamBlock(name=block.name, size_bytes=block.size_bytes)
+            for number, block in enumerate(self._whole.pack.manifest.blocks)
+            if block.name in names or any(number == part.block for part in self._later())
+        ]
+        return encode_ram_section(SectionType.START, section_id, encode_mem_size(blocks))
+
+    def _later(self) -> tuple[Pages, ...]:
+        """What a checkpoint may send, which has no START of its own."""
+        one_phase = all(step.phase == self._candidate.incoming for step in self._candidate.steps)
+        return () if one_phase else self._candidate.ram or ()
 
     def ram_difference(self, phase: str, base: str) -> RamBuffers:
         """The pages that are left of what differs between two phases."""

@@ -22,13 +22,16 @@ from harness.triage.fields import Atom, differences, split_bits, split_bytes
 from harness.triage.healthy import Donor, never_run, recorded_donors
 from harness.triage.minimise import Search, ddmin, fewest
 from harness.triage.reduced import Candidate, Labels, Pages, Reduced, all_pages, connected, halves
-from harness.triage.tries import Target, heap_growth
+from harness.triage.tries import Target, check_target, heap_growth
+
+__all__ = ["Reduction", "Result", "Target", "check_target"]
 
 #: Loads tried when one alone does not do it.
 MAX_REPEATS = 200
 #: Options that boot a guest; a parked one needs none of them.
 _BOOT = frozenset({"kernel", "initrd", "append"})
 _DEBUG_PORT = "isa-debugcon"
+#: More ranges of pages than this are not cut any smaller.
 _MAX_RAM_RANGES = 64
 
 
@@ -36,7 +39,7 @@ _MAX_RAM_RANGES = 64
 class Result:
     """What a reduction came to.
 
-    :param needed: pieces of sections that are needed, smallest first known
+    :param needed: pieces of sections that are needed, in the order of the payload
     :param field_note: why no field is named, empty where one is
     """
 

@@ -71,7 +71,7 @@ class Machine:
         for tool in ("sh", "grep", "mkdir", "chmod", "dirname", "cat"):
             real = next(p for d in ("/bin", "/usr/bin") if (p := Path(d, tool)).exists())
             (self.bin / tool).symlink_to(real)
-        for tool in ("dpkg-deb", "qemu-system-x86_64"):
+        for tool in ("dpkg-deb", "qemu-system-x86_64", "gdb"):
             self.program(tool, "exit 1")
         self.program("setpriv", 'shift 2; exec "$@"')
         self.program("apt-get", "exit 0")
@@ -236,6 +236,13 @@ def test_a_named_qemu_is_not_installed(machine: Machine, words: list[str]) -> No
     machine.lacks("qemu-system-x86_64")
     machine.becomes("matrix", *words)
     assert not [call for call in machine.calls if call.startswith("apt-get")]
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("test", True), ("explain", True), ("matrix", False)])
+def test_stacks_need_gdb(machine: Machine, command: str, wanted: bool) -> None:
+    machine.lacks("gdb")
+    needs = [need.package for need in bootstrap.missing_needs(command)]
+    assert ("gdb" in needs) is wanted
 
 
 def test_offline_apt_names_the_package_and_the_host(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

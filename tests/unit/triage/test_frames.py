@@ -107,3 +107,19 @@ def test_without_gdb_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
     found = backtrace_by(run, Path("/bin/true"), answer_timeout_s=1)
     assert found.frames == ()
     assert found.text == "no backtrace: gdb is not installed (Debian package gdb)"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("../../softmmu/memory.c", "softmmu/memory.c"),
+        ("../../hw/net/e1000.c", "hw/net/e1000.c"),
+        ("/home/net/qemu/hw/block/fdc.c", "hw/block/fdc.c"),
+        ("/build/qemu-7.2+dfsg/hw/isa/lpc_ich9.c", "hw/isa/lpc_ich9.c"),
+        ("pthread_kill.c", "pthread_kill.c"),
+        ("/usr/lib/elsewhere.c", "elsewhere.c"),
+        ("", ""),
+    ],
+)
+def test_a_file_keeps_its_folder_in_qemus_tree(path: str, name: str) -> None:
+    assert source_file(path) == name
