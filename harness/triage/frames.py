@@ -22,13 +22,16 @@ _RUNTIME_FILE = re.compile(
 _LIBRARY = re.compile(r"\.so(\.[0-9.]+)?$")
 _QEMU_MODULE = re.compile(r"/qemu/[^/]+\.so$")
 #: Directories of QEMU's source tree: what stands before them in a file name is where it was built.
+# fmt: off
 _TOP = frozenset(
-    (
-        "accel authz backends block chardev crypto disas dump ebpf gdbstub hw include io linux-user migration monitor "
-        "nbd net plugins qapi qga qom replay scsi semihosting slirp softmmu stats system target tcg trace ui util "
-        "audio fsdev"
-    ).split()
+    [
+        "accel", "authz", "backends", "block", "chardev", "crypto", "disas", "dump", "ebpf", "gdbstub", "hw",
+        "include", "io", "linux-user", "migration", "monitor", "nbd", "net", "plugins", "qapi", "qga", "qom",
+        "replay", "scsi", "semihosting", "slirp", "softmmu", "stats", "system", "target", "tcg", "trace", "ui",
+        "util", "audio", "fsdev",
+    ]
 )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
