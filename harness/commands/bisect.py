@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.commands.options import err, json_option, print_json
+from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import PostloadError, UsageError
 from harness.matrix.model import find_cell, read_matrix
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
@@ -23,14 +23,14 @@ from harness.triage.case import CASE_FILE
 
 @click.command(name="bisect")
 @click.argument("cell")
-@click.option("--run", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run with the cell.")
+@run_option
 @click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="Its bundle, where there is one.")
 @click.option("--good", required=True, metavar="QEMU", help="Path or installed name of one without the failure.")
 @click.option("--bad", required=True, metavar="QEMU", help="Path or installed name of one with it.")
 @click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="A build to try too; may be given again.")
 @json_option
 def bisect_command(
-    cell: str, run: Path | None, bundle: Path | None, good: str, bad: str, qemus: tuple[str, ...], as_json: bool
+    cell: str, run: Path, bundle: Path | None, good: str, bad: str, qemus: tuple[str, ...], as_json: bool
 ) -> int:
     """Say which version changed a finding: between installed versions and your own builds.
 
@@ -51,14 +51,12 @@ def bisect_command(
     return 0
 
 
-def _case(cell: str, run: Path | None, bundle: Path | None, scratch: Path) -> Path:
+def _case(cell: str, run: Path, bundle: Path | None, scratch: Path) -> Path:
     """A folder that the script can be run on."""
     if bundle is not None:
         if not (bundle / CASE_FILE).is_file() or not (bundle / SCRIPT).is_file():
             raise UsageError(f"{bundle} is not a bundle: expected {CASE_FILE} and {SCRIPT}")
         return bundle
-    if run is None:
-        raise UsageError("expected --run DIR, the folder of the run with the cell, or --bundle DIR")
     if kept_case(run, find_cell(read_matrix(run), cell)) is None:
         err.print("no minimised case of this cell: its own is taken")
     return bundle_cell(cell, run, scratch).folder

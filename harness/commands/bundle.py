@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from harness.commands.options import err, json_option, print_json
+from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import HarnessError
 from harness.qemu.binary import find_binary
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
@@ -16,7 +16,7 @@ from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
 
 @click.command()
 @click.argument("cell")
-@click.option("--run", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@run_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle; a new folder.")
 @click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="Try it on this one too; may be given again.")
 @json_option

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from harness.commands.options import err, json_option, print_json
+from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import MissingError, PostloadError
 from harness.matrix.known import load_known
 from harness.matrix.model import Cell, find_cell, read_matrix
@@ -40,7 +40,7 @@ _PROGRAM = re.compile(r"^\S*qemu\S*: ")
 
 @click.command(name="explain")
 @click.argument("cell")
-@click.option("--run", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder of the run.")
+@run_option
 @click.option("--backtrace/--no-backtrace", default=True, help="Repeat a crash or a hang under gdb; yes.")
 @click.option("--qemu", metavar="QEMU", help="Path or installed name of the QEMU to repeat it with; the cell's.")
 @click.option("--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to look it up in.")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.commands.options import DEFAULT_OUT, json_option, print_json
+from harness.commands.options import json_option, print_json, run_option
 from harness.matrix.known import DEFAULT_FILE, add_known, load_known
 from harness.matrix.model import find_cell, read_matrix
 
@@ -31,13 +31,13 @@ def known() -> None:
 
 @known.command("add")
 @click.argument("cell")
-@click.option("--run", "run_dir", type=click.Path(path_type=Path), default=DEFAULT_OUT, help="Folder of the run.")
+@run_option
 @click.option("--link", required=True, metavar="URL", help="Where it is written about.")
 @click.option("--note", default="", metavar="TEXT", help="A word to who meets it next.")
 @file_option
-def add(cell: str, run_dir: Path, link: str, note: str, path: Path) -> int:
+def add(cell: str, run: Path, link: str, note: str, path: Path) -> int:
     """Add the finding of a cell, by its id or a part of it that no other has."""
-    found = find_cell(read_matrix(run_dir), cell)
+    found = find_cell(read_matrix(run), cell)
     added = add_known(path, found, link, note)
     say = f"{path}: added" if added else f"{path}: known already"
     Console(highlight=False).print(escape(f"{say}: {found.id}"), soft_wrap=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.commands.options import binaries_of, err, json_option, print_json
+from harness.commands.options import binaries_of, err, json_option, print_json, run_option
 from harness.errors import UsageError
 from harness.matrix.model import Cell, find_cell, read_matrix
 from harness.oracle.verdict import Verdict
@@ -32,12 +31,11 @@ CASES = "cases"
 _PASSES = 1
 #: Tries after which a cell is believed not to fail any more, when its section was isolated before.
 _ISOLATED_TRIES = 5
-_SLUG = re.compile(r"[^A-Za-z0-9.+_-]+")
 
 
 @click.command()
 @click.argument("cell")
-@click.option("--run", "run", type=click.Path(path_type=Path), required=True, help="Folder that a run wrote.")
+@run_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the case; cases/CELL in the run's.")
 @click.option("--qemu", metavar="QEMU", help="Path or installed name; the one of the cell.")
 @json_option
@@ -61,12 +59,7 @@ def minimise(cell: str, run: Path, out: Path | None, qemu: str | None, as_json: 
 
 def case_folder(run: Path, cell: Cell) -> Path:
     """Where the case of a cell of a run lies."""
-    return (run if run.is_dir() else run.parent) / CASES / slug(cell)
-
-
-def slug(cell: Cell) -> str:
-    """A cell's id as the name of a file."""
-    return _SLUG.sub("_", cell.id.replace("/", "_")).strip("._") or "cell"
+    return (run if run.is_dir() else run.parent) / CASES / cell.slug
 
 
 def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:

@@ -86,6 +86,14 @@ global_option = click.option(
     metavar="DRIVER.PROPERTY=VALUE",
     help="A property of the QEMU that loads, as its own -global; may be given again.",
 )
+run_option = click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_OUT,
+    show_default=True,
+    metavar="DIR",
+    help="Folder of the run that has the cell.",
+)
 known_option = click.option(
     "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues: exit 0 when nothing else failed."
 )

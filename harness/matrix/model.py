@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ MIGRATIONS = ("plain", "postcopy")
 ORACLES = ("drift", "leak", "guest", "io-error")
 LANES = MIGRATIONS + SCHEDULES + ORACLES
 REST_SUFFIX = "+rest"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+_-]+")
 
 
 def _finite(value: float) -> float:
@@ -123,6 +125,11 @@ class Cell:
     def is_rest(self) -> bool:
         """True for the second look at a row, without the section that was blamed in the first."""
         return REST_SUFFIX in self.id.rpartition("/")[2]
+
+    @property
+    def slug(self) -> str:
+        """The id as the name of a file or folder."""
+        return _NOT_IN_NAMES.sub("_", self.id.replace("/", "_")).strip("._") or "cell"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -25,7 +25,7 @@ from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
 from harness.triage.sanitizer import Report, parse_reports
 from harness.triage.signature import THREADS, Signature, family_of, signature_of_cell
-from harness.triage.stack import blamed, folder_of, name_of, slug_of
+from harness.triage.stack import blamed, folder_of, name_of
 
 SCHEMA = "postload.explain/1"
 BUNDLES = "bundles"
@@ -171,7 +171,7 @@ def explain(cell: Cell, doc: MatrixDoc, material: Material) -> Explanation:
         cell = replace(cell, known=issue.link)
     sections, section_note = _sections(cell, material)
     log = cell.finding.log if cell.finding else ""
-    bundle = folder_of(material.run) / BUNDLES / slug_of(cell)
+    bundle = folder_of(material.run) / BUNDLES / cell.slug
     return Explanation(
         cell=cell,
         machine=_machine(cell, doc),
@@ -408,7 +408,7 @@ def next_steps(cell: Cell, doc: MatrixDoc, material: Material) -> tuple[Step, ..
     steps = []
     if material.case is None and _can_shrink(cell, material):
         steps.append(Step(argv=_named(shown, "minimise"), purpose="make the smallest case"))
-    bundle = folder_of(material.run) / BUNDLES / slug_of(cell)
+    bundle = folder_of(material.run) / BUNDLES / cell.slug
     if (material.case or steps or _can_bundle(cell, material)) and not bundle.exists():
         argv = (*_named(shown, "bundle"), "--out", str(bundle))
         steps.append(Step(argv=argv, purpose="make a folder for a bug report"))

@@ -40,14 +40,6 @@ def folder_of(run: Path) -> Path:
     return run if run.is_dir() else run.parent
 
 
-def slug_of(cell: Cell) -> str:
-    """A cell's id as the name of a file."""
-    # late: the command that writes the cases needs much that nobody else does
-    from harness.commands.minimise import slug
-
-    return slug(cell)
-
-
 def name_of(cell: Cell) -> str:
     """The signature of a cell as one line; empty where it has none."""
     found = signature_of_cell(cell)
@@ -68,7 +60,7 @@ def has_stack(cell: Cell) -> bool:
 
 def stack_file(run: Path, cell: Cell) -> Path:
     """Where the stack of a cell is kept."""
-    return folder_of(run) / BACKTRACES / f"{slug_of(cell)}.json"
+    return folder_of(run) / BACKTRACES / f"{cell.slug}.json"
 
 
 def kept_stack(run: Path, cell: Cell, sha256: str | None = None) -> Backtrace | None:
