@@ -437,4 +437,4 @@ def test_a_cell_that_is_not_there_is_a_mistake_of_the_user(run_dir: Callable[...
     missing = invoke("bound", "--run", run_dir(crashed()), "--qemu", "/nowhere/at/all")
     assert isinstance(missing.exception, PostloadError)
     assert missing.exception.exit_code == 2
-    assert isinstance(invoke("bound").exception, click.UsageError)
+    assert isinstance(invoke().exception, click.UsageError)
