@@ -63,7 +63,8 @@ class Outcome:
     """One experiment.
 
     :param told: for each row, what is said of its sections
-    :param loads: for each row, loads asked and acknowledged of its own sections, where these are loaded alone
+    :param loads: for each row, loads asked and acknowledged that count for it, where that is not all of them
+    :param own_loaded: a row whose own sections are among the excluded ones did load them
     """
 
     told: Mapping[str, Sequence[Told]]
@@ -72,6 +73,7 @@ class Outcome:
     loads: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
     guest_mode: str = "parked"
+    own_loaded: bool = False
     engine: str = "colo"
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -280,7 +282,8 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
     pack = bench.buffers.pack
     machine = pack.manifest.machine
     own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
-    rest = REST_SUFFIX if own & outcome.excluded else ""
+    excluded = outcome.excluded - own if outcome.own_loaded else outcome.excluded
+    rest = REST_SUFFIX if own & excluded else ""
     asked, acked = outcome.loads.get(row, (outcome.loads_asked, outcome.loads_acked))
     return Cell(
         id=check.cell_id(bench.label, machine, row) + rest,
@@ -294,8 +297,8 @@ def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float
         oracle=str(check.oracle),
         verdict=verdict,
         guest_mode=outcome.guest_mode,
-        sections=tuple(sorted(own - outcome.excluded)),
-        excluded=tuple(sorted(outcome.excluded)),
+        sections=tuple(sorted(own - excluded)),
+        excluded=tuple(sorted(excluded)),
         loads_asked=asked,
         loads_acked=acked,
         checkpoints_acked=0 if row in outcome.loads else acked,

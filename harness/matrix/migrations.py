@@ -7,7 +7,7 @@ what comes behind, so that it does not hide what the other devices do; its own r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,7 @@ def planned_migrations(names: Sequence[str], phases: Sequence[str], rows: Sequen
 
 def _plain(bench: Bench, check: Check) -> Outcome:
     """Every phase by precopy; where it came from another QEMU, the guest is asked how it is."""
-    tally = _Tally(told={row: [] for row in check.rows})
+    tally = _Tally.of(bench, check.rows)
     for phase in check.phases:
         _one_phase(bench, phase, _by_precopy, tally)
     bench.refused = frozenset(tally.refused)
@@ -56,7 +56,7 @@ def _postcopy(bench: Bench, check: Check) -> Outcome:
     if not ability.usable:
         said = [Told(verdict=Verdict.HOST, text=f"could not be tried: {ability.reason}")]
         return Outcome(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
-    tally = _Tally(told={row: [] for row in check.rows})
+    tally = _Tally.of(bench, check.rows)
     pages = PageTally()
     for phase in check.phases:
         _one_phase(bench, phase, pages.load, tally)
@@ -91,9 +91,8 @@ def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
     phase = next((phase for phase in reversed(LIVELY_PHASES) if phase in check.phases), None)
     if phase is None:
         return {}
-    tally.asked += 1
     life = plain_life(bench.binary, bench.buffers, phase, stop=bench.stop)
-    tally.passed += life.loads_acked
+    tally.count(frozenset(), passed=bool(life.loads_acked))
     for row, judgement in judge_life(life).items():
         if row in tally.told and judgement.verdict is not Verdict.OK:
             text = f"phase {phase}: {judgement.text}"
@@ -105,8 +104,11 @@ def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Outcome:
     ok = Told(verdict=Verdict.OK)
     return Outcome(
         told={row: found or [ok] for row, found in tally.told.items()},
-        loads_asked=tally.asked,
-        loads_acked=tally.passed,
+        loads_asked=0,
+        loads_acked=0,
+        loads={row: (asked, acked) for row, (asked, acked) in tally.loads.items()},
+        excluded=frozenset(tally.refused),
+        own_loaded=True,
         engine=engine,
         guest_mode="running",
         details=details,
@@ -115,28 +117,49 @@ def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Outcome:
 
 @dataclass(slots=True, kw_only=True)
 class _Tally:
-    """What came of all phases."""
+    """What came of all phases, by row.
 
+    :param owners: section to row
+    :param loads: loads asked and acknowledged that a row's own sections were part of, or that broke for them
+    """
+
+    owners: Mapping[str, str]
     told: dict[str, list[Told]]
+    loads: dict[str, list[int]]
     refused: set[str] = field(default_factory=set)
-    asked: int = 0
-    passed: int = 0
+
+    @classmethod
+    def of(cls, bench: Bench, rows: Sequence[str]) -> _Tally:
+        devices = bench.buffers.pack.manifest.devices
+        owners = {label: device.name for device in devices for label in device.sections}
+        return cls(owners=owners, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows})
+
+    def count(self, absent: frozenset[str], *, passed: bool, blamed: Sequence[str] = ()) -> None:
+        """Count one load: a load that breaks for one section says nothing of the other rows."""
+        hurt = {self.row_of(label) for label in blamed}
+        without = {self.row_of(label) for label in absent}
+        for row, (asked, acked) in self.loads.items():
+            if (row in hurt) if hurt else (row not in without):
+                self.loads[row] = [asked + 1, acked + passed]
+
+    def row_of(self, label: str) -> str:
+        """Whose section it is; what nobody owns is the platform's."""
+        return self.owners.get(label, PLATFORM)
 
 
 def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _Tally) -> None:
     """Load a phase; without what is refused, until it passes or nobody can be blamed."""
-    absent = frozenset(tally.refused)
     for _ in range(MAX_BLAMED):
-        tally.asked += 1
+        absent = frozenset(tally.refused)
         judgement = judge(engine(bench, State(buffers=bench.buffers, phase=phase, excluded=absent)))
         if judgement.verdict is Verdict.OK:
-            tally.passed += 1
+            tally.count(absent, passed=True)
             return
         blamed = _blamed(bench, phase, engine, absent, judgement)
-        _tell(bench, tally, phase, judgement, blamed)
+        tally.count(absent, passed=False, blamed=blamed)
+        _tell(tally, phase, judgement, blamed)
         if not blamed:
             return
-        absent |= frozenset(blamed)
         tally.refused.update(blamed)
 
 
@@ -164,21 +187,14 @@ def _blamed(
     return ()
 
 
-def _tell(bench: Bench, tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str]) -> None:
-    owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
+def _tell(tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str]) -> None:
+    text = f"phase {phase}: {judgement.text}"
     if not judgement.verdict.is_finding:
         for told in tally.told.values():
-            told.append(Told(verdict=judgement.verdict, text=f"phase {phase}: {judgement.text}", log=judgement.log))
+            told.append(Told(verdict=judgement.verdict, text=text, log=judgement.log))
         return
     for label in blamed or (None,):
-        row = owners.get(label or "", PLATFORM)
+        row = tally.row_of(label) if label else PLATFORM
         if row not in tally.told:
-            raise HarnessError(f"phase {phase}: {label or 'an unknown section'} of row {row} breaks: {judgement.text}")
-        tally.told[row].append(
-            Told(
-                verdict=judgement.verdict,
-                section=label,
-                text=f"phase {phase}: {judgement.text}",
-                log=judgement.log,
-            )
-        )
+            raise HarnessError(f"{label or 'an unknown section'} of row {row}, which is not judged, breaks: {text}")
+        tally.told[row].append(Told(verdict=judgement.verdict, section=label, text=text, log=judgement.log))

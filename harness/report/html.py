@@ -48,10 +48,11 @@ def _environment() -> Environment:
     return environment
 
 
-def render_html(doc: MatrixDoc, claims: str = "") -> str:
+def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
     """The document as one self-contained page.
 
     :param claims: a section of HTML to be put in as it is, see :func:`harness.claims.text.claims_html`
+    :param first: another one, above the tables, see :func:`harness.qualify.text.qualify_html`
     """
     found = blocks(doc)
     return (
@@ -60,6 +61,7 @@ def render_html(doc: MatrixDoc, claims: str = "") -> str:
         .render(
             doc=doc,
             claims=Markup(claims),
+            first=Markup(first),
             blocks=found,
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),

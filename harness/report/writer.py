@@ -58,9 +58,12 @@ def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
 
     :raises HostError: the folder cannot be written; earlier files are still whole, and of one run
     """
+    # what postload claims and qualify left in the same folder
+    claims = _section(out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, claims_html)
+    qualified = _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, qualify_html)
     files = {
         JSON_NAME: render_json(doc),
-        HTML_NAME: render_html(doc, _sections(out_dir)),
+        HTML_NAME: render_html(doc, claims, qualified),
         JUNIT_NAME: render_junit(doc),
         MARKDOWN_NAME: render_markdown(doc),
     }
@@ -68,14 +71,8 @@ def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
     return [out_dir / name for name in files]
 
 
-def _sections(out_dir: Path) -> str:
-    """The answers of ``postload qualify`` and ``claims`` in the same folder; what cannot be read is left out."""
-    return _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, qualify_html) + _section(
-        out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, claims_html
-    )
-
-
 def _section(path: Path, schema: str, render: Callable[[dict[str, Any]], str]) -> str:
+    """A part of the page from another document; nothing when it cannot be read."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return render(document) if document["schema"] == schema else ""
