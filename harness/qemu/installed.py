@@ -133,9 +133,14 @@ def check_name(name: str, reserved: Sequence[str] = ()) -> None:
 
 
 def entries() -> list[Installed]:
-    """All named QEMUs, by name; files that are damaged are left out."""
-    found = [_read(path) for path in sorted((qemus_folder() / "names").glob("*.json"))]
-    return [each for each in found if each is not None]
+    """All named QEMUs, versions as numbers and before other names; files that are damaged are left out."""
+    found = [_read(path) for path in (qemus_folder() / "names").glob("*.json")]
+    return sorted((each for each in found if each is not None), key=lambda each: _order(each.name))
+
+
+def _order(name: str) -> tuple[bool, tuple[int, ...], str]:
+    numbers = tuple(int(part) for part in name.split(".")) if re.fullmatch(r"\d+(\.\d+)*", name) else ()
+    return not numbers, numbers, name
 
 
 def entry(name: str) -> Installed | None:
