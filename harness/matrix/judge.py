@@ -130,7 +130,7 @@ class _Row:
             known = self._bench.known(self._plan.phases, self._again, self._own)
             excluded = known | frozenset(self._blamed)
             evidence = self._session(excluded).run(self._tell)
-            judgement = judge(evidence)
+            judgement = self._trusted(judge(evidence), excluded)
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
                 yield self._cell(evidence, judgement, excluded, None)
                 return
@@ -160,7 +160,7 @@ class _Row:
 
     def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> Judgement:
         """Repeat what no section alone was found to do: a verdict that does not come back each time is flaky."""
-        again = [judge(self._session(excluded).run()).verdict for _ in range(REPEATS)]
+        again = [self._trusted(judge(self._session(excluded).run()), excluded).verdict for _ in range(REPEATS)]
         verdicts = [first.verdict] + [verdict for verdict in again if not verdict.is_undecided]
         same = verdicts.count(first.verdict)
         if same == len(verdicts):
@@ -168,6 +168,14 @@ class _Row:
         others = ", ".join(sorted({v.value for v in verdicts if v is not first.verdict}))
         text = f"{first.verdict} in {same} of {len(verdicts)} runs, {others} in the others: {first.text}"
         return replace(first, verdict=Verdict.FLAKY, text=text)
+
+    def _trusted(self, judgement: Judgement, excluded: frozenset[str]) -> Judgement:
+        """Where a build resets before each load, a section that is left out is in reset state under a running
+        guest: that the guest breaks then says nothing of the sections that were loaded."""
+        if judgement.verdict is not Verdict.GUEST_FAULT or not excluded or not self._bench.ability.resets_before_load:
+            return judgement
+        text = f"the guest broke, with {', '.join(sorted(excluded))} left out and so in reset state: {judgement.text}"
+        return replace(judgement, verdict=Verdict.HARNESS_ERROR, text=text)
 
     @property
     def _own(self) -> frozenset[str]:

@@ -194,11 +194,17 @@ class Run:
         """Have a recording of one machine; returns the jobs that judge its cells."""
         return self.prepare_pair(binary, binary, machine)
 
-    def prepare_pair(self, recorder: QemuBinary, binary: QemuBinary, machine: str) -> list[Job]:
-        """Have one QEMU's recording of a machine; returns the jobs that judge it loaded by another, or itself."""
+    def prepare_pair(
+        self, recorder: QemuBinary, binary: QemuBinary, machine: str, devices: frozenset[str] | None = None
+    ) -> list[Job]:
+        """Have one QEMU's recording of a machine; returns the jobs that judge it loaded by another, or itself.
+
+        :param devices: the rows to be judged, by default those of the run
+        """
         family, name = machine_names(recorder, machine)
         seen = self._see(name, family, binary, Qemu(**recorder.identity()))
-        rows = [p.name for p in self._options.profiles if p.name in self._options.devices]
+        wanted = devices or self._options.devices
+        rows = [p.name for p in self._options.profiles if p.name in wanted]
         lacking = {p.name: _lacking(p, (recorder, binary), name, family) for p in self._options.profiles}
         plans = self._plan(name, rows)
         self._add(plans, seen)

@@ -40,12 +40,17 @@ def pair_jobs(run: Run, pairs: Sequence[Pair]) -> list[Job]:
 
 def home_jobs(run: Run, pairs: Sequence[Pair], doc: MatrixDoc, context: Context) -> list[Job]:
     """The guests that broke abroad, loaded by their own recorders: is it new, or was it so before?"""
-    broken = set()
+    broken: dict[tuple[str, str], set[str]] = {}
     for leg in legs_of(doc):
-        if answer_leg(leg, None, context.deciding).answer is not Answer.GO:
-            broken.add((leg.machine, leg.recorder.sha256, leg.loader.sha256))
+        failed = {d.device for d in answer_leg(leg, None, context.deciding).devices if d.answer is not Answer.GO}
+        broken.setdefault(_home_key(leg), set()).update(failed)
     there = (pair for pair in pairs if pair.loader.machine(pair.machine) is not None)
-    return pair_jobs(run, at_home(pair for pair in there if pair.key in broken))
+    homes = [(pair, broken.get((pair.machine, pair.recorder.sha256))) for pair in at_home(there)]
+    return [
+        partial(run.prepare_pair, pair.recorder, pair.loader, pair.machine, frozenset(devices))
+        for pair, devices in homes
+        if devices
+    ]
 
 
 def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[Job]:

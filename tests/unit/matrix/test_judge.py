@@ -307,3 +307,17 @@ def test_where_a_build_resets_loads_in_one_buffer_are_remembered_apart(world: Wo
     bench.blame("kernel", True, ("cpu",))
     assert bench.known(("kernel",), False, frozenset()) == {"cpu"}
     assert bench.known(("kernel",), False, frozenset({"cpu"})) == frozenset()
+
+
+@pytest.mark.parametrize(("resets", "verdict"), [(True, Verdict.HARNESS_ERROR), (False, Verdict.GUEST_FAULT)])
+def test_a_guest_over_a_device_in_reset_state_says_nothing(
+    world: World, bench: Bench, resets: bool, verdict: Verdict
+) -> None:
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=resets)
+    bench.refused = frozenset({"i8259"})
+    world.evidence = [evidence(10, exit=Exit(status=0))] * 3
+    first = cells(plan("ahci", "bound"), bench)[0]
+    assert first.verdict is verdict
+    assert first.excluded == ("i8259",)
+    assert first.finding is not None
+    assert ("i8259 left out" in first.finding.text) is resets
