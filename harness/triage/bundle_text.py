@@ -172,9 +172,10 @@ def _guest(material: Material, document: dict[str, Any]) -> str:
 
 
 def _field_table(fields: Sequence[dict[str, Any]]) -> str:
-    lines = ["| section | field | bit | value | healthy | register |", "|---|---|---|---|---|---|"]
+    lines = ["| section | field | byte | bit | value | healthy | register |", "|---|---|---|---|---|---|---|"]
     for each in fields[:_MAX_FIELDS]:
-        cells = [each[key] for key in ("section", "path", "bit", "value", "healthy", "register")]
+        cells = [each["section"], each["path"], f"0x{each['offset']:x}"]
+        cells += [each[key] for key in ("bit", "value", "healthy", "register")]
         lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
     if len(fields) > _MAX_FIELDS:
         lines.append(f"\n{len(fields) - _MAX_FIELDS} more are in case.json.")
