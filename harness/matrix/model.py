@@ -22,6 +22,8 @@ MIGRATIONS = ("plain", "postcopy")
 ORACLES = ("drift", "leak", "guest", "io-error")
 LANES = MIGRATIONS + SCHEDULES + ORACLES
 REST_SUFFIX = "+rest"
+#: In the details of an unsupported cell: why the QEMU that records has no such guest, whatever the other one has.
+RECORDER_LACKS = "recorder_lacks"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+_-]+")
 
 

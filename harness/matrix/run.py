@@ -19,7 +19,7 @@ from harness.matrix.checks import Check, perform, planned_checks
 from harness.matrix.controls import ControlRoom
 from harness.matrix.judge import Bench, RunControls, judge_cell
 from harness.matrix.migrations import planned_migrations
-from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
+from harness.matrix.model import RECORDER_LACKS, Cell, Finding, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan, plan_cells
 from harness.matrix.recordings import Recordings, machine_names, missing
 from harness.oracle.verdict import Verdict
@@ -205,13 +205,16 @@ class Run:
         seen = self._see(name, family, binary, Qemu(**recorder.identity()))
         wanted = devices or self._options.devices
         rows = [p.name for p in self._options.profiles if p.name in wanted]
-        lacking = {p.name: _lacking(p, (recorder, binary), name, family) for p in self._options.profiles}
+        never = {p.name: missing(p, recorder, name, family) for p in self._options.profiles}
+        lacking = {p.name: never[p.name] or missing(p, binary, name, family) for p in self._options.profiles}
         plans = self._plan(name, rows)
         self._add(plans, seen)
         able = [plan for plan in plans if lacking[plan.device] is None]
         for plan in plans:
-            if lacking[plan.device] is not None:
-                self._settle(plan, seen, Verdict.UNSUPPORTED, lacking[plan.device] or "")
+            reason = lacking[plan.device]
+            if reason is not None:
+                details = {RECORDER_LACKS: reason} if never[plan.device] else {}
+                self._settle(plan, seen, Verdict.UNSUPPORTED, reason, details)
         if not able:
             return []
         try:
@@ -233,9 +236,10 @@ class Run:
         seen = self._see(machine, pack.manifest.family, binary, Qemu(**pack.manifest.qemu))
         plans = self._plan(machine, list(self._options.devices))
         self._add(plans, seen)
-        if binary.machine(machine) is None:
+        lacking = _lacking(pack, binary)
+        if lacking is not None:
             for plan in plans:
-                self._settle(plan, seen, Verdict.UNSUPPORTED, f"QEMU {binary.version} has no machine {machine}")
+                self._settle(plan, seen, Verdict.UNSUPPORTED, lacking)
             return []
         try:
             seen.ability = probe_colo(binary)
@@ -351,7 +355,9 @@ class Run:
                 self._watcher.add_cells(1)
             self._keep(planned, cell)
 
-    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, text: str) -> None:
+    def _settle(
+        self, plan: CellPlan, seen: Seen, verdict: Verdict, text: str, details: dict[str, Any] | None = None
+    ) -> None:
         cell = Cell(
             id=plan.id(seen.label),
             record_qemu=seen.recorder,
@@ -365,6 +371,7 @@ class Run:
             loads_asked=plan.loads,
             verdict=verdict,
             finding=Finding(text=text),
+            details=details or {},
         )
         self._keep(cell.id, cell)
 
@@ -392,10 +399,13 @@ class _Countdown:
             return self._jobs if self._left == 0 else []
 
 
-def _lacking(profile: Profile, binaries: Sequence[QemuBinary], machine: str, family: str) -> str | None:
-    """Why one of the QEMUs cannot have a device on a machine, or None when all can."""
-    reasons = (missing(profile, binary, machine, family) for binary in binaries)
-    return next((reason for reason in reasons if reason is not None), None)
+def _lacking(pack: StatePack, binary: QemuBinary) -> str | None:
+    """Why a build cannot be the machine of a pack, or None when it can. It was asked for the pack's device types."""
+    machine = pack.manifest.machine
+    if binary.machine(machine) is None:
+        return f"QEMU {binary.version} has no machine {machine}"
+    absent = [name for name in pack.device_types if name not in binary.devices]
+    return f"the recorded guest has {', '.join(absent)}, which QEMU {binary.version} has not" if absent else None
 
 
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:

@@ -69,6 +69,8 @@ class Isolator:
         :return: None when the parked guest does not break at all
         """
         case = _Case(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
+        # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
+        case.absent = case.refused_at_start(excluded)
         labels = [label_of(section) for section in self.buffers.pack.recordings[phase].sections]
         labels = [label for label in labels if label not in excluded]
         for suspect in [s for s in self.suspects if s in labels]:
@@ -87,11 +89,19 @@ class _Case:
         self.phase = phase
         self.repeats = repeats
         self.verdict = verdict
+        self.absent: frozenset[str] = frozenset()
 
     def breaks(self, labels: Sequence[str]) -> Judgement | None:
         """Load these sections alone into a new process; the judgement when it breaks in the same way."""
         judgement = judge(self._session(labels).run())
         return judgement if judgement.verdict is self.verdict else None
+
+    def refused_at_start(self, excluded: frozenset[str]) -> frozenset[str]:
+        """What to leave out of the incoming stream: all that is excluded, where it is taken without that alone."""
+        if not excluded or _Sweep(self, ()).begins():
+            return frozenset()
+        self.absent = excluded
+        return excluded if _Sweep(self, ()).begins() else frozenset()
 
     def sweep(self, labels: Sequence[str]) -> Blame | None:
         """Each section alone, in one process as long as it lives."""
@@ -131,6 +141,7 @@ class _Case:
             plan=LoadPlan(incoming=self.before, checkpoints=(Checkpoint(phase=self.phase),) * self.repeats),
             selection=self.selection(labels),
             mode=GuestMode.PARKED,
+            absent=self.absent,
             timeout_s=ISOLATE_TIMEOUT_S,
             stop=self.owner.stop,
         )
@@ -143,16 +154,17 @@ class _Sweep:
         self._case = case
         self._labels = labels
 
+    def begins(self) -> bool:
+        """Whether a secondary takes the incoming stream."""
+        with self._secondary() as secondary:
+            return self._start(secondary)
+
     def run(self) -> int | None:
         """Index of the section at which the secondary broke; None when it took them all."""
         case, owner = self._case, self._case.owner
         buffers = owner.buffers
-        recording = buffers.pack.recordings[case.before]
-        whole = buffers.whole_state(case.before, GuestMode.PARKED)
-        with Secondary(owner.binary, buffers.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S) as secondary:
-            try:
-                secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(case.before), whole))
-            except ChannelBroken:
+        with self._secondary() as secondary:
+            if not self._start(secondary):
                 return None
             ram = buffers.ram_difference(case.phase, case.before)
             for index, label in enumerate(self._labels):
@@ -166,6 +178,20 @@ class _Sweep:
                 except ChannelBroken:
                     return index
         return None
+
+    def _secondary(self) -> Secondary:
+        owner = self._case.owner
+        return Secondary(owner.binary, owner.buffers.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S)
+
+    def _start(self, secondary: Secondary) -> bool:
+        case, buffers = self._case, self._case.owner.buffers
+        recording = buffers.pack.recordings[case.before]
+        whole = buffers.whole_state(case.before, GuestMode.PARKED, case.absent)
+        try:
+            secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(case.before), whole))
+        except ChannelBroken:
+            return False
+        return True
 
 
 def ddmin(
