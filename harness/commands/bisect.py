@@ -13,12 +13,14 @@ from rich.table import Table
 
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import PostloadError, UsageError
-from harness.matrix.model import find_cell, read_matrix
+from harness.matrix.model import read_matrix
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
 from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
+from harness.triage.cells import find_cell
+from harness.triage.interrupt import one_interrupt
 
 
 @click.command(name="bisect")
@@ -38,11 +40,11 @@ def bisect_command(
     with the script of the cell's bundle, which is made for the purpose where --bundle does not name one.
     """
     found = builds(_binary(good), _binary(bad), [_binary(name) for name in qemus], _installed())
-    with tempfile.TemporaryDirectory(prefix="postload-bisect-") as scratch:
+    with one_interrupt(), tempfile.TemporaryDirectory(prefix="postload-bisect-") as scratch:
         case = _case(cell, run, bundle, Path(scratch) / "bundle")
         report = bisect(found, lambda build: run_script(case, build.path), _tell)
     for_git = bundle.absolute() if bundle else Path("/path/to/bundle")
-    lines = [line for change in report.changes[:1] for line in git_lines(change, for_git)]
+    lines = [line for change in report.changes[:1] if report.decided for line in git_lines(change, for_git)]
     if as_json:
         print_json(_document(cell, report, lines))
     else:

@@ -12,6 +12,7 @@ from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import HarnessError
 from harness.qemu.binary import find_binary
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
+from harness.triage.interrupt import one_interrupt
 
 
 @click.command()
@@ -27,7 +28,7 @@ def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: boo
     run, else the cell's own. The script is run once on the QEMU that the cell was found on.
     """
     others = [str(find_binary(name)) for name in qemus]
-    with err.status("Making the case small and trying it"):
+    with one_interrupt(), err.status("Making the case small and trying it"):
         made = bundle_cell(cell, run, out, others)
     if as_json:
         print_json(_document(made))

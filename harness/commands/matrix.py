@@ -31,6 +31,7 @@ from harness.commands.options import (
     qemu_option,
     quick_option,
     replay_options,
+    rows_and_phases,
     run_ms_option,
     schedule_option,
     shared,
@@ -122,23 +123,16 @@ def _kvm(accel: AccelState, path: Path) -> AccelState:
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:
-        binaries, _ = binaries_of(given["qemus"], None)
-        recorded = [device.name for device in opened.manifest.devices]
-        for name in given["devices"]:
-            if name not in recorded:
-                raise UsageError(f"device {name!r} is not in {pack}: it holds {', '.join(recorded)}")
-        phases = ordered_phases(given["phases"] or opened.phases)
-        for name in phases:
-            if name not in opened.phases:
-                raise UsageError(f"phase {name!r} is not in {pack}: it holds {', '.join(opened.phases)}")
+        binaries, _ = binaries_of(given["qemus"], None, opened.device_types)
+        recorded, phases = rows_and_phases(opened, given)
         accel = choose_accel(Path(binaries[0].path), opened.manifest.accel)
         chosen = Options(
             binaries=tuple(binaries),
             accel=accel.name,
             machines=(opened.manifest.machine,),
             profiles=(),
-            devices=tuple(given["devices"] or recorded),
-            phases=tuple(phases),
+            devices=recorded,
+            phases=phases,
             **replay_options(given),
         )
         return carry_out(chosen, accel, given, lambda run: load_pack_rows(run, opened))

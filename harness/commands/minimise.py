@@ -13,13 +13,15 @@ from rich.status import Status
 
 from harness.commands.options import binaries_of, err, json_option, print_json, run_option
 from harness.errors import UsageError
-from harness.matrix.model import Cell, find_cell, read_matrix
+from harness.matrix.model import Cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
 from harness.replay.engine import Buffers
 from harness.replay.probe import probe_colo
 from harness.triage.case import Case
+from harness.triage.cells import find_cell
+from harness.triage.interrupt import one_interrupt
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import RATE_TRIES, NotReproduced, Progress, Search
 from harness.triage.reduction import Reduction
@@ -76,6 +78,7 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
     if qemu is None and binary.sha256 != cell.load_qemu.sha256:
         err.print(f"{escape(binary.path)} is not the program any more that the run was made with", soft_wrap=True)
     with (
+        one_interrupt(),
         StatePack(pack_path) as pack,
         FileJournal(folder.parent / f".{folder.name}.journal.jsonl", _subject(cell, binary)) as journal,
         err.status("minimising") as status,

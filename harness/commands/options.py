@@ -19,8 +19,9 @@ from harness.errors import UsageError
 from harness.matrix.plan import DEFAULT_LOADS
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.cmdline import Option
+from harness.record.pack import StatePack
 from harness.record.profile import Profile, load_profiles
-from harness.record.recorder import PHASES
+from harness.record.recorder import PHASES, ordered_phases
 from harness.replay.schedule import SCHEDULES, Schedule
 from harness.replay.state import GuestMode
 
@@ -114,13 +115,16 @@ def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-def binaries_of(paths: Sequence[str | None], folder: Path | None = None) -> tuple[list[QemuBinary], dict[str, Profile]]:
+def binaries_of(
+    paths: Sequence[str | None], folder: Path | None = None, more_types: Sequence[str] = ()
+) -> tuple[list[QemuBinary], dict[str, Profile]]:
     """The QEMUs of these names or paths, the host's own when there are none, and the device profiles.
 
+    :param more_types: device types that they are to be asked for beside those of the profiles
     :raises UsageError: one is no QEMU, or a profile is wrong
     """
     profiles = load_profiles(folder)
-    types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)}
+    types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)} | set(more_types)
     return [probe_binary(find_binary(path), types) for path in (paths or HOSTS)], profiles
 
 
@@ -133,6 +137,20 @@ def check_machines(binaries: Sequence[QemuBinary], machines: Sequence[str]) -> N
         if not any(binary.machine(name) for binary in binaries):
             known = sorted({m.alias or m.name for b in binaries for m in b.machines if m.alias})
             raise UsageError(f"unknown machine {name!r}: {binaries[0].path} has {', '.join(known)} and versioned names")
+
+
+def rows_and_phases(pack: StatePack, given: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is to be judged of a pack: the devices and phases that were asked for, or all that it holds.
+
+    :raises UsageError: it does not hold one of them
+    """
+    recorded = [device.name for device in pack.manifest.devices]
+    phases = ordered_phases(given["phases"] or pack.phases)
+    for what, wanted, there in (("device", given["devices"], recorded), ("phase", phases, pack.phases)):
+        for name in wanted:
+            if name not in there:
+                raise UsageError(f"{what} {name!r} is not in {pack.source}: it holds {', '.join(there)}")
+    return tuple(given["devices"] or recorded), tuple(phases)
 
 
 def replay_options(given: dict[str, Any]) -> dict[str, Any]:

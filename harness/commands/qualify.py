@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
@@ -29,21 +32,23 @@ from harness.commands.options import (
     overrides,
     phase_option,
     profiles_option,
+    rows_and_phases,
     run_ms_option,
     shared,
 )
 from harness.errors import UsageError
-from harness.facts import kvm_statement
+from harness.facts import collect_facts, kvm_statement
 from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
 from harness.matrix.model import MIGRATIONS, MatrixDoc
 from harness.matrix.run import Options, Run
 from harness.qemu.binary import FAST_ACCEL_S, AccelState, QemuBinary, choose_accel, prove_accel
+from harness.qemu.process import kill_all
 from harness.qualify.evidence import Witness
-from harness.qualify.model import DECIDING, USES, exit_code
+from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_jobs, pack_jobs, pair_jobs, qualify_doc
-from harness.qualify.text import print_qualify, qualify_json, write_qualify
+from harness.qualify.text import forget_qualify, print_qualify, qualify_json, write_qualify
 from harness.record.pack import StatePack
 from harness.record.profile import Profile, select_profiles
 from harness.record.recorder import PHASES, ordered_phases
@@ -54,6 +59,12 @@ from harness.report.writer import write_reports
 #: Enough for what breaks at all; a matrix of one QEMU goes deeper.
 DEFAULT_LOADS = 20
 SCHEDULES = ("same", "alternate", "back-to-back")
+
+_POLL_S = 0.1
+#: Options that a pack has decided already, by the names of their parameters.
+_RECORDING = {
+    "machines": "--machine", "accel": "--accel", "guest": "--guest", "profiles": "--profiles", "fresh": "--fresh",
+}  # fmt: skip
 
 Work = Callable[[Run, Context], MatrixDoc]
 
@@ -72,7 +83,8 @@ Work = Callable[[Run, Context], MatrixDoc]
 @shared(guest_option, profiles_option, out_option)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option
-def qualify(pack: Path | None, **given: Any) -> int:
+@click.pass_context
+def qualify(context: click.Context, /, pack: Path | None, **given: Any) -> int:
     """Say whether guests of one QEMU or host live on another: go, no-go or unknown, with the reasons.
 
     Give a state PACK that the old host recorded, or --from and --to. Ends with 0 for go, 1 for no-go, 3 for unknown.
@@ -81,10 +93,18 @@ def qualify(pack: Path | None, **given: Any) -> int:
     if pack is not None:
         if given["sources"] or given["both_ways"]:
             raise UsageError("a pack comes from one host and goes one way: give PACK, or --from, not both")
+        _refuse_recording(context)
         return _of_pack(pack, given, uses)
     if not given["sources"] or not given["targets"]:
         raise UsageError("expected a PACK, or --from QEMU and --to QEMU")
     return _of_pairs(given, uses)
+
+
+def _refuse_recording(context: click.Context) -> None:
+    """What says how to record is a mistake with a pack, which was recorded already."""
+    for name, option in _RECORDING.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{option} is for recording, and a pack was recorded already")
 
 
 def _uses(given: list[str]) -> tuple[str, ...]:
@@ -112,19 +132,13 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
 
 def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
     with StatePack(path) as pack:
-        targets, _ = binaries_of(given["targets"] or [None], given["profiles"])
-        recorded = [device.name for device in pack.manifest.devices]
-        for name in given["devices"]:
-            if name not in recorded:
-                raise UsageError(f"device {name!r} is not in {path}: it holds {', '.join(recorded)}")
+        targets, _ = binaries_of(given["targets"] or [None], None, pack.device_types)
+        rows, phases = rows_and_phases(pack, given)
         accel = choose_accel(Path(targets[0].path), pack.manifest.accel)
-        options = _options(
-            {**given, "devices": given["devices"] or recorded, "phases": given["phases"] or pack.phases},
-            targets,
-            accel,
-            None,
+        options = _options({**given, "devices": rows, "phases": phases}, targets, accel, None)
+        return _qualify(
+            given, options, accel, uses, lambda run, _: run.execute(pack_jobs(run, pack, run.binaries)), travelled=True
         )
-        return _qualify(given, options, accel, uses, lambda run, _: run.execute(pack_jobs(run, pack, targets)))
 
 
 def _options(
@@ -155,7 +169,14 @@ def _options(
 
 
 def _qualify(
-    given: dict[str, Any], options: Options, accel: AccelState, uses: tuple[str, ...], work: Work, **more: Any
+    given: dict[str, Any],
+    options: Options,
+    accel: AccelState,
+    uses: tuple[str, ...],
+    work: Work,
+    *,
+    travelled: bool = False,
+    **more: Any,
 ) -> int:
     binaries = {binary.sha256: binary for binary in options.binaries}
     witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say)
@@ -163,27 +184,54 @@ def _qualify(
         binaries=binaries,
         deciding=uses,
         witness=witness,
-        notes=[kvm_statement(_kvm(accel, Path(options.binaries[0].path)))],
+        travelled=travelled,
+        notes=[_kvm_note(accel, options.binaries)],
     )
     out: Path = given["out"]
+    forget_qualify(out)
     doc = keep_reports(options, accel, out, lambda run: work(run, context), **more)
-    answer = qualify_doc(doc, context)
-    witness.close()
+    try:
+        answer = _told(doc, context, witness)
+    except KeyboardInterrupt:
+        doc = replace(doc, complete=False)
+        answer = qualify_doc(doc, context)
+    finally:
+        witness.close()
     write_qualify(answer, out)
     write_reports(doc, out)
     console = err if given["as_json"] else Console(highlight=False)
     if given["as_json"]:
         click.echo(qualify_json(answer), nl=False)
     print_qualify(answer.to_json(), console)
-    err.print(
-        f"reports: {out}/qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml", soft_wrap=True
-    )
+    files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml"
+    err.print(f"reports: {escape(str(out))}/{files}", soft_wrap=True)
+    if not answer.complete:
+        err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)
     return exit_code(answer.answer) if answer.complete else 3
+
+
+def _told(doc: MatrixDoc, context: Context, witness: Witness) -> QualifyDoc:
+    """The answer with its causes, found in a thread: Ctrl-C then ends the QEMUs that are asked, and cuts no talk with
+    one short."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="witness") as pool:
+        asked = pool.submit(qualify_doc, doc, context)
+        try:
+            while not wait([asked], timeout=_POLL_S).done:
+                pass
+        except KeyboardInterrupt:
+            witness.stop.set()
+            while not asked.done():
+                kill_all()
+                wait([asked], timeout=_POLL_S)
+            raise
+    return asked.result()
 
 
 def _say(text: str) -> None:
     err.print(escape(text), soft_wrap=True)
 
 
-def _kvm(accel: AccelState, path: Path) -> AccelState:
-    return accel if accel.name == "kvm" else prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
+def _kvm_note(accel: AccelState, binaries: Sequence[QemuBinary]) -> str:
+    """Whether state that KVM refuses could be seen; where it could, which builds would not say so."""
+    kvm = accel if accel.name == "kvm" else prove_accel(Path(binaries[0].path), "kvm", timeout_s=FAST_ACCEL_S)
+    return kvm_statement(collect_facts(binaries, machine=None, accel=kvm) if kvm.usable else kvm)

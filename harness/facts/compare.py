@@ -13,6 +13,9 @@ from harness.oracle.msr import msr_label
 
 Facts = Mapping[str, Any]
 
+#: ``what`` of the one change that says why no other is known.
+HOST_FACTS = "host facts"
+
 _TCG = "the guest was recorded under TCG, which emulates its CPU and uses none of this"
 _CPU_KEYS = ("vendor", "family", "model", "stepping", "model_name")
 _HOST_CPU_MODELS = ("host", "max")
@@ -64,8 +67,7 @@ def compare_facts(old: Facts, new: Facts) -> list[Change]:
     :raises UsageError: facts of a schema that this version does not know
     """
     if not old:
-        why = "the pack holds no facts of the host that recorded it, so nothing can be compared"
-        return [Change(what="host facts", old="", new="", weight=Weight.NOTE, why=why, kind="system")]
+        return [incomparable("the pack holds no facts of the host that recorded it, so nothing can be compared")]
     check_facts(old, "the recording side")
     check_facts(new, "this host")
     kvm = _recorded_under_kvm(old)
@@ -79,6 +81,11 @@ def compare_facts(old: Facts, new: Facts) -> list[Change]:
     ]
     order = list(Weight)
     return sorted(changes, key=lambda change: order.index(change.weight))
+
+
+def incomparable(why: str) -> Change:
+    """Stands for all changes where they cannot be known."""
+    return Change(what=HOST_FACTS, old="", new="", weight=Weight.NOTE, why=why, kind="system")
 
 
 def _recorded_under_kvm(old: Facts) -> bool | None:

@@ -31,6 +31,7 @@ DEFAULT_FILE = Path("known-issues.yaml")
 HEADER = """\
 # Known issues, for --known. An issue is told by its signature, as matrix.json and "postload explain" give it.
 # affected: versions: 7.2 (any 7.2.x), 7.2.22, 8.*, ">=5.2 <11.1", or "*". fixed_in: the first version without it.
+# recorded: the versions whose guests have it under an affected one; without it those of any.
 # seen: the cell it was seen in, without its QEMU and machine; without it any cell that covers the section counts.
 issues:
 """
@@ -57,6 +58,7 @@ class Issue(BaseModel):
     :param affected: versions that have it; see :func:`version_matches`
     :param link: where it is written about
     :param fixed_in: the first version of this line of releases that does not have it
+    :param recorded: versions that recorded the state, where it takes the state of another QEMU; empty for any
     :param seen: ``DEVICE/PHASE/LANE``, the end of a cell's id
     """
 
@@ -67,9 +69,10 @@ class Issue(BaseModel):
     link: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:\S+$")]
     note: str = ""
     fixed_in: str | None = None
+    recorded: tuple[str, ...] = ()
     seen: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None = None
 
-    @field_validator("affected")
+    @field_validator("affected", "recorded")
     @classmethod
     def _versions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_version_pattern(text) for text in value)
@@ -88,6 +91,15 @@ class Issue(BaseModel):
     def affects(self, version: str) -> bool:
         """Whether it is to be expected of this version."""
         return not self.is_fixed(version) and any(version_matches(pattern, version) for pattern in self.affected)
+
+    def takes(self, cell: Cell) -> bool:
+        """Whether the state of a cell comes from a version of which it is to be expected."""
+        version = cell.record_qemu.version
+        return not self.recorded or any(version_matches(pattern, version) for pattern in self.recorded)
+
+    def expected_in(self, cell: Cell) -> bool:
+        """Whether it is to be expected of the versions of a cell."""
+        return self.affects(cell.load_qemu.version) and self.takes(cell)
 
     @property
     def kind(self) -> str:
@@ -196,7 +208,7 @@ def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
     for cell in doc.cells:
         name = _name(cell)
         version = cell.load_qemu.version
-        own = [issue for issue in known if name is not None and issue.signature == name]
+        own = [issue for issue in known if name is not None and issue.signature == name and issue.takes(cell)]
         found = next((issue for issue in own if issue.affects(version)), None)
         fixed = next((issue for issue in own if issue.is_fixed(version)), None)
         if found is None and fixed is not None:
@@ -228,12 +240,13 @@ def _gone(cells: Sequence[Cell], known: Sequence[Issue]) -> Iterable[News]:
     told: set[tuple[str, str, str]] = set()
     for machine, version in machines:
         mine = [cell for cell in cells if (cell.machine, cell.load_qemu.version) == (machine, version)]
-        names = {_name(cell) for cell in mine}
         for issue in known:
+            taken = [cell for cell in mine if issue.takes(cell)]
+            names = {_name(cell) for cell in taken}
             if issue.signature in names or not issue.affects(version) or issue.family != family_of(machine):
                 continue
             # not gone where the cell broke in another way before it could come
-            covering = [cell for cell in mine if _covers(cell, issue)]
+            covering = [cell for cell in taken if _covers(cell, issue)]
             passed = tuple(cell.id for cell in covering if cell.verdict is Verdict.OK)
             key = (issue.signature, machine, version)
             if passed and len(passed) == len(covering) and key not in told:
@@ -299,9 +312,8 @@ def add_known(path: Path, cell: Cell, link: str, note: str = "") -> bool:
         raise UsageError(f"{cell.id} has no finding with a signature: its verdict is {cell.verdict}")
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*:\S+", link):
         raise UsageError(f"--link {link}: expected a URL such as https://gitlab.com/qemu-project/qemu/-/issues/1")
-    version = cell.load_qemu.version
     there = path.exists()
-    if there and any(issue.signature == name and issue.affects(version) for issue in load_known(path)):
+    if there and any(issue.signature == name and issue.expected_in(cell) for issue in load_known(path)):
         return False
     text = _with_entry(path.read_text(encoding="utf-8") if there else HEADER, _entry(cell, name, link, note))
     _check(path, text)
@@ -316,6 +328,8 @@ def _entry(cell: Cell, name: str, link: str, note: str) -> list[str]:
         f"  affected: [{json.dumps(cell.load_qemu.version)}]",
         f"  link: {json.dumps(link)}",
     ]
+    if cell.record_qemu.sha256 != cell.load_qemu.sha256:
+        lines.append(f"  recorded: [{json.dumps(cell.record_qemu.version)}]")
     lines += [f"  note: {json.dumps(note, ensure_ascii=False)}"] if note else []
     return [*lines, f"  seen: {json.dumps(place_of(cell), ensure_ascii=False)}"]
 

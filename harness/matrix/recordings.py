@@ -65,11 +65,16 @@ class Recordings:
             return None
         path = _path(key)
         try:
-            return StatePack(path)
+            pack = StatePack(path)
         except PackError as error:
             if path.exists():
                 self._message(f"recording anew: {error}")
             return None
+        if pack.manifest.host:
+            return pack
+        self._message(f"recording anew: {path} was made before recordings held the facts of their host")
+        pack.close()
+        return None
 
     def _recorded(self, plan: Plan, key: str) -> StatePack:
         shutil.rmtree(_path(key), ignore_errors=True)

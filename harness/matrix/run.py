@@ -213,6 +213,8 @@ class Run:
         for plan in plans:
             reason = lacking[plan.device]
             if reason is not None:
+                whose = recorder if never[plan.device] else binary
+                reason = reason.replace("this QEMU", f"QEMU {whose.version}")
                 details = {RECORDER_LACKS: reason} if never[plan.device] else {}
                 self._settle(plan, seen, Verdict.UNSUPPORTED, reason, details)
         if not able:
@@ -340,7 +342,11 @@ class Run:
             return []
         planned = [check.cell_id(bench.label, bench.buffers.pack.manifest.machine, row) for row in check.rows]
         self._watcher.start_cell(planned[0])
-        for name, cell in zip(planned, perform(check, bench), strict=True):
+        cells = perform(check, bench)
+        if self._stop.is_set():
+            # its QEMU was killed by the stop
+            return []
+        for name, cell in zip(planned, cells, strict=True):
             self._keep(name, cell)
         return then()
 

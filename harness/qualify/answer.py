@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.matrix.model import Cell, MachineResult, MatrixDoc, Qemu
+from harness.matrix.model import MIGRATIONS, RECORDER_LACKS, Cell, MachineResult, MatrixDoc, Qemu
+from harness.oracle.kvm import group_refusals, kvm_refusals
 from harness.oracle.verdict import Verdict
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
 from harness.qualify.pairs import family_of
@@ -70,31 +71,75 @@ def answer_leg(leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Exp
     names = list(dict.fromkeys(cell.device for cell in leg.cells))
     devices = tuple(_device(name, leg, home, deciding, explain) for name in names)
     uses = {use: worst(d.uses[use] for d in devices if d.uses[use] is not Answer.NONE) for use in USES}
+    hidden = [f"{label} breaks under COLO and was left out; no row that is judged owns it" for label in _strays(leg)]
+    if hidden and "colo" in deciding:
+        uses["colo"] = worst((uses["colo"], Answer.UNKNOWN))
     return PairAnswer(
         machine=leg.machine,
         family=family_of(leg.machine),
         recorder=leg.recorder,
         loader=leg.loader,
-        answer=worst(device.answer for device in devices),
+        answer=worst([device.answer for device in devices] + [uses["colo"]] * bool(hidden and "colo" in deciding)),
         uses=uses,
         devices=devices,
+        loads=loads_of(leg.cells),
+        notes=(*hidden, *_refused_by_kvm(leg.cells)),
     )
+
+
+def loads_of(cells: Iterable[Cell]) -> int:
+    """Acknowledged loads of one leg, each once: a migration brings the sections of every row in one load."""
+    migrations: dict[str, int] = {}
+    total = 0
+    for cell in cells:
+        if cell.lane in MIGRATIONS:
+            migrations[cell.lane] = max(migrations.get(cell.lane, 0), cell.loads_acked)
+        else:
+            total += cell.loads_acked
+    return total + sum(migrations.values())
+
+
+def _strays(leg: Leg) -> list[str]:
+    """Sections that were left out of loads that count, because they break, and that no finding names."""
+    counted = [c for c in leg.cells if use_of(c) == "colo" and not (leg.resets and c.schedule == Schedule.BACK_TO_BACK)]
+    named = {
+        label
+        for cell in leg.cells
+        if cell.finding is not None and cell.finding.section and cell.verdict.is_finding
+        for label in cell.finding.section.split(", ")
+    }
+    return sorted({label for cell in counted for label in cell.excluded} - named)
+
+
+def _refused_by_kvm(cells: Iterable[Cell]) -> list[str]:
+    """One sentence on what this host's KVM did not take, and how often."""
+    logs = [c.finding.log for c in cells if c.finding is not None and c.verdict is Verdict.HOST]
+    groups = group_refusals(logs)
+    told = ", ".join(f"{group} in {count} {'cell' if count == 1 else 'cells'}" for group, count in groups.items())
+    return [f"this host's KVM refused {told}"] if told else []
 
 
 def _device(name: str, leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Explain | None) -> DeviceAnswer:
     mine = [cell for cell in leg.cells if cell.device == name]
     uses = {use: _answer([c for c in mine if use_of(c) == use], leg) for use in USES}
     if all(cell.verdict is Verdict.UNSUPPORTED for cell in mine):
-        # without the machine or the device there is nothing to migrate to
-        uses["migration"] = Answer.NO_GO
-    counted = [uses[use] for use in deciding if uses[use] is not Answer.NONE]
+        # without the machine or the device there is nothing to go to; where the old side has it not, nothing comes
+        never = any(RECORDER_LACKS in cell.details for cell in mine)
+        uses = dict.fromkeys(USES, Answer.NONE if never else Answer.NO_GO)
     return DeviceAnswer(
         device=name,
-        answer=worst(counted) if counted else Answer.UNKNOWN,
+        answer=_decided(uses, deciding),
         uses=uses,
         loads=sum(cell.loads_acked for cell in mine),
-        because=tuple(_reasons(mine, leg, home, explain)),
+        because=tuple(_reasons([c for c in mine if _tells(c, leg, uses, deciding)], leg, home, explain)),
     )
+
+
+def _decided(uses: dict[str, Answer], deciding: Sequence[str]) -> Answer:
+    """What decides and was not answered is unknown; only a device that no guest can have is passed over."""
+    if all(answer is Answer.NONE for answer in uses.values()):
+        return Answer.NONE
+    return worst(Answer.UNKNOWN if uses[use] is Answer.NONE else uses[use] for use in deciding)
 
 
 def _answer(cells: Sequence[Cell], leg: Leg) -> Answer:
@@ -121,14 +166,28 @@ def _hidden(cell: Cell, leg: Leg) -> bool:
     return leg.resets and cell.verdict.is_finding and cell.schedule == Schedule.BACK_TO_BACK
 
 
+def _tells(cell: Cell, leg: Leg, uses: dict[str, Answer], deciding: Sequence[str]) -> bool:
+    """Whether a cell is a reason: it is not well, or it is why a use that decides has no answer."""
+    use = use_of(cell)
+    return _one(cell, leg) in (Answer.NO_GO, Answer.UNKNOWN) or (use in deciding and uses[use] is Answer.NONE)
+
+
+def _kvm_group(cell: Cell) -> str | None:
+    """The register or ioctl that this host's KVM refused, where that is the verdict."""
+    if cell.verdict is not Verdict.HOST or cell.finding is None:
+        return None
+    return next((refusal.group for refusal in kvm_refusals(cell.finding.log)), None)
+
+
 def _reasons(cells: Sequence[Cell], leg: Leg, home: Leg | None, explain: Explain | None) -> list[Reason]:
     """Each reason once, with the cells that have it."""
     found: dict[tuple[str, str, str | None], Reason] = {}
     for cell in cells:
-        if cell.finding is None or _one(cell, leg) not in (Answer.NO_GO, Answer.UNKNOWN):
+        if cell.finding is None:
             continue
         use = use_of(cell)
-        key = (use, str(cell.verdict), cell.finding.section)
+        refused = _kvm_group(cell)
+        key = (use, str(cell.verdict), cell.finding.section or refused)
         if key in found:
             found[key] = replace(found[key], cells=(*found[key].cells, cell.id))
             continue
@@ -139,6 +198,7 @@ def _reasons(cells: Sequence[Cell], leg: Leg, home: Leg | None, explain: Explain
             section=cell.finding.section,
             phase=cell.finding.phase,
             log=cell.finding.log,
+            cause=f"this host's KVM refuses {refused}" if refused else "",
             at_home=_at_home(cell, leg, home),
             cells=(cell.id,),
         )

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from harness.errors import HarnessError, PackError, PostloadError, QemuError, UsageError
-from harness.facts import Change, collect_facts, compare_facts, explaining
+from harness.errors import PostloadError, QemuError
+from harness.facts import Change, collect_facts, compare_facts, explaining, incomparable
 from harness.matrix.model import Cell
 from harness.matrix.recordings import VMSTATE
 from harness.oracle.load import judge
@@ -22,10 +23,11 @@ from harness.qualify.answer import Leg, use_of
 from harness.qualify.explain import explain_load
 from harness.qualify.fields import UNNAMED
 from harness.qualify.model import Reason
+from harness.qualify.pairs import other_types
 from harness.qualify.static import check_sections, compare_static_dynamic, sections_at_hand
 from harness.record.machine import Machine
 from harness.record.pack import StatePack
-from harness.replay.engine import Buffers
+from harness.replay.engine import Buffers, Stopped
 from harness.replay.incoming import State
 from harness.replay.migration import RealMigration
 
@@ -40,12 +42,14 @@ class Witness:
     :param overrides: options of the loading side that the recording had not
     :param accel: what came of running code under an accelerator on this host
     :param say: told what is being done
+    :param stop: set by whoever wants it to end; it then raises :class:`Stopped`
     """
 
     binaries: Mapping[str, QemuBinary]
     overrides: tuple[Option, ...] = ()
     accel: AccelState | None = None
     say: Callable[[str], None] = lambda _: None
+    stop: Event = field(default_factory=Event)
     _packs: dict[str, StatePack] = field(default_factory=dict)
     _changes: dict[tuple[str, str], list[Change]] = field(default_factory=dict)
     _confirmed: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
@@ -53,6 +57,9 @@ class Witness:
     def explain(self, cell: Cell, reason: Reason) -> Reason:
         """A reason with its cause, its field and what to set, as far as the evidence goes."""
         pack, loader = self._pack(cell), self.binaries.get(cell.load_qemu.sha256)
+        self._go_on()
+        if loader is not None and cell.verdict is Verdict.UNSUPPORTED and loader.machine(cell.machine) is None:
+            return replace(reason, remedy=other_types(loader, cell.machine))
         if pack is None or loader is None or cell.verdict is Verdict.UNSUPPORTED:
             return reason
         phase = self._phase(cell, reason, pack)
@@ -60,9 +67,10 @@ class Witness:
         if cell.verdict is Verdict.REJECT:
             reason = self._caused(reason, pack, loader)
         changes = explaining(self.changes_of(pack, loader), log=reason.log, section=reason.section)
+        reason = replace(reason, changes=tuple(change.what for change in changes))
         told = [f"{change.what}: {change.why}" for change in changes]
-        if told and not reason.cause:
-            reason = replace(reason, cause="; ".join(told))
+        if told and (not reason.cause or cell.verdict is Verdict.HOST):
+            reason = replace(reason, cause="; ".join([reason.cause, *told] if reason.cause else told))
         return replace(reason, confirmed=self._confirm(cell, reason, pack, loader))
 
     def changes(self, leg: Leg) -> list[Change]:
@@ -74,15 +82,16 @@ class Witness:
     def changes_of(self, pack: StatePack, loader: QemuBinary) -> list[Change]:
         """What differs between the host and QEMU that recorded and those here."""
         key = (str(pack.path), loader.sha256)
+        self._go_on()
         if key not in self._changes:
             there = loader.machine(pack.manifest.machine) is not None
             machine = self._machine(pack) if there else None
-            here = collect_facts([loader], machine=machine, accel=self.accel)
             try:
+                here = collect_facts([loader], machine=machine, accel=self.accel)
                 self._changes[key] = compare_facts(dict(pack.manifest.host), here)
-            except UsageError as error:
+            except PostloadError as error:
                 self.say(str(error))
-                self._changes[key] = []
+                self._changes[key] = [incomparable(str(error))]
         return self._changes[key]
 
     def static(self, leg: Leg) -> dict[str, str]:
@@ -94,11 +103,11 @@ class Witness:
         try:
             saved = self._dump(pack, leg)
             loaded = dump_vmstate(loader, leg.machine)
-        except QemuError as error:
+        except PostloadError as error:
             return {"": f"the static check could not be made: {error}"}
         at_hand = {section.label: section for r in pack.recordings.values() for section in sections_at_hand(r)}
         found = check_sections(saved, loaded, at_hand.values())
-        passed = _passed(leg)
+        passed = passed_sections(leg)
         told = {}
         for device in pack.manifest.devices:
             mine = {label: found[label] for label in device.sections if label in found}
@@ -144,12 +153,16 @@ class Witness:
         state = State(buffers=Buffers(pack, self._machine(pack)), phase=phase)
         head = f"QEMU {recorder.version} migrating to QEMU {loader.version} without this program between them, {phase}"
         try:
-            judgement = judge(RealMigration(source=recorder, destination=loader, state=state).run())
-        except HarnessError as error:
+            judgement = judge(RealMigration(source=recorder, destination=loader, state=state, stop=self.stop).run())
+        except PostloadError as error:
             return f"{head}: not decided: {error}"
         if judgement.verdict is Verdict.OK:
             return f"{head}: passed"
         return f"{head}: {judgement.verdict}: {judgement.text}"
+
+    def _go_on(self) -> None:
+        if self.stop.is_set():
+            raise Stopped("stopped")
 
     def _machine(self, pack: StatePack) -> Machine:
         return replace(pack.machine, options=pack.machine.options + self.overrides)
@@ -160,7 +173,7 @@ class Witness:
         if cell.pack not in self._packs:
             try:
                 self._packs[cell.pack] = StatePack(Path(cell.pack))
-            except PackError as error:
+            except PostloadError as error:
                 self.say(str(error))
                 return None
         return self._packs[cell.pack]
@@ -188,17 +201,19 @@ class Witness:
         self._packs.clear()
 
 
-def _passed(leg: Leg) -> dict[str, bool]:
+def passed_sections(leg: Leg) -> dict[str, bool]:
     """By section: whether ordinary migration took it; what was left out of the loads is in none."""
-    told: dict[str, bool] = {}
-    for cell in leg.cells:
-        if cell.lane != "plain" or not (cell.verdict is Verdict.OK or cell.verdict.is_finding):
-            continue
-        broken = set(_names(cell))
-        for label in cell.sections:
-            told[label] = label not in broken and bool(cell.loads_acked)
-        told.update(dict.fromkeys(broken, False))
-    return told
+    plain = [c for c in leg.cells if c.lane == "plain" and (c.verdict is Verdict.OK or c.verdict.is_finding)]
+    broken = {label for cell in plain for label in _names(cell)}
+    # a load that passed for another row brought it along
+    brought = [c for c in plain if c.loads_acked]
+    told = {
+        label: True
+        for cell in plain
+        for label in cell.sections
+        if any(label not in other.excluded for other in brought)
+    }
+    return told | dict.fromkeys(broken, False)
 
 
 def _names(cell: Cell) -> Iterator[str]:

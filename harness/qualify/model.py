@@ -53,6 +53,7 @@ class Reason:
     :param remedy: what to set or to do, empty when nothing is known
     :param log: QEMU's own words
     :param at_home: whether the QEMU that recorded breaks by its own state in the same way; None when it was not tried
+    :param changes: which of the pair's changes explain it, by their ``what``
     :param confirmed: what a migration between two real QEMUs gave, empty when it was not made
     """
 
@@ -66,6 +67,7 @@ class Reason:
     remedy: str = ""
     log: str = ""
     at_home: bool | None = None
+    changes: tuple[str, ...] = ()
     confirmed: str = ""
     cells: tuple[str, ...] = ()
 
@@ -94,7 +96,8 @@ class PairAnswer:
     :param home: the recorder's own loads of its state, there for comparison only
     :param endings: where the machine type is deprecated or removed, a sentence each
     :param changes: what differs between the two sides, as :class:`harness.facts.Change` tells it
-    :param notes: further sentences: what could not be tried
+    :param loads: acknowledged, each once; a migration counts for every device in their own ``loads``
+    :param notes: further sentences: what could not be tried, what was left out
     """
 
     machine: str
@@ -104,6 +107,7 @@ class PairAnswer:
     answer: Answer
     uses: dict[str, Answer]
     devices: tuple[DeviceAnswer, ...]
+    loads: int = 0
     home: bool = False
     endings: tuple[str, ...] = ()
     changes: tuple[dict[str, str], ...] = ()

@@ -35,7 +35,7 @@ def plan_pairs(
 
     :param machines: families such as ``pc``, for which the machine type is chosen by :func:`machine_for`, or
         versioned names
-    :raises NothingToRun: no two different QEMUs were given
+    :raises NothingToRun: no two different QEMUs were given, or no guest of theirs can have such a machine
     """
     ways = [(a, b) for a in sources for b in targets if a.sha256 != b.sha256]
     if both_ways:
@@ -48,6 +48,9 @@ def plan_pairs(
         for wanted in machines
         if (name := machine_for(a, b, wanted)) is not None
     ]
+    if not pairs:
+        lacking = " and ".join(dict.fromkeys(a.version for a, _ in ways))
+        raise NothingToRun(f"nothing to qualify: QEMU {lacking} has no guest with machine {', '.join(machines)}")
     return list(_once(pairs))
 
 
@@ -63,7 +66,7 @@ def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | 
     only a type that both know can go: the newest of these.
     """
     if _VERSIONED.match(wanted):
-        return wanted
+        return wanted if recorder.machine(wanted) is not None else None
     ours, theirs = _types(recorder, wanted), _types(loader, wanted)
     if not ours:
         return None
@@ -88,6 +91,15 @@ def ending(binary: QemuBinary, machine: str) -> str:
     match = _VERSIONED.match(machine)
     newest = max(_types(binary, family_of(machine)), default=())
     return "not yet" if match and newest < _number(match[2]) else "removed"
+
+
+def other_types(binary: QemuBinary, machine: str) -> str:
+    """What to do about a machine type that a build has not; empty when it has none of its family."""
+    types = _types(binary, family_of(machine))
+    if not types:
+        return ""
+    ours = f"{types[min(types)]} to {types[max(types)]}"
+    return f"restart the guest with a machine type that both sides have: QEMU {binary.version} has {ours}"
 
 
 def _number(version: str) -> tuple[int, ...]:

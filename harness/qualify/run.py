@@ -24,12 +24,14 @@ class Context:
     :param binaries: every QEMU of the run by its hash
     :param deciding: the uses that count
     :param witness: asks the QEMUs for causes; None gives the bare answers
+    :param travelled: the guests came in a pack, so that the build that recorded is no mere comparison
     :param notes: what could not be tried on this host
     """
 
     binaries: Mapping[str, QemuBinary]
     deciding: Sequence[str] = DECIDING
     witness: Witness | None = None
+    travelled: bool = False
     notes: Sequence[str] = ()
 
 
@@ -42,7 +44,8 @@ def home_jobs(run: Run, pairs: Sequence[Pair], doc: MatrixDoc, context: Context)
     """The guests that broke abroad, loaded by their own recorders: is it new, or was it so before?"""
     broken: dict[tuple[str, str], set[str]] = {}
     for leg in legs_of(doc):
-        failed = {d.device for d in answer_leg(leg, None, context.deciding).devices if d.answer is not Answer.GO}
+        answered = answer_leg(leg, None, context.deciding).devices
+        failed = {d.device for d in answered if d.answer not in (Answer.GO, Answer.NONE)}
         broken.setdefault(_home_key(leg), set()).update(failed)
     there = (pair for pair in pairs if pair.loader.machine(pair.machine) is not None)
     homes = [(pair, broken.get((pair.machine, pair.recorder.sha256))) for pair in at_home(there)]
@@ -59,27 +62,47 @@ def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[
 
 
 def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
-    """The answer of a run; the guests that stayed at home are compared with, and do not count."""
+    """The answer of a run; the guests that stayed at home are compared with, and do not count.
+
+    A run that was stopped early has no go: what it has not loaded may break. No cause is looked for either.
+    """
+    context = context if doc.complete else replace(context, witness=None)
     legs = legs_of(doc)
-    # a pack may well be loaded by the build that recorded it, on another host: then nothing is a mere comparison
-    homes = {_home_key(leg): leg for leg in legs if leg.at_home} if any(not leg.at_home for leg in legs) else {}
+    homes = {_home_key(leg): leg for leg in legs if leg.at_home}
     answers = tuple(_answered(leg, homes.get(_home_key(leg)), context) for leg in legs)
+    if not doc.complete:
+        answers = tuple(_stopped(answer) for answer in answers)
     abroad = [answer for answer in answers if not answer.home]
+    whole = worst(answer.answer for answer in abroad)
     return QualifyDoc(
         command=doc.command,
         started=doc.started,
         seconds=doc.seconds,
         complete=doc.complete,
-        answer=worst(answer.answer for answer in abroad),
+        answer=Answer.UNKNOWN if whole is Answer.NONE or (whole is Answer.GO and not doc.complete) else whole,
         deciding=tuple(context.deciding),
-        loads=sum(cell.loads_acked for cell in doc.cells),
+        loads=sum(answer.loads for answer in answers),
         pairs=answers,
         notes=tuple(context.notes),
     )
 
 
+def _stopped(pair: PairAnswer) -> PairAnswer:
+    """An answer of a run that was stopped: migrations are judged whole, checkpoints may lack any of their cells."""
+
+    def doubted(answer: Answer) -> Answer:
+        return Answer.UNKNOWN if answer is Answer.GO else answer
+
+    devices = tuple(
+        replace(device, answer=doubted(device.answer), uses={**device.uses, "colo": doubted(device.uses["colo"])})
+        for device in pair.devices
+    )
+    uses = {**pair.uses, "colo": doubted(pair.uses["colo"])}
+    return replace(pair, answer=doubted(pair.answer), uses=uses, devices=devices)
+
+
 def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
-    stays = leg is home
+    stays = leg is home and not context.travelled
     witness = None if stays else context.witness
     answer = answer_leg(leg, home, context.deciding, witness.explain if witness else None)
     answer = replace(answer, home=stays, endings=tuple(_endings(leg, context)))
@@ -94,7 +117,7 @@ def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
         answer,
         devices=devices,
         changes=tuple(change.to_json() for change in witness.changes(leg)),
-        notes=(static[""],) if "" in static else (),
+        notes=(*answer.notes, static[""]) if "" in static else answer.notes,
     )
 
 

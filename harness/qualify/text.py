@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.errors import HostError
+from harness.facts.compare import HOST_FACTS, Weight
 from harness.files import write_atomically
+from harness.oracle.verdict import Verdict
 from harness.qualify.model import USES, Answer, QualifyDoc
 from harness.report.text import duration, number, one_line
 
@@ -33,10 +37,21 @@ _STYLE = {
 }
 
 
+#: What a change can do that explains nothing that broke here.
+_EFFECTS = {Weight.EXPLAINS.value: "can break a load: ", Weight.MAY_MATTER.value: "may matter: "}
+
+
 def qualify_json(doc: QualifyDoc) -> str:
     """The document as text."""
     text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def qualify_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``qualify.json``."""
+    text = (resources.files("harness.report") / "schema" / "qualify-1.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def write_qualify(doc: QualifyDoc, out: Path) -> list[Path]:
@@ -51,15 +66,28 @@ def write_qualify(doc: QualifyDoc, out: Path) -> list[Path]:
     return [out / name for name in files]
 
 
+def forget_qualify(out: Path) -> None:
+    """Have the folder, without the answer of an earlier run: it would stand beside the cells of this one.
+
+    :raises HostError: it cannot be written
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (JSON_NAME, MARKDOWN_NAME):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise HostError(f"cannot write in {out}: {error.strerror}") from error
+
+
 def print_qualify(doc: Doc, console: Console) -> None:
     """The tables, the reasons, what changed between the hosts, and last the answer."""
     abroad = [pair for pair in doc["pairs"] if not pair["home"]]
     if len(abroad) <= MAX_DETAILED:
         for pair in abroad:
             console.print(Text(_title(pair), style="bold"))
-            console.print(Padding(_device_table(pair), (0, 0, 1, 1)))
+            console.print(Padding(_device_table(pair), (0, 0, 1, 1), expand=False))
     else:
-        console.print(Padding(_pair_table(doc["pairs"]), (0, 0, 1, 0)))
+        console.print(Padding(_pair_table(doc["pairs"]), (0, 0, 1, 0), expand=False))
     for lines in _reasons(abroad):
         _print_reason(lines, console)
     for line in _notes(doc, abroad):
@@ -149,9 +177,9 @@ def _pair_table(pairs: Sequence[Doc]) -> Table:
         table.add_column(name, justify="right" if name == "loads" else "left", no_wrap=True)
     for pair in pairs:
         loaded = "itself" if pair["home"] else pair["loader"]["version"]
-        loads = sum(device["loads"] for device in pair["devices"])
         uses = [_word(pair["uses"][use]) for use in USES]
-        table.add_row(pair["recorder"]["version"], loaded, pair["machine"], *uses, number(loads), _word(pair["answer"]))
+        ends = (number(pair["loads"]), _word(pair["answer"]))
+        table.add_row(pair["recorder"]["version"], loaded, pair["machine"], *uses, *ends)
     return table
 
 
@@ -164,18 +192,23 @@ def _reasons(pairs: Sequence[Doc]) -> Iterator[list[str]]:
     ways: dict[tuple[str, ...], list[str]] = {}
     uses: dict[tuple[str, ...], list[str]] = {}
     firsts: dict[tuple[str, ...], Doc] = {}
+    devices: dict[tuple[str, ...], list[str]] = {}
     for pair in pairs:
         for device in pair["devices"]:
             for reason in device["because"]:
                 told = reason["cause"] or (reason["use"] + reason["text"] if not reason["section"] else "")
-                key: tuple[str, ...] = (device["device"], reason["verdict"], str(reason["section"]), told)
+                # what the new side lacks may keep every device from coming: that is one reason
+                whose = "" if reason["verdict"] == Verdict.UNSUPPORTED else device["device"]
+                key: tuple[str, ...] = (whose, reason["verdict"], str(reason["section"]), told)
                 way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
                 known = {True: " (as at home)", False: " (new)", None: ""}[reason["at_home"]]
                 ways.setdefault(key, []).append(way + known)
                 uses.setdefault(key, []).append(reason["use"])
+                devices.setdefault(key, []).append(device["device"])
                 firsts.setdefault(key, reason)
     for found, first in firsts.items():
-        head = f"{first['verdict']} in {' and '.join(dict.fromkeys(uses[found]))}: {found[0]}"
+        where = f" in {' and '.join(dict.fromkeys(uses[found]))}" if first["verdict"] != Verdict.UNSUPPORTED else ""
+        head = f"{first['verdict']}{where}: {', '.join(dict.fromkeys(devices[found]))}"
         yield [line for line in _lines(head, first, ways[found]) if line]
 
 
@@ -193,11 +226,22 @@ def _notes(doc: Doc, pairs: Sequence[Doc]) -> list[str]:
     told = list(doc["notes"])
     for pair in pairs:
         way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
-        weighty = [change for change in pair["changes"] if change["weight"] != "note"]
-        told += [f"{way}: {change['weight']}: {change['what']}: {change['why']}" for change in weighty]
+        told += [f"{way}: {_change(change, pair)}" for change in pair["changes"] if _is_weighty(change)]
         told += [f"{way}: {note}" for note in pair["notes"]]
         told += [f"{way}: {note}" for device in pair["devices"] for note in device["static"]]
     return list(dict.fromkeys(told))
+
+
+def _is_weighty(change: Doc) -> bool:
+    return bool(change["weight"] != Weight.NOTE or change["what"] == HOST_FACTS)
+
+
+def _change(change: Doc, pair: Doc) -> str:
+    """What differs between the hosts, and which failure it explains."""
+    hurt = [d["device"] for d in pair["devices"] if any(change["what"] in reason["changes"] for reason in d["because"])]
+    sides = f": {change['old']} -> {change['new']}" if change["old"] or change["new"] else ""
+    effect = f"explains what breaks {', '.join(hurt)}: " if hurt else _EFFECTS.get(change["weight"], "")
+    return f"{effect}{change['what']}{sides}: {change['why']}"
 
 
 def _print_reason(lines: Sequence[str], console: Console) -> None:
@@ -208,7 +252,7 @@ def _print_reason(lines: Sequence[str], console: Console) -> None:
 
 
 def _print_hanging(line: str, console: Console, style: str) -> None:
-    console.print(Padding(Text(one_line(line), style=style), (0, 0, 0, 2)))
+    console.print(Padding(Text(one_line(line), style=style), (0, 0, 0, 2), expand=False))
 
 
 def _md(text: str) -> str:

@@ -132,6 +132,12 @@ class StatePack:
         )
 
     @property
+    def device_types(self) -> list[str]:
+        """QEMU device types that the guest was given, each once."""
+        types = (option.first for option in self.manifest.options if option.name == "device")
+        return list(dict.fromkeys(name for name in types if name is not None))
+
+    @property
     def sizes(self) -> list[PhaseSize]:
         """What each phase takes, in their order."""
         sizes, before = [], 0

@@ -47,6 +47,10 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
 
 
+#: What a build is when the ends were exchanged.
+_OTHER = {"good": Outcome.BAD, "bad": Outcome.GOOD}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """A build and what the script said."""
@@ -209,6 +213,8 @@ def check_ends(report: Report) -> None:
     :raises HarnessError: contradictions, or no change
     """
     if report.contradictions:
-        raise HarnessError(f"no version can be named: {'; '.join(report.contradictions)}")
+        swapped = all(each.outcome is _OTHER.get(each.build.given) for each in report.tried if each.build.given)
+        hint = "; exchange --good and --bad" if swapped and len(report.changes) == 1 else ""
+        raise HarnessError(f"no version can be named: {'; '.join(report.contradictions)}{hint}")
     if not report.changes:
         raise HarnessError("no version can be named: nothing changed between them")

@@ -31,7 +31,7 @@ from typing import Any
 
 from harness.cache import temp_dir
 from harness.errors import HarnessError, HostError, StreamError, UsageError
-from harness.matrix.model import Cell, find_cell, read_matrix
+from harness.matrix.model import MIGRATIONS, Cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded
@@ -46,8 +46,12 @@ from harness.stream.writer import encode_vmdesc
 from harness.triage import reproduce
 from harness.triage.backtrace import backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
+from harness.triage.cells import at_start, find_cell, phase_of
+from harness.triage.driftcase import drift_cases
+from harness.triage.reduced import part_of
 from harness.triage.signature import signature_of_cell
-from harness.triage.stack import kept_stack
+from harness.triage.smallest import options_of_case, reason_of, recorded_by
+from harness.triage.stack import blamed, kept_stack
 
 SCRIPT = "reproduce.py"
 #: A file that is larger is packed, where that makes it a good deal smaller.
@@ -297,6 +301,9 @@ def _write_case(material: Material, folder: Path) -> dict[str, Any]:
     material.case.save(folder)
     document: dict[str, Any] = json.loads((folder / CASE_FILE).read_text())
     document["subsections"] = list(material.subsections)
+    for key in ("qemu", "recorded"):
+        # where it lies on this host is nobody's business
+        document[key] = {name: value for name, value in (document[key] or {}).items() if name != "path"} or None
     packed = {name: name + ".gz" for name in _data_files(document) if _pack(folder / name)}
     document["incoming"] = {key: packed.get(name, name) for key, name in document["incoming"].items()}
     document["checkpoints"] = [
@@ -358,11 +365,20 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
     kept = kept_case(run, cell)
     with StatePack(Path(cell.pack)) if cell.pack else contextlib.nullcontext() as pack:
         case = Case.load(kept) if kept else whole_case(cell, pack)
+        drifts = cell.oracle == "drift" and pack is not None and not kept
+        cases = list(drift_cases(cell, pack, case)) if drifts and pack else [case]
         vmdesc = _described(case, cell, pack)
         guest = _guest_words(pack) if pack else ""
     qemu = cell.load_qemu.path
+
+    def still(small: Case) -> bool:
+        return _still(small, qemu)
+
     # a minimised case is small already, and a leak takes its time
-    bare = case if kept and len(case.body) < ATTACHABLE_BYTES else lean(case, lambda small: _still(small, qemu))
+    if kept and len(case.body) < ATTACHABLE_BYTES:
+        bare = case
+    else:
+        bare = next((small for each in cases if (small := lean(each, still)) is not each), cases[0])
     material = Material(
         case=bare,
         controls=cell.controls or "",
@@ -399,23 +415,30 @@ def kept_case(run: Path, cell: Cell) -> Path | None:
 
 
 def whole_case(cell: Cell, pack: StatePack | None) -> Case:
-    """The case of a load cell as it was found: blamed sections, or all, into a parked guest as often as it took.
+    """The case of a cell as it was found: blamed sections, or all, into a parked guest as often as it took; of a
+    migration the incoming stream alone.
 
     :raises UsageError: the cell is of another kind, or its state pack is not known
     """
     finding = cell.finding
-    if cell.oracle != "load" or finding is None or cell.verdict is Verdict.GUEST_FAULT or pack is None:
-        if cell.oracle in ("load", "leak"):
+    by_load = cell.oracle in ("load", "drift", *MIGRATIONS)
+    if not by_load or finding is None or cell.verdict is Verdict.GUEST_FAULT or pack is None:
+        if by_load or cell.oracle == "leak":
             raise UsageError(f"{cell.id}: there is no case of it yet: postload minimise makes one")
         raise UsageError(
-            f"{cell.id}: a finding of oracle {cell.oracle} cannot be bundled: expected one of a load or a leak"
+            f"{cell.id}: a finding of oracle {cell.oracle} cannot be bundled: expected one of a load, a migration, a "
+            "drift or a leak; postload explain has all that is known of it, and the line that shows it again"
         )
-    recording = pack.recordings[finding.phase or cell.phases[0]]
+    recording = pack.recordings[phase_of(cell)]
+    excluded, labels = frozenset(cell.excluded), frozenset(blamed(cell))
     parked = sections_for(recording, GuestMode.PARKED)
-    labels = frozenset(filter(None, (finding.section or "").split(",")))
-    devices = encode(only(parked, labels) or without(parked, frozenset(cell.excluded)))
+    devices = encode(only(parked, labels) or without(parked, excluded))
     ram = pack.ram_whole(recording.name)
-    loads = max(1, finding.load or 1)
+    options, files = options_of_case(pack.machine.options)
+    loads = 0 if at_start(cell) else max(1, finding.load or 1)
+    # what this QEMU refuses of another's state would fail before it, and differently
+    started = without(parked, excluded) if recorded_by(cell) or not loads else parked
+    described = replace(recording, vmdesc=part_of(recording.vmdesc, {section.key for section in started}))
     signature = signature_of_cell(cell)
     return Case(
         cell=cell.id,
@@ -430,19 +453,20 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
             function=signature.function or None if signature else None,
             assertion=signature.assertion or None if signature else None,
             text=finding.text,
+            reason=reason_of(cell),
         ),
         qemu=cell.load_qemu.to_json(),
         machine=cell.machine,
         family=pack.manifest.family,
         accel=cell.accel,
-        options=pack.machine.options,
+        options=options,
         scratch=dict(pack.machine.files),
         guest_mode=GuestMode.PARKED,
         run_s=0.0,
         dialect_resets=False,
         head=recording.head,
-        body=b"".join(incoming_body(recording, ram, encode(parked))),
-        checkpoints=(CaseCheckpoint(devices=devices, times=loads),),
+        body=b"".join(incoming_body(described, ram, encode(started))),
+        checkpoints=(CaseCheckpoint(devices=devices, times=loads),) if loads else (),
         loads=loads,
         back_to_back=False,
         sections=tuple(sorted(labels)),
@@ -450,6 +474,8 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
         ram_pages=sum(1 for entry in recording.index if entry),
         rate=Rate(failed=1, tried=1),
         spent=Spent(),
+        recorded=recorded_by(cell),
+        files=files,
     )
 
 
@@ -460,7 +486,7 @@ def _still(candidate: Case, qemu: str) -> bool:
 
 def _described(case: Case, cell: Cell, pack: StatePack | None) -> VmDesc | None:
     """A description of the case's sections: that of the recording, else the case's own."""
-    phase = (cell.finding.phase if cell.finding else None) or cell.phases[0]
+    phase = phase_of(cell)
     if pack and phase in pack.recordings:
         return pack.recordings[phase].vmdesc
     stream = stream_of(case)

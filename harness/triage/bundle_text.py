@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.oracle.verdict import FailureClass
+from harness.report.text import one_line, printable
 from harness.triage import reproduce
 from harness.triage.bundle import Answer, Material
 
@@ -39,17 +42,43 @@ def describe(material: Material, document: dict[str, Any], answer: Answer, other
     if material.backtrace:
         files["backtrace.txt"] = material.backtrace.rstrip() + "\n"
     files["README.md"] = _readme(document, answer, others, files)
-    return files
+    return {name: without_home(text) for name, text in files.items()}
+
+
+def without_home(text: str) -> str:
+    """The text without the folder, and so the name, of the user: it is made to be sent around."""
+    home = str(Path.home())
+    return text if home == "/" else re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text)
 
 
 def title(document: dict[str, Any]) -> str:
     """One line for the head of a report."""
     expect, sections = document["expect"], ", ".join(document["sections"])
+    if not document["loads"]:
+        return _migration_title(document, sections)
     what = (expect["function"] or expect["assertion"] or expect["exit"]) if document["verdict"] == "crash" else ""
     where = f"loading {sections}" if sections else "a device load"
-    kind = {"crash": "crashes", "hang": "hangs", "reject": "refuses its own state", "leak": "leaks memory"}
+    kind = {
+        "crash": "crashes",
+        "hang": "hangs",
+        "reject": "refuses its own state",
+        "leak": "leaks memory",
+        "drift": "changes its state by",
+    }
     how = kind.get(document["verdict"], f"comes to {document['verdict']}")
-    return f"{document['family']}: COLO secondary {how} {where}{f' ({what})' if what else ''}"
+    return one_line(f"{document['family']}: COLO secondary {how} {where}{f' ({what})' if what else ''}")
+
+
+def _migration_title(document: dict[str, Any], sections: str) -> str:
+    """Of what fails without any checkpoint."""
+    verdict, version = document["verdict"], document["qemu"].get("version", "")
+    by = document["recorded"]
+    route = f"from QEMU {by['version']} to {version}" if by else f"to QEMU {version}"
+    kind = {"crash": "crashes the destination", "hang": "hangs", "reject": "is refused"}
+    why = document["expect"].get("reason") or ""
+    what = f", {sections}" if sections else ""
+    told = f"{document['machine']}: migration {route} {kind.get(verdict, f'comes to {verdict}')}{what}"
+    return one_line(f"{told} ({why})" if why else told)
 
 
 def _readme(document: dict[str, Any], answer: Answer, others: Sequence[Answer], files: dict[str, str]) -> str:
@@ -91,7 +120,7 @@ and where that does not know an optional part of the state, without that part; t
 
 def _issue(material: Material, document: dict[str, Any], answer: Answer, others: Sequence[Answer]) -> str:
     qemu = document["qemu"]
-    return f"""<!-- title: {title(document)} -->
+    return f"""<!-- title: {title(document).replace("--", "- -")} -->
 
 ## Host environment
  - Operating system: {_operating_system()}
@@ -113,13 +142,12 @@ def _issue(material: Material, document: dict[str, Any], answer: Answer, others:
 
 {_sentence(document)}
 
-A COLO secondary loads device state into a machine that is in use, at each checkpoint, without a reset in between
-(`colo_incoming_process_checkpoint` in migration/colo.c).{_class_text(document)}{_controls(material)}
+{_what_happens(document)}{_class_text(document)}{_controls(material)}
 
 ## Steps to reproduce
 1. Unpack the attached folder.
 2. Run `./reproduce.py /path/to/qemu-system-x86_64` (Python's standard library only; it starts QEMU with the command
-   line above, sends it a recorded migration stream over a unix socket, then a COLO checkpoint with the device state).
+   line above, {_what_is_sent(document)}).
 3. It prints, for the QEMU above:
 
 {_code([answer])}
@@ -132,16 +160,36 @@ A COLO secondary loads device state into a machine that is in use, at each check
 """
 
 
+def _what_happens(document: dict[str, Any]) -> str:
+    if document["loads"]:
+        return (
+            "A COLO secondary loads device state into a machine that is in use, at each checkpoint, without a reset\n"
+            "in between (`colo_incoming_process_checkpoint` in migration/colo.c)."
+        )
+    by = document["recorded"]
+    build = f" ({by['build']})" if by and by.get("build") else ""
+    whose = f"The state is that of a guest of QEMU {by['version']}{build}. " if by else ""
+    return f"{whose}It fails in the incoming migration stream, before any checkpoint of COLO."
+
+
+def _what_is_sent(document: dict[str, Any]) -> str:
+    if document["loads"]:
+        return "sends it a recorded migration stream over a unix socket, then a COLO checkpoint with the device state"
+    return "sends it a recorded migration stream over a unix socket"
+
+
 def _details(material: Material, document: dict[str, Any], others: Sequence[Answer]) -> str:
     parts = []
     if document["fields"]:
-        parts.append("What is needed in the loaded state:\n\n" + _field_table(document["fields"]))
+        drift = document["kind"] == "drift"
+        what = "What moves (healthy: after one load)" if drift else "What is needed in the loaded state"
+        parts.append(f"{what}:\n\n" + _field_table(document["fields"]))
     if others:
         parts.append(f"Other builds:\n\n{_code(others)}")
     if material.log:
-        parts.append(f"QEMU printed:\n\n```\n{material.log.strip()[-_LOG_CHARS:]}\n```")
+        parts.append(f"QEMU printed:\n\n{_fenced(material.log.strip()[-_LOG_CHARS:])}")
     if material.backtrace:
-        parts.append(f"Stack:\n\n```\n{material.backtrace.strip()}\n```")
+        parts.append(f"Stack:\n\n{_fenced(material.backtrace.strip())}")
     if document["signature"]:
         parts.append(f"Signature: `{document['signature'].get('name', '')}`")
     rate = document["rate"]
@@ -151,7 +199,9 @@ def _details(material: Material, document: dict[str, Any], others: Sequence[Answ
 
 
 def _sentence(document: dict[str, Any]) -> str:
-    sentence = document["sentence"].strip() or f"{document['verdict']} while a device state is loaded"
+    sentence = one_line(document["sentence"]) or f"{document['verdict']} while a device state is loaded"
+    # as it stands: a log's words are not to be read as markup, nor as a command of the bug tracker
+    sentence = re.sub(r"([<`]|\](?=\())", r"\\\1", sentence)
     return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
 
 
@@ -176,14 +226,21 @@ def _field_table(fields: Sequence[dict[str, Any]]) -> str:
     for each in fields[:_MAX_FIELDS]:
         cells = [each["section"], each["path"], f"0x{each['offset']:x}"]
         cells += [each[key] for key in ("bit", "value", "healthy", "register")]
-        lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
+        texts = ["" if cell is None else one_line(str(cell)).replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(texts) + " |")
     if len(fields) > _MAX_FIELDS:
         lines.append(f"\n{len(fields) - _MAX_FIELDS} more are in case.json.")
     return "\n".join(lines)
 
 
 def _code(answers: Sequence[Answer]) -> str:
-    return "```\n" + "\n".join(answer.line for answer in answers) + "\n```"
+    return _fenced("\n".join(answer.line for answer in answers))
+
+
+def _fenced(text: str) -> str:
+    """A block of code, behind a fence that nothing in it can end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}\n{printable(text)}\n{fence}"
 
 
 def _scratch(document: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ class NeededField:
     """A field without whose value the failure goes away.
 
     :param path: as ``postload inspect`` has it
-    :param offset: first byte that is meant, from the start of the section's payload
+    :param offset: first byte that is meant, from the start of the section's payload, and ``size`` how many
     :param bit: the one that is needed, 0 is the least; None where more than one is
     :param value: of the field, byte or bit: an int, or hex digits of a buffer
     :param healthy: the value with which it does not fail; None where the healthy state has no such field
@@ -69,6 +69,7 @@ class NeededField:
     value: int | str
     healthy: int | str | None
     register: str | None = None
+    size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ class Expect:
 
     :param exit: name of the signal, or None
     :param text: one line without version and addresses, for people
+    :param reason: of a refused load what QEMU said is wrong, before it named what it gave up on
     """
 
     verdict: str
@@ -84,6 +86,7 @@ class Expect:
     function: str | None = None
     assertion: str | None = None
     text: str = ""
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,10 +138,11 @@ class Case:
     :param scratch: images to be made in the scratch folder, name to bytes
     :param run_s: how long a running guest runs after each load
     :param dialect_resets: the QEMU resets the machine before each load
-    :param loads: loads until it fails, the incoming stream not counted
+    :param loads: loads until it fails, the incoming stream not counted: 0 where that fails, and there is no checkpoint
     :param back_to_back: loads stand in one device buffer
     :param ram_pages: pages that the case holds
     :param control: of a leak: device buffer with the control section
+    :param recorded: identity of the QEMU that recorded the state, None where it is ``qemu`` itself
     :param files: files that options name as ``{case}/NAME``: name to where they are now
     """
 
@@ -170,6 +174,7 @@ class Case:
     spent: Spent
     leak: LeakFigures | None = None
     control: bytes | None = None
+    recorded: dict[str, str] | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
@@ -221,6 +226,7 @@ class Case:
             "signature": self.signature,
             "expect": asdict(self.expect),
             "qemu": self.qemu,
+            "recorded": self.recorded,
             "machine": self.machine,
             "family": self.family,
             "accel": self.accel,
@@ -313,6 +319,7 @@ class _Document:
     spent: Spent
     leak: LeakFigures | None = None
     control: str | None = None
+    recorded: dict[str, str] | None = None
     files: tuple[str, ...] = ()
 
 
@@ -334,8 +341,9 @@ def _read(path: Path, document: object) -> Case:
 
 
 def _with_bytes(folder: Path, model: _Document) -> Case:
-    if not model.checkpoints or any(c.times < 1 for c in model.checkpoints):
-        raise PackError(f"{folder / CASE_FILE}: checkpoints: expected at least one, each sent at least once")
+    if bool(model.checkpoints) != bool(model.loads) or any(c.times < 1 for c in model.checkpoints):
+        wanted = "expected at least one, each sent at least once, or none for 0 loads"
+        raise PackError(f"{folder / CASE_FILE}: checkpoints: {wanted}")
     given: Mapping[str, Any] = {
         name: getattr(model, name)
         for name in _Document.__dataclass_fields__

@@ -23,6 +23,7 @@ from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pai
 from harness.report.view import signature as look_of
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
+from harness.triage.cells import at_start, phase_of
 from harness.triage.sanitizer import Report, parse_reports
 from harness.triage.signature import THREADS, Signature, family_of, signature_of_cell
 from harness.triage.stack import blamed, folder_of, name_of
@@ -113,8 +114,7 @@ class Explanation:
     @property
     def phase(self) -> str:
         """Where it failed, else all phases that it went over."""
-        finding = self.cell.finding
-        return (finding.phase if finding else None) or ", ".join(self.cell.phases)
+        return phase_of(self.cell) if self.cell.verdict.is_finding else ", ".join(self.cell.phases)
 
     def to_json(self) -> dict[str, Any]:
         """``postload.explain/1``."""
@@ -167,7 +167,7 @@ def explain(cell: Cell, doc: MatrixDoc, material: Material) -> Explanation:
     signature = signature_of_cell(cell)
     alike = same_finding(cell, doc)
     issue, news = _issue(cell, material.issues)
-    if issue and issue.affects(cell.load_qemu.version):
+    if issue and issue.expected_in(cell):
         cell = replace(cell, known=issue.link)
     sections, section_note = _sections(cell, material)
     log = cell.finding.log if cell.finding else ""
@@ -261,9 +261,11 @@ def _issue(cell: Cell, issues: Sequence[Issue]) -> tuple[Issue | None, str]:
     """The known issue of a cell's signature, and what is new about it."""
     name, version = name_of(cell), cell.load_qemu.version
     own = [issue for issue in issues if issue.signature == name]
-    best = next((issue for issue in own if issue.affects(version)), next(iter(own), None))
-    if best is None or best.affects(version):
+    best = next((issue for issue in own if issue.expected_in(cell)), next(iter(own), None))
+    if best is None or best.expected_in(cell):
         return best, ""
+    if not best.takes(cell):
+        return best, f"news: guests of {cell.record_qemu.version} have it too"
     if best.is_fixed(version):
         return best, f"news: {version} fails, although it is said to be fixed in {best.fixed_in}"
     return best, f"news: {version} is not among the versions that are said to have it"
@@ -296,7 +298,7 @@ def _sections(cell: Cell, material: Material) -> tuple[tuple[SectionFacts, ...],
         return (), note
     if material.pack is None:
         return tuple(SectionFacts(label=label) for label in labels), material.pack_note
-    phase = (cell.finding.phase if cell.finding else None) or cell.phases[0]
+    phase = phase_of(cell)
     return tuple(section_facts(material.pack, phase, label) for label in labels), ""
 
 
@@ -438,7 +440,7 @@ def _can_shrink(cell: Cell, material: Material) -> bool:
 
 def _can_bundle(cell: Cell, material: Material) -> bool:
     """Whether a cell that was never minimised has a case of its own."""
-    loads = cell.oracle == "load" and cell.finding is not None and cell.verdict is not Verdict.GUEST_FAULT
+    loads = (cell.oracle in ("load", "drift") or at_start(cell)) and cell.verdict is not Verdict.GUEST_FAULT
     return loads and material.pack is not None
 
 

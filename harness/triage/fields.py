@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ _WHOLE = frozenset({"bool", "timer"})
 _INTEGERS = ("int", "uint", "le")
 #: A number of which more bits differ is an address or a count, and not a set of flags.
 _MAX_FLAGS = 6
+#: Nor has a number of such a name bits of its own.
+_COUNTED = re.compile(r"(?:^|[._])(?:num|nr|count|size|len|addr|idx|index|offset|max|total)[a-z]{0,3}(?:\[\d+\])*$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,8 @@ def split_bits(atom: Atom, payload: bytes) -> list[Atom]:
     """The bits of a single byte that differ, or of a number when they are few enough to be flags."""
     if atom.healthy is None or atom.kind in _WHOLE or not (atom.size == 1 or is_number(atom)):
         return [atom]
+    if is_count(atom):
+        return [atom]
     pairs = enumerate(zip(payload[atom.offset : atom.offset + atom.size], atom.healthy, strict=True))
     found = [
         _part(atom, at, 1 << bit)
@@ -135,6 +140,11 @@ def split_bits(atom: Atom, payload: bytes) -> list[Atom]:
 def is_number(atom: Atom) -> bool:
     """Whether the field is one integer, so that its bytes have an order."""
     return atom.kind.startswith(_INTEGERS) and isinstance(field_value(atom.kind, bytes(atom.size)), int)
+
+
+def is_count(atom: Atom) -> bool:
+    """Whether it is a number by its name, and no set of flags."""
+    return is_number(atom) and _COUNTED.search(atom.path) is not None
 
 
 def _part(atom: Atom, at: int, mask: int) -> Atom:
@@ -176,4 +186,5 @@ def needed(atom: Atom, payload: bytes, register: str | None) -> NeededField:
         value=value,
         healthy=healthy,
         register=register,
+        size=atom.size,
     )

@@ -224,4 +224,3 @@ def _alone(label: str, judgement: Judgement, case: _Case) -> Blame:
     times = "twice in one buffer" if case.owner.again else "once" if case.repeats == 1 else f"{case.repeats} times"
     how = f"section {label} alone, loaded {times} into a parked guest in a new process, does it"
     return Blame(sections=(label,), how=how, judgement=judgement)
-

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from harness.errors import HarnessError, QemuError, StreamError, UsageError
 from harness.oracle.verdict import Verdict
 from harness.replay.leak import CONTROL
-from harness.replay.schedule import Checkpoint, Schedule, plan_loads
+from harness.replay.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.replay.state import GuestMode, label_of
 from harness.stream.vmdesc import decode
 from harness.triage.fields import Atom, differences, split_bits, split_bytes
 from harness.triage.healthy import Donor, never_run, recorded_donors
-from harness.triage.minimise import Search, ddmin, fewest
+from harness.triage.minimise import NotReproduced, Search, ddmin, fewest
 from harness.triage.reduced import Candidate, Labels, Pages, Reduced, all_pages, connected, halves
 from harness.triage.tries import Target, check_target, heap_growth
 
@@ -67,7 +67,7 @@ class Reduction:
         :raises Stopped: told to stop; what was tried is in the journal
         """
         search = self._search
-        search.confirm(self.start())
+        self._confirm()
         passes: tuple[tuple[str, Callable[[], None]], ...] = (
             ("guess", self._guess),
             ("schedule", self._schedule),
@@ -86,13 +86,34 @@ class Reduction:
 
     # --- where it starts ---------------------------------------------------------------------------------------
 
+    def _confirm(self) -> None:
+        """Make sure that the cell fails. What the cell left out was left out of the checkpoints, and where this QEMU
+        refuses it, as it may in the state of another one, of the incoming stream as well."""
+        target, start = self._target, self.start()
+        cell = target.cell
+        if target.kind == "leak" or not cell.excluded:
+            self._search.confirm(start)
+            return
+        less = replace(start, start=target.labels)
+        if target.at_start:
+            self._search.confirm(less)
+            return
+        foreign = cell.record_qemu.sha256 != cell.load_qemu.sha256
+        first, second = (less, start) if foreign else (start, less)
+        try:
+            self._search.confirm(first)
+        except NotReproduced:
+            self._search.confirm(second)
+
     def start(self) -> Candidate:
         """The cell as the matrix had it."""
         target, cell = self._target, self._target.cell
         if target.kind == "leak":
             return self._leak_start()
         own = frozenset(cell.sections) & target.labels or target.hint
-        plan = plan_loads(Schedule(cell.schedule), cell.phases, cell.loads_asked)
+        plan = LoadPlan(incoming=target.phase, checkpoints=(Checkpoint(phase=target.phase),))
+        if not target.at_start:
+            plan = plan_loads(Schedule(cell.schedule), cell.phases, cell.loads_asked)
         mode = GuestMode(cell.guest_mode)
         whole = target.resets or mode is GuestMode.RUNNING
         return Candidate(

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from harness.stream.vmdesc import field_value
-from harness.triage.fields import Atom, bit_of, is_number
+from harness.triage.fields import Atom, bit_of, is_count, is_number
 from harness.yamlfile import load_model
 
 _FILE = Path(__file__).with_name("registers.yaml")
@@ -169,6 +169,8 @@ def _width(kind: str) -> int:
 
 def _value(atom: Atom, ours: bytes) -> str:
     value = field_value(atom.kind, ours) if atom.size > 1 or is_number(atom) else ours[0]
+    if isinstance(value, int) and is_count(atom):
+        return f"= {value}"
     if isinstance(value, int):
         return f"= {value:#x}" if abs(value) > 9 else f"= {value}"
     return f"= {value[:16]}{'...' if len(value) > 16 else ''} (hex)"

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import difflib
 import gzip
 import json
 import os
@@ -51,6 +52,8 @@ SLICE_S = 0.25
 CONFIDENCE = 0.99
 MAX_ATTEMPTS = 50
 SOCKET_PATH_BYTES = 107
+#: Two complaints with less in common are two.
+MIN_ALIKE = 0.6
 #: Folders of runs that were killed are told by the process id in their name.
 SCRATCH = "reproduce-"
 #: Bytes a load; less than half of the smallest allocation is noise.
@@ -97,6 +100,9 @@ _LOAD_ERRORS = tuple(
 _NAMED = re.compile(
     r"(?:of device|unsupported version \d+ for|Unknown savevm section or instance) '([^']+)'|footer for (\S+)"
 )
+#: Lines in which QEMU names what it gave up on, and lines that tell nothing by themselves.
+_GIVES_UP = re.compile(r"error while loading state for instance|Failed to load (element of type )?\S+.*:|Loading VM s")
+_GENERAL = re.compile(r"(?i)warning: |COLO: |Failed to load|load of migration|loadvm failed|error while loading|Sectio")
 _NO_MACHINE = re.compile(r"unsupported machine type|machine type .*not (found|supported)", re.IGNORECASE)
 
 
@@ -567,10 +573,10 @@ class Session:
             primary.start(head, self.case.read(incoming["body"]), command)
             started, qemu.events = True, []
             told = play(primary, qemu)
-            where = f"after {counted(primary.loads, 'checkpoint')}"
+            where = f"after {counted(primary.loads, 'checkpoint')}" if primary.loads else "after the incoming stream"
             qemu.qmp("query-status")
             seen = told or self._alive(qemu, where)
-            if self.is_last and self.case.kind == "load" and seen.verdict == "ok":
+            if self.is_last and self.case.kind == "load" and primary.loads and seen.verdict == "ok":
                 self.resets = self._forgets(primary, qemu)
             return seen
         except Broken as error:
@@ -611,7 +617,7 @@ class Session:
         if code is None:
             if broken.kind == "late":
                 return Seen("hang", f"{where}: {broken}", log)
-            return Seen("reject", f"{where}: {error_line(log) or broken}", log)
+            return Seen("reject", f"{where}: {refusal(log) or broken}", log)
         name = signal_name(code)
         if name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") and line is None:
             raise Untried(f"{self.about}: QEMU was killed from outside by {name}")
@@ -620,7 +626,7 @@ class Session:
             return Seen("crash", f"{where}: {how}: {line or 'QEMU printed no reason'}", log, name)
         if code == 0:
             return Seen("guest-fault", f"{where}: QEMU ended with status 0: the guest shut down", log)
-        return Seen("reject", f"{where}: exit status {code}: {error_line(log) or 'QEMU printed no reason'}", log)
+        return Seen("reject", f"{where}: exit status {code}: {refusal(log) or 'QEMU printed no reason'}", log)
 
 
 def command_line(case: dict[str, Any], qemu: str, workdir: str, folder: str) -> list[str]:
@@ -703,10 +709,33 @@ def error_line(log: str) -> str | None:
     return next((line for pattern in _LOAD_ERRORS for line in lines if pattern.search(line)), None)
 
 
+def refusal(log: str) -> str | None:
+    """The most telling line of a failed load, with what was wrong where another line says that."""
+    line, reason = error_line(log), complaint(log)
+    return f"{line} ({reason})" if line and reason and reason not in line else line
+
+
 def named(log: str) -> str | None:
     """The section that QEMU refused, as it says itself."""
     match = _NAMED.search(log)
     return (match.group(1) or match.group(2)) if match else None
+
+
+def complaint(log: str) -> str:
+    """What was wrong, as QEMU says before it names what it gave up on; empty when it said nothing of its own."""
+    said = ""
+    for line in map(without_program, log.splitlines()):
+        if _GIVES_UP.search(line):
+            break
+        if line and not _GENERAL.match(line):
+            said = line
+    return said
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two complaints are of one kind: their values differ, and their words somewhat between versions."""
+    first, second = (re.sub(r"\b(?:0x)?[0-9a-fA-F]+\b", "#", text) for text in (one, other))
+    return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio() >= MIN_ALIKE
 
 
 def assertion(log: str) -> tuple[str, str]:
@@ -762,9 +791,14 @@ def _other_crash(expect: dict[str, Any], seen: Seen) -> str | None:
 def _other_reject(expect: dict[str, Any], seen: Seen) -> str | None:
     wanted = expect.get("text") or ""
     ours, theirs = named(seen.log), named(wanted)
+    if ours and theirs and ours != theirs:
+        return f"another device than {theirs}"
+    reason, wanted_reason = complaint(seen.log), expect.get("reason") or ""
+    if reason and wanted_reason:
+        # one device may refuse two states for two reasons
+        return None if alike(reason, wanted_reason) else f"{reason!r} instead of {wanted_reason!r}"
     if ours and theirs:
-        # error texts change between versions, and the device stays
-        return None if ours == theirs else f"another device than {theirs}"
+        return None
     line = error_line(seen.log)
     wanted_line = error_line(wanted)
     if line and wanted_line and bare(line) not in bare(wanted) and bare(wanted_line) not in bare(line):
@@ -874,7 +908,8 @@ def saved(qemu: Qemu) -> bytes:
     time.sleep(0.01)  # timers that the load armed for "now" fire in this time
     try:
         qemu.qmp("stop")
-        qemu.qmp("xen-save-devices-state", filename=str(file))
+        # live: else QEMU inactivates the disks of a machine that is stopped already, which cannot be done twice
+        qemu.qmp("xen-save-devices-state", filename=str(file), live=False)
         return file.read_bytes()
     except (Refused, OSError) as error:
         raise Untried(f"xen-save-devices-state: {error}") from error

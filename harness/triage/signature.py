@@ -117,7 +117,7 @@ def signature_of(
     elif kind is Verdict.LEAK:
         found = Signature(kind="leak", assertion=_leaked(text))
     elif kind is Verdict.HOST:
-        found = _msr(words) or Signature(kind="host", assertion=normal(_cause(text)))
+        found = _msr(words) or _msr(text) or Signature(kind="host", assertion=normal(_cause(text)))
     else:
         found = Signature(kind="guest-fault", assertion=_fault(text))
     labels = plain_sections(section) or (_named(words) if kind is Verdict.REJECT else "")
@@ -214,10 +214,11 @@ def normal(text: str) -> str:
 
 def _cause(text: str) -> str:
     """A finding's text without what this program says in front: ``load 3: SIGABRT: why`` is ``why``."""
-    text = re.sub(r"^.*? in \d+ of \d+ runs, [\w, -]+ in the others: ", "", text)
+    text = re.sub(r"^.*? in \d+ of \d+ runs, [\w, -]+ in the others?: ", "", text)
     text = re.sub(r" \(\d+ of \d+ runs\)$", "", text)
     return re.sub(
-        r"^(secondary with a [\w ]+: |while looking for leaks: |load \d+(, by an incoming stream)?: |after load \d+: |"
+        r"^(phase [\w-]+: |secondary with a [\w ]+: |"
+        r"while looking for leaks: |load \d+(, by an incoming stream)?: |after load \d+: |"
         r"when the guest was started after load \d+: |in the incoming stream, before any checkpoint: |"
         r"after the failover: |every load was acknowledged, with a sanitizer report: |"
         r"(SIG[A-Z]+|signal \d+|exit status -?\d+): )+",
@@ -343,13 +344,17 @@ _NAMED = (
     re.compile(r"Missing section footer for (?P<name>\S+)"),
 )
 _GENERAL = re.compile(
-    r"^(COLO: |Failed to load device state|load of migration failed|Failed to load vm state|Section footer error|"
+    r"^(COLO: |Failed to load device state|load of migration failed|loadvm failed during postcopy|"
+    r"Failed to load vm state|Section footer error|"
     r"error while loading state section id|post load hook failed for|pre load hook failed for|"
     r"Failed to load vmstate version_id|.*terminating on signal)"
 )
 _FEATURES = re.compile(r"Features 0x([0-9a-fA-F]+) unsupported\. Allowed features: 0x([0-9a-fA-F]+)")
 _CONFIG = re.compile(r"(get_pci_config_device): (Bad config data: i=0x[0-9a-f]+)")
-_ERRNO = re.compile(r"Failed to load device state: (-\d+)|load of migration failed: ([\w /]+)|\bret: (-\d+)")
+_ERRNO = re.compile(
+    r"(?:Failed to load device state|loadvm failed during postcopy): (-\d+)|load of migration failed: ([\w /]+)|"
+    r"\bret: (-\d+)"
+)
 #: Complaints whose values are what the guest had.
 _VALUES = (
     (re.compile(r"^(?:savevm: )?unsupported version \d+ for '.*"), "unsupported version"),

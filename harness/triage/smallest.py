@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.matrix.model import Cell
 from harness.qemu.cmdline import Option
 from harness.record.pack import incoming_body
 from harness.replay.engine import Evidence, Selection
@@ -19,10 +20,12 @@ from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate, Reduced
 from harness.triage.reduction import Result
 from harness.triage.registers import phrase, register_of
+from harness.triage.reproduce import complaint
 from harness.triage.signature import Signature, signature_of_cell
 from harness.triage.tries import Target
 
 _CPU = frozenset({"cpu", "cpu_common"})
+_NONE = Signature(kind="")
 #: More pieces of state than this are counted, not named.
 _MAX_PHRASES = 3
 #: Options whose value is a file that the case has to hold.
@@ -49,9 +52,10 @@ def case_of(found: Found) -> Case:
     target, candidate = found.target, found.result.candidate
     reduced = Reduced(target.buffers, candidate)
     cell, manifest = target.cell, target.buffers.pack.manifest
-    options, files = _options(reduced.machine.options)
+    options, files = options_of_case(reduced.machine.options)
     signature = signature_of_cell(cell)
     leak = LeakFigures(**found.leak) if found.leak else None
+    at_start = target.at_start and not leak
     checkpoints = _leak_checkpoints(found, reduced) if leak else _checkpoints(candidate, reduced)
     sections = tuple(sorted(label for label in candidate.sections if not _is_cpu(reduced, candidate, label)))
     return Case(
@@ -73,8 +77,8 @@ def case_of(found: Found) -> Case:
         dialect_resets=target.resets,
         head=target.buffers.pack.recordings[candidate.incoming].head,
         body=_body(candidate, reduced),
-        checkpoints=checkpoints,
-        loads=leak.loads if leak else candidate.loads,
+        checkpoints=() if at_start else checkpoints,
+        loads=leak.loads if leak else 0 if at_start else candidate.loads,
         back_to_back=bool(leak) or any(step.repeat > 1 for step in candidate.steps),
         sections=sections,
         fields=_fields(found, reduced),
@@ -83,6 +87,7 @@ def case_of(found: Found) -> Case:
         spent=Spent(sessions=found.search.sessions, loads=found.search.loads, seconds=round(found.search.seconds, 3)),
         leak=leak,
         control=_control(candidate, reduced, leak) if leak else None,
+        recorded=recorded_by(cell),
         files=files,
     )
 
@@ -131,7 +136,7 @@ def _control(candidate: Candidate, reduced: Reduced, leak: LeakFigures) -> bytes
     return encode(only(sections, frozenset({CONTROL}))) * leak.loads_per_checkpoint or None
 
 
-def _options(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict[str, Path]]:
+def options_of_case(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict[str, Path]]:
     """The options with the files that they name moved into the case."""
     moved, files = [], {}
     for option in options:
@@ -151,7 +156,14 @@ def _expect(found: Found, signature: Signature | None) -> Expect:
         function=signature.function or None if signature else None,
         assertion=signature.assertion or None if signature else None,
         text=cell.finding.text if cell.finding else "",
+        reason=reason_of(cell),
     )
+
+
+def reason_of(cell: Cell) -> str | None:
+    """Of a refused load what QEMU said is wrong."""
+    refused = cell.finding is not None and "reject" in (cell.verdict, (signature_of_cell(cell) or _NONE).kind)
+    return (complaint(cell.finding.log) or None) if cell.finding and refused else None
 
 
 def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:
@@ -202,10 +214,20 @@ def _loads(found: Found, sections: Sequence[str]) -> str:
     if found.leak:
         return f"each load of {what} {where} leaves {found.leak['bytes_per_load']:.3g} bytes behind"
     if found.target.at_start:
-        return f"the incoming stream alone, with {what}, {where}{mode}"
+        return f"the incoming stream alone, with {what}, {where}{by_whom(found.target.cell)}{mode}"
     count = "one load" if candidate.loads == 1 else f"{candidate.loads} loads"
     together = " in one device buffer," if candidate.loads > 1 and len(candidate.steps) == 1 else ""
-    return f"{count} of {what}{together} {where}{mode}"
+    return f"{count} of {what}{together} {where}{by_whom(found.target.cell)}{mode}"
+
+
+def recorded_by(cell: Cell) -> dict[str, str] | None:
+    """Identity of the QEMU that recorded, where another one loads."""
+    return None if cell.record_qemu.sha256 == cell.load_qemu.sha256 else cell.record_qemu.to_json()
+
+
+def by_whom(cell: Cell) -> str:
+    """`` of a guest of QEMU 10.0.13`` where another one loads."""
+    return f" of a guest of QEMU {cell.record_qemu.version}" if recorded_by(cell) else ""
 
 
 def _memory(found: Found) -> list[str]:

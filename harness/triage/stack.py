@@ -21,6 +21,7 @@ from harness.replay.probe import ColoAbility, probe_colo
 from harness.replay.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.replay.state import GuestMode
 from harness.triage.backtrace import Backtrace, backtrace_of, hang_frames
+from harness.triage.cells import phase_of
 from harness.triage.frames import Frame, short_form
 from harness.triage.isolate import ISOLATE_TIMEOUT_S, MAX_REPEATS
 from harness.triage.sanitizer import first_report
@@ -175,7 +176,7 @@ def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack
     finding = cell.finding
     assert finding is not None  # asked for by the caller
     load = finding.load or 1
-    phase = finding.phase or cell.phases[0]
+    phase = phase_of(cell)
     repeats = 1 if load <= 1 else min(2 * load, MAX_REPEATS)
     resets = bool(ability.resets_before_load)
     return Session(

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 from harness.errors import HarnessError, HostError, QemuError, UsageError
-from harness.matrix.model import Cell
+from harness.matrix.model import MIGRATIONS, Cell
 from harness.oracle.leak import MIN_LEAK_BYTES, growth
 from harness.oracle.load import judge
 from harness.oracle.verdict import Verdict
@@ -19,6 +19,7 @@ from harness.replay.leak import LeakBench, LeakBudget
 from harness.replay.probe import ColoAbility
 from harness.replay.schedule import LoadPlan
 from harness.replay.state import label_of
+from harness.triage.cells import at_start, phase_of
 from harness.triage.minimise import Attempt, NotReproduced, Search
 from harness.triage.quickleak import still_leaks
 from harness.triage.reduced import Candidate, Labels, Reduced
@@ -28,6 +29,7 @@ from harness.triage.signature import Signature, signature_of, signature_of_cell
 WHOLE_TIMEOUT_S, SMALL_TIMEOUT_S = 20.0, 6.0
 #: The guest runs so long after each load, as it does in a matrix.
 RUN_S = 0.002
+_INSTEAD = {"drift": ", and postload bundle takes it as it is"}
 #: Budget of the measurement that a reduction ends with.
 LEAK_BUDGET = LeakBudget(samples=6, section_s=0.15, min_loads=1200, max_loads=4000)
 _CPU = frozenset({"cpu", "cpu_common"})
@@ -60,14 +62,12 @@ class Target:
     @property
     def phase(self) -> str:
         """Where it failed."""
-        finding = self.cell.finding
-        return finding.phase if finding and finding.phase in self.cell.phases else self.cell.phases[-1]
+        return phase_of(self.cell)
 
     @property
     def at_start(self) -> bool:
         """It failed in the incoming stream, before any checkpoint."""
-        finding = self.cell.finding
-        return self.cell.oracle == "plain" or (finding is not None and finding.load == 0)
+        return at_start(self.cell)
 
     @property
     def hint(self) -> Labels:
@@ -96,10 +96,10 @@ def check_target(cell: Cell) -> None:
     if not cell.verdict.is_finding:
         raise UsageError(f"{cell.id}: its verdict is {cell.verdict}: there is nothing to minimise")
     leak = cell.oracle == "leak" and cell.verdict is Verdict.LEAK
-    if cell.oracle not in ("load", "plain") and not leak:
+    if cell.oracle not in ("load", *MIGRATIONS) and not leak:
         raise UsageError(
             f"{cell.id}: a finding of oracle {cell.oracle} ({cell.verdict}) cannot be minimised: expected one of a "
-            "load, or a leak"
+            f"load, a migration or a leak; postload explain has all that is known of it{_INSTEAD.get(cell.oracle, '')}"
         )
     if leak and not (cell.finding and cell.finding.section):
         raise UsageError(f"{cell.id}: a leak without a section cannot be minimised")
@@ -164,6 +164,10 @@ class Tries:
         if not judge(evidence).verdict.is_finding:
             return False, evidence.loads_acked
         found = self.signature(evidence)
+        begun = evidence.broken is None or evidence.broken.load > 0
+        if begun is self._target.at_start:
+            # the same words of another experiment: a section is refused in a checkpoint as in an incoming stream
+            return False, evidence.loads_acked
         hit = found is not None and self.wanted is not None and found.name == self.wanted.name
         if hit:
             self.seen = evidence

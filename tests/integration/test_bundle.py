@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.matrix.model import read_matrix
+from harness.matrix.model import Cell, Finding, Qemu, read_matrix
+from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
-from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case
+from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case, run_script, whole_case
+from harness.triage.driftcase import drift_cases
 
 Done = subprocess.CompletedProcess[str]
 LPC = "0000:00:1f.0/ICH9LPC"
@@ -97,3 +99,36 @@ def test_a_cell_without_a_finding_and_a_full_folder_are_refused(run: Path, bundl
     with pytest.raises(UsageError, match="does not overwrite"):
         bundle_cell("platform/bound/same", run, bundle.folder)
     assert kept_case(run, read_matrix(run).cells[0]) is None
+
+
+def test_a_drift_is_bundled_with_the_field_that_moves(pc_pack: StatePack, binary: QemuBinary, tmp_path: Path) -> None:
+    """A clock moves by nature, and so stands in for a drift; the number of a timer's period does not move."""
+    for field, code in (("cpu_clock_offset", 0), ("unused", 1)):
+        cell = _drifted(pc_pack, binary, "timer", field)
+        frame = whole_case(cell, pc_pack)
+        alone, whole = drift_cases(cell, pc_pack, frame)
+        assert len(alone.checkpoints[0].devices) < len(whole.checkpoints[0].devices)
+        assert [(f.path, f.size) for f in alone.fields] == [(field, 8)]
+        for number, case in enumerate((alone, whole)):
+            folder = case.save(tmp_path / f"{field}-{number}")
+            answer = run_script(folder, binary.path)
+            assert answer.code == code, answer.line
+
+
+def _drifted(pack: StatePack, binary: QemuBinary, section: str, field: str) -> Cell:
+    qemu = Qemu(**binary.identity())
+    return Cell(
+        id="made/up/drift",
+        record_qemu=qemu,
+        load_qemu=qemu,
+        machine=pack.manifest.machine,
+        accel=pack.manifest.accel,
+        device="platform",
+        phases=("bound",),
+        schedule="same",
+        oracle="drift",
+        verdict=Verdict.DRIFT,
+        finding=Finding(text=f"{field} goes from 1 to 2", section=section, phase="bound"),
+        details={section: {"drift": [{"field": field, "values": [1, 2]}]}},
+        pack=str(pack.path),
+    )

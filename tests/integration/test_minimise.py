@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.colo.messages import Step
 from harness.matrix.model import Cell, Finding, Qemu
 from harness.oracle.load import judge
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
 from harness.record.recorder import Plan, record
-from harness.replay.engine import Buffers, Selection, Session
+from harness.replay.engine import Break, Buffers, Evidence, Selection, Session
 from harness.replay.probe import ColoAbility
 from harness.replay.schedule import Checkpoint, LoadPlan
 from harness.replay.state import GuestMode, label_of
@@ -191,6 +192,51 @@ def test_what_only_a_running_guest_shows_stays_running(
     loaded = Case.load(case.save(tmp_path / "case"))
     assert set(loaded.files) == {"kernel", "initrd"}
     assert {o.first for o in loaded.options if o.name == "kernel"} == {"{case}/kernel"}
+
+
+def test_a_migration_that_is_refused_needs_its_section_and_no_checkpoint(
+    pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility, tmp_path: Path
+) -> None:
+    """One cell over several phases; another section is refused as well, and so is never sent."""
+    text = f"phase bound: load 1, by an incoming stream: error while loading state for instance 0x0 of device '{NET}'"
+    cell = cell_of(
+        pc_pack, binary, Finding(text=text, section=NET), Verdict.REJECT,
+        oracle="plain", phases=("kernel", "bound", "busy"), excluded=(AHCI,), loads_asked=3,
+    )  # fmt: skip
+
+    def fails(candidate: Candidate) -> bool:
+        assert candidate.start is not None
+        assert AHCI not in candidate.start
+        return candidate.incoming == "bound" and NET in candidate.start
+
+    _, case = reduce_made_up(target_of(cell, pc_pack, binary, ability), fails)
+    assert (case.loads, case.checkpoints, case.sections) == (0, (), (NET,))
+    assert f"the incoming stream alone, with section {NET}, in phase bound" in case.sentence
+    assert Case.load(case.save(tmp_path / "case")).loads == 0
+
+
+def test_a_section_that_is_refused_in_a_checkpoint_is_not_the_migration_that_was(
+    pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same words of another experiment do not count."""
+    finding = Finding(text="phase bound: load 1, by an incoming stream: Unknown section 'x'", section=NET)
+    cell = cell_of(pc_pack, binary, finding, Verdict.REJECT, oracle="plain", phases=("bound",))
+    target = target_of(cell, pc_pack, binary, ability)
+    candidate = Reduction(target, Search(attempt=lambda c: Attempt(hit=True), key=lambda c: c.key)).start()
+    tries = Tries(target)
+
+    gave_up = f"qemu: error while loading state for instance 0x0 of device '{NET}'"
+
+    def evidence(load: int) -> Evidence:
+        broken = Break(step=Step.LOAD, kind="refused", detail="x", load=load, phase="bound")
+        log = f"qemu: VQ 0 vring.num 2 exceeds allocated max 1\n{gave_up}"
+        return Evidence(loads_asked=1, loads_acked=0, checkpoints_acked=0, broken=broken, exit=None, log=log)
+
+    for load in (0, 1):
+        seen = evidence(load)
+        tries.wanted = tries.signature(seen)
+        monkeypatch.setattr(Session, "run", lambda *_, seen=seen: seen)
+        assert tries.attempt(candidate).hit is (load == 0)
 
 
 def test_a_mixed_schedule_is_cut_to_the_steps_that_matter(

@@ -194,3 +194,32 @@ def test_mistakes_are_told_with_their_line(tmp_path: Path, line: str, wrong: str
     with pytest.raises(ConfigError, match=wrong) as caught:
         load_known(path)
     assert where in str(caught.value)
+
+
+OLD, NEW = (Qemu(version=version, build="", path="/q", sha256=version) for version in ("10.0.13", "11.1.3"))
+
+
+def foreign(verdict: Verdict = Verdict.CRASH, record: Qemu = OLD) -> Cell:
+    """The state of another QEMU."""
+    return cell("11.1.3", verdict, record_qemu=record, load_qemu=NEW, place="platform/all/plain", oracle="plain")
+
+
+def test_what_guests_of_another_version_have_is_known_of_those_alone(tmp_path: Path) -> None:
+    path = tmp_path / "known.yaml"
+    assert add_known(path, foreign(), LINK)
+    assert not add_known(path, foreign(), LINK)
+    (known,) = load_known(path)
+    assert (known.affected, known.recorded) == (("11.1.3",), ("10.0.13",))
+    older = Qemu(version="7.2.22", build="", path="/q", sha256="7")
+    assert annotate(doc(foreign()), [known]).exit_code == 0
+    assert annotate(doc(foreign(record=older)), [known]).exit_code == 1
+    assert add_known(path, foreign(record=older), LINK)
+    assert annotate(doc(foreign(record=older)), load_known(path)).exit_code == 0
+
+
+def test_a_version_that_takes_its_own_state_is_not_news_about_that_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "known.yaml"
+    add_known(path, foreign(), LINK)
+    known = load_known(path)
+    assert annotate(doc(foreign(Verdict.OK, record=NEW)), known).news == ()
+    assert [news.kind for news in annotate(doc(foreign(Verdict.OK)), known).news] == [NewsKind.GONE]

@@ -37,12 +37,13 @@ class Destination:
         self.refuses: dict[str, set[str]] = {}
         self.names = True
         self.kind = "refused"
+        self.once = False
         self.tried: list[tuple[str, frozenset[str]]] = []
 
     def load(self, _bench: Bench, state: State) -> Evidence:
         self.tried.append((state.phase, state.excluded))
         bad = sorted(self.refuses.get(state.phase, set()) - state.excluded)
-        if not bad:
+        if not bad or (self.once and len(self.tried) > 1):
             return evidence(1)
         log = f"qemu: error while loading state for instance 0x0 of device '{bad[0]}'" if self.names else "qemu: no"
         broken = Break(step=Step.INCOMING, kind=self.kind, detail="it failed", load=1, phase=state.phase)
@@ -134,10 +135,27 @@ def test_a_load_that_fails_for_no_section_is_the_platforms(there: Destination, b
     there.names = False
     there.refuses = {"kernel": {"a RAM block"}}
     cells = plain(bench)
-    assert [cells[row].verdict for row in ROWS] == [Verdict.OK, Verdict.OK, Verdict.REJECT]
+    # nobody's load passed in that phase: the others are not ok for that, and not to blame either
+    assert [cells[row].verdict for row in ROWS] == [Verdict.HARNESS_ERROR, Verdict.HARNESS_ERROR, Verdict.REJECT]
     assert bench.refused == frozenset()
-    # nobody's load passed in that phase
     assert {(cell.loads_asked, cell.loads_acked) for cell in cells.values()} == {(2, 1)}
+
+
+def test_a_failure_that_does_not_come_back_blames_no_section(there: Destination, bench: Bench) -> None:
+    there.names, there.refuses, there.once = False, {"kernel": {AHCI}}, True
+    cells = plain(bench)
+    assert [cells[row].verdict for row in ROWS] == [Verdict.OK, Verdict.OK, Verdict.FLAKY]
+    assert bench.refused == frozenset()
+    assert [cells[row].loads_acked for row in ROWS] == [2, 2, 2]
+
+
+def test_more_refused_sections_than_are_searched_for_leave_nobody_ok(
+    there: Destination, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_BLAMED", 1)
+    there.refuses = {"kernel": {AHCI, "i8259"}, "bound": {"i8259"}}
+    cells = plain(bench)
+    assert [cells[row].verdict for row in ROWS] == [Verdict.REJECT, Verdict.HARNESS_ERROR, Verdict.REJECT]
 
 
 def test_a_row_that_is_not_judged_and_breaks_leaves_the_others_undecided(there: Destination, bench: Bench) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _thread
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from harness.colo.primary import ENABLE_COLO
 from harness.errors import HostError
 from harness.matrix import run as run_module
 from harness.matrix.answer import Seen, machine_result
+from harness.matrix.checks import Check
 from harness.matrix.judge import Bench
 from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan
 from harness.matrix.run import Options, Run, load_pack_rows
 from harness.oracle.verdict import Verdict, exit_code
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
+from harness.record.pack import OptionModel, StatePack
 from harness.replay.probe import ColoAbility
 from harness.replay.schedule import Schedule
 from harness.replay.state import GuestMode
@@ -217,6 +219,44 @@ def test_what_is_judged_after_the_stop_does_not_count(
     run, _, _ = make_run()
     doc = load_pack_rows(run, pack)
     assert (doc.cells, doc.complete) == ((), False)
+
+
+@pytest.mark.parametrize("migrations", [("plain",), ("postcopy",)])
+def test_a_migration_that_the_stop_killed_does_not_count(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    monkeypatch: pytest.MonkeyPatch,
+    migrations: tuple[str, ...],
+) -> None:
+    judge(lambda *_: pytest.fail("no checkpoint is loaded"))
+
+    def killed(check: Check, bench: Bench) -> list[Cell]:
+        _thread.interrupt_main()
+        bench.stop.wait(20.0)
+        cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, oracle=str(check.oracle))
+        return [replace(cell, device=row) for row in check.rows]
+
+    monkeypatch.setattr(run_module, "perform", killed)
+    run, _, _ = make_run(migrations=migrations)
+    doc = load_pack_rows(run, pack)
+    assert (doc.cells, doc.complete) == ((), False)
+
+
+def test_a_guest_with_a_device_that_the_qemu_has_not_is_unsupported(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda *_: pytest.fail("nothing is judged"))
+    option = OptionModel(name="device", first="vmxnet9", props={"addr": "06.0"})
+    pack.manifest = pack.manifest.model_copy(update={"options": [*pack.manifest.options, option]})
+    run, _, _ = make_run(migrations=("plain",))
+    doc = load_pack_rows(run, pack)
+    assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
+    assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in doc.machines[0].because[0]
+    able = replace(binary, devices=binary.devices | {"vmxnet9"})
+    run, _, _ = make_run(binaries=(able,))
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    assert {cell.verdict for cell in load_pack_rows(run, pack).cells} == {Verdict.OK}
 
 
 def test_a_full_disk_ends_the_run_and_keeps_its_cells(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.matrix.model import RECORDER_LACKS, Cell, Finding, MachineResult, MatrixDoc, Qemu
 from harness.oracle.verdict import Verdict
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.model import DECIDING, USES, Answer, Reason, exit_code, worst
@@ -72,6 +72,73 @@ def test_postcopy_that_the_host_cannot_do_says_nothing() -> None:
 @pytest.mark.parametrize("verdict", [Verdict.HARNESS_ERROR, Verdict.HOST])
 def test_what_could_not_be_judged_is_unknown(verdict: Verdict) -> None:
     assert answer_leg(leg(cell(verdict=verdict)), None, DECIDING).answer is Answer.UNKNOWN
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_use_that_decides_and_has_no_answer_is_unknown(use: str) -> None:
+    lanes = {"migration": "plain", "postcopy": "postcopy", "colo": "same"}
+    others = [cell(lane=lane) for name, lane in lanes.items() if name != use]
+    answer = answer_leg(leg(*others), None, USES)
+    assert answer.answer is Answer.UNKNOWN
+    assert answer_leg(leg(*others), None, [name for name in USES if name != use]).answer is Answer.GO
+
+
+def test_postcopy_that_was_asked_for_and_could_not_be_tried_says_why() -> None:
+    cells = (cell(), cell(lane="postcopy", verdict=Verdict.HOST, loads_acked=0))
+    answer = answer_leg(leg(*cells), None, ("postcopy",))
+    assert answer.answer is Answer.UNKNOWN
+    assert [reason.use for reason in answer.devices[0].because] == ["postcopy"]
+
+
+def test_only_loads_that_do_not_count_are_no_go_ahead() -> None:
+    answer = answer_leg(leg(cell(), cell(lane="back-to-back", verdict=Verdict.CRASH), resets=True), None, DECIDING)
+    assert (answer.uses["colo"], answer.answer) == (Answer.NONE, Answer.UNKNOWN)
+
+
+def test_a_section_of_nobodys_row_that_was_left_out_leaves_the_host_unknown() -> None:
+    cells = (cell(), cell(lane="same", excluded=("0000:00:1f.0/ICH9LPC",)))
+    answer = answer_leg(leg(*cells), None, DECIDING)
+    assert (answer.devices[0].answer, answer.answer) == (Answer.GO, Answer.UNKNOWN)
+    assert answer.notes == (
+        "0000:00:1f.0/ICH9LPC breaks under COLO and was left out; no row that is judged owns it",
+    )
+    assert answer_leg(leg(*cells), None, ("migration",)).answer is Answer.GO
+    crash = cell(device="platform", lane="same", verdict=Verdict.CRASH)
+    crash = replace(crash, finding=Finding(text="load 1: crash", section="0000:00:1f.0/ICH9LPC"))
+    assert answer_leg(leg(*cells, crash), None, DECIDING).notes == ()
+
+
+@pytest.mark.parametrize(("details", "wanted"), [({}, Answer.NO_GO), ({RECORDER_LACKS: "no such"}, Answer.NONE)])
+def test_a_device_that_only_the_new_side_has_is_no_no_go(details: dict[str, str], wanted: Answer) -> None:
+    gone = cell(device="virtio-net", lane="same", verdict=Verdict.UNSUPPORTED, loads_acked=0, details=details)
+    answer = answer_leg(leg(gone), None, DECIDING)
+    assert (answer.devices[0].answer, answer.answer) == (wanted, wanted)
+    whole = answer_leg(leg(gone, cell(), cell(lane="same")), None, DECIDING)
+    assert whole.answer is (Answer.NO_GO if wanted is Answer.NO_GO else Answer.GO)
+
+
+def refused(msr: str, device: str = "platform", lane: str = "same") -> Cell:
+    log = f"error: failed to set MSR {msr} to 0x4\nqemu: kvm_buf_set_msrs: Assertion `ret == cpu->n' failed."
+    return cell(device=device, lane=lane, verdict=Verdict.HOST, finding=Finding(text="load 1: refused", log=log))
+
+
+def test_what_kvm_refused_is_named_by_register() -> None:
+    cells = [refused("0x48"), refused("0x48", lane="alternate"), refused("0xda0", lane="back-to-back"), cell("ahci")]
+    answer = answer_leg(leg(*cells), None, DECIDING)
+    assert (answer.answer, answer.uses["colo"]) == (Answer.UNKNOWN, Answer.UNKNOWN)
+    platform = answer.devices[0]
+    assert [(reason.cause, len(reason.cells)) for reason in platform.because] == [
+        ("this host's KVM refuses MSR 0x48 (MSR_IA32_SPEC_CTRL)", 2),
+        ("this host's KVM refuses MSR 0xda0 (MSR_IA32_XSS)", 1),
+    ]
+    (note,) = answer.notes
+    told = note.removeprefix("this host's KVM refused ").split(", ")
+    assert told == ["MSR 0x48 (MSR_IA32_SPEC_CTRL) in 2 cells", "MSR 0xda0 (MSR_IA32_XSS) in 1 cell"]
+
+
+def test_a_load_that_brings_every_row_is_counted_once() -> None:
+    cells = [cell(name, lane) for name in ("ahci", "platform") for lane in ("plain", "postcopy", "same")]
+    assert answer_leg(leg(*cells), None, DECIDING).loads == 5 + 5 + 2 * 5
 
 
 def test_a_machine_that_is_gone_is_a_no_go_for_migration_too() -> None:
@@ -161,6 +228,29 @@ def test_guests_that_stayed_at_home_do_not_count(run_doc: MatrixDoc) -> None:
     assert [pair.answer for pair in alone.pairs] == [Answer.NO_GO, Answer.GO]
 
 
+@pytest.mark.parametrize("deciding", [DECIDING, ("migration",)])
+def test_a_run_that_was_stopped_has_no_go(run_doc: MatrixDoc, deciding: tuple[str, ...]) -> None:
+    fine = [cell(), cell(lane="same")]
+    early = replace(run_doc, complete=False, cells=tuple(fine))
+    doc = qualify_doc(early, Context(binaries={}, deciding=deciding))
+    assert (doc.answer, doc.pairs[0].answer, doc.pairs[0].devices[0].answer) == (Answer.UNKNOWN,) * 3
+    assert doc.pairs[0].uses["migration"] is Answer.GO
+    assert doc.pairs[0].uses["colo"] is Answer.UNKNOWN
+    assert qualify_doc(replace(early, complete=True), Context(binaries={}, deciding=deciding)).answer is Answer.GO
+    assert qualify_doc(replace(run_doc, complete=False), Context(binaries={})).answer is Answer.NO_GO
+
+
+def test_nothing_judged_is_unknown(run_doc: MatrixDoc) -> None:
+    empty = replace(run_doc, cells=(), machines=(), complete=False)
+    assert qualify_doc(empty, Context(binaries={})).answer is Answer.UNKNOWN
+
+
+def test_a_pack_that_comes_home_counts_beside_other_targets(run_doc: MatrixDoc) -> None:
+    doc = qualify_doc(run_doc, Context(binaries={}, travelled=True))
+    assert [pair.home for pair in doc.pairs] == [False, False]
+    assert doc.pairs[0].devices[1].because[0].at_home is True
+
+
 def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
     doc = qualify_doc(run_doc, Context(binaries={})).to_json()
     console = Console(width=100, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115, PTH123
@@ -171,6 +261,15 @@ def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
         assert "7.2.22 -> 10.0.13 (new)" in told
         assert "7.2.22 -> 10.0.13 (as at home)" in told
         assert "no-go for migration and colo: 1 no-go" in told
+
+
+def test_what_keeps_every_device_away_is_one_reason(run_doc: MatrixDoc) -> None:
+    gone = Finding(text="QEMU 10.0.13 has no machine pc-q35-7.2")
+    cells = [
+        cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, finding=gone) for name in ("ahci", "platform")
+    ]
+    text = markdown(qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json())
+    assert text.count("unsupported: ahci, platform") == text.count("has no machine") == 1
 
 
 def test_html_holds_no_markup_of_a_log(run_doc: MatrixDoc) -> None:

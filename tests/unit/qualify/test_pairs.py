@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
-from harness.qualify.pairs import at_home, ending, family_of, machine_for, plan_pairs
+from harness.qualify.pairs import at_home, ending, family_of, machine_for, other_types, plan_pairs
 
 
 def build(binary: QemuBinary, mark: str, *names: str, deprecated: tuple[str, ...] = ()) -> QemuBinary:
@@ -99,3 +99,16 @@ def test_a_deprecated_type_is_near_its_end(binary: QemuBinary) -> None:
     there = build(binary, "e", "pc-q35-5.2", "pc-q35-10.0", deprecated=("pc-q35-5.2",))
     names = ("pc-q35-5.2", "pc-q35-10.0", "pc-q35-4.2", "pc-q35-11.0", "pc-i440fx-5.2")
     assert [ending(there, name) for name in names] == ["deprecated", "", "removed", "not yet", "not yet"]
+
+
+def test_a_named_type_that_the_recorder_has_not_is_nobodys_guest(old: QemuBinary, new: QemuBinary) -> None:
+    assert machine_for(old, new, "pc-i440fx-10.0") is None
+    both = plan_pairs([old], [new], ["pc-i440fx-10.0"], both_ways=True)
+    assert [(pair.recorder.sha256[0], pair.loader.sha256[0]) for pair in both] == [("b", "a")]
+    with pytest.raises(NothingToRun, match=r"no guest with machine pc-i440fx-10\.0"):
+        plan_pairs([old], [new], ["pc-i440fx-10.0"], both_ways=False)
+
+
+def test_a_type_that_is_not_there_comes_with_those_that_are(old: QemuBinary, new: QemuBinary) -> None:
+    assert other_types(old, "pc-i440fx-10.0").endswith("QEMU 7.2.22 has pc-i440fx-4.2 to pc-i440fx-5.2")
+    assert other_types(replace(old, machines=()), "pc-i440fx-10.0") == ""

@@ -87,6 +87,10 @@ def _secondary(sock: socket.socket, qmp: socket.socket, fake: str, machine: str)
     if fake == "old" and b"\x05\x07toy/new" in body:
         sys.stderr.write("qemu-fake: error while loading state for instance 0x0 of device 'toy'\n")
         _end(1)
+    if fake == "refuse-start":
+        sys.stderr.write("qemu-fake: VQ 0 vring.num 1024 exceeds allocated max 256\n")
+        sys.stderr.write("qemu-fake: error while loading state for instance 0x0 of device 'toy'\n")
+        _end(1)
     if command == 1:
         sock.sendall(struct.pack(">HHI", 1, 4, 0))
     sock.sendall(struct.pack(">I", 0))

@@ -32,6 +32,7 @@ class Fake:
     takes = 1
     started: list[Fake] = []  # noqa: RUF012 - of all, on purpose
     dies_at_start = False
+    refuses: bytes = b""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.vm = self.primary = self.process = self.monitor = self
@@ -41,8 +42,8 @@ class Fake:
         self.hits = 0
         type(self).started.append(self)
 
-    def start(self, *_: object) -> None:
-        if self.dies_at_start:
+    def start(self, _head: bytes = b"", body: Sequence[bytes] = ()) -> None:
+        if self.dies_at_start or (self.refuses and self.refuses in b"".join(map(bytes, body))):
             self._die(Step.INCOMING)
 
     def checkpoint(self, devices: bytes, ram: Sequence[bytes] = (), **_: object) -> None:
@@ -167,6 +168,27 @@ def test_a_secondary_that_does_not_even_start_ends_the_search(
     blame = find(searcher)
     assert blame is None or blame.judgement.verdict is Verdict.CRASH
     assert len(fake.started) < 20
+
+
+def test_what_is_refused_is_left_out_of_the_incoming_stream_as_well(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    """The state of another QEMU: one section is refused, and another one breaks a load."""
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    fake.refuses = handmade.full(5, 0x11)[10:]
+    blame = find(isolator(), excluded=frozenset({handmade.sections[5]}))
+    assert blame is not None
+    assert blame.sections == (handmade.ahci,)
+
+
+def test_what_is_left_out_and_is_no_trouble_stays_in_the_incoming_stream(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    blame = find(isolator(), excluded=frozenset({handmade.sections[5]}))
+    assert blame.sections == (handmade.ahci,)
+    # one to see that it begins, one for the sweep, one to confirm
+    assert len(fake.started) == 3
 
 
 def test_where_the_machine_is_reset_the_parked_cpu_comes_along(

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from harness.triage import reproduce
-from harness.triage.reproduce import Case, Seen, attempts, bare, differs, moved, payload, renamed
+from harness.triage.reproduce import Case, Seen, attempts, bare, complaint, differs, moved, payload, renamed
 
 FAKE = Path(__file__).with_name("fake_qemu.py")
 TIMEOUT_S = 60.0
@@ -319,3 +319,52 @@ def test_a_field_that_moved_is_read_out_of_a_saved_state() -> None:
     field = {"section": "toy", "path": "count", "offset": 1, "size": 1}
     assert moved(field, first, last) == "count of toy goes from 02 to 07"
     assert moved({**field, "offset": 2}, first, last) is None
+
+
+GAVE_UP = "qemu: error while loading state for instance 0x0 of device 'toy'"
+RING = "VQ 0 vring.num 1024 exceeds allocated max 256"
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (f"qemu: {RING}\nqemu: Failed to load toy:ring\n{GAVE_UP}\nqemu: load of migration failed", RING),
+        (f"qemu: {RING}\nqemu: load of migration failed: Invalid argument: {GAVE_UP}: Failed to load element", RING),
+        (f"qemu: warning: old machine\nqemu: {RING}\nqemu: loadvm failed during postcopy: -22: x", RING),
+        (f"{GAVE_UP}\nqemu: load of migration failed: Invalid argument", ""),
+        (f"{GAVE_UP}\nqemu: something else that is a consequence", ""),
+    ],
+)
+def test_what_qemu_says_is_wrong(log: str, said: str) -> None:
+    assert complaint(log) == said
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        (f"qemu: VQ 3 vring.num 512 exceeds allocated max 128\n{GAVE_UP}", None),
+        (f"qemu: virtqueue 0: vring.num 0x400 exceeds the max 0x100\n{GAVE_UP}", None),
+        (GAVE_UP, None),
+        (f"qemu: Features 0x10130006e54 unsupported. Allowed features: 0x79004e54\n{GAVE_UP}", "instead of"),
+        (f"qemu: {RING}\n{GAVE_UP.replace('toy', 'brick')}", "another device"),
+    ],
+)
+def test_one_device_may_be_refused_for_two_reasons(tmp_path: Path, log: str, why: str | None) -> None:
+    expect = {"verdict": "reject", "text": f"load 1: {GAVE_UP[6:]}", "reason": RING}
+    case = Case(case_folder(tmp_path / "case", expect=expect))
+    told = differs(case, Seen("reject", "x", log))
+    assert told is None if why is None else (told is not None and why in told)
+
+
+@pytest.mark.parametrize(("behaviour", "code"), [("refuse-start", 0), ("ok", 1)])
+def test_a_migration_that_fails_needs_no_checkpoint(run: Run, behaviour: str, code: int) -> None:
+    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "text": GAVE_UP[6:]}
+    done = run(behaviour, expect=expect, loads=0, checkpoints=[])
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("in the incoming stream: " if code == 0 else "after the incoming stream") in done.stdout
+
+
+def test_the_line_says_what_was_wrong(run: Run) -> None:
+    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "text": GAVE_UP[6:]}
+    done = run("refuse-start", expect=expect, loads=0, checkpoints=[])
+    assert f"({RING})" in done.stdout

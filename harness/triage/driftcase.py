@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A drift as a case: one load, then many in one buffer, and the fields that are not what they were after the first.
+
+Loads stand in one device buffer, so that a build which resets the machine before each buffer is asked the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.errors import UsageError
+from harness.matrix.model import Cell
+from harness.record.pack import Recording, StatePack
+from harness.replay.drift import DRIFT_LOADS
+from harness.replay.state import GuestMode, encode, label_of, only, sections_for, without
+from harness.stream.vmdesc import decode, walk
+from harness.triage.case import Case, CaseCheckpoint, NeededField
+from harness.triage.cells import phase_of
+from harness.triage.stack import blamed
+
+_CPU = frozenset({"cpu", "cpu_common"})
+
+
+def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
+    """The drift of a cell: of its sections alone, then with all that was loaded when it was found.
+
+    :param frame: all of the case but what it loads and how it is recognised
+    :raises UsageError: none of the fields that drifted can be found in the recording
+    """
+    recording = pack.recordings[phase_of(cell)]
+    labels = blamed(cell)
+    fields = tuple(field for label in labels for field in _fields(recording, label, cell.details.get(label, {})))
+    if not fields:
+        raise UsageError(f"{cell.id}: the fields that drift are not in its recording; postload explain shows them")
+    parked = sections_for(recording, GuestMode.PARKED)
+    cpu = frozenset(label_of(section) for section in parked if section.idstr in _CPU)
+    for state in (encode(only(parked, cpu | set(labels))), encode(without(parked, frozenset(cell.excluded)))):
+        yield replace(
+            frame,
+            kind="drift",
+            checkpoints=(CaseCheckpoint(devices=state), CaseCheckpoint(devices=state * (DRIFT_LOADS - 1))),
+            loads=DRIFT_LOADS,
+            back_to_back=True,
+            fields=fields,
+        )
+
+
+def _fields(recording: Recording, label: str, told: Mapping[str, Any]) -> Iterator[NeededField]:
+    section = next((each for each in recording.sections if label_of(each) == label), None)
+    desc = recording.vmdesc.device(section.idstr, section.instance_id) if section else None
+    if section is None or desc is None:
+        return
+    known = {field.path: field for field in walk(decode(section.payload, desc))}
+    for each in told.get("drift") or []:
+        field, values = known.get(str(each.get("field"))), each.get("values") or ()
+        if field is not None:
+            yield NeededField(
+                section=label,
+                path=field.path,
+                offset=field.offset,
+                size=field.size,
+                bit=None,
+                value=_plain(values, -1),
+                healthy=_plain(values, 0),
+            )
+
+
+def _plain(values: Sequence[Any], at: int) -> int | str:
+    value = values[at] if values else ""
+    return value if isinstance(value, int | str) else str(value)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The document of an answer: its schema, with every part of it there, and what the folder keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from harness.errors import HostError
+from harness.facts.compare import Change, Weight, compare_facts
+from harness.matrix.model import MIGRATIONS, Qemu
+from harness.oracle.verdict import Verdict
+from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
+from harness.qualify.text import forget_qualify, markdown, qualify_json, qualify_schema, write_qualify
+from harness.report.writer import json_schema
+
+OLD = Qemu(version="7.2.22", build="Debian 1:7.2+dfsg-7+deb12u18+b3", path="/usr/bin/qemu", sha256="a" * 64)
+NEW = Qemu(version="10.0.13", build="", path="/new/qemu", sha256="b" * 64)
+GONE = Change(
+    what="virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM", old="offered", new="not offered", weight=Weight.EXPLAINS,
+    why="a driver that uses it cannot be loaded where it is not offered", kind="feature", subject="VIRTIO_NET_F_CSUM",
+    where="virtio-net 00:05.0",
+)  # fmt: skip
+REASON = Reason(
+    use="migration", verdict="reject", section="0000:00:05.0/virtio-net", field="VIRTIO_NET_F_CSUM", phase="bound",
+    text="phase bound: load 1, by an incoming stream: Features 0x1 unsupported", cause="csum=off takes it away",
+    remedy="set -global virtio-net-pci.csum=on on the new host", log="qemu: Features 0x1 unsupported", at_home=False,
+    confirmed="QEMU 7.2.22 migrating to QEMU 10.0.13: reject", cells=("a..b/pc/virtio-net/all/plain",),
+)  # fmt: skip
+
+
+@pytest.fixture
+def doc() -> QualifyDoc:
+    """A no-go by migration, a device that could not be judged by COLO, and the same at home."""
+    uses = {"migration": Answer.NO_GO, "postcopy": Answer.NONE, "colo": Answer.UNKNOWN}
+    bare = Reason(use="colo", verdict="host", text="load 1: refused", cells=("a..b/pc/virtio-net/bound/same",))
+    device = DeviceAnswer(
+        device="virtio-net", answer=Answer.NO_GO, uses=uses, loads=7, because=(REASON, bare), static=("it alarms",)
+    )
+    pair = PairAnswer(
+        machine="pc-i440fx-7.2", family="pc", recorder=OLD, loader=NEW, answer=Answer.NO_GO, uses=uses,
+        devices=(device,), loads=7, endings=("deprecated in 10.0.13",), changes=(GONE.to_json(),), notes=("left out",),
+    )  # fmt: skip
+    home = replace(pair, loader=OLD, home=True, changes=(), endings=(), notes=())
+    return QualifyDoc(
+        command=("postload", "qualify"), started="2026-01-01T00:00:00+00:00", seconds=61.5, complete=True,
+        answer=Answer.NO_GO, deciding=("migration", "colo"), loads=14, pairs=(pair, home), notes=("KVM state: no",),
+    )  # fmt: skip
+
+
+def check(document: object) -> None:
+    validator = jsonschema.Draft202012Validator(qualify_schema())
+    validator.check_schema(qualify_schema())
+    validator.validate(document)
+
+
+def test_document_fits_its_schema(doc: QualifyDoc) -> None:
+    check(json.loads(qualify_json(doc)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d.update(schema="postload.qualify/2"),
+        lambda d: d.update(answer="-"),
+        lambda d: d.pop("complete"),
+        lambda d: d["pairs"][0].update(answer="maybe"),
+        lambda d: d["pairs"][0]["uses"].pop("postcopy"),
+        lambda d: d["pairs"][0]["uses"].update(luck="go"),
+        lambda d: d["pairs"][0]["devices"][0]["because"][0].update(verdict="ok"),
+        lambda d: d["pairs"][0]["devices"][0]["because"][0].pop("remedy"),
+        lambda d: d["pairs"][0]["changes"][0].update(weight="heavy"),
+        lambda d: d["pairs"][0]["recorder"].update(sha256="short"),
+        lambda d: d.update(loads=-1),
+    ],
+)
+def test_schema_refuses(doc: QualifyDoc, damage: Callable[[Any], object]) -> None:
+    document = json.loads(qualify_json(doc))
+    damage(document)
+    with pytest.raises(jsonschema.ValidationError):
+        check(document)
+
+
+def test_schema_describes_exactly_what_is_written(doc: QualifyDoc) -> None:
+    """A key that is added or dropped has to be written down."""
+    schema = qualify_schema()
+    written = json.loads(qualify_json(doc))
+    assert set(schema["properties"]) == set(written) == set(schema["required"])
+    for name, part in (("pair", PairAnswer), ("device", DeviceAnswer), ("reason", Reason), ("change", Change)):
+        described = schema["$defs"][name]
+        assert set(described["properties"]) == {f.name for f in fields(part)} == set(described["required"])
+    assert schema["$defs"]["answer"]["enum"] == [answer.value for answer in Answer]
+    assert schema["$defs"]["use"]["enum"] == list(USES)
+    bad = [verdict.value for verdict in Verdict if verdict is not Verdict.OK]
+    assert schema["$defs"]["reason"]["properties"]["verdict"]["enum"] == bad
+
+
+def test_schema_of_the_matrix_knows_migrations_and_loads_before_the_first() -> None:
+    cell = json_schema()["$defs"]["cell"]["properties"]
+    assert set(MIGRATIONS) <= set(cell["oracle"]["enum"])
+    jsonschema.validate({"section": None, "load": 0, "text": "in the incoming stream", "log": ""}, {
+        **json_schema(), "type": "object", "required": [], "properties": {}, "$ref": "#/$defs/finding",
+    })  # fmt: skip
+
+
+def test_an_answer_does_not_outlive_its_run(doc: QualifyDoc, tmp_path: Path) -> None:
+    written = write_qualify(doc, tmp_path)
+    (tmp_path / "claims.json").write_text("{}")
+    assert all(path.is_file() for path in written)
+    forget_qualify(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["claims.json"]
+
+
+def test_a_folder_that_cannot_be_had_is_told_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HostError, match="cannot write in"):
+        forget_qualify(tmp_path / "file" / "out")
+
+
+def test_a_change_is_told_with_both_sides_and_with_what_it_explains(doc: QualifyDoc) -> None:
+    csum = "virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM: offered -> not offered"
+    alone = markdown(json.loads(qualify_json(doc))).replace("\\", "")
+    assert f"10.0.13: can break a load: {csum}" in alone
+    (pair, home) = doc.pairs
+    device = replace(pair.devices[0], because=(replace(REASON, changes=(GONE.what,)),))
+    blamed = replace(doc, pairs=(replace(pair, devices=(device,)), home))
+    text = markdown(json.loads(qualify_json(blamed))).replace("\\", "")
+    assert f"10.0.13: explains what breaks virtio-net: {csum}" in text
+
+
+def test_facts_that_cannot_be_compared_are_told(doc: QualifyDoc) -> None:
+    nothing = compare_facts({}, {})
+    pair = replace(doc.pairs[0], changes=tuple(change.to_json() for change in nothing))
+    text = markdown(json.loads(qualify_json(replace(doc, pairs=(pair,))))).replace("\\", "")
+    assert "host facts: the pack holds no facts" in text
