@@ -74,8 +74,8 @@ def matrix(**given: Any) -> int:
 
 
 @click.command()
-@click.option("--qemu", metavar="PATH", help="QEMU to record with.")
-@click.option("--machine", default="pc", show_default=True)
+@click.option("--qemu", metavar="QEMU", help="Path or installed name of the QEMU to record with.")
+@click.option("--machine", default="pc", show_default=True, help="Machine type, or pc or q35: the newest.")
 @shared(device_option, phase_option, accel_option, guest_option, profiles_option)
 @click.option(
     "--out",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import click
@@ -17,7 +18,7 @@ from harness.matrix.model import Cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
-from harness.replay.engine import Buffers
+from harness.replay.engine import Buffers, Stopped
 from harness.replay.probe import probe_colo
 from harness.triage.case import Case
 from harness.triage.cells import find_cell
@@ -77,13 +78,14 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
     binary = binaries_of([qemu or cell.load_qemu.path])[0][0]
     if qemu is None and binary.sha256 != cell.load_qemu.sha256:
         err.print(f"{escape(binary.path)} is not the program any more that the run was made with", soft_wrap=True)
+    stop = Event()
     with (
-        one_interrupt(),
+        one_interrupt(stop),
         StatePack(pack_path) as pack,
         FileJournal(folder.parent / f".{folder.name}.journal.jsonl", _subject(cell, binary)) as journal,
         err.status("minimising") as status,
     ):
-        target = Target(cell=cell, binary=binary, ability=probe_colo(binary), buffers=Buffers(pack))
+        target = Target(cell=cell, binary=binary, ability=probe_colo(binary), buffers=Buffers(pack), stop=stop)
         if journal.resumed:
             err.print(f"going on after {journal.resumed} tries of an earlier run")
         try:
@@ -92,9 +94,9 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
             # else the same command would believe it without trying
             journal.close(done=True)
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped) as error:
             err.print("the same command goes on from here", soft_wrap=True)
-            raise
+            raise KeyboardInterrupt from error
         case.save(folder)
         journal.close(done=True)
     return case

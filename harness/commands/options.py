@@ -50,7 +50,7 @@ qemu_option = click.option(
 machine_option = click.option(
     "--machine", "machines", multiple=True, default=("pc,q35",), callback=names, help="Machine types, pc,q35."
 )
-device_option = click.option("--device", "devices", multiple=True, callback=names, help="Rows to judge; all profiles.")
+device_option = click.option("--device", "devices", multiple=True, callback=names, help="Devices, by profile; all.")
 phase_option = click.option(
     "--phase", "phases", multiple=True, callback=names, help=f"Phases; {','.join(PHASES)}. Also io-error."
 )
@@ -69,7 +69,13 @@ jobs_option = click.option(
 run_ms_option = click.option(
     "--run-ms", type=click.FloatRange(0), default=DEFAULT_RUN_MS, show_default=True, help="Guest time after a load."
 )
-accel_option = click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+accel_option = click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    default="auto",
+    show_default=True,
+    help="auto: KVM where it runs code at speed, else TCG.",
+)
 guest_option = click.option(
     "--guest", default="debian", show_default=True, help="Recipe: a name in guests/, or a YAML file."
 )

@@ -36,6 +36,7 @@ RunControls = Callable[
 class Bench:
     """One pack under one QEMU, with what was learnt about it so far; shared by the cells of a machine.
 
+    :param came: the guest came from elsewhere: another QEMU, or another host
     :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
         build that resets before each load (elsewhere it makes no difference)
     :param refused: sections that this QEMU refuses already in an ordinary migration: only their own rows load them
@@ -46,6 +47,7 @@ class Bench:
     buffers: Buffers
     pace: Pace
     stop: Event
+    came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     lock: Lock = field(default_factory=Lock)

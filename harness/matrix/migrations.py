@@ -15,7 +15,6 @@ from harness.errors import HarnessError
 from harness.matrix.answer import PLATFORM
 from harness.matrix.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told
 from harness.matrix.judge import MAX_BLAMED, Bench
-from harness.matrix.plan import PAIR_MARK
 from harness.oracle.guestfault import judge_life
 from harness.oracle.load import Judgement, judge
 from harness.oracle.verdict import Verdict
@@ -41,12 +40,12 @@ def planned_migrations(names: Sequence[str], phases: Sequence[str], rows: Sequen
 
 
 def _plain(bench: Bench, check: Check) -> Outcome:
-    """Every phase by precopy; where it came from another QEMU, the guest is asked how it is."""
+    """Every phase by precopy; where it came from another QEMU or host, the guest is asked how it is."""
     tally = _Tally.of(bench, check.rows)
     for phase in check.phases:
         _one_phase(bench, phase, _by_precopy, tally)
     bench.refused = frozenset(tally.refused)
-    details = _live(bench, check, tally) if PAIR_MARK in bench.label and not tally.refused else {}
+    details = _live(bench, check, tally) if bench.came and not tally.refused else {}
     return _outcome(tally, "fresh", details)
 
 

@@ -152,9 +152,9 @@ class Run:
         """
         pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
         try:
-            self._finish(pool, [pool.submit(job) for job in (self._jobs() if jobs is None else jobs)])
+            self._finish(pool, self._jobs() if jobs is None else jobs)
             if then is not None:
-                self._finish(pool, [pool.submit(job) for job in then(self.document())])
+                self._finish(pool, then(self.document()))
             complete = True
         except KeyboardInterrupt:
             complete = False
@@ -182,13 +182,20 @@ class Run:
                 jobs.setdefault(key, partial(self._prepare, binary, machine))
         return list(jobs.values())
 
-    def _finish(self, pool: ThreadPoolExecutor, first: list[Future[list[Job]]]) -> None:
-        """Wait for preparations and for the cells that they bring; the first error that stops a run is raised."""
-        waiting: set[Future[list[Job]]] = set(first)
-        while waiting:
+    def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Job]) -> None:
+        """Do preparations and the cells that they bring; the first error that stops a run is raised.
+
+        What a job brings is done before what was waiting already: one machine is over, and its buffers are free,
+        before the next but few begins.
+        """
+        due = list(first)
+        waiting: set[Future[list[Job]]] = set()
+        while due or waiting:
+            while due and len(waiting) < self._options.jobs:
+                waiting.add(pool.submit(due.pop(0)))
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                waiting |= {pool.submit(job) for job in future.result()}
+                due[:0] = future.result()
 
     def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
         """Have a recording of one machine; returns the jobs that judge its cells."""
@@ -230,7 +237,7 @@ class Run:
                 raise Stopped("stopped") from error
             self._give_up(able, seen, error)
             return []
-        return self._jobs_for(pack, seen, able)
+        return self._jobs_for(pack, seen, able, came=recorder.sha256 != binary.sha256)
 
     def prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Job]:
         """The jobs of a pack that is open already."""
@@ -248,14 +255,14 @@ class Run:
         except QemuError as error:
             self._give_up(plans, seen, error)
             return []
-        return self._jobs_for(pack, seen, plans)
+        return self._jobs_for(pack, seen, plans, came=True)
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._watcher.message(f"{seen.label} {seen.machine}: {error}")
         for plan in plans:
             self._settle(plan, seen, Verdict.HARNESS_ERROR, str(error))
 
-    def _jobs_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan]) -> list[Job]:
+    def _jobs_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Job]:
         """The jobs that judge planned cells of one open pack; ordinary migration comes before all checkpoints."""
         assert seen.ability is not None  # probed by whoever opened the pack
         machine = replace(pack.machine, options=pack.machine.options + self._options.overrides)
@@ -265,6 +272,7 @@ class Run:
             buffers=Buffers(pack, machine),
             pace=Pace(run_s=self._options.run_s),
             stop=self._stop,
+            came=came,
         )
         rows = list(dict.fromkeys(plan.device for plan in plans))
         migrations = planned_migrations(self._options.migrations, self._options.phases, rows)

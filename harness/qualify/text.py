@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
@@ -37,6 +38,7 @@ _STYLE = {
 }
 
 
+_HEX = re.compile(r" \(0x[0-9a-f]+\)")
 #: What a change can do that explains nothing that broke here.
 _EFFECTS = {Weight.EXPLAINS.value: "can break a load: ", Weight.MAY_MATTER.value: "may matter: "}
 
@@ -196,7 +198,9 @@ def _reasons(pairs: Sequence[Doc]) -> Iterator[list[str]]:
     for pair in pairs:
         for device in pair["devices"]:
             for reason in device["because"]:
-                told = reason["cause"] or (reason["use"] + reason["text"] if not reason["section"] else "")
+                # with the description of the stream at hand, the values stand in hexadecimal as well
+                bare = "" if reason["section"] else reason["use"] + reason["text"]
+                told = _HEX.sub("", reason["cause"]) or bare
                 # what the new side lacks may keep every device from coming: that is one reason
                 whose = "" if reason["verdict"] == Verdict.UNSUPPORTED else device["device"]
                 key: tuple[str, ...] = (whose, reason["verdict"], str(reason["section"]), told)

@@ -7,12 +7,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event
 from types import FrameType
 
 
 @contextmanager
-def one_interrupt() -> Iterator[None]:
-    """The first SIGINT is a KeyboardInterrupt, and further ones are nothing until this is left.
+def one_interrupt(stop: Event | None = None) -> Iterator[None]:
+    """A SIGINT is a KeyboardInterrupt, and further ones are nothing until this is left.
+
+    :param stop: set by the first SIGINT, for work that looks at it and ends in an orderly way; then only the second
+        is a KeyboardInterrupt
 
     In a thread that is not the main one it does nothing, as no signal is handled there.
     """
@@ -22,6 +26,9 @@ def one_interrupt() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
 
     def first(_number: int, _frame: FrameType | None) -> None:
+        if stop is not None and not stop.is_set():
+            stop.set()
+            return
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 

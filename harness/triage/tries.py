@@ -121,6 +121,8 @@ class Tries:
         :raises HostError: no space
         :raises Stopped: told to stop
         """
+        if self._target.stop.is_set():
+            raise Stopped("stopped")
         began = time.monotonic()
         run = self._leak if self._target.kind == "leak" else self._load
         try:

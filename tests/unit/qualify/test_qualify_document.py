@@ -134,6 +134,17 @@ def test_a_change_is_told_with_both_sides_and_with_what_it_explains(doc: Qualify
     assert f"10.0.13: explains what breaks virtio-net: {csum}" in text
 
 
+def test_one_cause_seen_by_two_uses_is_told_once(doc: QualifyDoc) -> None:
+    hexed = replace(REASON, cause="vq[0].vring.num: 1024 (0x400) in the recording, 256 on the loading side")
+    plain = replace(REASON, use="postcopy", cause="vq[0].vring.num: 1024 in the recording, 256 on the loading side")
+    other = replace(REASON, use="colo", cause="vq[0].vring.num: 512 in the recording, 256 on the loading side")
+    device = replace(doc.pairs[0].devices[0], because=(hexed, plain, other))
+    pair = replace(doc.pairs[0], devices=(device,))
+    text = markdown(json.loads(qualify_json(replace(doc, pairs=(pair,)))))
+    assert text.count("reject in migration and postcopy: virtio-net") == 1
+    assert text.count("reject in colo: virtio-net") == 1
+
+
 def test_facts_that_cannot_be_compared_are_told(doc: QualifyDoc) -> None:
     nothing = compare_facts({}, {})
     pair = replace(doc.pairs[0], changes=tuple(change.to_json() for change in nothing))

@@ -287,6 +287,68 @@ def test_answers_that_do_not_fit_are_told(codes: list[int], told: str) -> None:
     assert told in str(caught.value)
 
 
+def test_ends_that_were_exchanged_are_told() -> None:
+    with pytest.raises(HarnessError, match="exchange --good and --bad"):
+        check_ends(judge(tried([0, 0, 1], ("good", "bad"))))
+    with pytest.raises(HarnessError) as caught:
+        check_ends(judge(tried([0, 0, 0], ("good", "bad"))))
+    assert "exchange" not in str(caught.value)
+
+
+def texts(folder: Path, *, log: str = "", line: str = "", **changed: Any) -> dict[str, str]:
+    """All files of a bundle."""
+    material = Material(case=case(**changed), log=log)
+    write_bundle(material, folder, lambda _, document: describe(material, document, answer(0, line), ()))
+    return {file.name: file.read_text() for file in folder.iterdir() if file.suffix != ".bin"}
+
+
+def test_nothing_of_this_host_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of the user stand in QEMU's messages, in stacks, and in what a QEMU is known by."""
+    monkeypatch.setenv("HOME", "/home/alice")
+    path = "/home/alice/qemu/build/qemu"
+    files = texts(
+        tmp_path / "bundle",
+        log=f"{path}: ../hw/toy.c:1: boom",
+        line=f"reproduced: {path}",
+        qemu={"version": "9.8.7", "build": "", "path": path, "sha256": "00"},
+        recorded={"version": "9.8.6", "build": "", "path": path, "sha256": "01"},
+        options=(Option(name="m", first="16"),),
+    )
+    assert "~/qemu/build/qemu: ../hw/toy.c:1: boom" in files["log.txt"]
+    assert not [name for name, text in files.items() if "alice" in text or '"path": "/' in text]
+
+
+def test_the_words_of_a_log_are_not_markup(tmp_path: Path) -> None:
+    said = "x\n```\n/close\n````\n<script>"
+    files = texts(tmp_path / "bundle", log=said, sentence="it says <b> and `this`")
+    assert f"`````\n{said}\n`````" in files["issue.md"]
+    assert "It says \\<b> and \\`this\\`." in files["README.md"]
+
+
+def test_a_title_cannot_end_the_comment_that_it_stands_in(tmp_path: Path) -> None:
+    expect = Expect(verdict="crash", exit=None, function=None, assertion="n-->0", text="")
+    head = texts(tmp_path / "bundle", expect=expect)["issue.md"].splitlines()[0]
+    assert head.count("-->") == 1
+    assert head.endswith(" -->")
+
+
+def test_a_migration_says_from_where_to_where(tmp_path: Path) -> None:
+    files = texts(
+        tmp_path / "bundle",
+        verdict="reject",
+        expect=Expect(verdict="reject", text="x", reason="VQ 0 vring.num 1024 exceeds allocated max 256"),
+        recorded={"version": "9.8.6", "build": "older toys", "path": "/q", "sha256": "01"},
+        checkpoints=(),
+        loads=0,
+    )
+    wanted = "toy-1: migration from QEMU 9.8.6 to 9.8.7 is refused, toy (VQ 0 vring.num 1024 exceeds allocated max 256)"
+    assert wanted in files["issue.md"].splitlines()[0]
+    assert "guest of QEMU 9.8.6 (older toys)" in files["issue.md"]
+    assert "before any checkpoint" in files["issue.md"]
+    assert "then a COLO checkpoint" not in files["issue.md"]
+    assert "what a checkpoint loads" not in files["README.md"]
+
+
 def binary(version: str, path: str = "") -> Any:
     """As far as it is looked at."""
     return type("Binary", (), {"version": version, "path": path or f"/q{version}", "sha256": path or version})()

@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import os
 import signal
+from threading import Event
 
 import pytest
 
 from harness.triage.interrupt import one_interrupt
 
 
-def test_the_first_ends_it_and_the_second_does_not_end_the_cleaning() -> None:
-    cleaned = []
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), one_interrupt():
+def interrupted(cleaned: list[str]) -> None:
+    with one_interrupt():
         try:
             os.kill(os.getpid(), signal.SIGINT)
         finally:
             os.kill(os.getpid(), signal.SIGINT)
             cleaned.append("all")
+
+
+def test_the_first_ends_it_and_the_second_does_not_end_the_cleaning() -> None:
+    cleaned: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(cleaned)
     assert cleaned == ["all"]
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -29,3 +35,12 @@ def test_without_one_it_changes_nothing() -> None:
     with one_interrupt():
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_work_that_can_be_stopped_is_asked_to_first() -> None:
+    stop = Event()
+    with one_interrupt(stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
