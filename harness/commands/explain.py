@@ -18,7 +18,7 @@ from rich.text import Text
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import MissingError, PostloadError
 from harness.matrix.known import load_known
-from harness.matrix.model import Cell, read_matrix
+from harness.matrix.model import Cell, find_cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
@@ -28,7 +28,6 @@ from harness.report.text import duration, number, one_line, printable
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, pair_text
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case, NeededField
-from harness.triage.cells import find_cell
 from harness.triage.explain import Explanation, Material, SectionFacts, Step, explain
 from harness.triage.interrupt import one_interrupt
 from harness.triage.signature import THREADS

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from harness.commands.options import json_option, print_json, run_option
 from harness.matrix.known import DEFAULT_FILE, add_known, load_known
-from harness.matrix.model import read_matrix
-from harness.triage.cells import find_cell
+from harness.matrix.model import find_cell, read_matrix
 
 file_option = click.option(
     "--file",

@@ -14,14 +14,13 @@ from rich.status import Status
 
 from harness.commands.options import binaries_of, err, json_option, print_json, run_option
 from harness.errors import UsageError
-from harness.matrix.model import Cell, read_matrix
+from harness.matrix.model import Cell, find_cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import StatePack
 from harness.replay.engine import Buffers, Stopped
 from harness.replay.probe import probe_colo
 from harness.triage.case import Case
-from harness.triage.cells import find_cell
 from harness.triage.interrupt import one_interrupt
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import RATE_TRIES, NotReproduced, Progress, Search

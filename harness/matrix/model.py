@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,20 +249,28 @@ class MatrixDoc:
 
 
 def find_cell(doc: MatrixDoc, text: str) -> Cell:
-    """The cell of this id, or the only one whose id holds the text.
+    """The cell of this id, or the only one, else the only failing one, whose id holds the text.
+
+    Whole parts of an id go first: ``bound/same`` is not meant to be ``unbound/same`` as well.
 
     :raises UsageError: there is none, or several; names some
     """
-    found = [cell for cell in doc.cells if cell.id == text] or [cell for cell in doc.cells if text in cell.id]
-    if len(found) == 1:
-        return found[0]
-    breaking = [cell for cell in found if cell.verdict.is_finding]
-    if len(breaking) == 1:
-        return breaking[0]
-    if not found:
-        known = [cell.id for cell in doc.cells if cell.verdict.is_finding] or [cell.id for cell in doc.cells]
+    wanted = f"/{text.strip('/')}/"
+    whole = [cell for cell in doc.cells if wanted in f"/{cell.id}/"]
+    parts = [cell for cell in doc.cells if text in cell.id]
+    for found in (whole, _failing(whole), parts, _failing(parts)):
+        if len(found) == 1:
+            return found[0]
+    if not parts:
+        known = [cell.id for cell in _failing(doc.cells)] or [cell.id for cell in doc.cells]
         raise UsageError(f"no cell {text!r} in this run: {_some(known) or 'it has no cells'}")
-    raise UsageError(f"{text!r} is part of {len(found)} cells: {_some([cell.id for cell in breaking or found])}")
+    several = whole or parts
+    ids = [cell.id for cell in _failing(several) or several]
+    raise UsageError(f"{text!r} is part of {len(several)} cells: {_some(ids)}")
+
+
+def _failing(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.verdict.is_finding]
 
 
 def read_matrix(run: Path) -> MatrixDoc:

@@ -31,7 +31,7 @@ from typing import Any
 
 from harness.cache import temp_dir
 from harness.errors import HarnessError, HostError, StreamError, UsageError
-from harness.matrix.model import MIGRATIONS, Cell, read_matrix
+from harness.matrix.model import MIGRATIONS, Cell, find_cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded
@@ -46,7 +46,7 @@ from harness.stream.writer import encode_vmdesc
 from harness.triage import reproduce
 from harness.triage.backtrace import backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
-from harness.triage.cells import at_start, find_cell, phase_of
+from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
 from harness.triage.reduced import part_of
 from harness.triage.signature import signature_of_cell
