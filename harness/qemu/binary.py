@@ -112,8 +112,8 @@ def find_binary(given: str | None = None) -> Path:
     if wanted == DEFAULT_NAME:
         raise MissingError(f"{DEFAULT_NAME} is not installed: apt-get install qemu-system-x86")
     if Path(wanted).is_file():
-        raise UsageError(f"--qemu {wanted}: the file is not executable")
-    raise UsageError(f"--qemu {wanted}: no such file or program{_names(wanted)}")
+        raise UsageError(f"QEMU {wanted}: the file is not executable")
+    raise UsageError(f"QEMU {wanted}: no such file or program{_names(wanted)}")
 
 
 def _again(named: Installed) -> str:

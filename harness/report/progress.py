@@ -94,7 +94,8 @@ class LiveProgress:
             )
             self._live.start()
         else:
-            self._print(f"{number(self._total)} cells to judge")
+            if self._total:
+                self._print(f"{number(self._total)} cells to judge")
             self._ticker = threading.Thread(target=self._tick_until_stopped, name="progress", daemon=True)
             self._ticker.start()
         return self

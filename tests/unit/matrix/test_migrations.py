@@ -179,5 +179,15 @@ def test_postcopy_that_cannot_be_is_the_hosts_and_not_ok(
     assert {cell.loads_acked for cell in cells.values()} == {0}
 
 
+@pytest.mark.parametrize(("came", "wanted"), [(True, 3), (False, 2)])
+def test_a_guest_that_came_from_elsewhere_is_asked_how_it_is(
+    there: Destination, bench: Bench, monkeypatch: pytest.MonkeyPatch, came: bool, wanted: int
+) -> None:
+    monkeypatch.setattr(module, "plain_life", lambda *_, **__: evidence(1))
+    monkeypatch.setattr(module, "judge_life", lambda _: {})
+    bench.came = came
+    assert {cell.loads_acked for cell in plain(bench).values()} == {wanted}
+
+
 def test_nothing_is_planned_when_nothing_is_asked_for() -> None:
     assert planned_migrations([], PHASES, ROWS) == []

@@ -20,7 +20,7 @@ from harness.matrix.checks import Check
 from harness.matrix.judge import Bench
 from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
 from harness.matrix.plan import CellPlan
-from harness.matrix.run import Options, Run, load_pack_rows
+from harness.matrix.run import Job, Options, Run, load_pack_rows
 from harness.oracle.verdict import Verdict, exit_code
 from harness.qemu.binary import QemuBinary
 from harness.record.pack import OptionModel, StatePack
@@ -203,6 +203,23 @@ def test_ctrl_c_gives_what_was_judged_until_then(
     assert not doc.complete
     assert len(doc.cells) == 4
     assert doc.machines[0].colo_safe in (None, True)
+
+
+def test_what_a_job_brings_is_done_before_the_next_begins(make_run: Callable[..., Any]) -> None:
+    """Else every machine of a long run would have its buffers in memory at once."""
+    seen: list[str] = []
+
+    def job(name: str, *more: Job) -> Job:
+        def do() -> list[Job]:
+            seen.append(name)
+            return list(more)
+
+        return do
+
+    run, _, _ = make_run(jobs=1)
+    doc = run.execute([job("a", job("a1", job("a1x")), job("a2")), job("b", job("b1"))], then=lambda _: [job("last")])
+    assert seen == ["a", "a1", "a1x", "a2", "b", "b1", "last"]
+    assert doc.complete
 
 
 def test_what_is_judged_after_the_stop_does_not_count(
