@@ -40,6 +40,7 @@ from harness.errors import UsageError
 from harness.facts import collect_facts, kvm_statement
 from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
+from harness.matrix.known import annotate, load_known
 from harness.matrix.model import MIGRATIONS, MatrixDoc
 from harness.matrix.run import Options, Run
 from harness.qemu.binary import FAST_ACCEL_S, AccelState, QemuBinary, choose_accel, prove_accel
@@ -81,6 +82,9 @@ Work = Callable[[Run, Context], MatrixDoc]
 @click.option("--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules; {','.join(SCHEDULES)}.")
 @shared(machine_option, device_option, phase_option, run_ms_option, global_option, jobs_option, accel_option)
 @shared(guest_option, profiles_option, out_option)
+@click.option(
+    "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to name; they still count."
+)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option
 @click.pass_context
@@ -188,8 +192,10 @@ def _qualify(
         notes=[_kvm_note(accel, options.binaries)],
     )
     out: Path = given["out"]
+    issues = load_known(given["known"]) if given["known"] else ()
     forget_qualify(out)
     doc = keep_reports(options, accel, out, lambda run: work(run, context), **more)
+    doc = annotate(doc, issues).doc
     try:
         answer = _told(doc, context, witness)
     except KeyboardInterrupt:

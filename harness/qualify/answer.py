@@ -200,6 +200,7 @@ def _reasons(cells: Sequence[Cell], leg: Leg, home: Leg | None, explain: Explain
             log=cell.finding.log,
             cause=f"this host's KVM refuses {refused}" if refused else "",
             at_home=_at_home(cell, leg, home),
+            known=cell.known,
             cells=(cell.id,),
         )
         found[key] = explain(cell, reason) if explain else reason

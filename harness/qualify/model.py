@@ -55,6 +55,7 @@ class Reason:
     :param at_home: whether the QEMU that recorded breaks by its own state in the same way; None when it was not tried
     :param changes: which of the pair's changes explain it, by their ``what``
     :param confirmed: what a migration between two real QEMUs gave, empty when it was not made
+    :param known: link of the known issue that it is, empty when it is none
     """
 
     use: str
@@ -69,6 +70,7 @@ class Reason:
     at_home: bool | None = None
     changes: tuple[str, ...] = ()
     confirmed: str = ""
+    known: str = ""
     cells: tuple[str, ...] = ()
 
 

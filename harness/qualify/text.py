@@ -223,6 +223,7 @@ def _lines(head: str, reason: Doc, ways: Sequence[str]) -> Iterator[str]:
     yield f"cause: {reason['cause']}" if reason["cause"] else ""
     yield f"remedy: {reason['remedy']}" if reason["remedy"] else ""
     yield f"confirmed: {reason['confirmed']}" if reason["confirmed"] else ""
+    yield f"known: {reason['known']}" if reason["known"] else ""
     yield f"in {', '.join(dict.fromkeys(ways))}"
 
 

@@ -280,3 +280,11 @@ def test_html_holds_no_markup_of_a_log(run_doc: MatrixDoc) -> None:
     doc = qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json()
     assert "<script>" not in qualify_html(doc)
     assert "a<b" not in qualify_html(doc)
+
+
+def test_a_known_issue_is_named_and_counts_all_the_same(run_doc: MatrixDoc) -> None:
+    link = "https://example.org/issues/7"
+    cells = tuple(replace(c, known=link) if c.verdict is Verdict.REJECT else c for c in run_doc.cells)
+    doc = qualify_doc(replace(run_doc, cells=cells), Context(binaries={}))
+    assert doc.answer is Answer.NO_GO
+    assert f"known: {link}" in markdown(doc.to_json()).replace("\\", "")
