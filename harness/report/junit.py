@@ -39,7 +39,7 @@ def _name(cell: Cell) -> str:
         name += "/rest"
     if (cell.engine, cell.guest_mode) != ("colo", "running"):
         name += f" [{cell.engine}, {cell.guest_mode}]"
-    return name if cell.record_qemu == cell.load_qemu else f"{name} [{pair_text(cell)}]"
+    return name if cell.record_qemu.sha256 == cell.load_qemu.sha256 else f"{name} [{pair_text(cell)}]"
 
 
 def _case(cell: Cell) -> TestCase:
