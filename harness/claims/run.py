@@ -3,24 +3,22 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from harness.cache import cache_root
 from harness.claims import framing, half, interval, loads
 from harness.claims.model import Answer, Effort, Lab, Question, Row, document
-from harness.errors import HarnessError, PackError, PostloadError, UsageError
+from harness.errors import HarnessError, PostloadError, UsageError
 from harness.guest.build import Guest
-from harness.matrix.recordings import recording_key
+from harness.matrix.recordings import Recordings
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import kill_all
 from harness.record.pack import StatePack
 from harness.record.profile import Profile
-from harness.record.recorder import PHASES, Plan, record
+from harness.record.recorder import PHASES, Plan
 from harness.replay.engine import Buffers
 from harness.replay.probe import probe_colo
 from harness.replay.schedule import Schedule, plan_loads
@@ -138,15 +136,7 @@ def kept_pack(plan: Plan, stage: Callable[[str], None]) -> StatePack:
 
     :raises PostloadError: it could not be made
     """
-    path = cache_root() / "packs" / recording_key(plan)
-    try:
-        return StatePack(path)
-    except PackError as error:
-        if path.exists():
-            stage(f"recording anew: {error}")
-    shutil.rmtree(path, ignore_errors=True)
-    record(plan, path, lambda phase: stage(f"recording {plan.machine}: {phase}"))
-    return StatePack(path)
+    return Recordings(fresh=False, stage=stage, message=stage).pack(plan)
 
 
 def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:

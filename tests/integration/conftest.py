@@ -20,15 +20,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.cache import cache_root
-from harness.errors import HostError, MissingError, PackError
+from harness.errors import HostError, MissingError
 from harness.guest.build import Guest, build_guest
 from harness.guest.recipe import load_recipe
-from harness.matrix.recordings import recording_key
+from harness.matrix.recordings import Recordings
 from harness.qemu.binary import QemuBinary, choose_accel, find_binary, probe_binary
 from harness.record.pack import StatePack
 from harness.record.profile import load_profiles
-from harness.record.recorder import PHASES, Plan, record
+from harness.record.recorder import PHASES, Plan
 from harness.replay.probe import ColoAbility, probe_colo
 
 HERE = Path(__file__).resolve().parent
@@ -138,12 +137,8 @@ def recorded(plan_of: Callable[[QemuBinary, str], Plan]) -> Iterator[Callable[[Q
 
 
 def _kept_or_recorded(plan: Plan) -> StatePack:
-    path = cache_root() / "packs" / recording_key(plan)
-    try:
-        return StatePack(path)
-    except PackError:
-        shutil.rmtree(path, ignore_errors=True)
-        return StatePack(record(plan, path))
+    """As a command under test finds it or makes it: a recording that it would make anew must not be kept open here."""
+    return Recordings(fresh=False, stage=lambda _: None, message=lambda _: None).pack(plan)
 
 
 @pytest.fixture(scope="session")

@@ -218,6 +218,8 @@ def _tiny_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
+    if shutil.which("mount") is None:
+        pytest.skip("no program mount, of Debian's package mount")
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
