@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from harness.errors import PostloadError, UsageError
 from harness.matrix.model import find_cell, read_matrix
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
+from harness.qemu.process import scratch_folder
 from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
@@ -39,8 +39,8 @@ def bisect_command(
     with the script of the cell's bundle, which is made for the purpose where --bundle does not name one.
     """
     found = builds(_binary(good), _binary(bad), [_binary(name) for name in qemus], _installed())
-    with one_interrupt(), tempfile.TemporaryDirectory(prefix="postload-bisect-") as scratch:
-        case = _case(cell, run, bundle, Path(scratch) / "bundle")
+    with one_interrupt(), scratch_folder() as scratch:
+        case = _case(cell, run, bundle, scratch / "bundle")
         report = bisect(found, lambda build: run_script(case, build.path), _tell)
     for_git = bundle.absolute() if bundle else Path("/path/to/bundle")
     lines = [line for change in report.changes[:1] if report.decided for line in git_lines(change, for_git)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -24,6 +23,7 @@ from harness.errors import ConfigError, HostError, UsageError
 from harness.files import write_atomically
 from harness.matrix.model import REST_SUFFIX, Cell, MatrixDoc
 from harness.oracle.verdict import Verdict, exit_code
+from harness.qemu.process import scratch_folder
 from harness.triage.signature import family_of, plain_section, signature_of_cell
 from harness.yamlfile import load_model
 
@@ -345,8 +345,8 @@ def _with_entry(text: str, lines: Sequence[str]) -> str:
 def _check(path: Path, text: str) -> None:
     """Refuse to write what could not be read: a list in braces cannot be added to at its end."""
     try:
-        with tempfile.TemporaryDirectory(prefix="postload-known-") as folder:
-            copy = Path(folder) / path.name
+        with scratch_folder() as folder:
+            copy = folder / path.name
             copy.write_text(text, encoding="utf-8")
             load_known(copy)
     except OSError as error:

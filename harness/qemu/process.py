@@ -177,6 +177,16 @@ def new_workdir() -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_WORKDIR_PREFIX}{os.getpid()}-"))
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A scratch folder for the length of a block; after a kill -9 a later run sweeps it too."""
+    folder = new_workdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def sweep_workdirs() -> int:
     """Remove scratch folders whose owner is dead; returns how many."""
     count = 0

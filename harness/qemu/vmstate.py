@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from harness.cache import cache_root
@@ -15,7 +13,7 @@ from harness.errors import HostError, QemuError
 from harness.files import write_atomically
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import CommandLine, Option
-from harness.qemu.process import Process
+from harness.qemu.process import Process, scratch_folder
 
 DUMP_TIMEOUT_S = 60.0
 #: The entry that is no device type.
@@ -38,8 +36,8 @@ def dump_vmstate(binary: QemuBinary, machine: str) -> dict[str, Any]:
 
 
 def _make_dump(binary: QemuBinary, machine: str) -> Any:
-    with tempfile.TemporaryDirectory(prefix="postload-dump-") as folder:
-        file = Path(folder) / "dump.json"
+    with scratch_folder() as folder:
+        file = folder / "dump.json"
         options = (
             *(Option(name=name) for name in ("nodefaults", "no-user-config")),
             Option(name="display", first="none"),

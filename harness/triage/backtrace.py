@@ -15,7 +15,6 @@ import re
 import shlex
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 from harness.errors import PostloadError
 from harness.oracle.load import crash_line
 from harness.oracle.verdict import Verdict
+from harness.qemu.process import scratch_folder
 from harness.replay.engine import Evidence, Session
 from harness.triage.frames import Frame, short_form
 from harness.triage.sanitizer import first_report
@@ -117,9 +117,8 @@ def backtrace_by(
     gdb = shutil.which("gdb")
     if gdb is None:
         return Backtrace(how=NO_GDB)
-    # away from $TMPDIR's sweepers: the name is not that of a run's folder
-    with tempfile.TemporaryDirectory(prefix="postload-gdb-") as folder:
-        launcher = _Launcher(Path(folder), gdb, program)
+    with scratch_folder() as folder:
+        launcher = _Launcher(folder, gdb, program)
         with _watch(launcher, answer_timeout_s + _SLOWER_S, timeout_s) as watch:
             try:
                 log, failed = run(launcher.path, watch.progress), ""

@@ -22,7 +22,6 @@ import gzip
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from harness.errors import HarnessError, HostError, StreamError, UsageError
 from harness.matrix.model import MIGRATIONS, Cell, find_cell, read_matrix
 from harness.oracle.verdict import Verdict
 from harness.qemu.installed import launched
-from harness.qemu.process import guarded
+from harness.qemu.process import guarded, scratch_folder
 from harness.record.pack import StatePack, incoming_body
 from harness.record.profile import section_label
 from harness.replay.state import GuestMode, encode, label_of, only, sections_for, without
@@ -480,8 +479,8 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
 
 
 def _still(candidate: Case, qemu: str) -> bool:
-    with tempfile.TemporaryDirectory(prefix="postload-bundle-") as name:
-        return run_script(candidate.save(Path(name) / "case"), qemu).reproduced
+    with scratch_folder() as scratch:
+        return run_script(candidate.save(scratch / "case"), qemu).reproduced
 
 
 def _described(case: Case, cell: Cell, pack: StatePack | None) -> VmDesc | None:
@@ -502,8 +501,8 @@ def _backtrace(case: Case, qemu: str) -> str:
     """The stack of a crash, by running the script once more under gdb; empty where there is none."""
     if case.verdict != Verdict.CRASH or not Path(qemu).is_file():
         return ""
-    with tempfile.TemporaryDirectory(prefix="postload-bundle-") as name:
-        folder = case.save(Path(name) / "case")
+    with scratch_folder() as scratch:
+        folder = case.save(scratch / "case")
 
         def run(launcher: Path, _: Callable[[], None]) -> str:
             try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.qemu.process import Exit, Process, kill_all, new_workdir, sweep_workdirs
+from harness.qemu.process import Exit, Process, kill_all, new_workdir, scratch_folder, sweep_workdirs
 
 GENEROUS_S = 30.0
 
@@ -146,3 +146,16 @@ def test_folders_of_the_living_are_not_swept(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).mkdir()
     assert sweep_workdirs() == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["other-999999999-x", "postload-run-nobody", mine.name])
+
+
+def test_a_scratch_folder_goes_with_its_block_or_with_the_next_run() -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder() as folder:
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    code = "import os\nfrom harness.qemu.process import scratch_folder\n"
+    code += "with scratch_folder() as folder: print(folder, flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+    sweep_workdirs()
+    assert not left.exists()
