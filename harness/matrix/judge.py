@@ -222,20 +222,10 @@ class _Row:
         """Who did it; a guest that broke, or a session that broke without a load, has no section to blame."""
         if judgement.verdict is Verdict.GUEST_FAULT or evidence.broken is None or evidence.broken.load == 0:
             return None
-        before = self._phase_before(evidence.broken.load)
+        before = self._load_plan().phase_before(evidence.broken.load)
         return self._bench.isolator(self._again).find(
             before, evidence.broken.phase, evidence.broken.load, excluded, judgement.verdict
         )
-
-    def _phase_before(self, load: int) -> str:
-        plan = self._load_plan()
-        seen, before = 0, plan.incoming
-        for checkpoint in plan.checkpoints:
-            seen += checkpoint.repeat
-            if seen >= load:
-                break
-            before = checkpoint.phase
-        return before
 
     def _cell(
         self, evidence: Evidence, judgement: Judgement, excluded: frozenset[str], blame: Blame | None

@@ -32,7 +32,7 @@ from harness.replay.interview import (
     Interview,
     recorded_profiles,
 )
-from harness.replay.secondary import DEATH_GRACE_S, Secondary
+from harness.replay.secondary import DEATH_GRACE_S, Secondary, end_colo
 from harness.replay.state import GuestMode, encode, sections_for, without
 
 __all__ = ["CHECK_TIMEOUT_S", "Clock", "DeviceCheck", "GuestLife", "guest_life"]
@@ -40,7 +40,6 @@ __all__ = ["CHECK_TIMEOUT_S", "Clock", "DeviceCheck", "GuestLife", "guest_life"]
 LOADS = 30
 #: How long the guest runs after each load.
 RUN_S = 0.01
-FAILOVER_TIMEOUT_S = 10.0
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
@@ -235,21 +234,10 @@ def _fail_over(secondary: Secondary) -> None:
     """End COLO; on return the guest runs on its own.
 
     :raises QemuError: QEMU refused, or is gone
-    :raises DeadlineError: it did not get there within :data:`FAILOVER_TIMEOUT_S`
+    :raises DeadlineError: it did not get there in time
     """
-    vm = secondary.vm
-    vm.qmp("x-colo-lost-heartbeat")
-    vm.monitor.poll_until(
-        "query-colo-status", lambda answer: answer.get("mode") == "none", timeout_s=FAILOVER_TIMEOUT_S
-    )
-    status = vm.monitor.poll_until(
-        "query-status",
-        lambda answer: answer["status"] in ("running", "paused", "io-error", "guest-panicked", "shutdown"),
-        timeout_s=FAILOVER_TIMEOUT_S,
-    )
-    if status["status"] == "paused":
-        # a secondary that was started with -S waits for a word after the failover
-        vm.qmp("cont")
+    if end_colo(secondary.vm) == "paused":
+        secondary.vm.qmp("cont")
 
 
 def _grace_s(seen: _Seen) -> float:

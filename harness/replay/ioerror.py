@@ -25,13 +25,12 @@ from harness.qemu.vm import Vm
 from harness.record.faults import halts, with_faults
 from harness.record.pack import incoming_body
 from harness.replay.engine import ANSWER_TIMEOUT_S, Break, Buffers, Stopped, own_words
-from harness.replay.secondary import DEATH_GRACE_S, Secondary
+from harness.replay.secondary import DEATH_GRACE_S, Secondary, end_colo
 from harness.replay.state import GuestMode, encode, sections_for, without
 
 LOADS = 5
 #: How long the guest of a secondary may take to hit the sector that fails.
 HALT_TIMEOUT_S = 10.0
-FAILOVER_TIMEOUT_S = 10.0
 GUEST_TIMEOUT_S = 30.0
 #: In the midst of what ``disk_busy`` writes and reads over and over (``guests/init.sh``).
 BUSY_SECTOR = 2048
@@ -189,17 +188,8 @@ def _fail_over(vm: Vm, seen: _Seen, fails: bool) -> None:
     """
     before = len(halts(vm))
     try:
-        vm.qmp("x-colo-lost-heartbeat")
-        vm.monitor.poll_until(
-            "query-colo-status", lambda answer: answer.get("mode") == "none", timeout_s=FAILOVER_TIMEOUT_S
-        )
-        status = vm.monitor.poll_until(
-            "query-status",
-            lambda answer: answer["status"] in ("running", "paused", "io-error", "guest-panicked", "shutdown"),
-            timeout_s=FAILOVER_TIMEOUT_S,
-        )["status"]
-        if status in ("paused", "io-error"):
-            # one that was started with -S waits for a word, and one that holds a request back for another try
+        if end_colo(vm) in ("paused", "io-error"):
+            # one that holds a request back waits for a word too, to try again
             vm.qmp("cont")
         seen.after = _interval(vm, before, HALT_TIMEOUT_S if fails else 0.0)
     except (QemuError, DeadlineError) as error:

@@ -55,6 +55,16 @@ class LoadPlan:
         """Loads asked for."""
         return sum(checkpoint.repeat for checkpoint in self.checkpoints)
 
+    def phase_before(self, load: int) -> str:
+        """In which state the secondary is when this load begins; 1 is the first."""
+        seen, before = 0, self.incoming
+        for checkpoint in self.checkpoints:
+            seen += checkpoint.repeat
+            if seen >= load:
+                break
+            before = checkpoint.phase
+        return before
+
 
 def plan_loads(schedule: Schedule, phases: Sequence[str], loads: int) -> LoadPlan:
     """Lay out ``loads`` loads.

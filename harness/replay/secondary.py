@@ -19,6 +19,9 @@ from harness.record.machine import Machine, firmware_sink
 
 #: How long a QEMU whose connection broke may take to die, and print why.
 DEATH_GRACE_S = 5.0
+FAILOVER_TIMEOUT_S = 10.0
+#: Run states that a secondary comes to after its failover.
+_SETTLED = ("running", "paused", "io-error", "guest-panicked", "shutdown")
 
 
 class Secondary:
@@ -73,6 +76,23 @@ class Secondary:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def end_colo(vm: Vm) -> str:
+    """Fail over: the secondary leaves COLO.
+
+    :return: its run state: ``paused`` for one that was started with ``-S`` and waits for a word
+    :raises QemuError: QEMU refused, or is gone
+    :raises DeadlineError: it did not get there within :data:`FAILOVER_TIMEOUT_S`
+    """
+    vm.qmp("x-colo-lost-heartbeat")
+    vm.monitor.poll_until(
+        "query-colo-status", lambda answer: answer.get("mode") == "none", timeout_s=FAILOVER_TIMEOUT_S
+    )
+    answer = vm.monitor.poll_until(
+        "query-status", lambda answer: answer["status"] in _SETTLED, timeout_s=FAILOVER_TIMEOUT_S
+    )
+    return str(answer["status"])
 
 
 def capabilities(dialect: Dialect) -> list[dict[str, object]]:

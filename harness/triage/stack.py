@@ -215,11 +215,4 @@ def _plan(cell: Cell) -> LoadPlan:
 
 def phase_before(cell: Cell, load: int) -> str:
     """In which state the secondary was when a load broke it."""
-    plan = _plan(cell)
-    seen, before = 0, plan.incoming
-    for checkpoint in plan.checkpoints:
-        seen += checkpoint.repeat
-        if seen >= load:
-            break
-        before = checkpoint.phase
-    return before
+    return _plan(cell).phase_before(load)
