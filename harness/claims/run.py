@@ -13,7 +13,7 @@ from harness.claims import framing, half, interval, loads
 from harness.claims.model import Answer, Effort, Lab, Question, Row, document
 from harness.errors import HarnessError, PostloadError, UsageError
 from harness.guest.build import Guest
-from harness.matrix.recordings import Recordings
+from harness.matrix import recordings
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import kill_all
 from harness.record.pack import StatePack
@@ -28,7 +28,6 @@ QUESTIONS: Mapping[int, Question] = {question.number: question for question in _
 #: Loads of the whole state after which a machine counts as healthy enough for the questions behind the first.
 _TRIAL_LOADS = 3
 #: Prefixes of versioned machine names by family.
-_FAMILIES = (("q35", "pc-q35-"), ("pc", "pc-i440fx-"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +135,7 @@ def kept_pack(plan: Plan, stage: Callable[[str], None]) -> StatePack:
 
     :raises PostloadError: it could not be made
     """
-    return Recordings(fresh=False, stage=stage, message=stage).pack(plan)
+    return recordings.Recordings(fresh=False, stage=stage, message=stage).pack(plan)
 
 
 def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
@@ -144,13 +143,9 @@ def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
 
     :raises UsageError: this QEMU has no such machine
     """
-    found = binary.machine(wanted)
-    if found is None:
+    if binary.machine(wanted) is None:
         raise UsageError(f"{binary.path} has no machine {wanted}")
-    for family, prefix in _FAMILIES:
-        if found.name.startswith(prefix):
-            return family, found.name
-    return found.alias or found.name, found.name
+    return recordings.machine_names(binary, wanted)
 
 
 def exit_status(doc: Row) -> int:

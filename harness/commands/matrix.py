@@ -41,7 +41,7 @@ from harness.guest.build import build_guest
 from harness.guest.recipe import load_recipe
 from harness.matrix.recordings import make_recording
 from harness.matrix.run import Options, load_pack_rows
-from harness.qemu.binary import FAST_ACCEL_S, AccelState, choose_accel, prove_accel
+from harness.qemu.binary import choose_accel, kvm_state
 from harness.record.pack import StatePack
 from harness.record.profile import select_profiles
 from harness.record.recorder import PHASES, ordered_phases
@@ -104,16 +104,11 @@ def record(**given: Any) -> int:
             phases=phases,
             path=given["out"],
             stage=progress.stage,
-            kvm=_kvm(accel, Path(binaries[0].path)),
+            kvm=kvm_state(Path(binaries[0].path), accel),
         )
     with StatePack(given["out"]) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
     return 0
-
-
-def _kvm(accel: AccelState, path: Path) -> AccelState:
-    """What came of code under KVM, for the facts in the pack: also where the guest is not recorded under it."""
-    return accel if accel.name == "kvm" else prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
 
 
 @click.command()

@@ -43,7 +43,7 @@ from harness.guest.recipe import load_recipe
 from harness.matrix.known import annotate, load_known
 from harness.matrix.model import MIGRATIONS, MatrixDoc
 from harness.matrix.run import Options, Run
-from harness.qemu.binary import FAST_ACCEL_S, AccelState, QemuBinary, choose_accel, prove_accel
+from harness.qemu.binary import AccelState, QemuBinary, choose_accel, kvm_state
 from harness.qemu.process import kill_all
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
@@ -239,5 +239,5 @@ def _say(text: str) -> None:
 
 def _kvm_note(accel: AccelState, binaries: Sequence[QemuBinary]) -> str:
     """Whether state that KVM refuses could be seen; where it could, which builds would not say so."""
-    kvm = accel if accel.name == "kvm" else prove_accel(Path(binaries[0].path), "kvm", timeout_s=FAST_ACCEL_S)
+    kvm = kvm_state(Path(binaries[0].path), accel)
     return kvm_statement(collect_facts(binaries, machine=None, accel=kvm) if kvm.usable else kvm)

@@ -17,6 +17,7 @@ from harness.facts import collect_facts
 from harness.guest.build import Guest
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.vmstate import dump_vmstate
+from harness.record.machine import family_of
 from harness.record.pack import StatePack
 from harness.record.profile import Profile
 from harness.record.recorder import Plan, record
@@ -154,12 +155,8 @@ def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
     found = binary.machine(wanted)
     if found is None:
         return wanted, wanted
-    if found.alias:
-        return found.alias, found.name
-    for family, prefix in (("q35", "pc-q35-"), ("pc", "pc-i440fx-")):
-        if found.name.startswith(prefix):
-            return family, found.name
-    return found.name, found.name
+    family = family_of(found.name)
+    return (family if family != found.name else found.alias or found.name), found.name
 
 
 def missing(profile: Profile, binary: QemuBinary, machine: str, family: str) -> str | None:

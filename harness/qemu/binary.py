@@ -208,6 +208,11 @@ def choose_accel(path: Path, wanted: str) -> AccelState:
     return state
 
 
+def kvm_state(path: Path, chosen: AccelState) -> AccelState:
+    """What came of code under KVM, for facts and statements about this host: also where something else was chosen."""
+    return chosen if chosen.name == "kvm" else prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
+
+
 def _version(path: Path) -> tuple[str, str]:
     try:
         text, complaint = _say_version(path)

@@ -10,7 +10,7 @@ from harness.matrix.model import MIGRATIONS, RECORDER_LACKS, Cell, MachineResult
 from harness.oracle.kvm import group_refusals, kvm_refusals
 from harness.oracle.verdict import Verdict
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
-from harness.qualify.pairs import family_of
+from harness.record.machine import family_of
 from harness.replay.schedule import Schedule
 
 #: Adds to a reason what the evidence of its cell says: cause, field, remedy.

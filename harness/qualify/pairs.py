@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
+from harness.record.machine import family_of
 
-_VERSIONED = re.compile(r"^(pc-i440fx|pc-q35)-(\d+(?:\.\d+)+)$")
-_FAMILIES = {"pc-i440fx": "pc", "pc-q35": "q35"}
+_VERSIONED = re.compile(r"^pc-(?:i440fx|q35)-(\d+(?:\.\d+)+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +77,6 @@ def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | 
     return ours[max(both)] if both else ours[newest]
 
 
-def family_of(machine: str) -> str:
-    """``pc`` or ``q35`` for a versioned type, else the name itself."""
-    match = _VERSIONED.match(machine)
-    return _FAMILIES[match[1]] if match else machine
-
-
 def ending(binary: QemuBinary, machine: str) -> str:
     """Whether a build has a machine type for long: empty, ``deprecated``, ``removed``, or ``not yet``."""
     found: MachineType | None = binary.machine(machine)
@@ -90,7 +84,7 @@ def ending(binary: QemuBinary, machine: str) -> str:
         return "deprecated" if found.deprecated else ""
     match = _VERSIONED.match(machine)
     newest = max(_types(binary, family_of(machine)), default=())
-    return "not yet" if match and newest < _number(match[2]) else "removed"
+    return "not yet" if match and newest < _number(match[1]) else "removed"
 
 
 def other_types(binary: QemuBinary, machine: str) -> str:
@@ -110,8 +104,8 @@ def _types(binary: QemuBinary, family: str) -> dict[tuple[int, ...], str]:
     found = {}
     for machine in binary.machines:
         match = _VERSIONED.match(machine.name)
-        if match and _FAMILIES[match[1]] == family:
-            found[_number(match[2])] = machine.name
+        if match and family_of(machine.name) == family:
+            found[_number(match[1])] = machine.name
     return found
 
 

@@ -14,6 +14,15 @@ from harness.qemu.cmdline import CommandLine, Option, Scalar
 FIRMWARE_MARK = b"Searching bootorder for: HALT"
 
 
+#: Versioned machine types begin with these; their aliases are what profiles and users call them by.
+_FAMILIES = {"pc-i440fx-": "pc", "pc-q35-": "q35"}
+
+
+def family_of(machine: str) -> str:
+    """``pc`` or ``q35`` for a versioned type such as ``pc-q35-7.2``, else the name itself."""
+    return next((family for prefix, family in _FAMILIES.items() if machine.startswith(prefix)), machine)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """A guest machine without a binary.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.oracle.guestfault import LOG_RULES
 from harness.oracle.verdict import UNDECIDED, Verdict
+from harness.record.machine import family_of as machine_family
 from harness.triage.frames import plain_function, source_file
 from harness.triage.sanitizer import first_report
 
@@ -167,11 +168,8 @@ _BUS_PART = re.compile(r"[0-9a-fA-F]+(?:[:.][0-9a-fA-F]+)*")
 
 def family_of(machine: str) -> str:
     """``pc-q35-7.2`` is ``q35``, ``pc-i440fx-11.1`` is ``pc``, ``virt-9.0`` is ``virt``."""
-    match = re.match(r"pc-(q35|i440fx)\b", machine)
-    if match:
-        return "pc" if match[1] == "i440fx" else match[1]
-    plain = _VERSION_TAIL.sub("", machine)
-    return plain or machine
+    family = machine_family(machine)
+    return family if family != machine else _VERSION_TAIL.sub("", machine) or machine
 
 
 def plain_section(label: str) -> str:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from threading import Event
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,10 +17,8 @@ from harness.matrix.model import Cell
 from harness.matrix.plan import CellPlan
 from harness.oracle.load import Judgement
 from harness.oracle.verdict import Verdict
-from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
-from harness.record.pack import StatePack
-from harness.replay.engine import Break, Buffers, Evidence, Pace, Stopped
+from harness.replay.engine import Break, Evidence, Stopped
 from harness.replay.probe import ColoAbility
 from harness.replay.schedule import LoadPlan, Schedule
 from harness.replay.state import GuestMode
@@ -111,18 +107,6 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(judge_module, "Session", FakeSession)
     monkeypatch.setattr(judge_module, "Isolator", FakeIsolator)
     return made
-
-
-@pytest.fixture
-def bench(make_pack: Callable[..., Path], binary: QemuBinary) -> Iterator[Bench]:
-    with StatePack(make_pack()) as pack:
-        yield Bench(
-            binary=binary,
-            ability=ColoAbility(dialect=ENABLE_COLO, resets_before_load=False),
-            buffers=Buffers(pack),
-            pace=Pace(),
-            stop=Event(),
-        )
 
 
 def cells(planned: CellPlan, bench: Bench, told: list[int] | None = None) -> list[Cell]:

@@ -3,27 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
 
 from harness.colo.messages import Step
-from harness.colo.primary import ENABLE_COLO
 from harness.matrix import migrations as module
 from harness.matrix.checks import Check, perform
 from harness.matrix.judge import Bench
 from harness.matrix.migrations import planned_migrations
 from harness.matrix.model import Cell
 from harness.oracle.verdict import Verdict
-from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Break, Buffers, Evidence, Pace
+from harness.replay.engine import Break, Evidence
 from harness.replay.incoming import State
 from harness.replay.postcopy import PostcopyAbility
-from harness.replay.probe import ColoAbility
 
 AHCI = "0000:00:03.0/ich9_ahci"
 ROWS = ("ahci", "virtio-blk", "platform")
@@ -62,18 +55,6 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Destination:
     destination = Destination()
     monkeypatch.setattr(module, "_by_precopy", destination.load)
     return destination
-
-
-@pytest.fixture
-def bench(make_pack: Callable[..., Path], binary: QemuBinary) -> Iterator[Bench]:
-    with StatePack(make_pack()) as pack:
-        yield Bench(
-            binary=binary,
-            ability=ColoAbility(dialect=ENABLE_COLO, resets_before_load=False),
-            buffers=Buffers(pack),
-            pace=Pace(),
-            stop=Event(),
-        )
 
 
 def plain(bench: Bench) -> dict[str, Cell]:

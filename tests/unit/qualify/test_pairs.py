@@ -9,7 +9,8 @@ import pytest
 
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
-from harness.qualify.pairs import at_home, ending, family_of, machine_for, other_types, plan_pairs
+from harness.qualify.pairs import at_home, ending, machine_for, other_types, plan_pairs
+from harness.record.machine import family_of
 
 
 def build(binary: QemuBinary, mark: str, *names: str, deprecated: tuple[str, ...] = ()) -> QemuBinary:
