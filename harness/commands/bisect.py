@@ -12,10 +12,10 @@ from rich.table import Table
 
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import PostloadError, UsageError
-from harness.matrix.model import find_cell, read_matrix
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
 from harness.qemu.process import scratch_folder
+from harness.results.document import find_cell, read_matrix
 from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE

@@ -14,8 +14,6 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from harness.claims.run import QUESTIONS, Asked, answer_all, exit_status
-from harness.claims.text import claims_json, print_claims, write_claims
 from harness.commands.options import (
     accel_option,
     binaries_of,
@@ -30,11 +28,13 @@ from harness.commands.options import (
     shared,
 )
 from harness.errors import UsageError
-from harness.guest.build import build_guest
-from harness.guest.recipe import load_recipe
-from harness.matrix.model import MatrixDoc
+from harness.guests.build import build_guest
+from harness.guests.recipe import load_recipe
 from harness.qemu.binary import choose_accel
+from harness.report.studies import claims_json, print_claims, write_claims
 from harness.report.writer import write_reports
+from harness.results.document import MatrixDoc
+from harness.studies.run import QUESTIONS, Asked, answer_all, exit_status
 
 
 @click.command()

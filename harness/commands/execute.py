@@ -13,16 +13,16 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from harness.commands.doctor import host_facts
 from harness.commands.options import err
 from harness.errors import PostloadError
-from harness.host import host_facts
-from harness.matrix.known import annotate, load_known
-from harness.matrix.model import MatrixDoc
-from harness.matrix.run import Options, Run
-from harness.oracle.verdict import exit_code
 from harness.qemu.binary import AccelState
 from harness.report.terminal import LiveProgress, print_matrix
 from harness.report.writer import render_json, write_json, write_reports
+from harness.results.document import MatrixDoc
+from harness.results.known import annotate, load_known
+from harness.results.verdict import exit_code
+from harness.work.run import Options, Run
 
 
 def carry_out(

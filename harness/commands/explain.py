@@ -17,20 +17,20 @@ from rich.text import Text
 
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import MissingError, PostloadError
-from harness.matrix.known import load_known
-from harness.matrix.model import Cell, find_cell, read_matrix
-from harness.oracle.verdict import Verdict
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
 from harness.report.progress import VERDICT_STYLE
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, pair_text
+from harness.results.document import Cell, find_cell, read_matrix
+from harness.results.known import load_known
+from harness.results.signature import THREADS
+from harness.results.verdict import Verdict
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case, NeededField
 from harness.triage.explain import Explanation, Material, SectionFacts, Step, explain
 from harness.triage.interrupt import one_interrupt
-from harness.triage.signature import THREADS
 from harness.triage.stack import binary_of, given_binary, has_stack, kept_stack, repeat_under_gdb, told_stack
 
 MAX_FRAMES, MAX_FIGURES, MAX_FIELDS, MAX_SECTIONS, MAX_REPORTS, MAX_CELLS = 12, 12, 4, 4, 3, 8

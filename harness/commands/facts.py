@@ -18,11 +18,11 @@ from harness.commands.options import (
     qemu_option,
     shared,
 )
+from harness.devices.profile import Profile
 from harness.facts import collect_facts, kvm_statement
+from harness.guests.machine import Machine, merge_options
 from harness.qemu.binary import FAST_ACCEL_S, QemuBinary, prove_accel
 from harness.qemu.cmdline import Option
-from harness.record.machine import Machine, merge_options
-from harness.record.profile import Profile
 
 _INDENT = " " * 12
 _MEMORY_MIB = "64"

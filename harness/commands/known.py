@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.commands.options import json_option, print_json, run_option
-from harness.matrix.known import DEFAULT_FILE, add_known, load_known
-from harness.matrix.model import find_cell, read_matrix
+from harness.results.document import find_cell, read_matrix
+from harness.results.known import DEFAULT_FILE, add_known, load_known
 
 file_option = click.option(
     "--file",

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from harness import inspection
 from harness.commands.execute import carry_out
 from harness.commands.options import (
     accel_option,
@@ -36,16 +35,17 @@ from harness.commands.options import (
     schedule_option,
     shared,
 )
+from harness.devices.profile import select_profiles
 from harness.errors import UsageError
-from harness.guest.build import build_guest
-from harness.guest.recipe import load_recipe
-from harness.matrix.recordings import make_recording
-from harness.matrix.run import Options, load_pack_rows
+from harness.guests.build import build_guest
+from harness.guests.recipe import load_recipe
+from harness.packs.pack import StatePack
 from harness.qemu.binary import choose_accel, kvm_state
-from harness.record.pack import StatePack
-from harness.record.profile import select_profiles
-from harness.record.recorder import PHASES, ordered_phases
+from harness.report import inspection
 from harness.report.terminal import LiveProgress
+from harness.state.recorder import PHASES, ordered_phases
+from harness.state.recordings import make_recording
+from harness.work.run import Options, load_pack_rows
 
 
 @click.command()

@@ -13,13 +13,13 @@ from rich.markup import escape
 from rich.status import Status
 
 from harness.commands.options import binaries_of, err, json_option, print_json, run_option
+from harness.engines.colo import Buffers, Stopped
+from harness.engines.probe import probe_colo
 from harness.errors import UsageError
-from harness.matrix.model import Cell, find_cell, read_matrix
-from harness.oracle.verdict import Verdict
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Stopped
-from harness.replay.probe import probe_colo
+from harness.results.document import Cell, find_cell, read_matrix
+from harness.results.verdict import Verdict
 from harness.triage.case import Case
 from harness.triage.interrupt import one_interrupt
 from harness.triage.journal import FileJournal

@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from harness import inspection
+from harness.devices.profile import Profile, load_profiles
+from harness.engines.schedule import SCHEDULES, Schedule
 from harness.errors import UsageError
-from harness.matrix.plan import DEFAULT_LOADS
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.cmdline import Option
-from harness.record.pack import StatePack
-from harness.record.profile import Profile, load_profiles
-from harness.record.recorder import PHASES, ordered_phases
-from harness.replay.schedule import SCHEDULES, Schedule
-from harness.replay.state import GuestMode
+from harness.report import inspection
+from harness.results.plan import DEFAULT_LOADS
+from harness.state.recorder import PHASES, ordered_phases
+from harness.state.transforms import GuestMode
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -160,7 +160,7 @@ def rows_and_phases(pack: StatePack, given: dict[str, Any]) -> tuple[tuple[str, 
 
 
 def replay_options(given: dict[str, Any]) -> dict[str, Any]:
-    """How to load, as :class:`harness.matrix.run.Options` names it."""
+    """How to load, as :class:`harness.work.run.Options` names it."""
     return {
         "schedules": members(Schedule, given["schedules"] or list(SCHEDULES), "schedule"),
         "guest_modes": members(GuestMode, given["modes"], "guest mode"),

@@ -36,26 +36,26 @@ from harness.commands.options import (
     run_ms_option,
     shared,
 )
+from harness.devices.profile import Profile, select_profiles
+from harness.engines.schedule import Schedule
 from harness.errors import UsageError
 from harness.facts import collect_facts, kvm_statement
-from harness.guest.build import build_guest
-from harness.guest.recipe import load_recipe
-from harness.matrix.known import annotate, load_known
-from harness.matrix.model import MIGRATIONS, MatrixDoc
-from harness.matrix.run import Options, Run
+from harness.guests.build import build_guest
+from harness.guests.recipe import load_recipe
+from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary, choose_accel, kvm_state
 from harness.qemu.process import kill_all
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_jobs, pack_jobs, pair_jobs, qualify_doc
-from harness.qualify.text import forget_qualify, print_qualify, qualify_json, write_qualify
-from harness.record.pack import StatePack
-from harness.record.profile import Profile, select_profiles
-from harness.record.recorder import PHASES, ordered_phases
-from harness.replay.schedule import Schedule
-from harness.replay.state import GuestMode
+from harness.report.qualify import forget_qualify, print_qualify, qualify_json, write_qualify
 from harness.report.writer import write_reports
+from harness.results.document import MIGRATIONS, MatrixDoc
+from harness.results.known import annotate, load_known
+from harness.state.recorder import PHASES, ordered_phases
+from harness.state.transforms import GuestMode
+from harness.work.run import Options, Run
 
 #: Enough for what breaks at all; a matrix of one QEMU goes deeper.
 DEFAULT_LOADS = 20

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import inspection
+from harness.commands.doctor import check_host
 from harness.commands.options import emit, json_option, print_json
-from harness.host import check_host
+from harness.report import inspection
 
 
 @click.command()

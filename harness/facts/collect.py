@@ -12,8 +12,8 @@ from harness.facts.host import cpu_facts, module_facts, system_facts
 from harness.facts.kvm import kvm_facts
 from harness.facts.part import Part
 from harness.facts.qemu import build_facts
+from harness.guests.machine import Machine
 from harness.qemu.binary import AccelState, QemuBinary
-from harness.record.machine import Machine
 
 SCHEMA = "postload.host/1"
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from harness.facts.collect import check_facts
-from harness.oracle.msr import msr_label
+from harness.qemu.msr import msr_label
 
 Facts = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.facts.compare import Change, Weight
-from harness.oracle.kvm import kvm_refusals
+from harness.qemu.kvm import kvm_refusals
 from harness.stream.virtio import feature_names
 
 #: ``virtio_load``; 11.1 prints twice as many digits, and in the first number only what was not refused.

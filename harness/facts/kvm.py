@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.facts.part import Part, within
-from harness.oracle.msr import msr_name
 from harness.qemu.binary import AccelState
+from harness.qemu.msr import msr_name
 
 DEVICE = Path("/dev/kvm")
 _TIMEOUT_S = 3.0

@@ -17,12 +17,12 @@ from harness.errors import PostloadError
 from harness.facts.part import Part
 from harness.facts.virtio import backends, offered
 from harness.files import write_atomically
+from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.installed import launched
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm
-from harness.record.machine import Machine, firmware_sink
 
 #: Raise it when the same question gets another answer: kept answers of another number are not used.
 _ANSWERS = 1

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.errors import HostError, MissingError
-from harness.guest.tool import run_tool
+from harness.tools.program import run_tool
 
 PATCH_TIMEOUT_S = 120.0
 

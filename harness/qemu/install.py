@@ -23,7 +23,6 @@ from typing import Protocol
 from harness.cache import cache_root, publish_dir, write_file
 from harness.errors import HostError, MissingError, PostloadError, UsageError
 from harness.files import sha256_file
-from harness.guest.apt import AptRoot, Package
 from harness.qemu.binary import probe_binary
 from harness.qemu.elf import patchelf_program
 from harness.qemu.installed import (
@@ -40,6 +39,7 @@ from harness.qemu.installed import (
 )
 from harness.qemu.prefix import build_prefix, check_start, prove_prefix
 from harness.qemu.versions import Source, is_version, load_versions
+from harness.tools.apt import AptRoot, Package
 
 #: Raise it when prefixes are built in another way: folders of another number are built anew.
 LAYOUT = 1

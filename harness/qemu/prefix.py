@@ -19,13 +19,13 @@ from pathlib import Path
 
 from harness.errors import HostError, QemuError
 from harness.files import sha256_file
-from harness.guest.tool import run_tool
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.elf import hide_host, hide_host_from_loader, host_paths, interpreter, is_elf, patchelf, search_path
 from harness.qemu.installed import LAUNCHER, launcher_text, write_launcher
 from harness.qemu.unpack import unpack
 from harness.qemu.versions import Versions
 from harness.qemu.vm import Vm
+from harness.tools.program import run_tool
 
 LIST_TIMEOUT_S = 30.0
 ROOT = "root"

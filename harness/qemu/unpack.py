@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HostError
-from harness.guest.tool import run_tool
+from harness.tools.program import run_tool
 
 UNPACK_TIMEOUT_S = 120.0
 _MERGED = ("bin", "lib", "lib64", "sbin")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.guest.apt import Mirror
+from harness.tools.apt import Mirror
 from harness.yamlfile import load_model
 
 VERSIONS_FILE = Path(__file__).with_name("versions.yaml")

@@ -49,9 +49,7 @@ class Vm:
             Option(name="serial", first="chardev:postload-console"),
         )
         try:
-            self.process = Process(
-                line.argv(), passed=[qmp_child, console_child, *passed], workdir=folder, env=env
-            )
+            self.process = Process(line.argv(), passed=[qmp_child, console_child, *passed], workdir=folder, env=env)
         finally:
             qmp_child.close()
             console_child.close()

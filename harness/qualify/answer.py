@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.matrix.model import MIGRATIONS, RECORDER_LACKS, Cell, MachineResult, MatrixDoc, Qemu
-from harness.oracle.kvm import group_refusals, kvm_refusals
-from harness.oracle.verdict import Verdict
+from harness.engines.schedule import Schedule
+from harness.guests.machine import family_of
+from harness.qemu.kvm import group_refusals, kvm_refusals
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
-from harness.record.machine import family_of
-from harness.replay.schedule import Schedule
+from harness.results.document import MIGRATIONS, RECORDER_LACKS, Cell, MachineResult, MatrixDoc, Qemu
+from harness.results.verdict import Verdict
 
 #: Adds to a reason what the evidence of its cell says: cause, field, remedy.
 Explain = Callable[[Cell, Reason], Reason]

@@ -10,12 +10,14 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from harness.engines.colo import Buffers, Stopped
+from harness.engines.incoming import State
+from harness.engines.migration import RealMigration
 from harness.errors import PostloadError, QemuError
 from harness.facts import Change, collect_facts, compare_facts, explaining, incomparable
-from harness.matrix.model import Cell
-from harness.matrix.recordings import VMSTATE
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.guests.machine import Machine
+from harness.oracles.load import judge
+from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.vmstate import dump_vmstate
@@ -25,11 +27,9 @@ from harness.qualify.fields import UNNAMED
 from harness.qualify.model import Reason
 from harness.qualify.pairs import other_types
 from harness.qualify.static import check_sections, compare_static_dynamic, sections_at_hand
-from harness.record.machine import Machine
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Stopped
-from harness.replay.incoming import State
-from harness.replay.migration import RealMigration
+from harness.results.document import Cell
+from harness.results.verdict import Verdict
+from harness.state.recordings import VMSTATE
 
 _PHASE = re.compile(r"\bphase ([a-z-]+): ")
 

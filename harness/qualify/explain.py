@@ -6,11 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.errors import QemuError
+from harness.guests.machine import Machine
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qualify.features import explain_features
 from harness.qualify.fields import explain_fields, parse_errors
-from harness.record.machine import Machine
-from harness.record.pack import StatePack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from harness.errors import ConfigError, HarnessError, StreamError
+from harness.guests.machine import Machine
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qualify.qom import Answers, VirtioDevice, ask_virtio, by_command_line, netdev_or_drive, origin
-from harness.record.machine import Machine
-from harness.record.pack import StatePack
-from harness.replay.state import label_of
+from harness.state.transforms import label_of
 from harness.stream.virtio import decode_virtio, feature_names
 from harness.stream.vmdesc import Field, find
 from harness.yamlfile import load_model

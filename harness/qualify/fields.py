@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.devices.profile import section_label
 from harness.errors import QemuError, StreamError
+from harness.guests.machine import Machine, firmware_sink
+from harness.packs.pack import Recording, StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.qualify.features import features_of
-from harness.record.machine import Machine, firmware_sink
-from harness.record.pack import Recording, StatePack
-from harness.record.profile import section_label
-from harness.replay.state import label_of
+from harness.state.transforms import label_of
 from harness.stream.model import RamBlock, Section
 from harness.stream.reader import open_stream
 from harness.stream.virtio import decode_virtio

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from harness import __version__
-from harness.matrix.model import Qemu
+from harness.results.document import Qemu
 
 SCHEMA = "postload.qualify/1"
 #: What a guest is asked to survive; the columns of the table.

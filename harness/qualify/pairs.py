@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.errors import NothingToRun
+from harness.guests.machine import family_of
 from harness.qemu.binary import MachineType, QemuBinary
-from harness.record.machine import family_of
 
 _VERSIONED = re.compile(r"^pc-(?:i440fx|q35)-(\d+(?:\.\d+)+)$")
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import QemuError
+from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm
-from harness.record.machine import Machine, firmware_sink
 
 _PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
 _BACKEND = "virtio-backend"

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harness.matrix.model import MatrixDoc
-from harness.matrix.run import Job, Run
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, Answer, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, at_home, ending
-from harness.record.pack import StatePack
+from harness.results.document import MatrixDoc
+from harness.work.run import Job, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from harness.packs.pack import Recording
 from harness.qemu.vmstate import HEAD, Dump
-from harness.record.pack import Recording
-from harness.replay.state import label_of
+from harness.state.transforms import label_of
 from harness.stream.vmdesc import DeviceDesc, StructDesc
 
 _UNUSED = "unused"

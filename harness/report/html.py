@@ -10,8 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.matrix.model import LANES, Cell, MatrixDoc, Qemu
-from harness.oracle.verdict import FailureClass, Verdict
 from harness.report.text import duration, number, printable, size
 from harness.report.view import (
     PHASE_MEANING,
@@ -26,6 +24,8 @@ from harness.report.view import (
     rate_text,
     verdict_counts,
 )
+from harness.results.document import LANES, Cell, MatrixDoc, Qemu
+from harness.results.verdict import FailureClass, Verdict
 
 
 def _safe(value: object) -> object:
@@ -51,8 +51,8 @@ def _environment() -> Environment:
 def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
     """The document as one self-contained page.
 
-    :param claims: a section of HTML to be put in as it is, see :func:`harness.claims.text.claims_html`
-    :param first: another one, above the tables, see :func:`harness.qualify.text.qualify_html`
+    :param claims: a section of HTML to be put in as it is, see :func:`harness.report.studies.claims_html`
+    :param first: another one, above the tables, see :func:`harness.report.qualify.qualify_html`
     """
     found = blocks(doc)
     return (
@@ -96,9 +96,7 @@ def _host(host: dict[str, Any]) -> list[tuple[str, str]]:
         elif key == "accel" and isinstance(value, dict):
             rows += [(f"accelerator {name}", _accel(state)) for name, state in value.items()]
         else:
-            rows.append(
-                (key.replace("_", " "), value if isinstance(value, str) else json.dumps(value, default=str))
-            )
+            rows.append((key.replace("_", " "), value if isinstance(value, str) else json.dumps(value, default=str)))
     return rows
 
 

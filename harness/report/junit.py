@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from harness.matrix.model import Cell, MatrixDoc
-from harness.oracle.verdict import Verdict
 from harness.report.text import one_line, printable
 from harness.report.view import Block, blocks, finding_of, pair_text
+from harness.results.document import Cell, MatrixDoc
+from harness.results.verdict import Verdict
 
 
 def render_junit(doc: MatrixDoc) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import re
 
-from harness.matrix.model import MatrixDoc
-from harness.oracle.verdict import Verdict
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
     Block,
@@ -20,6 +18,8 @@ from harness.report.view import (
     rate,
     rate_text,
 )
+from harness.results.document import MatrixDoc
+from harness.results.verdict import Verdict
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
 
@@ -47,9 +47,7 @@ def render_markdown(doc: MatrixDoc) -> str:
     """The document as markdown."""
     parts = ["# postload matrix"]
     if not doc.complete:
-        parts.append(
-            f"**Partial:** the run has not come to its end; {number(len(doc.cells))} cells are judged."
-        )
+        parts.append(f"**Partial:** the run has not come to its end; {number(len(doc.cells))} cells are judged.")
     found = blocks(doc)
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
     parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
@@ -75,9 +73,7 @@ def _table(block: Block) -> str:
     lines = [_line(head), _line(["---"] * (len(head) - 2) + ["---:"] * 2)]
     for row in block.rows:
         lines += [
-            _line(_values(block, row, schedule, phases))
-            for schedule in block.schedules
-            if row.of_schedule(schedule)
+            _line(_values(block, row, schedule, phases)) for schedule in block.schedules if row.of_schedule(schedule)
         ]
     return "\n".join(lines)
 
@@ -123,9 +119,7 @@ def _finding(group: FindingGroup, doc: MatrixDoc) -> str:
     facts += [f"signature: {_code(name)}" for name in group.signatures]
     facts += [f"known: {_plain(link)}" for link in group.known]
     count = len(group.cells)
-    facts.append(
-        f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, doc.cells)))}"
-    )
+    facts.append(f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, doc.cells)))}")
     lines.append("\n".join(f"- {fact}" for fact in facts))
     if finding.log.strip():
         lines.append(_block_code(finding.log))
@@ -134,19 +128,13 @@ def _finding(group: FindingGroup, doc: MatrixDoc) -> str:
 
 def _how(doc: MatrixDoc) -> str:
     acked = sum(cell.loads_acked for cell in doc.cells)
-    qemus = dict.fromkeys(
-        [m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)]
-    )
+    qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
     lines = [
         f"{number(acked)} loads acknowledged in {number(len(doc.cells))} cells, "
         f"{number(rate(doc.cells))} loads/s while loading, "
         f"{duration(doc.seconds)} in all, started {_plain(doc.started)}",
-        *(
-            f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}"
-            for q in qemus
-        ),
-        "host: "
-        + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
+        *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
+        "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
         f"command: {_code(' '.join(doc.command))}",
         f"{_plain(doc.program.name)} {_plain(doc.program.version)}",
     ]

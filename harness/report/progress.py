@@ -16,10 +16,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.matrix.model import Cell
-from harness.oracle.verdict import Verdict, rank
 from harness.report.text import number, one_line
 from harness.report.view import finding_of, signature
+from harness.results.document import Cell
+from harness.results.verdict import Verdict, rank
 
 VERDICT_STYLE = {
     Verdict.CRASH: "bold red",
@@ -89,9 +89,7 @@ class LiveProgress:
         self._started_s = self._last_line_s = self._clock()
         self._stop.clear()
         if self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self._render, console=self._console, refresh_per_second=6, transient=True
-            )
+            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=6, transient=True)
             self._live.start()
         else:
             if self._total:
@@ -229,9 +227,7 @@ class LiveProgress:
         return line.append(f"   {number(self._total_loads())} loads, {number(self._rate())}/s")
 
     def _doing(self) -> list[Text]:
-        lines = (
-            [Text(f"  {self._stage}", style="dim", no_wrap=True, overflow="ellipsis")] if self._stage else []
-        )
+        lines = [Text(f"  {self._stage}", style="dim", no_wrap=True, overflow="ellipsis")] if self._stage else []
         for cell_id, running in list(self._running.items())[:MAX_RUNNING]:
             line = Text(f"  {one_line(cell_id)}", no_wrap=True, overflow="ellipsis")
             passed_s = self._clock() - running.since_s
@@ -249,9 +245,7 @@ def _clock_text(seconds: float) -> str:
 
 def _bad_cell(cell: Cell) -> Text:
     finding = finding_of(cell)
-    line = Text(" ").join(
-        [Text(cell.verdict.value, style=VERDICT_STYLE[cell.verdict]), Text(one_line(cell.id))]
-    )
+    line = Text(" ").join([Text(cell.verdict.value, style=VERDICT_STYLE[cell.verdict]), Text(one_line(cell.id))])
     if finding is None:
         return line
     where = f"{finding.section}: " if finding.section else ""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from harness.matrix.model import MatrixDoc
-from harness.oracle.verdict import Verdict
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
@@ -26,6 +24,8 @@ from harness.report.view import (
     rate,
     rate_text,
 )
+from harness.results.document import MatrixDoc
+from harness.results.verdict import Verdict
 
 __all__ = ["LiveProgress", "print_matrix"]
 
@@ -121,9 +121,7 @@ class _Table:
         return max([len(phase), *(len(self._style.word(entry.verdict)) for entry in entries if entry)])
 
     def _span_width(self) -> int:
-        spans = [
-            len(_span_text(row, s, self._style)) for row in self._block.rows for s in self._block.schedules
-        ]
+        spans = [len(_span_text(row, s, self._style)) for row in self._block.rows for s in self._block.schedules]
         return max(sum(self._widths) + self._style.gap * max(0, len(self._widths) - 1), *spans, len("phases"))
 
     def __iter__(self) -> Iterator[Text]:
@@ -131,9 +129,7 @@ class _Table:
 
     def _lines(self) -> list[Text]:
         gap = " " * self._style.gap
-        phases = gap.join(
-            f"{phase:<{width}}" for phase, width in zip(self._phases, self._widths, strict=True)
-        )
+        phases = gap.join(f"{phase:<{width}}" for phase, width in zip(self._phases, self._widths, strict=True))
         head = Text(style="dim")
         head.append(" " * _MARGIN + f"{'device':<{self._devices}}{gap}{'schedule':<{self._schedules}}{gap}")
         head.append(f"{phases:<{self._spans}}").append(self._numbers("loads", "loads/s"))

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.matrix.model import LANES, PHASES, Cell, Finding, MachineResult, MatrixDoc, Qemu
-from harness.oracle.verdict import FailureClass, Verdict, rank, worst
 from harness.report.text import number, one_line
+from harness.results.document import LANES, PHASES, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.results.verdict import FailureClass, Verdict, rank, worst
 
 SCHEDULE_MEANING = {
     "plain": "an ordinary migration into a new process, one load in each phase",
@@ -107,12 +107,7 @@ class Row:
         return [*before, Place(entry=whole, width=max(1, len(phases) - len(before)))]
 
     def of_schedule(self, schedule: str) -> list[Cell]:
-        return [
-            cell
-            for column, entry in self.entries.items()
-            if column.schedule == schedule
-            for cell in entry.cells
-        ]
+        return [cell for column, entry in self.entries.items() if column.schedule == schedule for cell in entry.cells]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

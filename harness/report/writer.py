@@ -13,17 +13,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from harness.claims.model import SCHEMA as CLAIMS_SCHEMA
-from harness.claims.text import JSON_NAME as CLAIMS_NAME
-from harness.claims.text import claims_html
 from harness.errors import HostError
-from harness.matrix.model import MatrixDoc
 from harness.qualify.model import SCHEMA as QUALIFY_SCHEMA
-from harness.qualify.text import JSON_NAME as QUALIFY_NAME
-from harness.qualify.text import qualify_html
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
+from harness.report.qualify import JSON_NAME as QUALIFY_NAME
+from harness.report.qualify import qualify_html
+from harness.report.studies import JSON_NAME as CLAIMS_NAME
+from harness.report.studies import claims_html
+from harness.results.document import MatrixDoc
+from harness.studies.model import SCHEMA as CLAIMS_SCHEMA
 
 JSON_NAME = "matrix.json"
 HTML_NAME = "matrix.html"

@@ -148,9 +148,7 @@ class RamReader:
             size = cursor.u64("RAM block's size")
             address = cursor.u64("RAM block's address") if self.ignore_shared else None
             if not 0 < size <= total_bytes or size % self.page_size:
-                raise StreamError(
-                    start, f"RAM block {name!r}: {size} bytes of the {total_bytes} that are left"
-                )
+                raise StreamError(start, f"RAM block {name!r}: {size} bytes of the {total_bytes} that are left")
             if name in self._by_name or len(self.blocks) >= _MAX_BLOCKS:
                 raise StreamError(start, f"RAM block {name!r}: announced twice, or one too many")
             self._by_name[name] = len(self.blocks)

@@ -153,9 +153,7 @@ class _SectionReader:
         if desc is None:
             raise StreamError(start, f"section {idstr!r} instance {instance_id} is not in the vmdesc")
         if desc.version is not None and desc.version != version_id:
-            raise StreamError(
-                start, f"section {idstr!r} has version {version_id}, in the vmdesc {desc.version}"
-            )
+            raise StreamError(start, f"section {idstr!r} has version {version_id}, in the vmdesc {desc.version}")
         return desc
 
 
@@ -237,9 +235,7 @@ class _StreamReader:
         else:
             raise StreamError(start, f"configuration: unknown subsection {name!r}")
         if _MAPPED_RAM in self.capabilities:
-            raise StreamError(
-                start, "a stream with capability mapped-ram keeps its pages elsewhere: not supported"
-            )
+            raise StreamError(start, "a stream with capability mapped-ram keeps its pages elsewhere: not supported")
 
     def _page_size(self, vmdesc: VmDesc | None) -> int:
         described = vmdesc.page_size if vmdesc else None
@@ -343,9 +339,7 @@ class _StreamReader:
                 raise StreamError(cursor.pos, "EOF, and the vmdesc does not follow")
             self._complete(eof, own)
         elif self.given is None:
-            raise StreamError(
-                cursor.pos, "the stream ends without a vmdesc: it is cut, or was made without one"
-            )
+            raise StreamError(cursor.pos, "the stream ends without a vmdesc: it is cut, or was made without one")
         elif cursor.left:
             raise StreamError(cursor.pos, f"{cursor.left} bytes behind the end of the stream")
 

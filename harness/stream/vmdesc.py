@@ -89,9 +89,7 @@ class DeviceDesc:
         if len(self.fields) != 1 or self.subsections:
             return False
         field = self.fields[0]
-        return (
-            field.struct is None and field.array_len is None and not _is_number(field.type, field.size_bytes)
-        )
+        return field.struct is None and field.array_len is None and not _is_number(field.type, field.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +166,7 @@ class _Parser:
     def document(self, document: Any) -> tuple[int, list[DeviceDesc]]:
         if not isinstance(document, dict) or "devices" not in document:
             raise self.error("no list of devices")
-        page_size = (
-            self.integer(document, "page_size", "vmdesc") if "page_size" in document else wire.PAGE_SIZE
-        )
+        page_size = self.integer(document, "page_size", "vmdesc") if "page_size" in document else wire.PAGE_SIZE
         if not 1024 <= page_size <= 1 << 20 or page_size & (page_size - 1):
             raise self.error(f"page size {page_size}")
         return page_size, [self.device(item) for item in self.objects(document, "devices", "vmdesc")]
@@ -195,9 +191,7 @@ class _Parser:
         if depth > _MAX_DEPTH:
             raise self.error(f"{where}: nested deeper than {_MAX_DEPTH}")
         fields = tuple(self.field(item, where, depth) for item in self.objects(source, "fields", where))
-        subsections = tuple(
-            self.subsection(s, where, depth) for s in self.objects(source, "subsections", where)
-        )
+        subsections = tuple(self.subsection(s, where, depth) for s in self.objects(source, "subsections", where))
         size = sum(f.wire_bytes for f in fields) + sum(s.as_subsection_bytes for s in subsections)
         return StructDesc(
             vmsd_name=self.string(source, "vmsd_name", where) if "vmsd_name" in source else "",
@@ -291,18 +285,14 @@ class _Decoder:
     def leaf(self, name: str, path: str, kind: str, size_bytes: int) -> Field:
         start = self.pos
         if size_bytes > len(self.payload) - start:
-            raise StreamError(
-                start, f"field {path}: {size_bytes} bytes wanted, {len(self.payload) - start} left"
-            )
+            raise StreamError(start, f"field {path}: {size_bytes} bytes wanted, {len(self.payload) - start} left")
         self.pos += size_bytes
         value = field_value(kind, self.payload[start : self.pos])
         return Field(name=name, path=path, offset=start, size=size_bytes, type=kind, value=value)
 
     def parent(self, name: str, path: str, kind: str, start: int, children: list[Field]) -> Field:
         size = self.pos - start
-        return Field(
-            name=name, path=path, offset=start, size=size, type=kind, value=None, children=tuple(children)
-        )
+        return Field(name=name, path=path, offset=start, size=size, type=kind, value=None, children=tuple(children))
 
     def fields(self, descs: tuple[FieldDesc, ...], prefix: str) -> list[Field]:
         """All fields of a vmsd; the elements of one array become the children of one field."""
@@ -346,9 +336,7 @@ class _Decoder:
     def subsection(self, desc: StructDesc, path: str) -> Field:
         start, name = self.pos, desc.vmsd_name.encode()
         header = (
-            bytes([wire.SectionType.SUBSECTION, len(name)])
-            + name
-            + wire.U32.pack((desc.version or 0) & 0xFFFFFFFF)
+            bytes([wire.SectionType.SUBSECTION, len(name)]) + name + wire.U32.pack((desc.version or 0) & 0xFFFFFFFF)
         )
         if not self.payload.startswith(header, start):
             raise StreamError(start, f"subsection {path} version {desc.version} is not here")

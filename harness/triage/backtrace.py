@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.engines.colo import Evidence, Session
 from harness.errors import PostloadError
-from harness.oracle.load import crash_line
-from harness.oracle.verdict import Verdict
+from harness.oracles.load import crash_line
 from harness.qemu.process import scratch_folder
-from harness.replay.engine import Evidence, Session
-from harness.triage.frames import Frame, short_form
-from harness.triage.sanitizer import first_report
-from harness.triage.signature import THREADS, signature_of
+from harness.results.frames import Frame, short_form
+from harness.results.sanitizer import first_report
+from harness.results.signature import THREADS, signature_of
+from harness.results.verdict import Verdict
 
 DEADLINE_S = 60.0
 #: gdb reads QEMU's symbols before it lets it run.

@@ -29,14 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import temp_dir
+from harness.devices.profile import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
-from harness.matrix.model import MIGRATIONS, Cell, find_cell, read_matrix
-from harness.oracle.verdict import Verdict
+from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
-from harness.record.pack import StatePack, incoming_body
-from harness.record.profile import section_label
-from harness.replay.state import GuestMode, encode, label_of, only, sections_for, without
+from harness.results.document import MIGRATIONS, Cell, find_cell, read_matrix
+from harness.results.signature import signature_of_cell
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 from harness.stream import wire
 from harness.stream.model import Stream
 from harness.stream.reader import read_stream
@@ -48,7 +49,6 @@ from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCh
 from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
 from harness.triage.reduced import part_of
-from harness.triage.signature import signature_of_cell
 from harness.triage.smallest import options_of_case, reason_of, recorded_by
 from harness.triage.stack import blamed, kept_stack
 
@@ -355,7 +355,7 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
     :raises HarnessError: the script came to no answer
     """
     # late: the texts need this module
-    from harness.triage.bundle_text import describe
+    from harness.report.bundle import describe
 
     check_new(out)
     cell = find_cell(read_matrix(run), text)

@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 from harness.cache import temp_dir
 from harness.errors import HostError, PackError, UsageError
+from harness.guests.machine import filled
 from harness.qemu.cmdline import Option
-from harness.record.machine import filled
 
 CASE_FILE = "case.json"
 SCHEMA = "postload.case/1"

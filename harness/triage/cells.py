@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from harness.matrix.model import MIGRATIONS, Cell
+from harness.results.document import MIGRATIONS, Cell
 
 #: An ordinary migration goes over all phases; its text says in which one it failed.
 _PHASE = re.compile(r"(?:^|; )phase (?P<phase>[\w-]+): ")

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from harness.errors import UsageError
-from harness.matrix.model import Cell
-from harness.record.pack import Recording, StatePack
-from harness.replay.drift import DRIFT_LOADS
-from harness.replay.state import GuestMode, encode, label_of, only, sections_for, without
+from harness.experiments.drift import DRIFT_LOADS
+from harness.packs.pack import Recording, StatePack
+from harness.results.document import Cell
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 from harness.stream.vmdesc import decode, walk
 from harness.triage.case import Case, CaseCheckpoint, NeededField
 from harness.triage.cells import phase_of

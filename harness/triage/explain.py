@@ -12,20 +12,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.devices.profile import load_profiles
 from harness.errors import UsageError
-from harness.matrix.known import Issue, place_of
-from harness.matrix.model import LANES, Cell, MachineResult, MatrixDoc
-from harness.oracle.verdict import Verdict
-from harness.record.pack import StatePack
-from harness.record.profile import load_profiles
-from harness.replay.state import label_of
+from harness.packs.pack import StatePack
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
 from harness.report.view import signature as look_of
+from harness.results.document import LANES, Cell, MachineResult, MatrixDoc
+from harness.results.known import Issue, place_of
+from harness.results.sanitizer import Report, parse_reports
+from harness.results.signature import THREADS, Signature, family_of, signature_of_cell
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
 from harness.triage.cells import at_start, phase_of
-from harness.triage.sanitizer import Report, parse_reports
-from harness.triage.signature import THREADS, Signature, family_of, signature_of_cell
 from harness.triage.stack import blamed, folder_of, name_of
 
 SCHEMA = "postload.explain/1"

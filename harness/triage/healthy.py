@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.guests.machine import Machine, firmware_sink
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
-from harness.record.machine import Machine, firmware_sink
-from harness.record.pack import StatePack
-from harness.replay.state import label_of
+from harness.state.transforms import label_of
 from harness.stream.model import Section
 from harness.stream.reader import open_stream
 from harness.stream.vmdesc import Field, VmDesc, decode

@@ -12,11 +12,11 @@ import time
 from typing import Final
 
 from harness.colo.primary import ChannelBroken
+from harness.engines.colo import Stopped
+from harness.experiments.leak import LeakBench, _alive, _look, _Meter, _TunedSecondary
+from harness.packs.pack import incoming_body
 from harness.qemu.vm import Vm
-from harness.record.pack import incoming_body
-from harness.replay.engine import Stopped
-from harness.replay.leak import LeakBench, _alive, _look, _Meter, _TunedSecondary
-from harness.replay.state import GuestMode, encode, label_of, only, sections_for
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
 
 #: Loads of a batch, and how many batches are compared after a first one that is not counted.
 BATCH_LOADS: Final = 1000

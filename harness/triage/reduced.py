@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from harness.engines.colo import Buffers, Selection
+from harness.engines.schedule import Checkpoint
+from harness.guests.machine import Machine
+from harness.packs.pack import Recording, StatePack
 from harness.qemu.cmdline import Option
-from harness.record.machine import Machine
-from harness.record.pack import Recording, StatePack
-from harness.replay.engine import Buffers, Selection
-from harness.replay.schedule import Checkpoint
-from harness.replay.state import GuestMode, encode, label_of, only, sections_for, without
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 from harness.stream.model import RamBlock, Section
 from harness.stream.ram import encode_mem_size, encode_ram_section, ram_section_buffers
 from harness.stream.vmdesc import VmDesc

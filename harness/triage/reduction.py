@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from harness.engines.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.errors import HarnessError, QemuError, StreamError, UsageError
-from harness.oracle.verdict import Verdict
-from harness.replay.leak import CONTROL
-from harness.replay.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
-from harness.replay.state import GuestMode, label_of
+from harness.experiments.leak import CONTROL
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode, label_of
 from harness.stream.vmdesc import decode
 from harness.triage.fields import Atom, differences, split_bits, split_bytes
 from harness.triage.healthy import Donor, never_run, recorded_donors

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.matrix.model import Cell
+from harness.engines.colo import Evidence, Selection
+from harness.experiments.leak import CONTROL
+from harness.packs.pack import incoming_body
 from harness.qemu.cmdline import Option
-from harness.record.pack import incoming_body
-from harness.replay.engine import Evidence, Selection
-from harness.replay.leak import CONTROL
-from harness.replay.state import GuestMode, encode, label_of, only, sections_for
+from harness.results.document import Cell
+from harness.results.signature import Signature, signature_of_cell
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
 from harness.triage.case import CASE_PLACE, Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
 from harness.triage.fields import Atom, needed
 from harness.triage.minimise import Search
@@ -21,7 +22,6 @@ from harness.triage.reduced import Candidate, Reduced
 from harness.triage.reduction import Result
 from harness.triage.registers import phrase, register_of
 from harness.triage.reproduce import complaint
-from harness.triage.signature import Signature, signature_of_cell
 from harness.triage.tries import Target
 
 _CPU = frozenset({"cpu", "cpu_common"})

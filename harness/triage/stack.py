@@ -10,22 +10,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from harness.engines.colo import Buffers, Pace, Selection, Session
+from harness.engines.probe import ColoAbility, probe_colo
+from harness.engines.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.errors import MissingError, PostloadError, UsageError
 from harness.files import write_atomically
-from harness.matrix.model import Cell
+from harness.oracles.isolate import ISOLATE_TIMEOUT_S, MAX_REPEATS
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries, launched
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Pace, Selection, Session
-from harness.replay.probe import ColoAbility, probe_colo
-from harness.replay.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
-from harness.replay.state import GuestMode
+from harness.results.document import Cell
+from harness.results.frames import Frame, short_form
+from harness.results.sanitizer import first_report
+from harness.results.signature import THREADS, signature_of_cell
+from harness.state.transforms import GuestMode
 from harness.triage.backtrace import Backtrace, backtrace_of, hang_frames
 from harness.triage.cells import phase_of
-from harness.triage.frames import Frame, short_form
-from harness.triage.isolate import ISOLATE_TIMEOUT_S, MAX_REPEATS
-from harness.triage.sanitizer import first_report
-from harness.triage.signature import THREADS, signature_of_cell
 
 STACK_SCHEMA = "postload.backtrace/1"
 BACKTRACES = "backtraces"
@@ -172,7 +172,7 @@ def failing_session(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: 
 
 
 def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:
-    """As :mod:`harness.triage.isolate` loads it."""
+    """As :mod:`harness.oracles.isolate` loads it."""
     finding = cell.finding
     assert finding is not None  # asked for by the caller
     load = finding.load or 1
@@ -195,7 +195,7 @@ def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack
 
 
 def _whole(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:
-    """As :mod:`harness.matrix.judge` loads it."""
+    """As :mod:`harness.lanes.judge` loads it."""
     mode = GuestMode(cell.guest_mode)
     whole = bool(ability.resets_before_load) or mode is not GuestMode.PARKED
     return Session(

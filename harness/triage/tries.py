@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
 
+from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session, Stopped
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import LoadPlan
 from harness.errors import HarnessError, HostError, QemuError, UsageError
-from harness.matrix.model import MIGRATIONS, Cell
-from harness.oracle.leak import MIN_LEAK_BYTES, growth
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.experiments.leak import LeakBench, LeakBudget
+from harness.oracles.leak import MIN_LEAK_BYTES, growth
+from harness.oracles.load import judge
 from harness.qemu.binary import QemuBinary
-from harness.replay.engine import Buffers, Evidence, Pace, Selection, Session, Stopped
-from harness.replay.leak import LeakBench, LeakBudget
-from harness.replay.probe import ColoAbility
-from harness.replay.schedule import LoadPlan
-from harness.replay.state import label_of
+from harness.results.document import MIGRATIONS, Cell
+from harness.results.signature import Signature, signature_of, signature_of_cell
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
 from harness.triage.cells import at_start, phase_of
 from harness.triage.minimise import Attempt, NotReproduced, Search
 from harness.triage.quickleak import still_leaks
 from harness.triage.reduced import Candidate, Labels, Reduced
-from harness.triage.signature import Signature, signature_of, signature_of_cell
 
 #: Deadlines of one answer: with the whole machine in it, and of what is small.
 WHOLE_TIMEOUT_S, SMALL_TIMEOUT_S = 20.0, 6.0

@@ -3,7 +3,7 @@
 
 ``python tests/bench/rates.py [--qemu PATH] [--pack FOLDER] [--rounds N]``. For each figure one secondary is opened, its
 guest parked, and the same bytes are sent to it in turn, round by round, by the loop of
-:class:`harness.replay.engine.Session` and by a loop of ``sendall`` and ``recv`` with everything encoded before. It is
+:class:`harness.engines.colo.Session` and by a loop of ``sendall`` and ``recv`` with everything encoded before. It is
 one process for both because two processes of the same QEMU differ by more than the two loops do on a busy host. The
 rate shown is the best round, the ratio that of the best rounds; beside it stands the ratio of the medians. Ends with
 1 when a ratio of best rounds is below the limit.
@@ -23,18 +23,18 @@ from pathlib import Path
 from statistics import median
 
 from harness.colo.primary import SILENCE_S, Buffer
-from harness.guest.build import build_guest
-from harness.guest.recipe import load_recipe
+from harness.devices.profile import load_profiles
+from harness.engines import colo as engine
+from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.probe import ColoAbility, probe_colo
+from harness.engines.schedule import Checkpoint, LoadPlan
+from harness.engines.secondary import Secondary
+from harness.guests.build import build_guest
+from harness.guests.recipe import load_recipe
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
-from harness.record.pack import StatePack
-from harness.record.profile import load_profiles
-from harness.record.recorder import Plan, record
-from harness.replay import engine
-from harness.replay.engine import Buffers, Selection, Session
-from harness.replay.probe import ColoAbility, probe_colo
-from harness.replay.schedule import Checkpoint, LoadPlan
-from harness.replay.secondary import Secondary
-from harness.replay.state import GuestMode
+from harness.state.recorder import Plan, record
+from harness.state.transforms import GuestMode
 
 LIMIT = 0.9
 PHASE = "bound"

@@ -20,15 +20,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.devices.profile import load_profiles
+from harness.engines.probe import ColoAbility, probe_colo
 from harness.errors import HostError, MissingError
-from harness.guest.build import Guest, build_guest
-from harness.guest.recipe import load_recipe
-from harness.matrix.recordings import Recordings
+from harness.guests.build import Guest, build_guest
+from harness.guests.recipe import load_recipe
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, choose_accel, find_binary, probe_binary
-from harness.record.pack import StatePack
-from harness.record.profile import load_profiles
-from harness.record.recorder import PHASES, Plan
-from harness.replay.probe import ColoAbility, probe_colo
+from harness.state.recorder import PHASES, Plan
+from harness.state.recordings import Recordings
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

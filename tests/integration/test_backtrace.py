@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import Checkpoint, LoadPlan
+from harness.oracles.load import judge
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Selection, Session
-from harness.replay.probe import ColoAbility
-from harness.replay.schedule import Checkpoint, LoadPlan
-from harness.replay.state import GuestMode
+from harness.results.signature import signature_of
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode
 from harness.triage.backtrace import backtrace_by, backtrace_of
-from harness.triage.signature import signature_of
 
 LPC = "0000:00:1f.0/ICH9LPC"
 
@@ -64,9 +64,7 @@ def test_the_crash_of_q35_has_the_stack_of_its_load(
     assert found.short.rpartition(" < ")[2].startswith("vmstate_load")
 
 
-def test_a_session_that_passes_has_no_backtrace(
-    binary: QemuBinary, q35_pack: StatePack, ability: ColoAbility
-) -> None:
+def test_a_session_that_passes_has_no_backtrace(binary: QemuBinary, q35_pack: StatePack, ability: ColoAbility) -> None:
     found = backtrace_of(session(binary, q35_pack, ability, "i8259"))
     assert found.frames == ()
     assert found.how.startswith("no backtrace: it did not crash again")

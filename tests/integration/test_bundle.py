@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.matrix.model import Cell, Finding, Qemu, read_matrix
-from harness.oracle.verdict import Verdict
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
+from harness.results.document import Cell, Finding, Qemu, read_matrix
+from harness.results.verdict import Verdict
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case, run_script, whole_case
 from harness.triage.driftcase import drift_cases
 

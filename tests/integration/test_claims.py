@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness.claims.half import KINDS
-from harness.claims.model import Answer, Effort, Lab
-from harness.claims.run import QUESTIONS
+from harness.engines.colo import Buffers
+from harness.engines.probe import ColoAbility
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers
-from harness.replay.probe import ColoAbility
+from harness.studies.half import KINDS
+from harness.studies.model import Answer, Effort, Lab
+from harness.studies.run import QUESTIONS
 
 Ask = Callable[[int], Answer]
 

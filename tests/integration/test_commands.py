@@ -13,8 +13,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
 from harness.report.writer import json_schema
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,22 +10,22 @@ from dataclasses import replace
 
 import pytest
 
-from harness.oracle.classify import Control, Controls, Moment, classify, sentence
-from harness.oracle.load import judge
-from harness.oracle.verdict import FailureClass, Verdict
+from harness.engines.colo import Buffers, Evidence, Selection, Session
+from harness.engines.fresh import Fresh
+from harness.engines.incoming import State
+from harness.engines.loadvm import Loadvm
+from harness.engines.pair import Pair
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import Schedule, plan_loads
+from harness.oracles.classify import Control, Controls, Moment, classify, sentence
+from harness.oracles.load import judge
+from harness.oracles.marker import moment_of
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Evidence, Selection, Session
-from harness.replay.fresh import Fresh
-from harness.replay.incoming import State
-from harness.replay.loadvm import Loadvm
-from harness.replay.pair import Pair
-from harness.replay.probe import ColoAbility
-from harness.replay.schedule import Schedule, plan_loads
-from harness.replay.state import GuestMode, label_of
+from harness.results.verdict import FailureClass, Verdict
+from harness.state.transforms import GuestMode, label_of
 from harness.stream.model import Section
 from harness.stream.vmdesc import decode, find, patch
-from harness.triage.marker import moment_of
 
 Packs = Callable[[QemuBinary, str], StatePack]
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from harness.cache import CACHE_VARIABLE
+from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.probe import ColoAbility, probe_colo
+from harness.engines.schedule import Schedule, plan_loads
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Selection, Session
-from harness.replay.probe import ColoAbility, probe_colo
-from harness.replay.schedule import Schedule, plan_loads
-from harness.replay.state import GuestMode
+from harness.state.transforms import GuestMode
 
 LOADS = 10
 HOST = "the host's"

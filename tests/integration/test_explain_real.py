@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record.pack import StatePack
+from harness.packs.pack import StatePack
 
 Done = subprocess.CompletedProcess[str]
 

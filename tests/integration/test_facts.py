@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from harness.commands.facts import all_devices
+from harness.devices.profile import load_profiles
 from harness.errors import QemuError
 from harness.facts import collect_facts, compare_facts, explaining
+from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm
-from harness.record.machine import Machine, firmware_sink
-from harness.record.profile import load_profiles
 
 
 def machine_of(binary: QemuBinary, *more: Option) -> Machine:

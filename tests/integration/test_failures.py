@@ -24,12 +24,12 @@ import yaml
 
 from harness.cache import CACHE_VARIABLE, cache_root
 from harness.errors import GuestError
-from harness.guest.recipe import guests_folder
+from harness.guests.recipe import guests_folder
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record import recorder
-from harness.record.pack import StatePack
-from harness.record.recorder import Plan, record
 from harness.report.writer import json_schema
+from harness.state import recorder
+from harness.state.recorder import Plan, record
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

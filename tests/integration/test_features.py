@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from harness.colo.primary import ChannelBroken
-from harness.guest.build import Guest
+from harness.devices.profile import load_profiles
+from harness.engines.colo import Buffers
+from harness.engines.incoming import Incoming, State
+from harness.guests.build import Guest
+from harness.guests.machine import Machine
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, choose_accel
 from harness.qemu.cmdline import Option
 from harness.qualify.features import LostFeature, explain_features, guest_features
 from harness.qualify.fields import explain_fields
-from harness.record.machine import Machine
-from harness.record.pack import StatePack
-from harness.record.profile import load_profiles
-from harness.record.recorder import Plan, record
-from harness.replay.engine import Buffers
-from harness.replay.incoming import Incoming, State
+from harness.state.recorder import Plan, record
 
 TIMEOUT_S = 60.0
 NET = "0000:00:05.0/virtio-net"

@@ -11,8 +11,8 @@ import pexpect
 import pytest
 
 from harness.errors import HostError
-from harness.guest.build import Guest, build_guest
-from harness.guest.recipe import load_recipe
+from harness.guests.build import Guest, build_guest
+from harness.guests.recipe import load_recipe
 
 PROMPT = "postload# "
 DEAD_MIRROR = "http://127.0.0.1:9/debian"
@@ -58,9 +58,7 @@ def shell(guest: Guest, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 def test_a_booted_guest_loads_drivers_and_finds_devices(shell: Shell) -> None:
     # The console of sendline's own terminal echoes; the guest's must not.
     shell.spawn.setecho(False)
-    assert shell.run("cat /proc/modules; ls -d /dev/sd* /dev/vd* 2> /dev/null") == "", (
-        "a driver before 'load'"
-    )
+    assert shell.run("cat /proc/modules; ls -d /dev/sd* /dev/vd* 2> /dev/null") == "", "a driver before 'load'"
     assert shell.run("load ahci sd_mod virtio_pci virtio_blk virtio_net; echo rc=$?") == "rc=0\n"
     wait = "bind_wait /dev/sda 20 && bind_wait /dev/vda 20 && bind_wait '/sys/class/net/e*0' 20; echo rc=$?"
     assert shell.run(wait) == "rc=0\n"
@@ -80,10 +78,7 @@ def test_the_shell_is_silent_about_jobs_and_counts_beats(shell: Shell) -> None:
     first = int(shell.run("beat"))
     assert shell.run("bind_wait /dev/nope 1 2> /dev/null") == ""
     assert int(shell.run("beat")) > first
-    assert (
-        shell.run("beat_stop; sleep 0.3; beat > /tmp/one; sleep 0.3; beat | cmp - /tmp/one; echo rc=$?")
-        == "rc=0\n"
-    )
+    assert shell.run("beat_stop; sleep 0.3; beat > /tmp/one; sleep 0.3; beat | cmp - /tmp/one; echo rc=$?") == "rc=0\n"
 
 
 def test_kernel_log_stays_off_the_console(shell: Shell) -> None:
@@ -108,9 +103,7 @@ def test_the_second_build_needs_no_network(guest: Guest, monkeypatch: pytest.Mon
     assert build_guest(load_recipe()) == guest
 
 
-def test_offline_with_an_empty_cache_names_package_and_mirror(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_with_an_empty_cache_names_package_and_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTLOAD_CACHE", str(tmp_path))
     monkeypatch.setenv("POSTLOAD_MIRROR", DEAD_MIRROR)
     with pytest.raises(HostError, match="linux-image-amd64") as caught:

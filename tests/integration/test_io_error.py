@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from harness.oracle.ioerror import judge_io_errors
-from harness.oracle.verdict import Verdict
+from harness.devices.profile import load_profiles
+from harness.engines.colo import Buffers
+from harness.engines.probe import ColoAbility
+from harness.experiments.ioerror import BUSY_SECTOR, IoErrors, io_errors
+from harness.oracles.ioerror import judge_io_errors
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.record.profile import load_profiles
-from harness.record.recorder import Plan, record
-from harness.replay.engine import Buffers
-from harness.replay.ioerror import BUSY_SECTOR, IoErrors, io_errors
-from harness.replay.probe import ColoAbility
+from harness.results.verdict import Verdict
+from harness.state.recorder import Plan, record
 
 DISKS = ("sda", "vda")
 NODES = ["ahci-disk", "vblk-disk"]

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Buffers, Evidence, Selection, Session
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import Checkpoint, LoadPlan
+from harness.engines.secondary import Secondary
+from harness.oracles.load import judge
+from harness.packs.pack import Recording, StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.vm import Vm
-from harness.record.pack import Recording, StatePack, incoming_body
-from harness.replay.engine import Buffers, Evidence, Selection, Session
-from harness.replay.probe import ColoAbility
-from harness.replay.schedule import Checkpoint, LoadPlan
-from harness.replay.secondary import Secondary
-from harness.replay.state import GuestMode, encode, label_of, only, sections_for
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc, decode, find, patch
 

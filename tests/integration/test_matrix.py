@@ -15,9 +15,9 @@ import jsonschema
 import pytest
 
 from harness.cache import cache_root
+from harness.engines.probe import ColoAbility
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.probe import ColoAbility
 from harness.report.writer import json_schema
 
 LOADS = 10

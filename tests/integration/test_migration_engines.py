@@ -11,17 +11,17 @@ from dataclasses import replace
 import pytest
 
 from harness.colo.messages import Step
-from harness.oracle.guestfault import judge_life
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Buffers
+from harness.engines.incoming import State
+from harness.engines.migration import RealMigration
+from harness.engines.postcopy import Postcopy, probe_postcopy
+from harness.experiments.plainlife import plain_life
+from harness.oracles.guestfault import judge_life
+from harness.oracles.load import judge
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers
-from harness.replay.incoming import State
-from harness.replay.migration import RealMigration
-from harness.replay.plainlife import plain_life
-from harness.replay.postcopy import Postcopy, probe_postcopy
-from harness.replay.state import label_of
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
 from harness.stream.model import Section
 
 BLK = "0000:00:04.0/virtio-blk"

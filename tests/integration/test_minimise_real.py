@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from harness.colo.messages import Step
-from harness.matrix.model import Cell, Finding, Qemu
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Break, Buffers, Evidence, Selection, Session
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import Checkpoint, LoadPlan
+from harness.oracles.load import judge
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.record.recorder import Plan, record
-from harness.replay.engine import Break, Buffers, Evidence, Selection, Session
-from harness.replay.probe import ColoAbility
-from harness.replay.schedule import Checkpoint, LoadPlan
-from harness.replay.state import GuestMode, label_of
+from harness.results.document import Cell, Finding, Qemu
+from harness.results.verdict import Verdict
+from harness.state.recorder import Plan, record
+from harness.state.transforms import GuestMode, label_of
 from harness.stream.vmdesc import Field, decode, walk
 from harness.triage.case import Case
 from harness.triage.minimise import Attempt, Search

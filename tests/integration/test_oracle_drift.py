@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from harness.oracle.drift import Comparison, judge_drift, load_rules, unused_rules
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Buffers
+from harness.engines.probe import ColoAbility
+from harness.experiments.drift import Change, DriftExperiment, DriftRun
+from harness.oracles.drift import Comparison, judge_drift, load_rules, unused_rules
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.drift import Change, DriftExperiment, DriftRun
-from harness.replay.engine import Buffers
-from harness.replay.probe import ColoAbility
-from harness.replay.state import label_of
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc, decode, find, patch
 

@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-from harness.guest.console import Console
-from harness.oracle.guestfault import LifeJudgement, judge_life
-from harness.oracle.verdict import Verdict
+from harness.devices.profile import load_profiles
+from harness.engines.colo import Buffers
+from harness.engines.disks import DiskKind, with_disks
+from harness.engines.probe import ColoAbility
+from harness.engines.secondary import Secondary
+from harness.experiments.guestlife import CHECK_TIMEOUT_S, GuestLife, guest_life
+from harness.guests.console import Console
+from harness.oracles.guestfault import LifeJudgement, judge_life
+from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack, incoming_body
-from harness.record.profile import load_profiles
-from harness.record.recorder import PHASES
-from harness.replay.disks import DiskKind, with_disks
-from harness.replay.engine import Buffers
-from harness.replay.guestlife import CHECK_TIMEOUT_S, GuestLife, guest_life
-from harness.replay.probe import ColoAbility
-from harness.replay.secondary import Secondary
-from harness.replay.state import GuestMode, encode, label_of, sections_for
+from harness.results.verdict import Verdict
+from harness.state.recorder import PHASES
+from harness.state.transforms import GuestMode, encode, label_of, sections_for
 from harness.stream.model import Section
 
 #: Kills the secondary of some builds at its first load on q35.

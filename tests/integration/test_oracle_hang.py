@@ -10,14 +10,14 @@ import time
 
 import psutil
 
-from harness.oracle.load import judge
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.probe import probe_colo
+from harness.engines.schedule import Schedule, plan_loads
+from harness.oracles.load import judge
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers, Selection, Session
-from harness.replay.probe import probe_colo
-from harness.replay.schedule import Schedule, plan_loads
-from harness.replay.state import GuestMode
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode
 
 
 def session(binary: QemuBinary, pack: StatePack, loads: int, timeout_s: float) -> Session:

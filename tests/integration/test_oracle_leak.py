@@ -12,15 +12,15 @@ from threading import Event
 import pytest
 
 from harness.colo.messages import Step
-from harness.oracle.leak import LeakJudgement, judge_leaks, run_details, suspects
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Buffers
+from harness.engines.probe import ColoAbility
+from harness.experiments.leak import LeakBudget, LeakResult, find_leaks
+from harness.oracles.leak import LeakJudgement, judge_leaks, run_details, suspects
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.vm import Vm
-from harness.record.pack import StatePack
-from harness.replay.engine import Buffers
-from harness.replay.leak import LeakBudget, LeakResult, find_leaks
-from harness.replay.probe import ColoAbility
-from harness.replay.state import label_of
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
 from harness.stream.model import Section
 
 PHASE = "bound"

@@ -14,9 +14,9 @@ import pytest
 
 from harness.cache import CACHE_VARIABLE
 from harness.errors import UsageError
+from harness.packs.pack import StatePack, export_pack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack, export_pack
-from harness.record.recorder import Plan, record
+from harness.state.recorder import Plan, record
 
 Done = subprocess.CompletedProcess[str]
 Postload = Callable[..., Done]
@@ -94,9 +94,7 @@ def test_an_export_of_what_was_brought_is_the_same_file(travelled: Path, tmp_pat
     assert (tmp_path / "again.pack").read_bytes() == travelled.read_bytes()
 
 
-def test_a_damaged_file_is_the_users_to_mend(
-    travelled: Path, postload: Postload, scratch: Path, there: Path
-) -> None:
+def test_a_damaged_file_is_the_users_to_mend(travelled: Path, postload: Postload, scratch: Path, there: Path) -> None:
     damaged = scratch / "damaged.pack"
     data = bytearray(travelled.read_bytes())
     data[len(data) // 2] ^= 1

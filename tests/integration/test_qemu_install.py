@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from harness.cache import cache_root
+from harness.devices.profile import load_profiles
 from harness.files import sha256_file
+from harness.guests.machine import Machine, firmware_sink, merge_options
 from harness.qemu.binary import QemuBinary, probe_binary
 from harness.qemu.cmdline import Option
 from harness.qemu.installed import entry, launched
@@ -25,8 +27,6 @@ from harness.qemu.prefix import ROOT, foreign_files
 from harness.qemu.process import new_workdir
 from harness.qemu.threads import describe_threads
 from harness.qemu.vm import Vm
-from harness.record.machine import Machine, firmware_sink, merge_options
-from harness.record.profile import load_profiles
 
 VERSION = "10.0"
 #: The host's settings, which any program reads; none of its software. Nothing else of the host may be opened.

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import QemuError
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.static import StaticState, check_sections, compare_static_dynamic, sections_at_hand
-from harness.record.pack import StatePack
 
 
 def test_a_build_against_itself(

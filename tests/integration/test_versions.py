@@ -23,9 +23,7 @@ def test_every_pair_is_answered(
     for name in NAMES:
         installed_qemu(name)
     every = ",".join(NAMES)
-    done = postload(
-        "qualify", "--from", every, "--to", every, "--both-ways", "--out", tmp_path, timeout_s=TIMEOUT_S
-    )
+    done = postload("qualify", "--from", every, "--to", every, "--both-ways", "--out", tmp_path, timeout_s=TIMEOUT_S)
     assert done.returncode in (0, 1), done.stderr[-4000:]
     document = json.loads((tmp_path / "qualify.json").read_text())
     abroad = [pair for pair in document["pairs"] if not pair["home"]]

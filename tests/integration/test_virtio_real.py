@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.record.pack import StatePack
 from harness.stream.reader import open_stream
 from harness.stream.virtio import decode_virtio, feature_names
 from harness.stream.vmdesc import Field, find, walk

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.packs.pack import DeviceModel, OptionModel, PackWriter
 from harness.qemu.binary import MachineType, QemuBinary
-from harness.record.pack import DeviceModel, OptionModel, PackWriter
 from harness.stream.reader import read_stream
 
 PAGE_BYTES = 4096

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import cli, inspection
+from harness import cli
 from harness.colo.primary import ENABLE_COLO
 from harness.commands import matrix as matrix_module
 from harness.commands import options as options_module
+from harness.engines.probe import ColoAbility
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
-from harness.matrix import run as run_module
-from harness.matrix.model import Cell, Finding, Qemu
-from harness.oracle.verdict import Verdict
 from harness.qemu.binary import AccelState, QemuBinary
-from harness.replay.probe import ColoAbility
+from harness.report import inspection
+from harness.results.document import Cell, Finding, Qemu
+from harness.results.verdict import Verdict
+from harness.work import run as run_module
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Handmade
@@ -58,9 +59,7 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     monkeypatch.setattr(options_module, "probe_binary", lambda *_: binary)
     on_paper = AccelState(name="tcg", usable=True, reason="on paper")
     monkeypatch.setattr(matrix_module, "choose_accel", lambda *_: on_paper)
-    monkeypatch.setattr(
-        run_module, "probe_colo", lambda _: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
-    )
+    monkeypatch.setattr(run_module, "probe_colo", lambda _: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
     return binary
 
 

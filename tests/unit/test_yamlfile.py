@@ -46,9 +46,7 @@ def test_a_string_is_taken_as_it_is_written(tmp_path: Path, text: str) -> None:
 
 
 def test_numbers_booleans_null_and_quotes(tmp_path: Path) -> None:
-    model = load(
-        tmp_path, "count: 0x10\nflag: true\nratio: 9.5\nwhere: ~\nwords: ['1', \"true\"]\neither: 7\n"
-    )
+    model = load(tmp_path, "count: 0x10\nflag: true\nratio: 9.5\nwhere: ~\nwords: ['1', \"true\"]\neither: 7\n")
     assert (model.count, model.flag, model.ratio, model.where) == (16, True, 9.5, None)
     assert model.words == ("1", "true")
     assert model.either == 7
@@ -86,9 +84,7 @@ def test_numbers_booleans_null_and_quotes(tmp_path: Path) -> None:
         ("name: a\nwords: [\x01]\n", 2, 9, "control character"),
     ],
 )
-def test_a_mistake_has_line_and_column(
-    tmp_path: Path, text: str | bytes, line: int, column: int, says: str
-) -> None:
+def test_a_mistake_has_line_and_column(tmp_path: Path, text: str | bytes, line: int, column: int, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert says in str(caught.value)

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from harness.errors import HostError, MissingError, QemuError, UsageError
-from harness.guest.apt import AptRoot, Package
 from harness.qemu import install as install_module
 from harness.qemu.binary import QemuBinary
 from harness.qemu.install import install_own, install_version
 from harness.qemu.installed import Installed, entries, entry, qemus_folder, remove, write_launcher
 from harness.qemu.versions import VERSIONS_FILE, is_version, load_versions
+from harness.tools.apt import AptRoot, Package
 
 
 class Silent:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HostError, MissingError
-from harness.guest import apt as apt_module
-from harness.guest.apt import AptRoot, Mirror, Package
+from harness.tools import apt as apt_module
+from harness.tools.apt import AptRoot, Mirror, Package
 
 ONE, TWO = b"first package", b"second package"
 HASHES = [hashlib.sha256(data).hexdigest() for data in (ONE, TWO)]

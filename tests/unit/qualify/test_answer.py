@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.matrix.model import RECORDER_LACKS, Cell, Finding, MachineResult, MatrixDoc, Qemu
-from harness.oracle.verdict import Verdict
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.model import DECIDING, USES, Answer, Reason, exit_code, worst
 from harness.qualify.run import Context, qualify_doc
-from harness.qualify.text import markdown, print_qualify, qualify_html
+from harness.report.qualify import markdown, print_qualify, qualify_html
+from harness.results.document import RECORDER_LACKS, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
@@ -99,9 +99,7 @@ def test_a_section_of_nobodys_row_that_was_left_out_leaves_the_host_unknown() ->
     cells = (cell(), cell(lane="same", excluded=("0000:00:1f.0/ICH9LPC",)))
     answer = answer_leg(leg(*cells), None, DECIDING)
     assert (answer.devices[0].answer, answer.answer) == (Answer.GO, Answer.UNKNOWN)
-    assert answer.notes == (
-        "0000:00:1f.0/ICH9LPC breaks under COLO and was left out; no row that is judged owns it",
-    )
+    assert answer.notes == ("0000:00:1f.0/ICH9LPC breaks under COLO and was left out; no row that is judged owns it",)
     assert answer_leg(leg(*cells), None, ("migration",)).answer is Answer.GO
     crash = cell(device="platform", lane="same", verdict=Verdict.CRASH)
     crash = replace(crash, finding=Finding(text="load 1: crash", section="0000:00:1f.0/ICH9LPC"))
@@ -265,9 +263,7 @@ def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
 
 def test_what_keeps_every_device_away_is_one_reason(run_doc: MatrixDoc) -> None:
     gone = Finding(text="QEMU 10.0.13 has no machine pc-q35-7.2")
-    cells = [
-        cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, finding=gone) for name in ("ahci", "platform")
-    ]
+    cells = [cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, finding=gone) for name in ("ahci", "platform")]
     text = markdown(qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json())
     assert text.count("unsupported: ahci, platform") == text.count("has no machine") == 1
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness.matrix.model import Cell, Finding, Qemu
-from harness.oracle.verdict import Verdict
+from harness.engines.colo import Stopped
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.answer import Leg
 from harness.qualify.evidence import Witness, passed_sections
 from harness.qualify.model import Reason
-from harness.replay.engine import Stopped
+from harness.results.document import Cell, Finding, Qemu
+from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from harness.errors import NothingToRun
+from harness.guests.machine import family_of
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.pairs import at_home, ending, machine_for, other_types, plan_pairs
-from harness.record.machine import family_of
 
 
 def build(binary: QemuBinary, mark: str, *names: str, deprecated: tuple[str, ...] = ()) -> QemuBinary:

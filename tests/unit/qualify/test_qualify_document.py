@@ -14,11 +14,11 @@ import pytest
 
 from harness.errors import HostError
 from harness.facts.compare import Change, Weight, compare_facts
-from harness.matrix.model import MIGRATIONS, Qemu
-from harness.oracle.verdict import Verdict
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
-from harness.qualify.text import forget_qualify, markdown, qualify_json, qualify_schema, write_qualify
+from harness.report.qualify import forget_qualify, markdown, qualify_json, qualify_schema, write_qualify
 from harness.report.writer import json_schema
+from harness.results.document import MIGRATIONS, Qemu
+from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2+dfsg-7+deb12u18+b3", path="/usr/bin/qemu", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new/qemu", sha256="b" * 64)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError
+from harness.packs.pack import StatePack
 from harness.qemu.cmdline import Option
 from harness.qualify.features import (
     Guest,
@@ -24,7 +25,6 @@ from harness.qualify.features import (
     parse_refusals,
 )
 from harness.qualify.qom import Answers, VirtioDevice, _slot, netdev_or_drive, origin
-from harness.record.pack import StatePack
 from harness.stream.virtio import feature_names
 from harness.stream.vmdesc import Field
 
@@ -64,9 +64,7 @@ def device(**values: object) -> VirtioDevice:
 def answers(*options: Option, compat: dict[tuple[str, str], str] | None = None) -> Answers:
     found = device()
     netdev = Option(name="netdev", first="user", props={"id": "net0"})
-    return Answers(
-        machine="pc-q35-7.2", devices={found.section_path: found}, compat=compat, options=(netdev, *options)
-    )
+    return Answers(machine="pc-q35-7.2", devices={found.section_path: found}, compat=compat, options=(netdev, *options))
 
 
 def guest(*bits: int, kind: str = "virtio-net") -> Guest:

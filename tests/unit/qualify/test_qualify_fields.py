@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.packs.pack import StatePack
 from harness.qualify.fields import (
     LoadError,
     OwnState,
@@ -18,8 +19,7 @@ from harness.qualify.fields import (
     explain_errors,
     parse_errors,
 )
-from harness.record.pack import StatePack
-from harness.replay.state import label_of
+from harness.state.transforms import label_of
 from harness.stream.model import RamBlock, Section
 from harness.stream.reader import read_stream
 from harness.stream.vmdesc import VmDesc

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.packs.pack import StatePack
 from harness.qualify.static import (
     SectionAtHand,
     StaticFinding,
@@ -18,7 +19,6 @@ from harness.qualify.static import (
     compare_static_dynamic,
     sections_at_hand,
 )
-from harness.record.pack import StatePack
 
 
 def field(name: str, size: int = 4, *, version: int = 0, maybe: bool = False, inside: Any = None) -> dict[str, Any]:

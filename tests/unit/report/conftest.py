@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.matrix.model import Cell, Finding, MachineResult, MatrixDoc, Qemu
-from harness.oracle.verdict import FailureClass, Verdict
+from harness.results.document import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.results.verdict import FailureClass, Verdict
 
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
 DEVICES = ("ahci", "virtio-blk", "virtio-net", "platform")
@@ -22,9 +22,7 @@ QEMU = Qemu(
     path="/usr/bin/qemu-system-x86_64",
     sha256="3f9a0c5be1d24c6787aa1be0c5e02e6f4ad31a2dbe8e0b7d0f1c7cf0a91d5be2",
 )
-NEWER = Qemu(
-    version="10.0.13", build="Debian 1:10.0.13+ds-0+deb13u1", path="/opt/q10/bin/qemu", sha256="ab" * 32
-)
+NEWER = Qemu(version="10.0.13", build="Debian 1:10.0.13+ds-0+deb13u1", path="/opt/q10/bin/qemu", sha256="ab" * 32)
 RATES = {"same": 612.4, "alternate": 95.0, "walk": 88.3, "back-to-back": 20480.7}
 LOG = f"""qemu-system-x86_64: warning: TCG doesn't support requested feature: CPUID.01H:ECX.vmx [bit 5]
 qemu-system-x86_64: ../../softmmu/memory.c:2545: {ASSERTION}

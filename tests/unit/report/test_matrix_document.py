@@ -14,9 +14,9 @@ import jsonschema
 import pytest
 
 from harness.errors import HostError, UsageError
-from harness.matrix.model import Cell, Finding, MatrixDoc
-from harness.oracle.verdict import Verdict
 from harness.report.writer import json_schema, render_json, write_json, write_reports
+from harness.results.document import Cell, Finding, MatrixDoc
+from harness.results.verdict import Verdict
 
 NAMES = {"matrix.json", "matrix.html", "junit.xml", "matrix.md"}
 
@@ -102,9 +102,7 @@ def test_a_key_of_a_cell_that_is_wrong_is_named_as_in_the_file(doc: MatrixDoc) -
 
 
 def test_infinite_rates_and_odd_bytes_can_be_written(doc: MatrixDoc, one_cell: Callable[..., Cell]) -> None:
-    odd = one_cell(
-        loads_per_second=float("inf"), warnings=(b"\xff\x1b[1m".decode("utf-8", "surrogateescape"),)
-    )
+    odd = one_cell(loads_per_second=float("inf"), warnings=(b"\xff\x1b[1m".decode("utf-8", "surrogateescape"),))
     document = json.loads(render_json(replace(doc, cells=(odd,))))
     assert document["cells"][0]["loads_per_second"] == 0
     assert document["cells"][0]["warnings"] == ["?\x1b[1m"]

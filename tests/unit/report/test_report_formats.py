@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
-from harness.oracle.verdict import Verdict
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
 from harness.report.text import duration, number, printable
 from harness.report.view import anchors, blocks, finding_groups
 from harness.report.writer import write_reports
+from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.verdict import Verdict
 
 LPC = "0000:00:1f.0/ICH9LPC"
 NOT_SAFE = f"not safe for COLO, because the platform crashes at the first checkpoint, section {LPC}."
@@ -75,9 +75,7 @@ def test_html_loads_nothing_and_links_inside_itself(doc: MatrixDoc) -> None:
 def test_html_answers_first(doc: MatrixDoc) -> None:
     text = Page(render_html(doc)).text
     assert NOT_SAFE in text
-    assert (
-        text.index(NOT_SAFE) < text.index("loads/s") < text.index("Findings") < text.index("How it was run")
-    )
+    assert text.index(NOT_SAFE) < text.index("loads/s") < text.index("Findings") < text.index("How it was run")
 
 
 def test_html_has_an_entry_for_each_cell_with_its_word(doc: MatrixDoc) -> None:
@@ -186,9 +184,7 @@ def test_markdown(doc: MatrixDoc) -> None:
     assert "| ahci | same | ok | ok | ok | ok | ok | ok | 600 | 612 |" in text
     assert "| platform | same |" + " **crash** |" * 6 + " 0/600 | 0 |" in text
     assert f"| platform without `{LPC}` | same |" + " ok |" * 6 in text
-    assert (
-        "14 cells: pc-q35-7.2 platform: same (all phases), alternate, walk, back-to-back (all phases)" in text
-    )
+    assert "14 cells: pc-q35-7.2 platform: same (all phases), alternate, walk, back-to-back (all phases)" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert [len({line.count("|") for line in table.splitlines()}) for table in tables] == [1, 1]
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
-from harness.oracle.verdict import Verdict
 from harness.report.terminal import LiveProgress, print_matrix
+from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.verdict import Verdict
 
 
 class Clock:
@@ -64,9 +64,7 @@ def test_rows_show_device_schedule_and_loads(doc: MatrixDoc) -> None:
 
 def test_answers_stand_last_and_findings_once(doc: MatrixDoc) -> None:
     text = " ".join(printed(doc).split())
-    assert text.endswith(
-        "because the platform crashes at the first checkpoint, section 0000:00:1f.0/ICH9LPC."
-    )
+    assert text.endswith("because the platform crashes at the first checkpoint, section 0000:00:1f.0/ICH9LPC.")
     assert text.count("first seen: firmware, load 1 (SIGABRT)") == 1
     assert "same (all phases), alternate, walk, back-to-back (all phases)" in text
 
@@ -83,9 +81,7 @@ def test_colours_on_a_terminal_only(doc: MatrixDoc) -> None:
     assert "\x1b[1;31mcrash" in written(console)
 
 
-def test_hostile_text_reaches_no_terminal(
-    one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]
-) -> None:
+def test_hostile_text_reaches_no_terminal(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]) -> None:
     finding = Finding(text="[bold]x[/] \x1b]0;title\x07", log="a\x1b[2Jb\nmore\n[/red]\n")
     text = printed(with_cells(one_cell(verdict=Verdict.CRASH, finding=finding)))
     assert "\x1b" not in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.oracle.verdict import FailureClass, Verdict, exit_code, worst
+from harness.results.verdict import FailureClass, Verdict, exit_code, worst
 
 ORDER = [
     "crash",

@@ -51,9 +51,7 @@ TOY: dict[str, Any] = {
         },
         {"name": "blob", "type": "buffer", "size": 3},
     ],
-    "subsections": [
-        {"vmsd_name": "toy/late", "version": 7, "fields": [{"name": "t", "type": "timer", "size": 8}]}
-    ],
+    "subsections": [{"vmsd_name": "toy/late", "version": 7, "fields": [{"name": "t", "type": "timer", "size": 8}]}],
 }
 TOY_PAYLOAD = (
     struct.pack(">I", 5)
@@ -88,9 +86,7 @@ def footer(section_id: int) -> bytes:
 
 
 def full(section_id: int, idstr: bytes, instance_id: int, version_id: int, payload: bytes) -> bytes:
-    header = (
-        struct.pack(">BIB", 4, section_id, len(idstr)) + idstr + struct.pack(">II", instance_id, version_id)
-    )
+    header = struct.pack(">BIB", 4, section_id, len(idstr)) + idstr + struct.pack(">II", instance_id, version_id)
     return header + payload + footer(section_id)
 
 
@@ -128,9 +124,7 @@ def old_section() -> bytes:
     return full(4, b"slirp", 0, 1, b"\x01\x02\x03\x04")
 
 
-RAM_RECORDS = (
-    page(0, block=b"pc.ram") + zero(0x1000) + zero(0x2000) + page(0x3000) + zero(0, block=b"vga.rom")
-)
+RAM_RECORDS = page(0, block=b"pc.ram") + zero(0x1000) + zero(0x2000) + page(0x3000) + zero(0, block=b"vga.rom")
 
 
 def body() -> bytes:

@@ -53,9 +53,7 @@ def test_image_takes_the_last_record_of_a_page() -> None:
 
 
 def test_zero_overwrites_page_and_continue_outlives_its_section() -> None:
-    stream = stream_of(
-        build.ram_more(2, build.page(0x1000, block=b"pc.ram")), build.ram_more(3, build.zero(0x1000))
-    )
+    stream = stream_of(build.ram_more(2, build.page(0x1000, block=b"pc.ram")), build.ram_more(3, build.zero(0x1000)))
     assert RamImage.from_stream(stream).page(0, 1) is None
 
 
@@ -70,9 +68,7 @@ def test_long_run_of_zero_pages() -> None:
 
 
 def test_changed_pages() -> None:
-    base = RamImage.from_stream(
-        stream_of(build.ram_more(3, build.page(0, block=b"pc.ram") + build.page(0x1000)))
-    )
+    base = RamImage.from_stream(stream_of(build.ram_more(3, build.page(0, block=b"pc.ram") + build.page(0x1000))))
     other = bytes(4095) + b"\x01"
     records = build.page(0, block=b"pc.ram") + build.page(0x2000, bytes(4096)) + build.page(0x3000, other)
     now = RamImage.from_stream(stream_of(build.ram_more(3, records)))

@@ -130,9 +130,7 @@ def test_without_configuration_and_footers() -> None:
 
 
 def test_iterable_section_other_than_ram_stays_raw() -> None:
-    block = (
-        struct.pack(">BIB", 1, 5, 5) + b"block" + struct.pack(">II", 0, 1) + b"ab\x7e\x00\x00\x00\x05\x99cd"
-    )
+    block = struct.pack(">BIB", 1, 5, 5) + b"block" + struct.pack(">II", 0, 1) + b"ab\x7e\x00\x00\x00\x05\x99cd"
     raw = build.head() + block + build.footer(5) + struct.pack(">BI", 3, 5) + b"end" + build.footer(5)
     raw += build.toy_section() + b"\x00" + build.vmdesc(build.TOY)
     stream = read_stream(raw)
@@ -185,9 +183,7 @@ def test_every_cut_is_an_error_with_its_offset() -> None:
         assert 0 <= caught.value.offset <= size
 
 
-@pytest.mark.parametrize(
-    "padding", [b"\x00", b"\x00" * 4096, b" ", b"}", b"\x7e", b"\x06\x00\x00\x00\x00", TINY]
-)
+@pytest.mark.parametrize("padding", [b"\x00", b"\x00" * 4096, b" ", b"}", b"\x7e", b"\x06\x00\x00\x00\x00", TINY])
 def test_padding_is_an_error(padding: bytes) -> None:
     with pytest.raises(StreamError):
         read_stream(TINY + padding)

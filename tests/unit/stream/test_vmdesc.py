@@ -179,8 +179,7 @@ def nested(depth: int) -> dict[str, Any]:
         b'{"devices": [{"name": "a", "instance_id": -1}]}',
         b'{"devices": [{"name": "a", "instance_id": 0, "size": 3}]}',
         b'{"devices": [{"name": "a", "instance_id": 0}, {"name": "a", "instance_id": 0}]}',
-        b'{"devices": [{"name": "a", "instance_id": 0, "fields": [{"name": "f", "type": "t", "size": %s}]}]}'
-        % b"true",
+        b'{"devices": [{"name": "a", "instance_id": 0, "fields": [{"name": "f", "type": "t", "size": %s}]}]}' % b"true",
         b'{"devices": [{"name": "a", "instance_id": 0, "fields": [{"name": "f", "type": "t", "size": -1}]}]}',
         b'{"devices": [{"name": "a", "instance_id": 0, "subsections": [{"version": 1}]}]}',
         b'{"devices": [], "page_size": ' + b"9" * 5000 + b"}",

@@ -15,10 +15,10 @@ import pytest
 
 from harness.errors import HarnessError, UsageError
 from harness.qemu.cmdline import Option
+from harness.report.bundle import describe, shell_line, title
 from harness.stream.vmdesc import VmDesc
 from harness.triage.bisect import Build, Outcome, Tried, builds, check_ends, git_lines, judge
 from harness.triage.bundle import Answer, Material, candidates, kept_case, lean, subsections, write_bundle
-from harness.triage.bundle_text import describe, shell_line, title
 from harness.triage.case import Case, CaseCheckpoint, Expect, Rate, Spent
 
 HEAD = b"QEVM\0\0\0\x03\x07\0\0\0\x05toy-1"

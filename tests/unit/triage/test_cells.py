@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import UsageError
-from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu, find_cell
-from harness.oracle.verdict import Verdict
+from harness.results.document import Cell, Finding, MatrixDoc, Qemu, find_cell
+from harness.results.verdict import Verdict
 from harness.triage.cells import at_start, phase_of
 
 QEMU = Qemu(version="7.2.22", build="", path="/q", sha256="1a2b3c4d")

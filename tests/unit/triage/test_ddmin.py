@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.oracle.load import Judgement
-from harness.oracle.verdict import Verdict
-from harness.triage.isolate import ddmin
+from harness.oracles.isolate import ddmin
+from harness.oracles.load import Judgement
+from harness.results.verdict import Verdict
 
 WHOLE = Judgement(verdict=Verdict.CRASH, text="whole")
 

@@ -19,16 +19,16 @@ from rich.console import Console
 
 from harness.commands.explain import command_lines, explain_command, print_page
 from harness.errors import MissingError, PostloadError, UsageError
-from harness.matrix.known import Issue
-from harness.matrix.model import Cell, Finding, MatrixDoc, Qemu
-from harness.oracle.verdict import FailureClass, Verdict
 from harness.qemu.binary import QemuBinary
+from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.frames import Frame
+from harness.results.known import Issue
+from harness.results.verdict import FailureClass, Verdict
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
 from harness.triage.backtrace import Backtrace
 from harness.triage.explain import LINK_PLACE, Explanation, Material, explain, figures_of
-from harness.triage.frames import Frame
 from harness.triage.stack import binary_of, has_stack, keep_stack, kept_stack, phase_before, told_stack
 
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2", path="/nowhere/q7", sha256="12" * 32)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from harness.engines.schedule import Checkpoint
 from harness.errors import UsageError
-from harness.matrix.model import Cell, Finding, Qemu
-from harness.oracle.verdict import Verdict
+from harness.guests.machine import Machine
 from harness.qemu.cmdline import Option
-from harness.record.machine import Machine
-from harness.replay.schedule import Checkpoint
-from harness.replay.state import GuestMode
+from harness.results.document import Cell, Finding, Qemu
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode
 from harness.stream.vmdesc import VmDesc
 from harness.triage.fields import Atom
 from harness.triage.reduced import Candidate, Pages, connected, halves, part_of, without_options

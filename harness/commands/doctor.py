@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Facts of this host, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.cache import cache_root
+from harness.engines.probe import probe_colo
+from harness.errors import PostloadError
+from harness.qemu.binary import AccelState, QemuBinary, find_binary, probe_binary, prove_accel
+
+_NEEDED_FREE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that a run wants of the host.
+
+    :param needed: without it nothing runs; else it only limits
+    :param remedy: what to type or to do, empty when all is well
+    """
+
+    name: str
+    ok: bool
+    needed: bool
+    found: str
+    remedy: str = ""
+
+
+def host_facts(accels: dict[str, AccelState]) -> dict[str, Any]:
+    """What goes into reports: system, kernel, CPU, memory, accelerators."""
+    return {
+        "system": _os_release(),
+        "kernel": platform.release(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "accel": {name: {"usable": a.usable, "reason": a.reason} for name, a in accels.items()},
+        "python": platform.python_version(),
+    }
+
+
+def check_host(qemu: str | None) -> list[Check]:
+    """Everything that ``postload doctor`` shows, the needed things first."""
+    checks = [_qemu_check(qemu), *_binary_checks(qemu), *_tool_checks(), _cache_check(), _memory_check()]
+    return sorted(checks, key=lambda check: not check.needed)
+
+
+def _qemu_check(qemu: str | None) -> Check:
+    try:
+        binary = probe_binary(find_binary(qemu))
+    except PostloadError as error:
+        remedy = "apt-get install --no-install-recommends qemu-system-x86 ipxe-qemu, or give a path with --qemu"
+        return Check(name="QEMU", ok=False, needed=True, found=str(error), remedy=remedy)
+    return Check(name="QEMU", ok=True, needed=True, found=f"{binary.version} ({binary.build}) {binary.path}")
+
+
+def _binary_checks(qemu: str | None) -> list[Check]:
+    try:
+        binary = probe_binary(find_binary(qemu))
+    except PostloadError:
+        return []
+    accels = [
+        Check(
+            name=f"accelerator {name}",
+            ok=state.usable,
+            needed=name == "tcg",
+            found=state.reason,
+            remedy="" if state.usable or name != "kvm" else "not needed: TCG is used",
+        )
+        for name in ("tcg", "kvm")
+        for state in [prove_accel(Path(binary.path), name)]
+    ]
+    return [_colo_check(binary), *accels]
+
+
+def _colo_check(binary: QemuBinary) -> Check:
+    try:
+        ability = probe_colo(binary)
+    except PostloadError as error:
+        remedy = "a QEMU built with --enable-replication, as Debian's is"
+        return Check(name="COLO secondary", ok=False, needed=True, found=str(error), remedy=remedy)
+    resets = {True: "resets before each load", False: "loads without a reset", None: "reset not known"}
+    found = f"dialect {ability.dialect.name}, {resets[ability.resets_before_load]}"
+    return Check(name="COLO secondary", ok=True, needed=True, found=found)
+
+
+def _tool_checks() -> list[Check]:
+    tools = (
+        ("setpriv", "util-linux", True),
+        ("apt-get", "apt: on another distribution name a kernel and a busybox in the guest's YAML", False),
+        ("dpkg-deb", "dpkg", False),
+        ("gdb", "gdb: for backtraces", False),
+    )
+    return [
+        Check(
+            name=name,
+            ok=shutil.which(name) is not None,
+            needed=needed,
+            found=shutil.which(name) or "not installed",
+            remedy="" if shutil.which(name) else f"Debian package {package}",
+        )
+        for name, package, needed in tools
+    ]
+
+
+def _cache_check() -> Check:
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        return Check(name="cache", ok=False, needed=True, found=f"{root}: {error}", remedy="set POSTLOAD_CACHE")
+    enough = free >= _NEEDED_FREE_BYTES
+    remedy = "" if enough else "free some space, or set POSTLOAD_CACHE to a folder with 2 GiB"
+    return Check(name="cache", ok=enough, needed=True, found=f"{root}, {free / (1 << 30):.1f} GiB free", remedy=remedy)
+
+
+def _memory_check() -> Check:
+    available = psutil.virtual_memory().available
+    enough = available >= _NEEDED_FREE_BYTES
+    remedy = "" if enough else "2 GiB are comfortable; use --jobs 1"
+    return Check(name="memory", ok=enough, needed=False, found=f"{available / (1 << 30):.1f} GiB free", remedy=remedy)
+
+
+def _os_release() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()

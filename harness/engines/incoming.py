@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU brought into a recorded state by an ordinary migration stream: what every control engine starts with."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.colo.messages import Step
+from harness.colo.primary import Buffer, ChannelBroken
+from harness.engines.colo import Break, Buffers, Evidence, guest_events, own_words
+from harness.engines.secondary import DEATH_GRACE_S, connect_incoming
+from harness.errors import DeadlineError, QemuError
+from harness.guests.machine import Machine, firmware_sink
+from harness.packs.pack import incoming_body
+from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.monitor import CommandRefused
+from harness.qemu.process import Exit, new_workdir
+from harness.qemu.vm import Vm
+from harness.state.transforms import GuestMode, encode, sections_for, without
+
+_SEND_BUFFERS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Which recorded state to bring in.
+
+    :param excluded: labels of sections that are left out
+    """
+
+    buffers: Buffers
+    phase: str
+    mode: GuestMode = GuestMode.RUNNING
+    excluded: frozenset[str] = frozenset()
+
+    def stream(self) -> list[Buffer]:
+        """The whole migration stream in pieces."""
+        recording = self.buffers.pack.recordings[self.phase]
+        devices = encode(without(sections_for(recording, self.mode), self.excluded))
+        return [recording.head, *incoming_body(recording, self.buffers.ram_whole(self.phase), devices)]
+
+
+class Incoming:
+    """A launched QEMU, stopped, that waits for one stream. A context manager; leaving ends the process.
+
+    :param machine: what to be; its scratch images are made here when ``images`` is None
+    :param images: a folder that holds them already
+    :param timeout_s: deadline for the stream, and for each step after it
+    :raises QemuError: QEMU does not start
+    """
+
+    def __init__(
+        self,
+        binary: QemuBinary,
+        machine: Machine,
+        *,
+        timeout_s: float,
+        images: Path | None = None,
+        extra: tuple[Option, ...] = (),
+    ) -> None:
+        self._timeout_s = timeout_s
+        workdir = new_workdir()
+        if images is None:
+            machine.make_files(workdir)
+        incoming = Option(name="incoming", first="defer")
+        command = machine.command(binary.path, images or workdir, firmware_sink(), incoming, *extra)
+        self.vm = Vm(command, workdir=workdir)
+
+    def load(self, state: State) -> None:
+        """Bring the state in; the machine then stands still in it.
+
+        :raises ChannelBroken: QEMU died, reported a failure or did not finish
+        :raises QemuError: it does not even listen
+        """
+        with connect_incoming(self.vm, self._timeout_s) as sock:
+            _send(sock, state.stream(), self._timeout_s)
+            self._wait_loaded()
+
+    def resume(self, run_s: float) -> None:
+        """Start the guest and let it live for a while.
+
+        :raises ChannelBroken: at step RESUME: QEMU died, refused or does not answer
+        """
+        attempt(Step.RESUME, self.vm, "cont", self._timeout_s)
+        drain_console(self.vm)
+        if self.vm.ended(run_s):
+            raise ChannelBroken(Step.RESUME, "closed", f"QEMU ended within {run_s:g} s of the guest's start")
+
+    def _wait_loaded(self) -> None:
+        def settled(info: Any) -> bool:
+            return info.get("status") in ("completed", "failed")
+
+        try:
+            info = self.vm.monitor.poll_until("query-migrate", settled, timeout_s=self._timeout_s)
+        except DeadlineError as error:
+            raise ChannelBroken(Step.INCOMING, "late", str(error)) from error
+        except QemuError as error:
+            raise ChannelBroken(Step.INCOMING, "closed", f"QEMU ended while it loaded: {error}") from error
+        if info["status"] == "failed":
+            why = info.get("error-desc", "no reason given")
+            raise ChannelBroken(Step.INCOMING, "refused", f"the incoming migration failed: {why}")
+
+    def close(self) -> None:
+        """Kill it."""
+        self.vm.close()
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def drain_console(vm: Vm) -> None:
+    """Throw away what the guest's console has to say (it is in a log file as well).
+
+    A serial port writes byte by byte, so that a socket that nobody reads is full after some 280 characters; the
+    port then has a byte to send again, and 7.2 can save that as a state that it does not load ("tsr empty,
+    tsr_retry=1").
+    """
+    with contextlib.suppress(OSError):
+        while vm.console.recv(1 << 16, socket.MSG_DONTWAIT):
+            pass
+
+
+def attempt(step: Step, vm: Vm, command: str, timeout_s: float, **arguments: Any) -> Any:
+    """Run a QMP command that the QEMU under test may die of.
+
+    :raises ChannelBroken: at ``step``: it died (``closed``), refused (``refused``) or does not answer (``late``)
+    """
+    try:
+        return vm.qmp(command, timeout_s, **arguments)
+    except CommandRefused as error:
+        raise ChannelBroken(step, "refused", str(error)) from error
+    except DeadlineError as error:
+        raise ChannelBroken(step, "late", str(error)) from error
+    except QemuError as error:
+        raise ChannelBroken(step, "closed", f"QEMU ended in {command}: {error}") from error
+
+
+def break_at(error: ChannelBroken, load: int, phase: str) -> Break:
+    """Where a control engine broke."""
+    return Break(step=error.step, kind=error.kind, detail=error.detail, load=load, phase=phase)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """Loads asked for and passed, and the time that the passed ones took."""
+
+    asked: int
+    passed: int
+    load_seconds: float = 0.0
+
+
+def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float) -> Evidence:
+    """What is to be seen of a QEMU after a control.
+
+    :param started: ``time.monotonic()`` at the beginning
+    """
+    ended = _ended(vm, broken)
+    return Evidence(
+        loads_asked=count.asked,
+        loads_acked=count.passed,
+        checkpoints_acked=count.passed,
+        broken=broken,
+        exit=ended,
+        log=own_words(vm.process.stderr()),
+        events=() if ended else guest_events(vm),
+        seconds=time.monotonic() - started,
+        load_seconds=count.load_seconds,
+    )
+
+
+def _ended(vm: Vm, broken: Break | None) -> Exit | None:
+    # a QEMU that aborts closes its sockets before it is gone
+    return vm.ended(DEATH_GRACE_S if broken is not None and broken.kind == "closed" else 0.0)
+
+
+def _send(sock: socket.socket, buffers: Sequence[Buffer], timeout_s: float) -> None:
+    """Send everything; that QEMU hangs up is for its status to explain."""
+    end = time.monotonic() + timeout_s
+    for start in range(0, len(buffers), _SEND_BUFFERS):
+        sock.settimeout(max(0.1, end - time.monotonic()))
+        try:
+            sock.sendall(b"".join(buffers[start : start + _SEND_BUFFERS]))
+        except TimeoutError as error:
+            raise ChannelBroken(Step.INCOMING, "late", f"QEMU took no more data for {timeout_s:g} s") from error
+        except OSError:
+            return

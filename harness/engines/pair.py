@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Engine ``pair``: a real primary and a real secondary, to confirm what the harness does as a primary.
+
+The primary is brought into the recorded state and migrates with ``x-colo`` to a secondary of the same command line;
+then COLO starts both guests, and the primary sends a checkpoint every ``x-checkpoint-delay``. The primary's guest
+does not run before that: with pages that change during the first migration, a secondary under TCG was seen to
+triple-fault before its first checkpoint. There is neither block replication nor a network proxy: nobody but the
+secondary's devices is asked anything.
+
+A secondary stops its guest for each checkpoint and starts it when the load is over
+(``colo_incoming_process_checkpoint`` in ``migration/colo.c``), so its events STOP and RESUME count checkpoints
+without trace points: a RESUME behind a STOP is a load that passed. The RESUME before the first STOP is the start
+of COLO itself.
+
+The guest goes on between the recording and a checkpoint, so what is loaded is that phase a moment later, whole:
+sections cannot be left out. In the phase firmware that is a guest that boots, whose secondary triple-faults after
+a few checkpoints under TCG on 7.2; later phases are the ones to confirm with.
+
+Under TCG a primary can hang by itself, seen on 7.2 and 10.0: its COLO thread synchronises dirty memory without the
+big lock (``qemu_savevm_live_state`` in ``colo_do_checkpoint_transaction``), ``tcg_log_global_after_sync`` waits for
+each CPU with ``run_on_cpu``, and waiting takes the lock and never gives it back. It does not wait when the CPU
+thread is quicker. So the primary is kept on one host CPU, with its COLO thread in the scheduler's idle class: the
+CPU thread, once woken, then goes first. A primary that hangs all the same is tried anew, and then leaves the control
+undecided.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from harness.colo.messages import Step
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.engines.colo import Evidence, Stopped, own_words
+from harness.engines.incoming import Count, Incoming, State, break_at, drain_console, evidence_of
+from harness.engines.secondary import DEATH_GRACE_S, capabilities
+from harness.errors import DeadlineError, QemuError
+from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.process import socket_path
+from harness.qemu.vm import Vm
+
+CHECKPOINT_DELAY_MS = 100
+#: A checkpoint of a real pair sends the pages that its guest wrote; the first migration sends all of them.
+PAIR_TIMEOUT_S = 30.0
+_POLL_S = 0.01
+_BANDWIDTH = 1 << 40
+#: Without progress for so long, the primary is asked whether it is still there.
+_STALL_S = 3.0
+_ANSWER_S = 2.0
+#: Names of the thread that migrates, of older and newer builds.
+_MIGRATION_THREADS = ("live_migration", "migration", "mig/src")
+_LISTENING = "00010000"  # __SO_ACCEPTCON in /proc/net/unix
+
+OnLoads = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One pair of processes in one phase.
+
+    :param state: of the primary; nothing may be excluded from it
+    :param checkpoints: how many the secondary has to load
+    :param delay_ms: ``x-checkpoint-delay``
+    :param attempts: pairs that are tried when the primary fails by itself
+    :param timeout_s: deadline for the migration, and for each checkpoint
+    :param stop: set by whoever wants the run to end
+    """
+
+    binary: QemuBinary
+    dialect: Dialect
+    state: State
+    checkpoints: int = 5
+    delay_ms: int = CHECKPOINT_DELAY_MS
+    attempts: int = 3
+    timeout_s: float = PAIR_TIMEOUT_S
+    stop: Event = field(default_factory=Event)
+
+    def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
+        """The evidence of the secondary; the last line of its log is the primary's fate.
+
+        A break at load 0 is a secondary that COLO was never started in. When the primary fails or hangs and the
+        secondary does not, loads are missing and nothing is broken, which is judged as undecided.
+
+        :raises QemuError: a process does not start, or the primary cannot be brought into its state
+        :raises Stopped: ``stop`` was set
+        """
+        for _ in range(self.attempts):
+            evidence = self._once(on_loads)
+            if evidence.broken or evidence.loads_acked >= self.checkpoints:
+                break
+        return evidence
+
+    def _once(self, on_loads: OnLoads) -> Evidence:
+        machine = self.state.buffers.machine
+        started = time.monotonic()
+        with (
+            Incoming(self.binary, machine, timeout_s=self.timeout_s, extra=(_THREAD_NAMES,)) as primary,
+            Incoming(self.binary, machine, timeout_s=self.timeout_s) as secondary,
+        ):
+            _bring_up(primary, self.state)
+            watch = _Watch(self, primary.vm, secondary.vm, on_loads)
+            broken = None
+            try:
+                self._start(primary.vm, secondary.vm)
+                watch.until_done()
+            except ChannelBroken as error:
+                broken = break_at(error, watch.number, self.state.phase)
+            except _PrimaryFailed:
+                pass
+            count = Count(asked=self.checkpoints, passed=watch.passed, load_seconds=watch.seconds)
+            evidence = evidence_of(secondary.vm, count, broken, started)
+            return replace(evidence, log=f"{evidence.log}\n{_fate(primary.vm)}".strip())
+
+    def _start(self, primary: Vm, secondary: Vm) -> None:
+        wanted = capabilities(self.dialect)
+        told = {"capability": "events", "state": True}
+        secondary.qmp("migrate-set-capabilities", capabilities=wanted)
+        with socket_path(secondary.workdir / "pair.sock") as path:
+            secondary.qmp("migrate-incoming", uri=f"unix:{path}")
+            wait_listening(path, secondary, self.timeout_s)
+            primary.qmp("migrate-set-capabilities", capabilities=[*wanted, told])
+            primary.qmp("migrate-set-parameters", x_checkpoint_delay=self.delay_ms, max_bandwidth=_BANDWIDTH)
+            primary.qmp("migrate", uri=f"unix:{path}")
+            _wait_connected(primary, self.timeout_s)
+        let_cpu_threads_go_first(primary.process.pid)
+
+
+_THREAD_NAMES = Option(name="name", first="postload-primary", props={"debug-threads": True})
+
+
+class _PrimaryFailed(Exception):
+    """The primary failed, and its secondary did not."""
+
+
+class _Watch:
+    """Follows the secondary until it has loaded enough, or something is not well."""
+
+    def __init__(self, owner: Pair, primary: Vm, secondary: Vm, on_loads: OnLoads) -> None:
+        self._owner = owner
+        self._primary = primary
+        self._secondary = secondary
+        self._on_loads = on_loads
+        self.passed = 0
+        self.begun = 0
+        self.seconds = 0.0
+        self._moved = time.monotonic()
+        self._first: float | None = None
+
+    @property
+    def number(self) -> int:
+        """The load that was going on, or 0 when none had begun."""
+        return self.begun if self.begun > self.passed else self.passed + 1 if self.begun else 0
+
+    def until_done(self) -> None:
+        """Return when enough checkpoints were loaded.
+
+        :raises ChannelBroken: the secondary is not well
+        """
+        while self.passed < self._owner.checkpoints:
+            if self._owner.stop.is_set():
+                raise Stopped("stopped")
+            drain_console(self._primary)
+            drain_console(self._secondary)
+            events = self._secondary.monitor.drain_events()
+            if not self._count(events):
+                self._check(events)
+                time.sleep(_POLL_S)
+
+    def _count(self, events: list[dict[str, Any]]) -> bool:
+        """Whether loads passed since the last time."""
+        before = self.passed
+        self.begun, self.passed = count_checkpoints(event["event"] for event in events)
+        if self.begun and self._first is None:
+            self._first = time.monotonic()
+        if self.passed == before:
+            return False
+        self._moved = time.monotonic()
+        self.seconds = self._moved - (self._first or self._moved)
+        self._on_loads(self.passed - before)
+        return True
+
+    def _check(self, events: list[dict[str, Any]]) -> None:
+        if self._secondary.ended():
+            raise self._broken("closed", "the secondary ended")
+        reason = _left_colo(events)
+        if reason:
+            raise self._broken("refused", f"the secondary left COLO (event COLO_EXIT, reason {reason})")
+        self._check_primary()
+        idle_s = time.monotonic() - self._moved
+        if idle_s > _STALL_S and not _answers(self._primary):
+            raise _PrimaryFailed
+        if idle_s > self._owner.timeout_s:
+            raise self._broken("late", f"no checkpoint was finished for {self._owner.timeout_s:g} s")
+
+    def _check_primary(self) -> None:
+        """A primary that gives up because its secondary dies must not be taken for the cause."""
+        # by its events alone: while it waits for its secondary in a checkpoint it may answer no command
+        events = self._primary.monitor.drain_events()
+        if not self._primary.ended() and not _gave_up(events):
+            return
+        if self._secondary.ended(DEATH_GRACE_S):
+            raise self._broken("closed", "the secondary ended")
+        reason = _left_colo(self._secondary.monitor.drain_events())
+        if reason:
+            raise self._broken("refused", f"the secondary left COLO (event COLO_EXIT, reason {reason})")
+        raise _PrimaryFailed
+
+    def _broken(self, kind: str, detail: str) -> ChannelBroken:
+        step = Step.INCOMING if not self.begun else Step.LOAD if self.begun > self.passed else Step.REQUEST
+        return ChannelBroken(step, kind, detail)
+
+
+def count_checkpoints(events: Iterable[str]) -> tuple[int, int]:
+    """Checkpoints that a secondary began and finished, from the names of its events in order."""
+    begun = passed = 0
+    for event in events:
+        if event == "STOP":
+            begun += 1
+        elif event == "RESUME":
+            passed = begun
+    return begun, passed
+
+
+def let_cpu_threads_go_first(pid: int) -> None:
+    """Keep a process on one CPU and put its migration thread, which COLO runs in, into the idle class."""
+    with contextlib.suppress(OSError):
+        cpu = {min(os.sched_getaffinity(pid))}
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name = (task / "comm").read_text().strip()
+            os.sched_setaffinity(int(task.name), cpu)
+            if name.startswith(_MIGRATION_THREADS):
+                os.sched_setscheduler(int(task.name), os.SCHED_IDLE, os.sched_param(0))
+
+
+def _answers(vm: Vm) -> bool:
+    try:
+        vm.qmp("query-status", timeout_s=_ANSWER_S)
+    except (QemuError, DeadlineError):
+        return False
+    return True
+
+
+def _bring_up(primary: Incoming, state: State) -> None:
+    try:
+        primary.load(state)
+    except ChannelBroken as error:
+        said = own_words(primary.vm.process.stderr())
+        where = f"the primary of the pair cannot be brought into phase {state.phase}"
+        raise QemuError(f"{where}: {error}: {said}") from error
+
+
+def _left_colo(events: Iterable[dict[str, Any]]) -> str | None:
+    for event in events:
+        if event["event"] == "COLO_EXIT":
+            return str(event.get("data", {}).get("reason", "unknown"))
+    return None
+
+
+def _gave_up(events: Sequence[dict[str, Any]]) -> bool:
+    failed = ("failed", "cancelled")
+    return _left_colo(events) is not None or any(
+        event["event"] == "MIGRATION" and event["data"]["status"] in failed for event in events
+    )
+
+
+def wait_listening(path: Path, vm: Vm, timeout_s: float) -> None:
+    """11.1 answers ``migrate-incoming`` before it listens, and a real source tries but once.
+
+    :raises QemuError: it does not listen within ``timeout_s``
+    """
+    end = time.monotonic() + timeout_s
+    while not _listens(path):
+        if vm.ended() or time.monotonic() > end:
+            raise QemuError(f"QEMU does not listen for its incoming stream: {vm.process.stderr()[-400:]}")
+        time.sleep(_POLL_S)
+
+
+def _wait_connected(primary: Vm, timeout_s: float) -> None:
+    """The name of the socket must live for as long as somebody may connect to it."""
+    setting_up = ("none", "setup")
+    primary.monitor.poll_until("query-migrate", lambda info: info.get("status") not in setting_up, timeout_s=timeout_s)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a unix socket of that name accepts connections: ``/proc/net/unix`` has flags in its fourth column."""
+    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(row[-1] == str(path) and row[3] == _LISTENING for row in rows)
+
+
+def _fate(primary: Vm) -> str:
+    ended = primary.ended()
+    left = _left_colo(primary.monitor.drain_events())
+    how = f"ended with {ended}" if ended else "still there" if _answers(primary) else "hangs"
+    if left:
+        how += f", it left COLO (reason {left})"
+    said = " / ".join(own_words(primary.process.stderr()).splitlines()[-3:])
+    return f"the primary: {how}{f', it printed: {said}' if said else ''}"

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Find out how a build wants its COLO primary to speak, and whether it resets before a load: by trying it.
+
+A small machine that never runs a guest instruction records itself, and is then loaded in each dialect in turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.cache import cache_root
+from harness.colo.primary import DIALECTS, ChannelBroken, Dialect
+from harness.engines.secondary import Secondary
+from harness.errors import PostloadError, QemuError
+from harness.files import write_atomically
+from harness.guests.machine import Machine, firmware_sink
+from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.process import new_workdir
+from harness.qemu.vm import Vm, migrate_to_socket
+from harness.state.transforms import encode, label_of, park, without
+from harness.stream.model import Section, Stream
+from harness.stream.reader import open_stream, read_stream
+from harness.stream.vmdesc import VmDesc, decode, find, patch
+
+PROBE_TIMEOUT_S = 10.0
+_SCHEMA = 1
+#: A register that no parked guest touches and that a reset clears: the second PIC's interrupt mask
+#: (``hw/intc/i8259_common.c:pic_reset_common``).
+_WITNESS, _WITNESS_FIELD, _WITNESS_VALUE = "i8259#1", "imr", 0x5A
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColoAbility:
+    """How a build does COLO.
+
+    :param resets_before_load: the machine is reset before each device load, so that only loads within one
+        buffer are loads into a used device; None when it could not be told
+    """
+
+    dialect: Dialect
+    resets_before_load: bool | None
+
+
+def probe_colo(binary: QemuBinary) -> ColoAbility:
+    """Try the dialects on a small ``pc`` machine; the answer is kept by the binary's hash.
+
+    :raises QemuError: the build cannot be a COLO secondary, or speaks a dialect that is not known; the message
+        says what each attempt gave
+    """
+    if "x-colo" not in binary.capabilities:
+        raise QemuError(
+            f"{binary.path} has no migration capability x-colo: it was built without replication (COLO) support"
+        )
+    kept = cache_root() / "probe" / f"{binary.sha256}-colo-{_SCHEMA}.json"
+    try:
+        answer = json.loads(kept.read_text())
+        return ColoAbility(
+            dialect={dialect.name: dialect for dialect in DIALECTS}[answer["dialect"]],
+            resets_before_load=answer["resets_before_load"],
+        )
+    except (OSError, ValueError, KeyError):
+        ability = _try_all(binary)
+    text = json.dumps({"dialect": ability.dialect.name, "resets_before_load": ability.resets_before_load})
+    write_atomically(kept, text.encode())
+    return ability
+
+
+def _try_all(binary: QemuBinary) -> ColoAbility:
+    machine = _small_machine(binary)
+    workdir = new_workdir()
+    with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir) as vm:
+        sink = workdir / "probe.stream"
+        migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=PROBE_TIMEOUT_S)
+        with open_stream(sink) as stream:
+            return _first_that_works(binary, machine, stream)
+
+
+def _small_machine(binary: QemuBinary) -> Machine:
+    # pc, because q35 is known to die at its first checkpoint on some builds
+    found = binary.machine("pc") or binary.machine("q35")
+    if found is None:
+        raise QemuError(f"{binary.path} has neither machine pc nor q35: nothing to probe COLO with")
+    return Machine(
+        name=found.name,
+        family="pc",
+        accel="tcg",
+        options=(Option(name="m", first="16"),),
+        files=(),
+    )
+
+
+def _first_that_works(binary: QemuBinary, machine: Machine, stream: Stream) -> ColoAbility:
+    failures = []
+    for dialect in DIALECTS:
+        try:
+            resets = _attempt(binary, machine, stream, dialect)
+        except (PostloadError, ChannelBroken) as error:
+            failures.append(f"{dialect.name}: {error}")
+        else:
+            return ColoAbility(dialect=dialect, resets_before_load=resets)
+    raise QemuError(f"{binary.path} speaks no COLO dialect that is known: {'; '.join(failures)}")
+
+
+def _attempt(binary: QemuBinary, machine: Machine, stream: Stream, dialect: Dialect) -> bool | None:
+    """One session with two checkpoints; raises when it breaks."""
+    assert stream.vmdesc is not None  # a plain migration always ends with one
+    sections = [park(section, stream.vmdesc) for section in stream.devices]
+    with Secondary(binary, machine, dialect, timeout_s=PROBE_TIMEOUT_S) as secondary:
+        body = bytes(stream.buffer[len(stream.head) : stream.devices[0].offset])
+        secondary.start(stream.head, (body, encode(sections) + b"\0", stream.vmdesc.raw))
+        secondary.primary.checkpoint(encode(_marked(sections, stream.vmdesc)))
+        secondary.primary.checkpoint(encode(without(sections, frozenset({_WITNESS}))))
+        return _was_reset(secondary.vm, stream.vmdesc)
+
+
+def _marked(sections: Sequence[Section], vmdesc: VmDesc) -> list[Section]:
+    return [_with_mark(s, vmdesc) if label_of(s) == _WITNESS else s for s in sections]
+
+
+def _with_mark(section: Section, vmdesc: VmDesc) -> Section:
+    desc = vmdesc.device(section.idstr, section.instance_id)
+    assert desc is not None  # the section came out of a stream with this description
+    field = find(decode(section.payload, desc), _WITNESS_FIELD)
+    return replace(section, payload=patch(section.payload, field, _WITNESS_VALUE))
+
+
+def _was_reset(vm: Vm, vmdesc: VmDesc) -> bool | None:
+    saved: Path = vm.workdir / "after.state"
+    vm.qmp("stop")
+    vm.qmp("xen-save-devices-state", filename=str(saved))
+    for section in read_stream(saved.read_bytes(), vmdesc=vmdesc).devices:
+        desc = vmdesc.device(section.idstr, section.instance_id)
+        if label_of(section) == _WITNESS and desc is not None:
+            return find(decode(section.payload, desc), _WITNESS_FIELD).value != _WITNESS_VALUE
+    return None

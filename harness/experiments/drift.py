@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The drift experiment: what a secondary saves after one load, half-way, and after n loads of one recording.
+
+The guest is parked, so whatever moves in its state was moved by the loads, or by time. ``xen-save-devices-state``
+(``qmp_xen_save_devices_state`` in ``migration/savevm.c``) writes the device sections of a stopped machine; the
+next checkpoint starts it again. Where a build resets the machine before each buffer, only loads within one buffer
+meet a used device: there the state stands n times in one buffer instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+from harness.colo.messages import Step
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Stopped
+from harness.engines.secondary import DEATH_GRACE_S, Secondary
+from harness.errors import QemuError, StreamError
+from harness.packs.pack import incoming_body
+from harness.qemu.binary import QemuBinary
+from harness.qemu.vm import Vm
+from harness.state.transforms import GuestMode, encode, label_of, sections_for, without
+from harness.stream import wire
+from harness.stream.model import Section, section_footer
+from harness.stream.vmdesc import VmDesc
+
+#: Loads after which the state is compared; each costs 2 to 4 ms.
+DRIFT_LOADS = 50
+#: The machine runs this long between a load and the ``stop``. Timers that the load armed for "now" (virtio-net's
+#: announcement), and a guest's next tick, fire in this time; without it they fire before one save and not another.
+SETTLE_S = 0.01
+#: And this long, without any load, before the last save: what moves then moves by time.
+IDLE_S = 0.03
+_HEADER_FIXED_BYTES = wire.SECTION_ID.size + 1 + wire.INSTANCE_VERSION.size
+
+#: A section as it shall stand in load k (1 is the first), from the recorded one.
+Change = Callable[[Section, int], Section]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The device state that QEMU saved after ``load`` loads (1 is the first), by section label."""
+
+    load: int
+    sections: Mapping[str, Section]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftRun:
+    """What one session brought.
+
+    :param sent: what was loaded first, by section label: the recording with its CPUs parked
+    :param snapshots: in order of their loads: after the first, half-way, and the last; fewer when it broke
+    :param loads_acked: loads into a used device that were acknowledged, the first included
+    :param idle: saved once more after the last load, when time had passed and nothing had been loaded
+    :param excluded: labels of sections that came with the incoming stream only
+    :param back_to_back: the loads stood in one buffer, because the build resets before each buffer
+    """
+
+    machine: str
+    phase: str
+    vmdesc: VmDesc
+    sent: Mapping[str, Section]
+    snapshots: tuple[Snapshot, ...]
+    loads_asked: int
+    loads_acked: int
+    seconds: float
+    broken: Break | None
+    idle: Snapshot | None = None
+    excluded: frozenset[str] = frozenset()
+    back_to_back: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftExperiment:
+    """Loads one phase n times into one parked secondary and reads its state back.
+
+    :param resets: the build resets the machine before each device buffer
+    :param excluded: labels of sections that come with the incoming stream only
+    :param loads: 2 or more
+    :param idle_s: how long the parked machine runs before the save that no load comes before
+    :param change: makes a state wrong on purpose: the control of the oracle
+    """
+
+    binary: QemuBinary
+    dialect: Dialect
+    resets: bool
+    buffers: Buffers
+    phase: str
+    excluded: frozenset[str] = frozenset()
+    loads: int = DRIFT_LOADS
+    idle_s: float = IDLE_S
+    change: Change | None = None
+    timeout_s: float = ANSWER_TIMEOUT_S
+    stop: Event = field(default_factory=Event)
+
+    def run(self) -> DriftRun:
+        """Load and save; a secondary that breaks is a result.
+
+        :raises QemuError: the secondary did not start, or refused to save its state
+        :raises StreamError: what it saved is no device state
+        :raises Stopped: ``stop`` was set
+        """
+        started = time.monotonic()
+        pack = self.buffers.pack
+        recording = pack.recordings[self.phase]
+        parked = sections_for(recording, GuestMode.PARKED)
+        session = _Session(self, without(parked, self.excluded), recording.vmdesc)
+        body = incoming_body(recording, self.buffers.ram_whole(self.phase), encode(parked))
+        with Secondary(self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
+            broken = session.run(secondary, recording.head, body)
+        return DriftRun(
+            machine=self.buffers.machine.name,
+            phase=self.phase,
+            vmdesc=recording.vmdesc,
+            sent=by_label(session.sent(1)),
+            snapshots=tuple(session.snapshots),
+            loads_asked=self.loads,
+            loads_acked=session.acked,
+            seconds=time.monotonic() - started,
+            broken=broken,
+            idle=session.idle,
+            excluded=self.excluded,
+            back_to_back=self.resets,
+        )
+
+
+def saved_after(loads: int) -> tuple[int, ...]:
+    """After which loads the state is saved: the first, the middle one, the last; each once."""
+    return tuple(sorted({1, (loads + 1) // 2, loads}))
+
+
+class _Session:
+    """The loads of one run, and what came of them."""
+
+    def __init__(self, owner: DriftExperiment, sections: list[Section], vmdesc: VmDesc) -> None:
+        self._sections = sections
+        self.snapshots: list[Snapshot] = []
+        self.idle: Snapshot | None = None
+        self.acked = 0
+        self._owner = owner
+        self._vmdesc = vmdesc
+        self._change = owner.change or (lambda section, _: section)
+
+    def run(self, secondary: Secondary, head: bytes, body: Sequence[bytes | memoryview]) -> Break | None:
+        try:
+            secondary.start(head, body)
+            for first, last in self._buffers():
+                if self._owner.stop.is_set():
+                    raise Stopped("stopped")
+                secondary.primary.checkpoint(b"".join(self._state(load) for load in range(first, last + 1)))
+                self.acked = last
+                if last in saved_after(self._owner.loads):
+                    time.sleep(SETTLE_S)
+                    self.snapshots.append(self._saved(secondary.vm))
+            self.idle = self._idle(secondary.vm)
+        except ChannelBroken as error:
+            load = 0 if error.step is Step.INCOMING else self.acked + 1
+            return self._broken(error.step, error.kind, error.detail, load)
+        except QemuError as error:
+            if not secondary.vm.ended(DEATH_GRACE_S):
+                raise
+            return self._broken(Step.LOAD, "closed", f"it died when its state was saved: {error}", self.acked)
+        return None
+
+    def sent(self, load: int) -> list[Section]:
+        """What stands in a load."""
+        return [self._change(section, load) for section in self._sections]
+
+    def _buffers(self) -> Iterator[tuple[int, int]]:
+        """First and last load of each buffer; behind a reset the count starts anew."""
+        if self._owner.resets:
+            return ((1, last) for last in saved_after(self._owner.loads))
+        return ((load, load) for load in range(1, self._owner.loads + 1))
+
+    def _state(self, load: int) -> bytes:
+        return encode(self.sent(load))
+
+    def _saved(self, vm: Vm) -> Snapshot:
+        return Snapshot(load=self.acked, sections=by_label(saved_sections(vm, self._vmdesc)))
+
+    def _idle(self, vm: Vm) -> Snapshot:
+        vm.qmp("cont")
+        self._owner.stop.wait(self._owner.idle_s)
+        return self._saved(vm)
+
+    def _broken(self, step: Step, kind: str, detail: str, load: int) -> Break:
+        return Break(step=step, kind=kind, detail=detail, load=load, phase=self._owner.phase)
+
+
+def by_label(sections: Iterable[Section]) -> dict[str, Section]:
+    """Sections by the name that reports give them."""
+    return {label_of(section): section for section in sections}
+
+
+def saved_sections(vm: Vm, vmdesc: VmDesc) -> list[Section]:
+    """Stop the machine and let QEMU write its device state. The next checkpoint starts it again.
+
+    :raises QemuError: QEMU refused, or died
+    :raises StreamError: what it wrote is no device state
+    """
+    path = vm.workdir / "drift.state"
+    vm.qmp("stop")
+    # live: else QEMU inactivates the disks of a machine that is stopped already, which cannot be done twice
+    vm.qmp("xen-save-devices-state", filename=str(path), live=False)
+    data = path.read_bytes()
+    path.unlink()
+    return split_saved(data, vmdesc)
+
+
+def split_saved(data: bytes, vmdesc: VmDesc) -> list[Section]:
+    """Cut a saved device state into sections, also where one is longer or shorter than it was when recorded.
+
+    :param data: magic, version, FULL sections, EOF
+    :param vmdesc: says how long each section was; where no footer stands there, the next footer that has the
+        right section_id, and a section or the end behind it, is the end
+    :raises StreamError: no such state, or it is cut
+    """
+    if len(data) < wire.FILE_HEADER.size or wire.FILE_HEADER.unpack_from(data)[0] != wire.MAGIC:
+        raise StreamError(0, "a saved device state does not start with the magic")
+    found: list[Section] = []
+    at = wire.FILE_HEADER.size
+    while at < len(data) - 1:
+        section = _section(data, at, vmdesc)
+        found.append(section)
+        at += section.size
+    if data[at:] != bytes([wire.SectionType.EOF]):
+        raise StreamError(at, "a saved device state does not end with EOF")
+    return found
+
+
+def _section(data: bytes, at: int, vmdesc: VmDesc) -> Section:
+    name_at = at + wire.SECTION_ID.size
+    length = data[name_at] if name_at < len(data) else 0
+    start = at + _HEADER_FIXED_BYTES + length
+    if data[at] != wire.SectionType.FULL or start > len(data):
+        raise StreamError(at, f"section type {data[at]} in a saved device state")
+    section_id = wire.SECTION_ID.unpack_from(data, at)[1]
+    name = data[name_at + 1 : name_at + 1 + length]
+    idstr = name.decode("ascii", "backslashreplace")
+    instance_id, version_id = wire.INSTANCE_VERSION.unpack_from(data, start - wire.INSTANCE_VERSION.size)
+    desc = vmdesc.device(idstr, instance_id)
+    end = _end(data, start, start + (desc.size_bytes if desc else 0), section_footer(section_id))
+    return Section(
+        type=wire.SectionType.FULL,
+        section_id=section_id,
+        idstr=idstr,
+        instance_id=instance_id,
+        version_id=version_id,
+        offset=at,
+        header_size=start - at,
+        payload=data[start:end],
+        footer=True,
+    )
+
+
+def _end(data: bytes, start: int, expected: int, footer: bytes) -> int:
+    """Where a payload ends: its footer stands there, and behind that a section or the end of the stream."""
+    if _ends_at(data, expected, footer):
+        return expected
+    at = data.find(footer, start)
+    while at >= 0:
+        if _ends_at(data, at, footer):
+            return at
+        at = data.find(footer, at + 1)
+    raise StreamError(start, "a section of a saved device state has no footer")
+
+
+def _ends_at(data: bytes, at: int, footer: bytes) -> bool:
+    behind = at + len(footer)
+    if not data.startswith(footer, at) or behind >= len(data):
+        return False
+    return data[behind] == wire.SectionType.FULL or data[behind:] == bytes([wire.SectionType.EOF])

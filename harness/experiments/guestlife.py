@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Experiment: load checkpoints into a secondary whose guest runs, fail over, and ask the guest how it is.
+
+The loads rewind the guest to the recorded moment again and again. Then ``x-colo-lost-heartbeat`` ends COLO, the
+guest goes on by itself, and its own shell on the serial line says whether clock, disks, network and kernel are
+well. Whether they are is for :mod:`harness.oracles.guestfault`; here it is only written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Event
+
+from harness.colo.messages import Step
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.devices.profile import Profile
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers
+from harness.engines.disks import DiskKind
+from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
+from harness.errors import DeadlineError, QemuError
+from harness.experiments.interview import (
+    CHECK_TIMEOUT_S,
+    Answers,
+    Clock,
+    DeviceCheck,
+    Interview,
+    recorded_profiles,
+)
+from harness.packs.pack import incoming_body
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
+from harness.qemu.vm import Vm
+from harness.state.transforms import GuestMode, encode, sections_for, without
+
+__all__ = ["CHECK_TIMEOUT_S", "Clock", "DeviceCheck", "GuestLife", "guest_life"]
+
+LOADS = 30
+#: How long the guest runs after each load.
+RUN_S = 0.01
+_GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestLife:
+    """What was seen of one guest.
+
+    :param kernel_names: device to regular expressions for what the guest's kernel calls it
+    :param disks: how its disks were arranged, and ``disks_why`` why it was not replication
+    :param broken: where the loads broke; then nothing else was asked
+    :param exit: how QEMU ended by itself, None when it was still there
+    :param events: names of QMP events of the guest's end
+    :param failover: why the failover did not end: one sentence, or empty
+    :param stuck: where the guest's console did not answer as it should: one sentence, or empty
+    :param clocks: first and last reading; fewer when the guest did not answer
+    :param kernel_log: lines behind the mark of the recording
+    :param log: what QEMU printed
+    :param after: what had brought the guest to run
+    """
+
+    phase: str
+    devices: tuple[str, ...]
+    kernel_names: Mapping[str, tuple[str, ...]]
+    disks: DiskKind
+    disks_why: str = ""
+    loads_asked: int
+    loads_acked: int
+    broken: Break | None = None
+    exit: Exit | None = None
+    events: tuple[str, ...] = ()
+    failover: str = ""
+    stuck: str = ""
+    clocks: tuple[Clock, ...] = ()
+    checks: tuple[DeviceCheck, ...] = ()
+    kernel_log: tuple[str, ...] = ()
+    log: str = ""
+    seconds: float = 0.0
+    after: str = "the failover"
+
+
+def guest_life(
+    *,
+    binary: QemuBinary,
+    dialect: Dialect,
+    resets: bool,
+    buffers: Buffers,
+    phase: str,
+    excluded: frozenset[str],
+    stop: Event,
+    profiles: Iterable[Profile] | None = None,
+    loads: int = LOADS,
+    run_s: float = RUN_S,
+    last: str | None = None,
+    check_timeout_s: float = CHECK_TIMEOUT_S,
+    disks: DiskKind = DiskKind.REPLICATION,
+) -> GuestLife:
+    """Load ``phase`` into a secondary ``loads`` times, fail over, and see how its guest is.
+
+    :param resets: the build resets before each load: every buffer then holds the whole state, and a second time
+        behind it what is not excluded, for devices in use
+    :param excluded: labels of sections left out of every checkpoint
+    :param profiles: those the pack was recorded with; the installed ones when None
+    :param last: another recording for the last checkpoint, for controls
+    :param check_timeout_s: how long one device's check may take
+    :param disks: falls back to plain where the build has no replication; the result says so
+    :raises QemuError: the secondary did not even start
+    :raises Stopped: ``stop`` was set
+    """
+    interview = Interview(
+        family=buffers.pack.manifest.family,
+        phase=phase,
+        profiles=recorded_profiles(buffers.pack, profiles),
+        stop=stop,
+        check_timeout_s=check_timeout_s,
+    )
+    experiment = _Experiment(
+        binary=binary,
+        dialect=dialect,
+        buffers=buffers,
+        phase=phase,
+        excluded=excluded,
+        interview=interview,
+        loads=loads,
+        run_s=run_s,
+        last=last or phase,
+        resets=resets,
+    )
+    if disks is DiskKind.PLAIN:
+        return experiment.run(DiskKind.PLAIN, "asked for")
+    try:
+        life = experiment.run(DiskKind.REPLICATION, "")
+    except QemuError as error:
+        return experiment.run(DiskKind.PLAIN, f"replication did not start: {_last_line(str(error))}")
+    if life.broken and life.broken.step is Step.INCOMING:
+        why = _last_line(life.log) or life.broken.detail
+        return experiment.run(DiskKind.PLAIN, f"with replication the incoming stream broke: {why}")
+    return life
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What a run has come to so far."""
+
+    loads: int = 0
+    broken: Break | None = None
+    exit: Exit | None = None
+    events: tuple[str, ...] = ()
+    failover: str = ""
+    answers: Answers = field(default_factory=Answers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Experiment:
+    binary: QemuBinary
+    dialect: Dialect
+    buffers: Buffers
+    phase: str
+    excluded: frozenset[str]
+    interview: Interview
+    loads: int
+    run_s: float
+    last: str
+    resets: bool
+
+    def run(self, disks: DiskKind, why: str) -> GuestLife:
+        started = time.monotonic()
+        pack = self.buffers.pack
+        machine = self.interview.machine(self.buffers.machine, disks)
+        seen = _Seen()
+        with Secondary(self.binary, machine, self.dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
+            self._load_all(secondary, seen)
+            if seen.broken is None:
+                self._live(secondary, seen)
+            seen.exit = secondary.vm.ended(_grace_s(seen))
+            if seen.exit is None:
+                seen.events = guest_ends(secondary.vm)
+            return GuestLife(
+                phase=self.phase,
+                devices=tuple(entry.name for entry in pack.manifest.devices),
+                kernel_names=self.interview.kernel_names(),
+                disks=disks,
+                disks_why=why,
+                loads_asked=self.loads,
+                loads_acked=seen.loads,
+                broken=seen.broken,
+                exit=seen.exit,
+                events=seen.events,
+                failover=seen.failover,
+                stuck=seen.answers.stuck,
+                clocks=tuple(seen.answers.clocks),
+                checks=tuple(seen.answers.checks),
+                kernel_log=seen.answers.kernel_log,
+                log=secondary.vm.process.stderr().strip(),
+                seconds=time.monotonic() - started,
+            )
+
+    def _load_all(self, secondary: Secondary, seen: _Seen) -> None:
+        recording = self.buffers.pack.recordings[self.phase]
+        ram = self.buffers.ram_whole(self.phase)
+        body = incoming_body(recording, ram, encode(sections_for(recording, GuestMode.RUNNING)))
+        devices = self._devices(self.phase)
+        try:
+            secondary.start(recording.head, body)
+            while seen.loads < self.loads - 1:
+                self.interview.check_stop()
+                secondary.primary.checkpoint(devices)
+                seen.loads += 1
+                time.sleep(self.run_s)
+            secondary.primary.checkpoint(self._devices(self.last), self.buffers.ram_difference(self.last, self.phase))
+            seen.loads += 1
+        except ChannelBroken as error:
+            number = 0 if error.step is Step.INCOMING else seen.loads + 1
+            at = self.last if number == self.loads else self.phase
+            seen.broken = Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=at)
+
+    def _devices(self, phase: str) -> bytes:
+        sections = sections_for(self.buffers.pack.recordings[phase], GuestMode.RUNNING)
+        loaded = encode(without(sections, self.excluded))
+        # after a reset, what is left out would be in reset state
+        return encode(sections) + loaded if self.resets else loaded
+
+    def _live(self, secondary: Secondary, seen: _Seen) -> None:
+        try:
+            _fail_over(secondary)
+        except (QemuError, DeadlineError) as error:
+            seen.failover = str(error)
+            return
+        self.interview.ask(secondary.vm, seen.answers)
+
+
+def _fail_over(secondary: Secondary) -> None:
+    """End COLO; on return the guest runs on its own.
+
+    :raises QemuError: QEMU refused, or is gone
+    :raises DeadlineError: it did not get there in time
+    """
+    if end_colo(secondary.vm) == "paused":
+        secondary.vm.qmp("cont")
+
+
+def _grace_s(seen: _Seen) -> float:
+    """How long QEMU may take to die, when something says that it may be dying."""
+    closed = seen.broken is not None and seen.broken.kind in ("closed", "unexpected")
+    return DEATH_GRACE_S if closed else 1.0 if seen.failover or seen.answers.stuck else 0.0
+
+
+def guest_ends(vm: Vm) -> tuple[str, ...]:
+    """Names of the events of the guest's end that came so far."""
+    with contextlib.suppress(QemuError, DeadlineError):
+        vm.qmp("query-status")
+    return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ask a running guest how it is: its own shell on the serial line tells of clocks, devices and its kernel's log.
+
+How the guest came to run, by a failover or by an ordinary migration, is nothing to this module.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+from harness.devices.profile import Profile, load_profiles
+from harness.engines.colo import Stopped
+from harness.engines.disks import DiskKind, DiskMachine, with_disks
+from harness.errors import GuestError
+from harness.guests.console import Console
+from harness.guests.machine import Machine
+from harness.packs.pack import StatePack
+from harness.qemu.vm import Vm
+
+#: A healthy guest under TCG ends a check within three seconds, and within nine when six others want the two cores: a
+#: late answer must not look like a dead device, so these are far from it.
+CONSOLE_TIMEOUT_S = 30.0
+CHECK_TIMEOUT_S = 40.0
+READY_TIMEOUT_S = 60.0
+#: The guest's calendar clock has seconds; between its first and its last reading one of them has to pass.
+CLOCK_SPAN_S = 1.2
+_POLL_S = 0.05
+
+#: What brings a device from a phase to where it can be asked for its life.
+_PREPARE = {"firmware": "bind", "kernel": "bind", "unbound": "rebind"}
+#: With the devices bound already, their checks run side by side.
+_TOGETHER = ("bound", "busy", "rebound")
+_CLOCK = re.compile(r"\bclock (\d+) ([\d.]+) (\d+)\s*$", re.MULTILINE)
+_CLOCK_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """The guest's clocks, read between two moments of the host's monotonic clock.
+
+    :param beats: count of a loop that sleeps 50 ms each time
+    :param up_s: seconds since boot
+    :param epoch_s: its calendar clock
+    """
+
+    asked_s: float
+    answered_s: float
+    beats: int
+    up_s: float
+    epoch_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCheck:
+    """What a device's check came to.
+
+    :param status: of the guest's command, None when it did not end within its deadline
+    :param said: its last lines; the last one is the step it was in
+    """
+
+    device: str
+    status: int | None
+    said: str
+    seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Answers:
+    """What a guest has said so far.
+
+    :param stuck: where its console did not answer as it should: one sentence, or empty
+    :param clocks: first and last reading; fewer when the guest did not answer
+    :param kernel_log: lines behind the mark of the recording
+    """
+
+    stuck: str = ""
+    clocks: list[Clock] = field(default_factory=list)
+    checks: list[DeviceCheck] = field(default_factory=list)
+    kernel_log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interview:
+    """The questions to a guest that was recorded in ``phase``.
+
+    :param profiles: those that the pack was recorded with
+    :param check_timeout_s: how long one device's check may take
+    :param stop: set by whoever wants the run to end
+    """
+
+    family: str
+    phase: str
+    profiles: tuple[Profile, ...]
+    stop: Event
+    check_timeout_s: float = CHECK_TIMEOUT_S
+
+    def ask(self, vm: Vm, answers: Answers) -> None:
+        """Put all questions to the guest of ``vm``; what it said until it fell silent stays in ``answers``.
+
+        :raises Stopped: ``stop`` was set
+        """
+        try:
+            self._ask(Console(vm.console), answers)
+        except GuestError as error:
+            answers.stuck = str(error)
+
+    def machine(self, machine: Machine, disks: DiskKind) -> DiskMachine:
+        """The machine with disks that hold what its guest had written by then."""
+        patterns = {image: disk for profile in self.profiles for image, disk in profile.patterns.items()}
+        return with_disks(machine, disks, {} if self.phase in ("firmware", "kernel") else patterns)
+
+    def kernel_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Device to regular expressions for what the guest's kernel calls it."""
+        return {p.name: self._kernel_names(p) for p in self.profiles if p.kernel_names}
+
+    def _kernel_names(self, profile: Profile) -> tuple[str, ...]:
+        part = profile.part(self.family)
+        slot = part.guest.get("slot") if part else None
+        return (*profile.kernel_names, re.escape(slot)) if slot else profile.kernel_names
+
+    def check_stop(self) -> None:
+        """:raises Stopped: ``stop`` was set"""
+        if self.stop.is_set():
+            raise Stopped("stopped")
+
+    def _ask(self, console: Console, answers: Answers) -> None:
+        if self.phase == "firmware":
+            console.wait_ready(READY_TIMEOUT_S)
+            # no mark: the whole of the kernel's log was said after the loads
+            console.run("beat_start", CONSOLE_TIMEOUT_S)
+        answers.clocks.append(_read_clock(console))
+        checks = [(p.name, self._check_line(p)) for p in self.profiles if p.guest.life != "true"]
+        if self.phase in _TOGETHER:
+            self._run_checks(console, checks, answers)
+        else:
+            # a driver's modules are inserted one by one
+            for check in checks:
+                self._run_checks(console, [check], answers)
+        time.sleep(max(0.0, CLOCK_SPAN_S - (time.monotonic() - answers.clocks[0].answered_s)))
+        answers.clocks.append(_read_clock(console))
+        answers.kernel_log = tuple(console.run("log_new", CONSOLE_TIMEOUT_S).splitlines())
+
+    def _check_line(self, profile: Profile) -> str:
+        names = [_PREPARE[self.phase]] if self.phase in _PREPARE else []
+        names += ["check"] if self.phase == "busy" else []
+        lines = [profile.command(name, self.family) for name in (*names, "life")]
+        return " && ".join(line for line in lines if line != "true")
+
+    def _run_checks(self, console: Console, checks: Sequence[tuple[str, str]], answers: Answers) -> None:
+        if not checks:
+            return
+        started = time.monotonic()
+        left = [device for device, _ in checks]
+        begin = "; ".join(f"life_begin {shlex.quote(device)} {shlex.quote(line)}" for device, line in checks)
+        console.run(begin, CONSOLE_TIMEOUT_S)
+        while left:
+            self.check_stop()
+            time.sleep(_POLL_S)
+            late = time.monotonic() - started > self.check_timeout_s
+            states = _states(console, left)
+            for device in [device for device in left if late or states.get(device) is not None]:
+                left.remove(device)
+                answers.checks.append(_ended(console, device, states.get(device), time.monotonic() - started))
+
+
+def _read_clock(console: Console) -> Clock:
+    """The clocks, asked again when the line is not whole: the console may still bring what was typed before."""
+    printed = ""
+    for _ in range(_CLOCK_TRIES):
+        asked = time.monotonic()
+        printed = console.run("clock", CONSOLE_TIMEOUT_S)
+        match = _CLOCK.search(printed)
+        if match:
+            beats, up, epoch = int(match[1]), float(match[2]), int(match[3])
+            return Clock(asked_s=asked, answered_s=time.monotonic(), beats=beats, up_s=up, epoch_s=epoch)
+    raise GuestError(f"the guest's clock reads {printed.strip()!r}")
+
+
+def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:
+    """Status of each check that has ended."""
+    printed = console.run(f"life_state {' '.join(map(shlex.quote, devices))}", CONSOLE_TIMEOUT_S)
+    matches = (re.fullmatch(r"life (\S+) (\d+)", line.strip()) for line in printed.splitlines())
+    return {match[1]: int(match[2]) for match in matches if match}
+
+
+def _ended(console: Console, device: str, status: int | None, seconds: float) -> DeviceCheck:
+    said = console.run(f"life_said {shlex.quote(device)}", CONSOLE_TIMEOUT_S) if status != 0 else ""
+    return DeviceCheck(device=device, status=status, said=said.strip(), seconds=seconds)
+
+
+def recorded_profiles(pack: StatePack, profiles: Iterable[Profile] | None) -> tuple[Profile, ...]:
+    """Those of some profiles, the installed ones when None, that a pack was recorded with."""
+    known = load_profiles().values() if profiles is None else profiles
+    recorded = {entry.name for entry in pack.manifest.devices}
+    return tuple(profile for profile in known if profile.name in recorded)

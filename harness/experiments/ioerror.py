@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Experiment: a secondary whose disk fails, or that is brought the state of a machine whose disk failed.
+
+With ``werror=stop,rerror=stop`` a request that fails is held back by its device, and the machine stops with the
+run state ``io-error`` (``block/block-backend.c:blk_error_action``). The device state then has the request in it
+(``hw/block/virtio-blk.c:virtio_blk_save_device``, ``hw/ide/ahci.c:vmstate_ncq_tfs``), and whoever loads it and
+starts the guest sends the request again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from threading import Event
+
+from harness.colo.messages import Step
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Stopped, own_words
+from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
+from harness.errors import DeadlineError, GuestError, QemuError
+from harness.guests.console import Console
+from harness.guests.faults import halts, with_faults
+from harness.packs.pack import incoming_body
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
+from harness.qemu.vm import Vm
+from harness.state.transforms import GuestMode, encode, sections_for, without
+
+LOADS = 5
+#: How long the guest of a secondary may take to hit the sector that fails.
+HALT_TIMEOUT_S = 10.0
+GUEST_TIMEOUT_S = 30.0
+#: In the midst of what ``disk_busy`` writes and reads over and over (``guests/init.sh``).
+BUSY_SECTOR = 2048
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """The time between two checkpoints.
+
+    :param status: run state at its end
+    :param held: requests that each failing disk held back in it, by the disk's node
+    """
+
+    status: str
+    held: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IoErrors:
+    """What was seen of one secondary.
+
+    :param faults: the secondary's own disks that fail, node to sector; none when its disks are healthy
+    :param intervals: one behind each acknowledged load
+    :param broken: where the loads broke, or the failover (``load`` is then the last one)
+    :param failover: why the failover did not end: one sentence, or empty
+    :param after: what followed the failover: run state, and what the disks held back
+    :param requests: guest disk to the status that the failed request ended with in the guest, or ``waiting``; empty
+        when nobody was asked
+    :param stuck: why the guest was not to be asked, or empty
+    :param events: names of all QMP events, in order
+    :param log: what QEMU printed
+    """
+
+    phase: str
+    faults: Mapping[str, int]
+    once: bool
+    loads_asked: int
+    loads_acked: int
+    intervals: tuple[Interval, ...]
+    broken: Break | None = None
+    exit: Exit | None = None
+    failover: str = ""
+    after: Interval | None = None
+    requests: Mapping[str, str] = field(default_factory=dict)
+    stuck: str = ""
+    events: tuple[str, ...] = ()
+    log: str = ""
+    seconds: float = 0.0
+
+
+def io_errors(
+    *,
+    binary: QemuBinary,
+    dialect: Dialect,
+    resets: bool,
+    buffers: Buffers,
+    phase: str,
+    excluded: frozenset[str],
+    stop: Event,
+    faults: Mapping[str, int],
+    disks: tuple[str, ...] = (),
+    once: bool = False,
+    loads: int = LOADS,
+    halt_timeout_s: float = HALT_TIMEOUT_S,
+) -> IoErrors:
+    """Load ``phase`` ``loads`` times into a secondary whose disks fail or not, let it fail between, and fail over.
+
+    :param resets: the build resets before each load: every buffer then holds the whole state, and a second time
+        behind it what is not excluded, for devices in use
+    :param excluded: labels of sections left out of every checkpoint
+    :param faults: failing disks of the secondary; each interval lasts until one of them has stopped the machine
+    :param disks: guest disks whose request of phase ``io-error`` is asked for in the end
+    :param once: only the first request to a failing sector fails
+    :raises QemuError: the secondary did not even start
+    :raises Stopped: ``stop`` was set
+    """
+    started = time.monotonic()
+    recording = buffers.pack.recordings[phase]
+    sections = sections_for(recording, GuestMode.RUNNING)
+    loaded = encode(without(sections, excluded))
+    seen = _Seen()
+    machine = with_faults(buffers.machine, faults, once=once)
+    with Secondary(binary, machine, dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
+        vm = secondary.vm
+        try:
+            secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(phase), encode(sections)))
+            while seen.loads < loads:
+                if stop.is_set():
+                    raise Stopped("stopped")
+                before = len(halts(vm))
+                secondary.primary.checkpoint(encode(sections) + loaded if resets else loaded)
+                seen.loads += 1
+                wait = bool(faults) and not (once and before)
+                seen.intervals.append(_interval(vm, before, halt_timeout_s if wait else 0.0))
+        except ChannelBroken as error:
+            number = 0 if error.step is Step.INCOMING else seen.loads + 1
+            seen.broken = Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=phase)
+        except (QemuError, DeadlineError) as error:
+            detail = f"between the loads: {error}"
+            seen.broken = Break(step=Step.RESUME, kind="closed", detail=detail, load=seen.loads, phase=phase)
+        if seen.broken is None:
+            _fail_over(vm, seen, bool(faults) and not once)
+            _ask(vm, seen, disks)
+        dying = seen.broken is not None or bool(seen.failover)
+        ended = vm.ended(DEATH_GRACE_S if dying else 0.0)
+        return IoErrors(
+            phase=phase,
+            faults=dict(faults),
+            once=once,
+            loads_asked=loads,
+            loads_acked=seen.loads,
+            intervals=tuple(seen.intervals),
+            broken=seen.broken,
+            exit=ended,
+            failover=seen.failover,
+            after=seen.after,
+            requests=seen.requests,
+            stuck=seen.stuck,
+            events=tuple(event["event"] for event in vm.monitor.drain_events()),
+            log=own_words(vm.process.stderr()),
+            seconds=time.monotonic() - started,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    loads: int = 0
+    intervals: list[Interval] = field(default_factory=list)
+    broken: Break | None = None
+    failover: str = ""
+    after: Interval | None = None
+    requests: dict[str, str] = field(default_factory=dict)
+    stuck: str = ""
+
+
+def _interval(vm: Vm, before: int, timeout_s: float) -> Interval:
+    """Wait for the machine to stop for an I/O error, if there is anything to wait for.
+
+    :param before: how many requests had been held back when it began
+    """
+    end = time.monotonic() + timeout_s
+    while True:
+        status = str(vm.qmp("query-status")["status"])
+        if status == "io-error" or time.monotonic() >= end:
+            held = halts(vm)[before:]
+            return Interval(status=status, held={disk: held.count(disk) for disk in sorted(set(held))})
+        time.sleep(_POLL_S)
+
+
+def _fail_over(vm: Vm, seen: _Seen, fails: bool) -> None:
+    """End COLO and see what the machine comes to.
+
+    :param fails: the guest will hit a failing sector again
+    """
+    before = len(halts(vm))
+    try:
+        if end_colo(vm) in ("paused", "io-error"):
+            # one that holds a request back waits for a word too, to try again
+            vm.qmp("cont")
+        seen.after = _interval(vm, before, HALT_TIMEOUT_S if fails else 0.0)
+    except (QemuError, DeadlineError) as error:
+        seen.failover = str(error)
+
+
+def _ask(vm: Vm, seen: _Seen, disks: tuple[str, ...]) -> None:
+    if seen.after is None or seen.after.status != "running":
+        return
+    try:
+        console = Console(vm.console)
+        console.run("clock", GUEST_TIMEOUT_S)
+        end = time.monotonic() + GUEST_TIMEOUT_S
+        for disk in disks:
+            while (state := _request(console, disk)) == "waiting" and time.monotonic() < end:
+                time.sleep(10 * _POLL_S)
+            seen.requests[disk] = state
+    except GuestError as error:
+        seen.stuck = str(error)
+
+
+def _request(console: Console, disk: str) -> str:
+    printed = console.run(f"disk_failed {disk}", GUEST_TIMEOUT_S)
+    with contextlib.suppress(StopIteration):
+        return next(line.split()[2] for line in printed.splitlines() if line.startswith(f"failed {disk} "))
+    raise GuestError(f"disk_failed {disk} printed {printed!r}")

@@ -1,0 +1,633 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a load leaves behind in a secondary: memory, descriptors, threads and the size of its saved state.
+
+The guest is parked. One section after the other is loaded many times back to back; between equal batches of
+checkpoints the process is looked at from outside. The allocator is told (:data:`MALLOC_ENV`) to keep everything in
+one contiguous heap and to cache nothing, so that the heap can be walked chunk by chunk through ``/proc/PID/mem`` and
+the bytes in use are known exactly; what lies outside that heap is counted by the page. Where the heap cannot be
+walked (another C library, no permission) all private memory is counted by the page.
+
+Two series stand beside the sections: checkpoints that load nothing more than a checkpoint has to (the framework's own
+growth), and a section that is known to hold no memory (the control).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+
+from harness.colo.messages import Step
+from harness.colo.primary import ChannelBroken, Dialect, Primary
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Evidence, Stopped, own_words
+from harness.engines.secondary import DEATH_GRACE_S, Secondary, _connect
+from harness.errors import DeadlineError, HarnessError, QemuError
+from harness.guests.machine import firmware_sink
+from harness.packs.pack import incoming_body
+from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
+from harness.qemu.process import new_workdir
+from harness.qemu.vm import Vm
+from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
+
+#: glibc: one arena, grown by ``brk`` alone, nothing cached (a cached chunk looks like one in use). Older glib has an
+#: allocator of its own above that.
+MALLOC_ENV = {
+    "GLIBC_TUNABLES": ":".join(
+        f"glibc.malloc.{name}"
+        for name in ("arena_max=1", "tcache_count=0", "mxfast=0", "mmap_max=0", "trim_threshold=1000000000")
+    ),
+    "G_SLICE": "always-malloc",
+}
+#: A port of one byte (``hw/i386/port92.c``): its load allocates nothing.
+CONTROL = "port92"
+#: Name of the series of checkpoints without a section under test.
+FRAMEWORK = ""
+#: A machine with more sections that break a secondary is given up on.
+MAX_BREAKS = 4
+#: Mappings of guest RAM and of its COLO cache are told by their size; smaller blocks are ROMs, which do not change.
+_BIG_BLOCK_BYTES = 1 << 20
+#: Checkpoints with nothing under test before anything is measured: what the incoming stream left is freed by then.
+WARM_UP_CHECKPOINTS = 100
+#: Bounds of a batch of checkpoints without a section; few where each of them resets the machine and loads it whole.
+_FRAMEWORK_CHECKPOINTS = (20, 80)
+_PILOTS = 4
+#: What waits for the RCU thread is still counted, and a heap that is being changed cannot be walked: a look that sees
+#: more growth than this, or no heap, is repeated, and the smallest one is taken.
+_LOOKS = 4
+_GROWTH_BYTES = 4096
+#: ``proc(5)``: the first line of a mapping, and the lines of it that matter here.
+_SMAPS = re.compile(
+    r"^(?:([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)|(?:Private_Dirty|Swap): +(\d+) kB)$", re.MULTILINE
+)
+#: Allocation sizes whose number grew by less than this part of the loads are not worth naming.
+_CHUNK_SHARE = 0.02
+
+#: Told after each batch, before the process is looked at: the machine, the section, loads and checkpoints of the batch.
+Between = Callable[[Vm, str, int, int], None]
+Suspects = Callable[["LeakRun"], frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakBudget:
+    """How much is loaded.
+
+    :param samples: looks at the process for each series, after a warm-up of one batch
+    :param section_s: time for loading one section; a slow one takes longer, to have ``min_loads``
+    :param repeat: loads of the section in one device buffer
+    :param buffer_bytes: bound of a device buffer, which a secondary keeps in memory
+    :param settle_s: pause before each look; QEMU's RCU thread frees memory up to 50 ms later (``util/rcu.c``)
+    :param exact: walk the heap where that can be done; without it memory is counted by the page
+    """
+
+    samples: int = 8
+    section_s: float = 0.25
+    min_loads: int = 2000
+    max_loads: int = 10_000
+    repeat: int = 40
+    buffer_bytes: int = 2_000_000
+    settle_s: float = 0.06
+    exact: bool = True
+
+    def times(self, factor: int) -> LeakBudget:
+        """The same with more loads."""
+        return replace(
+            self,
+            section_s=self.section_s * factor,
+            min_loads=self.min_loads * factor,
+            max_loads=self.max_loads * factor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look at the process.
+
+    :param loads: loads of the section since the first look
+    :param checkpoints: checkpoints since the first look
+    :param private_bytes: dirty private pages, without guest RAM, its COLO cache and translated code
+    :param heap_bytes: allocated bytes of the heap, exactly; None when the heap could not be walked
+    :param outside_bytes: dirty private pages outside of the heap
+    """
+
+    loads: int
+    checkpoints: int
+    private_bytes: int
+    heap_bytes: int | None
+    outside_bytes: int
+    descriptors: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Looks at the process while one section was loaded.
+
+    :param repeat: loads in each checkpoint; 0 for the framework's own series
+    :param state_bytes: size of the whole saved device state at the first, the middle and the last look
+    :param chunks: size of an allocation with its overhead, in bytes, to how many more there are at the last look
+    """
+
+    label: str
+    repeat: int
+    samples: tuple[Sample, ...]
+    state_bytes: tuple[int, ...]
+    chunks: tuple[tuple[int, int], ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def loads(self) -> int:
+        """Loads between the first and the last look."""
+        return self.samples[-1].loads
+
+    @property
+    def exact(self) -> bool:
+        """Whether memory is known by the byte."""
+        return all(sample.heap_bytes is not None for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokenSection:
+    """A section whose loads broke the secondary, with what can be judged as any other session.
+
+    :param label: :data:`FRAMEWORK` when it broke before any section was loaded alone
+    """
+
+    label: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakRun:
+    """One process, or a few when sections broke them."""
+
+    framework: Series | None
+    control: Series | None
+    sections: tuple[Series, ...]
+    breaks: tuple[BrokenSection, ...] = ()
+    loads_asked: int = 0
+    loads_acked: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakResult:
+    """All sections once, and the suspects among them again in a new process.
+
+    :param second: None when nothing was suspected
+    """
+
+    first: LeakRun
+    second: LeakRun | None
+
+    @property
+    def _runs(self) -> tuple[LeakRun, ...]:
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    @property
+    def loads_asked(self) -> int:
+        """Loads that were to be done."""
+        return sum(run.loads_asked for run in self._runs)
+
+    @property
+    def loads_acked(self) -> int:
+        """Loads acknowledged with VMSTATE_LOADED."""
+        return sum(run.loads_acked for run in self._runs)
+
+    @property
+    def seconds(self) -> float:
+        """Time that it took."""
+        return sum(run.seconds for run in self._runs)
+
+    @property
+    def broken(self) -> Break | None:
+        """The first break."""
+        return next((broken.evidence.broken for run in self._runs for broken in run.breaks), None)
+
+
+def find_leaks(
+    *,
+    binary: QemuBinary,
+    dialect: Dialect,
+    resets: bool,
+    buffers: Buffers,
+    phase: str,
+    excluded: frozenset[str],
+    stop: Event,
+    suspects: Suspects,
+    labels: Sequence[str] | None = None,
+    budget: LeakBudget | None = None,
+    between: Between | None = None,
+    confirm_factor: int = 3,
+) -> LeakResult:
+    """Measure every section, then those that ``suspects`` names once more, in a new process with more loads.
+
+    :param suspects: see :func:`harness.oracles.leak.suspects`
+    :param labels: sections to be measured, all of the phase when None
+    :raises QemuError: the secondary did not start
+    :raises Stopped: ``stop`` was set
+    """
+    bench = LeakBench(
+        binary=binary,
+        dialect=dialect,
+        resets=resets,
+        buffers=buffers,
+        phase=phase,
+        excluded=excluded,
+        stop=stop,
+        budget=budget or LeakBudget(),
+        between=between,
+    )
+    first = bench.run(bench.labels if labels is None else labels)
+    named = [series.label for series in first.sections if series.label in suspects(first)]
+    second = replace(bench, budget=bench.budget.times(confirm_factor)).run(named) if named else None
+    return LeakResult(first=first, second=second)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakBench:
+    """One phase of a pack under one QEMU."""
+
+    binary: QemuBinary
+    dialect: Dialect
+    resets: bool
+    buffers: Buffers
+    phase: str
+    excluded: frozenset[str]
+    stop: Event
+    budget: LeakBudget = field(default_factory=LeakBudget)
+    between: Between | None = None
+    timeout_s: float = ANSWER_TIMEOUT_S
+
+    @property
+    def labels(self) -> list[str]:
+        """Sections of the phase that may be loaded."""
+        sections = without(self.buffers.pack.recordings[self.phase].sections, self.excluded)
+        return [label_of(section) for section in sections]
+
+    def run(self, labels: Sequence[str]) -> LeakRun:
+        """The framework, the control, then each section; one that breaks the secondary costs a new process."""
+        began = time.monotonic()
+        known = set(self.labels)
+        todo = [FRAMEWORK, *([CONTROL] if CONTROL in known else []), *(label for label in labels if label in known)]
+        done: list[Series] = []
+        breaks: list[BrokenSection] = []
+        asked = acked = 0
+        while todo and len(breaks) < MAX_BREAKS:
+            meter = _Meter(self)
+            broken = meter.measure(todo)
+            done += meter.done
+            asked, acked = asked + meter.asked, acked + meter.acked
+            todo = todo[len(meter.done) + 1 :]
+            if broken is not None:
+                breaks.append(broken)
+            if broken is not None and broken.label == FRAMEWORK:
+                break  # it does not even take the incoming stream, or a checkpoint with nothing in it
+        return _as_run(done, breaks, asked, acked, time.monotonic() - began)
+
+
+def _as_run(done: list[Series], breaks: list[BrokenSection], asked: int, acked: int, seconds: float) -> LeakRun:
+    framework = next((series for series in done if series.label == FRAMEWORK), None)
+    rest = [series for series in done if series.label != FRAMEWORK]
+    # the control stands first and, when it is asked for as a section too, once more among the sections
+    control = rest.pop(0) if rest and rest[0].label == CONTROL else None
+    return LeakRun(
+        framework=framework,
+        control=control,
+        sections=tuple(rest),
+        breaks=tuple(breaks),
+        loads_asked=asked,
+        loads_acked=acked,
+        seconds=seconds,
+    )
+
+
+class _TunedSecondary(Secondary):
+    """A secondary whose allocator can be looked into."""
+
+    def __init__(self, bench: LeakBench) -> None:
+        self._dialect = bench.dialect
+        machine, workdir = bench.buffers.machine, new_workdir()
+        machine.make_files(workdir)
+        incoming = Option(name="incoming", first="defer")
+        command = machine.command(bench.binary.path, workdir, firmware_sink(), incoming)
+        self.vm = Vm(command, workdir=workdir, env={**os.environ, **MALLOC_ENV})
+        try:
+            sock = _connect(self.vm, bench.dialect, bench.timeout_s)
+            self.primary = Primary(sock, timeout_s=bench.timeout_s, watch=self._given_up)
+        except BaseException:
+            self.vm.close()
+            raise
+
+
+class _Meter:
+    """Measures series after series in one process, until it breaks."""
+
+    def __init__(self, bench: LeakBench) -> None:
+        self._bench = bench
+        self._sections = sections_for(bench.buffers.pack.recordings[bench.phase], GuestMode.PARKED)
+        # a build that resets the machine needs the whole state, else the reset CPU starts to run the firmware
+        self._prefix = encode(without(self._sections, bench.excluded)) if bench.resets else b""
+        blocks = bench.buffers.pack.manifest.blocks
+        self._ram = frozenset(block.size_bytes for block in blocks if block.size_bytes >= _BIG_BLOCK_BYTES)
+        self._walkable = bench.budget.exact
+        self._space = bytearray()
+        self.done: list[Series] = []
+        self.asked = 0
+        self.acked = 0
+
+    def measure(self, todo: Sequence[str]) -> BrokenSection | None:
+        """Measure until all is done, or until a section breaks the secondary; that one is returned."""
+        bench, began = self._bench, time.monotonic()
+        recording = bench.buffers.pack.recordings[bench.phase]
+        body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(self._sections))
+        with _TunedSecondary(bench) as secondary:
+            try:
+                secondary.start(recording.head, body)
+                self._warm_up(secondary)
+                for label in todo:
+                    self.done.append(self._series(secondary, label))
+            except ChannelBroken as error:
+                label = FRAMEWORK if error.step is Step.INCOMING else todo[len(self.done)]
+                return BrokenSection(label=label, evidence=self._evidence(secondary, error, began))
+        return None
+
+    def _warm_up(self, secondary: Secondary) -> None:
+        for _ in range(WARM_UP_CHECKPOINTS):
+            self.checkpoint(secondary, self._prefix, 0)
+        with _alive():
+            _state_bytes(secondary.vm)
+
+    def _series(self, secondary: Secondary, label: str) -> Series:
+        began, budget = time.monotonic(), self._bench.budget
+        own = encode(only(self._sections, frozenset({label}))) if label != FRAMEWORK else b""
+        # where each checkpoint loads the whole machine, more of the section in it cost little
+        wanted = budget.repeat * (3 if self._bench.resets else 1)
+        repeat = min(wanted, max(1, budget.buffer_bytes // len(own))) if own else 0
+        batch = _Batch(self, secondary, label, self._prefix + own * repeat, repeat)
+        batch.size = _batch_checkpoints(budget, repeat, batch.pilot())
+        batch.load()
+        samples: list[Sample] = []
+        looks: list[_Look] = []
+        state_bytes = []
+        looks_at_state = {0, budget.samples // 2, budget.samples - 1}
+        for number in range(budget.samples):
+            if number:
+                batch.load()
+            with _alive():
+                if number in looks_at_state:
+                    state_bytes.append(_state_bytes(secondary.vm))
+                looks.append(self._settled(secondary.vm, looks[-1] if looks else None))
+            samples.append(_sample(looks[-1], number * batch.size, repeat))
+        return Series(
+            label=label,
+            repeat=repeat,
+            samples=tuple(samples),
+            state_bytes=tuple(state_bytes),
+            chunks=_grown(looks[0].chunks, looks[-1].chunks, samples[-1].loads),
+            seconds=time.monotonic() - began,
+        )
+
+    def _settled(self, vm: Vm, before: _Look | None) -> _Look:
+        """The smallest of some looks, one when it shows no growth."""
+        # a queue of events that nobody fetches would grow in this process, and fill the socket
+        vm.monitor.drain_events().clear()
+        looks: list[_Look] = []
+        while len(looks) < _LOOKS:
+            time.sleep(self._bench.budget.settle_s)
+            looks.append(_look(vm.process.pid, self._ram, self._space if self._walkable else None))
+            walked = looks[-1].chunks is not None or not self._walkable
+            if walked and (before is None or looks[-1].memory_bytes < before.memory_bytes + _GROWTH_BYTES):
+                break
+        best = [look for look in looks if look.chunks is not None]
+        self._walkable = bool(best)
+        return min(best or looks, key=lambda look: look.memory_bytes)
+
+    def checkpoint(self, secondary: Secondary, devices: bytes, repeat: int) -> None:
+        """One checkpoint, counted."""
+        if self._bench.stop.is_set():
+            raise Stopped("stopped")
+        self.asked += repeat
+        secondary.primary.checkpoint(devices)
+        self.acked += repeat
+
+    def after_batch(self, vm: Vm, label: str, loads: int, checkpoints: int) -> None:
+        """Let the caller have its way between loads and look."""
+        if self._bench.between is not None:
+            self._bench.between(vm, label, loads, checkpoints)
+
+    def _evidence(self, secondary: Secondary, error: ChannelBroken, began: float) -> Evidence:
+        number = 0 if error.step is Step.INCOMING else self.acked + 1
+        dying = error.kind in ("closed", "unexpected")
+        return Evidence(
+            loads_asked=self.asked,
+            loads_acked=self.acked,
+            checkpoints_acked=secondary.primary.checkpoints,
+            broken=Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=self._bench.phase),
+            exit=secondary.vm.ended(DEATH_GRACE_S if dying else 0.0),
+            log=own_words(secondary.vm.process.stderr()),
+            seconds=time.monotonic() - began,
+        )
+
+
+class _Batch:
+    """Equal checkpoints between two looks."""
+
+    def __init__(self, meter: _Meter, secondary: Secondary, label: str, devices: bytes, repeat: int) -> None:
+        self._meter = meter
+        self._secondary = secondary
+        self._label = label
+        self._devices = devices
+        self._repeat = repeat
+        self.size = 1
+
+    def pilot(self) -> float:
+        """Some checkpoints; seconds of the quickest."""
+        seconds = []
+        for _ in range(_PILOTS):
+            began = time.monotonic()
+            self._meter.checkpoint(self._secondary, self._devices, self._repeat)
+            seconds.append(time.monotonic() - began)
+        return min(seconds)
+
+    def load(self) -> None:
+        """All checkpoints of a batch."""
+        for _ in range(self.size):
+            self._meter.checkpoint(self._secondary, self._devices, self._repeat)
+        with _alive():
+            self._meter.after_batch(self._secondary.vm, self._label, self.size * self._repeat, self.size)
+
+
+def _batch_checkpoints(budget: LeakBudget, repeat: int, checkpoint_s: float) -> int:
+    """Checkpoints in a batch: as many as the time allows, within the bounds of the loads."""
+    batches = budget.samples - 1
+    wanted = int(budget.section_s / batches / max(checkpoint_s, 1e-5))
+    if not repeat:
+        least, most = _FRAMEWORK_CHECKPOINTS
+        return max(least, min(wanted, most))
+    least = math.ceil(budget.min_loads / batches / repeat)
+    return max(least, min(wanted, budget.max_loads // batches // repeat))
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    """A process that is gone when it is looked at broke after its last acknowledgement."""
+    try:
+        yield
+    except (OSError, QemuError) as error:
+        raise ChannelBroken(Step.REQUEST, "closed", f"QEMU was gone between two checkpoints: {error}") from error
+    except DeadlineError as error:
+        raise ChannelBroken(Step.REQUEST, "late", f"QEMU did not answer between two checkpoints: {error}") from error
+
+
+def _state_bytes(vm: Vm) -> int:
+    """Size of the device state that the machine would save now; stops it, and the next checkpoint resumes it."""
+    path = vm.workdir / "leak.state"
+    vm.qmp("stop")
+    vm.qmp("xen-save-devices-state", filename=str(path), live=False)
+    size = path.stat().st_size
+    path.unlink()
+    return size
+
+
+# --- The process, seen from outside --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    private_bytes: int
+    outside_bytes: int
+    chunks: dict[int, int] | None
+    descriptors: int
+    threads: int
+
+    @property
+    def heap_bytes(self) -> int | None:
+        return None if self.chunks is None else sum(size * number for size, number in self.chunks.items())
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.private_bytes if self.heap_bytes is None else self.heap_bytes + self.outside_bytes
+
+
+def _look(pid: int, ram_sizes: frozenset[int], space: bytearray | None) -> _Look:
+    """Look at a process.
+
+    :param ram_sizes: sizes of mappings that are guest RAM
+    :param space: where the heap may be copied to; it is not walked when None
+    :raises OSError: it is gone
+    """
+    folder = Path(f"/proc/{pid}")
+    private, heap_pages, heap = private_memory((folder / "smaps").read_text(), ram_sizes)
+    return _Look(
+        private_bytes=private,
+        outside_bytes=private - heap_pages,
+        chunks=_walk(folder / "mem", heap, space) if heap and space is not None else None,
+        descriptors=_entries(folder / "fd"),
+        threads=_entries(folder / "task"),
+    )
+
+
+def _entries(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir())
+
+
+def private_memory(smaps: str, ram_sizes: frozenset[int]) -> tuple[int, int, tuple[int, int] | None]:
+    """Sum up ``/proc/PID/smaps``.
+
+    Guest RAM, told by its size, and executable memory (QEMU's own code, translated code) are left out.
+
+    :return: bytes that are dirty and private, those of them in ``[heap]``, and where that begins and ends
+    :raises HarnessError: the text is not a process's memory map
+    """
+    total = inside = 0
+    heap = None
+    counted = in_heap = False
+    for start, end, mode, name, dirty_kib in _SMAPS.findall(smaps):
+        if dirty_kib:
+            size_bytes = int(dirty_kib) * 1024 if counted else 0
+            total += size_bytes
+            inside += size_bytes if in_heap else 0
+            continue
+        first, last = int(start, 16), int(end, 16)
+        in_heap = name == "[heap]"
+        counted = last - first not in ram_sizes and "x" not in mode
+        heap = (first, last) if in_heap else heap
+    if not smaps:
+        raise HarnessError("the memory map of the process is empty")
+    return total, inside, heap
+
+
+def _walk(memory: Path, heap: tuple[int, int], space: bytearray) -> dict[int, int] | None:
+    start, end = heap
+    size_bytes = end - start
+    if len(space) < size_bytes:
+        space.extend(bytes(size_bytes - len(space)))
+    try:
+        with memory.open("rb", buffering=0) as file, memoryview(space)[:size_bytes] as view:
+            file.seek(start)
+            # a heap that shrinks meanwhile reads short, and is then not walked to its end
+            return heap_chunks(view) if file.readinto(view) == size_bytes else None
+    except PermissionError:
+        return None
+
+
+def heap_chunks(heap: bytes | memoryview) -> dict[int, int] | None:
+    """Walk a heap of glibc and count the chunks in use by their size.
+
+    ======  =====  ==========================================================================
+    offset  width  field of a chunk (``malloc/malloc.c``, ``struct malloc_chunk``, 64 bits)
+    ======  =====  ==========================================================================
+    0       8      size of the chunk before, when that is free
+    8       8      size of this one, a multiple of 16; bit 0: the chunk before is in use
+    16             what the program was given
+    ======  =====  ==========================================================================
+
+    The last chunk reaches to the end of the heap and is free.
+
+    :return: size in bytes to number of chunks; None when this is not such a heap
+    """
+    words = memoryview(heap)[: len(heap) & ~7].cast("Q")
+    in_use: list[int] = []
+    at, last = 0, len(words)
+    while at + 1 < last:
+        size = words[at + 1] & ~7
+        if size < 32 or size & 15:
+            return None
+        behind = at + (size >> 3)
+        if behind == last:
+            return dict(Counter(in_use))
+        if behind + 1 >= last:
+            return None
+        if words[behind + 1] & 1:
+            in_use.append(size)
+        at = behind
+    return None
+
+
+def _sample(look: _Look, checkpoints: int, repeat: int) -> Sample:
+    return Sample(
+        loads=checkpoints * repeat,
+        checkpoints=checkpoints,
+        private_bytes=look.private_bytes,
+        heap_bytes=look.heap_bytes,
+        outside_bytes=look.outside_bytes,
+        descriptors=look.descriptors,
+        threads=look.threads,
+    )
+
+
+def _grown(first: dict[int, int] | None, last: dict[int, int] | None, loads: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of which there are more chunks, those with most bytes first."""
+    if first is None or last is None:
+        return ()
+    more = {size: number - first.get(size, 0) for size, number in last.items()}
+    grown = [(size, number) for size, number in more.items() if number > max(4, loads * _CHUNK_SHARE)]
+    return tuple(sorted(grown, key=lambda item: -item[0] * item[1]))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Experiment: one ordinary incoming migration into a new process, and then the guest is asked how it is.
+
+A migration that QEMU calls completed can leave a guest without a clock, a disk or a network. The questions are those
+of :mod:`harness.experiments.guestlife`, which asks after COLO's failover; :mod:`harness.oracles.guestfault`
+judges both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from threading import Event
+
+from harness.colo.primary import ChannelBroken
+from harness.devices.profile import Profile
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, own_words
+from harness.engines.disks import DiskKind
+from harness.engines.incoming import Incoming, State, break_at
+from harness.engines.secondary import DEATH_GRACE_S
+from harness.experiments.guestlife import GuestLife, guest_ends
+from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_profiles
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
+
+#: In these the devices are bound, so that the guest can be asked about them at once.
+PHASES = ("bound", "busy")
+#: How long a QEMU whose guest fell silent may take to die.
+_SILENT_GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ended:
+    """How the process was at the end."""
+
+    exit: Exit | None
+    events: tuple[str, ...]
+    log: str
+
+
+def plain_life(
+    binary: QemuBinary,
+    buffers: Buffers,
+    phase: str,
+    profiles: Iterable[Profile] | None = None,
+    *,
+    excluded: frozenset[str] = frozenset(),
+    stop: Event | None = None,
+    check_timeout_s: float = CHECK_TIMEOUT_S,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+) -> GuestLife:
+    """Load ``phase`` once, as an ordinary destination does, start the guest and ask it.
+
+    :param binary: the loading side; it is the machine of ``buffers``
+    :param profiles: those the pack was recorded with; the installed ones when None
+    :param excluded: labels of sections left out of the stream
+    :param check_timeout_s: how long one device's check may take
+    :param timeout_s: deadline for the load, and for the guest's start
+    :raises QemuError: QEMU did not even start
+    :raises Stopped: ``stop`` was set
+    """
+    started = time.monotonic()
+    pack = buffers.pack
+    interview = Interview(
+        family=pack.manifest.family,
+        phase=phase,
+        profiles=recorded_profiles(pack, profiles),
+        stop=stop or Event(),
+        check_timeout_s=check_timeout_s,
+    )
+    interview.check_stop()
+    state = State(buffers=buffers, phase=phase, excluded=excluded)
+    answers = Answers()
+    machine = interview.machine(buffers.machine, DiskKind.PLAIN)
+    with Incoming(binary, machine, timeout_s=timeout_s) as qemu:
+        broken = _start(qemu, state)
+        if broken is None:
+            interview.ask(qemu.vm, answers)
+        ended = _ended(qemu, broken, answers)
+    return GuestLife(
+        phase=phase,
+        devices=tuple(entry.name for entry in pack.manifest.devices),
+        kernel_names=interview.kernel_names(),
+        disks=DiskKind.PLAIN,
+        disks_why="one load: nothing is rewound",
+        loads_asked=1,
+        loads_acked=0 if broken else 1,
+        broken=broken,
+        exit=ended.exit,
+        events=ended.events,
+        stuck=answers.stuck,
+        clocks=tuple(answers.clocks),
+        checks=tuple(answers.checks),
+        kernel_log=answers.kernel_log,
+        log=ended.log,
+        seconds=time.monotonic() - started,
+        after="the migration",
+    )
+
+
+def _start(qemu: Incoming, state: State) -> Break | None:
+    try:
+        qemu.load(state)
+        qemu.resume(0.0)
+    except ChannelBroken as error:
+        return break_at(error, 1, state.phase)
+    return None
+
+
+def _ended(qemu: Incoming, broken: Break | None, answers: Answers) -> _Ended:
+    dying = broken is not None and broken.kind == "closed"
+    ended = qemu.vm.ended(DEATH_GRACE_S if dying else _SILENT_GRACE_S if answers.stuck else 0.0)
+    return _Ended(exit=ended, events=() if ended else guest_ends(qemu.vm), log=own_words(qemu.vm.process.stderr()))

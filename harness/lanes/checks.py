@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The oracles that look at more than the answers of a secondary: one experiment, a cell for each row.
+
+An experiment loads a whole machine; its findings are per section or per device. They are put together here into
+one cell for each row, with the worst section's verdict, and the figures of every section in ``details``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+from harness.devices.profile import load_profiles
+from harness.engines.colo import Stopped
+from harness.errors import HarnessError, HostError, QemuError, StreamError
+from harness.experiments.drift import DriftExperiment
+from harness.experiments.guestlife import guest_life
+from harness.experiments.ioerror import io_errors
+from harness.experiments.leak import find_leaks
+from harness.lanes.judge import Bench
+from harness.oracles.drift import DriftJudgement, judge_drift, load_rules
+from harness.oracles.guestfault import judge_life
+from harness.oracles.ioerror import judge_io_errors
+from harness.oracles.leak import judge_leaks, run_details, suspects
+from harness.results.document import REST_SUFFIX, Cell, Finding, Qemu
+from harness.results.verdict import Verdict, rank
+from harness.state.transforms import label_of
+
+#: Where the guest has its drivers bound and can be asked about its devices.
+LIVELY_PHASES = ("bound", "busy")
+IO_ERROR_PHASE = "io-error"
+PLATFORM = "platform"
+
+
+class Oracle(StrEnum):
+    """What is looked at; the value stands in a cell's ``oracle``."""
+
+    DRIFT = "drift"
+    LEAK = "leak"
+    PLAIN = "plain"
+    POSTCOPY = "postcopy"
+    GUEST = "guest"
+    IO_ERROR = "io-error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What an oracle says of one section, or of one device as a whole (``section`` None)."""
+
+    verdict: Verdict
+    section: str | None = None
+    text: str = ""
+    log: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One experiment.
+
+    :param told: for each row, what is said of its sections
+    :param loads: for each row, loads asked and acknowledged that count for it, where that is not all of them
+    :param own_loaded: a row whose own sections are among the excluded ones did load them
+    """
+
+    told: Mapping[str, Sequence[Told]]
+    loads_asked: int
+    loads_acked: int
+    loads: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    excluded: frozenset[str] = frozenset()
+    guest_mode: str = "parked"
+    own_loaded: bool = False
+    engine: str = "colo"
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One experiment to be made on one machine.
+
+    :param phases: those it loads
+    :param rows: the devices that get a cell
+    """
+
+    oracle: Oracle
+    phases: tuple[str, ...]
+    rows: tuple[str, ...]
+    schedule: str
+    run: Callable[[Bench, Check], Outcome]
+
+    def cell_id(self, qemu: str, machine: str, device: str) -> str:
+        """Stable name of the cell of one row."""
+        where = self.phases[0] if len(self.phases) == 1 else "all"
+        return f"{qemu}/{machine}/{device}/{where}/{self.oracle}"
+
+
+def perform(check: Check, bench: Bench) -> list[Cell]:
+    """Make the experiment; a cell for each row, in the rows' order.
+
+    :raises HostError: no space; nothing more can be judged
+    :raises Stopped: the run was told to stop
+    """
+    started = time.monotonic()
+    try:
+        outcome = check.run(bench, check)
+    except (HostError, Stopped):
+        raise
+    except (QemuError, HarnessError, StreamError) as error:
+        told = {row: [Told(verdict=Verdict.HARNESS_ERROR, text=str(error))] for row in check.rows}
+        outcome = Outcome(told=told, loads_asked=0, loads_acked=0)
+    seconds = time.monotonic() - started
+    return [_cell(check, bench, row, outcome, seconds) for row in check.rows]
+
+
+def planned_checks(phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
+    """The experiments of one machine, the longest first: drift in every phase, leaks where drivers are bound, and
+    the life of the guest in the phases in which it has devices."""
+    settled = next((phase for phase in ("bound", *phases) if phase in phases), phases[0])
+    lively = [phase for phase in phases if phase in LIVELY_PHASES]
+    failing = {name: dict(profile.faults) for name, profile in load_profiles().items() if profile.faults}
+    return [
+        *(io_error_check(row, failing[row]) for row in rows if row in failing and IO_ERROR_PHASE in phases),
+        leak_check(settled, rows),
+        *(guest_check(phase, rows) for phase in lively),
+        *(drift_check(phase, rows) for phase in phases),
+    ]
+
+
+def drift_check(phase: str, rows: Sequence[str]) -> Check:
+    """State after one load against state after many, for every section of a phase."""
+    return Check(oracle=Oracle.DRIFT, phases=(phase,), rows=tuple(rows), schedule="same", run=_drift)
+
+
+def _drift(bench: Bench, check: Check) -> Outcome:
+    phase = check.phases[0]
+    excluded = _excluded(bench, check)
+    run = DriftExperiment(
+        **_given(bench, phase, excluded),
+    ).run()
+    judged = judge_drift(run, load_rules())
+    rows = _by_row(bench, check, judged)
+    told = {row: [_drift_told(label, judged[label]) for label in labels] for row, labels in rows}
+    return Outcome(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
+
+
+def _drift_told(label: str, judgement: DriftJudgement) -> Told:
+    details = {key: value for key, value in judgement.details.items() if value and key != "loads"}
+    return Told(verdict=judgement.verdict, section=label, text=judgement.text, details=details)
+
+
+def leak_check(phase: str, rows: Sequence[str]) -> Check:
+    """What each section's load leaves behind, loaded alone and back to back thousands of times."""
+    return Check(oracle=Oracle.LEAK, phases=(phase,), rows=tuple(rows), schedule="back-to-back", run=_leak)
+
+
+def _leak(bench: Bench, check: Check) -> Outcome:
+    phase = check.phases[0]
+    excluded = _excluded(bench, check)
+    result = find_leaks(
+        **_given(bench, phase, excluded),
+        suspects=suspects,
+    )
+    judged = judge_leaks(result)
+    told = {
+        row: [
+            Told(verdict=judged[name].verdict, section=name, text=judged[name].text, details=judged[name].details)
+            for name in labels
+        ]
+        for row, labels in _by_row(bench, check, judged)
+    }
+    counted = {series.label: series.loads for run in (result.first, result.second) if run for series in run.sections}
+    loads = {row: sum(counted.get(name, 0) for name in labels) for row, labels in _by_row(bench, check, judged)}
+    return Outcome(
+        told=told,
+        loads_asked=result.loads_asked,
+        loads_acked=result.loads_acked,
+        loads={row: (count, count) for row, count in loads.items()},
+        excluded=excluded,
+        details={"run": run_details(result.first)},
+    )
+
+
+def guest_check(phase: str, rows: Sequence[str]) -> Check:
+    """The guest lives on after the loads and a failover: its disks, its network, its clock, its kernel's log."""
+    return Check(oracle=Oracle.GUEST, phases=(phase,), rows=tuple(rows), schedule="same", run=_guest)
+
+
+def _guest(bench: Bench, check: Check) -> Outcome:
+    excluded = _excluded(bench, check)
+    life = guest_life(
+        **_given(bench, check.phases[0], excluded),
+    )
+    judged = judge_life(life)
+    missing = Told(verdict=Verdict.HARNESS_ERROR, text="not asked: the guest did not answer")
+    told = {
+        row: [
+            Told(verdict=judged[row].verdict, text=judged[row].text, log=life.log, details=judged[row].details)
+            if row in judged
+            else missing
+        ]
+        for row in check.rows
+    }
+    return Outcome(
+        told=told,
+        loads_asked=life.loads_asked,
+        loads_acked=life.loads_acked,
+        excluded=excluded,
+        guest_mode="running",
+        details={"disks": str(life.disks), "disks_why": life.disks_why},
+    )
+
+
+def io_error_check(row: str, faults: Mapping[str, int]) -> Check:
+    """The halted state of a disk that failed, in a secondary whose disk is healthy, and in one whose disk fails too.
+
+    :param faults: the row's block node to the sector that fails
+    """
+    run = partial(_io_error, faults=faults)
+    return Check(oracle=Oracle.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), schedule="same", run=run)
+
+
+def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Outcome:
+    excluded = _excluded(bench, check)
+    seen = {
+        name: io_errors(
+            **_given(bench, IO_ERROR_PHASE, excluded),
+            faults=failing,
+        )
+        for name, failing in (("healthy disk", {}), ("failing disk", faults))
+    }
+    judged = {name: judge_io_errors(result) for name, result in seen.items()}
+    told = [
+        Told(
+            verdict=judgement.verdict,
+            text=f"secondary with a {name}: {judgement.text}" if judgement.text else "",
+            log=seen[name].log if judgement.verdict is not Verdict.OK else "",
+        )
+        for name, judgement in judged.items()
+    ]
+    return Outcome(
+        told={check.rows[0]: told},
+        loads_asked=sum(result.loads_asked for result in seen.values()),
+        loads_acked=sum(result.loads_acked for result in seen.values()),
+        excluded=excluded,
+        guest_mode="running",
+        details={name: judgement.details for name, judgement in judged.items()},
+    )
+
+
+def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> dict[str, Any]:
+    """What every experiment is given."""
+    return {
+        "binary": bench.binary,
+        "dialect": bench.ability.dialect,
+        "resets": bool(bench.ability.resets_before_load),
+        "buffers": bench.buffers,
+        "phase": phase,
+        "excluded": excluded,
+        "stop": bench.stop,
+    }
+
+
+def _excluded(bench: Bench, check: Check) -> frozenset[str]:
+    """What was blamed in the phase, in whichever schedule: an experiment may load back to back."""
+    nobody: frozenset[str] = frozenset()
+    return bench.known(check.phases, True, nobody) | bench.known(check.phases, False, nobody)
+
+
+def _by_row(bench: Bench, check: Check, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
+    owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
+    return [(row, [label for label in labels if owners.get(label, PLATFORM) == row]) for row in check.rows]
+
+
+def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float) -> Cell:
+    told = list(outcome.told.get(row, ()))
+    verdict = min((t.verdict for t in told), key=rank, default=Verdict.HARNESS_ERROR)
+    pack = bench.buffers.pack
+    machine = pack.manifest.machine
+    own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
+    excluded = outcome.excluded - own if outcome.own_loaded else outcome.excluded
+    rest = REST_SUFFIX if own & excluded else ""
+    asked, acked = outcome.loads.get(row, (outcome.loads_asked, outcome.loads_acked))
+    return Cell(
+        id=check.cell_id(bench.label, machine, row) + rest,
+        record_qemu=Qemu(**pack.manifest.qemu),
+        load_qemu=Qemu(**bench.binary.identity()),
+        machine=machine,
+        accel=pack.manifest.accel,
+        device=row,
+        phases=check.phases,
+        schedule=check.schedule,
+        oracle=str(check.oracle),
+        verdict=verdict,
+        guest_mode=outcome.guest_mode,
+        sections=tuple(sorted(own - excluded)),
+        excluded=tuple(sorted(excluded)),
+        loads_asked=asked,
+        loads_acked=acked,
+        checkpoints_acked=0 if row in outcome.loads else acked,
+        finding=None if verdict is Verdict.OK else _finding(verdict, told, check),
+        details={**outcome.details, **{t.section or row: dict(t.details) for t in told if t.details}},
+        pack=str(pack.source),
+        engine=outcome.engine,
+        seconds=round(seconds, 3),
+    )
+
+
+def _finding(verdict: Verdict, told: Sequence[Told], check: Check) -> Finding:
+    worst = [t for t in told if t.verdict is verdict]
+    sections = [t.section for t in worst if t.section]
+    return Finding(
+        section=", ".join(sections) or None,
+        phase=check.phases[0] if len(check.phases) == 1 else None,
+        text="; ".join(dict.fromkeys(t.text for t in worst if t.text)) or "nothing was judged",
+        log="\n".join(t.log for t in worst if t.log),
+    )

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The controls of a finding: the same state where nothing is stale, and where it was reset; they give it its class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from threading import Lock
+
+from harness.engines.colo import Evidence, Selection, Session, Stopped
+from harness.engines.fresh import Fresh
+from harness.engines.incoming import State
+from harness.engines.loadvm import Loadvm
+from harness.engines.pair import Pair
+from harness.engines.schedule import Checkpoint, LoadPlan
+from harness.errors import HarnessError, QemuError
+from harness.lanes.judge import Bench
+from harness.oracles.classify import Control, Controls, Moment, classify, sentence
+from harness.oracles.load import Judgement, judge
+from harness.oracles.marker import moment_of
+from harness.results.verdict import FailureClass, Verdict
+from harness.state.transforms import GuestMode
+
+FRESH_PROCESSES = 3
+LOADVM_LOADS = 5
+#: Loads of the same bytes: one at a time, and in one buffer.
+SAME_LOADS = 5
+CONTROL_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is controlled: a phase, the sections that were blamed there, and those left out from the start."""
+
+    phase: str
+    sections: tuple[str, ...]
+    excluded: frozenset[str]
+
+
+@dataclass(slots=True, kw_only=True)
+class ControlRoom:
+    """Runs the controls of each case once, however many cells ask for them.
+
+    :param pair: also with a real primary
+    """
+
+    bench: Bench
+    pair: bool = False
+    _kept: dict[Case, Controls] = field(default_factory=dict)
+    _locks: dict[Case, Lock] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+
+    def judge(
+        self, phase: str, sections: tuple[str, ...], excluded: frozenset[str], found: Judgement, evidence: Evidence
+    ) -> tuple[FailureClass | None, str]:
+        """Class of a finding, and a sentence that says which controls were run and what they gave.
+
+        :raises Stopped: the run was told to stop
+        """
+        case = Case(phase=phase, sections=sections, excluded=excluded)
+        with self._lock:
+            lock = self._locks.setdefault(case, Lock())
+        with lock:
+            if case not in self._kept:
+                self._kept[case] = self._run(case)
+        controls = self._kept[case]
+        return classify(found, evidence, controls), sentence(controls, found)
+
+    def _run(self, case: Case) -> Controls:
+        controls = Controls(
+            fresh=_control(lambda: self._fresh(case)),
+            loadvm=_control(lambda: self._loadvm(case)),
+            pair=_control(lambda: self._pair(case)) if self.pair else None,
+            resets_before_load=self.bench.ability.resets_before_load,
+        )
+        if not case.sections:
+            return controls
+        one_by_one = self._session(case, (Checkpoint(phase=case.phase),) * SAME_LOADS)
+        together = self._session(case, (Checkpoint(phase=case.phase, repeat=SAME_LOADS),))
+        same = _control(one_by_one.run, parked=True)
+        back_to_back = _control(together.run, parked=True)
+        return replace(controls, same=same, back_to_back=back_to_back, moment=_moment(one_by_one, same))
+
+    def _fresh(self, case: Case) -> Evidence:
+        state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
+        return Fresh(
+            binary=self.bench.binary,
+            state=state,
+            processes=FRESH_PROCESSES,
+            timeout_s=CONTROL_TIMEOUT_S,
+            stop=self.bench.stop,
+        ).run()
+
+    def _pair(self, case: Case) -> Evidence:
+        state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
+        return Pair(
+            binary=self.bench.binary, dialect=self.bench.ability.dialect, state=state, stop=self.bench.stop
+        ).run()
+
+    def _loadvm(self, case: Case) -> Evidence:
+        plan = LoadPlan(incoming=case.phase, checkpoints=(Checkpoint(phase=case.phase),) * LOADVM_LOADS)
+        return Loadvm(
+            binary=self.bench.binary,
+            buffers=self.bench.buffers,
+            plan=plan,
+            excluded=case.excluded,
+            timeout_s=CONTROL_TIMEOUT_S,
+            stop=self.bench.stop,
+        ).run()
+
+    def _session(self, case: Case, checkpoints: tuple[Checkpoint, ...]) -> Session:
+        return Session(
+            binary=self.bench.binary,
+            dialect=self.bench.ability.dialect,
+            buffers=self.bench.buffers,
+            plan=LoadPlan(incoming=case.phase, checkpoints=checkpoints),
+            selection=Selection(own=frozenset(case.sections), whole=False),
+            mode=GuestMode.PARKED,
+            timeout_s=CONTROL_TIMEOUT_S,
+            stop=self.bench.stop,
+        )
+
+
+def _moment(session: Session, control: Control) -> Moment | None:
+    """Whether the load broke or the start of the guest behind it; None when it passed or cannot be told."""
+    if control.ok or not control.decided:
+        return None
+    try:
+        return moment_of(session, control.passed, control.judgement.verdict)
+    except QemuError:
+        return None
+
+
+def _control(run: Callable[[], Evidence], *, parked: bool = False) -> Control:
+    """A control that could not be run is undecided, and says why."""
+    try:
+        evidence = run()
+    except Stopped:
+        raise
+    except (QemuError, HarnessError) as error:
+        return Control(judgement=Judgement(verdict=Verdict.HARNESS_ERROR, text=str(error)), asked=0, passed=0)
+    return Control.of(judge(evidence), evidence, parked=parked)

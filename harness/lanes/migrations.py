@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ordinary migration of a recorded guest into a new process, before any checkpoint: does this QEMU take the state?
+
+A section that is refused here would be refused in the incoming stream of every COLO session too. It is left out of
+what comes behind, so that it does not hide what the other devices do; its own row loads it all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from harness.engines.colo import Evidence
+from harness.engines.fresh import Fresh
+from harness.engines.incoming import State
+from harness.engines.postcopy import Postcopy, probe_postcopy
+from harness.errors import HarnessError
+from harness.experiments.plainlife import plain_life
+from harness.lanes.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told
+from harness.lanes.judge import MAX_BLAMED, Bench
+from harness.oracles.guestfault import judge_life
+from harness.oracles.isolate import ddmin
+from harness.oracles.load import Judgement, judge
+from harness.results.answer import PLATFORM
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
+
+Engine = Callable[[Bench, State], Evidence]
+
+
+def planned_migrations(names: Sequence[str], phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
+    """The migrations of one machine, in their order; a cell for each row, over all phases."""
+    runs = {"plain": _plain, "postcopy": _postcopy}
+    return [
+        Check(oracle=Oracle(name), phases=tuple(phases), rows=tuple(rows), schedule="same", run=run)
+        for name, run in runs.items()
+        if name in names
+    ]
+
+
+def _plain(bench: Bench, check: Check) -> Outcome:
+    """Every phase by precopy; where it came from another QEMU or host, the guest is asked how it is."""
+    tally = _Tally.of(bench, check.rows)
+    for phase in check.phases:
+        _one_phase(bench, phase, _by_precopy, tally)
+    bench.refused = frozenset(tally.refused)
+    details = _live(bench, check, tally) if bench.came and not tally.refused else {}
+    return _outcome(tally, "fresh", details)
+
+
+def _postcopy(bench: Bench, check: Check) -> Outcome:
+    """Every phase by postcopy, whole at first: a failure at post_load in there is told apart from one by precopy."""
+    ability = probe_postcopy(bench.binary, bench.buffers.machine)
+    if not ability.usable:
+        said = [Told(verdict=Verdict.HOST, text=f"could not be tried: {ability.reason}")]
+        return Outcome(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
+    tally = _Tally.of(bench, check.rows)
+    pages = PageTally()
+    for phase in check.phases:
+        _one_phase(bench, phase, pages.load, tally)
+    return _outcome(tally, "postcopy", {"pages": pages.to_json()})
+
+
+def _by_precopy(bench: Bench, state: State) -> Evidence:
+    return Fresh(binary=bench.binary, state=state, processes=1, stop=bench.stop).run()
+
+
+@dataclass(slots=True)
+class PageTally:
+    """Loads by postcopy, their pages counted: sent before, sent behind the guest, and fetched by its faults."""
+
+    early: int = 0
+    late: int = 0
+    by_fault: int = 0
+
+    def load(self, bench: Bench, state: State) -> Evidence:
+        evidence = Postcopy(binary=bench.binary, state=state, stop=bench.stop).run()
+        self.early += evidence.pages.early
+        self.late += evidence.pages.late
+        self.by_fault += evidence.pages.by_fault
+        return evidence
+
+    def to_json(self) -> dict[str, int]:
+        return {"early": self.early, "late": self.late, "by_fault": self.by_fault}
+
+
+def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
+    """Ask a guest that came by precopy for its clock, disks, network and kernel log."""
+    phase = next((phase for phase in reversed(LIVELY_PHASES) if phase in check.phases), None)
+    if phase is None:
+        return {}
+    life = plain_life(bench.binary, bench.buffers, phase, stop=bench.stop)
+    tally.count(frozenset(), passed=bool(life.loads_acked))
+    for row, judgement in judge_life(life).items():
+        if row in tally.told and judgement.verdict is not Verdict.OK:
+            text = f"phase {phase}: {judgement.text}"
+            tally.told[row].append(Told(verdict=judgement.verdict, text=text, log=life.log))
+    return {"asked_how_it_is": phase}
+
+
+def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Outcome:
+    return Outcome(
+        told={row: found or [_passed(*tally.loads[row])] for row, found in tally.told.items()},
+        loads_asked=0,
+        loads_acked=0,
+        loads={row: (asked, acked) for row, (asked, acked) in tally.loads.items()},
+        excluded=frozenset(tally.refused),
+        own_loaded=True,
+        engine=engine,
+        guest_mode="running",
+        details=details,
+    )
+
+
+def _passed(asked: int, acked: int) -> Told:
+    """Nothing was found against a row: a load that broke for nobody's section is not one that it passed."""
+    if asked and asked == acked:
+        return Told(verdict=Verdict.OK)
+    text = f"{acked} of {asked} loads passed; the others broke, and not for a section of this row"
+    return Told(verdict=Verdict.HARNESS_ERROR, text=text)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """What came of all phases, by row.
+
+    :param owners: section to row
+    :param loads: loads asked and acknowledged that a row's own sections were part of, or that broke for them
+    """
+
+    owners: Mapping[str, str]
+    told: dict[str, list[Told]]
+    loads: dict[str, list[int]]
+    refused: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, bench: Bench, rows: Sequence[str]) -> _Tally:
+        devices = bench.buffers.pack.manifest.devices
+        owners = {label: device.name for device in devices for label in device.sections}
+        return cls(owners=owners, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows})
+
+    def count(self, absent: frozenset[str], *, passed: bool, blamed: Sequence[str] = ()) -> None:
+        """Count one load: a load that breaks for one section says nothing of the other rows."""
+        hurt = {self.row_of(label) for label in blamed}
+        without = {self.row_of(label) for label in absent}
+        for row, (asked, acked) in self.loads.items():
+            if (row in hurt) if hurt else (row not in without):
+                self.loads[row] = [asked + 1, acked + passed]
+
+    def row_of(self, label: str) -> str:
+        """Whose section it is; what nobody owns is the platform's."""
+        return self.owners.get(label, PLATFORM)
+
+
+def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _Tally) -> None:
+    """Load a phase; without what is refused, until it passes or nobody can be blamed."""
+    for _ in range(MAX_BLAMED):
+        absent = frozenset(tally.refused)
+        state = State(buffers=bench.buffers, phase=phase, excluded=absent)
+        judgement = judge(engine(bench, state))
+        if judgement.verdict is Verdict.OK:
+            tally.count(absent, passed=True)
+            return
+        if judgement.verdict.is_finding and judgement.named is None and _passes(engine, bench, state):
+            # leaving sections out one by one would blame an innocent one
+            tally.count(absent, passed=True)
+            tally.count(absent, passed=False, blamed=[PLATFORM])
+            _tell(tally, phase, _flaky(judgement), ())
+            return
+        blamed = _blamed(bench, phase, engine, absent, judgement)
+        tally.count(absent, passed=False, blamed=blamed)
+        _tell(tally, phase, judgement, blamed)
+        if not blamed:
+            return
+        tally.refused.update(blamed)
+    given_up = f"phase {phase}: not judged: {len(tally.refused)} sections are refused, and no load passed without them"
+    for told in tally.told.values():
+        told.append(Told(verdict=Verdict.HARNESS_ERROR, text=given_up))
+
+
+def _passes(engine: Engine, bench: Bench, state: State) -> bool:
+    return judge(engine(bench, state)).verdict is Verdict.OK
+
+
+def _flaky(first: Judgement) -> Judgement:
+    text = f"{first.verdict} in 1 of 2 runs, ok in the other: {first.text}"
+    return replace(first, verdict=Verdict.FLAKY, text=text)
+
+
+def _blamed(bench: Bench, phase: str, engine: Engine, absent: frozenset[str], judgement: Judgement) -> tuple[str, ...]:
+    """The section that QEMU names, else the fewest without which the load passes."""
+    if not judgement.verdict.is_finding:
+        return ()
+    there = [label_of(s) for s in bench.buffers.pack.recordings[phase].sections]
+    left = [label for label in there if label not in absent]
+    if judgement.named in left:
+        return (judgement.named,)
+
+    def passes_without(labels: Sequence[str]) -> Judgement | None:
+        state = State(buffers=bench.buffers, phase=phase, excluded=absent | frozenset(labels))
+        found = judge(engine(bench, state))
+        return found if found.verdict is Verdict.OK else None
+
+    # what precopy refused already is the first to be suspected; a postcopy that fails names no section
+    for suspects in ([label for label in left if label in bench.refused], left):
+        whole = passes_without(suspects) if suspects else None
+        if whole:
+            return tuple(ddmin(suspects, passes_without, whole)[0])
+    return ()
+
+
+def _tell(tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str]) -> None:
+    text = f"phase {phase}: {judgement.text}"
+    if not judgement.verdict.is_finding:
+        for told in tally.told.values():
+            told.append(Told(verdict=judgement.verdict, text=text, log=judgement.log))
+        return
+    for label in blamed or (None,):
+        row = tally.row_of(label) if label else PLATFORM
+        if row not in tally.told:
+            raise HarnessError(f"{label or 'an unknown section'} of row {row}, which is not judged, breaks: {text}")
+        tally.told[row].append(Told(verdict=judgement.verdict, section=label, text=text, log=judgement.log))

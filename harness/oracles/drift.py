@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Drift: is the state after n loads the state after one load? Field by field, through the vmdesc.
+
+Two comparisons are made of each section. *n*: the state saved after the first load against the states saved after
+half of the loads and after the last; what differs there is drift. *recording*: what was loaded against what was
+saved after the first load; what differs there was changed by the load, which is told and is not drift.
+Fields that move by nature are known by rules, kept as data beside this file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field as Limits
+
+from harness.errors import StreamError
+from harness.experiments.drift import DriftRun, Snapshot
+from harness.results.verdict import Verdict
+from harness.stream import wire
+from harness.stream.model import Section
+from harness.stream.vmdesc import DeviceDesc, Field, FieldDesc, StructDesc, VmDesc, decode, walk
+from harness.yamlfile import load_model
+
+RULES_FILE = Path(__file__).with_name("drift-rules.yaml")
+#: More changes of a section than this are counted only, in ``drift_fields`` and ``changed_by_load_fields``.
+MAX_TOLD = 64
+
+Value = int | str | None
+
+
+class Comparison(StrEnum):
+    """What is held against what."""
+
+    N = "n"
+    RECORDING = "recording"
+
+
+class Rule(BaseModel):
+    """Fields that move by nature.
+
+    :param section: glob for the section's label; ``*`` and ``?`` are the only wildcards
+    :param fields: globs for field paths; ``cmos_data[4]`` is byte 4 of a buffer
+    :param bits: only these bits of a number move by nature
+    :param machine: glob for the versioned machine type
+    :param compare: the comparisons in which it holds
+    :param reason: one sentence, with the QEMU function that moves them
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    section: str
+    fields: Annotated[tuple[str, ...], Limits(min_length=1)]
+    bits: int | None = None
+    machine: str = "*"
+    compare: Annotated[tuple[Comparison, ...], Limits(min_length=1)]
+    reason: Annotated[str, Limits(min_length=20)]
+
+    @model_validator(mode="after")
+    def _bits_of_something(self) -> Rule:
+        if self.bits is not None and self.bits <= 0:
+            raise ValueError("bits: expected a mask with at least one bit")
+        return self
+
+    def applies(self, machine: str, label: str, comparison: Comparison, field: str) -> bool:
+        """Whether it speaks of this field in this comparison."""
+        return (
+            comparison in self.compare
+            and _glob(self.machine).fullmatch(machine) is not None
+            and _glob(self.section).fullmatch(label) is not None
+            and any(_glob(pattern).fullmatch(field) for pattern in self.fields)
+        )
+
+
+class _Rules(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rules: tuple[Rule, ...]
+
+
+def load_rules(path: Path = RULES_FILE) -> tuple[Rule, ...]:
+    """The rules that come with the program, or others.
+
+    :raises ConfigError: no such file, or a mistake in it
+    """
+    return load_model(path, _Rules).rules
+
+
+@cache
+def _glob(pattern: str) -> re.Pattern[str]:
+    """fnmatch would read the index in ``irr[7]`` as a set of characters."""
+    return re.compile("".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern), re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A field that differs between two states.
+
+    :param field: its path; bytes of a buffer each by their offset; ``(version)``, ``(section)``, and ``(size)``
+        where nothing else is told, for the section itself
+    :param old: None where it was not there
+    :param new: None where it is not there any more
+    """
+
+    field: str
+    type: str
+    old: Value
+    new: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """One field through the snapshots of a run.
+
+    :param values: after the first load, half-way, after the last
+    :param per_load: how much a number moves with each load between first and last
+    :param creeps: it moves on and on in one direction
+    :param without_loads: it moved as well when time passed and nothing was loaded; None when that was not tried
+    """
+
+    field: str
+    type: str
+    values: tuple[Value, ...]
+    per_load: float | None
+    creeps: bool
+    without_loads: bool | None
+
+    @property
+    def text(self) -> str:
+        """One clause for reports."""
+        first, last = self.values[0], self.values[-1]
+        if self.creeps and self.per_load is not None:
+            return f"{self.field} goes from {first} to {last}, {self.per_load:+g} per load"
+        return f"{self.field} is " + ", then ".join(_shown(value) for value in self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftJudgement:
+    """What one section came to.
+
+    :param text: one line; empty when all is well
+    :param details: fit for JSON: ``loads``, ``back_to_back``, and lists ``drift``, ``by_nature``,
+        ``changed_by_load`` and ``changed_by_nature``; ``drift_fields`` and ``changed_by_load_fields`` count all
+    """
+
+    verdict: Verdict
+    text: str
+    details: dict[str, object]
+
+
+def judge_drift(run: DriftRun, rules: Sequence[Rule]) -> dict[str, DriftJudgement]:
+    """A verdict on each section that was loaded, and on each that appeared, by its label.
+
+    :return: drift or ok; harness-error for every section when the secondary broke before there were two states
+        to compare, which is for the load oracle to speak of
+    """
+    appeared = {label for snapshot in run.snapshots for label in snapshot.sections} - run.excluded
+    labels = [*run.sent, *sorted(appeared - set(run.sent))]
+    return {label: _judge(run, rules, label) for label in labels}
+
+
+def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> DriftJudgement:
+    details: dict[str, object] = {"loads": run.loads_acked, "back_to_back": run.back_to_back}
+    by_load = _sort(rules, run.machine, label, Comparison.RECORDING, changed_by_load(run, label))
+    details |= {"changed_by_load": _told(by_load[0]), "changed_by_nature": _told(by_load[1])}
+    details["changed_by_load_fields"] = len(by_load[0])
+    if len(run.snapshots) < 2:
+        where = f"in load {run.broken.load}" if run.broken else "early"
+        text = f"not judged: the secondary broke {where}, before there were two states to compare"
+        return DriftJudgement(verdict=Verdict.HARNESS_ERROR, text=text, details=details)
+    moved, natural = _sort(rules, run.machine, label, Comparison.N, changed_by_loads(run, label))
+    drifts = [_drift(run, label, change) for change, _ in moved]
+    details |= {"drift": [_drift_details(drift) for drift in drifts[:MAX_TOLD]], "by_nature": _told(natural)}
+    details["drift_fields"] = len(drifts)
+    if not drifts:
+        return DriftJudgement(verdict=Verdict.OK, text="", details=details)
+    return DriftJudgement(verdict=Verdict.DRIFT, text=_text(run, drifts), details=details)
+
+
+def _text(run: DriftRun, drifts: Sequence[Drift]) -> str:
+    more = f", and {len(drifts) - 3} more fields" if len(drifts) > 3 else ""
+    told = "; ".join(drift.text for drift in drifts[:3])
+    return f"after {run.loads_acked} loads it is not what it was after one: {told}{more}"
+
+
+def changed_by_load(run: DriftRun, label: str) -> list[Change]:
+    """Fields that the first load did not bring to what had been saved."""
+    if not run.snapshots:
+        return []
+    return changes(run.sent.get(label), run.snapshots[0].sections.get(label), run.vmdesc)
+
+
+def changed_by_loads(run: DriftRun, label: str) -> list[Change]:
+    """Fields that any later snapshot has otherwise than the first; the latest that differs is told."""
+    first = run.snapshots[0].sections.get(label)
+    found: dict[str, Change] = {}
+    for snapshot in run.snapshots[1:]:
+        found |= {c.field: c for c in changes(first, snapshot.sections.get(label), run.vmdesc)}
+    return list(found.values())
+
+
+def changes(old: Section | None, new: Section | None, vmdesc: VmDesc) -> list[Change]:
+    """Every leaf field that differs, in the order of the old state; fields that came are last.
+
+    Pure; a payload that the vmdesc does not fit is compared as far as its fields can be told apart.
+    """
+    if old is None or new is None:
+        if old is new:
+            return []
+        there = ["absent" if section is None else "present" for section in (old, new)]
+        return [Change(field="(section)", type="section", old=there[0], new=there[1])]
+    if old.payload == new.payload and old.version_id == new.version_id:
+        return []
+    found = []
+    if old.version_id != new.version_id:
+        found.append(Change(field="(version)", type="section", old=old.version_id, new=new.version_id))
+    before, after = leaves(old, vmdesc), leaves(new, vmdesc)
+    for path in before | after:
+        found += _changed(path, before.get(path), after.get(path))
+    if not found:
+        found.append(Change(field="(size)", type="section", old=len(old.payload), new=len(new.payload)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A field without fields in it."""
+
+    type: str
+    value: Value
+
+
+def leaves(section: Section, vmdesc: VmDesc) -> dict[str, Leaf]:
+    """The leaf fields of a section by their path; a subsection is one too, with the value "present".
+
+    Subsections that are missing are left out, and one that was not there when it was recorded stands by its name
+    alone; where nothing fits any more, the payload is one field.
+    """
+    desc = vmdesc.device(section.idstr, section.instance_id)
+    for fitted in (False, True) if desc else ():
+        assert desc is not None  # else there is nothing to try
+        try:
+            fields = decode(section.payload, _fitted(desc, section.payload) if fitted else desc)
+        except StreamError:
+            continue
+        return {_path(f): _leaf(f) for f in walk(fields) if f.value is not None or f.type == "subsection"}
+    return {"payload": Leaf("raw", section.payload.hex())}
+
+
+def _path(field: Field) -> str:
+    """Its path; what the vmdesc leaves over is named by the header of a subsection, if there is one."""
+    if field.type != "raw" or not isinstance(field.value, str):
+        return field.path
+    raw = bytes.fromhex(field.value)
+    name = raw[2 : 2 + raw[1]] if len(raw) > 2 and raw[0] == wire.SectionType.SUBSECTION else b""
+    return name.decode() if name.isascii() and name else field.path
+
+
+def _leaf(field: Field) -> Leaf:
+    return Leaf(field.type, "present" if field.value is None else field.value)
+
+
+def _fitted(desc: DeviceDesc, payload: bytes) -> DeviceDesc:
+    """The description with only those subsections that are in the payload."""
+    inside = StructDesc(
+        vmsd_name=desc.vmsd_name,
+        version=desc.version,
+        fields=desc.fields,
+        subsections=desc.subsections,
+        size_bytes=desc.size_bytes,
+    )
+    inside = _fitted_struct(inside, payload, 0)
+    return replace(desc, fields=inside.fields, subsections=inside.subsections, size_bytes=inside.size_bytes)
+
+
+def _fitted_struct(desc: StructDesc, payload: bytes, start: int) -> StructDesc:
+    at = start
+    fields = []
+    for field in desc.fields:
+        fields.append(_fitted_field(field, payload, at))
+        at += fields[-1].wire_bytes
+    present = []
+    for subsection in desc.subsections:
+        name = subsection.vmsd_name.encode()
+        header = bytes([wire.SectionType.SUBSECTION, len(name)]) + name
+        if payload.startswith(header, at):
+            present.append(_fitted_struct(subsection, payload, at + len(header) + wire.U32.size))
+            at += present[-1].as_subsection_bytes
+    return replace(desc, fields=tuple(fields), subsections=tuple(present), size_bytes=at - start)
+
+
+def _fitted_field(field: FieldDesc, payload: bytes, at: int) -> FieldDesc:
+    # elements that array_len stands for are alike, or the vmdesc would have told them one by one
+    if field.struct is None or field.array_len is not None:
+        return field
+    inside = _fitted_struct(field.struct, payload, at)
+    return replace(field, struct=inside, size_bytes=inside.size_bytes)
+
+
+def _changed(path: str, old: Leaf | None, new: Leaf | None) -> Iterator[Change]:
+    """One change for a number, one for each byte of a buffer."""
+    if old == new:
+        return
+    kind = (old or new or Leaf("", None)).type
+    before, after = old.value if old else None, new.value if new else None
+    if not isinstance(before, str) or not isinstance(after, str) or len(before) != len(after):
+        yield Change(field=path, type=kind, old=before, new=after)
+        return
+    for at, (was, now) in enumerate(zip(bytes.fromhex(before), bytes.fromhex(after), strict=True)):
+        if was != now:
+            yield Change(field=f"{path}[{at}]", type="byte", old=was, new=now)
+
+
+Ruled = tuple[Change, tuple[str, ...]]
+
+
+def _sort(
+    rules: Sequence[Rule], machine: str, label: str, comparison: Comparison, found: Sequence[Change]
+) -> tuple[list[Ruled], list[Ruled]]:
+    """Those that no rule explains, and those that rules do, with their reasons."""
+    unknown: list[Ruled] = []
+    natural: list[Ruled] = []
+    for change in found:
+        used = explained_by([r for r in rules if r.applies(machine, label, comparison, change.field)], change)
+        if used:
+            natural.append((change, tuple(rule.reason for rule in used)))
+        else:
+            unknown.append((change, ()))
+    return unknown, natural
+
+
+def explained_by(rules: Sequence[Rule], change: Change) -> list[Rule]:
+    """The rules that together explain a change; none when a bit is left that none of them lets move.
+
+    :param rules: those that apply to its field
+    """
+    for rule in rules:
+        if rule.bits is None:
+            return [rule]
+    if not isinstance(change.old, int) or not isinstance(change.new, int):
+        return []
+    moved = change.old ^ change.new
+    used = [rule for rule in rules if rule.bits is not None and moved & rule.bits]
+    for rule in used:
+        moved &= ~(rule.bits or 0)
+    return [] if moved else used
+
+
+def _drift(run: DriftRun, label: str, change: Change) -> Drift:
+    values = tuple(_value(run, snapshot, label, change) for snapshot in run.snapshots)
+    numbers = [value for value in values if isinstance(value, int)]
+    per_load = None
+    creeps = False
+    if len(numbers) == len(values):
+        between = run.snapshots[-1].load - run.snapshots[0].load
+        per_load = (numbers[-1] - numbers[0]) / between
+        steps = [after - before for before, after in pairwise(numbers)]
+        creeps = len(steps) > 1 and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
+    without = None if run.idle is None else _moved_idle(run, run.idle, label, change.field)
+    return Drift(
+        field=change.field,
+        type=change.type,
+        values=values,
+        per_load=per_load,
+        creeps=creeps,
+        without_loads=without,
+    )
+
+
+def _value(run: DriftRun, snapshot: Snapshot, label: str, change: Change) -> Value:
+    """What the field was in a snapshot: the first one's where that does not differ."""
+    first = run.snapshots[0].sections.get(label)
+    now = snapshot.sections.get(label)
+    return next((c.new for c in changes(first, now, run.vmdesc) if c.field == change.field), change.old)
+
+
+def _moved_idle(run: DriftRun, idle: Snapshot, label: str, field: str) -> bool:
+    last = run.snapshots[-1].sections.get(label)
+    return any(c.field == field for c in changes(last, idle.sections.get(label), run.vmdesc))
+
+
+def _told(found: Sequence[Ruled]) -> list[dict[str, object]]:
+    told = []
+    for change, reasons in found[:MAX_TOLD]:
+        entry: dict[str, object] = {"field": change.field, "type": change.type}
+        entry |= {"old": _cut(change.old), "new": _cut(change.new)}
+        told.append(entry | ({"reason": " ".join(reasons)} if reasons else {}))
+    return told
+
+
+def _drift_details(drift: Drift) -> dict[str, object]:
+    return {
+        "field": drift.field,
+        "type": drift.type,
+        "values": [_cut(value) for value in drift.values],
+        "per_load": drift.per_load,
+        "creeps": drift.creeps,
+        "without_loads": drift.without_loads,
+    }
+
+
+def _cut(value: Value) -> Value:
+    return value[:61] + "..." if isinstance(value, str) and len(value) > 64 else value
+
+
+def _shown(value: Value) -> str:
+    return "absent" if value is None else str(_cut(value))
+
+
+def unused_rules(rules: Sequence[Rule], runs: Sequence[DriftRun]) -> list[tuple[Rule, Comparison]]:
+    """Rules, each with the comparison it names, that explain nothing in these runs: they are not needed.
+
+    The save behind an idle time counts as a later one, so that what moves slowly can be shown to move.
+    """
+    left = [(rule, comparison) for rule in rules for comparison in rule.compare]
+    for run in runs:
+        for label in run.sent:
+            seen = _all_changes(run, label)
+            left = [(r, c) for r, c in left if not any(_explains(r, run.machine, label, c, d) for d in seen[c])]
+    return left
+
+
+def _all_changes(run: DriftRun, label: str) -> Mapping[Comparison, list[Change]]:
+    later = [*run.snapshots, *([run.idle] if run.idle else [])]
+    saved = [snapshot.sections.get(label) for snapshot in later]
+    return {
+        Comparison.N: [c for now in saved[1:] for c in changes(saved[0], now, run.vmdesc)],
+        Comparison.RECORDING: [c for now in saved for c in changes(run.sent.get(label), now, run.vmdesc)],
+    }
+
+
+def _explains(rule: Rule, machine: str, label: str, comparison: Comparison, change: Change) -> bool:
+    return rule.applies(machine, label, comparison, change.field) and bool(explained_by([rule], change))

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Oracle ``guest-fault``: from what a guest said of itself after a failover to a verdict for each device. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.engines.colo import Evidence
+from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
+from harness.oracles.load import crash_line, judge
+from harness.results.verdict import Verdict, worst
+
+#: Owns what no device is named for.
+PLATFORM = "platform"
+
+#: Guest time to host time. Both clocks run on while the host is busy, so that what is left is the time which the
+#: two readings themselves take, and that is bounded by when they were asked for and answered.
+SLOWEST, FASTEST = 0.5, 1.5
+_CLOCK_SLACK_S = 0.1
+#: The calendar clock is read in whole seconds, at both ends.
+_EPOCH_SLACK_S = 1.5
+_LEAST_BEATS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRule:
+    """A line of the kernel's log that means something.
+
+    :param fault: False for what is worth a word and no verdict
+    """
+
+    pattern: str
+    reason: str
+    fault: bool = True
+
+
+#: The first that matches a line counts.
+LOG_RULES = (
+    LogRule(pattern=r"I/O error", reason="a request came back with an error"),
+    LogRule(pattern=r"ata\d.*failed command", reason="libata gave up on a command"),
+    LogRule(pattern=r"(hard|soft) resetting link", reason="libata reset the link to get on"),
+    LogRule(pattern=r"exception Emask", reason="libata's error handler ran"),
+    LogRule(pattern=r"ata\d.*(qc timeout|failed to (IDENTIFY|resume link)|COMRESET failed)", reason="no disk answered"),
+    LogRule(pattern=r"(?i)device (offlined|reset failed)|rejecting I/O", reason="the SCSI layer gave the disk up"),
+    LogRule(pattern=r"virtio.*(is not a head|out of range|(?i:error)|(?i:failed))", reason="the virtqueue is not sane"),
+    LogRule(pattern=r"vd[a-z]:? .*(?i:timeout|error)", reason="a virtio disk failed a request"),
+    LogRule(pattern=r"NETDEV WATCHDOG|transmit queue \d+ timed out", reason="the network device does not send"),
+    LogRule(pattern=r"(soft|hard) lockup|LOCKUP", reason="a CPU did not schedule"),
+    LogRule(pattern=r"blocked for more than \d+ seconds|hung_task", reason="a task waits for ever"),
+    LogRule(pattern=r"(?i)rcu.*(stall|starved)", reason="a CPU did not pass a quiescent state"),
+    LogRule(pattern=r"irq \d+: nobody cared|Disabling IRQ #\d+", reason="an interrupt that no device takes back"),
+    LogRule(pattern=r"\bBUG:|kernel BUG at|\bOops\b|general protection fault", reason="the kernel went wrong"),
+    LogRule(pattern=r"Kernel panic|Call Trace:|\bWARNING: CPU", reason="the kernel printed a trace"),
+    LogRule(pattern=r"(?i)machine check|mce: .*error|NMI: ", reason="the platform reported an error"),
+    LogRule(
+        pattern=r"Marking clocksource '\S+' as unstable|skipping watchdog check: cs_nsec",
+        reason="TSC and HPET parted: under TCG a load of `timer` does not take the TSC back (cpu_get_ticks keeps the "
+        "largest value that it returned so far), while everything else goes back. A schedule that rewinds to one "
+        "moment adds up what a primary whose clock moves on would hide, so this alone is no verdict",
+        fault=False,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifeJudgement:
+    """A verdict on one device.
+
+    :param text: one line for each thing that is wrong, ``; `` between them
+    :param details: what it rests on, for a JSON document
+    """
+
+    verdict: Verdict
+    text: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def judge_life(life: GuestLife) -> dict[str, LifeJudgement]:
+    """A verdict for every device that was asked; the platform answers for what names no device.
+
+    A device that could not be asked, because the loads broke or the guest did not answer, or that did not answer
+    while the guest's clock stood still, is not in the result: the platform then has a finding that says why.
+    """
+    broken = _not_alive(life)
+    stopped = _clock_faults(life.clocks)
+    faults: dict[str, list[str]] = {PLATFORM: [text for _, text in broken] + stopped}
+    for check in life.checks:
+        if check.status is None and stopped:
+            faults[PLATFORM].append(f"{check.device}, with such a clock: {_check_fault(check)[0]}")
+        else:
+            faults.setdefault(check.device, []).extend(_check_fault(check))
+    noted: dict[str, list[dict[str, str]]] = {}
+    for line, rule in _matches(life.kernel_log):
+        device = _named(line, life.kernel_names) or PLATFORM
+        noted.setdefault(device, []).append({"line": line, "reason": rule.reason, "fault": str(rule.fault).lower()})
+        if rule.fault:
+            faults.setdefault(device, []).append(f"kernel log: {line}")
+    worse = {PLATFORM: worst([verdict for verdict, _ in broken] or [Verdict.GUEST_FAULT])}
+    return {
+        device: LifeJudgement(
+            verdict=worse.get(device, Verdict.GUEST_FAULT) if texts else Verdict.OK,
+            text="; ".join(dict.fromkeys(texts)),
+            details=_details(life, device, noted.get(device, [])),
+        )
+        for device, texts in faults.items()
+    }
+
+
+def _not_alive(life: GuestLife) -> list[tuple[Verdict, str]]:
+    """What kept the guest from being asked, with its verdict; empty for one that answered to the end."""
+    if life.broken is not None or (life.exit is not None and life.loads_acked < life.loads_asked):
+        loads = judge(_evidence(life))
+        return [(loads.verdict, loads.text)]
+    if life.exit is not None:
+        crashed = life.exit.crashed or crash_line(life.log) is not None
+        line = crash_line(life.log) or "the guest shut down or triple-faulted"
+        return [(Verdict.CRASH if crashed else Verdict.GUEST_FAULT, f"after {life.after}: {life.exit}: {line}")]
+    if life.failover:
+        return [(Verdict.HANG, f"the failover did not end: {life.failover}")]
+    found = [(Verdict.GUEST_FAULT, f"the guest ended: {', '.join(life.events)}")] if life.events else []
+    return found + ([(Verdict.GUEST_FAULT, life.stuck)] if life.stuck else [])
+
+
+def _evidence(life: GuestLife) -> Evidence:
+    return Evidence(
+        loads_asked=life.loads_asked,
+        loads_acked=life.loads_acked,
+        checkpoints_acked=life.loads_acked,
+        broken=life.broken,
+        exit=life.exit,
+        log=life.log,
+        events=life.events,
+    )
+
+
+def _clock_faults(clocks: tuple[Clock, ...]) -> list[str]:
+    """First against last reading; nothing to say with fewer than two."""
+    if len(clocks) < 2:
+        return []
+    first, last = clocks[0], clocks[-1]
+    beats, up_s, epoch_s = last.beats - first.beats, last.up_s - first.up_s, last.epoch_s - first.epoch_s
+    shortest, longest = last.asked_s - first.answered_s, last.answered_s - first.asked_s
+    faults = []
+    if beats < _LEAST_BEATS:
+        faults.append(f"the heartbeat went on by {beats} in {longest:.1f} s")
+    if not SLOWEST * shortest - _CLOCK_SLACK_S <= up_s <= FASTEST * longest + _CLOCK_SLACK_S:
+        faults.append(f"the guest's clock went on by {up_s:.2f} s in {shortest:.2f} to {longest:.2f} s")
+    if abs(epoch_s - up_s) > _EPOCH_SLACK_S:
+        faults.append(f"the guest's calendar went on by {epoch_s} s while its clock went on by {up_s:.2f} s")
+    return faults
+
+
+def _check_fault(check: DeviceCheck) -> list[str]:
+    lines = check.said.splitlines()
+    if check.status == 0:
+        return []
+    if check.status is None:
+        return [f"no end within {check.seconds:.0f} s: {lines[-1] if lines else 'nothing said'}"]
+    return [f"{' / '.join(lines[-3:]) or 'nothing said'} (status {check.status})"]
+
+
+def _matches(kernel_log: tuple[str, ...]) -> list[tuple[str, LogRule]]:
+    found = []
+    for line in kernel_log:
+        rule = next((rule for rule in LOG_RULES if re.search(rule.pattern, line)), None)
+        if rule is not None:
+            found.append((re.sub(r"^\[ *[\d.]+\] ", "", line), rule))
+    return found
+
+
+def _named(line: str, kernel_names: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The device that a line names; the first name in the line where there are several."""
+    places = [
+        (match.start(), device)
+        for device, names in kernel_names.items()
+        for name in names
+        if (match := re.search(rf"(?<![\w]){name}(?![\w])", line))
+    ]
+    return min(places)[1] if places else None
+
+
+def _details(life: GuestLife, device: str, noted: list[dict[str, str]]) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "phase": life.phase,
+        "loads": life.loads_acked,
+        "disks": str(life.disks),
+        "disks_why": life.disks_why,
+        "kernel_log": noted,
+    }
+    check = next((check for check in life.checks if check.device == device), None)
+    if check is not None:
+        details["check"] = {"status": check.status, "said": check.said, "seconds": round(check.seconds, 2)}
+    if device == PLATFORM and len(life.clocks) > 1:
+        first, last = life.clocks[0], life.clocks[-1]
+        details["clock"] = {
+            "host_s": round(last.asked_s - first.answered_s, 2),
+            "up_s": round(last.up_s - first.up_s, 2),
+            "epoch_s": last.epoch_s - first.epoch_s,
+            "beats": last.beats - first.beats,
+        }
+    return details

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When a whole state breaks a secondary: which section did it.
+
+The guest is parked, so that sections can be loaded without the rest. First a sweep: every section alone, one
+checkpoint each, in one secondary; where that breaks, the suspect is confirmed alone in a new process. When no
+section does it alone, the smallest set that does is searched for by delta debugging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.engines.colo import Buffers, Selection, Session, Stopped
+from harness.engines.schedule import Checkpoint, LoadPlan
+from harness.engines.secondary import Secondary
+from harness.oracles.load import Judgement, judge
+from harness.packs.pack import incoming_body
+from harness.qemu.binary import QemuBinary
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode, label_of
+
+#: A section that hangs costs its deadline at every try.
+ISOLATE_TIMEOUT_S = 5.0
+#: How often a section is loaded when the whole state did not break at once.
+MAX_REPEATS = 200
+#: Where a build resets the machine before each load, a CPU that is left out would start to run the firmware.
+_CPU_SECTIONS = frozenset({"cpu", "cpu_common"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """What was found.
+
+    :param sections: the sections needed, one in nearly every case
+    :param how: one sentence on how it was found
+    :param judgement: of the last session that broke with these sections alone
+    """
+
+    sections: tuple[str, ...]
+    how: str
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolator:
+    """Searches in one pack with one binary.
+
+    :param resets: the build resets the machine before each load (see :class:`harness.engines.probe.ColoAbility`)
+    :param again: load each section twice in one buffer
+    :param stop: set by whoever wants the search to end; :class:`harness.engines.colo.Stopped` is raised then
+    """
+
+    binary: QemuBinary
+    dialect: Dialect
+    buffers: Buffers
+    resets: bool
+    again: bool = False
+    suspects: list[str] = field(default_factory=list)
+    stop: Event = field(default_factory=Event)
+
+    def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
+        """Find what breaks a secondary that is in state ``before`` when ``phase`` is loaded.
+
+        :param load: in which load the whole state broke; later ones are searched with repeated loads
+        :param verdict: what the whole state came to; only a break of this kind counts
+        :return: None when the parked guest does not break at all
+        """
+        case = _Case(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
+        # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
+        case.absent = case.refused_at_start(excluded)
+        labels = [label_of(section) for section in self.buffers.pack.recordings[phase].sections]
+        labels = [label for label in labels if label not in excluded]
+        for suspect in [s for s in self.suspects if s in labels]:
+            found = case.breaks([suspect])
+            if found:
+                return _alone(suspect, found, case)
+        return case.sweep(labels) or case.minimise(labels)
+
+
+class _Case:
+    """One search."""
+
+    def __init__(self, owner: Isolator, before: str, phase: str, repeats: int, verdict: Verdict) -> None:
+        self.owner = owner
+        self.before = before
+        self.phase = phase
+        self.repeats = repeats
+        self.verdict = verdict
+        self.absent: frozenset[str] = frozenset()
+
+    def breaks(self, labels: Sequence[str]) -> Judgement | None:
+        """Load these sections alone into a new process; the judgement when it breaks in the same way."""
+        judgement = judge(self._session(labels).run())
+        return judgement if judgement.verdict is self.verdict else None
+
+    def refused_at_start(self, excluded: frozenset[str]) -> frozenset[str]:
+        """What to leave out of the incoming stream: all that is excluded, where it is taken without that alone."""
+        if not excluded or _Sweep(self, ()).begins():
+            return frozenset()
+        self.absent = excluded
+        return excluded if _Sweep(self, ()).begins() else frozenset()
+
+    def sweep(self, labels: Sequence[str]) -> Blame | None:
+        """Each section alone, in one process as long as it lives."""
+        left = list(labels)
+        while left:
+            at = _Sweep(self, left).run()
+            if at is None:
+                return None
+            found = self.breaks([left[at]])
+            if found:
+                self.owner.suspects.append(left[at])
+                return _alone(left[at], found, self)
+            left = left[at + 1 :]
+        return None
+
+    def minimise(self, labels: Sequence[str]) -> Blame | None:
+        """The smallest set that breaks it; None when all of them together do not."""
+        whole = self.breaks(labels)
+        if whole is None:
+            return None
+        smallest, judgement = ddmin(list(labels), self.breaks, whole)
+        if len(smallest) == 1:
+            return _alone(smallest[0], judgement, self)
+        how = f"the smallest set of sections that does it in a parked guest, of {len(labels)}"
+        return Blame(sections=tuple(smallest), how=how, judgement=judgement)
+
+    def selection(self, labels: Sequence[str]) -> Selection:
+        """These sections alone; where a reset comes first, with the parked CPU that would else start to run."""
+        cpu = _CPU_SECTIONS if self.owner.resets else frozenset()
+        return Selection(own=frozenset(labels) | cpu, whole=False, again=self.owner.again)
+
+    def _session(self, labels: Sequence[str]) -> Session:
+        return Session(
+            binary=self.owner.binary,
+            dialect=self.owner.dialect,
+            buffers=self.owner.buffers,
+            plan=LoadPlan(incoming=self.before, checkpoints=(Checkpoint(phase=self.phase),) * self.repeats),
+            selection=self.selection(labels),
+            mode=GuestMode.PARKED,
+            absent=self.absent,
+            timeout_s=ISOLATE_TIMEOUT_S,
+            stop=self.owner.stop,
+        )
+
+
+class _Sweep:
+    """Sections one by one into one secondary."""
+
+    def __init__(self, case: _Case, labels: Sequence[str]) -> None:
+        self._case = case
+        self._labels = labels
+
+    def begins(self) -> bool:
+        """Whether a secondary takes the incoming stream."""
+        with self._secondary() as secondary:
+            return self._start(secondary)
+
+    def run(self) -> int | None:
+        """Index of the section at which the secondary broke; None when it took them all."""
+        case, owner = self._case, self._case.owner
+        buffers = owner.buffers
+        with self._secondary() as secondary:
+            if not self._start(secondary):
+                return None
+            ram = buffers.ram_difference(case.phase, case.before)
+            for index, label in enumerate(self._labels):
+                if owner.stop.is_set():
+                    raise Stopped("stopped")
+                devices = buffers.devices(case.phase, GuestMode.PARKED, case.selection([label]), 1)
+                try:
+                    for _ in range(case.repeats):
+                        secondary.primary.checkpoint(devices, ram)
+                        ram = []
+                except ChannelBroken:
+                    return index
+        return None
+
+    def _secondary(self) -> Secondary:
+        owner = self._case.owner
+        return Secondary(owner.binary, owner.buffers.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S)
+
+    def _start(self, secondary: Secondary) -> bool:
+        case, buffers = self._case, self._case.owner.buffers
+        recording = buffers.pack.recordings[case.before]
+        whole = buffers.whole_state(case.before, GuestMode.PARKED, case.absent)
+        try:
+            secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(case.before), whole))
+        except ChannelBroken:
+            return False
+        return True
+
+
+def ddmin(
+    items: list[str], test: Callable[[Sequence[str]], Judgement | None], whole: Judgement
+) -> tuple[list[str], Judgement]:
+    """Zeller's delta debugging: a set from which no item can be left out.
+
+    :param test: the judgement when a set fails in the wanted way, else None
+    :param whole: the judgement of all items
+    """
+    judgement, parts = whole, 2
+    while len(items) > 1:
+        size = -(-len(items) // parts)
+        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        candidates = chunks + ([[i for i in items if i not in chunk] for chunk in chunks] if parts > 2 else [])
+        for candidate in candidates:
+            found = test(candidate)
+            if found is not None:
+                parts = 2 if len(candidate) <= size else max(parts - 1, 2)
+                items, judgement = candidate, found
+                break
+        else:
+            if parts >= len(items):
+                break
+            parts = min(2 * parts, len(items))
+    return items, judgement
+
+
+def _alone(label: str, judgement: Judgement, case: _Case) -> Blame:
+    times = "twice in one buffer" if case.owner.again else "once" if case.repeats == 1 else f"{case.repeats} times"
+    how = f"section {label} alone, loaded {times} into a parked guest in a new process, does it"
+    return Blame(sections=(label,), how=how, judgement=judgement)

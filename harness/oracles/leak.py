@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From looks at a process to a verdict on leaks: robust slopes with their uncertainty. Pure.
+
+A section leaks when the lower end of the interval of its slope lies above the noise floor of the run, in two processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from harness.experiments.leak import FRAMEWORK, LeakResult, LeakRun, Sample, Series
+from harness.oracles import load
+from harness.results.verdict import Verdict
+
+#: Bytes a load. The smallest allocation takes 32 bytes of heap, so one that every second load loses is seen.
+MIN_LEAK_BYTES = 16.0
+#: Descriptors or threads a load: one in a thousand loads would end a secondary within a day.
+MIN_LEAK_COUNT = 0.001
+#: Two-sided 99 % of the normal distribution.
+_Z = 2.5758
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slope:
+    """Growth for each load (or checkpoint) with its 99 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float]:
+        """For reports."""
+        return {"estimate": round(self.estimate, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
+
+    def less(self, other: Slope) -> Slope:
+        """This growth without another, the uncertainties added."""
+        return Slope(estimate=self.estimate - other.estimate, low=self.low - other.high, high=self.high - other.low)
+
+    def over(self, count: float) -> Slope:
+        """The same for each of ``count``."""
+        return Slope(estimate=self.estimate / count, low=self.low / count, high=self.high / count)
+
+
+NO_GROWTH = Slope(estimate=0.0, low=0.0, high=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """What one section adds for each load, in one run.
+
+    :param memory: bytes of the heap, exactly, the framework's own taken off; all private memory, by the page, where
+        the heap could not be walked
+    :param outside: bytes by the page, private and not of the heap
+    :param private: bytes by the page, of all private memory
+    :param floor_bytes: what would not be called a leak in this run
+    :param state_bytes: how much the saved state grew, when it grew at every look; else 0
+    """
+
+    memory: Slope
+    outside: Slope
+    private: Slope
+    descriptors: Slope
+    threads: Slope
+    state_bytes: int
+    floor_bytes: float
+    loads: int
+
+    @property
+    def leaks(self) -> bool:
+        """Whether this run alone says that it leaks."""
+        return bool(self.reasons)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What grows: ``memory``, ``pages``, ``descriptors``, ``threads``, ``state``."""
+        found = {
+            "memory": self.memory.low > self.floor_bytes,
+            "pages": self.outside.low > self.floor_bytes,
+            "descriptors": self.descriptors.low > MIN_LEAK_COUNT,
+            "threads": self.threads.low > MIN_LEAK_COUNT,
+            "state": self.state_bytes > 0,
+        }
+        return tuple(name for name, grows in found.items() if grows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeakJudgement:
+    """What one section came to; ``details`` can be written as JSON."""
+
+    verdict: Verdict
+    text: str
+    details: dict[str, Any]
+
+
+def theil_sen(points: Sequence[tuple[float, float]]) -> Slope:
+    """Median of the slopes between all pairs of points, with Sen's 99 % interval.
+
+    The interval is that of Kendall's statistic (Sen 1968), its two ranks rounded outwards.
+
+    :param points: x, ascending, and y
+    :raises ValueError: fewer than three points, or two with the same x
+    """
+    if len(points) < 3:
+        raise ValueError(f"{len(points)} points have no slope with an interval")
+    slopes = sorted(
+        (right[1] - left[1]) / (right[0] - left[0])
+        for index, left in enumerate(points)
+        for right in points[index + 1 :]
+        if right[0] > left[0] or _same(left, right)
+    )
+    n, pairs = len(points), len(slopes)
+    spread = _Z * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low = max(0, math.floor((pairs - spread) / 2) - 1)
+    high = min(pairs - 1, math.ceil((pairs + spread) / 2))
+    middle = (slopes[(pairs - 1) // 2] + slopes[pairs // 2]) / 2
+    return Slope(estimate=middle, low=slopes[low], high=slopes[high])
+
+
+def _same(left: tuple[float, float], right: tuple[float, float]) -> bool:
+    raise ValueError(f"points {left} and {right} are not in ascending order")
+
+
+def framework_growth(run: LeakRun) -> Slope:
+    """Bytes that a checkpoint costs, whatever it loads."""
+    if run.framework is None:
+        return NO_GROWTH
+    return theil_sen([(s.checkpoints, _memory(run.framework)(s)) for s in run.framework.samples])
+
+
+def noise_bytes(run: LeakRun) -> float:
+    """Noise of the run: what the control seems to gain or lose in a batch of loads, in bytes."""
+    if run.control is None:
+        return 0.0
+    # as it was seen: the framework's share is not noise of a batch
+    slope = _per_load(run.control, _memory(run.control))
+    return max(abs(slope.low), abs(slope.high)) * _batch_loads(run.control)
+
+
+def growth(run: LeakRun, series: Series) -> Growth:
+    """What a section adds for each load."""
+    return Growth(
+        memory=_own_memory(run, series),
+        outside=_per_load(series, lambda sample: sample.outside_bytes) if series.exact else NO_GROWTH,
+        private=_per_load(series, lambda sample: sample.private_bytes),
+        descriptors=_per_load(series, lambda sample: sample.descriptors),
+        threads=_per_load(series, lambda sample: sample.threads),
+        state_bytes=_state_growth(series.state_bytes),
+        floor_bytes=max(MIN_LEAK_BYTES, noise_bytes(run) / _batch_loads(series)),
+        loads=series.loads,
+    )
+
+
+def suspects(run: LeakRun) -> frozenset[str]:
+    """Sections that have to be measured again, in another process."""
+    return frozenset(series.label for series in run.sections if growth(run, series).leaks)
+
+
+def judge_leaks(result: LeakResult) -> dict[str, LeakJudgement]:
+    """A judgement for every section that was loaded; none for those that were not come to.
+
+    A session that broke before any section was loaded alone is in ``result.broken`` and says nothing of a section.
+    """
+    again = {series.label: series for series in result.second.sections} if result.second else {}
+    judged = {series.label: _judge(result, series, again.get(series.label)) for series in result.first.sections}
+    for run in (result.first, result.second):
+        for broken in run.breaks if run else ():
+            if broken.label == FRAMEWORK:
+                continue
+            told = load.judge(broken.evidence)
+            judged[broken.label] = LeakJudgement(
+                verdict=told.verdict, text=f"while looking for leaks: {told.text}", details={"log": told.log}
+            )
+    return judged
+
+
+def run_details(run: LeakRun) -> dict[str, Any]:
+    """What holds for a whole run: the noise floor, the framework's own growth, what was loaded."""
+    control = run.control
+    return {
+        "framework_bytes_per_checkpoint": framework_growth(run).as_json(),
+        "control": control.label if control else None,
+        "control_bytes_per_load": _own_memory(run, control).as_json() if control else None,
+        "noise_floor_bytes_per_load": round(_floor(run), 4),
+        "loads": run.loads_acked,
+        "seconds": round(run.seconds, 3),
+    }
+
+
+def _floor(run: LeakRun) -> float:
+    """Noise floor of a run: half the interval that nine in ten of its sections stay within."""
+    widths = sorted((g.memory.high - g.memory.low) / 2 for g in (growth(run, series) for series in run.sections))
+    return widths[(len(widths) * 9 - 1) // 10] if widths else 0.0
+
+
+def _judge(result: LeakResult, series: Series, again: Series | None) -> LeakJudgement:
+    first = growth(result.first, series)
+    second = growth(result.second, again) if result.second and again else None
+    common = tuple(name for name in first.reasons if second and name in second.reasons)
+    best, run, seen = (second, result.second, again) if second and again else (first, result.first, series)
+    assert run is not None  # a second growth comes of a second run
+    details = _details(run, seen, best)
+    details["confirmed"] = bool(common)
+    details["first_look"] = {"memory_bytes_per_load": first.memory.as_json(), "loads": first.loads}
+    if common:
+        return LeakJudgement(verdict=Verdict.LEAK, text=_text(common, best, seen), details=details)
+    text = ""
+    if first.leaks:
+        text = f"{' and '.join(first.reasons)} seemed to grow, which a second process did not confirm"
+    return LeakJudgement(verdict=Verdict.OK, text=text, details=details)
+
+
+def _text(reasons: tuple[str, ...], best: Growth, series: Series) -> str:
+    said = {
+        "memory": f"{_interval(best.memory)} bytes of memory{_chunks(series)}",
+        "pages": f"{_interval(best.outside)} bytes of memory outside of the heap",
+        "descriptors": f"{_interval(best.descriptors)} descriptors",
+        "threads": f"{_interval(best.threads)} threads",
+        "state": f"{best.state_bytes / max(1, best.loads):.2f} bytes of saved state",
+    }
+    what = ", ".join(said[reason] for reason in reasons)
+    return f"each load leaves behind {what}; over {best.loads} loads, confirmed in a second process"
+
+
+def _interval(slope: Slope) -> str:
+    return f"{slope.estimate:.3g} [{slope.low:.3g}, {slope.high:.3g}]"
+
+
+def _chunks(series: Series) -> str:
+    named = [f"{number / series.loads:.2f} of {size} bytes" for size, number in series.chunks[:3] if series.loads]
+    return f" (heap chunks: {', '.join(named)})" if named else ""
+
+
+def _details(run: LeakRun, series: Series, found: Growth) -> dict[str, Any]:
+    return {
+        "memory_bytes_per_load": found.memory.as_json(),
+        "outside_bytes_per_load": found.outside.as_json(),
+        "private_bytes_per_load": found.private.as_json(),
+        "descriptors_per_load": found.descriptors.as_json(),
+        "threads_per_load": found.threads.as_json(),
+        "state_bytes": list(series.state_bytes),
+        "floor_bytes_per_load": round(found.floor_bytes, 4),
+        "loads": found.loads,
+        "loads_per_checkpoint": series.repeat,
+        "measured": "by the byte" if series.exact else "by the page",
+        "chunks": [{"bytes": size, "per_load": round(n / max(1, series.loads), 4)} for size, n in series.chunks],
+        "run": run_details(run),
+    }
+
+
+def _memory(series: Series) -> Callable[[Sample], float]:
+    """Memory of a sample: by the byte where all samples have it, else by the page."""
+    if series.exact:
+        return lambda sample: sample.heap_bytes or 0
+    return lambda sample: sample.private_bytes
+
+
+def _own_memory(run: LeakRun, series: Series) -> Slope:
+    # a checkpoint's own growth is shared by the loads that it holds
+    return _per_load(series, _memory(series)).less(framework_growth(run).over(series.repeat))
+
+
+def _per_load(series: Series, value: Callable[[Sample], float]) -> Slope:
+    return theil_sen([(sample.loads, value(sample)) for sample in series.samples])
+
+
+def _batch_loads(series: Series) -> float:
+    return series.loads / (len(series.samples) - 1)
+
+
+def _state_growth(sizes: tuple[int, ...]) -> int:
+    grows = len(sizes) > 2 and all(after > before for before, after in pairwise(sizes))
+    return sizes[-1] - sizes[0] if grows else 0

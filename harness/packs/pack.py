@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""State packs: recordings of one guest at several phases that verify themselves.
+
+One file when it travels (:mod:`harness.packs.packfile`), a folder where it is worked with::
+
+    manifest.json         schema, machine, QEMU, command line, guest, host, phases, size and SHA-256 of every file
+    guest/kernel          what the guest boots from, named by the options as {pack}/guest/kernel
+    guest/initramfs
+    ram.pages             page contents, 4096 bytes each, every content once, in the order of the phases
+    PHASE/ram.index       u32 little-endian for each page of each block in order: 0 zeros, n page n-1 of ram.pages
+    PHASE/head.bin        magic, version, configuration section
+    PHASE/setup.bin       the START section of ``ram`` with its block list
+    PHASE/devices.bin     FULL sections as they were on the wire
+    PHASE/vmdesc.json     the description that ended the stream
+    PHASE/console.log     what the guest's serial console had printed
+
+Packs of the first schema have no ``guest/``, and a content again where it came back in a later phase.
+"""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import PackError, StreamError
+from harness.files import sha256_file
+from harness.guests.machine import Machine, filled
+from harness.packs.manifest import (
+    MANIFEST,
+    PACK_MARK,
+    PAGES,
+    RAM_FILES,
+    DeviceModel,
+    Manifest,
+    OptionModel,
+    PhaseModel,
+    read_manifest,
+)
+from harness.packs.packfile import export_pack, unpacked
+from harness.packs.packwriter import PackWriter
+from harness.qemu.cmdline import Option
+from harness.stream.model import Section
+from harness.stream.ram import ram_section_buffers
+from harness.stream.reader import read_devices
+from harness.stream.vmdesc import VmDesc
+from harness.stream.wire import PAGE_SIZE, SectionType
+from harness.stream.writer import encode_vmdesc
+
+__all__ = [
+    "MANIFEST",
+    "PAGES",
+    "DeviceModel",
+    "Manifest",
+    "OptionModel",
+    "PackWriter",
+    "PhaseSize",
+    "Recording",
+    "StatePack",
+    "export_pack",
+    "incoming_body",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One phase of an open pack.
+
+    :param sections: the device state, in stream order
+    :param index: for each page of all blocks in order: 0 zeros, n page n-1 of the pack
+    """
+
+    name: str
+    head: bytes
+    setup: bytes
+    sections: tuple[Section, ...]
+    vmdesc: VmDesc
+    index: array[int]
+    ram_section_id: int
+    console: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSize:
+    """What a phase takes.
+
+    :param recorded_bytes: its migration stream
+    :param page_bytes: contents of pages that no phase before it has
+    :param folder_bytes: these and its other files
+    :param packed_bytes: what it adds to the pack's one file; None for a pack that was never one
+    """
+
+    name: str
+    recorded_bytes: int
+    page_bytes: int
+    folder_bytes: int
+    packed_bytes: int | None
+
+
+class StatePack:
+    """An open, verified pack. Close it, or use it as a context manager.
+
+    :param path: the folder, or the file: that is unpacked into the cache once
+    :raises PackError: not a pack, another schema, or a file is missing, cut or changed
+    :raises HostError: no space to unpack it
+
+    ``source`` is the path as it was given, ``path`` the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.source = path
+        self.path, self.manifest = _verified(path) if path.is_dir() else _verified_file(path)
+        self._pages = _map(self.path / PAGES)
+        self.recordings = {phase.name: self._load(phase) for phase in self.manifest.phases}
+
+    @property
+    def machine(self) -> Machine:
+        """The guest machine that a secondary must be, with its files where they are now."""
+        return Machine(
+            name=self.manifest.machine,
+            family=self.manifest.family,
+            accel=self.manifest.accel,
+            options=tuple(
+                filled(Option(name=o.name, first=o.first, props=o.props), PACK_MARK, self.path.absolute())
+                for o in self.manifest.options
+            ),
+            files=tuple(self.manifest.scratch.items()),
+        )
+
+    @property
+    def device_types(self) -> list[str]:
+        """QEMU device types that the guest was given, each once."""
+        types = (option.first for option in self.manifest.options if option.name == "device")
+        return list(dict.fromkeys(name for name in types if name is not None))
+
+    @property
+    def sizes(self) -> list[PhaseSize]:
+        """What each phase takes, in their order."""
+        sizes, before = [], 0
+        for phase in self.manifest.phases:
+            # pages are numbered in the order in which phases brought them
+            end = max(before, max(self.recordings[phase.name].index, default=0))
+            pages, before = (end - before) * PAGE_SIZE, end
+            sizes.append(
+                PhaseSize(
+                    name=phase.name,
+                    recorded_bytes=phase.recorded_bytes,
+                    page_bytes=pages,
+                    folder_bytes=pages
+                    + sum(self.manifest.files[f"{phase.name}/{name}"].size_bytes for name in RAM_FILES),
+                    packed_bytes=self.manifest.packed.get(phase.name),
+                )
+            )
+        return sizes
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of the recordings, in the order in which they were made."""
+        return list(self.recordings)
+
+    def sections_of(self, device: str) -> list[str]:
+        """Labels of the sections that a device owns.
+
+        :raises PackError: the pack was recorded without it
+        """
+        for entry in self.manifest.devices:
+            if entry.name == device:
+                return entry.sections
+        raise PackError(f"{self.source}: recorded without device {device!r}")
+
+    def page(self, number: int) -> memoryview | None:
+        """Content for one entry of an index."""
+        return None if number == 0 else self._pages[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+
+    def ram_whole(self, phase: str) -> list[bytes | memoryview]:
+        """START with the block list and one END with every page: what an incoming stream begins with.
+
+        :return: buffers to be sent one behind the other; the pages are views into the pack, not copies
+        """
+        recording = self.recordings[phase]
+        pages = self._pages_of(recording, None)
+        return [recording.setup, *ram_section_buffers(SectionType.END, recording.ram_section_id, pages)]
+
+    def ram_difference(self, phase: str, base: str) -> list[bytes | memoryview]:
+        """An END section with the pages of ``phase`` that differ from ``base``; empty when none do."""
+        recording = self.recordings[phase]
+        pages = list(self._pages_of(recording, self.recordings[base].index))
+        return ram_section_buffers(SectionType.END, recording.ram_section_id, pages) if pages else []
+
+    def close(self) -> None:
+        """Unmap the pages."""
+        self._pages.release()
+
+    def __enter__(self) -> StatePack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pages_of(self, recording: Recording, base: array[int] | None) -> Iterator[tuple[str, int, memoryview | None]]:
+        start = 0
+        for block in self.manifest.blocks:
+            count = block.size_bytes // PAGE_SIZE
+            ours = recording.index[start : start + count]
+            theirs = ours if base is None else base[start : start + count]
+            for number, (entry, old) in enumerate(zip(ours, theirs, strict=True)):
+                if base is None or entry != old:
+                    yield block.name, number * PAGE_SIZE, self.page(entry)
+            start += count
+
+    def _load(self, phase: PhaseModel) -> Recording:
+        folder = self.path / phase.name
+        index = array("I")
+        raw = (folder / "ram.index").read_bytes()
+        index.frombytes(raw[: len(raw) - len(raw) % index.itemsize])
+        if sys.byteorder == "big":
+            index.byteswap()
+        pages = len(self._pages) // PAGE_SIZE
+        wanted = sum(block.size_bytes // PAGE_SIZE for block in self.manifest.blocks)
+        if len(index) != wanted or max(index, default=0) > pages:
+            raise PackError(f"{folder / 'ram.index'}: {len(index)} pages of {pages}, expected {wanted}")
+        try:
+            vmdesc = VmDesc.from_json((folder / "vmdesc.json").read_bytes())
+            sections = read_devices((folder / "devices.bin").read_bytes() + b"\0", vmdesc=vmdesc)
+        except StreamError as error:
+            raise PackError(f"{folder}: {error}") from error
+        return Recording(
+            name=phase.name,
+            head=(folder / "head.bin").read_bytes(),
+            setup=(folder / "setup.bin").read_bytes(),
+            sections=tuple(sections),
+            vmdesc=vmdesc,
+            index=index,
+            ram_section_id=phase.ram_section_id,
+            console=(folder / "console.log").read_text(errors="replace"),
+        )
+
+
+def incoming_body(recording: Recording, ram: Sequence[bytes | memoryview], devices: bytes) -> list[bytes | memoryview]:
+    """What follows the head in a stream: RAM, device sections with EOF, vmdesc."""
+    return [*ram, devices + b"\0", encode_vmdesc(recording.vmdesc.raw[5:])]
+
+
+def _verified_file(path: Path) -> tuple[Path, Manifest]:
+    folder = unpacked(path)
+    try:
+        return _verified(folder)
+    except PackError:
+        # the cache was damaged, and not the pack: unpack it again
+        shutil.rmtree(folder, ignore_errors=True)
+        return _verified(unpacked(path))
+
+
+def _verified(path: Path) -> tuple[Path, Manifest]:
+    manifest = read_manifest(path)
+    for name, wanted in manifest.files.items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise PackError(f"{file}: {error.strerror}; the pack is not complete") from error
+        if size != wanted.size_bytes:
+            raise PackError(f"{file}: {size} bytes, expected {wanted.size_bytes}; the pack was cut or changed")
+        if _sha256(file) != wanted.sha256:
+            raise PackError(f"{file}: its SHA-256 is not the one in {MANIFEST}; the pack was changed")
+    return path, manifest
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise PackError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _map(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

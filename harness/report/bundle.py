@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The texts of a bundle: README.md, issue.md and qemu-command.txt."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.report.text import one_line, printable
+from harness.results.verdict import FailureClass
+from harness.triage import reproduce
+from harness.triage.bundle import Answer, Material
+
+_LOG_CHARS = 3000
+#: A table of fields is cut here.
+_MAX_FIELDS = 12
+_FILES = {
+    "reproduce.py": "plays the primary of a COLO pair; Python 3.8 or newer, nothing else",
+    "case.json": "the case: machine, what is loaded, what is expected",
+    "head.bin": "recorded migration stream: magic, version, configuration section",
+    "body.bin": "recorded migration stream: what follows, as far as it is needed",
+    "qemu-command.txt": "the machine as a command line",
+    "issue.md": "QEMU's template for bugs, filled in",
+    "log.txt": "what QEMU printed",
+    "backtrace.txt": "the stack",
+}
+
+
+def describe(material: Material, document: dict[str, Any], answer: Answer, others: Sequence[Answer]) -> dict[str, str]:
+    """Further files of a bundle: name to content.
+
+    :param document: ``case.json``
+    :param answer: of the QEMU that it was found on
+    """
+    files = {"qemu-command.txt": _command_file(document), "issue.md": _issue(material, document, answer, others)}
+    if material.log:
+        files["log.txt"] = material.log.rstrip() + "\n"
+    if material.backtrace:
+        files["backtrace.txt"] = material.backtrace.rstrip() + "\n"
+    files["README.md"] = _readme(document, answer, others, files)
+    return {name: without_home(text) for name, text in files.items()}
+
+
+def without_home(text: str) -> str:
+    """The text without the folder, and so the name, of the user: it is made to be sent around."""
+    home = str(Path.home())
+    return text if home == "/" else re.sub(rf"{re.escape(home)}(?=/|\b)", "~", text)
+
+
+def title(document: dict[str, Any]) -> str:
+    """One line for the head of a report."""
+    expect, sections = document["expect"], ", ".join(document["sections"])
+    if not document["loads"]:
+        return _migration_title(document, sections)
+    what = (expect["function"] or expect["assertion"] or expect["exit"]) if document["verdict"] == "crash" else ""
+    where = f"loading {sections}" if sections else "a device load"
+    kind = {
+        "crash": "crashes",
+        "hang": "hangs",
+        "reject": "refuses its own state",
+        "leak": "leaks memory",
+        "drift": "changes its state by",
+    }
+    how = kind.get(document["verdict"], f"comes to {document['verdict']}")
+    return one_line(f"{document['family']}: COLO secondary {how} {where}{f' ({what})' if what else ''}")
+
+
+def _migration_title(document: dict[str, Any], sections: str) -> str:
+    """Of what fails without any checkpoint."""
+    verdict, version = document["verdict"], document["qemu"].get("version", "")
+    by = document["recorded"]
+    route = f"from QEMU {by['version']} to {version}" if by else f"to QEMU {version}"
+    kind = {"crash": "crashes the destination", "hang": "hangs", "reject": "is refused"}
+    why = document["expect"].get("reason") or ""
+    what = f", {sections}" if sections else ""
+    told = f"{document['machine']}: migration {route} {kind.get(verdict, f'comes to {verdict}')}{what}"
+    return one_line(f"{told} ({why})" if why else told)
+
+
+def _readme(document: dict[str, Any], answer: Answer, others: Sequence[Answer], files: dict[str, str]) -> str:
+    rows = [f"    {name:<18}{_FILES[name]}" for name in _FILES if name in files or not name.endswith((".md", ".txt"))]
+    checkpoints = [name for entry in document["checkpoints"] for name in (entry["devices"], entry["ram"]) if name]
+    rows[4:4] = [f"    {name:<18}what a checkpoint loads" for name in checkpoints]
+    return f"""# {title(document)}
+
+{_sentence(document)}
+
+## Run it
+
+    ./reproduce.py /path/to/qemu-system-x86_64
+    ./reproduce.py build/qemu-system-x86_64 -v -- -L pc-bios      # options of QEMU stand behind --
+
+It takes some seconds and needs no root, no guest image and no second QEMU. It prints one line and ends with
+
+| exit code | |
+|---|---|
+| 0 | reproduced |
+| 1 | not reproduced, or failed in another way |
+| 125 | could not be tried: no such machine type, no COLO, does not start, does not take the recorded machine |
+
+`git bisect run` takes these codes as they are to find what mended it; to find what broke it, add `--invert`.
+
+## Expected output
+
+{_code([answer, *others])}
+
+## What is in it
+
+{chr(10).join(rows)}
+
+The binary files are pieces of a QEMU migration stream (docs/devel/migration); .gz ones are packed. They were recorded
+with machine type {document["machine"]}. A build that does not have it is tried with its newest {document["family"]},
+and where that does not know an optional part of the state, without that part; the script says so.
+"""
+
+
+def _issue(material: Material, document: dict[str, Any], answer: Answer, others: Sequence[Answer]) -> str:
+    qemu = document["qemu"]
+    return f"""<!-- title: {title(document).replace("--", "- -")} -->
+
+## Host environment
+ - Operating system: {_operating_system()}
+ - OS/kernel version: {" ".join(platform.uname()[index] for index in (0, 2, 3, 4))}
+ - Architecture: {platform.machine()}
+ - QEMU flavor: qemu-system-x86_64
+ - QEMU version: {qemu.get("version", "")}{f" ({qemu['build']})" if qemu.get("build") else ""}
+ - QEMU command line:
+   ```
+   {shell_line(document)}
+   ```{_scratch(document)}
+
+## Emulated/Virtualized environment
+ - Operating system: {_guest(material, document)}
+ - OS/kernel version: {f"state recorded from {material.guest}" if material.guest else "not needed to reproduce it"}
+ - Architecture: x86_64
+
+## Description of problem
+
+{_sentence(document)}
+
+{_what_happens(document)}{_class_text(document)}{_controls(material)}
+
+## Steps to reproduce
+1. Unpack the attached folder.
+2. Run `./reproduce.py /path/to/qemu-system-x86_64` (Python's standard library only; it starts QEMU with the command
+   line above, {_what_is_sent(document)}).
+3. It prints, for the QEMU above:
+
+{_code([answer])}
+
+## Additional information
+
+{_details(material, document, others)}
+<!-- The line below ensures that proper tags are added to the issue. Please do not remove it. -->
+/label ~"kind::Bug"
+"""
+
+
+def _what_happens(document: dict[str, Any]) -> str:
+    if document["loads"]:
+        return (
+            "A COLO secondary loads device state into a machine that is in use, at each checkpoint, without a reset\n"
+            "in between (`colo_incoming_process_checkpoint` in migration/colo.c)."
+        )
+    by = document["recorded"]
+    build = f" ({by['build']})" if by and by.get("build") else ""
+    whose = f"The state is that of a guest of QEMU {by['version']}{build}. " if by else ""
+    return f"{whose}It fails in the incoming migration stream, before any checkpoint of COLO."
+
+
+def _what_is_sent(document: dict[str, Any]) -> str:
+    if document["loads"]:
+        return "sends it a recorded migration stream over a unix socket, then a COLO checkpoint with the device state"
+    return "sends it a recorded migration stream over a unix socket"
+
+
+def _details(material: Material, document: dict[str, Any], others: Sequence[Answer]) -> str:
+    parts = []
+    if document["fields"]:
+        drift = document["kind"] == "drift"
+        what = "What moves (healthy: after one load)" if drift else "What is needed in the loaded state"
+        parts.append(f"{what}:\n\n" + _field_table(document["fields"]))
+    if others:
+        parts.append(f"Other builds:\n\n{_code(others)}")
+    if material.log:
+        parts.append(f"QEMU printed:\n\n{_fenced(material.log.strip()[-_LOG_CHARS:])}")
+    if material.backtrace:
+        parts.append(f"Stack:\n\n{_fenced(material.backtrace.strip())}")
+    if document["signature"]:
+        parts.append(f"Signature: `{document['signature'].get('name', '')}`")
+    rate = document["rate"]
+    if 0 < rate["failed"] < rate["tried"]:
+        parts.append(f"It fails now and then: {rate['failed']} of {rate['tried']} times.")
+    return "".join(f"{part}\n\n" for part in parts)
+
+
+def _sentence(document: dict[str, Any]) -> str:
+    sentence = one_line(document["sentence"]) or f"{document['verdict']} while a device state is loaded"
+    # as it stands: a log's words are not to be read as markup, nor as a command of the bug tracker
+    sentence = re.sub(r"([<`]|\](?=\())", r"\\\1", sentence)
+    return sentence[0].upper() + sentence[1:] + ("" if sentence.endswith(".") else ".")
+
+
+def _class_text(document: dict[str, Any]) -> str:
+    if not document["class"]:
+        return ""
+    return f"\nClass of this failure: {document['class']} ({FailureClass(document['class']).meaning})."
+
+
+def _controls(material: Material) -> str:
+    return f"\n\nControls: {material.controls}." if material.controls else ""
+
+
+def _guest(material: Material, document: dict[str, Any]) -> str:
+    if document["guest_mode"] == "parked":
+        return "none runs (the recorded CPUs are halted, no guest code is executed)"
+    return "Linux, recorded"
+
+
+def _field_table(fields: Sequence[dict[str, Any]]) -> str:
+    lines = ["| section | field | byte | bit | value | healthy | register |", "|---|---|---|---|---|---|---|"]
+    for each in fields[:_MAX_FIELDS]:
+        cells = [each["section"], each["path"], f"0x{each['offset']:x}"]
+        cells += [each[key] for key in ("bit", "value", "healthy", "register")]
+        texts = ["" if cell is None else one_line(str(cell)).replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(texts) + " |")
+    if len(fields) > _MAX_FIELDS:
+        lines.append(f"\n{len(fields) - _MAX_FIELDS} more are in case.json.")
+    return "\n".join(lines)
+
+
+def _code(answers: Sequence[Answer]) -> str:
+    return _fenced("\n".join(answer.line for answer in answers))
+
+
+def _fenced(text: str) -> str:
+    """A block of code, behind a fence that nothing in it can end."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}\n{printable(text)}\n{fence}"
+
+
+def _scratch(document: dict[str, Any]) -> str:
+    """What the placeholder of the command line stands for."""
+    images = [f"{name} ({size >> 20} MiB)" for name, size in document["scratch"].items()]
+    return f"\n   SCRATCH is a folder with empty images: {', '.join(images)}." if images else ""
+
+
+def _command_file(document: dict[str, Any]) -> str:
+    scratch = _scratch(document).strip()
+    return (
+        f"{shell_line(document)}\n\n{f'# {scratch}{chr(10)}' if scratch else ''}"
+        "# Then, over QMP: migrate-set-capabilities x-colo=true (new builds: return-path=true as well), and\n"
+        "# migrate-incoming unix:PATH. What is sent there is in reproduce.py, class Primary. -v shows what it runs.\n"
+    )
+
+
+def shell_line(document: dict[str, Any]) -> str:
+    """The machine as one command line of a shell."""
+    argv = reproduce.command_line(document, "qemu-system-x86_64", "SCRATCH", "CASE")
+    return shlex.join([*argv, "-qmp", "stdio"])
+
+
+def _operating_system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()

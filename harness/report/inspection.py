@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``postload inspect`` shows: sections and fields of a stream or of a state pack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.devices.profile import section_label
+from harness.errors import StreamError, UsageError
+from harness.packs.pack import MANIFEST, PhaseSize, StatePack
+from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
+from harness.stream.model import Command, RamSection, Section, Stream
+from harness.stream.reader import open_stream
+from harness.stream.virtio import field_features
+from harness.stream.vmdesc import Field, VmDesc, decode
+from harness.stream.wire import SectionType
+
+SCHEMA = "postload.inspect/1"
+
+
+def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[str, Any]:
+    """The document for a stream file or a state pack.
+
+    :param section: keep only sections whose idstr holds this text; fields are shown for these
+    :raises UsageError: no such file, phase or section
+    :raises StreamError: the file is no stream, or is damaged
+    :raises PackError: the pack is damaged
+    """
+    if path.is_dir() or path.name == MANIFEST or path.suffix == SUFFIX or is_packfile(path):
+        with StatePack(path.parent if path.name == MANIFEST else path) as pack:
+            return _filtered(describe_pack(pack, phase=phase), section, path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file or folder")
+    try:
+        with open_stream(path) as stream:
+            document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream), "sections": _parts(stream)}
+    except StreamError as error:
+        raise UsageError(f"{path}: not a migration stream, or a damaged one: {error}") from error
+    return _filtered(document, section, path)
+
+
+def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any]:
+    """A pack as a document: its machine, its phases, and the sections of one phase (the last by default)."""
+    if phase is not None and phase not in pack.recordings:
+        raise UsageError(f"{pack.source} has no phase {phase!r}: expected one of {', '.join(pack.phases)}")
+    recording = pack.recordings[phase or pack.phases[-1]]
+    manifest = pack.manifest
+    return {
+        "schema": SCHEMA,
+        "path": str(pack.source),
+        "machine": manifest.machine,
+        "qemu": manifest.qemu,
+        "phases": pack.phases,
+        "phase": recording.name,
+        "devices": {device.name: device.sections for device in manifest.devices},
+        "size_bytes": sum(file.size_bytes for file in manifest.files.values()),
+        "packed_bytes": pack.source.stat().st_size if pack.source.is_file() else None,
+        "guest_bytes": sum(manifest.files[name].size_bytes for name in manifest.guest_files()),
+        "guest_packed_bytes": manifest.packed.get(GUEST_PART),
+        "sizes": [_size(size) for size in pack.sizes],
+        "roms": {name: rom.model_dump() for name, rom in manifest.roms.items()},
+        "host": manifest.host,
+        "sections": [_device(s, recording.vmdesc) for s in recording.sections],
+    }
+
+
+def print_document(document: dict[str, Any], console: Console) -> None:
+    """The document for a person: a line for each section, and the fields where there are few sections."""
+    keys = ("machine", "phases", "phase", "size_bytes", "packed_bytes")
+    for key in keys:
+        if document.get(key) is not None:
+            console.print(f"{key}: {escape(str(document[key]))}")
+    if "sizes" in document and not document.get("filtered"):
+        _print_sizes(document, console)
+    for section in document["sections"]:
+        label = section_label(section["idstr"], section["instance_id"])
+        console.print(
+            f"{section['offset']:>10}  {section['size']:>9} bytes  {section['type']:<7} "
+            f"{escape(label)} v{section['version_id']}",
+            soft_wrap=True,
+        )
+        if document.get("filtered"):
+            _print_fields(section["fields"], console, 1)
+
+
+def _print_sizes(document: dict[str, Any], console: Console) -> None:
+    """What each phase adds, in bytes: its stream when it was recorded, in the folder, in the file."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("adds")
+    for column in ("recorded", "in a folder", "in the file"):
+        table.add_column(column, justify="right")
+    rows = [("guest", None, document["guest_bytes"], document["guest_packed_bytes"])]
+    rows += [(s["phase"], s["recorded_bytes"], s["folder_bytes"], s["packed_bytes"]) for s in document["sizes"]]
+    for name, *sizes in rows:
+        table.add_row(escape(name), *("-" if size is None else f"{size:,}" for size in sizes))
+    console.print(table)
+
+
+def _size(size: PhaseSize) -> dict[str, Any]:
+    return {
+        "phase": size.name,
+        "recorded_bytes": size.recorded_bytes,
+        "folder_bytes": size.folder_bytes,
+        "packed_bytes": size.packed_bytes,
+    }
+
+
+def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) -> None:
+    for field in fields:
+        value = field["value"]
+        shown = "" if value is None else f" = {value} ({value:#x})" if isinstance(value, int) else f" = {_cut(value)}"
+        names = "".join(f" {name.split('_F_', 1)[-1]}" for name in field.get("features", ()))
+        line = f"{'  ' * depth}{_last_part(field)}: {field['type']}{shown}{names}"
+        console.print(escape(line), soft_wrap=True)
+        _print_fields(field["fields"], console, depth + 1)
+
+
+def _last_part(field: dict[str, Any]) -> str:
+    """The field's name, with its index when it is an element of an array."""
+    at = field["path"].rfind(field["name"])
+    return str(field["name"] if at < 0 else field["path"][at:])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 64 else f"{text[:64]}... ({len(text) // 2} bytes)"
+
+
+def _stream_head(stream: Stream) -> dict[str, Any]:
+    return {"machine": stream.machine, "size_bytes": stream.size}
+
+
+def _parts(stream: Stream) -> list[dict[str, Any]]:
+    entries = []
+    for part in stream.parts:
+        if isinstance(part, RamSection):
+            entries.append(_ram(part))
+        elif isinstance(part, Command):
+            continue
+        else:
+            entries.append(_device(part, stream.vmdesc))
+    return entries
+
+
+def _ram(part: RamSection) -> dict[str, Any]:
+    return {
+        **_head(part),
+        "pages": len(part),
+        "fields": [],
+    }
+
+
+def _head(part: Section | RamSection) -> dict[str, Any]:
+    return {
+        "idstr": part.idstr,
+        "instance_id": part.instance_id,
+        "version_id": part.version_id,
+        "type": SectionType(part.type).name.lower(),
+        "offset": part.offset,
+        "size": part.size,
+    }
+
+
+def _device(section: Section, vmdesc: VmDesc | None) -> dict[str, Any]:
+    desc = vmdesc.device(section.idstr, section.instance_id) if vmdesc else None
+    fields = decode(section.payload, desc) if desc else []
+    return {**_head(section), "fields": _fields(fields, desc.vmsd_name if desc else "")}
+
+
+def _fields(fields: Iterable[Field], kind: str) -> list[dict[str, Any]]:
+    """The fields of a device of this vmsd; with the names of the features where a field holds feature bits."""
+    return [
+        {
+            "name": field.name,
+            "path": field.path,
+            "offset": field.offset,
+            "size": field.size,
+            "type": field.type,
+            "value": field.value,
+            **({"features": names} if (names := _features(field, kind)) else {}),
+            "fields": _fields(field.children, kind),
+        }
+        for field in fields
+    ]
+
+
+def _features(field: Field, kind: str) -> list[str]:
+    return field_features(kind, field) if kind.startswith("virtio-") else []
+
+
+def _filtered(document: dict[str, Any], section: str | None, path: Path) -> dict[str, Any]:
+    if section is None:
+        return document
+    chosen = [entry for entry in document["sections"] if section in entry["idstr"]]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(entry["idstr"] for entry in document["sections"]))
+        raise UsageError(f"{path}: no section {section!r}; there are {names}")
+    return {**document, "filtered": section, "sections": chosen}

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Device state made ready to be sent: selection of sections, and the parked variant of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from enum import StrEnum
+
+from harness.devices.profile import section_label
+from harness.errors import HarnessError
+from harness.packs.pack import Recording
+from harness.stream.model import Section
+from harness.stream.vmdesc import VmDesc, decode, find, patch
+
+_IF = 0x200
+_PARKED: dict[str, dict[str, Callable[[int], int]]] = {
+    "cpu_common": {"halted": lambda _: 1, "interrupt_request": lambda _: 0},
+    "cpu": {"env.eflags": lambda value: value & ~_IF},
+}
+
+
+class GuestMode(StrEnum):
+    """What the guest does between loads."""
+
+    RUNNING = "running"
+    PARKED = "parked"
+
+
+def label_of(section: Section) -> str:
+    """How reports name it."""
+    return section_label(section.idstr, section.instance_id)
+
+
+def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
+    """The device state of a recording, its CPUs parked if asked.
+
+    :raises HarnessError: the CPU's state has no field by the expected name
+    """
+    if mode is GuestMode.RUNNING:
+        return list(recording.sections)
+    return [park(section, recording.vmdesc) for section in recording.sections]
+
+
+def encode(sections: Iterable[Section]) -> bytes:
+    """The sections as they go on the wire."""
+    return b"".join(section.encode() for section in sections)
+
+
+def without(sections: Iterable[Section], labels: frozenset[str]) -> list[Section]:
+    """All but the named ones."""
+    return [section for section in sections if label_of(section) not in labels]
+
+
+def only(sections: Iterable[Section], labels: frozenset[str]) -> list[Section]:
+    """The named ones, in stream order."""
+    return [section for section in sections if label_of(section) in labels]
+
+
+def park(section: Section, vmdesc: VmDesc) -> Section:
+    """A CPU that is halted and takes no interrupt: no guest code runs, however often the machine is resumed.
+
+    ``halted`` and ``interrupt_request`` are fields of ``vmstate_cpu_common`` (``cpu.c``), ``env.eflags`` of
+    ``vmstate_x86_cpu`` (``target/i386/machine.c``).
+    """
+    wanted = _PARKED.get(section.idstr)
+    if wanted is None:
+        return section
+    desc = vmdesc.device(section.idstr, section.instance_id)
+    if desc is None:
+        raise HarnessError(f"cannot park: section {section.idstr} is not described")
+    fields = decode(section.payload, desc)
+    payload = section.payload
+    for path, change in wanted.items():
+        try:
+            field = find(fields, path)
+        except KeyError as error:
+            raise HarnessError(f"cannot park: section {section.idstr} has no field {path}") from error
+        payload = patch(payload, field, change(int(field.value or 0)))
+    return replace(section, payload=payload)

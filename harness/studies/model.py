@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``postload claims`` answers: the document, and the bench that every question works on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from threading import Event
+from typing import Any, TypeVar
+
+from harness.engines.colo import Buffers, Stopped
+from harness.engines.probe import ColoAbility
+from harness.errors import PostloadError
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import kill_all
+
+SCHEMA = "postload.claims/1"
+
+Row = dict[str, Any]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much is done for a question; the defaults give the whole answer, tests ask for less.
+
+    :param loads: for each phase, of question 1
+    :param boundaries: every n-th boundary between sections is cut at
+    :param inside: cuts inside of sections
+    :param sections: sections framed in question 3, None for all
+    :param intervals_ms: guest time between checkpoints, of question 4
+    :param watch_s: how long each interval is watched
+    :param pairs: run the cases with a real primary
+    """
+
+    loads: int = 100
+    boundaries: int = 1
+    inside: int = 8
+    sections: int | None = None
+    intervals_ms: tuple[float, ...] = (1.0, 5.0, 20.0, 100.0)
+    watch_s: float = 4.0
+    pairs: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lab:
+    """One machine of one QEMU, ready for experiments.
+
+    :param excluded: labels of sections left out of every buffer, because they break a healthy secondary
+    :param before: phase of the last whole checkpoint, N
+    :param after: phase of the checkpoint that goes wrong, N+1
+    :param stop: set by whoever wants everything to end
+    :param stage: told what is going on
+    """
+
+    binary: QemuBinary
+    ability: ColoAbility
+    buffers: Buffers
+    excluded: frozenset[str] = frozenset()
+    before: str = "bound"
+    after: str = "busy"
+    workers: int = 2
+    effort: Effort = Effort()
+    stop: Event = field(default_factory=Event)
+    stage: Callable[[str], None] = lambda _: None
+
+    @property
+    def family(self) -> str:
+        """``pc`` or ``q35``."""
+        return self.buffers.pack.manifest.family
+
+    @property
+    def resets(self) -> bool:
+        """The machine is reset before each load."""
+        return bool(self.ability.resets_before_load)
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """``work`` of every item, some at a time; results in the order of the items.
+
+        :raises Stopped: ``stop`` was set
+        """
+
+        failed = Event()
+
+        def one(item: T) -> R:
+            if self.stop.is_set() or failed.is_set():
+                raise Stopped("stopped")
+            return work(item)
+
+        with ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="claim") as pool:
+            try:
+                return list(pool.map(one, items))
+            except BaseException as error:
+                # the others in the queue end at once; what is at work ends by itself, or with its QEMU
+                failed.set()
+                if not isinstance(error, PostloadError):
+                    self.stop.set()
+                    kill_all()
+                raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of the compact table: key in its rows, and title."""
+
+    key: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One question, answered.
+
+    :param answer: sentences with numbers; empty when it could not be answered
+    :param figures: by machine family
+    :param rows: the compact table; its cells are strings and numbers
+    :param cases: every single experiment, for whoever wants to count again
+    :param failed: why it could not be answered, or empty
+    """
+
+    number: int
+    question: str
+    answer: str
+    figures: Row = field(default_factory=dict)
+    columns: tuple[Column, ...] = ()
+    rows: Sequence[Row] = ()
+    cases: Sequence[Row] = ()
+    seconds: float = 0.0
+    failed: str = ""
+
+    def to_json(self) -> Row:
+        """As in ``claims.json``."""
+        return {
+            "number": self.number,
+            "question": self.question,
+            "answer": self.answer,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 1),
+            "figures": self.figures,
+            "columns": [{"key": c.key, "title": c.title} for c in self.columns],
+            "rows": list(self.rows),
+            "cases": list(self.cases),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What one question came to on one machine: a sentence, its figures, rows and cases."""
+
+    text: str
+    figures: Row
+    rows: Sequence[Row]
+    cases: Sequence[Row] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question and how to answer it on one machine.
+
+    :param ask: raises :class:`PostloadError` when it cannot be answered
+    """
+
+    number: int
+    text: str
+    columns: tuple[Column, ...]
+    ask: Callable[[Lab], Found]
+
+    def answer(self, labs: Sequence[Lab]) -> Answer:
+        """Ask every machine; what one cannot say is kept in ``failed``, and the others still count."""
+        started = time.monotonic()
+        found: dict[str, Found] = {}
+        failed = []
+        for lab in labs:
+            try:
+                found[lab.family] = self.ask(lab)
+            except Stopped:
+                raise
+            except PostloadError as error:
+                failed.append(f"{lab.family}: {error}")
+        return Answer(
+            number=self.number,
+            question=self.text,
+            answer=" ".join(f"{name}: {one.text}" for name, one in found.items()),
+            figures={name: one.figures for name, one in found.items()},
+            columns=(Column(key="machine", title="machine"), *self.columns) if len(labs) > 1 else self.columns,
+            rows=[{"machine": name, **row} for name, one in found.items() for row in one.rows],
+            cases=[{"machine": name, **case} for name, one in found.items() for case in one.cases],
+            seconds=time.monotonic() - started,
+            failed="; ".join(failed) or ("" if labs else "no machine to ask"),
+        )
+
+
+def document(binary: QemuBinary, answers: Sequence[Answer], command: Sequence[str], seconds: float) -> Row:
+    """``claims.json``."""
+    return {
+        "schema": SCHEMA,
+        "qemu": dict(binary.identity()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "seconds": round(seconds, 1),
+        "complete": all(not answer.failed for answer in answers),
+        "questions": [answer.to_json() for answer in answers],
+    }

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Answer the questions: have the recordings, find what breaks a healthy secondary, then ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from threading import Event
+
+from harness.devices.profile import Profile
+from harness.engines.colo import Buffers
+from harness.engines.probe import probe_colo
+from harness.engines.schedule import Schedule, plan_loads
+from harness.errors import HarnessError, PostloadError, UsageError
+from harness.guests.build import Guest
+from harness.packs.pack import StatePack
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import kill_all
+from harness.state import recordings
+from harness.state.recorder import PHASES, Plan
+from harness.studies import framing, half, interval, loads
+from harness.studies.model import Answer, Effort, Lab, Question, Row, document
+
+_ALL = (loads.QUESTION, half.QUESTION, framing.QUESTION, interval.QUESTION)
+QUESTIONS: Mapping[int, Question] = {question.number: question for question in _ALL}
+#: Loads of the whole state after which a machine counts as healthy enough for the questions behind the first.
+_TRIAL_LOADS = 3
+#: Prefixes of versioned machine names by family.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be answered.
+
+    :param machines: asked question 1
+    :param others: machines asked the other questions, which take longer
+    """
+
+    binary: QemuBinary
+    machines: Sequence[str]
+    others: Sequence[str]
+    questions: Sequence[int]
+    accel: str
+    profiles: Sequence[Profile]
+    guest: Callable[[], Guest]
+    workers: int = 2
+    effort: Effort = field(default_factory=Effort)
+    command: Sequence[str] = ()
+    stage: Callable[[str], None] = lambda _: None
+    stop: Event = field(default_factory=Event)
+
+
+def answer_all(asked: Asked) -> Row:
+    """The document; a question that could not be answered says why.
+
+    :raises UsageError: this QEMU has no such machine
+    :raises PostloadError: no guest, no recording, or this QEMU cannot do COLO
+    """
+    started = time.monotonic()
+    answers: list[Answer] = []
+    with ExitStack() as stack, _ends_all(asked.stop):
+        labs = {name: stack.enter_context(_lab(asked, name)) for name in dict.fromkeys(_names(asked))}
+        ready: dict[str, Lab] = {}
+        for number in sorted(set(asked.questions)):
+            question = QUESTIONS[number]
+            asked.stage(f"question {number}: {question.text}")
+            if number == loads.QUESTION.number:
+                answers.append(question.answer([labs[name] for name in asked.machines]))
+                continue
+            for name in asked.others:
+                ready[name] = ready.get(name) or _without_broken(labs[name])
+            answers.append(question.answer([ready[name] for name in asked.others]))
+    return document(asked.binary, answers, asked.command, time.monotonic() - started)
+
+
+def _names(asked: Asked) -> list[str]:
+    """Machines that any of the questions needs."""
+    first = asked.machines if loads.QUESTION.number in asked.questions else ()
+    more = asked.others if set(asked.questions) - {loads.QUESTION.number} else ()
+    return [*first, *more]
+
+
+@contextmanager
+def _ends_all(stop: Event) -> Iterator[None]:
+    """Whatever ends the questions ends every QEMU of theirs."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        kill_all()
+        raise
+
+
+def _without_broken(lab: Lab) -> Lab:
+    """The same machine without the sections that break a healthy secondary."""
+    lab.stage(f"{lab.family}: does a healthy secondary load the whole state?")
+    trial = plan_loads(Schedule.SAME, [lab.before], _TRIAL_LOADS)
+    excluded, _ = loads.find_broken(lab, "trial", trial)
+    return replace(lab, excluded=excluded)
+
+
+@contextmanager
+def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
+    family, name = machine_names(asked.binary, machine)
+    ability = probe_colo(asked.binary)
+    profiles = tuple(p for p in asked.profiles if p.missing(family, asked.binary) is None)
+    plan = Plan(
+        binary=asked.binary,
+        machine=name,
+        family=family,
+        accel=asked.accel,
+        guest=asked.guest(),
+        profiles=profiles,
+        phases=PHASES,
+    )
+    with kept_pack(plan, asked.stage) as pack:
+        lab = Lab(
+            binary=asked.binary,
+            ability=ability,
+            buffers=Buffers(pack),
+            workers=asked.workers,
+            effort=asked.effort,
+            stop=asked.stop,
+            stage=asked.stage,
+        )
+        if lab.before not in pack.phases or lab.after not in pack.phases:
+            raise HarnessError(f"{pack.path}: phases {lab.before} and {lab.after} are needed, it has {pack.phases}")
+        yield lab
+
+
+def kept_pack(plan: Plan, stage: Callable[[str], None]) -> StatePack:
+    """The recording that a matrix would use, made when there is none.
+
+    :raises PostloadError: it could not be made
+    """
+    return recordings.Recordings(fresh=False, stage=stage, message=stage).pack(plan)
+
+
+def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
+    """Family and versioned name of a machine.
+
+    :raises UsageError: this QEMU has no such machine
+    """
+    if binary.machine(wanted) is None:
+        raise UsageError(f"{binary.path} has no machine {wanted}")
+    return recordings.machine_names(binary, wanted)
+
+
+def exit_status(doc: Row) -> int:
+    """0 when every question was answered, else 3."""
+    return 0 if doc["complete"] else PostloadError.exit_code

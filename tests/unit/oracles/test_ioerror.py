@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verdict on a secondary with failing disks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.colo.messages import Step
+from harness.engines.colo import Break
+from harness.experiments.ioerror import Interval, IoErrors
+from harness.oracles.ioerror import judge_io_errors
+from harness.qemu.process import Exit
+from harness.results.verdict import Verdict
+
+RUNNING = Interval(status="running", held={})
+HALTED = Interval(status="io-error", held={"ahci-disk": 1})
+HEALTHY = IoErrors(
+    phase="io-error",
+    faults={},
+    once=False,
+    loads_asked=2,
+    loads_acked=2,
+    intervals=(RUNNING, RUNNING),
+    after=RUNNING,
+    requests={"sda": "0"},
+)
+FAILING = replace(HEALTHY, faults={"ahci-disk": 9}, intervals=(HALTED, HALTED), after=HALTED, requests={})
+ABORT = replace(
+    FAILING,
+    loads_acked=1,
+    intervals=(HALTED,),
+    after=None,
+    broken=Break(step=Step.REQUEST, kind="closed", detail="closed", load=2, phase="busy"),
+    exit=Exit(status=-6, signal="SIGABRT"),
+    log="qemu-system-x86_64: invalid runstate transition: 'io-error' -> 'colo'",
+)
+
+
+@pytest.mark.parametrize("seen", [HEALTHY, FAILING, replace(FAILING, once=True, after=RUNNING)])
+def test_well(seen: IoErrors) -> None:
+    assert judge_io_errors(seen).verdict is Verdict.OK
+
+
+def test_the_abort_is_named() -> None:
+    judged = judge_io_errors(ABORT)
+    assert judged.verdict is Verdict.CRASH
+    assert judged.text == "load 2: SIGABRT: invalid runstate transition: 'io-error' -> 'colo'"
+    assert judged.details["loads"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "words"),
+    [
+        (replace(HEALTHY, requests={"sda": "0", "vda": "waiting"}), Verdict.GUEST_FAULT, "vda: waiting"),
+        (replace(HEALTHY, stuck="no prompt"), Verdict.GUEST_FAULT, "no prompt"),
+        (replace(HEALTHY, after=HALTED), Verdict.GUEST_FAULT, "is io-error, not running"),
+        (replace(FAILING, after=RUNNING), Verdict.GUEST_FAULT, "is running, not io-error"),
+        (replace(HEALTHY, failover="no answer", after=None), Verdict.HANG, "no answer"),
+        (replace(FAILING, intervals=(RUNNING, RUNNING), after=RUNNING), Verdict.HARNESS_ERROR, "no request met"),
+        (replace(HEALTHY, loads_acked=1), Verdict.HARNESS_ERROR, "1 of 2"),
+        (replace(ABORT, exit=None), Verdict.REJECT, "load 2"),
+    ],
+)
+def test_not_well(seen: IoErrors, verdict: Verdict, words: str) -> None:
+    judged = judge_io_errors(seen)
+    assert judged.verdict is verdict
+    assert words in judged.text

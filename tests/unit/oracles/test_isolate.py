@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The search for the section that breaks a secondary, with secondaries that are told by what they break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.colo.messages import Step
+from harness.colo.primary import ENABLE_COLO, ChannelBroken
+from harness.engines import colo as engine
+from harness.engines.colo import Buffers, Stopped
+from harness.oracles import isolate
+from harness.oracles.isolate import Isolator
+from harness.packs.pack import StatePack
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
+from harness.results.verdict import Verdict
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Handmade
+
+
+class Fake:
+    """A secondary that dies once a checkpoint held all sections of the bug as often as it takes."""
+
+    bug: frozenset[bytes] = frozenset()
+    takes = 1
+    started: list[Fake] = []  # noqa: RUF012 - of all, on purpose
+    dies_at_start = False
+    refuses: bytes = b""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.vm = self.primary = self.process = self.monitor = self
+        self.pid = 1
+        self.dead = False
+        self.checkpoints: list[bytes] = []
+        self.hits = 0
+        type(self).started.append(self)
+
+    def start(self, _head: bytes = b"", body: Sequence[bytes] = ()) -> None:
+        if self.dies_at_start or (self.refuses and self.refuses in b"".join(map(bytes, body))):
+            self._die(Step.INCOMING)
+
+    def checkpoint(self, devices: bytes, ram: Sequence[bytes] = (), **_: object) -> None:
+        self.checkpoints.append(devices)
+        self.hits += all(section in devices for section in self.bug)
+        if self.bug and self.hits >= self.takes:
+            self._die(Step.LOAD)
+
+    def _die(self, step: Step) -> None:
+        self.dead = True
+        raise ChannelBroken(step, "closed", "as told")
+
+    def ended(self, _within_s: float = 0.0) -> Exit | None:
+        return Exit(status=-6, signal="SIGABRT") if self.dead else None
+
+    def stderr(self) -> str:
+        return ""
+
+    def stderr_size(self) -> int:
+        return 0
+
+    def qmp(self, *_: object, **__: object) -> None:
+        pass
+
+    def drain_events(self) -> list[dict[str, Any]]:
+        return []
+
+    def __enter__(self) -> Fake:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+    kind = type("Secondary", (Fake,), {"started": []})
+    monkeypatch.setattr(isolate, "Secondary", kind)
+    monkeypatch.setattr(engine, "Secondary", kind)
+    return kind
+
+
+@pytest.fixture
+def isolator(make_pack: Callable[..., Path], binary: QemuBinary) -> Iterator[Callable[..., Isolator]]:
+    with StatePack(make_pack()) as pack:
+        yield lambda **more: Isolator(
+            binary=binary, dialect=ENABLE_COLO, buffers=Buffers(pack), **{"resets": False, **more}
+        )
+
+
+def find(searcher: Isolator, load: int = 1, excluded: frozenset[str] = frozenset()) -> Any:
+    return searcher.find("kernel", "bound", load, excluded, Verdict.CRASH)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5])
+def test_a_section_that_does_it_alone_is_found_by_the_sweep(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade, number: int
+) -> None:
+    fake.bug = frozenset({handmade.full(number, 0x22)})
+    searcher = isolator()
+    blame = find(searcher)
+    assert blame.sections == (handmade.sections[number],)
+    assert blame.judgement.verdict is Verdict.CRASH
+    assert "loaded once into a parked guest" in blame.how
+    # one process for the sweep, one to confirm; the culprit was confirmed alone
+    assert len(fake.started) == 2
+    assert fake.started[1].checkpoints == [handmade.full(number, 0x22)]
+    assert searcher.suspects == [handmade.sections[number]]
+
+
+def test_a_known_suspect_is_tried_first(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(3, 0x22)})
+    assert find(isolator(suspects=["gone", "i8259#1"])).sections == ("i8259#1",)
+    assert len(fake.started) == 1
+
+
+def test_what_takes_two_sections_is_found_by_leaving_out(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(3, 0x22), handmade.full(5, 0x22)})
+    blame = find(isolator())
+    assert blame.sections == ("i8259#1", handmade.blk)
+    assert "smallest set" in blame.how
+
+
+@pytest.mark.parametrize("load", [2, 3, 30])
+def test_what_takes_several_loads_is_loaded_several_times(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade, load: int
+) -> None:
+    fake.bug, fake.takes = frozenset({handmade.full(4, 0x22)}), load
+    blame = find(isolator(), load)
+    assert blame.sections == (handmade.ahci,)
+    assert len(fake.started[-1].checkpoints) == load
+
+
+def test_an_excluded_section_is_never_sent(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(2, 0x22)})
+    assert find(isolator(), excluded=frozenset({"i8259"})) is None
+    assert not any(handmade.full(2, 0x22) in sent for one in fake.started for sent in one.checkpoints)
+
+
+def test_nobody_is_blamed_when_nothing_breaks(isolator: Callable[..., Isolator], fake: type[Fake]) -> None:
+    assert find(isolator()) is None
+
+
+def test_nobody_is_blamed_for_another_kind_of_break(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    assert isolator().find("kernel", "bound", 1, frozenset(), Verdict.REJECT) is None
+
+
+def test_a_secondary_that_does_not_even_start_ends_the_search(
+    isolator: Callable[..., Isolator], fake: type[Fake]
+) -> None:
+    fake.dies_at_start = True
+    searcher = isolator()
+    blame = find(searcher)
+    assert blame is None or blame.judgement.verdict is Verdict.CRASH
+    assert len(fake.started) < 20
+
+
+def test_what_is_refused_is_left_out_of_the_incoming_stream_as_well(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    """The state of another QEMU: one section is refused, and another one breaks a load."""
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    fake.refuses = handmade.full(5, 0x11)[10:]
+    blame = find(isolator(), excluded=frozenset({handmade.sections[5]}))
+    assert blame is not None
+    assert blame.sections == (handmade.ahci,)
+
+
+def test_what_is_left_out_and_is_no_trouble_stays_in_the_incoming_stream(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    blame = find(isolator(), excluded=frozenset({handmade.sections[5]}))
+    assert blame.sections == (handmade.ahci,)
+    # one to see that it begins, one for the sweep, one to confirm
+    assert len(fake.started) == 3
+
+
+def test_where_the_machine_is_reset_the_parked_cpu_comes_along(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    assert find(isolator(resets=True)).sections == (handmade.ahci,)
+    for one in fake.started:
+        for sent in one.checkpoints:
+            assert b"cpu_common" in sent
+            assert b"\x03cpu" in sent
+
+
+def test_again_means_twice_in_one_buffer(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22) * 2})
+    assert find(isolator()) is None
+    blame = find(isolator(again=True))
+    assert blame.sections == (handmade.ahci,)
+    assert "twice in one buffer" in blame.how
+
+
+def test_a_search_stops_when_it_is_told(isolator: Callable[..., Isolator], fake: type[Fake]) -> None:
+    stop = Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        find(isolator(stop=stop))

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Slopes, floors and verdicts of the leak oracle, and what it reads of a process, on hand-made numbers."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from harness.colo.messages import Step
+from harness.engines.colo import Break, Evidence
+from harness.errors import HarnessError
+from harness.experiments.leak import (
+    BrokenSection,
+    LeakBudget,
+    LeakResult,
+    LeakRun,
+    Sample,
+    Series,
+    heap_chunks,
+    private_memory,
+)
+from harness.oracles.leak import (
+    MIN_LEAK_BYTES,
+    framework_growth,
+    growth,
+    judge_leaks,
+    run_details,
+    suspects,
+    theil_sen,
+)
+from harness.qemu.process import Exit
+from harness.results.verdict import Verdict
+
+Track = Callable[[int], float]
+BASE = 11_000_000
+REPEAT = 40
+
+
+def flat(_: int) -> float:
+    return 0.0
+
+
+def jitter(number: int) -> float:
+    return (0, 16, 0, -16, 16, 0, 16, -16)[number % 8]
+
+
+def series(
+    label: str,
+    heap: Track = flat,
+    *,
+    batch: int = 400,
+    repeat: int = REPEAT,
+    exact: bool = True,
+    outside: Track = flat,
+    private: Track = flat,
+    descriptors: Track = flat,
+    threads: Track = flat,
+    state: tuple[int, ...] = (109_780, 109_780, 109_780),
+    chunks: tuple[tuple[int, int], ...] = (),
+) -> Series:
+    """Eight looks; the tracks are given the number of the look."""
+    checkpoints = batch // repeat if repeat else 80
+    return Series(
+        label=label,
+        repeat=repeat,
+        samples=tuple(
+            Sample(
+                loads=number * batch if repeat else 0,
+                checkpoints=number * checkpoints,
+                private_bytes=3 * BASE + int(private(number)),
+                heap_bytes=BASE + int(heap(number)) if exact else None,
+                outside_bytes=BASE + int(outside(number)),
+                descriptors=21 + int(descriptors(number)),
+                threads=5 + int(threads(number)),
+            )
+            for number in range(8)
+        ),
+        state_bytes=state,
+        chunks=chunks,
+    )
+
+
+def run_of(*sections: Series, framework: Track = flat, control: Track = flat) -> LeakRun:
+    return LeakRun(
+        framework=series("", framework, repeat=0, private=framework),
+        control=series("port92", control, private=control),
+        sections=sections,
+    )
+
+
+def leaking(label: str = "dev", bytes_per_load: int = 96, **more: object) -> Series:
+    return series(label, lambda n: n * 400 * bytes_per_load + jitter(n), chunks=((bytes_per_load, 2800),))
+
+
+# --- The slope ---------------------------------------------------------------------------------------------
+
+
+def test_a_straight_line_has_its_slope_and_no_uncertainty() -> None:
+    slope = theil_sen([(x, 3 * x + 7) for x in range(8)])
+    assert (slope.estimate, slope.low, slope.high) == (3, 3, 3)
+
+
+def test_one_outlier_does_not_move_the_slope() -> None:
+    points = [(float(x), 5.0 * x) for x in range(9)]
+    points[8] = (8.0, 1_000_000.0)
+    slope = theil_sen(points)
+    assert slope.estimate == 5
+    assert slope.low == 5
+
+
+def test_the_interval_is_that_of_sen() -> None:
+    # 8 points have 28 slopes; at 99 % C is 20.8, so 3.6 slopes are left out at either end, rounded outwards
+    points = [(float(x), float(x * x)) for x in range(8)]
+    slopes = sorted(float(a + b) for a in range(8) for b in range(a + 1, 8))
+    slope = theil_sen(points)
+    assert (slope.low, slope.high) == (slopes[2], slopes[25])
+    assert slope.estimate == 7
+
+
+def test_noise_around_nothing_has_nothing_in_its_interval() -> None:
+    slope = theil_sen([(x * 400.0, jitter(x)) for x in range(8)])
+    assert slope.low <= 0 <= slope.high
+
+
+def test_two_points_have_no_slope() -> None:
+    with pytest.raises(ValueError, match="2 points"):
+        theil_sen([(0, 0), (1, 1)])
+
+
+def test_loads_that_do_not_rise_have_no_slope() -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        theil_sen([(0, 0), (1, 1), (1, 2)])
+
+
+# --- Growth ------------------------------------------------------------------------------------------------
+
+
+def test_bytes_for_each_load() -> None:
+    dev = leaking()
+    found = growth(run_of(dev), dev)
+    assert found.memory.low < 96 < found.memory.high
+    assert found.memory.estimate == pytest.approx(96, abs=0.1)
+    assert found.reasons == ("memory",)
+    assert found.loads == 2800
+
+
+def test_the_frameworks_growth_is_not_blamed_on_a_section() -> None:
+    def framework(number: int) -> float:
+        return number * 80 * 4000
+
+    # 4,000 bytes a checkpoint are 100 a load
+    dev = series("dev", lambda n: n * 10 * 4000)
+    run = run_of(dev, framework=framework)
+    assert framework_growth(run).estimate == 4000
+    assert growth(run, dev).memory.estimate == 0
+    assert suspects(run) == frozenset()
+    assert suspects(run_of(dev)) == {"dev"}
+
+
+def test_an_uncertain_framework_makes_sections_uncertain() -> None:
+    def framework(number: int) -> float:
+        return 0 if number < 4 else 80 * 40_000.0
+
+    dev = leaking()
+    run = run_of(dev, framework=framework)
+    assert growth(run, dev).memory.low < 0
+    assert suspects(run) == frozenset()
+
+
+def test_what_the_control_gains_is_noise() -> None:
+    dev = leaking(bytes_per_load=96)
+    # 1 MB a batch of the control would be 2,500 bytes a load of the section
+    run = run_of(dev, control=lambda n: n * 1_000_000)
+    assert growth(run, dev).floor_bytes == pytest.approx(2500)
+    assert suspects(run) == frozenset()
+
+
+def test_less_than_the_smallest_leak_is_none() -> None:
+    dev = series("dev", lambda n: n * 400 * (MIN_LEAK_BYTES - 1))
+    assert suspects(run_of(dev)) == frozenset()
+
+
+def test_without_the_heap_all_private_memory_counts() -> None:
+    dev = series("dev", exact=False, private=lambda n: n * 400 * 100)
+    found = growth(run_of(dev), dev)
+    assert found.memory.estimate == pytest.approx(100)
+    assert found.reasons == ("memory",)
+
+
+def test_pages_of_free_heap_are_no_leak() -> None:
+    dev = series("dev", private=lambda n: n * 400 * 4096)
+    assert suspects(run_of(dev)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"outside": lambda n: n * 400 * 4096}, "pages"),
+        ({"descriptors": lambda n: n * 400}, "descriptors"),
+        ({"threads": lambda n: n * 4}, "threads"),
+        ({"state": (100, 200, 300)}, "state"),
+    ],
+)
+def test_what_else_can_leak(more: dict[str, object], reason: str) -> None:
+    dev = series("dev", **more)  # type: ignore[arg-type]
+    assert growth(run_of(dev), dev).reasons == (reason,)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"threads": lambda n: n % 2},
+        {"descriptors": lambda n: 3 if n > 2 else 0},
+        {"state": (100, 300, 200)},
+        {"state": (100, 100, 200)},
+        {"outside": lambda n: 8192 if n > 5 else 0},
+    ],
+)
+def test_what_comes_and_goes_is_no_leak(more: dict[str, object]) -> None:
+    dev = series("dev", jitter, **more)  # type: ignore[arg-type]
+    assert suspects(run_of(dev)) == frozenset()
+
+
+# --- Verdicts ----------------------------------------------------------------------------------------------
+
+
+def test_a_leak_is_one_that_two_processes_show() -> None:
+    result = LeakResult(first=run_of(leaking(), series("other")), second=run_of(leaking()))
+    judged = judge_leaks(result)
+    assert judged["dev"].verdict is Verdict.LEAK
+    assert judged["other"].verdict is Verdict.OK
+    assert "96" in judged["dev"].text
+    assert "1.00 of 96 bytes" in judged["dev"].text
+    assert judged["dev"].details["confirmed"] is True
+    assert json.loads(json.dumps(judged["dev"].details)) == judged["dev"].details
+
+
+@pytest.mark.parametrize("second", [None, run_of(series("dev"))])
+def test_what_a_second_process_does_not_show_is_ok_and_said(second: LeakRun | None) -> None:
+    (judgement,) = judge_leaks(LeakResult(first=run_of(leaking()), second=second)).values()
+    assert judgement.verdict is Verdict.OK
+    assert "memory seemed to grow" in judgement.text
+    assert judgement.details["confirmed"] is False
+
+
+def test_two_processes_have_to_show_the_same() -> None:
+    second = run_of(series("dev", descriptors=lambda n: n * 400))
+    (judgement,) = judge_leaks(LeakResult(first=run_of(leaking()), second=second)).values()
+    assert judgement.verdict is Verdict.OK
+
+
+def test_a_section_that_breaks_the_secondary_is_judged_as_any_load() -> None:
+    evidence = Evidence(
+        loads_asked=41,
+        loads_acked=40,
+        checkpoints_acked=1,
+        broken=Break(step=Step.LOAD, kind="closed", detail="closed", load=41, phase="bound"),
+        exit=Exit(status=-6, signal="SIGABRT"),
+        log="qemu: ../x.c:1: f: Assertion `a' failed.",
+    )
+    first = LeakRun(framework=None, control=None, sections=(), breaks=(BrokenSection(label="dev", evidence=evidence),))
+    result = LeakResult(first=first, second=None)
+    assert judge_leaks(result)["dev"].verdict is Verdict.CRASH
+    assert result.broken is evidence.broken
+
+
+def test_a_run_without_sections_can_be_told() -> None:
+    details = run_details(LeakRun(framework=None, control=None, sections=()))
+    assert details["control"] is None
+    assert details["noise_floor_bytes_per_load"] == 0
+
+
+# --- The process -------------------------------------------------------------------------------------------
+
+
+def chunk(size: int, *, before_used: bool) -> bytes:
+    return struct.pack("<QQ", 0, size | before_used) + bytes(size - 16)
+
+
+def test_chunks_in_use_are_counted_by_size() -> None:
+    heap = b"".join(
+        [
+            chunk(32, before_used=True),
+            chunk(96, before_used=True),
+            chunk(64, before_used=True),  # free: the next one says so
+            chunk(96, before_used=False),
+            chunk(256, before_used=True),  # the top, free
+        ]
+    )
+    assert heap_chunks(heap) == {32: 1, 96: 2}
+
+
+@pytest.mark.parametrize(
+    "heap",
+    [
+        b"",
+        bytes(4096),
+        chunk(32, before_used=True) + struct.pack("<QQ", 0, 24) + bytes(64),
+        chunk(32, before_used=True) + struct.pack("<QQ", 0, 1 << 40 | 1) + bytes(64),
+    ],
+)
+def test_what_is_no_heap_is_not_counted(heap: bytes) -> None:
+    assert heap_chunks(heap) is None
+
+
+SMAPS = """\
+55d0c0000000-55d0c0200000 r-xp 00000000 08:01 123 /usr/bin/qemu
+Size:               2048 kB
+Private_Dirty:        16 kB
+Swap:                  0 kB
+VmFlags: rd ex mr mw me sd
+55d0c1000000-55d0c1400000 rw-p 00000000 00:00 0 [heap]
+Size:               4096 kB
+Private_Clean:         4 kB
+Private_Dirty:      3000 kB
+Swap:                100 kB
+SwapPss:             100 kB
+7f0000000000-7f0010000000 rw-p 00000000 00:00 0
+Private_Dirty:    262144 kB
+Swap:                  0 kB
+7f0020000000-7f0020801000 rw-p 00000000 00:00 0
+Private_Dirty:        40 kB
+Swap:                  0 kB
+7f0030000000-7f0034000000 rwxp 00000000 00:00 0
+Private_Dirty:      5000 kB
+Swap:                  0 kB
+"""
+
+
+def test_private_memory_leaves_out_ram_and_code() -> None:
+    total, inside, heap = private_memory(SMAPS, frozenset({256 << 20}))
+    assert heap == (0x55D0C1000000, 0x55D0C1400000)
+    assert inside == 3100 * 1024
+    assert total == 3140 * 1024
+
+
+def test_ram_is_left_out_because_of_its_size() -> None:
+    total, _, _ = private_memory(SMAPS, frozenset())
+    assert total == (3140 + 262144) * 1024
+
+
+def test_an_empty_memory_map_is_an_error() -> None:
+    with pytest.raises(HarnessError):
+        private_memory("", frozenset())
+
+
+def test_a_budget_times_two() -> None:
+    budget = LeakBudget(section_s=0.5, min_loads=100, max_loads=200).times(2)
+    assert (budget.section_s, budget.min_loads, budget.max_loads) == (1.0, 200, 400)

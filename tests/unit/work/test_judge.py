@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Judging a cell, with sessions that are told what to come to: whose fault it is, and what is left out afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.colo.messages import Step
+from harness.colo.primary import ENABLE_COLO
+from harness.engines.colo import Break, Evidence, Stopped
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import LoadPlan, Schedule
+from harness.errors import HostError, QemuError
+from harness.lanes import judge as judge_module
+from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell
+from harness.oracles.isolate import Blame
+from harness.oracles.load import Judgement
+from harness.qemu.process import Exit
+from harness.results.document import Cell
+from harness.results.plan import CellPlan
+from harness.results.verdict import Verdict
+from harness.state.transforms import GuestMode
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Handmade
+
+
+RUNNING, PARKED = GuestMode.RUNNING, GuestMode.PARKED
+
+
+def plan(device: str, *phases: str, schedule: Schedule = Schedule.SAME, mode: GuestMode = RUNNING) -> CellPlan:
+    return CellPlan(machine="pc-i440fx-7.2", device=device, phases=phases, schedule=schedule, guest_mode=mode, loads=10)
+
+
+class World:
+    """A QEMU on paper: it dies at a load when one of the given sections is in the buffer of the given phase."""
+
+    def __init__(self) -> None:
+        self.kills: dict[str, dict[str, int]] = {}
+        self.blind = False
+        self.raises: Exception | None = None
+        self.evidence: list[Evidence] = []
+        self.sessions: list[Any] = []
+        self.searches: list[tuple[str, str, int, frozenset[str]]] = []
+
+    def run(self, session: Any, on_loads: Callable[[int], None]) -> Evidence:
+        self.sessions.append(session)
+        if self.raises:
+            raise self.raises
+        if self.evidence:
+            return self.evidence.pop(0)
+        asked: LoadPlan = session.plan
+        seen = 0
+        for checkpoint in asked.checkpoints:
+            load = self._kills_at(checkpoint.phase, session)
+            if load and seen + checkpoint.repeat >= load:
+                on_loads(load - 1)
+                broken = Break(step=Step.LOAD, kind="closed", detail="x", load=load, phase=checkpoint.phase)
+                return evidence(load - 1, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
+            seen += checkpoint.repeat
+        on_loads(asked.loads)
+        return evidence(asked.loads)
+
+    def _kills_at(self, phase: str, session: Any) -> int | None:
+        culprits = self.kills.get(phase, {})
+        chosen = session.selection
+        there = [s for s in culprits if s not in chosen.excluded and (chosen.whole or s in chosen.own)]
+        return min((culprits[s] for s in there), default=None)
+
+    def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
+        self.searches.append((before, phase, load, excluded))
+        left = {s: at for s, at in self.kills.get(phase, {}).items() if s not in excluded}
+        if self.blind or not left:
+            return None
+        first = min(left, key=lambda s: (left[s], s))
+        return Blame(sections=tuple(first.split("&")), how=f"{first} alone", judgement=Judgement(verdict=verdict))
+
+
+def evidence(acked: int, **more: Any) -> Evidence:
+    given: dict[str, Any] = {
+        "loads_asked": 10, "loads_acked": acked, "checkpoints_acked": acked,
+        "broken": None, "exit": None, "log": "", "load_seconds": 0.5,
+    }  # fmt: skip
+    return Evidence(**{**given, **more})
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+
+    class FakeSession:
+        def __init__(self, **given: Any) -> None:
+            self.__dict__.update(given)
+
+        def run(self, on_loads: Callable[[int], None] = lambda _: None) -> Evidence:
+            return made.run(self, on_loads)
+
+    class FakeIsolator:
+        def __init__(self, **given: Any) -> None:
+            self.find = made.find
+
+    monkeypatch.setattr(judge_module, "Session", FakeSession)
+    monkeypatch.setattr(judge_module, "Isolator", FakeIsolator)
+    return made
+
+
+def cells(planned: CellPlan, bench: Bench, told: list[int] | None = None) -> list[Cell]:
+    return list(judge_cell(planned, bench, lambda _, total: told.append(total) if told is not None else None))
+
+
+def test_a_row_that_loads_is_ok(world: World, bench: Bench, handmade: Handmade) -> None:
+    told: list[int] = []
+    (cell,) = cells(plan("ahci", "bound"), bench, told)
+    assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.OK, 10, 10)
+    assert cell.id == "7.2.22-12345678/pc-i440fx-7.2/ahci/bound/same"
+    assert (cell.finding, cell.excluded, cell.sections) == (None, (), (handmade.ahci,))
+    assert (cell.loads_per_second, cell.accel, cell.record_qemu.sha256) == (20.0, "tcg", "12345678" * 8)
+    assert told == [10]
+
+
+def test_fewer_loads_than_asked_are_never_ok(world: World, bench: Bench) -> None:
+    for acked in range(10):
+        world.evidence = [evidence(acked)]
+        (cell,) = cells(plan("ahci", "bound"), bench)
+        assert cell.verdict is Verdict.HARNESS_ERROR
+        assert cell.finding is not None
+        assert cell.finding.text == f"{acked} of 10 loads acknowledged"
+
+
+def test_a_culprit_of_the_row_is_a_finding_and_the_rest_is_judged_without_it(world: World, bench: Bench) -> None:
+    world.kills = {"bound": {"i8259#1": 3}}
+    finding, rest = cells(plan("platform", "bound"), bench)
+    assert (finding.verdict, finding.loads_acked) == (Verdict.CRASH, 2)
+    assert finding.finding is not None
+    assert (finding.finding.section, finding.finding.load, finding.finding.phase) == ("i8259#1", 3, "bound")
+    assert (finding.finding.exit, finding.finding.isolated) == ("SIGABRT", "i8259#1 alone")
+    assert finding.excluded == ()
+    assert (rest.verdict, rest.id, rest.excluded) == (Verdict.OK, finding.id + "+rest", ("i8259#1",))
+    assert rest.sections == ("cpu", "cpu_common", "i8259")
+    assert rest.is_rest
+    assert not finding.is_rest
+
+
+def test_a_row_of_one_section_has_no_rest(world: World, bench: Bench, handmade: Handmade) -> None:
+    world.kills = {"bound": {handmade.ahci: 1}}
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert cell.verdict is Verdict.CRASH
+
+
+def test_a_culprit_of_another_row_is_left_out_and_remembered_for_its_phase(world: World, bench: Bench) -> None:
+    world.kills = {"bound": {"i8259": 1}}
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert (cell.verdict, cell.excluded) == (Verdict.OK, ("i8259",))
+    assert len(world.sessions) == 2
+    # known from now on: no second search, in a walk over that phase neither
+    (cell,) = cells(plan("virtio-blk", "bound"), bench)
+    assert (cell.verdict, cell.excluded, len(world.sessions)) == (Verdict.OK, ("i8259",), 3)
+    (cell,) = cells(plan("virtio-blk", "kernel", "bound", schedule=Schedule.WALK), bench)
+    assert (cell.excluded, len(world.sessions)) == (("i8259",), 4)
+    assert len(world.searches) == 1
+    # and of no importance in another phase
+    (cell,) = cells(plan("virtio-blk", "kernel"), bench)
+    assert (cell.verdict, cell.excluded) == (Verdict.OK, ())
+    # its own row is not spared
+    assert [c.verdict for c in cells(plan("platform", "bound"), bench)] == [Verdict.CRASH, Verdict.OK]
+
+
+def test_culprits_in_both_rows_do_not_hide_each_other(world: World, bench: Bench, handmade: Handmade) -> None:
+    world.kills = {"bound": {"i8259": 1, handmade.ahci: 4}}
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert (cell.verdict, cell.excluded) == (Verdict.CRASH, ("i8259",))
+    assert cell.finding is not None
+    assert cell.finding.section == handmade.ahci
+
+
+def test_a_pair_that_needs_a_section_of_the_row_is_the_rows_finding(world: World, bench: Bench) -> None:
+    world.evidence = [
+        evidence(0, broken=Break(step=Step.LOAD, kind="closed", detail="x", load=1, phase="bound"),
+                 exit=Exit(status=-11, signal="SIGSEGV"))
+    ]  # fmt: skip
+    world.kills = {"bound": {"cpu&i8259": 99}}
+    finding, rest = cells(plan("platform", "bound"), bench)
+    assert finding.finding is not None
+    assert finding.finding.section == "cpu, i8259"
+    assert rest.excluded == ("cpu", "i8259")
+
+
+def test_what_no_section_does_alone_is_still_a_finding(world: World, bench: Bench) -> None:
+    world.kills, world.blind = {"bound": {"i8259": 2}}, True
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert cell.verdict is Verdict.CRASH
+    assert cell.finding is not None
+    assert (cell.finding.section, cell.finding.isolated, cell.finding.load) == (None, None, 2)
+
+
+def test_a_break_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
+    broken = Break(step=Step.LOAD, kind="closed", detail="x", load=2, phase="bound")
+    world.evidence = [evidence(1, broken=broken, exit=Exit(status=-6, signal="SIGABRT")), evidence(10), evidence(10)]
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert cell.verdict is Verdict.FLAKY
+    assert cell.finding is not None
+    assert "crash in 1 of 3 runs, ok in the others" in cell.finding.text
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        evidence(10, exit=Exit(status=0)),
+        evidence(10, events=("RESET",)),
+        evidence(0, broken=Break(step=Step.INCOMING, kind="closed", detail="x", load=0, phase="bound"),
+                 exit=Exit(status=-6, signal="SIGABRT")),
+    ],
+)  # fmt: skip
+def test_no_section_is_sought_where_no_load_broke(world: World, bench: Bench, seen: Evidence) -> None:
+    world.evidence = [seen] * 3
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert cell.verdict.is_finding
+    assert world.searches == []
+
+
+def test_a_row_with_ever_more_culprits_is_given_up(
+    world: World, bench: Bench, handmade: Handmade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge_module, "MAX_BLAMED", 2)
+    assert MAX_BLAMED == 8
+    world.kills = {"bound": dict.fromkeys(("cpu", "cpu_common", "i8259", "i8259#1"), 1)}
+    found = cells(plan("platform", "bound"), bench)
+    assert [cell.verdict for cell in found] == [Verdict.CRASH] * 3
+    assert [cell.finding.section for cell in found if cell.finding] == ["cpu", "cpu_common", "i8259"]
+
+
+@pytest.mark.parametrize(
+    ("load", "before", "phase"), [(1, "kernel", "kernel"), (2, "kernel", "bound"), (3, "bound", "kernel")]
+)
+def test_the_search_starts_in_the_state_before_the_load(
+    world: World, bench: Bench, load: int, before: str, phase: str
+) -> None:
+    world.kills = {phase: {"i8259": load}}
+    cells(plan("platform", "kernel", "bound", schedule=Schedule.ALTERNATE), bench)
+    assert world.searches[0] == (before, phase, load, frozenset())
+
+
+def test_a_parked_row_loads_its_own_sections_alone(world: World, bench: Bench, handmade: Handmade) -> None:
+    world.kills = {"bound": {"i8259": 1}}
+    (cell,) = cells(plan("ahci", "bound", mode=PARKED), bench)
+    assert (cell.verdict, cell.guest_mode, cell.id[-7:]) == (Verdict.OK, "parked", "/parked")
+    assert (world.sessions[0].selection.own, world.sessions[0].selection.whole) == (frozenset({handmade.ahci}), False)
+
+
+@pytest.mark.parametrize("device", ["ahci"])
+def test_a_qemu_that_does_not_start_is_not_the_devices_fault(world: World, bench: Bench, device: str) -> None:
+    world.raises = QemuError("it did not start")
+    (cell,) = cells(plan(device, "bound"), bench)
+    assert (cell.verdict, cell.loads_acked) == (Verdict.HARNESS_ERROR, 0)
+    assert cell.finding is not None
+    assert cell.finding.text == "it did not start"
+
+
+def test_a_killed_qemu_is_the_hosts_doing(world: World, bench: Bench) -> None:
+    broken = Break(step=Step.LOAD, kind="closed", detail="x", load=1, phase="bound")
+    world.evidence = [evidence(0, broken=broken, exit=Exit(status=-9, signal="SIGKILL"))]
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert cell.verdict is Verdict.HOST
+    assert world.searches == []
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped"), HostError("no space")])
+def test_a_stop_and_a_full_disk_end_the_run(world: World, bench: Bench, error: Exception) -> None:
+    world.raises = error
+    with pytest.raises(type(error)):
+        cells(plan("ahci", "bound"), bench)
+
+
+def test_a_build_that_resets_is_always_given_the_whole_state(world: World, bench: Bench) -> None:
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
+    cells(plan("ahci", "bound", mode=PARKED), bench)
+    assert world.sessions[0].selection.whole
+
+
+def test_where_a_build_resets_loads_in_one_buffer_are_remembered_apart(world: World, bench: Bench) -> None:
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
+    bench.blame("bound", True, ("i8259",))
+    assert bench.known(("bound",), True, frozenset()) == {"i8259"}
+    assert bench.known(("bound",), False, frozenset()) == frozenset()
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=None)
+    bench.blame("kernel", True, ("cpu",))
+    assert bench.known(("kernel",), False, frozenset()) == {"cpu"}
+    assert bench.known(("kernel",), False, frozenset({"cpu"})) == frozenset()
+
+
+@pytest.mark.parametrize(("resets", "verdict"), [(True, Verdict.HARNESS_ERROR), (False, Verdict.GUEST_FAULT)])
+def test_a_guest_over_a_device_in_reset_state_says_nothing(
+    world: World, bench: Bench, resets: bool, verdict: Verdict
+) -> None:
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=resets)
+    bench.refused = frozenset({"i8259"})
+    world.evidence = [evidence(10, exit=Exit(status=0))] * 3
+    first = cells(plan("ahci", "bound"), bench)[0]
+    assert first.verdict is verdict
+    assert first.excluded == ("i8259",)
+    assert first.finding is not None
+    assert ("i8259 left out" in first.finding.text) is resets

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run over an open pack, with cells that are judged on paper: order, machines, stops and errors."""
+
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+
+from harness.colo.primary import ENABLE_COLO
+from harness.engines.probe import ColoAbility
+from harness.engines.schedule import Schedule
+from harness.errors import HostError
+from harness.lanes.checks import Check
+from harness.lanes.judge import Bench
+from harness.packs.pack import OptionModel, StatePack
+from harness.qemu.binary import QemuBinary
+from harness.results.answer import Seen, machine_result
+from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.plan import CellPlan
+from harness.results.verdict import Verdict, exit_code
+from harness.state.transforms import GuestMode
+from harness.work import run as run_module
+from harness.work.run import Job, Options, Run, load_pack_rows
+
+DIES = ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
+RESETS = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
+
+
+class Watcher:
+    """Keeps what it is told, from any thread."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.told: list[tuple[str, Any]] = []
+        self.cells = 0
+
+    def _keep(self, what: str, value: Any) -> None:
+        with self.lock:
+            self.told.append((what, value))
+
+    def add_cells(self, count: int) -> None:
+        with self.lock:
+            self.cells += count
+
+    def start_cell(self, cell_id: str) -> None:
+        self._keep("start", cell_id)
+
+    def loads(self, cell_id: str, total: int) -> None:
+        self._keep("loads", total)
+
+    def end_cell(self, cell: Cell) -> None:
+        self._keep("end", cell.id)
+
+    def stage(self, text: str) -> None:
+        self._keep("stage", text)
+
+    def message(self, text: str) -> None:
+        self._keep("message", text)
+
+    def of(self, what: str) -> list[Any]:
+        return [value for kind, value in self.told if kind == what]
+
+
+def cell_of(plan: CellPlan, binary: QemuBinary, verdict: Verdict = Verdict.OK, **more: Any) -> Cell:
+    qemu = Qemu(**binary.identity())
+    return Cell(
+        id=plan.id(binary.short), record_qemu=qemu, load_qemu=qemu, machine=plan.machine, accel="tcg",
+        device=plan.device, phases=plan.phases, schedule=str(plan.schedule), verdict=verdict,
+        finding=None if verdict is Verdict.OK else Finding(text=f"load 1: {verdict}", section="i8259"), **more,
+    )  # fmt: skip
+
+
+Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
+    monkeypatch.setattr(run_module, "probe_colo", lambda _: DIES)
+    return lambda function: monkeypatch.setattr(run_module, "judge_cell", function)
+
+
+@pytest.fixture
+def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[MatrixDoc]]]:
+    def make(**changes: Any) -> tuple[Run, Watcher, list[MatrixDoc]]:
+        options = Options(
+            binaries=(binary,), accel="tcg", machines=("pc-i440fx-7.2",), profiles=(),
+            devices=("ahci", "virtio-blk", "platform"), phases=("kernel", "bound"),
+            schedules=(Schedule.SAME, Schedule.WALK), guest_modes=(GuestMode.RUNNING,), loads=5, jobs=3, run_s=0.0,
+            quick=True,
+        )  # fmt: skip
+        watcher = Watcher()
+        seen: list[MatrixDoc] = []
+        run = Run(replace(options, **changes), watcher=watcher, on_cell=seen.append, host={}, command=["postload"])
+        return run, watcher, seen
+
+    return make
+
+
+@pytest.fixture
+def pack(make_pack: Callable[..., Path]) -> Iterator[StatePack]:
+    with StatePack(make_pack()) as opened:
+        yield opened
+
+
+def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def crash_in_the_platform(plan: CellPlan, bench: Bench, on_loads: Any, _control: Any) -> Iterator[Cell]:
+        on_loads(plan.id(bench.binary.short), 5)
+        if plan.device == "platform" and plan.schedule is Schedule.SAME:
+            cell = cell_of(plan, bench.binary, Verdict.CRASH)
+            yield cell
+            yield replace(cell, id=cell.id + "+rest", verdict=Verdict.OK, finding=None, excluded=("i8259",))
+        else:
+            yield cell_of(plan, bench.binary)
+
+    judge(crash_in_the_platform)
+    run, watcher, seen = make_run()
+    doc = load_pack_rows(run, pack)
+    rows = [(device, tail) for device in ("ahci", "virtio-blk") for tail in ("kernel/same", "bound/same", "all/walk")]
+    wanted = [f"7.2.22-12345678/pc-i440fx-7.2/{device}/{tail}" for device, tail in rows]
+    for tail in ("kernel/same", "kernel/same+rest", "bound/same", "bound/same+rest", "all/walk"):
+        wanted.append(f"7.2.22-12345678/pc-i440fx-7.2/platform/{tail}")
+    assert [cell.id for cell in doc.cells] == wanted
+    assert doc.complete
+    assert watcher.cells == len(wanted) == len(watcher.of("end")) == len(seen)
+    # the platform is judged first, so that its culprits are known
+    assert all("/platform/" in cell_id for cell_id in watcher.of("start")[:3])
+    # each document so far is in order too, and none of them claims to be complete
+    for so_far in seen:
+        ids = [cell.id for cell in so_far.cells]
+        assert ids == [cell_id for cell_id in wanted if cell_id in ids]
+        assert not so_far.complete
+    assert [machine.colo_safe for machine in doc.machines] == [False]
+    assert exit_code(cell.verdict for cell in doc.cells) == 1
+
+
+def test_a_machine_named_twice_is_judged_once(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    elsewhere = replace(binary, path="/elsewhere/qemu")
+    run, _, _ = make_run(binaries=(binary, elsewhere, binary), machines=("pc-i440fx-7.2", "pc"))
+    doc = load_pack_rows(run, pack)
+    ids = [cell.id for cell in doc.cells]
+    assert len(ids) == len(set(ids)) == 9
+    assert len(doc.machines) == 1
+
+
+def test_two_builds_of_one_version_are_two_machines(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    def judged(plan: CellPlan, bench: Bench, _loads: Any, _control: Any) -> Iterator[Cell]:
+        recorder = Qemu(**bench.buffers.pack.manifest.qemu)
+        yield replace(cell_of(plan, bench.binary), id=plan.id(bench.label), record_qemu=recorder)
+
+    judge(judged)
+    run, _, _ = make_run(binaries=(binary, replace(binary, sha256="87654321" * 8)))
+    doc = load_pack_rows(run, pack)
+    assert len({cell.id for cell in doc.cells}) == 18
+    assert {cell.id.partition("/")[0] for cell in doc.cells} == {
+        "7.2.22-12345678",
+        "7.2.22-12345678..7.2.22-87654321",
+    }
+    assert [machine.colo_safe for machine in doc.machines] == [True, True]
+
+
+def test_a_machine_that_the_qemu_has_not_is_unsupported(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda *_: pytest.fail("nothing is judged"))
+    run, _, _ = make_run(binaries=(replace(binary, machines=()),))
+    doc = load_pack_rows(run, pack)
+    assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
+    assert len(doc.cells) == 9
+    assert doc.machines[0].colo_safe is None
+    assert "no machine pc-i440fx-7.2" in doc.machines[0].because[0]
+    assert exit_code(cell.verdict for cell in doc.cells) == 4
+
+
+def test_ctrl_c_gives_what_was_judged_until_then(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    judged: list[str] = []
+
+    def interrupted_at_the_fourth(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        judged.append(plan.device)
+        if len(judged) > 4:
+            raise KeyboardInterrupt
+        yield cell_of(plan, bench.binary)
+        if len(judged) == 4:
+            raise KeyboardInterrupt
+
+    judge(interrupted_at_the_fourth)
+    run, _, _ = make_run(jobs=1)
+    doc = load_pack_rows(run, pack)
+    assert not doc.complete
+    assert len(doc.cells) == 4
+    assert doc.machines[0].colo_safe in (None, True)
+
+
+def test_what_a_job_brings_is_done_before_the_next_begins(make_run: Callable[..., Any]) -> None:
+    """Else every machine of a long run would have its buffers in memory at once."""
+    seen: list[str] = []
+
+    def job(name: str, *more: Job) -> Job:
+        def do() -> list[Job]:
+            seen.append(name)
+            return list(more)
+
+        return do
+
+    run, _, _ = make_run(jobs=1)
+    doc = run.execute([job("a", job("a1", job("a1x")), job("a2")), job("b", job("b1"))], then=lambda _: [job("last")])
+    assert seen == ["a", "a1", "a1x", "a2", "b", "b1", "last"]
+    assert doc.complete
+
+
+def test_what_is_judged_after_the_stop_does_not_count(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def killed_by_the_stop(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        if plan.device == "platform":
+            raise KeyboardInterrupt
+        # as a QEMU does that is killed when the run ends
+        bench.stop.wait(20.0)
+        yield cell_of(plan, bench.binary, Verdict.HOST)
+
+    judge(killed_by_the_stop)
+    run, _, _ = make_run()
+    doc = load_pack_rows(run, pack)
+    assert (doc.cells, doc.complete) == ((), False)
+
+
+@pytest.mark.parametrize("migrations", [("plain",), ("postcopy",)])
+def test_a_migration_that_the_stop_killed_does_not_count(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    monkeypatch: pytest.MonkeyPatch,
+    migrations: tuple[str, ...],
+) -> None:
+    judge(lambda *_: pytest.fail("no checkpoint is loaded"))
+
+    def killed(check: Check, bench: Bench) -> list[Cell]:
+        _thread.interrupt_main()
+        bench.stop.wait(20.0)
+        cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, oracle=str(check.oracle))
+        return [replace(cell, device=row) for row in check.rows]
+
+    monkeypatch.setattr(run_module, "perform", killed)
+    run, _, _ = make_run(migrations=migrations)
+    doc = load_pack_rows(run, pack)
+    assert (doc.cells, doc.complete) == ((), False)
+
+
+def test_a_guest_with_a_device_that_the_qemu_has_not_is_unsupported(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda *_: pytest.fail("nothing is judged"))
+    option = OptionModel(name="device", first="vmxnet9", props={"addr": "06.0"})
+    pack.manifest = pack.manifest.model_copy(update={"options": [*pack.manifest.options, option]})
+    run, _, _ = make_run(migrations=("plain",))
+    doc = load_pack_rows(run, pack)
+    assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
+    assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in doc.machines[0].because[0]
+    able = replace(binary, devices=binary.devices | {"vmxnet9"})
+    run, _, _ = make_run(binaries=(able,))
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    assert {cell.verdict for cell in load_pack_rows(run, pack).cells} == {Verdict.OK}
+
+
+def test_a_full_disk_ends_the_run_and_keeps_its_cells(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def full_in_the_end(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        if plan.device == "virtio-blk":
+            raise HostError("no space")
+        yield cell_of(plan, bench.binary)
+
+    judge(full_in_the_end)
+    run, _, _ = make_run(jobs=1)
+    with pytest.raises(HostError, match="no space"):
+        load_pack_rows(run, pack)
+    cells = run.document().cells
+    assert {cell.device for cell in cells} >= {"platform"}
+    assert not any(cell.device == "virtio-blk" for cell in cells)
+    assert not run.document().complete
+
+
+def plan(device: str, schedule: Schedule = Schedule.SAME) -> CellPlan:
+    return CellPlan(
+        machine="pc-i440fx-7.2", device=device, phases=("bound",), schedule=schedule,
+        guest_mode=GuestMode.RUNNING, loads=5,
+    )  # fmt: skip
+
+
+OK, CRASH, HOST, UNSUPPORTED = Verdict.OK, Verdict.CRASH, Verdict.HOST, Verdict.UNSUPPORTED
+BACK = Schedule.BACK_TO_BACK
+
+#: device, verdict, what was left out
+Row = tuple[str, Verdict, tuple[str, ...]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "safe"),
+    [
+        ([], None),
+        ([("platform", OK, ())], True),
+        ([("platform", OK, ()), ("ahci", OK, ())], True),
+        ([("ahci", OK, ())], None),
+        ([("platform", OK, ()), ("ahci", CRASH, ())], False),
+        ([("platform", CRASH, ()), ("platform", OK, ("i8259",))], False),
+        ([("ahci", OK, ("i8259",))], None),
+        ([("platform", OK, ()), ("ahci", OK, ("i8259",))], None),
+        ([("platform", OK, ()), ("ahci", HOST, ())], None),
+        ([("platform", OK, ()), ("ahci", Verdict.HARNESS_ERROR, ())], None),
+        ([("platform", OK, ()), ("ahci", UNSUPPORTED, ())], None),
+        ([("platform", HOST, ()), ("ahci", Verdict.HANG, ())], False),
+    ],
+)
+def test_a_machine_is_safe_only_when_all_was_judged_with_nothing_left_out(
+    binary: QemuBinary, rows: list[Row], safe: bool | None
+) -> None:
+    cells = [cell_of(plan(device), binary, verdict, excluded=out) for device, verdict, out in rows]
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    result = machine_result(seen, cells)
+    assert result.colo_safe is safe
+    assert bool(result.because) is (safe is not True)
+    assert (result.alias, result.dialect, result.resets_before_load) == ("pc", "enable-colo", False)
+
+
+#: Drift and leaks do not break a load: they are worth a word, and no more.
+SLOW = {Verdict.DRIFT: "drift", Verdict.LEAK: "leak"}
+BREAKS = [verdict for verdict in Verdict if verdict.is_finding and verdict not in SLOW]
+
+
+@pytest.mark.parametrize(("verdict", "oracle"), SLOW.items())
+def test_drift_and_leaks_are_a_note(binary: QemuBinary, verdict: Verdict, oracle: str) -> None:
+    found = cell_of(plan("ahci"), binary, verdict, oracle=oracle)
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    result = machine_result(seen, [cell_of(plan("platform"), binary), found])
+    assert result.colo_safe is True
+    assert result.because == (f"i8259: {verdict}: load 1: {verdict}",)
+
+
+@pytest.mark.parametrize("verdict", BREAKS)
+def test_any_break_makes_a_machine_unsafe_and_is_named(binary: QemuBinary, verdict: Verdict) -> None:
+    cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, verdict)] * 2
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    result = machine_result(seen, cells)
+    assert result.colo_safe is False
+    assert result.because == (f"i8259: {verdict}: {verdict}",)
+
+
+def test_cells_of_other_machines_and_builds_do_not_count(binary: QemuBinary) -> None:
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
+    fine = cell_of(plan("platform"), binary)
+    other_machine = replace(cell_of(plan("platform"), binary, CRASH), machine="pc-q35-7.2")
+    other_build = cell_of(plan("platform"), replace(binary, sha256="0" * 64), CRASH)
+    assert machine_result(seen, [fine, other_machine, other_build]).colo_safe is True
+    assert machine_result(seen, [other_machine, other_build]).colo_safe is None
+
+
+@pytest.mark.parametrize(("ability", "safe"), [(DIES, False), (RESETS, True)])
+def test_where_a_build_resets_loads_in_one_buffer_are_a_note(
+    binary: QemuBinary, ability: ColoAbility, safe: bool
+) -> None:
+    recorder = Qemu(**binary.identity())
+    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=recorder, ability=ability)
+    result = machine_result(seen, [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)])
+    assert result.colo_safe is safe
+    assert ("without the reset" in result.because[0]) is safe
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ([], 4), ([OK], 0), ([OK, UNSUPPORTED], 0), ([UNSUPPORTED], 4), ([OK, HOST], 3), ([HOST, CRASH], 1),
+        ([OK, Verdict.HARNESS_ERROR], 3), ([OK, Verdict.FLAKY], 1), ([UNSUPPORTED, HOST], 3),
+    ],
+)  # fmt: skip
+def test_exit_codes(verdicts: list[Verdict], code: int) -> None:
+    assert exit_code(verdicts) == code
