@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from harness.arch.accel import choose_accel
 from harness.commands.options import (
     accel_option,
     binaries_of,
@@ -30,7 +31,6 @@ from harness.commands.options import (
 from harness.errors import UsageError
 from harness.guests.build import build_guest
 from harness.guests.recipe import load_recipe
-from harness.qemu.binary import choose_accel
 from harness.report.studies import claims_json, print_claims, write_claims
 from harness.report.writer import write_reports
 from harness.results.document import MatrixDoc
@@ -61,7 +61,7 @@ def claims(**given: Any) -> int:
         machines=machines or both,
         others=machines or both[:1],
         questions=given["questions"] or tuple(QUESTIONS),
-        accel=choose_accel(Path(binaries[0].path), given["accel"]).name,
+        accel=choose_accel(binaries[0], given["accel"]).name,
         profiles=tuple(profiles.values()),
         guest=partial(build_guest, load_recipe(given["guest"])),
         workers=given["jobs"],

@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 
+from harness.arch import ARCHITECTURES
+from harness.arch.accel import prove_accel
 from harness.cache import cache_root
 from harness.engines.probe import probe_colo
 from harness.errors import PostloadError
-from harness.qemu.binary import AccelState, QemuBinary, find_binary, probe_binary, prove_accel
+from harness.qemu.binary import AccelState, QemuBinary, find_binary, host_binary, probe_binary
 
 _NEEDED_FREE_BYTES = 2 << 30
 
@@ -56,7 +58,7 @@ def check_host(qemu: str | None) -> list[Check]:
 
 def _qemu_check(qemu: str | None) -> Check:
     try:
-        binary = probe_binary(find_binary(qemu))
+        binary = probe_binary(find_binary(qemu) if qemu else host_binary(ARCHITECTURES[0].program))
     except PostloadError as error:
         remedy = "apt-get install --no-install-recommends qemu-system-x86 ipxe-qemu, or give a path with --qemu"
         return Check(name="QEMU", ok=False, needed=True, found=str(error), remedy=remedy)
@@ -65,7 +67,7 @@ def _qemu_check(qemu: str | None) -> Check:
 
 def _binary_checks(qemu: str | None) -> list[Check]:
     try:
-        binary = probe_binary(find_binary(qemu))
+        binary = probe_binary(find_binary(qemu) if qemu else host_binary(ARCHITECTURES[0].program))
     except PostloadError:
         return []
     accels = [
@@ -77,7 +79,7 @@ def _binary_checks(qemu: str | None) -> list[Check]:
             remedy="" if state.usable or name != "kvm" else "not needed: TCG is used",
         )
         for name in ("tcg", "kvm")
-        for state in [prove_accel(Path(binary.path), name)]
+        for state in [prove_accel(binary, name)]
     ]
     return [_colo_check(binary), *accels]
 

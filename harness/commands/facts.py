@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from harness.arch import family_of
+from harness.arch.accel import FAST_ACCEL_S, prove_accel
 from harness.commands.options import (
     binaries_of,
     check_machines,
@@ -21,7 +23,7 @@ from harness.commands.options import (
 from harness.devices.profile import Profile
 from harness.facts import collect_facts, kvm_statement
 from harness.guests.machine import Machine, merge_options
-from harness.qemu.binary import FAST_ACCEL_S, QemuBinary, prove_accel
+from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 
 _INDENT = " " * 12
@@ -37,9 +39,9 @@ def host(qemus: Sequence[str], machine: str, profiles: Path | None, as_json: boo
 
     The same document is kept in every state pack, so that qualify can compare two hosts.
     """
-    builds, known = binaries_of(qemus, profiles)
+    builds, known = binaries_of(qemus, profiles, machines=[machine])
     check_machines(builds, [machine])
-    accel = prove_accel(Path(builds[0].path), "kvm", timeout_s=FAST_ACCEL_S)
+    accel = prove_accel(builds[0], "kvm", timeout_s=FAST_ACCEL_S)
     chosen = list(known.values())
     facts = collect_facts(builds, machine=lambda build: all_devices(build, machine, chosen), accel=accel)
     if as_json:
@@ -54,7 +56,7 @@ def all_devices(binary: QemuBinary, name: str, profiles: Sequence[Profile]) -> M
     entry = binary.machine(name)
     if entry is None:
         return None
-    family = next((f for f in ("q35", "pc") if name == f or entry.alias == f or f"-{f}-" in entry.name), "pc")
+    family = family_of(entry.name)
     chosen = [p for p in profiles if _is_virtio(p, family) and p.missing(family, binary) is None]
     memory = Option(name="m", first=_MEMORY_MIB)
     return Machine(

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harness.arch.accel import choose_accel, kvm_state
 from harness.commands.execute import carry_out
 from harness.commands.options import (
     accel_option,
@@ -40,7 +41,6 @@ from harness.errors import UsageError
 from harness.guests.build import build_guest
 from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
-from harness.qemu.binary import choose_accel, kvm_state
 from harness.report import inspection
 from harness.report.terminal import LiveProgress
 from harness.state.recorder import PHASES, ordered_phases
@@ -56,9 +56,9 @@ from harness.work.run import Options, load_pack_rows
 @json_option
 def matrix(**given: Any) -> int:
     """Record guests, reload their state, print which devices survive."""
-    binaries, profiles = binaries_of(given["qemus"], given["profiles"])
+    binaries, profiles = binaries_of(given["qemus"], given["profiles"], machines=given["machines"])
     check_machines(binaries, given["machines"])
-    accel = choose_accel(Path(binaries[0].path), given["accel"])
+    accel = choose_accel(binaries[0], given["accel"])
     chosen = Options(
         binaries=tuple(binaries),
         accel=accel.name,
@@ -86,14 +86,15 @@ def matrix(**given: Any) -> int:
 @json_option
 def record(**given: Any) -> int:
     """Boot one guest and record its phases into a state pack."""
-    binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"])
+    qemus = [given["qemu"]] if given["qemu"] else []
+    binaries, profiles = binaries_of(qemus, given["profiles"], machines=[given["machine"]])
     check_machines(binaries, [given["machine"]])
     if given["out"].exists():
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
     chosen = select_profiles(profiles, given["devices"] or profiles)
     phases = ordered_phases(given["phases"] or PHASES)
     recipe = load_recipe(given["guest"])
-    accel = choose_accel(Path(binaries[0].path), given["accel"])
+    accel = choose_accel(binaries[0], given["accel"])
     with LiveProgress(total_cells=0, console=err) as progress:
         make_recording(
             binary=binaries[0],
@@ -104,7 +105,7 @@ def record(**given: Any) -> int:
             phases=phases,
             path=given["out"],
             stage=progress.stage,
-            kvm=kvm_state(Path(binaries[0].path), accel),
+            kvm=kvm_state(binaries[0], accel),
         )
     with StatePack(given["out"]) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
@@ -118,9 +119,9 @@ def record(**given: Any) -> int:
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:
-        binaries, _ = binaries_of(given["qemus"], None, opened.device_types)
+        binaries, _ = binaries_of(given["qemus"], None, opened.device_types, [opened.manifest.machine])
         recorded, phases = rows_and_phases(opened, given)
-        accel = choose_accel(Path(binaries[0].path), opened.manifest.accel)
+        accel = choose_accel(binaries[0], opened.manifest.accel)
         chosen = Options(
             binaries=tuple(binaries),
             accel=accel.name,

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
+from harness.arch import ARCHITECTURES, architecture_of
 from harness.devices.profile import Profile, load_profiles
 from harness.engines.schedule import SCHEDULES, Schedule
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
-from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
 from harness.qemu.cmdline import Option
 from harness.report import inspection
 from harness.results.plan import DEFAULT_LOADS
@@ -122,16 +123,27 @@ def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def binaries_of(
-    paths: Sequence[str | None], folder: Path | None = None, more_types: Sequence[str] = ()
+    paths: Sequence[str | None],
+    folder: Path | None = None,
+    more_types: Sequence[str] = (),
+    machines: Sequence[str] = (),
 ) -> tuple[list[QemuBinary], dict[str, Profile]]:
     """The QEMUs of these names or paths, the host's own when there are none, and the device profiles.
 
+    :param machines: what the host's own are wanted for: one for each architecture among them
     :param more_types: device types that they are to be asked for beside those of the profiles
     :raises UsageError: one is no QEMU, or a profile is wrong
     """
     profiles = load_profiles(folder)
     types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)} | set(more_types)
-    return [probe_binary(find_binary(path), types) for path in (paths or HOSTS)], profiles
+    found = [path for given in (paths or HOSTS) for path in ([find_binary(given)] if given else _own(machines))]
+    return [probe_binary(path, types) for path in found], profiles
+
+
+def _own(machines: Sequence[str]) -> list[Path]:
+    """The host's own QEMUs for some machines, one for each architecture."""
+    wanted = {architecture_of(machine).program: None for machine in machines} or {ARCHITECTURES[0].program: None}
+    return list(dict.fromkeys(host_binary(program) for program in wanted))
 
 
 def check_machines(binaries: Sequence[QemuBinary], machines: Sequence[str]) -> None:

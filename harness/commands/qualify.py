@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 
+from harness.arch.accel import choose_accel, kvm_state
 from harness.commands.execute import keep_reports
 from harness.commands.options import (
     accel_option,
@@ -43,7 +44,7 @@ from harness.facts import collect_facts, kvm_statement
 from harness.guests.build import build_guest
 from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
-from harness.qemu.binary import AccelState, QemuBinary, choose_accel, kvm_state
+from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.process import kill_all
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
@@ -124,7 +125,7 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
     check_machines([*sources, *targets], given["machines"])
     pairs = plan_pairs(sources, targets, given["machines"], both_ways=given["both_ways"])
     binaries = [*sources, *targets]
-    accel = choose_accel(Path(sources[0].path), given["accel"])
+    accel = choose_accel(sources[0], given["accel"])
     options = _options(given, binaries, accel, profiles)
     recipe = load_recipe(given["guest"])
 
@@ -138,7 +139,7 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
     with StatePack(path) as pack:
         targets, _ = binaries_of(given["targets"] or [None], None, pack.device_types)
         rows, phases = rows_and_phases(pack, given)
-        accel = choose_accel(Path(targets[0].path), pack.manifest.accel)
+        accel = choose_accel(targets[0], pack.manifest.accel)
         options = _options({**given, "devices": rows, "phases": phases}, targets, accel, None)
         return _qualify(
             given, options, accel, uses, lambda run, _: run.execute(pack_jobs(run, pack, run.binaries)), travelled=True
@@ -239,5 +240,5 @@ def _say(text: str) -> None:
 
 def _kvm_note(accel: AccelState, binaries: Sequence[QemuBinary]) -> str:
     """Whether state that KVM refuses could be seen; where it could, which builds would not say so."""
-    kvm = kvm_state(Path(binaries[0].path), accel)
+    kvm = kvm_state(binaries[0], accel)
     return kvm_statement(collect_facts(binaries, machine=None, accel=kvm) if kvm.usable else kvm)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.arch import Architecture, Witness, architecture_named, family_of
 from harness.cache import cache_root
 from harness.colo.primary import DIALECTS, ChannelBroken, Dialect
 from harness.engines.secondary import Secondary
@@ -28,9 +29,6 @@ from harness.stream.vmdesc import VmDesc, decode, find, patch
 
 PROBE_TIMEOUT_S = 10.0
 _SCHEMA = 1
-#: A register that no parked guest touches and that a reset clears: the second PIC's interrupt mask
-#: (``hw/intc/i8259_common.c:pic_reset_common``).
-_WITNESS, _WITNESS_FIELD, _WITNESS_VALUE = "i8259#1", "imr", 0x5A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +44,7 @@ class ColoAbility:
 
 
 def probe_colo(binary: QemuBinary) -> ColoAbility:
-    """Try the dialects on a small ``pc`` machine; the answer is kept by the binary's hash.
+    """Try the dialects on a small machine; the answer is kept by the binary's hash.
 
     :raises QemuError: the build cannot be a COLO secondary, or speaks a dialect that is not known; the message
         says what each attempt gave
@@ -70,34 +68,35 @@ def probe_colo(binary: QemuBinary) -> ColoAbility:
 
 
 def _try_all(binary: QemuBinary) -> ColoAbility:
-    machine = _small_machine(binary)
+    architecture = architecture_named(binary.target)
+    machine = _small_machine(binary, architecture)
     workdir = new_workdir()
     with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir) as vm:
         sink = workdir / "probe.stream"
         migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=PROBE_TIMEOUT_S)
         with open_stream(sink) as stream:
-            return _first_that_works(binary, machine, stream)
+            return _first_that_works(binary, architecture, machine, stream)
 
 
-def _small_machine(binary: QemuBinary) -> Machine:
-    # pc, because q35 is known to die at its first checkpoint on some builds
-    found = binary.machine("pc") or binary.machine("q35")
+def _small_machine(binary: QemuBinary, architecture: Architecture) -> Machine:
+    found = next(filter(None, map(binary.machine, architecture.probe_machines)), None)
     if found is None:
-        raise QemuError(f"{binary.path} has neither machine pc nor q35: nothing to probe COLO with")
+        wanted = " nor ".join(architecture.probe_machines)
+        raise QemuError(f"{binary.path} has no machine {wanted}: nothing to probe COLO with")
     return Machine(
         name=found.name,
-        family="pc",
+        family=family_of(found.name),
         accel="tcg",
-        options=(Option(name="m", first="16"),),
+        options=(*architecture.cpu_options("tcg"), Option(name="m", first="16")),
         files=(),
     )
 
 
-def _first_that_works(binary: QemuBinary, machine: Machine, stream: Stream) -> ColoAbility:
+def _first_that_works(binary: QemuBinary, architecture: Architecture, machine: Machine, stream: Stream) -> ColoAbility:
     failures = []
     for dialect in DIALECTS:
         try:
-            resets = _attempt(binary, machine, stream, dialect)
+            resets = _attempt(binary, architecture, machine, stream, dialect)
         except (PostloadError, ChannelBroken) as error:
             failures.append(f"{dialect.name}: {error}")
         else:
@@ -105,35 +104,38 @@ def _first_that_works(binary: QemuBinary, machine: Machine, stream: Stream) -> C
     raise QemuError(f"{binary.path} speaks no COLO dialect that is known: {'; '.join(failures)}")
 
 
-def _attempt(binary: QemuBinary, machine: Machine, stream: Stream, dialect: Dialect) -> bool | None:
+def _attempt(
+    binary: QemuBinary, architecture: Architecture, machine: Machine, stream: Stream, dialect: Dialect
+) -> bool | None:
     """One session with two checkpoints; raises when it breaks."""
     assert stream.vmdesc is not None  # a plain migration always ends with one
-    sections = [park(section, stream.vmdesc) for section in stream.devices]
+    witness = architecture.witness
+    sections = [park(section, stream.vmdesc, architecture) for section in stream.devices]
     with Secondary(binary, machine, dialect, timeout_s=PROBE_TIMEOUT_S) as secondary:
         body = bytes(stream.buffer[len(stream.head) : stream.devices[0].offset])
         secondary.start(stream.head, (body, encode(sections) + b"\0", stream.vmdesc.raw))
-        secondary.primary.checkpoint(encode(_marked(sections, stream.vmdesc)))
-        secondary.primary.checkpoint(encode(without(sections, frozenset({_WITNESS}))))
-        return _was_reset(secondary.vm, stream.vmdesc)
+        secondary.primary.checkpoint(encode(_marked(sections, stream.vmdesc, witness)))
+        secondary.primary.checkpoint(encode(without(sections, frozenset({witness.section}))))
+        return _was_reset(secondary.vm, stream.vmdesc, witness)
 
 
-def _marked(sections: Sequence[Section], vmdesc: VmDesc) -> list[Section]:
-    return [_with_mark(s, vmdesc) if label_of(s) == _WITNESS else s for s in sections]
+def _marked(sections: Sequence[Section], vmdesc: VmDesc, witness: Witness) -> list[Section]:
+    return [_with_mark(s, vmdesc, witness) if label_of(s) == witness.section else s for s in sections]
 
 
-def _with_mark(section: Section, vmdesc: VmDesc) -> Section:
+def _with_mark(section: Section, vmdesc: VmDesc, witness: Witness) -> Section:
     desc = vmdesc.device(section.idstr, section.instance_id)
     assert desc is not None  # the section came out of a stream with this description
-    field = find(decode(section.payload, desc), _WITNESS_FIELD)
-    return replace(section, payload=patch(section.payload, field, _WITNESS_VALUE))
+    field = find(decode(section.payload, desc), witness.field)
+    return replace(section, payload=patch(section.payload, field, witness.value))
 
 
-def _was_reset(vm: Vm, vmdesc: VmDesc) -> bool | None:
+def _was_reset(vm: Vm, vmdesc: VmDesc, witness: Witness) -> bool | None:
     saved: Path = vm.workdir / "after.state"
     vm.qmp("stop")
     vm.qmp("xen-save-devices-state", filename=str(saved))
     for section in read_stream(saved.read_bytes(), vmdesc=vmdesc).devices:
         desc = vmdesc.device(section.idstr, section.instance_id)
-        if label_of(section) == _WITNESS and desc is not None:
-            return find(decode(section.payload, desc), _WITNESS_FIELD).value != _WITNESS_VALUE
+        if label_of(section) == witness.section and desc is not None:
+            return find(decode(section.payload, desc), witness.field).value != witness.value
     return None

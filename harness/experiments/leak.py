@@ -46,8 +46,6 @@ MALLOC_ENV = {
     ),
     "G_SLICE": "always-malloc",
 }
-#: A port of one byte (``hw/i386/port92.c``): its load allocates nothing.
-CONTROL = "port92"
 #: Name of the series of checkpoints without a section under test.
 FRAMEWORK = ""
 #: A machine with more sections that break a secondary is given up on.
@@ -275,8 +273,8 @@ class LeakBench:
     def run(self, labels: Sequence[str]) -> LeakRun:
         """The framework, the control, then each section; one that breaks the secondary costs a new process."""
         began = time.monotonic()
-        known = set(self.labels)
-        todo = [FRAMEWORK, *([CONTROL] if CONTROL in known else []), *(label for label in labels if label in known)]
+        known, control = set(self.labels), self.buffers.pack.architecture.leak_control
+        todo = [FRAMEWORK, *([control] if control in known else []), *(label for label in labels if label in known)]
         done: list[Series] = []
         breaks: list[BrokenSection] = []
         asked = acked = 0
@@ -290,14 +288,16 @@ class LeakBench:
                 breaks.append(broken)
             if broken is not None and broken.label == FRAMEWORK:
                 break  # it does not even take the incoming stream, or a checkpoint with nothing in it
-        return _as_run(done, breaks, asked, acked, time.monotonic() - began)
+        return _as_run(done, control, breaks, asked, acked, time.monotonic() - began)
 
 
-def _as_run(done: list[Series], breaks: list[BrokenSection], asked: int, acked: int, seconds: float) -> LeakRun:
+def _as_run(
+    done: list[Series], label: str, breaks: list[BrokenSection], asked: int, acked: int, seconds: float
+) -> LeakRun:
     framework = next((series for series in done if series.label == FRAMEWORK), None)
     rest = [series for series in done if series.label != FRAMEWORK]
     # the control stands first and, when it is asked for as a section too, once more among the sections
-    control = rest.pop(0) if rest and rest[0].label == CONTROL else None
+    control = rest.pop(0) if rest and rest[0].label == label else None
     return LeakRun(
         framework=framework,
         control=control,

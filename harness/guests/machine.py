@@ -7,20 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arch import Architecture
 from harness.errors import HostError, UsageError
 from harness.qemu.cmdline import CommandLine, Option, Scalar
-
-#: Marks in SeaBIOS's debug output: devices are set up, and nothing has been booted yet.
-FIRMWARE_MARK = b"Searching bootorder for: HALT"
-
-
-#: Versioned machine types begin with these; their aliases are what profiles and users call them by.
-_FAMILIES = {"pc-i440fx-": "pc", "pc-q35-": "q35"}
-
-
-def family_of(machine: str) -> str:
-    """``pc`` or ``q35`` for a versioned type such as ``pc-q35-7.2``, else the name itself."""
-    return next((family for prefix, family in _FAMILIES.items() if machine.startswith(prefix)), machine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +56,20 @@ class Machine:
             raise HostError(f"cannot make {workdir / name}: {error.strerror}") from error
 
 
-def guest_options(*, kernel: Path, initramfs: Path, cmdline: str, memory_mib: int, cpus: int) -> tuple[Option, ...]:
+def guest_options(
+    architecture: Architecture, accel: str, *, kernel: Path, initramfs: Path, cmdline: str, memory_mib: int, cpus: int
+) -> tuple[Option, ...]:
     """The options of the guest itself, without any device under test."""
+    firmware = architecture.firmware
     return (
+        *architecture.cpu_options(accel),
         Option(name="m", first=str(memory_mib)),
         Option(name="smp", first=str(cpus)),
         Option(name="kernel", first=str(kernel)),
         Option(name="initrd", first=str(initramfs)),
         Option(name="append", first=cmdline),
-        # SeaBIOS says here how far it is; the recorder reads it, a secondary throws it away
-        Option(name="device", first="isa-debugcon", props={"iobase": "0x402", "chardev": "firmware"}),
+        # the recorder reads how far it is, a secondary throws it away
+        *((firmware.device,) if firmware else ()),
     )
 
 

@@ -20,14 +20,13 @@ from harness.oracles.load import Judgement, judge
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.results.verdict import Verdict
-from harness.state.transforms import GuestMode, label_of
+from harness.state.transforms import GuestMode, cpu_labels, label_of
 
 #: A section that hangs costs its deadline at every try.
 ISOLATE_TIMEOUT_S = 5.0
 #: How often a section is loaded when the whole state did not break at once.
 MAX_REPEATS = 200
 #: Where a build resets the machine before each load, a CPU that is left out would start to run the firmware.
-_CPU_SECTIONS = frozenset({"cpu", "cpu_common"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +129,8 @@ class _Case:
 
     def selection(self, labels: Sequence[str]) -> Selection:
         """These sections alone; where a reset comes first, with the parked CPU that would else start to run."""
-        cpu = _CPU_SECTIONS if self.owner.resets else frozenset()
+        recording = self.owner.buffers.pack.recordings[self.phase]
+        cpu = cpu_labels(recording) if self.owner.resets else frozenset()
         return Selection(own=frozenset(labels) | cpu, whole=False, again=self.owner.again)
 
     def _session(self, labels: Sequence[str]) -> Session:

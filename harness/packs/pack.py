@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.arch import Architecture, architecture_of
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
 from harness.guests.machine import Machine, filled
@@ -70,11 +71,13 @@ __all__ = [
 class Recording:
     """One phase of an open pack.
 
+    :param architecture: of the recorded guest
     :param sections: the device state, in stream order
     :param index: for each page of all blocks in order: 0 zeros, n page n-1 of the pack
     """
 
     name: str
+    architecture: Architecture
     head: bytes
     setup: bytes
     sections: tuple[Section, ...]
@@ -116,6 +119,11 @@ class StatePack:
         self.path, self.manifest = _verified(path) if path.is_dir() else _verified_file(path)
         self._pages = _map(self.path / PAGES)
         self.recordings = {phase.name: self._load(phase) for phase in self.manifest.phases}
+
+    @property
+    def architecture(self) -> Architecture:
+        """That of the recorded guest."""
+        return architecture_of(self.manifest.machine)
 
     @property
     def machine(self) -> Machine:
@@ -230,6 +238,7 @@ class StatePack:
             raise PackError(f"{folder}: {error}") from error
         return Recording(
             name=phase.name,
+            architecture=self.architecture,
             head=(folder / "head.bin").read_bytes(),
             setup=(folder / "setup.bin").read_bytes(),
             sections=tuple(sections),

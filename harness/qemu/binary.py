@@ -9,32 +9,31 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.cache import cache_root
-from harness.errors import HostError, MissingError, QemuError, UsageError
+from harness.errors import MissingError, QemuError, UsageError
 from harness.files import write_atomically
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.installed import Installed, entries, entry, launched
 from harness.qemu.monitor import CommandRefused
-from harness.qemu.process import Process, new_workdir
 from harness.qemu.versions import load_versions
 from harness.qemu.vm import Vm
 
-DEFAULT_NAME = "qemu-system-x86_64"
 #: Raise it when the probe learns to ask something new: cached answers of another number are not used.
-PROBE_SCHEMA = 3
-ACCEL_TIMEOUT_S = 10.0
-#: A boot sector takes a tenth of a second under TCG and less under KVM; a nested KVM that is itself emulated runs
-#: code, thirty times slower than TCG.
-FAST_ACCEL_S = 1.5
+PROBE_SCHEMA = 4
 _VERSION_TIMEOUT_S = 20.0
-_DEBUG_EXIT_VALUE = 0x2A
-_FLOPPY_BYTES = 1474560
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """An emulator as a host has it: the program's name, and Debian's package that brings it."""
+
+    name: str
+    package: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +52,7 @@ class QemuBinary:
     :param path: as given, resolved
     :param version: ``major.minor.micro``
     :param build: the packager's string, or empty
+    :param target: the architecture of its guests, as ``query-target`` has it
     :param sha256: of the program file as it was packaged, so that one package on a host and installed here are one
     :param devices: of the device types that were asked for, those that it has
     :param capabilities: migration capabilities
@@ -61,6 +61,7 @@ class QemuBinary:
     path: str
     version: str
     build: str
+    target: str
     sha256: str
     machines: tuple[MachineType, ...]
     devices: frozenset[str]
@@ -93,14 +94,11 @@ class AccelState:
     seconds: float = 0.0
 
 
-def find_binary(given: str | None = None) -> Path:
-    """The QEMU to use: an installed name, a path or a program name, else ``$POSTLOAD_QEMU``, else the host's
-    x86_64 emulator.
+def find_binary(wanted: str) -> Path:
+    """A QEMU by its installed name, its path or its program's name.
 
-    :raises UsageError: a given one does not exist or cannot be executed
-    :raises MissingError: none was given and none is installed
+    :raises UsageError: it does not exist or cannot be executed
     """
-    wanted = given or os.environ.get("POSTLOAD_QEMU") or DEFAULT_NAME
     named = entry(wanted)
     if named is not None:
         if not named.whole:
@@ -109,11 +107,24 @@ def find_binary(given: str | None = None) -> Path:
     found = shutil.which(wanted)
     if found:
         return Path(found).resolve()
-    if wanted == DEFAULT_NAME:
-        raise MissingError(f"{DEFAULT_NAME} is not installed: apt-get install qemu-system-x86")
     if Path(wanted).is_file():
         raise UsageError(f"QEMU {wanted}: the file is not executable")
     raise UsageError(f"QEMU {wanted}: no such file or program{_names(wanted)}")
+
+
+def host_binary(program: Program) -> Path:
+    """The QEMU to use where none was named: ``$POSTLOAD_QEMU``, else the host's own.
+
+    :raises UsageError: the one of the environment does not exist or cannot be executed
+    :raises MissingError: none is installed
+    """
+    wanted = os.environ.get("POSTLOAD_QEMU")
+    if wanted:
+        return find_binary(wanted)
+    found = shutil.which(program.name)
+    if found is None:
+        raise MissingError(f"{program.name} is not installed: apt-get install {program.package}")
+    return Path(found).resolve()
 
 
 def _again(named: Installed) -> str:
@@ -158,59 +169,12 @@ def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
         path=str(path),
         version=version,
         build=build,
+        target=answers["target"],
         sha256=digest,
         machines=tuple(MachineType(**entry) for entry in answers["machines"]),
         devices=frozenset(name for name, there in answers["devices"].items() if there),
         capabilities=frozenset(answers["capabilities"]),
     )
-
-
-def prove_accel(path: Path, name: str, *, timeout_s: float | None = None) -> AccelState:
-    """Boot a sector of code under an accelerator: that /dev/kvm opens proves nothing on a nested host."""
-    if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        there = Path("/dev/kvm").exists()
-        return AccelState(name=name, usable=False, reason=f"/dev/kvm {'cannot be opened' if there else 'is missing'}")
-    workdir = new_workdir()
-    (workdir / "boot.img").write_bytes(_boot_image())
-    command = CommandLine(
-        binary=str(path),
-        options=(
-            *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot")),
-            Option(name="display", first="none"),
-            Option(name="machine", first="pc"),
-            Option(name="accel", first=name),
-            Option(name="m", first="16"),
-            Option(name="drive", props={"file": str(workdir / "boot.img"), "format": "raw", "if": "floppy"}),
-            Option(name="device", first="isa-debug-exit", props={"iobase": "0xf4", "iosize": "0x4"}),
-        ),
-    )
-    started = time.monotonic()
-    try:
-        with Process(command.argv(), workdir=workdir) as process:
-            return _judge_accel(name, process, started, timeout_s or ACCEL_TIMEOUT_S)
-    except QemuError as error:
-        return AccelState(name=name, usable=False, reason=str(error))
-
-
-def choose_accel(path: Path, wanted: str) -> AccelState:
-    """The accelerator to use: ``auto`` takes KVM where it runs code as fast as hardware does.
-
-    :raises HostError: the wanted one, or TCG, does not run
-    """
-    if wanted == "auto":
-        kvm = prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
-        if kvm.usable and kvm.seconds <= FAST_ACCEL_S:
-            return kvm
-        wanted = "tcg"
-    state = prove_accel(path, wanted)
-    if not state.usable:
-        raise HostError(f"accelerator {wanted} does not run guest code with {path}: {state.reason}")
-    return state
-
-
-def kvm_state(path: Path, chosen: AccelState) -> AccelState:
-    """What came of code under KVM, for facts and statements about this host: also where something else was chosen."""
-    return chosen if chosen.name == "kvm" else prove_accel(path, "kvm", timeout_s=FAST_ACCEL_S)
 
 
 def _version(path: Path) -> tuple[str, str]:
@@ -266,28 +230,12 @@ def _ask(path: Path, device_types: set[str]) -> dict[str, Any]:
             ]
             devices = {name: _has(vm, name) for name in sorted(device_types)}
             capabilities = vm.qmp("query-migrate-capabilities")
+            target = vm.qmp("query-target")["arch"]
     except QemuError as error:
         raise QemuError(f"{path} cannot be probed: {error}") from error
     return {
+        "target": target,
         "machines": machines,
         "devices": devices,
         "capabilities": sorted(c["capability"] for c in capabilities),
     }
-
-
-def _boot_image() -> bytes:
-    """A floppy whose boot sector does ``mov al, 42; out 0xf4, al; hlt``: isa-debug-exit ends with 2*42+1."""
-    sector = bytes([0xB0, _DEBUG_EXIT_VALUE, 0xE6, 0xF4, 0xF4]).ljust(510, b"\0") + b"\x55\xaa"
-    return sector.ljust(_FLOPPY_BYTES, b"\0")
-
-
-def _judge_accel(name: str, process: Process, started: float, timeout_s: float) -> AccelState:
-    ended = process.wait(timeout_s)
-    seconds = time.monotonic() - started
-    if ended is None:
-        return AccelState(name=name, usable=False, reason=f"guest code did not run within {timeout_s:g} s")
-    if ended.status == 2 * _DEBUG_EXIT_VALUE + 1:
-        slow = f", which is slower than emulation (more than {FAST_ACCEL_S:g} s)" if seconds > FAST_ACCEL_S else ""
-        return AccelState(name=name, usable=True, reason=f"booted in {seconds:.1f} s{slow}", seconds=seconds)
-    text = process.stderr().strip().splitlines()
-    return AccelState(name=name, usable=False, reason=f"{ended}: {text[-1] if text else 'no message'}")

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from harness.arch import family_of
 from harness.engines.schedule import Schedule
-from harness.guests.machine import family_of
 from harness.qemu.kvm import group_refusals, kvm_refusals
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
 from harness.results.document import MIGRATIONS, RECORDER_LACKS, Cell, MachineResult, MatrixDoc, Qemu

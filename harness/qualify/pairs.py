@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from harness.arch import family_of
 from harness.errors import NothingToRun
-from harness.guests.machine import family_of
 from harness.qemu.binary import MachineType, QemuBinary
 
 _VERSIONED = re.compile(r"^pc-(?:i440fx|q35)-(\d+(?:\.\d+)+)$")

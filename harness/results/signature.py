@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.guests.machine import family_of as machine_family
+from harness.arch import family_of as machine_family
 from harness.oracles.guestfault import LOG_RULES
 from harness.results.frames import plain_function, source_file
 from harness.results.sanitizer import first_report

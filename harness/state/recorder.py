@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.arch import Architecture, architecture_of
 from harness.cache import sweep, temp_dir
 from harness.devices.profile import Profile, owner_of, section_label
 from harness.errors import DeadlineError, GuestError, HostError, UsageError
 from harness.guests.build import Guest
 from harness.guests.console import Console
 from harness.guests.faults import wait_halted, with_faults
-from harness.guests.machine import FIRMWARE_MARK, Machine, guest_options, merge_options
+from harness.guests.machine import Machine, guest_options, merge_options
 from harness.packs.manifest import DeviceModel, OptionModel, in_pack
 from harness.packs.pack import StatePack
 from harness.packs.packfile import SUFFIX, export_pack
@@ -78,12 +79,19 @@ class Plan:
     profiles: tuple[Profile, ...]
     phases: tuple[str, ...]
 
+    @property
+    def architecture(self) -> Architecture:
+        """That of the machine."""
+        return architecture_of(self.machine)
+
     def build(self, *, travelling: bool = False) -> Machine:
         """The guest machine of this plan.
 
         :param travelling: its guest's files named as those of the pack
         """
         base = guest_options(
+            self.architecture,
+            self.accel,
             kernel=Path(in_pack(_KERNEL)) if travelling else self.guest.kernel,
             initramfs=Path(in_pack(_INITRAMFS)) if travelling else self.guest.initramfs,
             cmdline=self.guest.cmdline,
@@ -207,7 +215,8 @@ class _Session:
         # no bandwidth limit, and the source is stopped anyway: one pass
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         console = Console(vm.console)
-        for phase in ALL_PHASES[: 1 + max(ALL_PHASES.index(name) for name in self._plan.phases)]:
+        last = max(ALL_PHASES.index(name) for name in self._plan.phases)
+        for phase in filter(self._plan.architecture.has_phase, ALL_PHASES[: 1 + last]):
             self._progress(phase)
             start = time.monotonic()
             self._reach(phase, vm, console)
@@ -219,8 +228,9 @@ class _Session:
         if phase == "io-error":
             self._halt(vm, console)
             return  # QEMU has stopped the machine
-        if phase == "firmware":
-            _wait_for_mark(vm)
+        firmware = self._plan.architecture.firmware
+        if phase == "firmware" and firmware:
+            _wait_for_mark(vm, firmware.mark)
         elif phase == "kernel":
             console.wait_ready(BOOT_TIMEOUT_S)
             console.run("beat_start")
@@ -267,11 +277,11 @@ def _labels(stream: Stream) -> list[str]:
     return [section_label(section.idstr, section.instance_id) for section in stream.devices]
 
 
-def _wait_for_mark(vm: Vm) -> None:
-    """Follow SeaBIOS's debug output up to the mark."""
+def _wait_for_mark(vm: Vm, mark: bytes) -> None:
+    """Follow the firmware's log up to the mark."""
     end = time.monotonic() + FIRMWARE_TIMEOUT_S
     log = vm.workdir / _FIRMWARE_LOG
-    while FIRMWARE_MARK not in log.read_bytes():
+    while mark not in log.read_bytes():
         if vm.ended():
             raise GuestError(f"QEMU ended in its firmware: {vm.process.stderr().strip()[-400:]}")
         if time.monotonic() > end:

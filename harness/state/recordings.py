@@ -11,12 +11,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from harness.arch import family_of
 from harness.cache import cache_root
 from harness.devices.profile import Profile
 from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
 from harness.guests.build import Guest
-from harness.guests.machine import family_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.vmstate import dump_vmstate

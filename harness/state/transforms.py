@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
 
+from harness.arch import Architecture
 from harness.devices.profile import section_label
 from harness.errors import HarnessError
 from harness.packs.pack import Recording
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc, decode, find, patch
-
-_IF = 0x200
-_PARKED: dict[str, dict[str, Callable[[int], int]]] = {
-    "cpu_common": {"halted": lambda _: 1, "interrupt_request": lambda _: 0},
-    "cpu": {"env.eflags": lambda value: value & ~_IF},
-}
 
 
 class GuestMode(StrEnum):
@@ -33,13 +28,13 @@ def label_of(section: Section) -> str:
 
 
 def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
-    """The device state of a recording, its CPUs parked if asked.
+    """The device state of a recording, all of its CPUs parked if asked.
 
     :raises HarnessError: the CPU's state has no field by the expected name
     """
     if mode is GuestMode.RUNNING:
         return list(recording.sections)
-    return [park(section, recording.vmdesc) for section in recording.sections]
+    return [park(section, recording.vmdesc, recording.architecture) for section in recording.sections]
 
 
 def encode(sections: Iterable[Section]) -> bytes:
@@ -57,13 +52,18 @@ def only(sections: Iterable[Section], labels: frozenset[str]) -> list[Section]:
     return [section for section in sections if label_of(section) in labels]
 
 
-def park(section: Section, vmdesc: VmDesc) -> Section:
+def cpu_labels(recording: Recording) -> frozenset[str]:
+    """The sections that are its CPUs: the state that parks the guest."""
+    of_a_cpu = recording.architecture.cpu_sections
+    return frozenset(label_of(section) for section in recording.sections if section.idstr in of_a_cpu)
+
+
+def park(section: Section, vmdesc: VmDesc, architecture: Architecture) -> Section:
     """A CPU that is halted and takes no interrupt: no guest code runs, however often the machine is resumed.
 
-    ``halted`` and ``interrupt_request`` are fields of ``vmstate_cpu_common`` (``cpu.c``), ``env.eflags`` of
-    ``vmstate_x86_cpu`` (``target/i386/machine.c``).
+    :raises HarnessError: the CPU's state has no field by the expected name
     """
-    wanted = _PARKED.get(section.idstr)
+    wanted = architecture.parking.get(section.idstr)
     if wanted is None:
         return section
     desc = vmdesc.device(section.idstr, section.instance_id)

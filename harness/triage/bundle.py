@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.arch import architecture_of
 from harness.cache import temp_dir
 from harness.devices.profile import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
@@ -64,7 +65,6 @@ GDB_TIMEOUT_S = 40.0
 #: Options that make devices under test or feed the guest; a machine without them is the same board.
 _DEVICE_OPTIONS = frozenset({"device", "netdev", "blockdev", "drive", "chardev", "object"})
 _GUEST_OPTIONS = frozenset({"kernel", "initrd", "append"})
-_CPU_SECTIONS = frozenset({"cpu", "cpu_common"})
 _EOF = b"\0"
 _NO_VMDESC = encode_vmdesc(b"{}")
 
@@ -173,7 +173,8 @@ def candidates(case: Case) -> Iterator[Case]:
         return
     stream = stream_of(case)
     if stream is not None:
-        needed = [s for s in stream.devices if label_of(s) in case.sections or s.idstr in _CPU_SECTIONS]
+        cpu = architecture_of(case.machine).cpu_sections
+        needed = [s for s in stream.devices if label_of(s) in case.sections or s.idstr in cpu]
         few = encode(needed) + _EOF + _NO_VMDESC
         yield _without_options(replace(case, body=few, ram_pages=0), _DEVICE_OPTIONS | _GUEST_OPTIONS)
         yield _without_options(replace(case, body=few, ram_pages=0), _GUEST_OPTIONS)

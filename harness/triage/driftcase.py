@@ -14,13 +14,11 @@ from harness.errors import UsageError
 from harness.experiments.drift import DRIFT_LOADS
 from harness.packs.pack import Recording, StatePack
 from harness.results.document import Cell
-from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
+from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, sections_for, without
 from harness.stream.vmdesc import decode, walk
 from harness.triage.case import Case, CaseCheckpoint, NeededField
 from harness.triage.cells import phase_of
 from harness.triage.stack import blamed
-
-_CPU = frozenset({"cpu", "cpu_common"})
 
 
 def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
@@ -35,7 +33,7 @@ def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
     if not fields:
         raise UsageError(f"{cell.id}: the fields that drift are not in its recording; postload explain shows them")
     parked = sections_for(recording, GuestMode.PARKED)
-    cpu = frozenset(label_of(section) for section in parked if section.idstr in _CPU)
+    cpu = cpu_labels(recording)
     for state in (encode(only(parked, cpu | set(labels))), encode(without(parked, frozenset(cell.excluded)))):
         yield replace(
             frame,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from harness.engines.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.errors import HarnessError, QemuError, StreamError, UsageError
-from harness.experiments.leak import CONTROL
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
 from harness.stream.vmdesc import decode
@@ -398,7 +397,7 @@ class Reduction:
         """Sections that stand in every incoming stream: the parked CPU, and what a leak is measured against."""
         target = self._target
         if target.kind == "leak":
-            return target.cpu | ({CONTROL} & target.labels) | self._search.best.own
+            return target.cpu | ({target.control} & target.labels) | self._search.best.own
         return target.cpu
 
     def _least_start(self, labels: Labels) -> Labels:

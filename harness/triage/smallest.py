@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.engines.colo import Evidence, Selection
-from harness.experiments.leak import CONTROL
 from harness.packs.pack import incoming_body
 from harness.qemu.cmdline import Option
 from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of_cell
-from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
+from harness.state.transforms import GuestMode, cpu_labels, encode, only, sections_for
 from harness.triage.case import CASE_PLACE, Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
 from harness.triage.fields import Atom, needed
 from harness.triage.minimise import Search
@@ -24,7 +23,6 @@ from harness.triage.registers import phrase, register_of
 from harness.triage.reproduce import complaint
 from harness.triage.tries import Target
 
-_CPU = frozenset({"cpu", "cpu_common"})
 _NONE = Signature(kind="")
 #: More pieces of state than this are counted, not named.
 _MAX_PHRASES = 3
@@ -93,8 +91,7 @@ def case_of(found: Found) -> Case:
 
 
 def _is_cpu(reduced: Reduced, candidate: Candidate, label: str) -> bool:
-    recording = reduced.pack.recordings[candidate.incoming]
-    return any(label_of(s) == label and s.idstr in _CPU for s in recording.sections)
+    return label in cpu_labels(reduced.pack.recordings[candidate.incoming])
 
 
 def _body(candidate: Candidate, reduced: Reduced) -> bytes:
@@ -133,7 +130,8 @@ def _prefixed(target: Target, candidate: Candidate, reduced: Reduced, labels: fr
 
 def _control(candidate: Candidate, reduced: Reduced, leak: LeakFigures) -> bytes | None:
     sections = sections_for(reduced.pack.recordings[candidate.incoming], GuestMode.PARKED)
-    return encode(only(sections, frozenset({CONTROL}))) * leak.loads_per_checkpoint or None
+    control = frozenset({reduced.pack.architecture.leak_control})
+    return encode(only(sections, control)) * leak.loads_per_checkpoint or None
 
 
 def options_of_case(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict[str, Path]]:

@@ -23,7 +23,7 @@ from harness.results.document import Cell
 from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
 from harness.results.signature import THREADS, signature_of_cell
-from harness.state.transforms import GuestMode
+from harness.state.transforms import GuestMode, cpu_labels
 from harness.triage.backtrace import Backtrace, backtrace_of, hang_frames
 from harness.triage.cells import phase_of
 
@@ -31,7 +31,6 @@ STACK_SCHEMA = "postload.backtrace/1"
 BACKTRACES = "backtraces"
 #: The guest runs so long after each load, as it does in a matrix.
 _RUN_S = 0.002
-_CPU = frozenset({"cpu", "cpu_common"})
 #: Verdicts of which there is a stack.
 _STACKED = ("crash", "hang")
 
@@ -185,7 +184,7 @@ def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack
         buffers=Buffers(pack),
         plan=LoadPlan(incoming=phase_before(cell, load), checkpoints=(Checkpoint(phase=phase),) * repeats),
         selection=Selection(
-            own=frozenset(blamed(cell)) | (_CPU if resets else frozenset()),
+            own=frozenset(blamed(cell)) | (cpu_labels(pack.recordings[phase]) if resets else frozenset()),
             whole=False,
             again=resets and cell.schedule == Schedule.BACK_TO_BACK,
         ),

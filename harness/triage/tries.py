@@ -19,7 +19,7 @@ from harness.qemu.binary import QemuBinary
 from harness.results.document import MIGRATIONS, Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.transforms import label_of
+from harness.state.transforms import cpu_labels, label_of
 from harness.triage.cells import at_start, phase_of
 from harness.triage.minimise import Attempt, NotReproduced, Search
 from harness.triage.quickleak import still_leaks
@@ -32,7 +32,6 @@ RUN_S = 0.002
 _INSTEAD = {"drift": ", and postload bundle takes it as it is"}
 #: Budget of the measurement that a reduction ends with.
 LEAK_BUDGET = LeakBudget(samples=6, section_s=0.15, min_loads=1200, max_loads=4000)
-_CPU = frozenset({"cpu", "cpu_common"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,9 +82,14 @@ class Target:
         return frozenset(label_of(section) for section in sections) - frozenset(self.cell.excluded)
 
     @property
+    def control(self) -> str:
+        """A section whose load allocates nothing."""
+        return self.buffers.pack.architecture.leak_control
+
+    @property
     def cpu(self) -> Labels:
         """The sections that park the guest."""
-        return frozenset(label_of(s) for s in self.buffers.pack.recordings[self.phase].sections if s.idstr in _CPU)
+        return cpu_labels(self.buffers.pack.recordings[self.phase])
 
 
 def check_target(cell: Cell) -> None:

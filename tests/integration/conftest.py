@@ -20,13 +20,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.arch import X86_64
+from harness.arch.accel import choose_accel
 from harness.devices.profile import load_profiles
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.errors import HostError, MissingError
 from harness.guests.build import Guest, build_guest
 from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
-from harness.qemu.binary import QemuBinary, choose_accel, find_binary, probe_binary
+from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
 from harness.state.recorder import PHASES, Plan
 from harness.state.recordings import Recordings
 
@@ -48,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def qemu_path() -> Path:
     """The QEMU of the integration tests. Without one they are skipped; under CI they fail."""
     try:
-        return find_binary()
+        return host_binary(X86_64.program)
     except MissingError as error:
         if os.environ.get("CI", "").lower() not in ("", "0", "false"):
             pytest.fail(f"CI has to have a QEMU: {error}", pytrace=False)
@@ -111,7 +113,7 @@ def plan_of(built_guest: Guest) -> Callable[[QemuBinary, str], Plan]:
             binary=binary,
             machine=machine.name,
             family=family,
-            accel=choose_accel(Path(binary.path), "auto").name,
+            accel=choose_accel(binary, "auto").name,
             guest=built_guest,
             profiles=tuple(p for p in load_profiles().values() if p.missing(family, binary) is None),
             phases=PHASES,

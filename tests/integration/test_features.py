@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch.accel import choose_accel
 from harness.colo.primary import ChannelBroken
 from harness.devices.profile import load_profiles
 from harness.engines.colo import Buffers
@@ -20,7 +21,7 @@ from harness.engines.incoming import Incoming, State
 from harness.guests.build import Guest
 from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
-from harness.qemu.binary import QemuBinary, choose_accel
+from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qualify.features import LostFeature, explain_features, guest_features
 from harness.qualify.fields import explain_fields
@@ -151,7 +152,7 @@ def tap_pack(
         binary=binary,
         machine=machine.name,
         family="pc",
-        accel=choose_accel(Path(binary.path), "auto").name,
+        accel=choose_accel(binary, "auto").name,
         guest=built_guest,
         profiles=tuple(load_profiles(profiles).values()),
         phases=("kernel", "bound"),

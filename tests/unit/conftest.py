@@ -185,6 +185,7 @@ def binary() -> QemuBinary:
         path="/nowhere/qemu-system-x86_64",
         version="7.2.22",
         build="Debian",
+        target="x86_64",
         sha256="12345678" * 8,
         machines=(
             MachineType(name="pc-i440fx-7.2", alias="pc", deprecated=False),

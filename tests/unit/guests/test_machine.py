@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch import AARCH64, X86_64
 from harness.errors import HostError
 from harness.guests.machine import Machine, firmware_sink, guest_options, merge_options
 from harness.qemu.cmdline import Option
@@ -32,6 +33,8 @@ def test_the_command_line_is_stopped_bare_and_in_its_folder() -> None:
 
 def test_guest_options_keep_the_kernels_commas() -> None:
     options = guest_options(
+        X86_64,
+        "tcg",
         kernel=Path("/c,d/vmlinux"),
         initramfs=Path("/c/i"),
         cmdline="console=ttyS0,115200 quiet",
@@ -43,6 +46,16 @@ def test_guest_options_keep_the_kernels_commas() -> None:
         "-m", "128", "-smp", "2", "-kernel", "/c,d/vmlinux", "-initrd", "/c/i",
         "-append", "console=ttyS0,115200 quiet",
         "-device", "isa-debugcon,iobase=0x402,chardev=firmware",
+    ]  # fmt: skip
+
+
+def test_a_machine_without_firmware_has_no_port_for_its_log_but_a_cpu_of_64_bits() -> None:
+    options = guest_options(
+        AARCH64, "tcg", kernel=Path("/k"), initramfs=Path("/i"), cmdline="quiet", memory_mib=128, cpus=1
+    )
+    argv = [argument for option in options for argument in option.argv()]
+    assert argv == [
+        "-cpu", "cortex-a57", "-m", "128", "-smp", "1", "-kernel", "/k", "-initrd", "/i", "-append", "quiet",
     ]  # fmt: skip
 
 

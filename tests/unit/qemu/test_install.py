@@ -109,6 +109,7 @@ def probe(launcher: Path) -> QemuBinary:
         path=str(launcher),
         version=version,
         build="Debian",
+        target="x86_64",
         sha256="ab" * 32,
         machines=(),
         devices=frozenset(),

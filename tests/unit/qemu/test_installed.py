@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch import X86_64
 from harness.errors import HostError, UsageError
 from harness.files import sha256_file
-from harness.qemu.binary import PROBE_SCHEMA, find_binary, probe_binary
+from harness.qemu.binary import PROBE_SCHEMA, find_binary, host_binary, probe_binary
 from harness.qemu.installed import (
     Installed,
     check_name,
@@ -112,7 +113,7 @@ def test_a_name_stands_for_its_launcher_before_any_program_of_that_name(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert find_binary("asan") == made.launcher
     monkeypatch.setenv("POSTLOAD_QEMU", "asan")
-    assert find_binary() == made.launcher
+    assert host_binary(X86_64.program) == made.launcher
     assert find_binary(str(there)) == there
 
 
@@ -158,7 +159,7 @@ def test_answers_of_one_program_with_other_modules_are_kept_apart(named: Name, o
     """The same package on the host and installed here has one hash, and may have other modules."""
     digest = "ab" * 32
     made = named("packaged", sha256=digest)
-    answers = {"machines": [], "devices": {"qxl": True}, "capabilities": []}
+    answers = {"target": "x86_64", "machines": [], "devices": {"qxl": True}, "capabilities": []}
     folder = own_cache / "probe"
     folder.mkdir(parents=True)
     (folder / f"{digest}-packaged-1234-{PROBE_SCHEMA}.json").write_text(json.dumps(answers))

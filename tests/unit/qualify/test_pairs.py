@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from harness.arch import family_of
 from harness.errors import NothingToRun
-from harness.guests.machine import family_of
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.pairs import at_home, ending, machine_for, other_types, plan_pairs
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.arch import AARCH64, X86_64
 from harness.engines.colo import Buffers, Selection
 from harness.errors import HarnessError
 from harness.packs.pack import StatePack
-from harness.state.transforms import GuestMode, encode, label_of, only, park, sections_for, without
+from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, park, sections_for, without
+from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
+from harness.stream.wire import SectionType
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Handmade
@@ -58,7 +62,35 @@ def test_sections_are_chosen_by_label_in_stream_order(pack: StatePack, handmade:
 def test_a_cpu_that_is_described_otherwise_cannot_be_parked(pack: StatePack, text: str) -> None:
     cpu = replace(pack.recordings["bound"].sections[1], payload=b"")
     with pytest.raises(HarnessError, match="cannot park: section cpu "):
-        park(cpu, VmDesc.from_json(text.encode()))
+        park(cpu, VmDesc.from_json(text.encode()), X86_64)
+
+
+def cpu_state(fields: str, instance: int, payload: bytes) -> tuple[Section, VmDesc]:
+    """Section ``cpu`` of one instance with fields of 4 and 8 bytes, ``NAME:SIZE``, and what describes it."""
+    described = [
+        {"name": n, "type": f"uint{8 * int(s)}", "size": int(s)} for n, s in (f.split(":") for f in fields.split())
+    ]
+    device = {"name": "cpu", "instance_id": instance, "vmsd_name": "cpu", "version": 22, "fields": described}
+    section = Section(
+        type=SectionType.FULL, section_id=9, idstr="cpu", instance_id=instance, version_id=22,
+        offset=0, header_size=0, payload=payload, footer=True,
+    )  # fmt: skip
+    return section, VmDesc.from_json(json.dumps({"devices": [device]}).encode())
+
+
+@pytest.mark.parametrize("instance", [0, 1])
+def test_each_cpu_of_each_architecture_is_parked(instance: int) -> None:
+    section, vmdesc = cpu_state("env.eip:8 env.eflags:8", instance, struct.pack(">QQ", 5, 0x246))
+    assert park(section, vmdesc, X86_64).payload == struct.pack(">QQ", 5, 0x46)
+    section, vmdesc = cpu_state("power_state:4 env.pc:8", instance, struct.pack(">IQ", 0, 7))
+    assert park(section, vmdesc, AARCH64).payload == struct.pack(">IQ", 1, 7)
+
+
+def test_all_cpus_of_a_recording_are_named(pack: StatePack) -> None:
+    recording = pack.recordings["bound"]
+    second = replace(recording.sections[1], instance_id=1)
+    assert cpu_labels(recording) == {"cpu_common", "cpu"}
+    assert cpu_labels(replace(recording, sections=(*recording.sections, second))) == {"cpu_common", "cpu", "cpu#1"}
 
 
 def test_a_buffer_has_everything_once_and_its_own_as_often_as_asked(pack: StatePack, handmade: Handmade) -> None:

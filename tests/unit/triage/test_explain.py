@@ -321,6 +321,7 @@ def test_a_stack_is_kept_for_its_own_finding_and_qemu_only(tmp_path: Path) -> No
         path="/q",
         version="7.2.22",
         build="",
+        target="x86_64",
         sha256=OLD.sha256,
         machines=(),
         devices=nothing,
