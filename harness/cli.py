@@ -16,15 +16,17 @@ from rich.markup import escape
 import harness
 from harness.commands.options import err
 from harness.errors import PostloadError
-from harness.qemu.process import kill_all, sweep_workdirs
+from harness.qemu.process import sweep_workdirs
+from harness.qemu.scope import ProcessScope
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and the exit code that the error tree gives them."""
     signal.signal(signal.SIGTERM, _interrupt)
+    scope = ProcessScope()  # each run has one of its own in it
     try:
         sweep_workdirs()
-        code = cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False, obj=scope)
     except click.exceptions.Abort:
         code = _say("interrupted", 3)
     except KeyboardInterrupt:
@@ -42,7 +44,7 @@ def main() -> None:
         traceback.print_exc()
         code = _say("this is a mistake in postload itself, and says nothing about a device", 3)
     finally:
-        kill_all()
+        scope.close()
     sys.exit(code if isinstance(code, int) else 0)
 
 

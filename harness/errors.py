@@ -14,6 +14,7 @@
     |   +-- DeadlineError  (3)    a wait ended without an answer
     |   +-- GuestError     (3)    the guest did not reach a phase
     |   +-- QemuError      (3)    QEMU refused a command, or died while it was prepared
+    |   +-- Stopped        (3)    the run was told to stop
     +-- NothingToRun       (4)    the selection is empty
 
 A QEMU under test that dies is a verdict, not an error of this tree.
@@ -89,6 +90,10 @@ class GuestError(HarnessError):
 
 class QemuError(HarnessError):
     """QEMU refused a command or died while it was being prepared."""
+
+
+class Stopped(HarnessError):
+    """The run was told to stop; what was acknowledged until then is lost for this session only."""
 
 
 class NothingToRun(PostloadError):

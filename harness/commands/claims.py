@@ -26,6 +26,7 @@ from harness.commands.options import (
     names,
     out_option,
     profiles_option,
+    run_scope,
     shared,
 )
 from harness.errors import UsageError
@@ -65,6 +66,7 @@ def claims(**given: Any) -> int:
         profiles=tuple(profiles.values()),
         guest=partial(build_guest, load_recipe(given["guest"])),
         workers=given["jobs"],
+        scope=run_scope(),
         command=["postload", *sys.argv[1:]],
         stage=lambda text: err.print(escape(text), soft_wrap=True),
     )

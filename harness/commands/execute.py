@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.commands.doctor import host_facts
-from harness.commands.options import err
+from harness.commands.options import err, run_scope
 from harness.errors import PostloadError
 from harness.qemu.binary import AccelState
 from harness.report.terminal import LiveProgress, print_matrix
@@ -55,6 +55,7 @@ def keep_reports(
             on_cell=partial(_keep, out),
             host=host_facts({accel.name: accel}),
             command=["postload", *sys.argv[1:]],
+            scope=run_scope(),
             **more,
         )
         with _last_words(run, out):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import click
@@ -12,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.commands.options import binaries_of, err, json_option, print_json, run_option
-from harness.engines.colo import Buffers, Stopped
+from harness.commands.options import binaries_of, err, json_option, print_json, run_option, run_scope
+from harness.engines.colo import Buffers
 from harness.engines.probe import probe_colo
-from harness.errors import UsageError
+from harness.errors import Stopped, UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.results.document import Cell, find_cell, read_matrix
@@ -77,14 +76,14 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
     binary = binaries_of([qemu or cell.load_qemu.path])[0][0]
     if qemu is None and binary.sha256 != cell.load_qemu.sha256:
         err.print(f"{escape(binary.path)} is not the program any more that the run was made with", soft_wrap=True)
-    stop = Event()
     with (
-        one_interrupt(stop),
+        run_scope() as scope,
+        one_interrupt(scope),
         StatePack(pack_path) as pack,
         FileJournal(folder.parent / f".{folder.name}.journal.jsonl", _subject(cell, binary)) as journal,
         err.status("minimising") as status,
     ):
-        target = Target(cell=cell, binary=binary, ability=probe_colo(binary), buffers=Buffers(pack), stop=stop)
+        target = Target(cell=cell, binary=binary, ability=probe_colo(binary, scope), buffers=Buffers(pack), scope=scope)
         if journal.resumed:
             err.print(f"going on after {journal.resumed} tries of an earlier run")
         try:

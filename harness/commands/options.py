@@ -21,6 +21,7 @@ from harness.errors import UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
 from harness.qemu.cmdline import Option
+from harness.qemu.scope import ProcessScope
 from harness.report import inspection
 from harness.results.plan import DEFAULT_LOADS
 from harness.state.recorder import PHASES, ordered_phases
@@ -109,6 +110,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), default=DEFAULT_OUT, show_default=True, help="Reports."
 )
+
+
+def run_scope() -> ProcessScope:
+    """A scope for what a command starts, within the one of the whole command line, which ends it at the latest."""
+    return ProcessScope(click.get_current_context().find_root().ensure_object(ProcessScope))
 
 
 def shared(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -35,6 +35,7 @@ from harness.commands.options import (
     profiles_option,
     rows_and_phases,
     run_ms_option,
+    run_scope,
     shared,
 )
 from harness.devices.profile import Profile, select_profiles
@@ -45,7 +46,6 @@ from harness.guests.build import build_guest
 from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
-from harness.qemu.process import kill_all
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
@@ -184,7 +184,7 @@ def _qualify(
     **more: Any,
 ) -> int:
     binaries = {binary.sha256: binary for binary in options.binaries}
-    witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say)
+    witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say, scope=run_scope())
     context = Context(
         binaries=binaries,
         deciding=uses,
@@ -226,10 +226,7 @@ def _told(doc: MatrixDoc, context: Context, witness: Witness) -> QualifyDoc:
             while not wait([asked], timeout=_POLL_S).done:
                 pass
         except KeyboardInterrupt:
-            witness.stop.set()
-            while not asked.done():
-                kill_all()
-                wait([asked], timeout=_POLL_S)
+            witness.scope.close()
             raise
     return asked.result()
 

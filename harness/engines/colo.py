@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 from harness.colo.messages import Step
@@ -20,6 +20,7 @@ from harness.guests.machine import Machine
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.scope import ProcessScope
 from harness.qemu.threads import describe_threads
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, only, sections_for, without
@@ -162,7 +163,7 @@ class Session:
     """One run of a schedule into one new secondary.
 
     :param absent: labels of sections that even the incoming stream leaves out, as this QEMU refuses them
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     binary: QemuBinary
@@ -174,17 +175,19 @@ class Session:
     absent: frozenset[str] = frozenset()
     pace: Pace = Pace()
     timeout_s: float = ANSWER_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
         """Load everything and say what happened; a secondary that dies is evidence.
 
         :param on_loads: told how many more loads were acknowledged, some ten times a second
         :raises QemuError: the secondary did not even start
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
         started = time.monotonic()
-        with Secondary(self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
+        with Secondary(
+            self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s, scope=self.scope
+        ) as secondary:
             tally = _Tally(on_loads)
             broken = self._load_all(secondary, tally)
             return self._evidence(secondary, tally, broken, started)
@@ -197,8 +200,7 @@ class Session:
             secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(phase), devices))
             tally.begin(secondary.vm.process.stderr_size())
             for checkpoint in self.plan.checkpoints:
-                if self.stop.is_set():
-                    raise Stopped("stopped")
+                self.scope.check()
                 self._load(secondary, checkpoint, phase)
                 phase = checkpoint.phase
                 tally.add(checkpoint.repeat, secondary.vm.process.stderr_size())

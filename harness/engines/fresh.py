@@ -13,12 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from threading import Event
 
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence, Stopped
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence
 from harness.engines.incoming import Count, Incoming, State, break_at, evidence_of
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 
 #: How long the guest lives after the load.
 RUN_S = 0.2
@@ -30,7 +30,7 @@ class Fresh:
 
     :param run_s: how long the guest runs after each load
     :param timeout_s: deadline for each step of a process
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     binary: QemuBinary
@@ -38,13 +38,13 @@ class Fresh:
     processes: int = 3
     run_s: float = RUN_S
     timeout_s: float = ANSWER_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self, on_loads: Callable[[int], None] = lambda _: None) -> Evidence:
         """All processes as one piece of evidence; one that dies does not keep the others from being tried.
 
         :raises QemuError: a process did not even start
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
         seen = []
         for evidence in self.each():
@@ -55,13 +55,12 @@ class Fresh:
     def each(self) -> Iterator[Evidence]:
         """The evidence of each process as it comes."""
         for number in range(1, self.processes + 1):
-            if self.stop.is_set():
-                raise Stopped("stopped")
+            self.scope.check()
             yield self._one(number)
 
     def _one(self, number: int) -> Evidence:
         started = time.monotonic()
-        with Incoming(self.binary, self.state.buffers.machine, timeout_s=self.timeout_s) as qemu:
+        with Incoming(self.binary, self.state.buffers.machine, timeout_s=self.timeout_s, scope=self.scope) as qemu:
             launched = time.monotonic()
             loaded, broken = self._load(qemu, number)
             passed = 0 if broken else 1

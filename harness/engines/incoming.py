@@ -22,6 +22,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import Exit, new_workdir
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
@@ -53,6 +54,7 @@ class Incoming:
     :param machine: what to be; its scratch images are made here when ``images`` is None
     :param images: a folder that holds them already
     :param timeout_s: deadline for the stream, and for each step after it
+    :param scope: of the run that it belongs to
     :raises QemuError: QEMU does not start
     """
 
@@ -62,6 +64,7 @@ class Incoming:
         machine: Machine,
         *,
         timeout_s: float,
+        scope: ProcessScope,
         images: Path | None = None,
         extra: tuple[Option, ...] = (),
     ) -> None:
@@ -71,7 +74,7 @@ class Incoming:
             machine.make_files(workdir)
         incoming = Option(name="incoming", first="defer")
         command = machine.command(binary.path, images or workdir, firmware_sink(), incoming, *extra)
-        self.vm = Vm(command, workdir=workdir)
+        self.vm = Vm(command, workdir=workdir, scope=scope)
 
     def load(self, state: State) -> None:
         """Bring the state in; the machine then stands still in it.

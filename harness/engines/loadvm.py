@@ -17,11 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Buffers, Evidence, Stopped
+from harness.engines.colo import ANSWER_TIMEOUT_S, Buffers, Evidence
 from harness.engines.disks import empty_qcow2
 from harness.engines.incoming import Count, Incoming, State, attempt, break_at, evidence_of
 from harness.engines.schedule import LoadPlan
@@ -31,6 +30,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode
 
@@ -54,7 +54,7 @@ class Loadvm:
     :param excluded: labels of sections left out when a phase is brought in; the snapshot holds all of them, in
         reset state
     :param run_s: how long the guest runs after each load
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     binary: QemuBinary
@@ -64,13 +64,13 @@ class Loadvm:
     excluded: frozenset[str] = frozenset()
     run_s: float = RUN_S
     timeout_s: float = ANSWER_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
         """Load everything and say what happened. A break at load 0 is the state that could not be brought in.
 
         :raises QemuError: QEMU does not start, or does not take a snapshot
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         :raises HostError: no space for the images
         """
         images = new_workdir()
@@ -86,7 +86,7 @@ class Loadvm:
         phases = list(dict.fromkeys(checkpoint.phase for checkpoint in self.plan.checkpoints))
         for phase in phases:
             self._check_stop()
-            with Incoming(self.binary, machine, timeout_s=self.timeout_s, images=images) as qemu:
+            with Incoming(self.binary, machine, timeout_s=self.timeout_s, scope=self.scope, images=images) as qemu:
                 try:
                     qemu.load(State(buffers=self.buffers, phase=phase, mode=self.mode, excluded=self.excluded))
                 except ChannelBroken as error:
@@ -123,8 +123,7 @@ class Loadvm:
         qemu.resume(self.run_s)
 
     def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Stopped("stopped")
+        self.scope.check()
 
 
 def with_snapshots(machine: Machine) -> Machine:

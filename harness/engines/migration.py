@@ -20,11 +20,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import Evidence, Stopped, own_words
+from harness.engines.colo import Evidence, own_words
 from harness.engines.incoming import Count, Incoming, State, attempt, break_at, drain_console, evidence_of
 from harness.engines.pair import wait_listening
 from harness.engines.postcopy import allow_postcopy
@@ -32,6 +31,7 @@ from harness.engines.secondary import DEATH_GRACE_S
 from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir, socket_path
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 
 #: How long the guest runs in the source before it leaves, and in the destination after it came.
@@ -56,7 +56,7 @@ class RealMigration:
         :func:`~harness.engines.postcopy.probe_postcopy`)
     :param run_s: how long the guest runs in the source, and again in the destination
     :param timeout_s: deadline for the migration, and for each step before and after
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     source: QemuBinary
@@ -65,7 +65,7 @@ class RealMigration:
     postcopy: bool = False
     run_s: float = RUN_S
     timeout_s: float = MIGRATION_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self, on_loads: Callable[[int], None] = lambda _: None) -> Evidence:
         """The evidence of the destination; the last line of its log is the source's fate.
@@ -76,7 +76,7 @@ class RealMigration:
 
         :raises QemuError: a process does not start, the source cannot be brought into its state or refuses to
             migrate, or one side cannot do postcopy
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         :raises HostError: no space for the images
         """
         images = new_workdir()
@@ -92,8 +92,10 @@ class RealMigration:
         started = time.monotonic()
         recorded, wanted = self.state.buffers.pack.machine, self.state.buffers.machine
         with (
-            Incoming(self.source, recorded, timeout_s=self.timeout_s, images=images) as source,
-            Incoming(self.destination, wanted, timeout_s=self.timeout_s, images=images) as destination,
+            Incoming(self.source, recorded, timeout_s=self.timeout_s, scope=self.scope, images=images) as source,
+            Incoming(
+                self.destination, wanted, timeout_s=self.timeout_s, scope=self.scope, images=images
+            ) as destination,
         ):
             bring_up(source, self.state, self.run_s)
             move = _Move(self, source.vm, destination.vm)
@@ -181,8 +183,7 @@ class _Move:
 
     def _until(self, done: Callable[[], bool]) -> None:
         while not self._try(done):
-            if self._owner.stop.is_set():
-                raise Stopped("stopped")
+            self._owner.scope.check()
             drain_console(self._source)
             drain_console(self._destination)
             self._check()

@@ -32,18 +32,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import Evidence, Stopped, own_words
+from harness.engines.colo import Evidence, own_words
 from harness.engines.incoming import Count, Incoming, State, break_at, drain_console, evidence_of
 from harness.engines.secondary import DEATH_GRACE_S, capabilities
 from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.process import socket_path
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 
 CHECKPOINT_DELAY_MS = 100
@@ -70,7 +70,7 @@ class Pair:
     :param delay_ms: ``x-checkpoint-delay``
     :param attempts: pairs that are tried when the primary fails by itself
     :param timeout_s: deadline for the migration, and for each checkpoint
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     binary: QemuBinary
@@ -80,7 +80,7 @@ class Pair:
     delay_ms: int = CHECKPOINT_DELAY_MS
     attempts: int = 3
     timeout_s: float = PAIR_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
         """The evidence of the secondary; the last line of its log is the primary's fate.
@@ -89,7 +89,7 @@ class Pair:
         secondary does not, loads are missing and nothing is broken, which is judged as undecided.
 
         :raises QemuError: a process does not start, or the primary cannot be brought into its state
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
         for _ in range(self.attempts):
             evidence = self._once(on_loads)
@@ -101,8 +101,10 @@ class Pair:
         machine = self.state.buffers.machine
         started = time.monotonic()
         with (
-            Incoming(self.binary, machine, timeout_s=self.timeout_s, extra=(_THREAD_NAMES,)) as primary,
-            Incoming(self.binary, machine, timeout_s=self.timeout_s) as secondary,
+            Incoming(
+                self.binary, machine, timeout_s=self.timeout_s, scope=self.scope, extra=(_THREAD_NAMES,)
+            ) as primary,
+            Incoming(self.binary, machine, timeout_s=self.timeout_s, scope=self.scope) as secondary,
         ):
             _bring_up(primary, self.state)
             watch = _Watch(self, primary.vm, secondary.vm, on_loads)
@@ -164,8 +166,7 @@ class _Watch:
         :raises ChannelBroken: the secondary is not well
         """
         while self.passed < self._owner.checkpoints:
-            if self._owner.stop.is_set():
-                raise Stopped("stopped")
+            self._owner.scope.check()
             drain_console(self._primary)
             drain_console(self._secondary)
             events = self._secondary.monitor.drain_events()

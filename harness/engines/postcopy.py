@@ -35,11 +35,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence, Stopped, own_words
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence, own_words
 from harness.engines.fresh import merge
 from harness.engines.incoming import Count, Incoming, State, attempt, break_at, drain_console, evidence_of
 from harness.engines.pagesource import Page, PageCount, PageSource
@@ -49,6 +48,7 @@ from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
 from harness.qemu.monitor import CommandRefused
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import encode, sections_for, without
 from harness.stream import wire
@@ -90,7 +90,7 @@ class PostcopyEvidence(Evidence):
     shut: bool = False
 
 
-def probe_postcopy(binary: QemuBinary, machine: Machine) -> PostcopyAbility:
+def probe_postcopy(binary: QemuBinary, machine: Machine, scope: ProcessScope) -> PostcopyAbility:
     """Let the build try: with the capability it registers a piece of memory with userfaultfd there and then.
 
     ``postcopy_ram_supported_by_host`` (``migration/postcopy-ram.c``), called when the capability is switched on in a
@@ -100,7 +100,7 @@ def probe_postcopy(binary: QemuBinary, machine: Machine) -> PostcopyAbility:
     """
     if CAPABILITY not in binary.capabilities:
         return PostcopyAbility(usable=False, reason=f"{binary.path} has no migration capability {CAPABILITY}")
-    with Incoming(binary, machine, timeout_s=_PROBE_TIMEOUT_S) as qemu:
+    with Incoming(binary, machine, timeout_s=_PROBE_TIMEOUT_S, scope=scope) as qemu:
         try:
             allow_postcopy(qemu.vm)
         except CommandRefused as error:
@@ -138,7 +138,7 @@ class Postcopy:
     :param late_every: of the pages with content, each n-th is left out until it is asked for; with 1 it is all
     :param run_s: how long the guest runs with pages missing, and again with all of them
     :param timeout_s: deadline for each step
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     binary: QemuBinary
@@ -147,14 +147,14 @@ class Postcopy:
     late_every: int = 1
     run_s: float = RUN_S
     timeout_s: float = ANSWER_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self, on_loads: Callable[[int], None] = lambda _: None) -> PostcopyEvidence:
         """All processes as one piece of evidence.
 
         :raises QemuError: a process did not start, or the host cannot do it (see :func:`probe_postcopy`)
         :raises HarnessError: no page would be late
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
         seen = []
         for evidence in self.each():
@@ -168,13 +168,12 @@ class Postcopy:
         """The evidence of each process as it comes."""
         stream = _Stream.of(self.state, self.late_every)
         for number in range(1, self.processes + 1):
-            if self.stop.is_set():
-                raise Stopped("stopped")
+            self.scope.check()
             yield self._one(stream, number)
 
     def _one(self, stream: _Stream, number: int) -> PostcopyEvidence:
         started = time.monotonic()
-        with Incoming(self.binary, self.state.buffers.machine, timeout_s=self.timeout_s) as qemu:
+        with Incoming(self.binary, self.state.buffers.machine, timeout_s=self.timeout_s, scope=self.scope) as qemu:
             allow_postcopy(qemu.vm)
             begun = time.monotonic()
             with connect_incoming(qemu.vm, self.timeout_s) as sock:

@@ -15,12 +15,13 @@ from harness.arch import Architecture, Witness, architecture_named, family_of
 from harness.cache import cache_root
 from harness.colo.primary import DIALECTS, ChannelBroken, Dialect
 from harness.engines.secondary import Secondary
-from harness.errors import PostloadError, QemuError
+from harness.errors import PostloadError, QemuError, Stopped
 from harness.files import write_atomically
 from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.transforms import encode, label_of, park, without
 from harness.stream.model import Section, Stream
@@ -43,9 +44,10 @@ class ColoAbility:
     resets_before_load: bool | None
 
 
-def probe_colo(binary: QemuBinary) -> ColoAbility:
+def probe_colo(binary: QemuBinary, scope: ProcessScope | None = None) -> ColoAbility:
     """Try the dialects on a small machine; the answer is kept by the binary's hash.
 
+    :param scope: of the run that asks
     :raises QemuError: the build cannot be a COLO secondary, or speaks a dialect that is not known; the message
         says what each attempt gave
     """
@@ -61,21 +63,21 @@ def probe_colo(binary: QemuBinary) -> ColoAbility:
             resets_before_load=answer["resets_before_load"],
         )
     except (OSError, ValueError, KeyError):
-        ability = _try_all(binary)
+        ability = _try_all(binary, scope or ProcessScope())
     text = json.dumps({"dialect": ability.dialect.name, "resets_before_load": ability.resets_before_load})
     write_atomically(kept, text.encode())
     return ability
 
 
-def _try_all(binary: QemuBinary) -> ColoAbility:
+def _try_all(binary: QemuBinary, scope: ProcessScope) -> ColoAbility:
     architecture = architecture_named(binary.target)
     machine = _small_machine(binary, architecture)
     workdir = new_workdir()
-    with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir) as vm:
+    with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir, scope=scope) as vm:
         sink = workdir / "probe.stream"
         migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=PROBE_TIMEOUT_S)
         with open_stream(sink) as stream:
-            return _first_that_works(binary, architecture, machine, stream)
+            return _first_that_works(binary, machine, stream, scope)
 
 
 def _small_machine(binary: QemuBinary, architecture: Architecture) -> Machine:
@@ -92,11 +94,13 @@ def _small_machine(binary: QemuBinary, architecture: Architecture) -> Machine:
     )
 
 
-def _first_that_works(binary: QemuBinary, architecture: Architecture, machine: Machine, stream: Stream) -> ColoAbility:
+def _first_that_works(binary: QemuBinary, machine: Machine, stream: Stream, scope: ProcessScope) -> ColoAbility:
     failures = []
     for dialect in DIALECTS:
         try:
-            resets = _attempt(binary, architecture, machine, stream, dialect)
+            resets = _attempt(binary, machine, stream, dialect, scope)
+        except Stopped:
+            raise
         except (PostloadError, ChannelBroken) as error:
             failures.append(f"{dialect.name}: {error}")
         else:
@@ -105,13 +109,14 @@ def _first_that_works(binary: QemuBinary, architecture: Architecture, machine: M
 
 
 def _attempt(
-    binary: QemuBinary, architecture: Architecture, machine: Machine, stream: Stream, dialect: Dialect
+    binary: QemuBinary, machine: Machine, stream: Stream, dialect: Dialect, scope: ProcessScope
 ) -> bool | None:
     """One session with two checkpoints; raises when it breaks."""
     assert stream.vmdesc is not None  # a plain migration always ends with one
+    architecture = architecture_named(binary.target)
     witness = architecture.witness
     sections = [park(section, stream.vmdesc, architecture) for section in stream.devices]
-    with Secondary(binary, machine, dialect, timeout_s=PROBE_TIMEOUT_S) as secondary:
+    with Secondary(binary, machine, dialect, timeout_s=PROBE_TIMEOUT_S, scope=scope) as secondary:
         body = bytes(stream.buffer[len(stream.head) : stream.devices[0].offset])
         secondary.start(stream.head, (body, encode(sections) + b"\0", stream.vmdesc.raw))
         secondary.primary.checkpoint(encode(_marked(sections, stream.vmdesc, witness)))

@@ -15,6 +15,7 @@ from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir, socket_path
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 
 #: How long a QEMU whose connection broke may take to die, and print why.
@@ -28,6 +29,8 @@ class Secondary:
     """A launched secondary, waiting for its incoming stream. A context manager; leaving ends the process.
 
     :param timeout_s: deadline for every answer of the COLO session
+    :param scope: of the run that it belongs to
+    :param env: its environment, this process's when None
     :raises QemuError: QEMU does not start, or refuses to be a secondary
     """
 
@@ -38,13 +41,16 @@ class Secondary:
         dialect: Dialect,
         *,
         timeout_s: float,
+        scope: ProcessScope,
         extra: tuple[Option, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> None:
         self._dialect = dialect
         workdir = new_workdir()
         machine.make_files(workdir)
         incoming = Option(name="incoming", first="defer")
-        self.vm = Vm(machine.command(binary.path, workdir, firmware_sink(), incoming, *extra), workdir=workdir)
+        command = machine.command(binary.path, workdir, firmware_sink(), incoming, *extra)
+        self.vm = Vm(command, workdir=workdir, env=env, scope=scope)
         try:
             sock = _connect(self.vm, dialect, timeout_s)
             self.primary = Primary(sock, timeout_s=timeout_s, watch=self._given_up)

@@ -12,15 +12,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Stopped
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers
 from harness.engines.secondary import DEATH_GRACE_S, Secondary
 from harness.errors import QemuError, StreamError
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, sections_for, without
 from harness.stream import wire
@@ -95,14 +95,14 @@ class DriftExperiment:
     idle_s: float = IDLE_S
     change: Change | None = None
     timeout_s: float = ANSWER_TIMEOUT_S
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self) -> DriftRun:
         """Load and save; a secondary that breaks is a result.
 
         :raises QemuError: the secondary did not start, or refused to save its state
         :raises StreamError: what it saved is no device state
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
         started = time.monotonic()
         pack = self.buffers.pack
@@ -110,7 +110,9 @@ class DriftExperiment:
         parked = sections_for(recording, GuestMode.PARKED)
         session = _Session(self, without(parked, self.excluded), recording.vmdesc)
         body = incoming_body(recording, self.buffers.ram_whole(self.phase), encode(parked))
-        with Secondary(self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s) as secondary:
+        with Secondary(
+            self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s, scope=self.scope
+        ) as secondary:
             broken = session.run(secondary, recording.head, body)
         return DriftRun(
             machine=self.buffers.machine.name,
@@ -149,8 +151,7 @@ class _Session:
         try:
             secondary.start(head, body)
             for first, last in self._buffers():
-                if self._owner.stop.is_set():
-                    raise Stopped("stopped")
+                self._owner.scope.check()
                 secondary.primary.checkpoint(b"".join(self._state(load) for load in range(first, last + 1)))
                 self.acked = last
                 if last in saved_after(self._owner.loads):
@@ -184,7 +185,7 @@ class _Session:
 
     def _idle(self, vm: Vm) -> Snapshot:
         vm.qmp("cont")
-        self._owner.stop.wait(self._owner.idle_s)
+        self._owner.scope.wait(self._owner.idle_s)
         return self._saved(vm)
 
     def _broken(self, step: Step, kind: str, detail: str, load: int) -> Break:

@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
@@ -32,6 +31,7 @@ from harness.experiments.interview import (
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
@@ -88,7 +88,7 @@ def guest_life(
     buffers: Buffers,
     phase: str,
     excluded: frozenset[str],
-    stop: Event,
+    scope: ProcessScope,
     profiles: Iterable[Profile] | None = None,
     loads: int = LOADS,
     run_s: float = RUN_S,
@@ -106,13 +106,13 @@ def guest_life(
     :param check_timeout_s: how long one device's check may take
     :param disks: falls back to plain where the build has no replication; the result says so
     :raises QemuError: the secondary did not even start
-    :raises Stopped: ``stop`` was set
+    :raises Stopped: the run was told to stop
     """
     interview = Interview(
         family=buffers.pack.manifest.family,
         phase=phase,
         profiles=recorded_profiles(buffers.pack, profiles),
-        stop=stop,
+        scope=scope,
         check_timeout_s=check_timeout_s,
     )
     experiment = _Experiment(
@@ -169,7 +169,9 @@ class _Experiment:
         pack = self.buffers.pack
         machine = self.interview.machine(self.buffers.machine, disks)
         seen = _Seen()
-        with Secondary(self.binary, machine, self.dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
+        with Secondary(
+            self.binary, machine, self.dialect, timeout_s=ANSWER_TIMEOUT_S, scope=self.interview.scope
+        ) as secondary:
             self._load_all(secondary, seen)
             if seen.broken is None:
                 self._live(secondary, seen)

@@ -11,15 +11,14 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Event
 
 from harness.devices.profile import Profile, load_profiles
-from harness.engines.colo import Stopped
 from harness.engines.disks import DiskKind, DiskMachine, with_disks
 from harness.errors import GuestError
 from harness.guests.console import Console
 from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 
 #: A healthy guest under TCG ends a check within three seconds, and within nine when six others want the two cores: a
@@ -90,19 +89,19 @@ class Interview:
 
     :param profiles: those that the pack was recorded with
     :param check_timeout_s: how long one device's check may take
-    :param stop: set by whoever wants the run to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     """
 
     family: str
     phase: str
     profiles: tuple[Profile, ...]
-    stop: Event
+    scope: ProcessScope
     check_timeout_s: float = CHECK_TIMEOUT_S
 
     def ask(self, vm: Vm, answers: Answers) -> None:
         """Put all questions to the guest of ``vm``; what it said until it fell silent stays in ``answers``.
 
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
         try:
             self._ask(Console(vm.console), answers)
@@ -124,9 +123,8 @@ class Interview:
         return (*profile.kernel_names, re.escape(slot)) if slot else profile.kernel_names
 
     def check_stop(self) -> None:
-        """:raises Stopped: ``stop`` was set"""
-        if self.stop.is_set():
-            raise Stopped("stopped")
+        """:raises Stopped: the run was told to stop"""
+        self.scope.check()
 
     def _ask(self, console: Console, answers: Answers) -> None:
         if self.phase == "firmware":

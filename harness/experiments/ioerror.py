@@ -13,11 +13,10 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from threading import Event
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Stopped, own_words
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, own_words
 from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.console import Console
@@ -25,6 +24,7 @@ from harness.guests.faults import halts, with_faults
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
@@ -90,7 +90,7 @@ def io_errors(
     buffers: Buffers,
     phase: str,
     excluded: frozenset[str],
-    stop: Event,
+    scope: ProcessScope,
     faults: Mapping[str, int],
     disks: tuple[str, ...] = (),
     once: bool = False,
@@ -106,7 +106,7 @@ def io_errors(
     :param disks: guest disks whose request of phase ``io-error`` is asked for in the end
     :param once: only the first request to a failing sector fails
     :raises QemuError: the secondary did not even start
-    :raises Stopped: ``stop`` was set
+    :raises Stopped: the run was told to stop
     """
     started = time.monotonic()
     recording = buffers.pack.recordings[phase]
@@ -114,13 +114,12 @@ def io_errors(
     loaded = encode(without(sections, excluded))
     seen = _Seen()
     machine = with_faults(buffers.machine, faults, once=once)
-    with Secondary(binary, machine, dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
+    with Secondary(binary, machine, dialect, timeout_s=ANSWER_TIMEOUT_S, scope=scope) as secondary:
         vm = secondary.vm
         try:
             secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(phase), encode(sections)))
             while seen.loads < loads:
-                if stop.is_set():
-                    raise Stopped("stopped")
+                scope.check()
                 before = len(halts(vm))
                 secondary.primary.checkpoint(encode(sections) + loaded if resets else loaded)
                 seen.loads += 1

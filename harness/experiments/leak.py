@@ -22,18 +22,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 
 from harness.colo.messages import Step
-from harness.colo.primary import ChannelBroken, Dialect, Primary
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Evidence, Stopped, own_words
-from harness.engines.secondary import DEATH_GRACE_S, Secondary, _connect
+from harness.colo.primary import ChannelBroken, Dialect
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Evidence, own_words
+from harness.engines.secondary import DEATH_GRACE_S, Secondary
 from harness.errors import DeadlineError, HarnessError, QemuError
-from harness.guests.machine import firmware_sink
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
-from harness.qemu.cmdline import Option
-from harness.qemu.process import new_workdir
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 
@@ -218,7 +215,7 @@ def find_leaks(
     buffers: Buffers,
     phase: str,
     excluded: frozenset[str],
-    stop: Event,
+    scope: ProcessScope,
     suspects: Suspects,
     labels: Sequence[str] | None = None,
     budget: LeakBudget | None = None,
@@ -230,7 +227,7 @@ def find_leaks(
     :param suspects: see :func:`harness.oracles.leak.suspects`
     :param labels: sections to be measured, all of the phase when None
     :raises QemuError: the secondary did not start
-    :raises Stopped: ``stop`` was set
+    :raises Stopped: the run was told to stop
     """
     bench = LeakBench(
         binary=binary,
@@ -239,7 +236,7 @@ def find_leaks(
         buffers=buffers,
         phase=phase,
         excluded=excluded,
-        stop=stop,
+        scope=scope,
         budget=budget or LeakBudget(),
         between=between,
     )
@@ -259,7 +256,7 @@ class LeakBench:
     buffers: Buffers
     phase: str
     excluded: frozenset[str]
-    stop: Event
+    scope: ProcessScope
     budget: LeakBudget = field(default_factory=LeakBudget)
     between: Between | None = None
     timeout_s: float = ANSWER_TIMEOUT_S
@@ -309,22 +306,16 @@ def _as_run(
     )
 
 
-class _TunedSecondary(Secondary):
+def tuned_secondary(bench: LeakBench) -> Secondary:
     """A secondary whose allocator can be looked into."""
-
-    def __init__(self, bench: LeakBench) -> None:
-        self._dialect = bench.dialect
-        machine, workdir = bench.buffers.machine, new_workdir()
-        machine.make_files(workdir)
-        incoming = Option(name="incoming", first="defer")
-        command = machine.command(bench.binary.path, workdir, firmware_sink(), incoming)
-        self.vm = Vm(command, workdir=workdir, env={**os.environ, **MALLOC_ENV})
-        try:
-            sock = _connect(self.vm, bench.dialect, bench.timeout_s)
-            self.primary = Primary(sock, timeout_s=bench.timeout_s, watch=self._given_up)
-        except BaseException:
-            self.vm.close()
-            raise
+    return Secondary(
+        bench.binary,
+        bench.buffers.machine,
+        bench.dialect,
+        timeout_s=bench.timeout_s,
+        scope=bench.scope,
+        env={**os.environ, **MALLOC_ENV},
+    )
 
 
 class _Meter:
@@ -348,7 +339,7 @@ class _Meter:
         bench, began = self._bench, time.monotonic()
         recording = bench.buffers.pack.recordings[bench.phase]
         body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(self._sections))
-        with _TunedSecondary(bench) as secondary:
+        with tuned_secondary(bench) as secondary:
             try:
                 secondary.start(recording.head, body)
                 self._warm_up(secondary)
@@ -412,8 +403,7 @@ class _Meter:
 
     def checkpoint(self, secondary: Secondary, devices: bytes, repeat: int) -> None:
         """One checkpoint, counted."""
-        if self._bench.stop.is_set():
-            raise Stopped("stopped")
+        self._bench.scope.check()
         self.asked += repeat
         secondary.primary.checkpoint(devices)
         self.acked += repeat

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from threading import Event
 
 from harness.colo.primary import ChannelBroken
 from harness.devices.profile import Profile
@@ -23,6 +22,7 @@ from harness.experiments.guestlife import GuestLife, guest_ends
 from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_profiles
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.scope import ProcessScope
 
 #: In these the devices are bound, so that the guest can be asked about them at once.
 PHASES = ("bound", "busy")
@@ -46,7 +46,7 @@ def plain_life(
     profiles: Iterable[Profile] | None = None,
     *,
     excluded: frozenset[str] = frozenset(),
-    stop: Event | None = None,
+    scope: ProcessScope,
     check_timeout_s: float = CHECK_TIMEOUT_S,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> GuestLife:
@@ -58,7 +58,7 @@ def plain_life(
     :param check_timeout_s: how long one device's check may take
     :param timeout_s: deadline for the load, and for the guest's start
     :raises QemuError: QEMU did not even start
-    :raises Stopped: ``stop`` was set
+    :raises Stopped: the run was told to stop
     """
     started = time.monotonic()
     pack = buffers.pack
@@ -66,14 +66,14 @@ def plain_life(
         family=pack.manifest.family,
         phase=phase,
         profiles=recorded_profiles(pack, profiles),
-        stop=stop or Event(),
+        scope=scope,
         check_timeout_s=check_timeout_s,
     )
     interview.check_stop()
     state = State(buffers=buffers, phase=phase, excluded=excluded)
     answers = Answers()
     machine = interview.machine(buffers.machine, DiskKind.PLAIN)
-    with Incoming(binary, machine, timeout_s=timeout_s) as qemu:
+    with Incoming(binary, machine, timeout_s=timeout_s, scope=scope) as qemu:
         broken = _start(qemu, state)
         if broken is None:
             interview.ask(qemu.vm, answers)

@@ -15,8 +15,7 @@ from functools import partial
 from typing import Any
 
 from harness.devices.profile import load_profiles
-from harness.engines.colo import Stopped
-from harness.errors import HarnessError, HostError, QemuError, StreamError
+from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
 from harness.experiments.guestlife import guest_life
 from harness.experiments.ioerror import io_errors
@@ -260,7 +259,7 @@ def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> dict[str, Any]
         "buffers": bench.buffers,
         "phase": phase,
         "excluded": excluded,
-        "stop": bench.stop,
+        "stop": bench.scope,
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
-from harness.engines.colo import Evidence, Selection, Session, Stopped
+from harness.engines.colo import Evidence, Selection, Session
 from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.loadvm import Loadvm
 from harness.engines.pair import Pair
 from harness.engines.schedule import Checkpoint, LoadPlan
-from harness.errors import HarnessError, QemuError
+from harness.errors import HarnessError, QemuError, Stopped
 from harness.lanes.judge import Bench
 from harness.oracles.classify import Control, Controls, Moment, classify, sentence
 from harness.oracles.load import Judgement, judge
@@ -88,13 +88,13 @@ class ControlRoom:
             state=state,
             processes=FRESH_PROCESSES,
             timeout_s=CONTROL_TIMEOUT_S,
-            stop=self.bench.stop,
+            scope=self.bench.scope,
         ).run()
 
     def _pair(self, case: Case) -> Evidence:
         state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
         return Pair(
-            binary=self.bench.binary, dialect=self.bench.ability.dialect, state=state, stop=self.bench.stop
+            binary=self.bench.binary, dialect=self.bench.ability.dialect, state=state, scope=self.bench.scope
         ).run()
 
     def _loadvm(self, case: Case) -> Evidence:
@@ -105,7 +105,7 @@ class ControlRoom:
             plan=plan,
             excluded=case.excluded,
             timeout_s=CONTROL_TIMEOUT_S,
-            stop=self.bench.stop,
+            scope=self.bench.scope,
         ).run()
 
     def _session(self, case: Case, checkpoints: tuple[Checkpoint, ...]) -> Session:
@@ -117,7 +117,7 @@ class ControlRoom:
             selection=Selection(own=frozenset(case.sections), whole=False),
             mode=GuestMode.PARKED,
             timeout_s=CONTROL_TIMEOUT_S,
-            stop=self.bench.stop,
+            scope=self.bench.scope,
         )
 
 

@@ -6,15 +6,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from threading import Event, Lock
+from threading import Lock
 
-from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session, Stopped
+from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
-from harness.errors import HarnessError, HostError, QemuError
+from harness.errors import HarnessError, HostError, QemuError, Stopped
 from harness.oracles.isolate import Blame, Isolator
 from harness.oracles.load import Judgement, judge, warnings_of
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.document import REST_SUFFIX, Cell, Finding, Qemu
 from harness.results.plan import CellPlan, pair_label
 from harness.results.verdict import FailureClass, Verdict
@@ -44,7 +45,7 @@ class Bench:
     ability: ColoAbility
     buffers: Buffers
     pace: Pace
-    stop: Event
+    scope: ProcessScope
     came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
@@ -69,7 +70,7 @@ class Bench:
             resets=bool(self.ability.resets_before_load),
             again=self._twice(again),
             suspects=known,
-            stop=self.stop,
+            scope=self.scope,
         )
 
     def blame(self, phase: str, again: bool, labels: tuple[str, ...]) -> None:
@@ -201,7 +202,7 @@ class _Row:
             mode=self._plan.guest_mode,
             absent=self._bench.refused & excluded,
             pace=self._bench.pace,
-            stop=self._bench.stop,
+            scope=self._bench.scope,
         )
 
     def _load_plan(self) -> LoadPlan:

@@ -51,7 +51,7 @@ def _plain(bench: Bench, check: Check) -> Outcome:
 
 def _postcopy(bench: Bench, check: Check) -> Outcome:
     """Every phase by postcopy, whole at first: a failure at post_load in there is told apart from one by precopy."""
-    ability = probe_postcopy(bench.binary, bench.buffers.machine)
+    ability = probe_postcopy(bench.binary, bench.buffers.machine, bench.scope)
     if not ability.usable:
         said = [Told(verdict=Verdict.HOST, text=f"could not be tried: {ability.reason}")]
         return Outcome(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
@@ -63,7 +63,7 @@ def _postcopy(bench: Bench, check: Check) -> Outcome:
 
 
 def _by_precopy(bench: Bench, state: State) -> Evidence:
-    return Fresh(binary=bench.binary, state=state, processes=1, stop=bench.stop).run()
+    return Fresh(binary=bench.binary, state=state, processes=1, scope=bench.scope).run()
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class PageTally:
     by_fault: int = 0
 
     def load(self, bench: Bench, state: State) -> Evidence:
-        evidence = Postcopy(binary=bench.binary, state=state, stop=bench.stop).run()
+        evidence = Postcopy(binary=bench.binary, state=state, scope=bench.scope).run()
         self.early += evidence.pages.early
         self.late += evidence.pages.late
         self.by_fault += evidence.pages.by_fault
@@ -90,7 +90,7 @@ def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
     phase = next((phase for phase in reversed(LIVELY_PHASES) if phase in check.phases), None)
     if phase is None:
         return {}
-    life = plain_life(bench.binary, bench.buffers, phase, stop=bench.stop)
+    life = plain_life(bench.binary, bench.buffers, phase, scope=bench.scope)
     tally.count(frozenset(), passed=bool(life.loads_acked))
     for row, judgement in judge_life(life).items():
         if row in tally.told and judgement.verdict is not Verdict.OK:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from threading import Event
 
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import Buffers, Selection, Session, Stopped
+from harness.engines.colo import Buffers, Selection, Session
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary
 from harness.oracles.load import Judgement, judge
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, cpu_labels, label_of
 
@@ -49,7 +49,7 @@ class Isolator:
 
     :param resets: the build resets the machine before each load (see :class:`harness.engines.probe.ColoAbility`)
     :param again: load each section twice in one buffer
-    :param stop: set by whoever wants the search to end; :class:`harness.engines.colo.Stopped` is raised then
+    :param scope: of the run; told to stop, the search raises :class:`~harness.errors.Stopped`
     """
 
     binary: QemuBinary
@@ -58,7 +58,7 @@ class Isolator:
     resets: bool
     again: bool = False
     suspects: list[str] = field(default_factory=list)
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
         """Find what breaks a secondary that is in state ``before`` when ``phase`` is loaded.
@@ -143,7 +143,7 @@ class _Case:
             mode=GuestMode.PARKED,
             absent=self.absent,
             timeout_s=ISOLATE_TIMEOUT_S,
-            stop=self.owner.stop,
+            scope=self.owner.scope,
         )
 
 
@@ -168,8 +168,7 @@ class _Sweep:
                 return None
             ram = buffers.ram_difference(case.phase, case.before)
             for index, label in enumerate(self._labels):
-                if owner.stop.is_set():
-                    raise Stopped("stopped")
+                owner.scope.check()
                 devices = buffers.devices(case.phase, GuestMode.PARKED, case.selection([label]), 1)
                 try:
                     for _ in range(case.repeats):
@@ -181,7 +180,8 @@ class _Sweep:
 
     def _secondary(self) -> Secondary:
         owner = self._case.owner
-        return Secondary(owner.binary, owner.buffers.machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S)
+        machine = owner.buffers.machine
+        return Secondary(owner.binary, machine, owner.dialect, timeout_s=ISOLATE_TIMEOUT_S, scope=owner.scope)
 
     def _start(self, secondary: Secondary) -> bool:
         case, buffers = self._case, self._case.owner.buffers

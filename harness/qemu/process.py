@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from harness.errors import MissingError, QemuError
+from harness.errors import MissingError, QemuError, Stopped
+from harness.qemu.scope import ProcessScope
 
 #: How much of stderr is read back; a QEMU that repeats itself must not fill memory.
 STDERR_LIMIT_BYTES = 256 * 1024
@@ -24,9 +24,6 @@ STDERR_LIMIT_BYTES = 256 * 1024
 # setpriv asks the kernel for SIGKILL at the parent's death; the parent may have died before that, so the
 # shell compares its parent once more. `-run-with exit-with-parent=on` would do, but only on new builds.
 _GUARD = 'test "$PPID" = "$1" || exit 125; shift; exec "$@"'
-
-_live: set[int] = set()
-_live_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,27 +60,22 @@ def guarded(argv: Sequence[str]) -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "sh", "-c", _GUARD, "sh", str(os.getpid()), *argv]
 
 
-def kill_all() -> None:
-    """Kill every process that this harness started and has not reaped yet."""
-    with _live_lock:
-        pids = list(_live)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 class Process:
     """One child with a folder of its own for sockets and scratch files; both go away with :meth:`close`.
 
     :param argv: program and arguments
     :param passed: sockets that the child inherits under their own numbers
     :param workdir: folder for scratch files, made when None
+    :param scope: the run that it belongs to; one that belongs to none ends with :meth:`close`, or with this process
+    :raises QemuError: it cannot be started
+    :raises Stopped: the run is over
     """
 
     def __init__(
         self,
         argv: Sequence[str],
         *,
+        scope: ProcessScope | None = None,
         passed: Sequence[socket.socket] = (),
         workdir: Path | None = None,
         env: dict[str, str] | None = None,
@@ -106,8 +98,12 @@ class Process:
             except OSError as error:
                 shutil.rmtree(self.workdir, ignore_errors=True)
                 raise QemuError(f"cannot start {self.argv[0]}: {error}") from error
-        with _live_lock:
-            _live.add(self._popen.pid)
+        self._scope = scope or ProcessScope()
+        try:
+            self._scope.add(self._popen)
+        except Stopped:
+            shutil.rmtree(self.workdir, ignore_errors=True)
+            raise
 
     @property
     def pid(self) -> int:
@@ -155,8 +151,7 @@ class Process:
         shutil.rmtree(self.workdir, ignore_errors=True)
 
     def _reaped(self, code: int) -> Exit:
-        with _live_lock:
-            _live.discard(self._popen.pid)
+        self._scope.discard(self._popen)
         return _exit_of(code)
 
     def __enter__(self) -> Process:

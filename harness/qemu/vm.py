@@ -18,6 +18,7 @@ from harness.errors import DeadlineError, HostError, QemuError
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir, socket_path
+from harness.qemu.scope import ProcessScope
 
 START_TIMEOUT_S = 30.0
 
@@ -28,6 +29,7 @@ class Vm:
     :param command: the machine; monitor and console are added here
     :param workdir: scratch folder of the process, made when None
     :param passed: further sockets that the command line names by number
+    :param scope: the run that it belongs to (see :class:`~harness.qemu.process.Process`)
     :raises QemuError: QEMU ended before it greeted; the message holds what it printed
     """
 
@@ -38,6 +40,7 @@ class Vm:
         workdir: Path | None = None,
         passed: Sequence[socket.socket] = (),
         env: dict[str, str] | None = None,
+        scope: ProcessScope | None = None,
     ) -> None:
         qmp, qmp_child = socket.socketpair()
         self.console, console_child = socket.socketpair()
@@ -49,7 +52,12 @@ class Vm:
             Option(name="serial", first="chardev:postload-console"),
         )
         try:
-            self.process = Process(line.argv(), passed=[qmp_child, console_child, *passed], workdir=folder, env=env)
+            passed = [qmp_child, console_child, *passed]
+            self.process = Process(line.argv(), scope=scope, passed=passed, workdir=folder, env=env)
+        except BaseException:
+            self.console.close()
+            qmp.close()
+            raise
         finally:
             qmp_child.close()
             console_child.close()

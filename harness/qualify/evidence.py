@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-from harness.engines.colo import Buffers, Stopped
+from harness.engines.colo import Buffers
 from harness.engines.incoming import State
 from harness.engines.migration import RealMigration
 from harness.errors import PostloadError, QemuError
@@ -20,6 +19,7 @@ from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.answer import Leg, use_of
 from harness.qualify.explain import explain_load
@@ -42,14 +42,14 @@ class Witness:
     :param overrides: options of the loading side that the recording had not
     :param accel: what came of running code under an accelerator on this host
     :param say: told what is being done
-    :param stop: set by whoever wants it to end; it then raises :class:`Stopped`
+    :param scope: owns what it starts; told to stop, it raises :class:`Stopped`
     """
 
     binaries: Mapping[str, QemuBinary]
     overrides: tuple[Option, ...] = ()
     accel: AccelState | None = None
     say: Callable[[str], None] = lambda _: None
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
     _packs: dict[str, StatePack] = field(default_factory=dict)
     _changes: dict[tuple[str, str], list[Change]] = field(default_factory=dict)
     _confirmed: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
@@ -153,7 +153,7 @@ class Witness:
         state = State(buffers=Buffers(pack, self._machine(pack)), phase=phase)
         head = f"QEMU {recorder.version} migrating to QEMU {loader.version} without this program between them, {phase}"
         try:
-            judgement = judge(RealMigration(source=recorder, destination=loader, state=state, stop=self.stop).run())
+            judgement = judge(RealMigration(source=recorder, destination=loader, state=state, scope=self.scope).run())
         except PostloadError as error:
             return f"{head}: not decided: {error}"
         if judgement.verdict is Verdict.OK:
@@ -161,8 +161,7 @@ class Witness:
         return f"{head}: {judgement.verdict}: {judgement.text}"
 
     def _go_on(self) -> None:
-        if self.stop.is_set():
-            raise Stopped("stopped")
+        self.scope.check()
 
     def _machine(self, pack: StatePack) -> Machine:
         return replace(pack.machine, options=pack.machine.options + self.overrides)

@@ -27,6 +27,7 @@ from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.stream.model import Stream
 from harness.stream.reader import open_stream
@@ -114,19 +115,21 @@ def record(
     progress: Progress = lambda _: None,
     *,
     host: Mapping[str, Any] | None = None,
+    scope: ProcessScope | None = None,
 ) -> Path:
     """Boot the guest once and record every phase of the plan.
 
     :param path: where the pack shall be: one file that travels when it is called ``NAME.pack``, else a folder
     :param progress: told what is being done
     :param host: facts of this host, kept in the pack
+    :param scope: of the run that records
     :raises GuestError: the guest did not reach a phase; the message has the console's last words
     :raises QemuError: QEMU refused or died
     :raises HostError: no space
     :raises UsageError: a file of that name is there already
     """
     if path.suffix != SUFFIX:
-        return _record_folder(plan, path, progress, host or {})
+        return _record_folder(plan, path, progress, host or {}, scope)
     if path.exists():
         raise UsageError(f"{path}: it exists already; a state pack is never overwritten")
     with ExitStack() as stack:
@@ -136,17 +139,19 @@ def record(
             temp = stack.enter_context(temp_dir(path.parent))
         except OSError as error:
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
-        folder = _record_folder(plan, temp / "pack", progress, host or {})
+        folder = _record_folder(plan, temp / "pack", progress, host or {}, scope)
         progress("packing")
         with StatePack(folder) as pack:
             return export_pack(pack, path)
 
 
-def _record_folder(plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any]) -> Path:
+def _record_folder(
+    plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
+) -> Path:
     machine = plan.build()
     writer = PackWriter(path)
     try:
-        labels = _Session(plan, machine, writer, progress).run()
+        labels = _Session(plan, machine, writer, progress, scope).run()
         # the kernel first: in this order a travelling pack is the smaller
         writer.add_file(_KERNEL, plan.guest.kernel)
         writer.add_file(_INITRAMFS, plan.guest.initramfs)
@@ -192,11 +197,14 @@ def owned_sections(labels: Sequence[str], family: str, profiles: Sequence[Profil
 class _Session:
     """One guest being recorded."""
 
-    def __init__(self, plan: Plan, machine: Machine, writer: PackWriter, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, machine: Machine, writer: PackWriter, progress: Progress, scope: ProcessScope | None
+    ) -> None:
         self._plan = plan
         self._machine = machine
         self._writer = writer
         self._progress = progress
+        self._scope = scope
         self._labels: list[str] = []
         self._faults = {node: sector for p in plan.profiles for node, sector in p.faults.items()}
 
@@ -207,7 +215,7 @@ class _Session:
         chardev = Option(name="chardev", first="file", props={"id": "firmware", "path": str(workdir / _FIRMWARE_LOG)})
         # the pack keeps the healthy machine: a rule that fails a sector is no state of a device
         machine = with_faults(self._machine, self._faults) if "io-error" in self._plan.phases else self._machine
-        with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir) as vm:
+        with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir, scope=self._scope) as vm:
             self._drive(vm)
         return self._labels
 

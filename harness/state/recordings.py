@@ -19,6 +19,7 @@ from harness.facts import collect_facts
 from harness.guests.build import Guest
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
 from harness.state.recorder import Plan, record
 
@@ -36,12 +37,14 @@ class Recordings:
     :param fresh: record anew even when a recording is kept
     :param stage: told what is being recorded
     :param message: told why a kept one is not used
+    :param scope: of the run, for the QEMUs that record
     """
 
-    def __init__(self, *, fresh: bool, stage: Say, message: Say) -> None:
+    def __init__(self, *, fresh: bool, stage: Say, message: Say, scope: ProcessScope | None = None) -> None:
         self._fresh = fresh
         self._stage = stage
         self._message = message
+        self._scope = scope
         self._lock = Lock()
         self._locks: dict[str, Lock] = {}
         self._open: dict[str, StatePack] = {}
@@ -81,7 +84,8 @@ class Recordings:
         shutil.rmtree(_path(key), ignore_errors=True)
         who = f"{plan.machine} on {plan.binary.version}"
         host = facts_of(plan)
-        record(plan, _path(key), lambda phase: self._stage(f"recording {who}: {phase}"), host=host)
+        stage = self._stage
+        record(plan, _path(key), lambda phase: stage(f"recording {who}: {phase}"), host=host, scope=self._scope)
         return StatePack(_path(key))
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from harness.colo.messages import U32, Message
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import Stopped
 from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode
 from harness.studies.model import Column, Found, Lab, Question, Row
@@ -60,8 +59,7 @@ def watch(lab: Lab, interval_ms: float) -> tuple[list[Times], int, float, str]:
             began = time.monotonic()
             end = began + lab.effort.watch_s
             while time.monotonic() < end:
-                if lab.stop.is_set():
-                    raise Stopped("stopped")
+                lab.scope.check()
                 time.sleep(interval_ms / 1000)
                 took = _one(patient, tail)
                 if took is None:

@@ -71,7 +71,7 @@ def _case(lab: Lab, name: str, plan: LoadPlan) -> tuple[Row, Judgement, int]:
         selection=Selection(own=frozenset(labels), excluded=lab.excluded, again=lab.resets),
         mode=GuestMode.RUNNING,
         pace=Pace(run_s=RUN_S),
-        stop=lab.stop,
+        scope=lab.scope,
     )
     evidence = session.run()
     judgement = judge(evidence)
@@ -98,7 +98,7 @@ def _blame(lab: Lab, plan: LoadPlan, load: int, excluded: frozenset[str], verdic
         buffers=lab.buffers,
         resets=lab.resets,
         again=lab.resets,
-        stop=lab.stop,
+        scope=lab.scope,
     )
     blame = isolator.find(before, phase, load, excluded, verdict)
     return None if blame is None else {"sections": list(blame.sections), "isolated": blame.how}

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from threading import Event
 from typing import Any, TypeVar
 
-from harness.engines.colo import Buffers, Stopped
+from harness.engines.colo import Buffers
 from harness.engines.probe import ColoAbility
-from harness.errors import PostloadError
+from harness.errors import PostloadError, Stopped
 from harness.qemu.binary import QemuBinary
-from harness.qemu.process import kill_all
+from harness.qemu.scope import ProcessScope
 
 SCHEMA = "postload.claims/1"
 
@@ -53,7 +53,7 @@ class Lab:
     :param excluded: labels of sections left out of every buffer, because they break a healthy secondary
     :param before: phase of the last whole checkpoint, N
     :param after: phase of the checkpoint that goes wrong, N+1
-    :param stop: set by whoever wants everything to end
+    :param scope: of the run: owns its processes, and is told when it shall end
     :param stage: told what is going on
     """
 
@@ -65,7 +65,7 @@ class Lab:
     after: str = "busy"
     workers: int = 2
     effort: Effort = Effort()
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
     stage: Callable[[str], None] = lambda _: None
 
     @property
@@ -81,13 +81,13 @@ class Lab:
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """``work`` of every item, some at a time; results in the order of the items.
 
-        :raises Stopped: ``stop`` was set
+        :raises Stopped: the run was told to stop
         """
 
         failed = Event()
 
         def one(item: T) -> R:
-            if self.stop.is_set() or failed.is_set():
+            if self.scope.stopped or failed.is_set():
                 raise Stopped("stopped")
             return work(item)
 
@@ -98,8 +98,7 @@ class Lab:
                 # the others in the queue end at once; what is at work ends by itself, or with its QEMU
                 failed.set()
                 if not isinstance(error, PostloadError):
-                    self.stop.set()
-                    kill_all()
+                    self.scope.close()
                 raise
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.colo.messages import Message
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import Stopped, own_words
+from harness.engines.colo import own_words
 from harness.engines.incoming import Incoming, State
 from harness.engines.pair import let_cpu_threads_go_first
 from harness.engines.secondary import capabilities, connect_incoming
@@ -146,7 +146,7 @@ def primary_cases(lab: Lab) -> list[Row]:
 
     A pair that does not get to its checkpoints gives a row with ``undecided``.
 
-    :raises Stopped: ``lab.stop`` was set
+    :raises Stopped: the run was told to stop
     """
     # nothing can be left out of what a real primary sends: where a section breaks the secondary, that is the fault
     faults = FAULTS if not lab.excluded else ("its secondary's own failure",)
@@ -157,8 +157,7 @@ def _with_tries(lab: Lab, fault: str) -> Row:
     """A primary under TCG can hang by itself before anything went wrong (see :mod:`harness.engines.pair`)."""
     why = ""
     for _ in range(_TRIES):
-        if lab.stop.is_set():
-            raise Stopped("stopped")
+        lab.scope.check()
         try:
             return primary_case(lab, fault)
         except HarnessError as error:
@@ -174,8 +173,8 @@ def primary_case(lab: Lab, fault: str) -> Row:
     machine = lab.buffers.machine
     named = Option(name="name", first="postload-primary", props={"debug-threads": True})
     with (
-        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, extra=(named,)) as primary,
-        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S) as secondary,
+        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, scope=lab.scope, extra=(named,)) as primary,
+        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, scope=lab.scope) as secondary,
     ):
         try:
             primary.load(State(buffers=lab.buffers, phase=lab.before))
@@ -223,7 +222,7 @@ def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: str
         if not yielding and _in_colo(events):
             yielding = True
             let_cpu_threads_go_first(primary.process.pid)
-        if lab.stop.is_set() or time.monotonic() > end:
+        if lab.scope.stopped or time.monotonic() > end:
             raise HarnessError(f"a real pair loaded {relay.loaded} of {HEALTHY} checkpoints within {TIMEOUT_S:g} s")
         time.sleep(_POLL_S)
 

@@ -121,7 +121,9 @@ class Patient:
         workdir = new_workdir()
         machine.make_files(workdir)
         incoming = Option(name="incoming", first="defer")
-        self.vm = Vm(machine.command(lab.binary.path, workdir, firmware_sink(), incoming), workdir=workdir)
+        self.vm = Vm(
+            machine.command(lab.binary.path, workdir, firmware_sink(), incoming), workdir=workdir, scope=lab.scope
+        )
         try:
             self.vm.qmp("migrate-set-capabilities", capabilities=capabilities(lab.ability.dialect))
             self.sock = connect_incoming(self.vm, START_TIMEOUT_S)

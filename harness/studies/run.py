@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from threading import Event
 
 from harness.devices.profile import Profile
 from harness.engines.colo import Buffers
@@ -17,7 +16,7 @@ from harness.errors import HarnessError, PostloadError, UsageError
 from harness.guests.build import Guest
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qemu.process import kill_all
+from harness.qemu.scope import ProcessScope
 from harness.state import recordings
 from harness.state.recorder import PHASES, Plan
 from harness.studies import framing, half, interval, loads
@@ -49,7 +48,7 @@ class Asked:
     effort: Effort = field(default_factory=Effort)
     command: Sequence[str] = ()
     stage: Callable[[str], None] = lambda _: None
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
 
 
 def answer_all(asked: Asked) -> Row:
@@ -60,7 +59,7 @@ def answer_all(asked: Asked) -> Row:
     """
     started = time.monotonic()
     answers: list[Answer] = []
-    with ExitStack() as stack, _ends_all(asked.stop):
+    with ExitStack() as stack, _ends_all(asked.scope):
         labs = {name: stack.enter_context(_lab(asked, name)) for name in dict.fromkeys(_names(asked))}
         ready: dict[str, Lab] = {}
         for number in sorted(set(asked.questions)):
@@ -83,13 +82,12 @@ def _names(asked: Asked) -> list[str]:
 
 
 @contextmanager
-def _ends_all(stop: Event) -> Iterator[None]:
+def _ends_all(scope: ProcessScope) -> Iterator[None]:
     """Whatever ends the questions ends every QEMU of theirs."""
     try:
         yield
     except BaseException:
-        stop.set()
-        kill_all()
+        scope.close()
         raise
 
 
@@ -104,7 +102,7 @@ def _without_broken(lab: Lab) -> Lab:
 @contextmanager
 def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
     family, name = machine_names(asked.binary, machine)
-    ability = probe_colo(asked.binary)
+    ability = probe_colo(asked.binary, asked.scope)
     profiles = tuple(p for p in asked.profiles if p.missing(family, asked.binary) is None)
     plan = Plan(
         binary=asked.binary,
@@ -115,14 +113,14 @@ def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
         profiles=profiles,
         phases=PHASES,
     )
-    with kept_pack(plan, asked.stage) as pack:
+    with kept_pack(plan, asked.stage, asked.scope) as pack:
         lab = Lab(
             binary=asked.binary,
             ability=ability,
             buffers=Buffers(pack),
             workers=asked.workers,
             effort=asked.effort,
-            stop=asked.stop,
+            scope=asked.scope,
             stage=asked.stage,
         )
         if lab.before not in pack.phases or lab.after not in pack.phases:
@@ -130,12 +128,12 @@ def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
         yield lab
 
 
-def kept_pack(plan: Plan, stage: Callable[[str], None]) -> StatePack:
+def kept_pack(plan: Plan, stage: Callable[[str], None], scope: ProcessScope | None = None) -> StatePack:
     """The recording that a matrix would use, made when there is none.
 
     :raises PostloadError: it could not be made
     """
-    return recordings.Recordings(fresh=False, stage=stage, message=stage).pack(plan)
+    return recordings.Recordings(fresh=False, stage=stage, message=stage, scope=scope).pack(plan)
 
 
 def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:

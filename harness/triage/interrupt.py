@@ -7,16 +7,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event
 from types import FrameType
+
+from harness.qemu.scope import ProcessScope
 
 
 @contextmanager
-def one_interrupt(stop: Event | None = None) -> Iterator[None]:
+def one_interrupt(scope: ProcessScope | None = None) -> Iterator[None]:
     """A SIGINT is a KeyboardInterrupt, and further ones are nothing until this is left.
 
-    :param stop: set by the first SIGINT, for work that looks at it and ends in an orderly way; then only the second
-        is a KeyboardInterrupt
+    :param scope: told to stop by the first SIGINT, for work that looks at it and ends in an orderly way; then only
+        the second is a KeyboardInterrupt
 
     In a thread that is not the main one it does nothing, as no signal is handled there.
     """
@@ -26,8 +27,8 @@ def one_interrupt(stop: Event | None = None) -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
 
     def first(_number: int, _frame: FrameType | None) -> None:
-        if stop is not None and not stop.is_set():
-            stop.set()
+        if scope is not None and not scope.stopped:
+            scope.stop()
             return
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt

@@ -12,8 +12,7 @@ import time
 from typing import Final
 
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import Stopped
-from harness.experiments.leak import LeakBench, _alive, _look, _Meter, _TunedSecondary
+from harness.experiments.leak import LeakBench, _alive, _look, _Meter, tuned_secondary
 from harness.packs.pack import incoming_body
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
@@ -43,7 +42,7 @@ def still_leaks(bench: LeakBench, label: str, wanted_bytes: float) -> tuple[bool
     prefix = encode([s for s in sections if label_of(s) not in bench.excluded]) if bench.resets else b""
     body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(sections))
     try:
-        with _TunedSecondary(bench) as secondary:
+        with tuned_secondary(bench) as secondary:
             secondary.start(recording.head, body)
             growths: list[float] = []
             before: float | None = None
@@ -70,8 +69,7 @@ def _heap_bytes(vm: Vm, bench: LeakBench, ram: frozenset[int]) -> int | None:
     seen: list[int] = []
     with _alive():
         for _ in range(_LOOKS):
-            if bench.stop.is_set():
-                raise Stopped("stopped")
+            bench.scope.check()
             time.sleep(bench.budget.settle_s)
             look = _look(vm.process.pid, ram, bytearray())
             if look.heap_bytes is not None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from threading import Event
 from typing import Any
 
-from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session, Stopped
+from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan
-from harness.errors import HarnessError, HostError, QemuError, UsageError
+from harness.errors import HarnessError, HostError, QemuError, Stopped, UsageError
 from harness.experiments.leak import LeakBench, LeakBudget
 from harness.oracles.leak import MIN_LEAK_BYTES, growth
 from harness.oracles.load import judge
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.document import MIGRATIONS, Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
@@ -45,7 +45,7 @@ class Target:
     binary: QemuBinary
     ability: ColoAbility
     buffers: Buffers
-    stop: Event = field(default_factory=Event)
+    scope: ProcessScope = field(default_factory=ProcessScope)
     pace: Pace = field(default_factory=lambda: Pace(run_s=RUN_S))
 
     @property
@@ -125,8 +125,7 @@ class Tries:
         :raises HostError: no space
         :raises Stopped: told to stop
         """
-        if self._target.stop.is_set():
-            raise Stopped("stopped")
+        self._target.scope.check()
         began = time.monotonic()
         run = self._leak if self._target.kind == "leak" else self._load
         try:
@@ -193,7 +192,7 @@ class Tries:
             mode=candidate.mode,
             pace=target.pace,
             timeout_s=SMALL_TIMEOUT_S if small else WHOLE_TIMEOUT_S,
-            stop=target.stop,
+            scope=target.scope,
         )
 
     def _leak(self, candidate: Candidate) -> tuple[bool, int]:
@@ -237,7 +236,7 @@ class Tries:
             buffers=Reduced(target.buffers, candidate),
             phase=candidate.incoming,
             excluded=frozenset(target.cell.excluded),
-            stop=target.stop,
+            scope=target.scope,
             budget=LEAK_BUDGET,
         )
 

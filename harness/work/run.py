@@ -9,14 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, Protocol
 
 from harness.devices.profile import Profile
-from harness.engines.colo import Buffers, Pace, Stopped
+from harness.engines.colo import Buffers, Pace
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
-from harness.errors import HarnessError, HostError, QemuError
+from harness.errors import HarnessError, HostError, QemuError, Stopped
 from harness.guests.build import Guest
 from harness.lanes.checks import Check, perform, planned_checks
 from harness.lanes.controls import ControlRoom
@@ -25,7 +25,7 @@ from harness.lanes.migrations import planned_migrations
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.process import kill_all
+from harness.qemu.scope import ProcessScope
 from harness.results.answer import PLATFORM, Seen, machine_result
 from harness.results.document import RECORDER_LACKS, Cell, Finding, MatrixDoc, Qemu
 from harness.results.plan import CellPlan, plan_cells
@@ -103,6 +103,7 @@ class Run:
     :param guest: builds the guest when a recording has to be made
     :param watcher: told about progress, from several threads
     :param on_cell: called after each judged cell with the document so far
+    :param scope: closing it stops this run; the run has one of its own within it
     """
 
     def __init__(
@@ -114,18 +115,21 @@ class Run:
         on_cell: Callable[[MatrixDoc], None],
         host: dict[str, Any],
         command: Sequence[str],
+        scope: ProcessScope | None = None,
     ) -> None:
         self._options = options
         self._guest = guest
         self._watcher = watcher
         self._on_cell = on_cell
-        self._stop = Event()
+        self._scope = ProcessScope(scope)
         self._lock = Lock()
         self._began = time.monotonic()
         self._planned: list[str] = []
         self._cells: dict[str, list[Cell]] = {}
         self._machines: list[Seen] = []
-        self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=watcher.message)
+        self._recordings = Recordings(
+            fresh=options.fresh, stage=watcher.stage, message=watcher.message, scope=self._scope
+        )
         self._doc = MatrixDoc(
             command=tuple(command),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -136,6 +140,10 @@ class Run:
             cells=(),
         )
 
+    def stop(self) -> None:
+        """End it from another thread: its QEMUs are killed, and :meth:`execute` returns what was judged."""
+        self._scope.close()
+
     @property
     def binaries(self) -> tuple[QemuBinary, ...]:
         """The QEMUs of the run, each build once."""
@@ -144,7 +152,7 @@ class Run:
     def execute(
         self, jobs: Sequence[Job] | None = None, then: Callable[[MatrixDoc], Sequence[Job]] | None = None
     ) -> MatrixDoc:
-        """Judge everything; Ctrl-C gives what was judged until then, ``complete`` false.
+        """Judge everything; Ctrl-C, or :meth:`stop`, gives what was judged until then, ``complete`` false.
 
         :param jobs: what to begin with, by default every machine of every QEMU with its own recording
         :param then: what is still to be done when all of that is judged
@@ -155,13 +163,18 @@ class Run:
             self._finish(pool, self._jobs() if jobs is None else jobs)
             if then is not None:
                 self._finish(pool, then(self.document()))
+            self._scope.check()  # what was cut short by a stop ends as if it had nothing more to say
             complete = True
         except KeyboardInterrupt:
             complete = False
+        except Stopped:
+            if not self._scope.stopped:
+                raise
+            complete = False
         finally:
-            self._stop.set()
+            self._scope.stop()
             pool.shutdown(wait=False, cancel_futures=True)
-            kill_all()
+            self._scope.close()
             pool.shutdown(wait=True)
         return self.document(complete=complete)
 
@@ -191,6 +204,7 @@ class Run:
         due = list(first)
         waiting: set[Future[list[Job]]] = set()
         while due or waiting:
+            self._scope.check()
             while due and len(waiting) < self._options.jobs:
                 waiting.add(pool.submit(due.pop(0)))
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -227,13 +241,13 @@ class Run:
         if not able:
             return []
         try:
-            seen.ability = probe_colo(binary)
+            seen.ability = probe_colo(binary, self._scope)
             profiles = tuple(p for p in self._options.profiles if lacking[p.name] is None)
             pack = self._pack(recorder, name, family, profiles)
         except (HostError, Stopped):
             raise
         except (QemuError, HarnessError) as error:
-            if self._stop.is_set():
+            if self._scope.stopped:
                 raise Stopped("stopped") from error
             self._give_up(able, seen, error)
             return []
@@ -251,7 +265,7 @@ class Run:
                 self._settle(plan, seen, Verdict.UNSUPPORTED, lacking)
             return []
         try:
-            seen.ability = probe_colo(binary)
+            seen.ability = probe_colo(binary, self._scope)
         except QemuError as error:
             self._give_up(plans, seen, error)
             return []
@@ -271,7 +285,7 @@ class Run:
             ability=seen.ability,
             buffers=Buffers(pack, machine),
             pace=Pace(run_s=self._options.run_s),
-            stop=self._stop,
+            scope=self._scope,
             came=came,
         )
         rows = list(dict.fromkeys(plan.device for plan in plans))
@@ -338,18 +352,18 @@ class Run:
 
     def _judge(self, plan: CellPlan, bench: Bench, control: RunControls | None, after: _Countdown) -> list[Job]:
         """Judge a planned cell; the last one of a machine brings the checks, which know by then what to leave out."""
-        if not self._stop.is_set():
+        if not self._scope.stopped:
             self._judge_now(plan, bench, control)
         return after.one_less()
 
     def _check(self, check: Check, bench: Bench, then: Job) -> list[Job]:
         """Make one experiment; what is to be done next comes back."""
-        if self._stop.is_set():
+        if self._scope.stopped:
             return []
         planned = [check.cell_id(bench.label, bench.buffers.pack.manifest.machine, row) for row in check.rows]
         self._watcher.start_cell(planned[0])
         cells = perform(check, bench)
-        if self._stop.is_set():
+        if self._scope.stopped:
             # its QEMU was killed by the stop
             return []
         for name, cell in zip(planned, cells, strict=True):
@@ -360,7 +374,7 @@ class Run:
         planned = plan.id(bench.label)
         self._watcher.start_cell(planned)
         for cell in judge_cell(plan, bench, self._watcher.loads, control):
-            if self._stop.is_set():
+            if self._scope.stopped:
                 return
             more = bool(self._cells.get(planned))
             if more:

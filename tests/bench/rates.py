@@ -33,6 +33,7 @@ from harness.guests.build import build_guest
 from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.qemu.scope import ProcessScope
 from harness.state.recorder import Plan, record
 from harness.state.transforms import GuestMode
 
@@ -128,7 +129,9 @@ def bare_rate(setup: Setup, case: Case, secondary: Opened) -> float:
 def rounds_of(setup: Setup, case: Case, rounds: int) -> tuple[list[float], list[float]]:
     """Rates of the harness and of the bare loop; who goes first changes from round to round."""
     rates: dict[Rate, list[float]] = {harness_rate: [], bare_rate: []}
-    secondary = Opened(setup.binary, setup.buffers.pack.machine, setup.ability.dialect, timeout_s=TIMEOUT_S)
+    secondary = Opened(
+        setup.binary, setup.buffers.pack.machine, setup.ability.dialect, timeout_s=TIMEOUT_S, scope=ProcessScope()
+    )
     with secondary:
         for number in range(-1, rounds):
             for rate in list(rates)[:: 1 if number % 2 else -1]:

@@ -23,6 +23,7 @@ from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.scope import ProcessScope
 from harness.qualify.features import LostFeature, explain_features, guest_features
 from harness.qualify.fields import explain_fields
 from harness.state.recorder import Plan, record
@@ -48,7 +49,7 @@ guest:
 
 def load(binary: QemuBinary, machine: Machine, pack: StatePack, phase: str) -> str | None:
     """None for a load that passes, else what QEMU printed."""
-    with Incoming(binary, machine, timeout_s=TIMEOUT_S) as qemu:
+    with Incoming(binary, machine, timeout_s=TIMEOUT_S, scope=ProcessScope()) as qemu:
         try:
             qemu.load(State(buffers=Buffers(pack), phase=phase))
         except ChannelBroken:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from harness.experiments.ioerror import BUSY_SECTOR, IoErrors, io_errors
 from harness.oracles.ioerror import judge_io_errors
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 from harness.state.recorder import Plan, record
 
@@ -45,7 +45,7 @@ def fail(binary: QemuBinary, ability: ColoAbility, io_pack: StatePack) -> Fail:
             buffers=Buffers(io_pack),
             phase=phase,
             excluded=frozenset(),
-            stop=threading.Event(),
+            scope=ProcessScope(),
             faults=faults,
             loads=loads,
             **more,  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from harness.engines.secondary import Secondary
 from harness.oracles.load import judge
 from harness.packs.pack import Recording, StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
@@ -41,7 +42,9 @@ def secondary(binary: QemuBinary, ability: ColoAbility, pc_pack: StatePack) -> O
     def start(phase: str, mode: GuestMode) -> Iterator[Secondary]:
         recording = pc_pack.recordings[phase]
         devices = encode(sections_for(recording, mode))
-        with Secondary(binary, pc_pack.machine, ability.dialect, timeout_s=ANSWER_TIMEOUT_S) as opened:
+        with Secondary(
+            binary, pc_pack.machine, ability.dialect, timeout_s=ANSWER_TIMEOUT_S, scope=ProcessScope()
+        ) as opened:
             opened.start(recording.head, incoming_body(recording, pc_pack.ram_whole(phase), devices))
             yield opened
 

@@ -20,6 +20,7 @@ from harness.oracles.guestfault import judge_life
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 from harness.stream.model import Section
@@ -35,7 +36,7 @@ def pc(pc_pack: StatePack) -> Buffers:
 @pytest.fixture
 def postcopied(binary: QemuBinary, pc: Buffers) -> Buffers:
     """The recording, on a host that can do postcopy."""
-    ability = probe_postcopy(binary, pc.machine)
+    ability = probe_postcopy(binary, pc.machine, ProcessScope())
     if not ability.usable:
         pytest.skip(f"no postcopy here: {ability.reason}")
     return pc
@@ -128,7 +129,7 @@ def test_a_destination_that_is_another_machine_refuses_a_real_source_too(
 
 
 def test_the_guest_says_that_it_is_well_after_an_ordinary_load(binary: QemuBinary, pc: Buffers) -> None:
-    life = plain_life(binary, pc, "bound")
+    life = plain_life(binary, pc, "bound", scope=ProcessScope())
     found = judge_life(life)
     assert {device: judged.text for device, judged in found.items()} == dict.fromkeys(
         ("platform", "ahci", "virtio-blk", "virtio-net"), ""
@@ -139,14 +140,14 @@ def test_the_guest_says_that_it_is_well_after_an_ordinary_load(binary: QemuBinar
 def test_a_disk_that_stands_still_after_an_ordinary_load_is_a_fault_of_its_guest(
     binary: QemuBinary, pc: Buffers
 ) -> None:
-    life = plain_life(binary, pc, "bound", excluded=frozenset({BLK}), check_timeout_s=10.0)
+    life = plain_life(binary, pc, "bound", scope=ProcessScope(), excluded=frozenset({BLK}), check_timeout_s=10.0)
     found = judge_life(life)
     assert found["virtio-blk"].verdict is Verdict.GUEST_FAULT
     assert found["ahci"].verdict is Verdict.OK
 
 
 def test_a_load_that_breaks_leaves_nobody_to_ask(binary: QemuBinary, pc: Buffers) -> None:
-    life = plain_life(binary, altered(pc, "bound", unknown_version), "bound")
+    life = plain_life(binary, altered(pc, "bound", unknown_version), "bound", scope=ProcessScope())
     found = judge_life(life)
     assert set(found) == {"platform"}
     assert found["platform"].verdict is Verdict.REJECT

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from harness.guests.console import Console
 from harness.oracles.guestfault import LifeJudgement, judge_life
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 from harness.state.recorder import PHASES
 from harness.state.transforms import GuestMode, encode, label_of, sections_for
@@ -46,7 +46,7 @@ def live(binary: QemuBinary, ability: ColoAbility) -> Live:
             buffers=Buffers(pack),
             phase=phase,
             excluded=excluded,
-            stop=threading.Event(),
+            scope=ProcessScope(),
             **more,  # type: ignore[arg-type]
         )
 
@@ -165,7 +165,7 @@ def test_replication_takes_a_write_back_and_plain_disks_keep_it(
     recording = pc_pack.recordings["bound"]
     devices = encode(sections_for(recording, GuestMode.RUNNING))
     machine = with_disks(pc_pack.machine, kind, {})
-    with Secondary(binary, machine, ability.dialect, timeout_s=ANSWER_TIMEOUT_S) as secondary:
+    with Secondary(binary, machine, ability.dialect, timeout_s=ANSWER_TIMEOUT_S, scope=ProcessScope()) as secondary:
         secondary.start(recording.head, incoming_body(recording, pc_pack.ram_whole("bound"), devices))
         secondary.primary.checkpoint(devices)
         console = Console(secondary.vm.console)

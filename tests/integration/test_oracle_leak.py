@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from threading import Event
 
 import pytest
 
@@ -18,6 +17,7 @@ from harness.experiments.leak import LeakBudget, LeakResult, find_leaks
 from harness.oracles.leak import LeakJudgement, judge_leaks, run_details, suspects
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
@@ -44,7 +44,7 @@ def find(binary: QemuBinary, ability: ColoAbility, pc_pack: StatePack) -> Find:
             resets=bool(ability.resets_before_load),
             buffers=Buffers(pack or pc_pack),
             phase=PHASE,
-            stop=Event(),
+            scope=ProcessScope(),
             suspects=suspects,
             **arguments,  # type: ignore[arg-type]
         )

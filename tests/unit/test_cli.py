@@ -59,7 +59,7 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     monkeypatch.setattr(options_module, "probe_binary", lambda *_: binary)
     on_paper = AccelState(name="tcg", usable=True, reason="on paper")
     monkeypatch.setattr(matrix_module, "choose_accel", lambda *_: on_paper)
-    monkeypatch.setattr(run_module, "probe_colo", lambda _: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
+    monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
     return binary
 
 

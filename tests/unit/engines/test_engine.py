@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,14 +14,15 @@ import pytest
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, OPEN_RETURN_PATH, ChannelBroken
 from harness.engines import colo as engine
-from harness.engines.colo import Buffers, Pace, Selection, Session, Stopped
+from harness.engines.colo import Buffers, Pace, Selection, Session
 from harness.engines.schedule import Schedule, plan_loads
 from harness.engines.secondary import Secondary, broken_at_start, capabilities
-from harness.errors import DeadlineError, QemuError
+from harness.errors import DeadlineError, QemuError, Stopped
 from harness.oracles.load import judge, warnings_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
 
@@ -256,10 +256,10 @@ def test_a_warning_is_kept_with_its_load(session: Callable[..., Session], fake: 
 def test_a_run_that_is_told_to_stop_gives_no_evidence(
     session: Callable[..., Session], fake: type[FakeSecondary]
 ) -> None:
-    stop = Event()
-    stop.set()
+    scope = ProcessScope()
+    scope.stop()
     with pytest.raises(Stopped):
-        session(Schedule.SAME, ["bound"], 3, stop=stop).run()
+        session(Schedule.SAME, ["bound"], 3, scope=scope).run()
     assert sent(fake).sent == []
 
 

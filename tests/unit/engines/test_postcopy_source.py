@@ -17,6 +17,7 @@ from harness.engines.pagesource import PageSource
 from harness.engines.postcopy import probe_postcopy, split_pages
 from harness.errors import HarnessError
 from harness.packs.pack import StatePack
+from harness.qemu.scope import ProcessScope
 
 if TYPE_CHECKING:
     from harness.qemu.binary import QemuBinary
@@ -149,6 +150,6 @@ def test_without_a_late_page_nothing_is_sent(state: State) -> None:
 
 
 def test_a_build_without_the_capability_is_named(state: State, binary: QemuBinary) -> None:
-    ability = probe_postcopy(binary, state.buffers.machine)
+    ability = probe_postcopy(binary, state.buffers.machine, ProcessScope())
     assert not ability.usable
     assert "postcopy-ram" in ability.reason

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +12,14 @@ import pytest
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, ChannelBroken
 from harness.engines import colo as engine
-from harness.engines.colo import Buffers, Stopped
+from harness.engines.colo import Buffers
+from harness.errors import Stopped
 from harness.oracles import isolate
 from harness.oracles.isolate import Isolator
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
+from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def test_again_means_twice_in_one_buffer(
 
 
 def test_a_search_stops_when_it_is_told(isolator: Callable[..., Isolator], fake: type[Fake]) -> None:
-    stop = Event()
-    stop.set()
+    scope = ProcessScope()
+    scope.stop()
     with pytest.raises(Stopped):
-        find(isolator(stop=stop))
+        find(isolator(scope=scope))

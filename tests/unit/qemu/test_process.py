@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.qemu.process import Exit, Process, kill_all, new_workdir, scratch_folder, sweep_workdirs
+from harness.errors import Stopped
+from harness.qemu.process import Exit, Process, new_workdir, scratch_folder, sweep_workdirs
+from harness.qemu.scope import ProcessScope
 
 GENEROUS_S = 30.0
 
@@ -104,10 +106,50 @@ def test_a_program_that_is_not_there_ends_with_the_shells_status() -> None:
         assert "/nowhere/qemu" in process.stderr()
 
 
-def test_kill_all_ends_every_child() -> None:
-    with sh("exec sleep 1000") as one, sh("exec sleep 1000") as two:
-        kill_all()
+def test_closing_a_scope_ends_its_children_and_nobody_elses() -> None:
+    mine, other = ProcessScope(), ProcessScope()
+    with (
+        sh("exec sleep 1000", scope=mine) as one,
+        sh("exec sleep 1000", scope=mine) as two,
+        sh("exec sleep 1000", scope=other) as theirs,
+        sh("exec sleep 1000") as nobodys,
+    ):
+        mine.close()
         assert [p.wait(GENEROUS_S) for p in (one, two)] == [Exit(status=-9, signal="SIGKILL")] * 2
+        assert (theirs.poll(), nobodys.poll()) == (None, None)
+        assert (mine.stopped, other.stopped) == (True, False)
+
+
+def test_a_closed_scope_starts_nothing(tmp_path: Path) -> None:
+    scope = ProcessScope()
+    scope.close()
+    (tmp_path / "work").mkdir()
+    with pytest.raises(Stopped):
+        sh(f"sleep 0.5; touch {tmp_path / 'ran'}; exec sleep 1000", scope=scope, workdir=tmp_path / "work")
+    time.sleep(0.7)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scope_ends_with_the_one_that_it_stands_in() -> None:
+    whole = ProcessScope()
+    part = ProcessScope(whole)
+    with sh("exec sleep 1000", scope=part) as process:
+        whole.stop()
+        assert (part.stopped, process.poll()) == (True, None)
+        with pytest.raises(Stopped):
+            part.check()
+        whole.close()
+        assert process.wait(GENEROUS_S) == Exit(status=-9, signal="SIGKILL")
+    with pytest.raises(Stopped):
+        sh("exec sleep 1000", scope=ProcessScope(whole))
+
+
+def test_what_was_reaped_is_forgotten() -> None:
+    scope = ProcessScope()
+    for _ in range(3):
+        with sh("exit 0", scope=scope) as process:
+            assert process.wait(GENEROUS_S) == Exit(status=0)
+    assert scope.processes == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

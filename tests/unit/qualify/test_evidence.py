@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.engines.colo import Stopped
+from harness.errors import Stopped
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.answer import Leg
 from harness.qualify.evidence import Witness, passed_sections
@@ -50,7 +50,7 @@ def test_what_no_load_brought_is_not_said_to_have_passed() -> None:
 
 def test_a_stopped_witness_asks_nobody(binary: QemuBinary) -> None:
     witness = Witness(binaries={NEW.sha256: binary})
-    witness.stop.set()
+    witness.scope.stop()
     with pytest.raises(Stopped):
         witness.explain(cell("ahci"), Reason(use="migration", verdict="reject", text="no"))
 

@@ -83,7 +83,7 @@ def test_files(tmp_path: Path) -> None:
 class _FakeLab:
     def __init__(self, family: str) -> None:
         self.family = family
-        self.stop = Event()
+        self.scope = Event()
 
 
 def test_a_machine_that_cannot_say_does_not_silence_the_other() -> None:

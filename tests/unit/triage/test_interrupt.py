@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import signal
-from threading import Event
 
 import pytest
 
+from harness.qemu.scope import ProcessScope
 from harness.triage.interrupt import one_interrupt
 
 
@@ -38,9 +38,9 @@ def test_without_one_it_changes_nothing() -> None:
 
 
 def test_work_that_can_be_stopped_is_asked_to_first() -> None:
-    stop = Event()
-    with one_interrupt(stop):
+    scope = ProcessScope()
+    with one_interrupt(scope):
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.is_set()
+        assert scope.stopped
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

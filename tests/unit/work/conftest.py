@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
 
 import pytest
 
@@ -15,6 +14,7 @@ from harness.engines.probe import ColoAbility
 from harness.lanes.judge import Bench
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 
 
 @pytest.fixture
@@ -26,5 +26,5 @@ def bench(make_pack: Callable[..., Path], binary: QemuBinary) -> Iterator[Bench]
             ability=ColoAbility(dialect=ENABLE_COLO, resets_before_load=False),
             buffers=Buffers(pack),
             pace=Pace(),
-            stop=Event(),
+            scope=ProcessScope(),
         )

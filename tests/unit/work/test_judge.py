@@ -10,10 +10,10 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO
-from harness.engines.colo import Break, Evidence, Stopped
+from harness.engines.colo import Break, Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule
-from harness.errors import HostError, QemuError
+from harness.errors import HostError, QemuError, Stopped
 from harness.lanes import judge as judge_module
 from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell
 from harness.oracles.isolate import Blame

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import _thread
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, Event, Lock
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from harness.lanes.checks import Check
 from harness.lanes.judge import Bench
 from harness.packs.pack import OptionModel, StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit, Process
 from harness.results.answer import Seen, machine_result
 from harness.results.document import Cell, Finding, MatrixDoc, Qemu
 from harness.results.plan import CellPlan
@@ -81,7 +83,7 @@ Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
-    monkeypatch.setattr(run_module, "probe_colo", lambda _: DIES)
+    monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
     return lambda function: monkeypatch.setattr(run_module, "judge_cell", function)
 
 
@@ -229,13 +231,49 @@ def test_what_is_judged_after_the_stop_does_not_count(
         if plan.device == "platform":
             raise KeyboardInterrupt
         # as a QEMU does that is killed when the run ends
-        bench.stop.wait(20.0)
+        bench.scope.wait(20.0)
         yield cell_of(plan, bench.binary, Verdict.HOST)
 
     judge(killed_by_the_stop)
     run, _, _ = make_run()
     doc = load_pack_rows(run, pack)
     assert (doc.cells, doc.complete) == ((), False)
+
+
+def test_of_two_runs_in_one_process_the_stopped_one_alone_ends(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    """Each judges with a child of its own; the first is stopped while both are in the middle of a cell."""
+    both, stopped = Barrier(3, timeout=20.0), Event()
+    ended: dict[str, Exit | None] = {}
+
+    def with_a_child(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        if plan.device != "platform" or plan.where != "kernel":
+            yield cell_of(plan, bench.binary)
+            return
+        with Process(["/bin/sleep", "1000"], scope=bench.scope) as process:
+            both.wait()
+            if bench.pace.run_s:
+                ended["first"] = process.wait(20.0)
+                yield cell_of(plan, bench.binary, Verdict.CRASH)
+                return
+            assert stopped.wait(20.0)
+            ended["second"] = process.wait(0.2)
+        yield cell_of(plan, bench.binary)
+
+    judge(with_a_child)
+    first, second = make_run(run_s=1.0)[0], make_run()[0]
+    with ThreadPoolExecutor() as pool:
+        docs = [pool.submit(load_pack_rows, run, pack) for run in (first, second)]
+        both.wait()
+        first.stop()
+        cut = docs[0].result(timeout=20.0)
+        stopped.set()
+        whole = docs[1].result(timeout=20.0)
+    assert ended == {"first": Exit(status=-9, signal="SIGKILL"), "second": None}
+    assert (cut.complete, whole.complete) == (False, True)
+    assert len(whole.cells) == 9
+    assert Verdict.CRASH not in {cell.verdict for cell in cut.cells}
 
 
 @pytest.mark.parametrize("migrations", [("plain",), ("postcopy",)])
@@ -250,7 +288,7 @@ def test_a_migration_that_the_stop_killed_does_not_count(
 
     def killed(check: Check, bench: Bench) -> list[Cell]:
         _thread.interrupt_main()
-        bench.stop.wait(20.0)
+        bench.scope.wait(20.0)
         cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, oracle=str(check.oracle))
         return [replace(cell, device=row) for row in check.rows]
 
