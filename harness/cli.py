@@ -63,6 +63,7 @@ _COMMANDS = {
     "record": "matrix:record",
     "replay": "matrix:replay",
     "qualify": "qualify:qualify",
+    "report": "report:report",
     "explain": "explain:explain_command",
     "minimise": "minimise:minimise",
     "bundle": "bundle:bundle",

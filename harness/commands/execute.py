@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Carry out a run for a command: progress, reports kept up to date, the answer, the exit code."""
+"""Carry out a run for a command: events kept, progress, reports, the answer, the exit code."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from rich.markup import escape
 
 from harness.commands.doctor import host_facts
 from harness.commands.options import err, run_scope
-from harness.errors import PostloadError
+from harness.errors import HostError, PostloadError
 from harness.qemu.binary import AccelState
+from harness.report.snapshots import Snapshots
 from harness.report.terminal import LiveProgress, print_matrix
-from harness.report.writer import render_json, write_json, write_reports
+from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
-from harness.results.known import annotate, load_known
-from harness.results.verdict import exit_code
+from harness.results.events import EventLog, Started
+from harness.results.known import Issue, KnownRun, annotate, load_known
 from harness.work.run import Options, Run
 
 
@@ -34,58 +34,63 @@ def carry_out(
     :param more: what else :class:`Run` is to be given
     """
     issues = None if given["known"] is None else load_known(given["known"])
-    doc = keep_reports(options, accel, given["out"], work, **more)
-    if issues is None:
-        return _report(doc, given, exit_code(cell.verdict for cell in doc.cells))
-    held = annotate(doc, issues)
+    started = begin(accel, known=issues)
+    with EventLog(given["out"]) as log, shown_run(options, started, log, **more) as run:
+        doc = work(run)
+    held = held_against(doc, started)
     write_reports(held.doc, given["out"])
-    code = _report(held.doc, given, held.exit_code)
-    err.print(escape(held.text), soft_wrap=True)
-    return code
+    return report_matrix(held, given["out"], as_json=given["as_json"])
 
 
-def keep_reports(
-    options: Options, accel: AccelState, out: Path, work: Callable[[Run], MatrixDoc], **more: Any
-) -> MatrixDoc:
-    """Do the work of a run, its reports kept up to date all the while."""
-    with LiveProgress(total_cells=0, console=err) as progress:
-        run = Run(
-            options,
-            watcher=progress,
-            on_cell=partial(_keep, out),
-            host=host_facts({accel.name: accel}),
-            command=["postload", *sys.argv[1:]],
-            scope=run_scope(),
-            **more,
-        )
-        with _last_words(run, out):
-            doc = work(run)
-    write_reports(doc, out)
-    return doc
-
-
-def _keep(out: Path, doc: MatrixDoc) -> None:
-    write_json(doc, out)
+def begin(accel: AccelState, known: Sequence[Issue] | None, qualify: dict[str, Any] | None = None) -> Started:
+    """The first event of the run that the command line asks for."""
+    return Started(
+        command=("postload", *sys.argv[1:]),
+        host=host_facts({accel.name: accel}),
+        known=None if known is None else [issue.model_dump(mode="json") for issue in known],
+        qualify=qualify,
+    )
 
 
 @contextmanager
-def _last_words(run: Run, out: Path) -> Iterator[None]:
-    """A run that ends by an error still leaves all its reports."""
+def shown_run(options: Options, started: Started, log: EventLog, **more: Any) -> Iterator[Run]:
+    """A run that is shown while it goes on, with reports now and then, and also when it fails."""
+    out = log.folder
+    with LiveProgress(total_cells=0, console=err) as progress:
+        snapshots = Snapshots(out, lambda: held_against(run.document(), started).doc, lambda: log.size_bytes)
+        sinks = (progress.take, snapshots.take)
+        run = Run(options, watcher=progress, started=started, write=log.write, sinks=sinks, scope=run_scope(), **more)
+        with _last_words(run, started, out):
+            yield run
+
+
+@contextmanager
+def _last_words(run: Run, started: Started, out: Path) -> Iterator[None]:
+    """A run that ends by an error still leaves all its reports, where there is room for them."""
     try:
         yield
     except PostloadError:
-        if run.document().cells:
-            write_reports(run.document(), out)
+        doc = held_against(run.document(), started).doc
+        if doc.cells:
+            with suppress(HostError):
+                write_reports(doc, out)
         raise
 
 
-def _report(doc: MatrixDoc, given: dict[str, Any], code: int) -> int:
-    out, as_json = given["out"], given["as_json"]
+def held_against(doc: MatrixDoc, started: Started) -> KnownRun:
+    """A document with the known issues that its run was held against, which may be none."""
+    return annotate(doc, [Issue.model_validate(issue) for issue in started.known or ()])
+
+
+def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:
+    """Print a matrix whose reports are written; returns the exit code of its run."""
+    doc = held.doc
     if as_json:
         sys.stdout.write(render_json(doc))
     print_matrix(doc, err if as_json else Console(highlight=False))
     err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
     if not doc.complete:
         err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)
-        return 3
-    return code
+    if held.text:
+        err.print(escape(held.text), soft_wrap=True)
+    return held.exit_code if doc.complete else 3

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.arch.accel import choose_accel, kvm_state
-from harness.commands.execute import keep_reports
+from harness.commands.execute import begin, held_against, shown_run
 from harness.commands.options import (
     accel_option,
     binaries_of,
@@ -47,13 +47,14 @@ from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import Witness
-from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
+from harness.qualify.model import DECIDING, USES, Answer, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_jobs, pack_jobs, pair_jobs, qualify_doc
-from harness.report.qualify import forget_qualify, print_qualify, qualify_json, write_qualify
-from harness.report.writer import write_reports
+from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
+from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MIGRATIONS, MatrixDoc
-from harness.results.known import annotate, load_known
+from harness.results.events import Answered, EventLog
+from harness.results.known import load_known
 from harness.state.recorder import PHASES, ordered_phases
 from harness.state.transforms import GuestMode
 from harness.work.run import Options, Run
@@ -183,6 +184,7 @@ def _qualify(
     travelled: bool = False,
     **more: Any,
 ) -> int:
+    issues = load_known(given["known"]) if given["known"] else None
     binaries = {binary.sha256: binary for binary in options.binaries}
     witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say, scope=run_scope())
     context = Context(
@@ -193,28 +195,40 @@ def _qualify(
         notes=[_kvm_note(accel, options.binaries)],
     )
     out: Path = given["out"]
-    issues = load_known(given["known"]) if given["known"] else ()
+    started = begin(accel, issues, {"deciding": list(uses), "travelled": travelled, "notes": list(context.notes)})
     forget_qualify(out)
-    doc = keep_reports(options, accel, out, lambda run: work(run, context), **more)
-    doc = annotate(doc, issues).doc
-    try:
-        answer = _told(doc, context, witness)
-    except KeyboardInterrupt:
-        doc = replace(doc, complete=False)
-        answer = qualify_doc(doc, context)
-    finally:
-        witness.close()
-    write_qualify(answer, out)
-    write_reports(doc, out)
-    console = err if given["as_json"] else Console(highlight=False)
-    if given["as_json"]:
+    with EventLog(out) as log:
+        with shown_run(options, started, log, **more) as run:
+            doc = work(run, context)
+        doc = held_against(doc, started).doc
+        try:
+            answer = _told(doc, context, witness)
+        except KeyboardInterrupt:
+            answer = qualify_doc(replace(doc, complete=False), context)
+        finally:
+            witness.close()
+        plain = qualify_plain(answer)
+        run.tell(Answered(qualify=plain))
+    write_answer(plain, replace(doc, complete=answer.complete), out)
+    return report_answer(plain, len(doc.cells), out, as_json=given["as_json"])
+
+
+def write_answer(answer: dict[str, Any], doc: MatrixDoc, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> None:
+    """The answer's files, and the matrix's with the answer in its page."""
+    write_qualify(answer, out, formats)
+    write_reports(doc, out, formats)
+
+
+def report_answer(answer: dict[str, Any], cells: int, out: Path, *, as_json: bool) -> int:
+    """Print an answer whose files are written; returns the exit code of its run."""
+    if as_json:
         click.echo(qualify_json(answer), nl=False)
-    print_qualify(answer.to_json(), console)
+    print_qualify(answer, err if as_json else Console(highlight=False))
     files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml"
     err.print(f"reports: {escape(str(out))}/{files}", soft_wrap=True)
-    if not answer.complete:
-        err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)
-    return exit_code(answer.answer) if answer.complete else 3
+    if not answer["complete"]:
+        err.print(f"postload: interrupted: {cells} cells were judged", soft_wrap=True)
+    return exit_code(Answer(answer["answer"])) if answer["complete"] else 3
 
 
 def _told(doc: MatrixDoc, context: Context, witness: Witness) -> QualifyDoc:

@@ -19,6 +19,7 @@ from rich.text import Text
 from harness.report.text import number, one_line
 from harness.report.view import finding_of, signature
 from harness.results.document import Cell
+from harness.results.events import Event, Judged, Planned, Said
 from harness.results.verdict import Verdict, rank
 
 VERDICT_STYLE = {
@@ -76,6 +77,7 @@ class LiveProgress:
         self._loads_done = 0
         self._running: dict[str, _Running] = {}
         self._counts: Counter[Verdict] = Counter()
+        self._judged: set[str] = set()
         self._seen: set[object] = set()
         self._stage = ""
         self._started_s = self._last_line_s = clock()
@@ -109,8 +111,22 @@ class LiveProgress:
             self._live.stop()
             self._live = None
 
+    def take(self, event: Event) -> None:
+        """What an event of a run changes in the display."""
+        match event:
+            case Planned(cells=cells):
+                self.add_cells(len(cells))
+            case Judged(planned=planned, cell=cell):
+                again = planned in self._judged
+                self._judged.add(planned)
+                # such as the rest of a row whose culprit was found
+                self.add_cells(1 if again else 0)
+                self.end_cell(cell)
+            case Said(text=text):
+                self.message(text)
+
     def add_cells(self, count: int) -> None:
-        """More cells were planned, such as the rest of a row whose culprit was found."""
+        """More cells were planned."""
         with self._lock:
             self._total += count
 

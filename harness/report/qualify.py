@@ -43,10 +43,16 @@ _HEX = re.compile(r" \(0x[0-9a-f]+\)")
 _EFFECTS = {Weight.EXPLAINS.value: "can break a load: ", Weight.MAY_MATTER.value: "may matter: "}
 
 
-def qualify_json(doc: QualifyDoc) -> str:
+def qualify_plain(doc: QualifyDoc) -> Doc:
+    """The document as it is read back: plain JSON types alone, and bytes that were no UTF-8 as question marks."""
+    text = json.dumps(doc.to_json(), ensure_ascii=False, allow_nan=False, default=str)
+    plain: Doc = json.loads(text.encode("utf-8", "replace"))
+    return plain
+
+
+def qualify_json(doc: Doc) -> str:
     """The document as text."""
-    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+    return json.dumps(doc, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def qualify_schema() -> dict[str, Any]:
@@ -56,16 +62,16 @@ def qualify_schema() -> dict[str, Any]:
     return schema
 
 
-def write_qualify(doc: QualifyDoc, out: Path) -> list[Path]:
-    """Write ``qualify.json`` and ``qualify.md``.
+def write_qualify(doc: Doc, out: Path, formats: Sequence[str] = ("json", "md")) -> list[Path]:
+    """Write ``qualify.json`` and ``qualify.md``, or one of them.
 
     :raises HostError: the folder cannot be written
     """
-    text = qualify_json(doc)
-    files = {JSON_NAME: text, MARKDOWN_NAME: markdown(json.loads(text))}
-    for name, content in files.items():
-        write_atomically(out / name, content.encode())
-    return [out / name for name in files]
+    makers = {"json": (JSON_NAME, qualify_json), "md": (MARKDOWN_NAME, markdown)}
+    wanted = [makers[name] for name in makers if name in formats]
+    for name, make in wanted:
+        write_atomically(out / name, make(doc).encode())
+    return [out / name for name, _ in wanted]
 
 
 def forget_qualify(out: Path) -> None:

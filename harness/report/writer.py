@@ -8,7 +8,8 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ JSON_NAME = "matrix.json"
 HTML_NAME = "matrix.html"
 JUNIT_NAME = "junit.xml"
 MARKDOWN_NAME = "matrix.md"
+#: The reports, by the names that ``--format`` takes.
+FORMATS = {"json": JSON_NAME, "html": HTML_NAME, "junit": JUNIT_NAME, "md": MARKDOWN_NAME}
 
 
 def json_schema() -> dict[str, Any]:
@@ -44,29 +47,22 @@ def render_json(doc: MatrixDoc) -> str:
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def write_json(doc: MatrixDoc, out_dir: Path) -> Path:
-    """Write ``matrix.json`` alone; cheap enough to be called after each cell, from any thread.
+def write_reports(doc: MatrixDoc, out_dir: Path, formats: Collection[str] = tuple(FORMATS)) -> list[Path]:
+    """Write all reports, or some of them; may be called again and again while the run goes on.
 
-    :raises HostError: the folder cannot be written; an earlier file is still whole
-    """
-    _publish(out_dir, {JSON_NAME: render_json(doc)})
-    return out_dir / JSON_NAME
-
-
-def write_reports(doc: MatrixDoc, out_dir: Path) -> list[Path]:
-    """Write all reports; may be called again and again while the run goes on.
-
+    :param formats: keys of :data:`FORMATS`
     :raises HostError: the folder cannot be written; earlier files are still whole, and of one run
     """
     # what postload claims and qualify left in the same folder
     claims = _section(out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, claims_html)
     qualified = _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, qualify_html)
-    files = {
-        JSON_NAME: render_json(doc),
-        HTML_NAME: render_html(doc, claims, qualified),
-        JUNIT_NAME: render_junit(doc),
-        MARKDOWN_NAME: render_markdown(doc),
+    makers = {
+        JSON_NAME: partial(render_json, doc),
+        HTML_NAME: partial(render_html, doc, claims, qualified),
+        JUNIT_NAME: partial(render_junit, doc),
+        MARKDOWN_NAME: partial(render_markdown, doc),
     }
+    files = {name: makers[name]() for key, name in FORMATS.items() if key in formats}
     _publish(out_dir, files)
     return [out_dir / name for name in files]
 

@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from harness import __version__
 from harness.errors import UsageError
@@ -107,7 +109,7 @@ class Cell:
     loads_asked: int = 0
     loads_acked: int = 0
     checkpoints_acked: int = 0
-    failure_class: FailureClass | None = None
+    failure_class: Annotated[FailureClass | None, Field(alias="class")] = None
     finding: Finding | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -291,24 +293,12 @@ def _some(ids: list[str], limit: int = 6) -> str:
     return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
 
 
-def _rename_class(cell: object) -> object:
-    if not isinstance(cell, dict):
-        return cell
-    return {("failure_class" if key == "class" else key): value for key, value in cell.items()}
-
-
 def _validated(document: dict[str, Any]) -> MatrixDoc:
-    # Late: pydantic costs a tenth of a second, and only readers of old documents need it.
-    from pydantic import TypeAdapter, ValidationError
-
-    cells = document.get("cells")
-    if isinstance(cells, list):
-        document = {**document, "cells": [_rename_class(cell) for cell in cells]}
     try:
         return TypeAdapter(MatrixDoc).validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]).replace("failure_class", "class") or "document"
+        where = ".".join(str(part) for part in first["loc"]) or "document"
         more = error.error_count() - 1
         rest = f" (and {more} more)" if more else ""
         raise UsageError(f"not a {SCHEMA} document: {where}: {first['msg']}{rest}") from error

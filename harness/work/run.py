@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a matrix: record what is not recorded yet, judge every cell, keep the document up to date all the while."""
+"""Run a matrix: record what is not recorded yet, judge every cell, tell every event as it happens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol
@@ -26,8 +25,9 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
-from harness.results.answer import PLATFORM, Seen, machine_result
+from harness.results.answer import PLATFORM, Seen
 from harness.results.document import RECORDER_LACKS, Cell, Finding, MatrixDoc, Qemu
+from harness.results.events import Ended, Event, Fold, Judged, MachineSeen, Place, Planned, Said, Started, stamped
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
@@ -42,15 +42,16 @@ _POLL_S = 0.2
 Job = Callable[[], "list[Job]"]
 
 
-class Watcher(Protocol):
-    """Told what is going on; see :class:`harness.report.progress.LiveProgress`."""
+#: Takes each event of a run after it happened, from any thread.
+Sink = Callable[[Event], None]
 
-    def add_cells(self, count: int) -> None: ...
+
+class Watcher(Protocol):
+    """Told what is going on and will not last; see :class:`harness.report.progress.LiveProgress`."""
+
     def start_cell(self, cell_id: str) -> None: ...
     def loads(self, cell_id: str, total: int) -> None: ...
-    def end_cell(self, cell: Cell) -> None: ...
     def stage(self, text: str) -> None: ...
-    def message(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,9 @@ class Run:
 
     :param guest: builds the guest when a recording has to be made
     :param watcher: told about progress, from several threads
-    :param on_cell: called after each judged cell with the document so far
+    :param started: the first event: command, host, and what the reports need beside the cells
+    :param write: keeps an event before it counts, one at a time, in their order; see :class:`EventLog`
+    :param sinks: take each event after that
     :param scope: closing it stops this run; the run has one of its own within it
     """
 
@@ -112,33 +115,22 @@ class Run:
         *,
         guest: Callable[[], Guest] | None = None,
         watcher: Watcher,
-        on_cell: Callable[[MatrixDoc], None],
-        host: dict[str, Any],
-        command: Sequence[str],
+        started: Started,
+        write: Sink,
+        sinks: Sequence[Sink] = (),
         scope: ProcessScope | None = None,
     ) -> None:
         self._options = options
         self._guest = guest
         self._watcher = watcher
-        self._on_cell = on_cell
+        self._started = started
+        self._write = write
+        self._sinks = tuple(sinks)
         self._scope = ProcessScope(scope)
         self._lock = Lock()
         self._began = time.monotonic()
-        self._planned: list[str] = []
-        self._cells: dict[str, list[Cell]] = {}
-        self._machines: list[Seen] = []
-        self._recordings = Recordings(
-            fresh=options.fresh, stage=watcher.stage, message=watcher.message, scope=self._scope
-        )
-        self._doc = MatrixDoc(
-            command=tuple(command),
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=0.0,
-            complete=False,
-            host=host,
-            machines=(),
-            cells=(),
-        )
+        self._fold = Fold(started)
+        self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
 
     def stop(self) -> None:
         """End it from another thread: its QEMUs are killed, and :meth:`execute` returns what was judged."""
@@ -156,8 +148,10 @@ class Run:
 
         :param jobs: what to begin with, by default every machine of every QEMU with its own recording
         :param then: what is still to be done when all of that is judged
-        :raises HostError: the host has no space left, or the like; the document so far was handed to ``on_cell``
+        :raises HostError: the host has no space left, or the like; what was judged until then is written
         """
+        self._emit(self._started)
+        complete = False
         pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
         try:
             self._finish(pool, self._jobs() if jobs is None else jobs)
@@ -166,25 +160,38 @@ class Run:
             self._scope.check()  # what was cut short by a stop ends as if it had nothing more to say
             complete = True
         except KeyboardInterrupt:
-            complete = False
+            pass
         except Stopped:
             if not self._scope.stopped:
                 raise
-            complete = False
         finally:
             self._scope.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             self._scope.close()
             pool.shutdown(wait=True)
-        return self.document(complete=complete)
+        self._emit(Ended(complete=complete))
+        return self.document()
 
-    def document(self, *, complete: bool = False) -> MatrixDoc:
+    def document(self) -> MatrixDoc:
         """The matrix so far, cells in the order of the plan."""
         with self._lock:
-            cells = tuple(cell for planned in self._planned for cell in self._cells.get(planned, ()))
-            machines = tuple(machine_result(seen, cells) for seen in self._machines)
-        seconds = time.monotonic() - self._began
-        return replace(self._doc, cells=cells, machines=machines, seconds=seconds, complete=complete)
+            return self._fold.document()
+
+    def tell(self, event: Event) -> None:
+        """Tell an event that is the command's, such as the answer of ``postload qualify``."""
+        self._emit(event)
+
+    def _emit(self, event: Event) -> None:
+        """First kept, then counted, then shown: nobody ever hears of a cell that a killed run would lose."""
+        with self._lock:
+            event = stamped(event, time.monotonic() - self._began)
+            self._write(event)
+            self._fold.add(event)
+        for sink in self._sinks:
+            sink(event)
+
+    def _say(self, text: str) -> None:
+        self._emit(Said(text=text))
 
     def _jobs(self) -> list[Job]:
         """Each machine once, though it was named twice or by its alias too, or its QEMU by two paths."""
@@ -241,7 +248,7 @@ class Run:
         if not able:
             return []
         try:
-            seen.ability = probe_colo(binary, self._scope)
+            self._probe(seen)
             profiles = tuple(p for p in self._options.profiles if lacking[p.name] is None)
             pack = self._pack(recorder, name, family, profiles)
         except (HostError, Stopped):
@@ -265,14 +272,14 @@ class Run:
                 self._settle(plan, seen, Verdict.UNSUPPORTED, lacking)
             return []
         try:
-            seen.ability = probe_colo(binary, self._scope)
+            self._probe(seen)
         except QemuError as error:
             self._give_up(plans, seen, error)
             return []
         return self._jobs_for(pack, seen, plans, came=True)
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
-        self._watcher.message(f"{seen.label} {seen.machine}: {error}")
+        self._say(f"{seen.label} {seen.machine}: {error}")
         for plan in plans:
             self._settle(plan, seen, Verdict.HARNESS_ERROR, str(error))
 
@@ -290,9 +297,9 @@ class Run:
         )
         rows = list(dict.fromkeys(plan.device for plan in plans))
         migrations = planned_migrations(self._options.migrations, self._options.phases, rows)
-        self._plan_checks(migrations, seen, rows, last=False)
+        self._plan_checks(migrations, seen, rows, Place.BEFORE)
         experiments = planned_checks(self._options.phases, rows) if self._options.experiments else []
-        self._plan_checks(experiments, seen, rows, last=True)
+        self._plan_checks(experiments, seen, rows, Place.BEHIND)
         rest = partial(self._checkpoints, plans, experiments, bench)
         for check in reversed(migrations):
             rest = partial(self._check, check, bench, rest)
@@ -305,22 +312,21 @@ class Run:
         control = ControlRoom(bench=bench, pair=self._options.pair).judge if self._options.controls else None
         return [partial(self._judge, plan, bench, control, after) for plan in ordered]
 
-    def _plan_checks(self, checks: Sequence[Check], seen: Seen, rows: Sequence[str], *, last: bool) -> None:
+    def _plan_checks(self, checks: Sequence[Check], seen: Seen, rows: Sequence[str], place: Place) -> None:
         """Cells of experiments stand row by row, before or behind those of the schedules."""
         for row in rows:
-            ids = [check.cell_id(seen.label, seen.machine, row) for check in checks if row in check.rows]
-            start = f"{seen.label}/{seen.machine}/{row}/"
-            with self._lock:
-                mine = [i for i, planned in enumerate(self._planned) if planned.startswith(start)]
-                at = 1 + max(mine) if last else min(mine)
-                self._planned[at:at] = ids
-        self._watcher.add_cells(sum(len(check.rows) for check in checks))
+            names = tuple(check.cell_id(seen.label, seen.machine, row) for check in checks if row in check.rows)
+            if names:
+                self._emit(Planned(row=_row(seen, row), place=place, cells=names))
 
     def _see(self, machine: str, family: str, binary: QemuBinary, recorder: Qemu) -> Seen:
         seen = Seen(machine=machine, family=family, binary=binary, recorder=recorder)
-        with self._lock:
-            self._machines.append(seen)
+        self._emit(MachineSeen(machine=seen.result()))
         return seen
+
+    def _probe(self, seen: Seen) -> None:
+        seen.ability = probe_colo(seen.binary, self._scope)
+        self._emit(MachineSeen(machine=seen.result()))
 
     def _plan(self, machine: str, devices: list[str]) -> list[CellPlan]:
         return plan_cells(
@@ -333,9 +339,11 @@ class Run:
         )
 
     def _add(self, plans: Sequence[CellPlan], seen: Seen) -> None:
-        with self._lock:
-            self._planned += [plan.id(seen.label) for plan in plans]
-        self._watcher.add_cells(len(plans))
+        rows: dict[str, list[str]] = {}
+        for plan in plans:
+            rows.setdefault(plan.device, []).append(plan.id(seen.label))
+        for device, names in rows.items():
+            self._emit(Planned(row=_row(seen, device), cells=tuple(names)))
 
     def _pack(self, binary: QemuBinary, name: str, family: str, profiles: tuple[Profile, ...]) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing
@@ -376,9 +384,6 @@ class Run:
         for cell in judge_cell(plan, bench, self._watcher.loads, control):
             if self._scope.stopped:
                 return
-            more = bool(self._cells.get(planned))
-            if more:
-                self._watcher.add_cells(1)
             self._keep(planned, cell)
 
     def _settle(
@@ -404,10 +409,12 @@ class Run:
     def _keep(self, planned: str, cell: Cell) -> None:
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
-        with self._lock:
-            self._cells.setdefault(planned, []).append(cell)
-        self._watcher.end_cell(cell)
-        self._on_cell(self.document())
+        self._emit(Judged(planned=planned, cell=cell))
+
+
+def _row(seen: Seen, device: str) -> str:
+    """What the cells of one device on one machine have in common."""
+    return f"{seen.label}/{seen.machine}/{device}"
 
 
 class _Countdown:

@@ -54,14 +54,17 @@ SHORT = [
     "5",
 ]
 LONG_CELLS = 24
+FILES = ["cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md"]
 
 
 def _judged(out: Path) -> list[dict[str, Any]]:
+    """The cells that were judged until now, as whoever is killed next leaves them."""
     try:
-        document = json.loads((out / "matrix.json").read_text())
+        lines = (out / "cells.jsonl").read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return list(document["cells"])
+    events = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [event["cell"] for event in events if event["event"] == "judged"]
 
 
 def _assert_partial(document: dict[str, Any]) -> None:
@@ -98,7 +101,7 @@ def test_interrupted_in_the_middle_of_a_matrix(
     on_disk = json.loads((tmp_path / "matrix.json").read_text())
     assert json.loads(stdout) == on_disk
     _assert_partial(on_disk)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["junit.xml", "matrix.html", "matrix.json", "matrix.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
 
 
 def test_interrupted_while_it_records(
@@ -127,11 +130,19 @@ def test_killed_in_the_middle_of_a_matrix(
     eventually: Eventually,
 ) -> None:
     process = started(*LONG, "--out", tmp_path)
-    eventually(lambda: _judged(tmp_path) and strays(), "a judged cell and a QEMU at work")
+    eventually(lambda: len(_judged(tmp_path)) >= 3 and strays(), "three judged cells and a QEMU at work")
     process.kill()
     process.communicate(timeout=END_TIMEOUT_S)
     eventually(lambda: not strays(), "every QEMU gone with its harness", timeout_s=5.0)
+    judged = [cell["id"] for cell in _judged(tmp_path)]
     _assert_partial(json.loads((tmp_path / "matrix.json").read_text()))
+    told = postload("report", tmp_path)
+    assert told.returncode == 3, told.stderr
+    assert f"{len(judged)} cells were judged" in told.stderr
+    document = json.loads((tmp_path / "matrix.json").read_text())
+    _assert_partial(document)
+    assert sorted(cell["id"] for cell in document["cells"]) == sorted(judged)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     leftovers = [path.name for path in scratch.glob("postload-run-*")]
     assert leftovers, "nothing to sweep: this test shows nothing"
     assert postload("doctor", env={"TMPDIR": str(scratch)}).returncode == 0
@@ -252,14 +263,24 @@ def test_a_full_disk_under_the_scratch_folders(postload: Run, own_cache: Path, s
         assert list(small.iterdir()) == []
 
 
-def test_a_full_disk_under_the_reports(postload: Run, pc_pack: StatePack, scratch: Path) -> None:
-    with _tiny_disk(scratch / "small", "40k") as small:
+@pytest.mark.parametrize(
+    ("size", "code"), [pytest.param("64k", 3, id="in the middle"), pytest.param("96k", 0, id="at the end")]
+)
+def test_a_full_disk_under_the_reports(postload: Run, pc_pack: StatePack, scratch: Path, size: str, code: int) -> None:
+    """Either there is no room for a further cell, or for the reports of all of them."""
+    with _tiny_disk(scratch / "small", size) as small:
         done = postload(*LONG[:-4], "--loads", "3", "--out", small / "out")
         assert done.returncode == 3, done.stdout + done.stderr
         assert str(small / "out") in done.stderr
         assert "space" in done.stderr
         assert "Traceback" not in done.stderr
         _assert_partial_reports(small / "out")
+        # what was judged and has no room for its reports there gets them elsewhere
+        told = postload("report", small / "out", "--out", scratch / "elsewhere")
+        assert told.returncode == code, told.stderr
+        document = json.loads((scratch / "elsewhere/matrix.json").read_text())
+        assert len(document["cells"]) == len(_judged(small / "out"))
+        assert document["complete"] is (len(document["cells"]) == LONG_CELLS) is (code == 0)
 
 
 def _assert_partial_reports(out: Path) -> None:

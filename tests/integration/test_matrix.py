@@ -148,6 +148,7 @@ def test_one_document_on_stdout_and_the_same_in_the_folder(outcome: Outcome) -> 
 
 def test_reports_hold_the_findings(outcome: Outcome) -> None:
     assert sorted(path.name for path in outcome.out.iterdir()) == [
+        "cells.jsonl",
         "junit.xml",
         "matrix.html",
         "matrix.json",

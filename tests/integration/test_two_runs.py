@@ -10,7 +10,7 @@ from threading import Event
 from harness.engines.schedule import Schedule
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, probe_binary
-from harness.results.document import Cell
+from harness.results.events import Started
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
 from harness.work.run import Options, Run, load_pack_rows
@@ -33,11 +33,8 @@ class Watcher:
             self.loading.set()
             assert self.may_go_on.wait(TIMEOUT_S)
 
-    def add_cells(self, count: int) -> None: ...
     def start_cell(self, cell_id: str) -> None: ...
-    def end_cell(self, cell: Cell) -> None: ...
     def stage(self, text: str) -> None: ...
-    def message(self, text: str) -> None: ...
 
 
 def run_of(binary: QemuBinary, pack: StatePack, loads: int, watcher: Watcher) -> Run:
@@ -46,7 +43,8 @@ def run_of(binary: QemuBinary, pack: StatePack, loads: int, watcher: Watcher) ->
         devices=("ahci",), phases=("bound",), schedules=(Schedule.SAME,), guest_modes=(GuestMode.PARKED,),
         loads=loads, jobs=1, run_s=0.0, quick=True,
     )  # fmt: skip
-    return Run(options, watcher=watcher, on_cell=lambda _: None, host={}, command=["postload"])
+    started = Started(command=("postload",), host={})
+    return Run(options, watcher=watcher, started=started, write=lambda _: None)
 
 
 def test_of_two_runs_the_stopped_one_alone_ends(qemu_path: Path, pc_pack: StatePack) -> None:

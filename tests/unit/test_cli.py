@@ -239,8 +239,82 @@ def test_json_leaves_one_document_on_stdout(
     on_disk = json.loads((tmp_path / "out/matrix.json").read_text())
     assert [cell["id"] for cell in on_disk["cells"]] == [cell["id"] for cell in document["cells"]]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "matrix.json", "matrix.html", "matrix.md", "junit.xml",
+        "cells.jsonl", "matrix.json", "matrix.html", "matrix.md", "junit.xml",
     }  # fmt: skip
+
+
+REPORTS = ("junit.xml", "matrix.html", "matrix.json", "matrix.md")
+
+
+def test_report_makes_of_the_events_what_the_run_made(
+    postload: Postload, make_pack: MakePack, verdicts: Callable[[dict[str, Verdict]], None], tmp_path: Path
+) -> None:
+    verdicts({"ahci": Verdict.CRASH})
+    out = tmp_path / "out"
+    ended, told, _ = postload("replay", make_pack(), "--quick", "--loads", 3, "--out", out)
+    before = {name: (out / name).read_bytes() for name in REPORTS}
+    for name in REPORTS:
+        (out / name).unlink()
+    code, again, err = postload("report", out)
+    assert (code, again) == (ended, told) == (1, told)
+    assert {name: (out / name).read_bytes() for name in REPORTS} == before
+    assert "reports:" in err
+    # one format, elsewhere
+    code, printed, _ = postload("report", out / "cells.jsonl", "--format", "md,json", "--out", tmp_path / "b", "--json")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["matrix.json", "matrix.md"]
+    assert (code, printed.encode()) == (1, before["matrix.json"])
+
+
+def test_report_of_a_run_that_was_killed(
+    postload: Postload, make_pack: MakePack, verdicts: Callable[[dict[str, Verdict]], None], tmp_path: Path
+) -> None:
+    verdicts({})
+    out = tmp_path / "out"
+    assert postload("replay", make_pack(), "--quick", "--out", out)[0] == 0
+    lines = (out / "cells.jsonl").read_bytes().splitlines(keepends=True)
+    judged = [number for number, line in enumerate(lines) if line.startswith(b'{"event":"judged"')]
+    (out / "cells.jsonl").write_bytes(b"".join(lines[: judged[3]]) + lines[judged[3]][:-1])
+    code, _, err = postload("report", out)
+    assert code == 3
+    assert f"the last line was not written to its end; its {len(lines[judged[3]]) - 1} bytes are left out" in err
+    assert "3 cells were judged" in err
+    document = json.loads((out / "matrix.json").read_text())
+    assert (document["complete"], len(document["cells"])) == (False, 3)
+    (out / "cells.jsonl").write_bytes(b"".join(lines[:2]) + b"{}\n" + b"".join(lines[2:]))
+    code, _, err = postload("report", out)
+    assert code == 2
+    assert f"{out}/cells.jsonl:3: damaged event" in err.replace("\n", "")
+
+
+def test_report_holds_a_run_against_the_known_issues_that_it_was_held_against(
+    postload: Postload, make_pack: MakePack, verdicts: Callable[[dict[str, Verdict]], None], tmp_path: Path
+) -> None:
+    verdicts({"ahci": Verdict.CRASH})
+    pack, out, known = make_pack(), tmp_path / "out", tmp_path / "known.yaml"
+    chosen = ("replay", pack, "--quick", "--out", out, "--device", "ahci", "--phase", "bound", "--schedule", "same")
+    assert postload(*chosen)[0] == 1
+    link = "https://gitlab.com/qemu-project/qemu/-/issues/1"
+    code, _, err = postload("known", "add", "bound/same", "--run", out, "--link", link, "--file", known)
+    assert code == 0, err
+    code, _, said = postload(*chosen, "--known", known)
+    assert (code, link in said) == (0, True)
+    before = (out / "matrix.json").read_bytes()
+    assert link.encode() in before
+    known.unlink()
+    code, _, again = postload("report", out)
+    assert code == 0
+    assert again.splitlines()[-1] == said.splitlines()[-1]
+    assert link in again.splitlines()[-1]
+    assert (out / "matrix.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"), [(("report", "/nowhere"), "/nowhere"), (("report", ".", "--format", "pdf"), "pdf")]
+)
+def test_report_names_what_it_cannot_take(postload: Postload, argv: tuple[str, ...], named: str) -> None:
+    code, out, err = postload(*argv)
+    assert (code, out) == (2, "")
+    assert named in err
 
 
 def test_without_json_the_table_is_on_stdout(

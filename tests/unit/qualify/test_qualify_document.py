@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from harness.errors import HostError
 from harness.facts.compare import Change, Weight, compare_facts
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
-from harness.report.qualify import forget_qualify, markdown, qualify_json, qualify_schema, write_qualify
+from harness.report.qualify import forget_qualify, markdown, qualify_plain, qualify_schema, write_qualify
 from harness.report.writer import json_schema
 from harness.results.document import MIGRATIONS, Qemu
 from harness.results.verdict import Verdict
@@ -61,7 +60,7 @@ def check(document: object) -> None:
 
 
 def test_document_fits_its_schema(doc: QualifyDoc) -> None:
-    check(json.loads(qualify_json(doc)))
+    check(qualify_plain(doc))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_document_fits_its_schema(doc: QualifyDoc) -> None:
     ],
 )
 def test_schema_refuses(doc: QualifyDoc, damage: Callable[[Any], object]) -> None:
-    document = json.loads(qualify_json(doc))
+    document = qualify_plain(doc)
     damage(document)
     with pytest.raises(jsonschema.ValidationError):
         check(document)
@@ -90,7 +89,7 @@ def test_schema_refuses(doc: QualifyDoc, damage: Callable[[Any], object]) -> Non
 def test_schema_describes_exactly_what_is_written(doc: QualifyDoc) -> None:
     """A key that is added or dropped has to be written down."""
     schema = qualify_schema()
-    written = json.loads(qualify_json(doc))
+    written = qualify_plain(doc)
     assert set(schema["properties"]) == set(written) == set(schema["required"])
     for name, part in (("pair", PairAnswer), ("device", DeviceAnswer), ("reason", Reason), ("change", Change)):
         described = schema["$defs"][name]
@@ -110,7 +109,7 @@ def test_schema_of_the_matrix_knows_migrations_and_loads_before_the_first() -> N
 
 
 def test_an_answer_does_not_outlive_its_run(doc: QualifyDoc, tmp_path: Path) -> None:
-    written = write_qualify(doc, tmp_path)
+    written = write_qualify(qualify_plain(doc), tmp_path)
     (tmp_path / "claims.json").write_text("{}")
     assert all(path.is_file() for path in written)
     forget_qualify(tmp_path)
@@ -125,12 +124,12 @@ def test_a_folder_that_cannot_be_had_is_told_before_the_run(tmp_path: Path) -> N
 
 def test_a_change_is_told_with_both_sides_and_with_what_it_explains(doc: QualifyDoc) -> None:
     csum = "virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM: offered -> not offered"
-    alone = markdown(json.loads(qualify_json(doc))).replace("\\", "")
+    alone = markdown(qualify_plain(doc)).replace("\\", "")
     assert f"10.0.13: can break a load: {csum}" in alone
     (pair, home) = doc.pairs
     device = replace(pair.devices[0], because=(replace(REASON, changes=(GONE.what,)),))
     blamed = replace(doc, pairs=(replace(pair, devices=(device,)), home))
-    text = markdown(json.loads(qualify_json(blamed))).replace("\\", "")
+    text = markdown(qualify_plain(blamed)).replace("\\", "")
     assert f"10.0.13: explains what breaks virtio-net: {csum}" in text
 
 
@@ -140,7 +139,7 @@ def test_one_cause_seen_by_two_uses_is_told_once(doc: QualifyDoc) -> None:
     other = replace(REASON, use="colo", cause="vq[0].vring.num: 512 in the recording, 256 on the loading side")
     device = replace(doc.pairs[0].devices[0], because=(hexed, plain, other))
     pair = replace(doc.pairs[0], devices=(device,))
-    text = markdown(json.loads(qualify_json(replace(doc, pairs=(pair,)))))
+    text = markdown(qualify_plain(replace(doc, pairs=(pair,))))
     assert text.count("reject in migration and postcopy: virtio-net") == 1
     assert text.count("reject in colo: virtio-net") == 1
 
@@ -148,5 +147,5 @@ def test_one_cause_seen_by_two_uses_is_told_once(doc: QualifyDoc) -> None:
 def test_facts_that_cannot_be_compared_are_told(doc: QualifyDoc) -> None:
     nothing = compare_facts({}, {})
     pair = replace(doc.pairs[0], changes=tuple(change.to_json() for change in nothing))
-    text = markdown(json.loads(qualify_json(replace(doc, pairs=(pair,))))).replace("\\", "")
+    text = markdown(qualify_plain(replace(doc, pairs=(pair,)))).replace("\\", "")
     assert "host facts: the pack holds no facts" in text

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from harness.errors import HostError, UsageError
-from harness.report.writer import json_schema, render_json, write_json, write_reports
+from harness.report.writer import json_schema, render_json, write_reports
 from harness.results.document import Cell, Finding, MatrixDoc
 from harness.results.verdict import Verdict
 
@@ -110,7 +110,7 @@ def test_infinite_rates_and_odd_bytes_can_be_written(doc: MatrixDoc, one_cell: C
 
 def test_reports_are_written_again_and_again(doc: MatrixDoc, tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
-    write_json(replace(doc, cells=doc.cells[:1], complete=False), out)
+    write_reports(replace(doc, cells=doc.cells[:1], complete=False), out, ["json"])
     assert [path.name for path in out.iterdir()] == ["matrix.json"]
     for _ in range(2):
         assert {path.name for path in write_reports(doc, out)} == NAMES
@@ -142,4 +142,4 @@ def test_full_disk_leaves_the_old_reports(
 def test_a_folder_that_cannot_be_is_a_host_error(doc: MatrixDoc, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match="cannot write the reports"):
-        write_json(doc, tmp_path / "file" / "out")
+        write_reports(doc, tmp_path / "file" / "out")

@@ -23,7 +23,9 @@ from harness.packs.pack import OptionModel, StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit, Process
 from harness.results.answer import Seen, machine_result
-from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.document import Cell, Finding, Qemu
+from harness.results.events import Event as RunEvent
+from harness.results.events import Fold, Judged, Started
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
 from harness.state.transforms import GuestMode
@@ -40,15 +42,10 @@ class Watcher:
     def __init__(self) -> None:
         self.lock = Lock()
         self.told: list[tuple[str, Any]] = []
-        self.cells = 0
 
     def _keep(self, what: str, value: Any) -> None:
         with self.lock:
             self.told.append((what, value))
-
-    def add_cells(self, count: int) -> None:
-        with self.lock:
-            self.cells += count
 
     def start_cell(self, cell_id: str) -> None:
         self._keep("start", cell_id)
@@ -56,14 +53,8 @@ class Watcher:
     def loads(self, cell_id: str, total: int) -> None:
         self._keep("loads", total)
 
-    def end_cell(self, cell: Cell) -> None:
-        self._keep("end", cell.id)
-
     def stage(self, text: str) -> None:
         self._keep("stage", text)
-
-    def message(self, text: str) -> None:
-        self._keep("message", text)
 
     def of(self, what: str) -> list[Any]:
         return [value for kind, value in self.told if kind == what]
@@ -88,8 +79,8 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
 
 
 @pytest.fixture
-def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[MatrixDoc]]]:
-    def make(**changes: Any) -> tuple[Run, Watcher, list[MatrixDoc]]:
+def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[RunEvent]]]:
+    def make(**changes: Any) -> tuple[Run, Watcher, list[RunEvent]]:
         options = Options(
             binaries=(binary,), accel="tcg", machines=("pc-i440fx-7.2",), profiles=(),
             devices=("ahci", "virtio-blk", "platform"), phases=("kernel", "bound"),
@@ -97,8 +88,9 @@ def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[Matri
             quick=True,
         )  # fmt: skip
         watcher = Watcher()
-        seen: list[MatrixDoc] = []
-        run = Run(replace(options, **changes), watcher=watcher, on_cell=seen.append, host={}, command=["postload"])
+        seen: list[RunEvent] = []
+        started = Started(command=("postload",), host={})
+        run = Run(replace(options, **changes), watcher=watcher, started=started, write=seen.append)
         return run, watcher, seen
 
     return make
@@ -131,14 +123,17 @@ def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
         wanted.append(f"7.2.22-12345678/pc-i440fx-7.2/platform/{tail}")
     assert [cell.id for cell in doc.cells] == wanted
     assert doc.complete
-    assert watcher.cells == len(wanted) == len(watcher.of("end")) == len(seen)
+    assert len([event for event in seen if isinstance(event, Judged)]) == len(wanted)
     # the platform is judged first, so that its culprits are known
     assert all("/platform/" in cell_id for cell_id in watcher.of("start")[:3])
-    # each document so far is in order too, and none of them claims to be complete
-    for so_far in seen:
-        ids = [cell.id for cell in so_far.cells]
+    # each document so far is in order too, and none of them claims to be complete before the end
+    fold = Fold(Started(command=("postload",), host={}, started=doc.started))
+    for event in seen:
+        fold.add(event)
+        ids = [cell.id for cell in fold.document().cells]
         assert ids == [cell_id for cell_id in wanted if cell_id in ids]
-        assert not so_far.complete
+        assert fold.complete is (event is seen[-1])
+    assert fold.document() == doc
     assert [machine.colo_safe for machine in doc.machines] == [False]
     assert exit_code(cell.verdict for cell in doc.cells) == 1
 
@@ -368,7 +363,7 @@ def test_a_machine_is_safe_only_when_all_was_judged_with_nothing_left_out(
 ) -> None:
     cells = [cell_of(plan(device), binary, verdict, excluded=out) for device, verdict, out in rows]
     seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
-    result = machine_result(seen, cells)
+    result = machine_result(seen.result(), cells)
     assert result.colo_safe is safe
     assert bool(result.because) is (safe is not True)
     assert (result.alias, result.dialect, result.resets_before_load) == ("pc", "enable-colo", False)
@@ -383,7 +378,7 @@ BREAKS = [verdict for verdict in Verdict if verdict.is_finding and verdict not i
 def test_drift_and_leaks_are_a_note(binary: QemuBinary, verdict: Verdict, oracle: str) -> None:
     found = cell_of(plan("ahci"), binary, verdict, oracle=oracle)
     seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
-    result = machine_result(seen, [cell_of(plan("platform"), binary), found])
+    result = machine_result(seen.result(), [cell_of(plan("platform"), binary), found])
     assert result.colo_safe is True
     assert result.because == (f"i8259: {verdict}: load 1: {verdict}",)
 
@@ -392,7 +387,7 @@ def test_drift_and_leaks_are_a_note(binary: QemuBinary, verdict: Verdict, oracle
 def test_any_break_makes_a_machine_unsafe_and_is_named(binary: QemuBinary, verdict: Verdict) -> None:
     cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, verdict)] * 2
     seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
-    result = machine_result(seen, cells)
+    result = machine_result(seen.result(), cells)
     assert result.colo_safe is False
     assert result.because == (f"i8259: {verdict}: {verdict}",)
 
@@ -402,8 +397,8 @@ def test_cells_of_other_machines_and_builds_do_not_count(binary: QemuBinary) -> 
     fine = cell_of(plan("platform"), binary)
     other_machine = replace(cell_of(plan("platform"), binary, CRASH), machine="pc-q35-7.2")
     other_build = cell_of(plan("platform"), replace(binary, sha256="0" * 64), CRASH)
-    assert machine_result(seen, [fine, other_machine, other_build]).colo_safe is True
-    assert machine_result(seen, [other_machine, other_build]).colo_safe is None
+    assert machine_result(seen.result(), [fine, other_machine, other_build]).colo_safe is True
+    assert machine_result(seen.result(), [other_machine, other_build]).colo_safe is None
 
 
 @pytest.mark.parametrize(("ability", "safe"), [(DIES, False), (RESETS, True)])
@@ -412,7 +407,9 @@ def test_where_a_build_resets_loads_in_one_buffer_are_a_note(
 ) -> None:
     recorder = Qemu(**binary.identity())
     seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=recorder, ability=ability)
-    result = machine_result(seen, [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)])
+    result = machine_result(
+        seen.result(), [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)]
+    )
     assert result.colo_safe is safe
     assert ("without the reset" in result.because[0]) is safe
 
