@@ -237,9 +237,10 @@ life_said() { tail -n 8 "/tmp/life.$1.out"; }
 LIB
 
 export ENV=/lib/postload.sh
-stty -echo < /dev/ttyS0
-echo "POSTLOAD READY" > /dev/ttyS0
+read -r tty < /sys/class/tty/console/active
+stty -echo < "/dev/$tty"
+echo "POSTLOAD READY" > "/dev/$tty"
 # A shell that ends (Ctrl-D, exit) is started again: were it the first process, the kernel would panic.
 while :; do
-    setsid sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1
+    setsid sh -i < "/dev/$tty" > "/dev/$tty" 2>&1
 done

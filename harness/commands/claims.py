@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from harness.commands.options import (
     binaries_of,
     check_machines,
     err,
+    guest_maker,
     guest_option,
     jobs_option,
     json_option,
@@ -30,8 +30,6 @@ from harness.commands.options import (
     shared,
 )
 from harness.errors import UsageError
-from harness.guests.build import build_guest
-from harness.guests.recipe import load_recipe
 from harness.report.studies import claims_json, print_claims, write_claims
 from harness.report.writer import write_reports
 from harness.results.document import MatrixDoc
@@ -64,7 +62,7 @@ def claims(**given: Any) -> int:
         questions=given["questions"] or tuple(QUESTIONS),
         accel=choose_accel(binaries[0], given["accel"]).name,
         profiles=tuple(profiles.values()),
-        guest=partial(build_guest, load_recipe(given["guest"])),
+        guest=guest_maker(given["guest"], machines or both, None),
         workers=given["jobs"],
         scope=run_scope(),
         command=["postload", *sys.argv[1:]],

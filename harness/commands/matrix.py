@@ -8,16 +8,20 @@ from typing import Any
 
 import click
 
+from harness.arch import architecture_of
 from harness.arch.accel import choose_accel, kvm_state
 from harness.commands.execute import carry_out
 from harness.commands.options import (
     accel_option,
     binaries_of,
     check_machines,
+    common_accel,
     confirm_option,
+    cpus_option,
     device_option,
     emit,
     err,
+    guest_maker,
     guest_option,
     jobs_option,
     json_option,
@@ -38,8 +42,6 @@ from harness.commands.options import (
 )
 from harness.devices.profile import select_profiles
 from harness.errors import UsageError
-from harness.guests.build import build_guest
-from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.report import inspection
 from harness.report.terminal import LiveProgress
@@ -50,7 +52,9 @@ from harness.work.run import Options, load_pack_rows
 
 @click.command()
 @shared(qemu_option, machine_option, device_option, phase_option, schedule_option, mode_option, loads_option)
-@shared(run_ms_option, quick_option, confirm_option, jobs_option, accel_option, guest_option, profiles_option)
+@shared(
+    run_ms_option, quick_option, confirm_option, jobs_option, accel_option, guest_option, cpus_option, profiles_option
+)
 @shared(known_option, out_option)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option
@@ -58,7 +62,7 @@ def matrix(**given: Any) -> int:
     """Record guests, reload their state, print which devices survive."""
     binaries, profiles = binaries_of(given["qemus"], given["profiles"], machines=given["machines"])
     check_machines(binaries, given["machines"])
-    accel = choose_accel(binaries[0], given["accel"])
+    accel = common_accel(binaries, given["accel"])
     chosen = Options(
         binaries=tuple(binaries),
         accel=accel.name,
@@ -69,14 +73,14 @@ def matrix(**given: Any) -> int:
         fresh=given["fresh"],
         **replay_options(given),
     )
-    recipe = load_recipe(given["guest"])
-    return carry_out(chosen, accel, given, lambda run: run.execute(), guest=lambda: build_guest(recipe))
+    guest = guest_maker(given["guest"], given["machines"], given["cpus"])
+    return carry_out(chosen, accel, given, lambda run: run.execute(), guest=guest)
 
 
 @click.command()
 @click.option("--qemu", metavar="QEMU", help="Path or installed name of the QEMU to record with.")
-@click.option("--machine", default="pc", show_default=True, help="Machine type, or pc or q35: the newest.")
-@shared(device_option, phase_option, accel_option, guest_option, profiles_option)
+@click.option("--machine", default="pc", show_default=True, help="Machine type, or pc, q35 or virt: the newest.")
+@shared(device_option, phase_option, accel_option, guest_option, cpus_option, profiles_option)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -93,14 +97,16 @@ def record(**given: Any) -> int:
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
     chosen = select_profiles(profiles, given["devices"] or profiles)
     phases = ordered_phases(given["phases"] or PHASES)
-    recipe = load_recipe(given["guest"])
+    if not any(map(architecture_of(given["machine"]).has_phase, phases)):
+        raise UsageError(f"{given['machine']} has no phase {', '.join(phases)}: it starts its kernel without firmware")
+    guest = guest_maker(given["guest"], [given["machine"]], given["cpus"])
     accel = choose_accel(binaries[0], given["accel"])
     with LiveProgress(total_cells=0, console=err) as progress:
         make_recording(
             binary=binaries[0],
             machine=given["machine"],
             accel=accel.name,
-            guest=build_guest(recipe),
+            guest=guest(architecture_of(given["machine"])),
             profiles=chosen,
             phases=phases,
             path=given["out"],

@@ -8,18 +8,22 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
-from harness.arch import ARCHITECTURES, architecture_of
+from harness.arch import ARCHITECTURES, Architecture, architecture_of
+from harness.arch.accel import choose_accel
 from harness.devices.profile import Profile, load_profiles
 from harness.engines.schedule import SCHEDULES, Schedule
 from harness.errors import UsageError
+from harness.guests.build import Guest, GuestMaker, build_guest
+from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
-from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
+from harness.qemu.binary import AccelState, QemuBinary, find_binary, host_binary, probe_binary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
 from harness.report import inspection
@@ -50,7 +54,12 @@ qemu_option = click.option(
     "--qemu", "qemus", multiple=True, metavar="QEMU", help="Path or installed name; may be given again."
 )
 machine_option = click.option(
-    "--machine", "machines", multiple=True, default=("pc,q35",), callback=names, help="Machine types, pc,q35."
+    "--machine",
+    "machines",
+    multiple=True,
+    default=("pc,q35",),
+    callback=names,
+    help="Machine types; pc,q35. Also virt (aarch64).",
 )
 device_option = click.option("--device", "devices", multiple=True, callback=names, help="Devices, by profile; all.")
 phase_option = click.option(
@@ -80,6 +89,9 @@ accel_option = click.option(
 )
 guest_option = click.option(
     "--guest", default="debian", show_default=True, help="Recipe: a name in guests/, or a YAML file."
+)
+cpus_option = click.option(
+    "--cpus", type=click.IntRange(1, 64), help="CPUs of the guest; as its recipe has it, which is 1."
 )
 profiles_option = click.option(
     "--profiles", type=click.Path(path_type=Path), help="Folder of device profiles; devices/."
@@ -150,6 +162,31 @@ def _own(machines: Sequence[str]) -> list[Path]:
     """The host's own QEMUs for some machines, one for each architecture."""
     wanted = {architecture_of(machine).program: None for machine in machines} or {ARCHITECTURES[0].program: None}
     return list(dict.fromkeys(host_binary(program) for program in wanted))
+
+
+def guest_maker(recipe: str, machines: Sequence[str], cpus: int | None) -> GuestMaker:
+    """Builds the guest of a machine's architecture; recipes are read at once, so that a wrong one is known before
+    anything is done.
+
+    :param cpus: in place of the recipe's
+    """
+    recipes = {found.name: load_recipe(recipe, found) for found in map(architecture_of, machines)}
+
+    def make(architecture: Architecture) -> Guest:
+        guest = build_guest(recipes[architecture.name])
+        return replace(guest, cpus=cpus or guest.cpus)
+
+    return make
+
+
+def common_accel(binaries: Sequence[QemuBinary], wanted: str) -> AccelState:
+    """The accelerator of a run: each architecture of guests has its own proof, and the slowest decides.
+
+    :raises HostError: the wanted one does not run
+    """
+    one_each = {binary.target: binary for binary in reversed(binaries)}.values()
+    states = [choose_accel(binary, wanted) for binary in reversed(one_each)]
+    return next((state for state in states if state.name == "tcg"), states[0])
 
 
 def check_machines(binaries: Sequence[QemuBinary], machines: Sequence[str]) -> None:

@@ -20,9 +20,12 @@ from harness.commands.options import (
     accel_option,
     binaries_of,
     check_machines,
+    common_accel,
+    cpus_option,
     device_option,
     err,
     global_option,
+    guest_maker,
     guest_option,
     jobs_option,
     json_option,
@@ -42,8 +45,6 @@ from harness.devices.profile import Profile, select_profiles
 from harness.engines.schedule import Schedule
 from harness.errors import UsageError
 from harness.facts import collect_facts, kvm_statement
-from harness.guests.build import build_guest
-from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import Witness
@@ -66,7 +67,8 @@ SCHEDULES = ("same", "alternate", "back-to-back")
 _POLL_S = 0.1
 #: Options that a pack has decided already, by the names of their parameters.
 _RECORDING = {
-    "machines": "--machine", "accel": "--accel", "guest": "--guest", "profiles": "--profiles", "fresh": "--fresh",
+    "machines": "--machine", "accel": "--accel", "guest": "--guest", "cpus": "--cpus", "profiles": "--profiles",
+    "fresh": "--fresh",
 }  # fmt: skip
 
 Work = Callable[[Run, Context], MatrixDoc]
@@ -83,7 +85,7 @@ Work = Callable[[Run, Context], MatrixDoc]
 @click.option("--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads a cell.")
 @click.option("--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules; {','.join(SCHEDULES)}.")
 @shared(machine_option, device_option, phase_option, run_ms_option, global_option, jobs_option, accel_option)
-@shared(guest_option, profiles_option, out_option)
+@shared(guest_option, cpus_option, profiles_option, out_option)
 @click.option(
     "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to name; they still count."
 )
@@ -126,14 +128,14 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
     check_machines([*sources, *targets], given["machines"])
     pairs = plan_pairs(sources, targets, given["machines"], both_ways=given["both_ways"])
     binaries = [*sources, *targets]
-    accel = choose_accel(sources[0], given["accel"])
+    accel = common_accel(sources, given["accel"])
     options = _options(given, binaries, accel, profiles)
-    recipe = load_recipe(given["guest"])
+    guest = guest_maker(given["guest"], given["machines"], given["cpus"])
 
     def work(run: Run, context: Context) -> MatrixDoc:
         return run.execute(pair_jobs(run, pairs), then=lambda doc: home_jobs(run, pairs, doc, context))
 
-    return _qualify(given, options, accel, uses, work, guest=lambda: build_guest(recipe))
+    return _qualify(given, options, accel, uses, work, guest=guest)
 
 
 def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:

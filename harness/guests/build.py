@@ -7,11 +7,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.arch import Architecture
 from harness.cache import cache_root, disk_errors, publish_dir, sweep, temp_dir, write_file
 from harness.errors import HostError, UsageError
 from harness.guests.initramfs import build_initramfs
@@ -34,7 +35,7 @@ class Guest:
     :param cmdline: for ``-append``
     :param memory_mib: for ``-m``
     :param cpus: for ``-smp``
-    :param pvh: whether ``kernel`` is an ELF booted by PVH, and not a bzImage
+    :param pvh: whether ``kernel`` is an ELF booted by PVH, and not what the package has
     :param identity: what the guest is made of: hashes, package versions, drivers, how the kernel was unpacked
     """
 
@@ -45,6 +46,10 @@ class Guest:
     cpus: int
     pvh: bool
     identity: Mapping[str, Any]
+
+
+#: Builds the guest of an architecture, when a recording has to be made.
+GuestMaker = Callable[[Architecture], Guest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +108,7 @@ def _guest(recipe: Recipe, folder: Path) -> Guest:
     return Guest(
         kernel=folder / "kernel",
         initramfs=folder / "initramfs",
-        cmdline=" ".join([f"console={recipe.console}", *recipe.cmdline]),
+        cmdline=" ".join([f"console={recipe.architecture.console}", *recipe.cmdline]),
         memory_mib=recipe.memory_mib,
         cpus=recipe.cpus,
         pvh=bool(identity["pvh"]),
@@ -158,7 +163,7 @@ def _build(recipe: Recipe, inputs: _Inputs, folder: Path) -> None:
 
 
 def _unpacked(inputs: _Inputs, work: Path) -> tuple[Path, Path, Path]:
-    """Paths of the bzImage, of the folder of modules, and of busybox."""
+    """Paths of the kernel, of the folder of modules, and of busybox."""
     for deb in inputs.debs():
         extract(deb.path, work)
     if isinstance(inputs.kernel, Deb):
@@ -186,7 +191,7 @@ def _only(folder: Path, package: str, *patterns: str) -> Path:
 
 def _image(vmlinuz: Path, pvh: bool) -> KernelImage:
     data = vmlinuz.read_bytes()
-    return boot_image(data) if pvh else KernelImage(data=data, pvh=False, note="bzImage as the recipe asks")
+    return boot_image(data) if pvh else KernelImage(data=data, pvh=False, note="as the package has it")
 
 
 def _identity(

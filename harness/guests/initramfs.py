@@ -33,7 +33,6 @@ TRAILER = "TRAILER!!!"
 DEVICE_NODES: Mapping[str, tuple[int, int]] = {
     "dev/console": (5, 1),
     "dev/null": (1, 3),
-    "dev/ttyS0": (4, 64),
 }
 """Character devices that must be there before devtmpfs is mounted: path -> (major, minor)."""
 

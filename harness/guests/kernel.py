@@ -63,7 +63,7 @@ class Module:
 def boot_image(bzimage: bytes) -> KernelImage:
     """The quickest bootable form of a bzImage: its unpacked payload when QEMU can start that by PVH.
 
-    Unpacking in the host takes a moment; the same under TCG takes seconds (see guests/debian.yaml).
+    Unpacking in the host takes a moment; the same under TCG takes seconds (see guests/debian-amd64.yaml).
 
     :raises UsageError: the bytes are neither a bzImage nor an ELF kernel
     """

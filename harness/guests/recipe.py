@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from harness.arch import ARCHITECTURES, Architecture, architecture_named
 from harness.errors import UsageError
 from harness.files import data_dir
 from harness.yamlfile import load_model
@@ -30,7 +31,8 @@ class PackagedKernel(_Strict):
 
 
 class GivenKernel(_Strict):
-    """A kernel by hand: a bzImage or an ELF with a PVH note, and its folder ``lib/modules/VERSION``."""
+    """A kernel by hand: what the machine boots (on x86_64 an ELF with a PVH note too), and its folder
+    ``lib/modules/VERSION``."""
 
     vmlinuz: Path
     modules: Path
@@ -53,6 +55,9 @@ class Recipe(_Strict):
 
     ``drivers`` are what ``load`` in the guest can insert, each with all that it needs. Relative paths start
     at the YAML's folder.
+
+    :param arch: Debian's name of the architecture
+    :param pvh: the kernel is unpacked and booted by PVH where it can be; else it is booted as the package has it
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -64,11 +69,15 @@ class Recipe(_Strict):
     drivers: Annotated[tuple[DriverName, ...], Field(min_length=1)]
     memory_mib: Annotated[int, Field(ge=64, le=65536)]
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
-    console: Word = "ttyS0"
     cmdline: tuple[Word, ...]
     pvh: bool = True
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def architecture(self) -> Architecture:
+        """That of the guest."""
+        return architecture_named(self.arch)
 
     def path(self, relative: Path) -> Path:
         """A path of this recipe, made absolute."""
@@ -111,18 +120,22 @@ def guests_folder() -> Path:
     return data_dir("guests")
 
 
-def load_recipe(name: str | Path = "debian") -> Recipe:
+def load_recipe(name: str | Path = "debian", architecture: Architecture = ARCHITECTURES[0]) -> Recipe:
     """A recipe by its name, or by the path of its YAML.
 
+    :param architecture: a name stands for one file of each, ``NAME-ARCH.yaml``, with Debian's ``ARCH``
     :raises ConfigError: the YAML is wrong
-    :raises UsageError: there is no recipe of that name
+    :raises UsageError: there is no recipe of that name for the architecture, or the file is of another
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = guests_folder() / f"{name}.yaml"
+        path = guests_folder() / f"{name}-{architecture.debian}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in guests_folder().glob("*.yaml"))) or "none"
-            raise UsageError(f"there is no guest {str(name)!r}; known: {known}")
+            known = sorted(file.name for file in guests_folder().glob("*.yaml"))
+            raise UsageError(f"there is no guest {path.name!r}; known: {', '.join(known) or 'none'}")
     recipe = load_model(path, Recipe)
+    if recipe.arch != architecture.debian:
+        wanted = f"arch: {architecture.debian}"
+        raise UsageError(f"{path}: the guest's arch is {recipe.arch}, and this machine wants one with {wanted}")
     recipe._folder = path.absolute().parent
     return recipe

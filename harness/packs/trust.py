@@ -12,7 +12,7 @@ from harness.packs.manifest import PACK_MARK, OptionModel
 #: Options that a profile or the guest itself can bring.
 _OPTIONS = frozenset(
     {"m", "smp", "kernel", "initrd", "append", "device", "blockdev", "drive", "netdev", "chardev", "object", "global"}
-    | {"machine"}
+    | {"machine", "cpu"}
 )
 #: Backends that do nothing beyond this process and files in its folder.
 _BACKENDS = {

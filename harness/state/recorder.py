@@ -70,6 +70,7 @@ class Plan:
 
     :param family: machine alias, e.g. ``q35``; ``machine`` is the versioned type
     :param profiles: the devices of the guest
+    :param phases: those that a machine does not go through are left out
     """
 
     binary: QemuBinary
@@ -223,8 +224,9 @@ class _Session:
         # no bandwidth limit, and the source is stopped anyway: one pass
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         console = Console(vm.console)
-        last = max(ALL_PHASES.index(name) for name in self._plan.phases)
-        for phase in filter(self._plan.architecture.has_phase, ALL_PHASES[: 1 + last]):
+        has_phase = self._plan.architecture.has_phase
+        last = max(ALL_PHASES.index(name) for name in filter(has_phase, self._plan.phases))
+        for phase in filter(has_phase, ALL_PHASES[: 1 + last]):
             self._progress(phase)
             start = time.monotonic()
             self._reach(phase, vm, console)

@@ -30,6 +30,8 @@ from harness.errors import StreamError, UsageError
 from harness.stream import wire
 
 _MAX_DEPTH = 64
+#: Yes or no in a byte; ``powered_off`` is that of an ARM CPU (``target/arm/machine.c``).
+_FLAGS = frozenset({"bool", "powered_off"})
 _INTEGER = re.compile(r"(u?)int(8|16|32|64)(?: (le|equal))?")
 #: Unsigned and little-endian; only in the parts of a payload that the vmdesc does not describe.
 _LITTLE = re.compile(r"le(16|32|64)")
@@ -357,7 +359,7 @@ def _is_number(kind: str, size_bytes: int) -> bool:
         return int(match[2]) == size_bytes * 8
     if match := _LITTLE.fullmatch(kind):
         return int(match[1]) == size_bytes * 8
-    return (kind == "bool" and size_bytes == 1) or (kind == "timer" and size_bytes == 8)
+    return (kind in _FLAGS and size_bytes == 1) or (kind == "timer" and size_bytes == 8)
 
 
 def _is_signed(kind: str) -> bool:

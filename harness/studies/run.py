@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
+from harness.arch import architecture_of
 from harness.devices.profile import Profile
 from harness.engines.colo import Buffers
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
 from harness.errors import HarnessError, PostloadError, UsageError
-from harness.guests.build import Guest
+from harness.guests.build import GuestMaker
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -43,7 +44,7 @@ class Asked:
     questions: Sequence[int]
     accel: str
     profiles: Sequence[Profile]
-    guest: Callable[[], Guest]
+    guest: GuestMaker
     workers: int = 2
     effort: Effort = field(default_factory=Effort)
     command: Sequence[str] = ()
@@ -109,7 +110,7 @@ def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
         machine=name,
         family=family,
         accel=asked.accel,
-        guest=asked.guest(),
+        guest=asked.guest(architecture_of(name)),
         profiles=profiles,
         phases=PHASES,
     )

@@ -11,12 +11,13 @@ from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
+from harness.arch import architecture_of
 from harness.devices.profile import Profile
 from harness.engines.colo import Buffers, Pace
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
 from harness.errors import HarnessError, HostError, QemuError, Stopped
-from harness.guests.build import Guest
+from harness.guests.build import GuestMaker
 from harness.lanes.checks import Check, perform, planned_checks
 from harness.lanes.controls import ControlRoom
 from harness.lanes.judge import Bench, RunControls, judge_cell
@@ -113,7 +114,7 @@ class Run:
         self,
         options: Options,
         *,
-        guest: Callable[[], Guest] | None = None,
+        guest: GuestMaker | None = None,
         watcher: Watcher,
         started: Started,
         write: Sink,
@@ -198,6 +199,8 @@ class Run:
         jobs: dict[tuple[str, str], Job] = {}
         for binary in self._options.binaries:
             for machine in self._options.machines:
+                if len(self._options.machines) > 1 and architecture_of(machine).name != binary.target:
+                    continue  # checked before: another QEMU of the run has it
                 key = (binary.sha256, machine_names(binary, machine)[1])
                 jobs.setdefault(key, partial(self._prepare, binary, machine))
         return list(jobs.values())
@@ -296,9 +299,10 @@ class Run:
             came=came,
         )
         rows = list(dict.fromkeys(plan.device for plan in plans))
-        migrations = planned_migrations(self._options.migrations, self._options.phases, rows)
+        phases = self._phases(seen.machine)
+        migrations = planned_migrations(self._options.migrations, phases, rows)
         self._plan_checks(migrations, seen, rows, Place.BEFORE)
-        experiments = planned_checks(self._options.phases, rows) if self._options.experiments else []
+        experiments = planned_checks(phases, rows) if self._options.experiments else []
         self._plan_checks(experiments, seen, rows, Place.BEHIND)
         rest = partial(self._checkpoints, plans, experiments, bench)
         for check in reversed(migrations):
@@ -319,6 +323,10 @@ class Run:
             if names:
                 self._emit(Planned(row=_row(seen, row), place=place, cells=names))
 
+    def _phases(self, machine: str) -> tuple[str, ...]:
+        """Those of the run that guests of a machine go through."""
+        return tuple(filter(architecture_of(machine).has_phase, self._options.phases))
+
     def _see(self, machine: str, family: str, binary: QemuBinary, recorder: Qemu) -> Seen:
         seen = Seen(machine=machine, family=family, binary=binary, recorder=recorder)
         self._emit(MachineSeen(machine=seen.result()))
@@ -332,7 +340,7 @@ class Run:
         return plan_cells(
             machine=machine,
             devices=devices,
-            phases=self._options.phases,
+            phases=self._phases(machine),
             schedules=self._options.schedules,
             guest_modes=self._options.guest_modes,
             loads=self._options.loads,
@@ -352,7 +360,7 @@ class Run:
             machine=name,
             family=family,
             accel=self._options.accel,
-            guest=self._guest(),
+            guest=self._guest(architecture_of(name)),
             profiles=profiles,
             phases=tuple(ordered_phases([*PHASES, *self._options.phases])),
         )

@@ -203,7 +203,7 @@ def test_a_guest_that_hangs_at_boot(
 
 
 def test_a_guest_that_ends_at_boot(postload: Run, pc_pack: StatePack, scratch: Path, tmp_path: Path) -> None:
-    recipe = yaml.safe_load((guests_folder() / "debian.yaml").read_text())
+    recipe = yaml.safe_load((guests_folder() / "debian-amd64.yaml").read_text())
     shutil.copy(guests_folder() / recipe["init"], tmp_path)
     words = [word for word in recipe["cmdline"] if not word.startswith(("rdinit", "quiet"))]
     recipe.update(name="dead", cmdline=[*words, "rdinit=/nonexistent"])

@@ -54,11 +54,12 @@ def postload(
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     """A QEMU on paper in place of the host's; nothing is downloaded either."""
-    monkeypatch.setattr(matrix_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
+    monkeypatch.setattr(options_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
     monkeypatch.setattr(options_module, "find_binary", lambda _: Path(binary.path))
     monkeypatch.setattr(options_module, "probe_binary", lambda *_: binary)
     on_paper = AccelState(name="tcg", usable=True, reason="on paper")
-    monkeypatch.setattr(matrix_module, "choose_accel", lambda *_: on_paper)
+    for module in (options_module, matrix_module):
+        monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
     return binary
 

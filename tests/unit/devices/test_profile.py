@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.arch import architecture_named
 from harness.devices.profile import (
     Profile,
     load_profiles,
@@ -145,7 +146,7 @@ def test_the_shipped_profiles_load_and_the_rest_is_last() -> None:
 
 def test_every_shipped_driver_is_on_board_of_the_shipped_guest() -> None:
     for path in data_dir("guests").glob("*.yaml"):
-        recipe = load_recipe(path.stem)
+        recipe = load_recipe(path, architecture_named(path.stem.rpartition("-")[2]))
         wanted = {driver for profile in load_profiles().values() for driver in profile.drivers}
         assert wanted <= set(recipe.drivers)
 

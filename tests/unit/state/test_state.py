@@ -65,11 +65,9 @@ def test_a_cpu_that_is_described_otherwise_cannot_be_parked(pack: StatePack, tex
         park(cpu, VmDesc.from_json(text.encode()), X86_64)
 
 
-def cpu_state(fields: str, instance: int, payload: bytes) -> tuple[Section, VmDesc]:
-    """Section ``cpu`` of one instance with fields of 4 and 8 bytes, ``NAME:SIZE``, and what describes it."""
-    described = [
-        {"name": n, "type": f"uint{8 * int(s)}", "size": int(s)} for n, s in (f.split(":") for f in fields.split())
-    ]
+def cpu_state(fields: list[tuple[str, str, int]], instance: int, payload: bytes) -> tuple[Section, VmDesc]:
+    """Section ``cpu`` of one instance with fields of a name, a type and a size, and what describes it."""
+    described = [{"name": name, "type": kind, "size": size} for name, kind, size in fields]
     device = {"name": "cpu", "instance_id": instance, "vmsd_name": "cpu", "version": 22, "fields": described}
     section = Section(
         type=SectionType.FULL, section_id=9, idstr="cpu", instance_id=instance, version_id=22,
@@ -80,10 +78,12 @@ def cpu_state(fields: str, instance: int, payload: bytes) -> tuple[Section, VmDe
 
 @pytest.mark.parametrize("instance", [0, 1])
 def test_each_cpu_of_each_architecture_is_parked(instance: int) -> None:
-    section, vmdesc = cpu_state("env.eip:8 env.eflags:8", instance, struct.pack(">QQ", 5, 0x246))
+    fields = [("env.eip", "uint64", 8), ("env.eflags", "uint64", 8)]
+    section, vmdesc = cpu_state(fields, instance, struct.pack(">QQ", 5, 0x246))
     assert park(section, vmdesc, X86_64).payload == struct.pack(">QQ", 5, 0x46)
-    section, vmdesc = cpu_state("power_state:4 env.pc:8", instance, struct.pack(">IQ", 0, 7))
-    assert park(section, vmdesc, AARCH64).payload == struct.pack(">IQ", 1, 7)
+    fields = [("env.pc", "uint64", 8), ("power_state", "powered_off", 1)]
+    section, vmdesc = cpu_state(fields, instance, struct.pack(">QB", 7, 0))
+    assert park(section, vmdesc, AARCH64).payload == struct.pack(">QB", 7, 1)
 
 
 def test_all_cpus_of_a_recording_are_named(pack: StatePack) -> None:
