@@ -259,7 +259,7 @@ def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> dict[str, Any]
         "buffers": bench.buffers,
         "phase": phase,
         "excluded": excluded,
-        "stop": bench.scope,
+        "scope": bench.scope,
     }
 
 
