@@ -72,7 +72,8 @@ class ChannelBroken(Exception):
 
     :param step: where in the exchange
     :param kind: ``closed`` (end of file or reset), ``late`` (deadline), ``refused`` (it left COLO and keeps the
-        connection open) or ``unexpected`` (another message)
+        connection open, or its migration failed), ``died`` (it refused, and died by a signal while it cleaned up) or
+        ``unexpected`` (another message)
     :param detail: one sentence
     """
 

@@ -291,11 +291,11 @@ class _Tally:
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
-def guest_events(vm: Vm) -> tuple[str, ...]:
+def guest_events(vm: Vm, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[str, ...]:
     """Names of the events of the guest's end that came so far; ``NO-ANSWER`` when QEMU's main loop hangs."""
     try:
         # any answer at all: a process whose main loop hangs is not well, though its session had acknowledged
-        vm.qmp("query-status", timeout_s=ANSWER_TIMEOUT_S)
+        vm.qmp("query-status", timeout_s=timeout_s)
     except (QemuError, DeadlineError):
         return ("NO-ANSWER",)
     return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS and not _asked_for(e))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -13,13 +14,14 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
-from harness.engines.colo import Break, Buffers, Evidence, guest_events, own_words
+from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Evidence, guest_events, own_words
 from harness.engines.secondary import DEATH_GRACE_S, connect_incoming
 from harness.errors import DeadlineError, QemuError
 from harness.guests.machine import Machine, firmware_sink
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import Exit, new_workdir
 from harness.qemu.scope import ProcessScope
@@ -27,6 +29,8 @@ from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
 _SEND_BUFFERS = 1024
+#: Said before a destination of any version gives up a load, by its main thread or by the one that listens.
+_REFUSAL = re.compile(r"error while loading state for instance|load of migration failed|loadvm failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +101,17 @@ class Incoming:
             raise ChannelBroken(Step.RESUME, "closed", f"QEMU ended within {run_s:g} s of the guest's start")
 
     def _wait_loaded(self) -> None:
-        def settled(info: Any) -> bool:
-            return info.get("status") in ("completed", "failed")
-
         try:
-            info = self.vm.monitor.poll_until("query-migrate", settled, timeout_s=self._timeout_s)
+            info = self.vm.monitor.poll_until(
+                "query-migrate", lambda info: stage_of(info).over, timeout_s=self._timeout_s
+            )
         except DeadlineError as error:
             raise ChannelBroken(Step.INCOMING, "late", str(error)) from error
         except QemuError as error:
             raise ChannelBroken(Step.INCOMING, "closed", f"QEMU ended while it loaded: {error}") from error
-        if info["status"] == "failed":
-            why = info.get("error-desc", "no reason given")
-            raise ChannelBroken(Step.INCOMING, "refused", f"the incoming migration failed: {why}")
+        if stage_of(info) is not Stage.COMPLETED:
+            why = f"{info['status']}: {info.get('error-desc', 'no reason given')}"
+            raise ChannelBroken(Step.INCOMING, "refused", f"the incoming migration ended: {why}")
 
     def close(self) -> None:
         """Kill it."""
@@ -148,6 +151,18 @@ def attempt(step: Step, vm: Vm, command: str, timeout_s: float, **arguments: Any
         raise ChannelBroken(step, "closed", f"QEMU ended in {command}: {error}") from error
 
 
+def ended_in_postcopy(step: Step, vm: Vm, what: str) -> ChannelBroken:
+    """The break of a postcopy destination that is gone.
+
+    Up to 10.1 one that refuses a device calls ``exit`` in two threads at once (``process_incoming_migration_co`` and
+    ``postcopy_ram_listen_thread``) and may die by a signal in there: that is no crash of the device.
+    """
+    ended = vm.ended()
+    if ended is not None and ended.signal and _REFUSAL.search(vm.process.stderr()):
+        return ChannelBroken(step, "died", f"QEMU refused {what}, and died of {ended} while it cleaned up")
+    return ChannelBroken(step, "closed", f"QEMU ended in {what}")
+
+
 def break_at(error: ChannelBroken, load: int, phase: str) -> Break:
     """Where a control engine broke."""
     return Break(step=error.step, kind=error.kind, detail=error.detail, load=load, phase=phase)
@@ -175,7 +190,8 @@ def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float) -> E
         broken=broken,
         exit=ended,
         log=own_words(vm.process.stderr()),
-        events=() if ended else guest_events(vm),
+        # of one that broke it is known already that it is not well
+        events=() if ended else guest_events(vm, DEATH_GRACE_S if broken else ANSWER_TIMEOUT_S),
         seconds=time.monotonic() - started,
         load_seconds=count.load_seconds,
     )

@@ -42,6 +42,7 @@ from harness.engines.secondary import DEATH_GRACE_S, capabilities
 from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.migrationstatus import stage_of
 from harness.qemu.process import socket_path
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
@@ -265,9 +266,8 @@ def _left_colo(events: Iterable[dict[str, Any]]) -> str | None:
 
 
 def _gave_up(events: Sequence[dict[str, Any]]) -> bool:
-    failed = ("failed", "cancelled")
     return _left_colo(events) is not None or any(
-        event["event"] == "MIGRATION" and event["data"]["status"] in failed for event in events
+        event["event"] == "MIGRATION" and stage_of(event["data"]).bad for event in events
     )
 
 
@@ -285,8 +285,7 @@ def wait_listening(path: Path, vm: Vm, timeout_s: float) -> None:
 
 def _wait_connected(primary: Vm, timeout_s: float) -> None:
     """The name of the socket must live for as long as somebody may connect to it."""
-    setting_up = ("none", "setup")
-    primary.monitor.poll_until("query-migrate", lambda info: info.get("status") not in setting_up, timeout_s=timeout_s)
+    primary.monitor.poll_until("query-migrate", lambda info: stage_of(info).begun, timeout_s=timeout_s)
 
 
 def _listens(path: Path) -> bool:

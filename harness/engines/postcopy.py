@@ -35,18 +35,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
 from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence, own_words
 from harness.engines.fresh import merge
-from harness.engines.incoming import Count, Incoming, State, attempt, break_at, drain_console, evidence_of
+from harness.engines.incoming import (
+    Count,
+    Incoming,
+    State,
+    attempt,
+    break_at,
+    drain_console,
+    ended_in_postcopy,
+    evidence_of,
+)
 from harness.engines.pagesource import Page, PageCount, PageSource
 from harness.engines.postcopywire import Ping, encode_advise, encode_discards, encode_package, encode_ping, runs_of
 from harness.engines.secondary import DEATH_GRACE_S, connect_incoming
 from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
+from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
@@ -308,16 +319,20 @@ class _Load:
             raise ChannelBroken(Step.RESUME, "closed", f"QEMU ended within {self._run_s:g} s of a guest that ran {how}")
 
     def _completed_without(self) -> bool:
-        return self.source.gone is not None and not self._vm.ended() and self._status(Step.RESUME) == "completed"
+        return (
+            self.source.gone is not None
+            and not self._vm.ended()
+            and stage_of(self._info(Step.RESUME)) is Stage.COMPLETED
+        )
 
     def _completed(self) -> None:
         if self.source.shut:
             why = f"the destination's SHUT says {self.source.shut}"
             raise ChannelBroken(Step.RESUME, "refused", f"the rest of the pages: {why}")
         end = time.monotonic() + self._timeout_s
-        while (status := self._status(Step.RESUME)) != "completed":
-            if status == "failed" or time.monotonic() > end:
-                raise ChannelBroken(Step.RESUME, "refused", f"the incoming migration ended as {status!r}")
+        while stage_of(info := self._info(Step.RESUME)) is not Stage.COMPLETED:
+            if stage_of(info).bad or time.monotonic() > end:
+                raise ChannelBroken(Step.RESUME, "refused", f"the incoming migration ended as {info.get('status')}")
             time.sleep(0.005)
 
     def _pong(self, step: Step, ping: Ping, what: str) -> None:
@@ -327,25 +342,30 @@ class _Load:
         """Wait for something on the return path, and find out how it ended when it does not come."""
         end = time.monotonic() + self._timeout_s
         while not self.source.wait(done, _LOOK_EVERY_S):
-            if self.source.gone is not None and self._vm.ended(DEATH_GRACE_S):
-                raise ChannelBroken(step, "closed", f"QEMU ended in {what}")
-            if self.source.gone is not None:
-                how = f"{self.source.gone}, and the incoming migration is {self._status(step)!r}"
-                raise ChannelBroken(step, "closed", f"{what}: {how}")
-            if self._status(step) == "failed":
-                raise ChannelBroken(step, "refused", f"{what}: the incoming migration failed")
+            if self.source.gone is not None or self.source.shut:
+                raise self._given_up(step, what)
+            if stage_of(info := self._info(step)).bad:
+                raise ChannelBroken(step, "refused", f"{what}: the incoming migration is {info['status']}")
             if time.monotonic() > end:
                 raise ChannelBroken(step, "late", f"{what}: no answer for {self._timeout_s:g} s")
 
-    def _status(self, step: Step) -> str:
+    def _given_up(self, step: Step, what: str) -> ChannelBroken:
+        """The destination hung up, or said by its SHUT that it failed; it need not come to its end after that."""
+        if self._vm.ended(DEATH_GRACE_S):
+            return ended_in_postcopy(step, self._vm, what)
+        why = self.source.gone or f"the destination's SHUT says {self.source.shut}"
+        status = self._info(step).get("status", "not to be had")
+        return ChannelBroken(step, "refused", f"{what}: {why}, and the status of the incoming migration is {status}")
+
+    def _info(self, step: Step) -> dict[str, Any]:
         """``query-migrate``, or nothing while the main loop is busy with the load."""
         try:
-            return str(self._vm.qmp("query-migrate", _STATUS_TIMEOUT_S).get("status"))
+            return dict(self._vm.qmp("query-migrate", _STATUS_TIMEOUT_S))
         except DeadlineError:
-            return ""
+            return {}
         except QemuError as error:
             if self._vm.ended(DEATH_GRACE_S):
-                raise ChannelBroken(step, "closed", f"QEMU ended: {error}") from error
+                raise ended_in_postcopy(step, self._vm, "query-migrate") from error
             raise ChannelBroken(step, "late", f"QMP ended and QEMU did not: {error}") from error
 
     def _send(self, step: Step, buffers: Sequence[Buffer], what: str) -> None:

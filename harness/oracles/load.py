@@ -82,11 +82,14 @@ def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
     refusal = _refused_by_kvm(evidence)
     if refusal is not None:
         return Verdict.HOST, f"{where}: {refusal.sentence}"
-    if evidence.exit is not None:
+    died = evidence.broken is not None and evidence.broken.kind == "died" and crash_line(evidence.log) is None
+    if evidence.exit is not None and not died:
         return _ended(evidence, where)
     if evidence.broken is not None:
         kind, detail = evidence.broken.kind, evidence.broken.detail
         line = error_line(evidence.log)
+        if died and line is not None:
+            return Verdict.REJECT, f"{where}: {line} (and then {evidence.exit} while it cleaned up)"
         if kind == "late":
             return Verdict.HANG, f"{where}: {detail}"
         if kind == "unexpected" and line is None:

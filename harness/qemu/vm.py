@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.errors import DeadlineError, HostError, QemuError
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir, socket_path
 from harness.qemu.scope import ProcessScope
@@ -131,13 +132,11 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
             size = _drain(server, sink, end)
         finally:
             sock_path.unlink(missing_ok=True)
-    status = vm.monitor.poll_until(
-        "query-migrate",
-        lambda info: info.get("status") in ("completed", "failed", "cancelled"),
-        timeout_s=max(0.5, end - time.monotonic()),
+    info = vm.monitor.poll_until(
+        "query-migrate", lambda info: stage_of(info).over, timeout_s=max(0.5, end - time.monotonic())
     )
-    if status["status"] != "completed":
-        raise QemuError(f"migrate: {status['status']}: {status.get('error-desc', 'no reason given')}")
+    if stage_of(info) is not Stage.COMPLETED:
+        raise QemuError(f"migrate: {info['status']}: {info.get('error-desc', 'no reason given')}")
     return size
 
 

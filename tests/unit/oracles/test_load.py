@@ -265,3 +265,20 @@ def test_ok_means_all_loads_acknowledged_and_nothing_else_seen(seen: Evidence) -
         assert (seen.broken, seen.exit, seen.events) == (None, None, ())
     else:
         assert judgement.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "log", "verdict"),
+    [
+        ("died", NET, Verdict.REJECT),
+        ("closed", NET, Verdict.CRASH),
+        # a sanitizer or an assertion is a crash of its own, whatever was refused before
+        ("died", f"{NET}\n{ASSERTION}", Verdict.CRASH),
+    ],
+)
+def test_a_postcopy_destination_that_died_of_cleaning_up_a_refused_load_is_a_reject(
+    kind: str, log: str, verdict: Verdict
+) -> None:
+    found = judge(evidence(broken=at(kind, load=1), exit=SEGFAULT, log=log))
+    assert (found.verdict, found.named) == (verdict, VNET)
+    assert "SIGSEGV" in found.text
