@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from harness.arch.aarch64 import AARCH64
-from harness.arch.model import Architecture, BootProof, Firmware, Witness
+from harness.arch.model import Architecture, BootProof, Firmware, RootBus, Witness
 from harness.arch.x86_64 import X86_64
 from harness.errors import UsageError
 
@@ -15,6 +15,7 @@ __all__ = [
     "Architecture",
     "BootProof",
     "Firmware",
+    "RootBus",
     "Witness",
     "architecture_named",
     "architecture_of",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from harness.arch.model import Architecture, BootProof, Witness
+from harness.arch.model import Architecture, BootProof, RootBus, Witness
 from harness.qemu.binary import Program
 from harness.qemu.cmdline import Option
 
@@ -38,6 +38,7 @@ AARCH64 = Architecture(
     debian="arm64",
     program=Program(name="qemu-system-aarch64", package="qemu-system-arm"),
     families={"virt-": "virt"},
+    buses={"virt": RootBus(name="pcie.0", slots=range(3, 32), has_ports=True)},
     cpu_sections=frozenset({"cpu", "cpu_common"}),
     # vmstate_cpu_common of cpu.c, vmstate_arm_cpu of target/arm/machine.c
     parking={

@@ -54,6 +54,20 @@ class Witness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RootBus:
+    """The PCI bus that devices are added to.
+
+    :param name: what QEMU calls it
+    :param slots: that are free on it
+    :param has_ports: whether PCIe root ports can be added
+    """
+
+    name: str
+    slots: range
+    has_ports: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """One architecture of guests.
 
@@ -61,6 +75,7 @@ class Architecture:
     :param debian: Debian's name for it
     :param program: the emulator
     :param families: what versioned machine types begin with, to their alias, which profiles and users call them by
+    :param buses: by such an alias
     :param cpu_sections: idstr of the sections that are a CPU, one instance for each CPU
     :param parking: by idstr, what makes a CPU of a recording one that is halted and takes no interrupt
     :param leak_control: label of a section whose load allocates nothing
@@ -75,6 +90,7 @@ class Architecture:
     debian: str
     program: Program
     families: Mapping[str, str]
+    buses: Mapping[str, RootBus]
     cpu_sections: frozenset[str]
     parking: Mapping[str, Changes]
     leak_control: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.arch.model import Architecture, BootProof, Firmware, Witness
+from harness.arch.model import Architecture, BootProof, Firmware, RootBus, Witness
 from harness.qemu.binary import Program
 from harness.qemu.cmdline import Option
 
@@ -34,6 +34,11 @@ X86_64 = Architecture(
     debian="amd64",
     program=Program(name="qemu-system-x86_64", package="qemu-system-x86"),
     families={"pc-i440fx-": "pc", "pc-q35-": "q35"},
+    # the first slots are left to host bridge, south bridge and display; q35's last is its chipset
+    buses={
+        "pc": RootBus(name="pci.0", slots=range(3, 32), has_ports=False),
+        "q35": RootBus(name="pcie.0", slots=range(4, 31), has_ports=True),
+    },
     cpu_sections=frozenset({"cpu", "cpu_common"}),
     # vmstate_cpu_common of cpu.c, vmstate_x86_cpu of target/i386/machine.c
     parking={

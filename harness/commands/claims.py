@@ -29,6 +29,7 @@ from harness.commands.options import (
     run_scope,
     shared,
 )
+from harness.devices.device import select_devices
 from harness.errors import UsageError
 from harness.report.studies import claims_json, print_claims, write_claims
 from harness.report.writer import write_reports
@@ -61,7 +62,7 @@ def claims(**given: Any) -> int:
         others=machines or both[:1],
         questions=given["questions"] or tuple(QUESTIONS),
         accel=choose_accel(binaries[0], given["accel"]).name,
-        profiles=tuple(profiles.values()),
+        devices=select_devices(profiles, []),
         guest=guest_maker(given["guest"], machines or both, None),
         workers=given["jobs"],
         scope=run_scope(),

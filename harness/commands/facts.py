@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from harness.arch import family_of
 from harness.arch.accel import FAST_ACCEL_S, prove_accel
 from harness.commands.options import (
     binaries_of,
@@ -20,14 +19,14 @@ from harness.commands.options import (
     qemu_option,
     shared,
 )
-from harness.devices.profile import Profile
+from harness.devices.device import Device
 from harness.facts import collect_facts, kvm_statement
-from harness.guests.machine import Machine, merge_options
+from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
-from harness.qemu.cmdline import Option
+from harness.state.recordings import machine_names, missing, planned_guests
 
 _INDENT = " " * 12
-_MEMORY_MIB = "64"
+_MEMORY_MIB = 64
 
 
 @click.command()
@@ -51,21 +50,14 @@ def host(qemus: Sequence[str], machine: str, profiles: Path | None, as_json: boo
     return 0
 
 
-def all_devices(binary: QemuBinary, name: str, profiles: Sequence[Profile]) -> Machine | None:
-    """A machine with every virtio device that the profiles describe for it; None when the build has no such machine."""
-    entry = binary.machine(name)
-    if entry is None:
+def all_devices(binary: QemuBinary, name: str, devices: Sequence[Device]) -> Machine | None:
+    """A machine with every virtio device that is known; None when the build has no such machine."""
+    if binary.machine(name) is None:
         return None
-    family = family_of(entry.name)
-    chosen = [p for p in profiles if _is_virtio(p, family) and p.missing(family, binary) is None]
-    memory = Option(name="m", first=_MEMORY_MIB)
-    return Machine(
-        name=entry.name,
-        family=family,
-        accel="tcg",
-        options=(memory, *merge_options([profile.options(family) for profile in chosen])),
-        files=tuple((name, size) for profile in chosen for name, size in profile.file_sizes().items()),
-    )
+    family, machine = machine_names(binary, name)
+    chosen = [d for d in devices if _is_virtio(d) and missing(d, binary, machine, family) is None]
+    plan = planned_guests(machine, family, chosen).guests[0].plan
+    return Machine(plan=plan.model_copy(update={"memory_mib": _MEMORY_MIB}), accel="tcg")
 
 
 def lines_of(facts: dict[str, Any]) -> Iterator[str]:
@@ -101,9 +93,8 @@ def _build_lines(build: dict[str, Any]) -> Iterator[str]:
         yield f"{_INDENT}  {' '.join(device['features'])}"
 
 
-def _is_virtio(profile: Profile, family: str) -> bool:
-    part = profile.part(family)
-    return part is not None and any(name.startswith("virtio-") for name in profile.device_types(family))
+def _is_virtio(device: Device) -> bool:
+    return any(attachment.type.startswith("virtio-") for attachment in device.attachments)
 
 
 def _count(values: Sequence[object] | dict[str, object] | None) -> str:

@@ -40,7 +40,7 @@ from harness.commands.options import (
     schedule_option,
     shared,
 )
-from harness.devices.profile import select_profiles
+from harness.devices.device import select_devices
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
 from harness.report import inspection
@@ -63,12 +63,13 @@ def matrix(**given: Any) -> int:
     binaries, profiles = binaries_of(given["qemus"], given["profiles"], machines=given["machines"])
     check_machines(binaries, given["machines"])
     accel = common_accel(binaries, given["accel"])
+    wanted = [device.name for device in select_devices(profiles, given["devices"])]
     chosen = Options(
         binaries=tuple(binaries),
         accel=accel.name,
         machines=tuple(given["machines"]),
-        profiles=tuple(profiles.values()),
-        devices=tuple(p.name for p in select_profiles(profiles, given["devices"] or profiles)),
+        profiles=tuple(device for device in profiles.values() if device.default or device.name in wanted),
+        devices=tuple(wanted),
         phases=tuple(ordered_phases(given["phases"] or PHASES)),
         fresh=given["fresh"],
         **replay_options(given),
@@ -95,7 +96,7 @@ def record(**given: Any) -> int:
     check_machines(binaries, [given["machine"]])
     if given["out"].exists():
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
-    chosen = select_profiles(profiles, given["devices"] or profiles)
+    chosen = select_devices(profiles, given["devices"])
     phases = ordered_phases(given["phases"] or PHASES)
     if not any(map(architecture_of(given["machine"]).has_phase, phases)):
         raise UsageError(f"{given['machine']} has no phase {', '.join(phases)}: it starts its kernel without firmware")
@@ -107,7 +108,7 @@ def record(**given: Any) -> int:
             machine=given["machine"],
             accel=accel.name,
             guest=guest(architecture_of(given["machine"])),
-            profiles=chosen,
+            devices=chosen,
             phases=phases,
             path=given["out"],
             stage=progress.stage,
@@ -121,18 +122,19 @@ def record(**given: Any) -> int:
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
 @shared(qemu_option, device_option, phase_option, schedule_option, mode_option, loads_option, run_ms_option)
-@shared(quick_option, confirm_option, jobs_option, known_option, out_option, json_option)
+@shared(quick_option, confirm_option, jobs_option, profiles_option, known_option, out_option, json_option)
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:
-        binaries, _ = binaries_of(given["qemus"], None, opened.device_types, [opened.manifest.machine])
+        machine = opened.manifest.machine
+        binaries, known = binaries_of(given["qemus"], given["profiles"], opened.device_types, [machine])
         recorded, phases = rows_and_phases(opened, given)
         accel = choose_accel(binaries[0], opened.manifest.accel)
         chosen = Options(
             binaries=tuple(binaries),
             accel=accel.name,
             machines=(opened.manifest.machine,),
-            profiles=(),
+            profiles=tuple(known.values()),
             devices=recorded,
             phases=phases,
             **replay_options(given),

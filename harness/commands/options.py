@@ -17,7 +17,8 @@ from rich.console import Console
 
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.arch.accel import choose_accel
-from harness.devices.profile import Profile, load_profiles
+from harness.devices.device import Device, device_types
+from harness.devices.recipe import load_recipes
 from harness.engines.schedule import SCHEDULES, Schedule
 from harness.errors import UsageError
 from harness.guests.build import Guest, GuestMaker, build_guest
@@ -61,7 +62,9 @@ machine_option = click.option(
     callback=names,
     help="Machine types; pc,q35. Also virt (aarch64).",
 )
-device_option = click.option("--device", "devices", multiple=True, callback=names, help="Devices, by profile; all.")
+device_option = click.option(
+    "--device", "devices", multiple=True, callback=names, help="Devices by name or type, or all."
+)
 phase_option = click.option(
     "--phase", "phases", multiple=True, callback=names, help=f"Phases; {','.join(PHASES)}. Also io-error."
 )
@@ -94,7 +97,7 @@ cpus_option = click.option(
     "--cpus", type=click.IntRange(1, 64), help="CPUs of the guest; as its recipe has it, which is 1."
 )
 profiles_option = click.option(
-    "--profiles", type=click.Path(path_type=Path), help="Folder of device profiles; devices/."
+    "--profiles", type=click.Path(path_type=Path), help="Folder of device recipes; devices/."
 )
 quick_option = click.option("--quick", is_flag=True, help="Loads only: no control and no oracle beyond the answers.")
 confirm_option = click.option(
@@ -145,17 +148,21 @@ def binaries_of(
     folder: Path | None = None,
     more_types: Sequence[str] = (),
     machines: Sequence[str] = (),
-) -> tuple[list[QemuBinary], dict[str, Profile]]:
-    """The QEMUs of these names or paths, the host's own when there are none, and the device profiles.
+) -> tuple[list[QemuBinary], dict[str, Device]]:
+    """The QEMUs of these names or paths, the host's own when there are none, and the devices of a folder of recipes.
+
+    A recipe that is wrong is told of, and left out.
 
     :param machines: what the host's own are wanted for: one for each architecture among them
-    :param more_types: device types that they are to be asked for beside those of the profiles
-    :raises UsageError: one is no QEMU, or a profile is wrong
+    :param more_types: device types that they are to be asked for beside those of the recipes
+    :raises UsageError: one is no QEMU
     """
-    profiles = load_profiles(folder)
-    types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)} | set(more_types)
+    recipes = load_recipes(folder)
+    for error in recipes.broken.values():
+        err.print(f"warning: this device is left out: {error}", style="yellow")
+    types = device_types(recipes.devices.values()) | set(more_types)
     found = [path for given in (paths or HOSTS) for path in ([find_binary(given)] if given else _own(machines))]
-    return [probe_binary(path, types) for path in found], profiles
+    return [probe_binary(path, types) for path in found], dict(recipes.devices)
 
 
 def _own(machines: Sequence[str]) -> list[Path]:

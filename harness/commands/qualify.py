@@ -41,7 +41,7 @@ from harness.commands.options import (
     run_scope,
     shared,
 )
-from harness.devices.profile import Profile, select_profiles
+from harness.devices.device import Device, select_devices
 from harness.engines.schedule import Schedule
 from harness.errors import UsageError
 from harness.facts import collect_facts, kvm_statement
@@ -150,12 +150,10 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
 
 
 def _options(
-    given: dict[str, Any], binaries: list[QemuBinary], accel: AccelState, profiles: dict[str, Profile] | None
+    given: dict[str, Any], binaries: list[QemuBinary], accel: AccelState, profiles: dict[str, Device] | None
 ) -> Options:
     rows = (
-        given["devices"]
-        if profiles is None
-        else [p.name for p in select_profiles(profiles, given["devices"] or profiles)]
+        given["devices"] if profiles is None else [device.name for device in select_devices(profiles, given["devices"])]
     )
     return Options(
         binaries=tuple(binaries),

@@ -5,7 +5,7 @@
 be stale. Each phase is brought into a process by an ordinary migration and saved with ``savevm``; snapshots live
 in the disk images, so that one process after the other adds its phase, and the last one loads them in turn.
 
-``savevm`` wants every writable disk to hold snapshots: the raw scratch images of the profiles become qcow2 ones of
+``savevm`` wants every writable disk to hold snapshots: the raw scratch images of the guest become qcow2 ones of
 the same size here, which a guest cannot tell apart. One more qcow2 node is there for machines without a disk.
 """
 
@@ -21,13 +21,11 @@ from pathlib import Path
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
 from harness.engines.colo import ANSWER_TIMEOUT_S, Buffers, Evidence
-from harness.engines.disks import empty_qcow2
 from harness.engines.incoming import Count, Incoming, State, attempt, break_at, evidence_of
 from harness.engines.schedule import LoadPlan
-from harness.errors import HostError, QemuError
-from harness.guests.machine import Machine
+from harness.errors import QemuError
+from harness.guests.machine import DiskKind, Machine
 from harness.qemu.binary import QemuBinary
-from harness.qemu.cmdline import Option
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
@@ -37,10 +35,6 @@ from harness.state.transforms import GuestMode
 #: How long the guest runs between two loads.
 RUN_S = 0.05
 _QUIT_TIMEOUT_S = 10.0
-_VMSTATE = "postload-vmstate"
-_VMSTATE_IMAGE = f"{_VMSTATE}.qcow2"
-_VMSTATE_BYTES = 1 << 20
-_CHILDREN = ("file", "image")
 
 OnLoads = Callable[[int], None]
 
@@ -75,8 +69,8 @@ class Loadvm:
         """
         images = new_workdir()
         try:
-            machine = with_snapshots(self.buffers.machine)
-            make_images(machine, images)
+            machine = replace(self.buffers.machine, disks=DiskKind.SNAPSHOTS)
+            machine.make_files(images)
             return self._run(machine, images, on_loads)
         finally:
             shutil.rmtree(images, ignore_errors=True)
@@ -124,59 +118,6 @@ class Loadvm:
 
     def _check_stop(self) -> None:
         self.scope.check()
-
-
-def with_snapshots(machine: Machine) -> Machine:
-    """The same machine, its raw scratch images qcow2 ones, and one more node to save its state in."""
-    nodes = {str(o.props["node-name"]): o for o in machine.options if o.name == "blockdev" and "node-name" in o.props}
-    changed = tuple(_snapshot_format(option, nodes, machine) for option in machine.options)
-    return replace(machine, options=(*changed, *_vmstate_options()), files=(*machine.files, _VMSTATE_FILE))
-
-
-def make_images(machine: Machine, folder: Path) -> None:
-    """Make the scratch images as empty qcow2 files.
-
-    :raises HostError: no space
-    """
-    try:
-        for name, size_bytes in machine.files:
-            (folder / name).write_bytes(empty_qcow2(size_bytes))
-    except OSError as error:
-        raise HostError(f"cannot make images in {folder}: {error.strerror}") from error
-
-
-_VMSTATE_FILE = (_VMSTATE_IMAGE, _VMSTATE_BYTES)
-
-
-def _vmstate_options() -> tuple[Option, ...]:
-    path = f"{{workdir}}/{_VMSTATE_IMAGE}"
-    return (
-        Option(name="blockdev", first="file", props={"node-name": f"{_VMSTATE}-file", "filename": path}),
-        Option(name="blockdev", first="qcow2", props={"node-name": _VMSTATE, "file": f"{_VMSTATE}-file"}),
-    )
-
-
-def _snapshot_format(option: Option, nodes: dict[str, Option], machine: Machine) -> Option:
-    if option.name == "blockdev" and option.first == "raw" and _is_scratch(option, nodes, machine):
-        return replace(option, first="qcow2")
-    if option.name == "drive" and option.props.get("format") == "raw" and _names_scratch(option, "file", machine):
-        return replace(option, props={**option.props, "format": "qcow2"})
-    return option
-
-
-def _is_scratch(option: Option, nodes: dict[str, Option], machine: Machine) -> bool:
-    """Follow a node down to its file: filters such as blkdebug may stand between."""
-    while True:
-        if _names_scratch(option, "filename", machine):
-            return True
-        below = next((nodes[str(option.props[c])] for c in _CHILDREN if str(option.props.get(c)) in nodes), None)
-        if below is None:
-            return False
-        option = below
-
-
-def _names_scratch(option: Option, key: str, machine: Machine) -> bool:
-    return str(option.props.get(key)) in {f"{{workdir}}/{name}" for name, _ in machine.files}
 
 
 def _tag(phase: str) -> str:

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.arch import Architecture, Witness, architecture_named, family_of
+from harness.arch import Architecture, Witness, architecture_named
 from harness.cache import cache_root
 from harness.colo.primary import DIALECTS, ChannelBroken, Dialect
 from harness.engines.secondary import Secondary
 from harness.errors import PostloadError, QemuError, Stopped
 from harness.files import write_atomically
-from harness.guests.machine import Machine, firmware_sink
+from harness.guests.machine import Machine, firmware_sink, small_machine
 from harness.qemu.binary import QemuBinary
-from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -85,13 +84,7 @@ def _small_machine(binary: QemuBinary, architecture: Architecture) -> Machine:
     if found is None:
         wanted = " nor ".join(architecture.probe_machines)
         raise QemuError(f"{binary.path} has no machine {wanted}: nothing to probe COLO with")
-    return Machine(
-        name=found.name,
-        family=family_of(found.name),
-        accel="tcg",
-        options=(*architecture.cpu_options("tcg"), Option(name="m", first="16")),
-        files=(),
-    )
+    return small_machine(found.name)
 
 
 def _first_that_works(binary: QemuBinary, machine: Machine, stream: Stream, scope: ProcessScope) -> ColoAbility:

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.devices.profile import Profile
+from harness.devices.device import Device
 from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers
-from harness.engines.disks import DiskKind
 from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
 from harness.errors import DeadlineError, QemuError
 from harness.experiments.interview import (
@@ -26,8 +25,9 @@ from harness.experiments.interview import (
     Clock,
     DeviceCheck,
     Interview,
-    recorded_profiles,
+    recorded_devices,
 )
+from harness.guests.machine import DiskKind
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
@@ -89,7 +89,7 @@ def guest_life(
     phase: str,
     excluded: frozenset[str],
     scope: ProcessScope,
-    profiles: Iterable[Profile] | None = None,
+    devices: Iterable[Device] | None = None,
     loads: int = LOADS,
     run_s: float = RUN_S,
     last: str | None = None,
@@ -101,7 +101,7 @@ def guest_life(
     :param resets: the build resets before each load: every buffer then holds the whole state, and a second time
         behind it what is not excluded, for devices in use
     :param excluded: labels of sections left out of every checkpoint
-    :param profiles: those the pack was recorded with; the installed ones when None
+    :param devices: those the pack was recorded with; the installed ones when None
     :param last: another recording for the last checkpoint, for controls
     :param check_timeout_s: how long one device's check may take
     :param disks: falls back to plain where the build has no replication; the result says so
@@ -109,9 +109,9 @@ def guest_life(
     :raises Stopped: the run was told to stop
     """
     interview = Interview(
-        family=buffers.pack.manifest.family,
+        plan=buffers.pack.manifest.plan,
         phase=phase,
-        profiles=recorded_profiles(buffers.pack, profiles),
+        devices=recorded_devices(buffers.pack, devices),
         scope=scope,
         check_timeout_s=check_timeout_s,
     )

@@ -10,13 +10,14 @@ import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from harness.devices.profile import Profile, load_profiles
-from harness.engines.disks import DiskKind, DiskMachine, with_disks
+from harness.devices.device import NOTHING, Device
+from harness.devices.recipe import load_recipes
 from harness.errors import GuestError
 from harness.guests.console import Console
-from harness.guests.machine import Machine
+from harness.guests.machine import DiskKind, Machine
+from harness.guests.plan import GuestPlan, guest_command, guest_slot
 from harness.packs.pack import StatePack
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
@@ -87,14 +88,15 @@ class Answers:
 class Interview:
     """The questions to a guest that was recorded in ``phase``.
 
-    :param profiles: those that the pack was recorded with
+    :param plan: what the guest is
+    :param devices: those that the pack was recorded with
     :param check_timeout_s: how long one device's check may take
     :param scope: of the run: owns its processes, and is told when it shall end
     """
 
-    family: str
+    plan: GuestPlan
     phase: str
-    profiles: tuple[Profile, ...]
+    devices: tuple[Device, ...]
     scope: ProcessScope
     check_timeout_s: float = CHECK_TIMEOUT_S
 
@@ -108,19 +110,21 @@ class Interview:
         except GuestError as error:
             answers.stuck = str(error)
 
-    def machine(self, machine: Machine, disks: DiskKind) -> DiskMachine:
+    def machine(self, machine: Machine, disks: DiskKind) -> Machine:
         """The machine with disks that hold what its guest had written by then."""
-        patterns = {image: disk for profile in self.profiles for image, disk in profile.patterns.items()}
-        return with_disks(machine, disks, {} if self.phase in ("firmware", "kernel") else patterns)
+        written = self.phase not in ("firmware", "kernel")
+        patterns = {device.node(name): disk for device in self.devices for name, disk in device.patterns.items()}
+        return replace(machine, disks=disks, patterns=patterns if written else {})
 
     def kernel_names(self) -> Mapping[str, tuple[str, ...]]:
         """Device to regular expressions for what the guest's kernel calls it."""
-        return {p.name: self._kernel_names(p) for p in self.profiles if p.kernel_names}
+        return {device.name: self._kernel_names(device) for device in self.devices if device.kernel_names}
 
-    def _kernel_names(self, profile: Profile) -> tuple[str, ...]:
-        part = profile.part(self.family)
-        slot = part.guest.get("slot") if part else None
-        return (*profile.kernel_names, re.escape(slot)) if slot else profile.kernel_names
+    def _kernel_names(self, device: Device) -> tuple[str, ...]:
+        slot = guest_slot(device, self.plan)
+        if slot is None or slot.startswith("$"):
+            return device.kernel_names
+        return (*device.kernel_names, re.escape(slot))
 
     def check_stop(self) -> None:
         """:raises Stopped: the run was told to stop"""
@@ -132,7 +136,7 @@ class Interview:
             # no mark: the whole of the kernel's log was said after the loads
             console.run("beat_start", CONSOLE_TIMEOUT_S)
         answers.clocks.append(_read_clock(console))
-        checks = [(p.name, self._check_line(p)) for p in self.profiles if p.guest.life != "true"]
+        checks = [(d.name, self._check_line(d)) for d in self.devices if d.guest.life != NOTHING]
         if self.phase in _TOGETHER:
             self._run_checks(console, checks, answers)
         else:
@@ -143,11 +147,11 @@ class Interview:
         answers.clocks.append(_read_clock(console))
         answers.kernel_log = tuple(console.run("log_new", CONSOLE_TIMEOUT_S).splitlines())
 
-    def _check_line(self, profile: Profile) -> str:
+    def _check_line(self, device: Device) -> str:
         names = [_PREPARE[self.phase]] if self.phase in _PREPARE else []
         names += ["check"] if self.phase == "busy" else []
-        lines = [profile.command(name, self.family) for name in (*names, "life")]
-        return " && ".join(line for line in lines if line != "true")
+        lines = [guest_command(device, name, self.plan) for name in (*names, "life")]
+        return " && ".join(line for line in lines if line != NOTHING)
 
     def _run_checks(self, console: Console, checks: Sequence[tuple[str, str]], answers: Answers) -> None:
         if not checks:
@@ -191,8 +195,8 @@ def _ended(console: Console, device: str, status: int | None, seconds: float) ->
     return DeviceCheck(device=device, status=status, said=said.strip(), seconds=seconds)
 
 
-def recorded_profiles(pack: StatePack, profiles: Iterable[Profile] | None) -> tuple[Profile, ...]:
-    """Those of some profiles, the installed ones when None, that a pack was recorded with."""
-    known = load_profiles().values() if profiles is None else profiles
+def recorded_devices(pack: StatePack, devices: Iterable[Device] | None) -> tuple[Device, ...]:
+    """Those of some devices, the installed ones when None, that a pack was recorded with."""
+    known = load_recipes().devices.values() if devices is None else devices
     recorded = {entry.name for entry in pack.manifest.devices}
-    return tuple(profile for profile in known if profile.name in recorded)
+    return tuple(device for device in known if device.name in recorded)

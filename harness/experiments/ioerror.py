@@ -20,7 +20,7 @@ from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, own_words
 from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.console import Console
-from harness.guests.faults import halts, with_faults
+from harness.guests.faults import halts
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
@@ -113,7 +113,7 @@ def io_errors(
     sections = sections_for(recording, GuestMode.RUNNING)
     loaded = encode(without(sections, excluded))
     seen = _Seen()
-    machine = with_faults(buffers.machine, faults, once=once)
+    machine = buffers.machine.with_faults(faults, once=once)
     with Secondary(binary, machine, dialect, timeout_s=ANSWER_TIMEOUT_S, scope=scope) as secondary:
         vm = secondary.vm
         try:

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.colo.primary import ChannelBroken
-from harness.devices.profile import Profile
+from harness.devices.device import Device
 from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, own_words
-from harness.engines.disks import DiskKind
 from harness.engines.incoming import Incoming, State, break_at
 from harness.engines.secondary import DEATH_GRACE_S
 from harness.experiments.guestlife import GuestLife, guest_ends
-from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_profiles
+from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_devices
+from harness.guests.machine import DiskKind
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
 from harness.qemu.scope import ProcessScope
@@ -43,7 +43,7 @@ def plain_life(
     binary: QemuBinary,
     buffers: Buffers,
     phase: str,
-    profiles: Iterable[Profile] | None = None,
+    devices: Iterable[Device] | None = None,
     *,
     excluded: frozenset[str] = frozenset(),
     scope: ProcessScope,
@@ -53,7 +53,7 @@ def plain_life(
     """Load ``phase`` once, as an ordinary destination does, start the guest and ask it.
 
     :param binary: the loading side; it is the machine of ``buffers``
-    :param profiles: those the pack was recorded with; the installed ones when None
+    :param devices: those the pack was recorded with; the installed ones when None
     :param excluded: labels of sections left out of the stream
     :param check_timeout_s: how long one device's check may take
     :param timeout_s: deadline for the load, and for the guest's start
@@ -63,9 +63,9 @@ def plain_life(
     started = time.monotonic()
     pack = buffers.pack
     interview = Interview(
-        family=pack.manifest.family,
+        plan=pack.manifest.plan,
         phase=phase,
-        profiles=recorded_profiles(pack, profiles),
+        devices=recorded_devices(pack, devices),
         scope=scope,
         check_timeout_s=check_timeout_s,
     )

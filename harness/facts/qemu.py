@@ -26,8 +26,6 @@ from harness.qemu.vm import Vm
 
 #: Raise it when the same question gets another answer: kept answers of another number are not used.
 _ANSWERS = 1
-#: What no device is made of; without them the machine starts sooner, and the guest's files need not be there.
-_GUEST_OPTIONS = frozenset({"kernel", "initrd", "append"})
 #: Backends whose features are QEMU's own. Those of any other come from the kernel or from another process.
 _OWN_NETDEVS = frozenset({"user", "hubport", "socket", "stream", "dgram"})
 _FOREIGN_DRIVERS = ("vhost", "vfio")
@@ -64,8 +62,11 @@ def build_facts(binary: QemuBinary, machine: Machine | None) -> Part:
 
 
 def _virtio(binary: QemuBinary, machine: Machine) -> dict[str, Any]:
-    """What the machine's virtio devices offer; kept where it can only change with the QEMU."""
-    bare = replace(machine, options=tuple(o for o in machine.options if o.name not in _GUEST_OPTIONS))
+    """What the machine's virtio devices offer; kept where it can only change with the QEMU.
+
+    Without a kernel the machine starts sooner, and the guest's files need not be there.
+    """
+    bare = replace(machine, boot=None)
     if not _is_own(bare.options):
         return _ask(binary, bare)
     kept = cache_root() / "facts" / f"{_key(binary, bare)}.json"

@@ -1,86 +1,146 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest machine: one command line that both the recording and every replay are built from."""
+"""The guest machine: the one place where a plan becomes a command line, for the recording and for every replay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
-from harness.arch import Architecture
-from harness.errors import HostError, UsageError
+from harness.arch import architecture_of, family_of
+from harness.devices.backends import Backend, Chardev, Disk, Netdev
+from harness.errors import HostError
+from harness.guests.images import empty_qcow2, write_pattern
+from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import CommandLine, Option, Scalar
+
+
+class DiskKind(StrEnum):
+    """How disks are arranged on the host's side; no guest can tell.
+
+    ``plain`` keeps what the guest wrote, on fresh raw images: fair to a guest without file systems that only judges
+    blocks it has not written before. ``replication`` rewinds them with each checkpoint: an active image over a hidden
+    one over the parent, the first two emptied by each checkpoint (``block/replication.c:secondary_do_checkpoint``).
+    ``snapshots`` holds them in qcow2 images, with one more node that the machine's state is saved in.
+    """
+
+    PLAIN = "plain"
+    REPLICATION = "replication"
+    SNAPSHOTS = "snapshots"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A sector of 512 bytes that answers reads and writes with EIO; ``once``: only the first request fails."""
+
+    sector: int
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """Where the kernel and initramfs of a plan are now."""
+
+    kernel: Path
+    initramfs: Path
+
+
+_EIO = 5
+_SECTOR_BYTES = 512
+FAULTS_SUFFIX = "-faults"
+_VMSTATE = "postload-vmstate"
+_VMSTATE_FILE = (f"{_VMSTATE}.qcow2", 1 << 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """A guest machine without a binary.
 
-    :param name: versioned machine type, e.g. ``pc-q35-7.2``
-    :param family: its alias, e.g. ``q35``
-    :param options: everything but machine, accelerator and the folders; may hold ``{workdir}``, and no other mark
-    :param files: scratch images, name to bytes, to be made in ``{workdir}``
+    :param boot: None for a machine that never boots
+    :param faults: disk to what fails of it
+    :param patterns: disk that holds the pattern, to the name that the guest has for it
+    :param extra: further options of the user's, behind all others
+    :param dropped: options that are left out, by their number: what turned out not to be needed
     """
 
-    name: str
-    family: str
+    plan: GuestPlan
     accel: str
-    options: tuple[Option, ...]
-    files: tuple[tuple[str, int], ...]
+    boot: Boot | None = None
+    disks: DiskKind = DiskKind.PLAIN
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    extra: tuple[Option, ...] = ()
+    dropped: frozenset[int] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The versioned machine type."""
+        return self.plan.machine
+
+    @property
+    def family(self) -> str:
+        """Its alias, e.g. ``q35``."""
+        return self.plan.family
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """Everything but machine, accelerator and what a process adds; ``{workdir}`` stands for its folder."""
+        options = (*_guest_options(self.plan, self.accel, self.boot), *_device_options(self), *self.extra)
+        return tuple(option for number, option in enumerate(options) if number not in self.dropped)
+
+    @property
+    def files(self) -> tuple[tuple[str, int], ...]:
+        """Raw scratch images that an option names, name to bytes."""
+        text = repr(self.options)
+        disks = {f"{name}.img": d.size_bytes for name, d in _disks(self.plan) if d.medium == "file"}
+        return tuple((name, size) for name, size in disks.items() if f"/{name}" in text)
 
     def command(self, binary: str, workdir: Path, *extra: Option) -> CommandLine:
         """The command line of one process, its machine stopped (``-S``) until told."""
         options = (
             *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot", "S")),
             Option(name="display", first="none"),
-            Option(name="machine", first=self.name),
+            Option(name="machine", first=self.name, props=self.plan.machine_properties),
             Option(name="accel", first=self.accel),
             *(filled(option, "{workdir}", workdir) for option in self.options),
         )
         return CommandLine(binary=binary, options=options + extra)
 
+    def with_faults(self, faults: Mapping[str, int], *, once: bool = False) -> Machine:
+        """The machine with disks that fail: the id of a disk to the sector that does."""
+        return replace(self, faults={name: Fault(sector=sector, once=once) for name, sector in faults.items()})
+
     def make_files(self, workdir: Path) -> None:
-        """Make the scratch images, empty and sparse.
+        """Make the images of its disks: sparse, and empty but for the patterns.
 
         :raises HostError: no space
-        :raises UsageError: a name that leads out of the folder
         """
-        for name, _ in self.files:
-            if Path(name).name != name:
-                raise UsageError(f"scratch file {name!r}: expected a plain file name")
         try:
             for name, size in self.files:
+                if self.disks is DiskKind.SNAPSHOTS:
+                    (workdir / name).write_bytes(empty_qcow2(size))
+                    continue
                 with (workdir / name).open("wb") as file:
                     file.truncate(size)
+                    write_pattern(file, self.patterns.get(name.removesuffix(".img")))
+                if self.disks is DiskKind.REPLICATION:
+                    for overlay in _overlays(name.removesuffix(".img")):
+                        (workdir / overlay).write_bytes(empty_qcow2(size))
+            if self.disks is DiskKind.SNAPSHOTS:
+                (workdir / _VMSTATE_FILE[0]).write_bytes(empty_qcow2(_VMSTATE_FILE[1]))
         except OSError as error:
-            raise HostError(f"cannot make {workdir / name}: {error.strerror}") from error
+            raise HostError(f"cannot make images in {workdir}: {error.strerror}") from error
 
 
-def guest_options(
-    architecture: Architecture, accel: str, *, kernel: Path, initramfs: Path, cmdline: str, memory_mib: int, cpus: int
-) -> tuple[Option, ...]:
-    """The options of the guest itself, without any device under test."""
-    firmware = architecture.firmware
-    return (
-        *architecture.cpu_options(accel),
-        Option(name="m", first=str(memory_mib)),
-        Option(name="smp", first=str(cpus)),
-        Option(name="kernel", first=str(kernel)),
-        Option(name="initrd", first=str(initramfs)),
-        Option(name="append", first=cmdline),
-        # the recorder reads how far it is, a secondary throws it away
-        *((firmware.device,) if firmware else ()),
-    )
+def small_machine(name: str, accel: str = "tcg", memory_mib: int = 16) -> Machine:
+    """A machine with nothing in it, to ask a QEMU something."""
+    return Machine(plan=GuestPlan(machine=name, family=family_of(name), memory_mib=memory_mib), accel=accel)
 
 
 def firmware_sink() -> Option:
     """The far end of the firmware's debug port where nobody listens."""
     return Option(name="chardev", first="null", props={"id": "firmware"})
-
-
-def merge_options(groups: Iterable[Sequence[Option]]) -> tuple[Option, ...]:
-    """Option lists in order, as one."""
-    return tuple(option for group in groups for option in group)
 
 
 def filled(option: Option, mark: str, folder: Path) -> Option:
@@ -91,3 +151,141 @@ def filled(option: Option, mark: str, folder: Path) -> Option:
 
     first = None if option.first is None else option.first.replace(mark, str(folder))
     return Option(name=option.name, first=first, props={key: fill(value) for key, value in option.props.items()})
+
+
+def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[Option]:
+    """The options of the guest itself, without any device under test."""
+    architecture = architecture_of(plan.machine)
+    yield from architecture.cpu_options(accel)
+    yield Option(name="m", first=str(plan.memory_mib))
+    yield Option(name="smp", first=str(plan.cpus))
+    if boot is not None:
+        yield Option(name="kernel", first=str(boot.kernel))
+        yield Option(name="initrd", first=str(boot.initramfs))
+        yield Option(name="append", first=plan.cmdline)
+    if plan.kernel is not None and architecture.firmware:
+        # the recorder reads how far it is, a secondary throws it away
+        yield architecture.firmware.device
+
+
+def _device_options(machine: Machine) -> Iterator[Option]:
+    """Each device behind the backends that it is the first to name."""
+    made: set[str] = set()
+    for device in machine.plan.devices:
+        for name in device.backends.values():
+            if name not in made:
+                made.add(name)
+                yield from _backend_options(machine, name, machine.plan.backends[name])
+        yield _device_option(machine, device)
+    if machine.disks is DiskKind.SNAPSHOTS:
+        yield from _image_nodes(_VMSTATE, _VMSTATE_FILE[0], "qcow2")
+
+
+def _device_option(machine: Machine, device: PlacedDevice) -> Option:
+    props: dict[str, Scalar] = {"id": device.id}
+    if device.bus is not None:
+        props["bus"] = device.bus
+    if device.slot is not None:
+        props["addr"] = device.slot
+    props |= device.properties
+    for key, name in device.backends.items():
+        backend = machine.plan.backends[name]
+        props[key] = name
+        if isinstance(backend, Disk):
+            props |= (
+                {key: f"{name}{FAULTS_SUFFIX}", "werror": "stop", "rerror": "stop"} if name in machine.faults else {}
+            )
+            sector = backend.sector_bytes
+            props |= {"logical_block_size": sector, "physical_block_size": sector} if sector != 512 else {}
+    return Option(name="device", first=device.type, props=props)
+
+
+def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[Option]:
+    if isinstance(backend, Netdev):
+        yield _netdev_option(name, backend)
+    elif isinstance(backend, Chardev):
+        yield Option(name="chardev", first=backend.type, props={"id": name})
+    else:
+        yield from _disk_options(machine, name, backend)
+        if name in machine.faults:
+            yield _failing(name, machine.faults[name])
+
+
+def _netdev_option(name: str, netdev: Netdev) -> Option:
+    if netdev.interface is None:
+        return Option(name="netdev", first="user", props={"id": name, "restrict": netdev.restrict})
+    scripts = {"script": "no", "downscript": "no"}
+    return Option(name="netdev", first="tap", props={"id": name, "ifname": netdev.interface, **scripts})
+
+
+def _disk_options(machine: Machine, name: str, disk: Disk) -> Iterator[Option]:
+    image = f"{name}.img"
+    if disk.medium == "null":
+        props: dict[str, Scalar] = {"node-name": name, "size": disk.size_bytes, "read-zeroes": True}
+        yield Option(name="blockdev", first="null-co", props=props)
+    elif machine.disks is DiskKind.REPLICATION:
+        yield from _replicated(name, image)
+    else:
+        yield from _image_nodes(name, image, "qcow2" if machine.disks is DiskKind.SNAPSHOTS else "raw")
+
+
+def _image_nodes(name: str, image: str, form: str) -> Iterator[Option]:
+    yield Option(name="blockdev", first="file", props={"node-name": f"{name}-file", "filename": f"{{workdir}}/{image}"})
+    yield Option(name="blockdev", first=form, props={"node-name": name, "file": f"{name}-file"})
+
+
+def _failing(name: str, fault: Fault) -> Option:
+    """A ``blkdebug`` node between a disk and its device.
+
+    The rule's event is ``none``: it is active from the start, without a driver below that would have to name its
+    requests (``block/blkdebug.c:add_rule``).
+    """
+    rule: dict[str, Scalar] = {"event": "none", "errno": _EIO, "sector": fault.sector, "once": fault.once}
+    return Option(
+        name="blockdev",
+        first="blkdebug",
+        props={"node-name": f"{name}{FAULTS_SUFFIX}", "image": name}
+        | {f"inject-error.0.{key}": value for key, value in (rule | {"immediately": False}).items()},
+    )
+
+
+def _overlays(name: str) -> tuple[str, str]:
+    return f"{name}-active.qcow2", f"{name}-hidden.qcow2"
+
+
+def _replicated(name: str, image: str) -> Iterator[Option]:
+    """Parent, replication and quorum, as QEMU's ``docs/COLO-FT.txt`` has them.
+
+    The parent is a ``-drive`` for the block backend that it comes with: replication wants one on the secondary
+    disk, which otherwise the NBD export of the real primary's writes provides.
+    """
+    active, hidden = _overlays(name)
+    parent = {"if": "none", "id": f"{name}-parent", "driver": "raw", "file.filename": f"{{workdir}}/{image}"}
+    replication = {
+        "if": "none",
+        "id": f"{name}-secondary",
+        "driver": "replication",
+        "mode": "secondary",
+        "top-id": name,
+        "file.driver": "qcow2",
+        "file.file.filename": f"{{workdir}}/{active}",
+        "file.backing.driver": "qcow2",
+        "file.backing.file.filename": f"{{workdir}}/{hidden}",
+        "file.backing.backing": f"{name}-parent",
+    }
+    quorum = {
+        "if": "none",
+        "id": name,
+        "driver": "quorum",
+        "read-pattern": "fifo",
+        "vote-threshold": "1",
+        "children.0": f"{name}-secondary",
+    }
+    for props in (parent, replication, quorum):
+        yield Option(name="drive", props=props)
+
+
+def _disks(plan: GuestPlan) -> Iterator[tuple[str, Disk]]:
+    for name, backend in plan.backends.items():
+        if isinstance(backend, Disk):
+            yield name, backend

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from harness.devices.profile import load_profiles
+from harness.devices.device import Device
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
 from harness.experiments.guestlife import guest_life
@@ -115,12 +115,15 @@ def perform(check: Check, bench: Bench) -> list[Cell]:
     return [_cell(check, bench, row, outcome, seconds) for row in check.rows]
 
 
-def planned_checks(phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
+def planned_checks(phases: Sequence[str], rows: Sequence[str], devices: Iterable[Device]) -> list[Check]:
     """The experiments of one machine, the longest first: drift in every phase, leaks where drivers are bound, and
-    the life of the guest in the phases in which it has devices."""
+    the life of the guest in the phases in which it has devices.
+
+    :param devices: those of the guest
+    """
     settled = next((phase for phase in ("bound", *phases) if phase in phases), phases[0])
     lively = [phase for phase in phases if phase in LIVELY_PHASES]
-    failing = {name: dict(profile.faults) for name, profile in load_profiles().items() if profile.faults}
+    failing = {device.name: device.failing() for device in devices if device.faults}
     return [
         *(io_error_check(row, failing[row]) for row in rows if row in failing and IO_ERROR_PHASE in phases),
         leak_check(settled, rows),
@@ -192,6 +195,7 @@ def _guest(bench: Bench, check: Check) -> Outcome:
     excluded = _excluded(bench, check)
     life = guest_life(
         **_given(bench, check.phases[0], excluded),
+        devices=bench.devices,
     )
     judged = judge_life(life)
     missing = Told(verdict=Verdict.HARNESS_ERROR, text="not asked: the guest did not answer")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
+from harness.devices.device import Device
 from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
@@ -35,6 +36,7 @@ RunControls = Callable[[str, tuple[str, ...], frozenset[str], Judgement, Evidenc
 class Bench:
     """One pack under one QEMU, with what was learnt about it so far; shared by the cells of a machine.
 
+    :param devices: those that the guest has, as their recipes tell
     :param came: the guest came from elsewhere: another QEMU, or another host
     :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
         build that resets before each load (elsewhere it makes no difference)
@@ -46,6 +48,7 @@ class Bench:
     buffers: Buffers
     pace: Pace
     scope: ProcessScope
+    devices: tuple[Device, ...] = ()
     came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()

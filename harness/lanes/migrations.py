@@ -90,7 +90,7 @@ def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
     phase = next((phase for phase in reversed(LIVELY_PHASES) if phase in check.phases), None)
     if phase is None:
         return {}
-    life = plain_life(bench.binary, bench.buffers, phase, scope=bench.scope)
+    life = plain_life(bench.binary, bench.buffers, phase, devices=bench.devices, scope=bench.scope)
     tally.count(frozenset(), passed=bool(life.loads_acked))
     for row, judgement in judge_life(life).items():
         if row in tally.told and judgement.verdict is not Verdict.OK:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from harness.colo.messages import Step
-from harness.devices.profile import section_label
+from harness.devices.device import section_label
 from harness.engines.colo import Evidence
 from harness.qemu.kvm import Refusal, is_kvm_assertion, kvm_refusals
 from harness.results.verdict import Verdict

@@ -1,47 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``manifest.json`` of a state pack: its model, and the reading of every schema that there has been.
+"""``manifest.json`` of a state pack: its model, and how it is read.
 
-``postload.pack/2`` holds the guest's own files (``guest/...`` of ``files``); options name them as ``{pack}/guest/...``.
-``postload.pack/1`` named them by the paths of the host that recorded it, and is made into a /2 when it is read.
+``postload.pack/3`` holds the guest as a typed plan (:mod:`harness.guests.plan`), its own files (``guest/...`` of
+``files``) and what was recorded; no part of a command line is in it.
 
-A later program that still writes /2 may add keys, at any level: a reader that does not know them leaves them alone and
-keeps them when it writes the pack again. It may not drop a key, change what one means, or let a replay depend on a
-new one. For that the number goes up, and an older reader says so instead of guessing.
+A later program that still writes /3 may add keys at any level but in the plan: a reader that does not know them leaves
+them alone and keeps them when it writes the pack again. It may not drop a key, change what one means, or let a replay
+depend on a new one. For that the number goes up, and an older reader says so instead of guessing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import PackError
+from harness.guests.plan import GuestPlan
 
 MANIFEST = "manifest.json"
 PAGES = "ram.pages"
 RAM_FILES = ("ram.index", "head.bin", "setup.bin", "devices.bin", "vmdesc.json", "console.log")
-#: Stands in options for the folder that the pack is in.
-PACK_MARK = "{pack}"
-SCHEMA: Literal["postload.pack/2"] = "postload.pack/2"
-_SCHEMAS = ("postload.pack/1", SCHEMA)
+KERNEL = "guest/kernel"
+INITRAMFS = "guest/initramfs"
+SCHEMA: Literal["postload.pack/3"] = "postload.pack/3"
+_OLD_SCHEMAS = ("postload.pack/1", "postload.pack/2")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
 _ROM = re.compile(r"(^|[./])(rom|bios)$|^/rom@")
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class OptionModel(_Model):
-    """One QEMU option; ``{workdir}`` stands for the folder of the process, ``{pack}`` for that of the pack."""
-
-    name: str
-    first: str | None = None
-    props: dict[str, bool | int | str] = {}
 
 
 class BlockModel(_Model):
@@ -69,7 +61,7 @@ class PhaseModel(_Model):
 
 
 class DeviceModel(_Model):
-    """A profile that the guest was built with, and the sections that it owns in this pack."""
+    """A device that the guest was planned with, and the sections that it owns in this pack."""
 
     name: str
     sections: list[str]
@@ -84,16 +76,13 @@ class Manifest(_Model):
     :param packed: in a pack that came as one file, compressed bytes of each part: ``guest`` and every phase
     """
 
-    schema_: Literal["postload.pack/2"]
+    schema_: Literal["postload.pack/3"]
     created: str
     program: str
-    machine: str
-    family: str
-    accel: str
+    accel: Annotated[str, Field(pattern="^[a-z]+$")]
     qemu: dict[str, str]
     host: dict[str, Any] = {}
-    options: list[OptionModel]
-    scratch: dict[str, int]
+    plan: GuestPlan
     guest: dict[str, Any]
     roms: dict[str, FileModel] = {}
     blocks: list[BlockModel]
@@ -111,10 +100,23 @@ class Manifest(_Model):
         for name in (*self.files, *(phase.name for phase in self.phases)):
             if not _PLAIN.fullmatch(name) or name == MANIFEST:
                 raise ValueError(f"files: {name!r} is not the name of a file within a pack")
-        for wanted in (*self.contents(), *self._marked()):
+        for wanted in self.contents():
             if wanted not in self.files:
                 raise ValueError(f"files: {wanted} is not listed")
+        for file, digest in ((KERNEL, self.plan.kernel), (INITRAMFS, self.plan.initramfs)):
+            if digest is not None and (file not in self.files or self.files[file].sha256 != digest):
+                raise ValueError(f"files: {file} is not the one of the plan")
         return self
+
+    @property
+    def machine(self) -> str:
+        """The versioned machine type, such as ``pc-q35-7.2``."""
+        return self.plan.machine
+
+    @property
+    def family(self) -> str:
+        """Its alias, such as ``q35``."""
+        return self.plan.family
 
     def contents(self) -> list[str]:
         """Files that the recordings consist of, in the order of the phases."""
@@ -129,21 +131,10 @@ class Manifest(_Model):
         """The document as it is stored."""
         return self.model_dump_json(indent=1, by_alias=True) + "\n"
 
-    def _marked(self) -> Iterable[str]:
-        for option in self.options:
-            for value in (option.first, *option.props.values()):
-                if isinstance(value, str) and value.startswith(f"{PACK_MARK}/"):
-                    yield value.removeprefix(f"{PACK_MARK}/")
-
 
 def is_rom(block: str) -> bool:
     """Whether a RAM block holds a ROM: ``pc.bios``, ``0000:00:05.0/virtio-net-pci.rom``, ``/rom@etc/...``."""
     return _ROM.search(block) is not None
-
-
-def in_pack(name: str) -> str:
-    """How options name a file of the pack."""
-    return str(PurePosixPath(PACK_MARK) / name)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -162,10 +153,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """A manifest of any schema that this program reads.
+    """A manifest of the schema that this program writes.
 
     :param where: named in errors
-    :raises PackError: no JSON object, an unknown schema, or a key that is missing or does not fit
+    :raises PackError: no JSON object, another schema, or a key that is missing or does not fit
     """
     try:
         document = json.loads(data)
@@ -174,12 +165,13 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if not isinstance(document, dict):
         raise PackError(f"{where}: expected a JSON object")
     found = document.get("schema")
-    if found not in _SCHEMAS:
-        known = " and ".join(_SCHEMAS)
-        raise PackError(f"{where}: schema: found {found!r}; this program reads {known}: a newer one may read it")
+    if found in _OLD_SCHEMAS:
+        raise PackError(f"{where}: an older program made it ({found}); this one reads {SCHEMA}: record it anew")
+    if found != SCHEMA:
+        raise PackError(f"{where}: schema: found {found!r}; this program reads {SCHEMA}: a newer one may read it")
     try:
         # not by way of Python objects: JSON's own rules are the stricter ones, e.g. for a number as a string
-        return Manifest.model_validate_json(json.dumps({**document, "schema": SCHEMA}))
+        return Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])

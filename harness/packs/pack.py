@@ -3,8 +3,8 @@
 
 One file when it travels (:mod:`harness.packs.packfile`), a folder where it is worked with::
 
-    manifest.json         schema, machine, QEMU, command line, guest, host, phases, size and SHA-256 of every file
-    guest/kernel          what the guest boots from, named by the options as {pack}/guest/kernel
+    manifest.json         schema, plan of the guest, QEMU, host, phases, size and SHA-256 of every file
+    guest/kernel          what the guest boots from
     guest/initramfs
     ram.pages             page contents, 4096 bytes each, every content once, in the order of the phases
     PHASE/ram.index       u32 little-endian for each page of each block in order: 0 zeros, n page n-1 of ram.pages
@@ -13,8 +13,6 @@ One file when it travels (:mod:`harness.packs.packfile`), a folder where it is w
     PHASE/devices.bin     FULL sections as they were on the wire
     PHASE/vmdesc.json     the description that ended the stream
     PHASE/console.log     what the guest's serial console had printed
-
-Packs of the first schema have no ``guest/``, and a content again where it came back in a later phase.
 """
 
 from __future__ import annotations
@@ -30,21 +28,20 @@ from pathlib import Path
 from harness.arch import Architecture, architecture_of
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
-from harness.guests.machine import Machine, filled
+from harness.guests.machine import Boot, Machine
 from harness.packs.manifest import (
+    INITRAMFS,
+    KERNEL,
     MANIFEST,
-    PACK_MARK,
     PAGES,
     RAM_FILES,
     DeviceModel,
     Manifest,
-    OptionModel,
     PhaseModel,
     read_manifest,
 )
 from harness.packs.packfile import export_pack, unpacked
 from harness.packs.packwriter import PackWriter
-from harness.qemu.cmdline import Option
 from harness.stream.model import Section
 from harness.stream.ram import ram_section_buffers
 from harness.stream.reader import read_devices
@@ -57,7 +54,6 @@ __all__ = [
     "PAGES",
     "DeviceModel",
     "Manifest",
-    "OptionModel",
     "PackWriter",
     "PhaseSize",
     "Recording",
@@ -128,22 +124,15 @@ class StatePack:
     @property
     def machine(self) -> Machine:
         """The guest machine that a secondary must be, with its files where they are now."""
-        return Machine(
-            name=self.manifest.machine,
-            family=self.manifest.family,
-            accel=self.manifest.accel,
-            options=tuple(
-                filled(Option(name=o.name, first=o.first, props=o.props), PACK_MARK, self.path.absolute())
-                for o in self.manifest.options
-            ),
-            files=tuple(self.manifest.scratch.items()),
-        )
+        folder = self.path.absolute()
+        boot = Boot(kernel=folder / KERNEL, initramfs=folder / INITRAMFS)
+        plan = self.manifest.plan
+        return Machine(plan=plan, accel=self.manifest.accel, boot=None if plan.kernel is None else boot)
 
     @property
     def device_types(self) -> list[str]:
         """QEMU device types that the guest was given, each once."""
-        types = (option.first for option in self.manifest.options if option.name == "device")
-        return list(dict.fromkeys(name for name in types if name is not None))
+        return self.manifest.plan.types()
 
     @property
     def sizes(self) -> list[PhaseSize]:

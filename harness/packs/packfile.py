@@ -39,7 +39,7 @@ import zstandard
 from harness.cache import publish_dir, sweep, temp_dir
 from harness.errors import HostError, PackError, UsageError
 from harness.files import sha256_file
-from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, FileModel, Manifest, in_pack, parse_manifest
+from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, FileModel, Manifest, parse_manifest
 from harness.packs.trust import refuse_host_access
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ _LEVEL = 9
 _MANIFEST_LIMIT = 16 << 20
 _CHUNK = 1 << 20
 _BLOCK = tarfile.BLOCKSIZE
-_GUEST_OPTIONS = {"kernel": "guest/kernel", "initrd": "guest/initramfs"}
 
 
 def is_packfile(path: Path) -> bool:
@@ -94,16 +93,14 @@ def export_pack(pack: StatePack, path: Path) -> Path:
     """Write an open pack as one file, whole or not at all.
 
     :raises UsageError: there is something already
-    :raises PackError: its guest's files are not in it, and no longer where it was recorded
     :raises HostError: no space, or the folder cannot be written
     """
-    manifest, sources = _travelling(pack)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         with temp_dir(path.parent) as temp:
-            packed = _write_content(temp / "content", _parts(pack, manifest, sources))
-            _join(temp, manifest.model_copy(update={"packed": packed}))
+            packed = _write_content(temp / "content", _parts(pack))
+            _join(temp, pack.manifest.model_copy(update={"packed": packed}))
             _appear(temp / "whole", path)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
@@ -139,39 +136,10 @@ class _Part:
     last: bool
 
 
-def _travelling(pack: StatePack) -> tuple[Manifest, dict[str, Path]]:
-    """The manifest that goes with the file, and where its files are.
-
-    Options of the first schema named the guest's files by their paths on the host: they are taken in.
-    """
-    options, files = [], {}
-    sources = {name: pack.path / name for name in pack.manifest.files}
-    for option in pack.manifest.options:
-        name = _GUEST_OPTIONS.get(option.name)
-        if name is None or option.first is None or option.first == in_pack(name):
-            options.append(option)
-            continue
-        sources[name] = Path(option.first)
-        files[name] = _guest_file(pack, name, sources[name])
-        options.append(option.model_copy(update={"first": in_pack(name)}))
-    manifest = pack.manifest.model_copy(update={"options": options, "files": {**files, **pack.manifest.files}})
-    return manifest, sources
-
-
-def _guest_file(pack: StatePack, name: str, path: Path) -> FileModel:
-    try:
-        found = FileModel(size_bytes=path.stat().st_size, sha256=sha256_file(path))
-    except OSError as error:
-        why = "it was recorded by a postload that left the guest out of the pack; record it anew"
-        raise PackError(f"{pack.source}: its guest's {path}: {error.strerror}: {why}") from error
-    known = pack.manifest.guest.get(name.rpartition("/")[2])
-    if isinstance(known, dict) and known.get("sha256", found.sha256) != found.sha256:
-        raise PackError(f"{pack.source}: its guest's {path} is not the one it was recorded with; record it anew")
-    return found
-
-
-def _parts(pack: StatePack, manifest: Manifest, sources: dict[str, Path]) -> Iterator[_Part]:
+def _parts(pack: StatePack) -> Iterator[_Part]:
     """Everything behind the manifest, in order: what later parts repeat comes first."""
+    manifest = pack.manifest
+    sources = {name: pack.path / name for name in manifest.files}
     for name in manifest.guest_files():
         yield _whole(GUEST_PART, name, sources[name], manifest)
     size, start = manifest.files[PAGES].size_bytes, 0
@@ -322,7 +290,7 @@ def _unpack(path: Path, head: _Head, folder: Path) -> None:
 
 def _check_options(path: Path, manifest: Manifest) -> None:
     try:
-        refuse_host_access(manifest.options)
+        refuse_host_access(manifest)
     except PackError as error:
         raise PackError(f"{path}: {MANIFEST}: {error}") from error
 

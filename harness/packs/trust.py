@@ -1,68 +1,58 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A pack brings a QEMU command line: one that came as a file may not reach for the host it is replayed on."""
+"""A pack of unknown origin may not reach for the host it is replayed on.
+
+Its guest is a typed plan: every backend is one of a few kinds that touch nothing but scratch files, and names have a
+grammar. What is left to check is what a QEMU device can do by itself: types that open the host's own devices, and
+properties that are strings, of which some open files (``romfile``, ``sdrfile``, ``frudatafile``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+import re
+from fnmatch import fnmatchcase
 
+from harness.devices.backends import Netdev
 from harness.errors import PackError
-from harness.packs.manifest import PACK_MARK, OptionModel
+from harness.guests.plan import GuestPlan
+from harness.packs.manifest import Manifest
 
-#: Options that a profile or the guest itself can bring.
-_OPTIONS = frozenset(
-    {"m", "smp", "kernel", "initrd", "append", "device", "blockdev", "drive", "netdev", "chardev", "object", "global"}
-    | {"machine", "cpu"}
-)
-#: Backends that do nothing beyond this process and files in its folder.
-_BACKENDS = {
-    "netdev": frozenset({"user", "hubport"}),
-    "chardev": frozenset({"null", "file", "ringbuf", "memory"}),
-    "object": frozenset(
-        {"rng-random", "rng-builtin", "iothread", "throttle-group", "memory-backend-ram", "memory-backend-memfd"}
-    ),
-    "blockdev": frozenset(
-        {"file", "raw", "qcow2", "null-co", "null-aio", "blkdebug", "throttle", "quorum", "copy-on-read"}
-    ),
-}
-#: User networking: each of these leads out of the guest.
-_NETWORK = frozenset({"guestfwd", "hostfwd", "smb", "tftp", "bootfile"})
-#: Keys whose value is a file though it may be written without a slash.
-_FILES = frozenset({"path", "filename", "mem-path", "romfile", "script", "downscript", "helper", "logfile", "config"})
-_FREE = frozenset({"/dev/urandom", "/dev/random"})
-_FOLDERS = ("{workdir}", PACK_MARK)
+#: Types that stand on the host's own hardware, processes or files.
+_HOST_TYPES = ("vfio*", "vhost*", "xen*", "usb-host*", "usb-mtp", "u2f-*", "ivshmem*", "*loader", "*passthr*", "tpm*")
+#: Properties whose strings are no more than strings.
+_STRINGS = frozenset({"mac", "serial", "model", "ver", "wwn", "drive-id", "product_id", "vendor"})
+#: Values of enumerations that many properties share.
+_WORDS = frozenset({"on", "off", "auto", "default", "none", "enable", "disable"})
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
+#: Properties of machines that are about the machine alone.
+_MACHINE = frozenset({"acpi", "hpet", "i8042", "kernel-irqchip", "nvdimm", "pcspk", "pit", "sata", "smbus", "smm"})
+_ACCELS = frozenset({"kvm", "tcg"})
 
 
-def refuse_host_access(options: Iterable[OptionModel]) -> None:
-    """Check the command line of a pack of unknown origin.
+def refuse_host_access(manifest: Manifest) -> None:
+    """Check what a pack of unknown origin would have QEMU do.
 
-    :raises PackError: an option that could run a program of this host, or read or write a file outside of the pack and
-        the folder of the process
+    :raises PackError: a part of its plan that could run a program of this host, or read or write a file outside of the
+        pack and the folder of the process
     """
-    for option in options:
-        if option.name not in _OPTIONS:
-            raise PackError(f"option -{option.name} has no place in a pack that travels")
-        allowed = _BACKENDS.get(option.name)
-        if allowed is not None and option.first not in allowed:
-            raise PackError(f"option -{option.name} {option.first}: expected one of {', '.join(sorted(allowed))}")
-        for key, value in _values(option):
-            last = key.rpartition(".")[2]
-            if option.name == "netdev" and key in _NETWORK:
-                raise PackError(f"option -{option.name}: {key} leads out of the guest")
-            if option.name in ("blockdev", "drive") and last == "driver" and value not in _BACKENDS["blockdev"]:
-                raise PackError(f"option -{option.name}: {key}={value!r} leads out of the guest")
-            if (last in _FILES or (option.name, last) == ("drive", "file") or "/" in value) and not _inside(value):
-                raise PackError(f"option -{option.name}: {key}={value!r} is a file of the host, not of the pack")
+    if manifest.accel not in _ACCELS:
+        raise PackError(f"accel: {manifest.accel!r}: expected one of {', '.join(sorted(_ACCELS))}")
+    _check_machine(manifest.plan)
+    for name, backend in manifest.plan.backends.items():
+        if isinstance(backend, Netdev) and backend.type != "user":
+            raise PackError(f"plan: backend {name}: a {backend.type} device belongs to the host that recorded")
+    for device in manifest.plan.devices:
+        if any(fnmatchcase(device.type, pattern) for pattern in _HOST_TYPES):
+            raise PackError(f"plan: device {device.id}: {device.type} stands on the host's own hardware or files")
+        for key, value in device.properties.items():
+            if isinstance(value, str) and not _is_plain(key, value):
+                raise PackError(f"plan: device {device.id}: {key}={value!r} has no place in a pack that travels")
 
 
-def _values(option: OptionModel) -> Iterator[tuple[str, str]]:
-    if option.first is not None and option.name != "append":
-        yield "path" if option.name in ("kernel", "initrd") else option.name, option.first
-    for key, value in option.props.items():
-        if isinstance(value, str):
-            yield key, value
+def _check_machine(plan: GuestPlan) -> None:
+    for key in plan.machine_properties:
+        if key not in _MACHINE:
+            raise PackError(f"plan: machine: property {key!r} has no place in a pack that travels")
 
 
-def _inside(value: str) -> bool:
-    parts = PurePosixPath(value).parts
-    return value in _FREE or (bool(parts) and parts[0] in _FOLDERS and ".." not in parts)
+def _is_plain(key: str, value: str) -> bool:
+    return value in _WORDS or (key in _STRINGS and _WORD.fullmatch(value) is not None)

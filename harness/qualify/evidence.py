@@ -164,7 +164,7 @@ class Witness:
         self.scope.check()
 
     def _machine(self, pack: StatePack) -> Machine:
-        return replace(pack.machine, options=pack.machine.options + self.overrides)
+        return replace(pack.machine, extra=self.overrides)
 
     def _pack(self, cell: Cell) -> StatePack | None:
         if not cell.pack:

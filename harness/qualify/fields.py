@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.devices.profile import section_label
+from harness.devices.device import section_label
 from harness.errors import QemuError, StreamError
 from harness.guests.machine import Machine, firmware_sink
 from harness.packs.pack import Recording, StatePack

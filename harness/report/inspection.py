@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.devices.profile import section_label
+from harness.devices.device import section_label
 from harness.errors import StreamError, UsageError
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile

@@ -14,13 +14,15 @@ from typing import Any
 import harness
 from harness.arch import Architecture, architecture_of
 from harness.cache import sweep, temp_dir
-from harness.devices.profile import Profile, owner_of, section_label
+from harness.devices.device import NOTHING, section_label
 from harness.errors import DeadlineError, GuestError, HostError, UsageError
 from harness.guests.build import Guest
 from harness.guests.console import Console
-from harness.guests.faults import wait_halted, with_faults
-from harness.guests.machine import Machine, guest_options, merge_options
-from harness.packs.manifest import DeviceModel, OptionModel, in_pack
+from harness.guests.faults import wait_halted
+from harness.guests.machine import Boot, Machine
+from harness.guests.plan import guest_command
+from harness.guests.planner import PlannedGuest
+from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
 from harness.packs.pack import StatePack
 from harness.packs.packfile import SUFFIX, export_pack
 from harness.packs.packwriter import PackWriter
@@ -29,6 +31,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
+from harness.state.owners import Owners, find_owners
 from harness.stream.model import Stream
 from harness.stream.reader import open_stream
 
@@ -47,8 +50,6 @@ HALT_TIMEOUT_S = 30.0
 BUSY_S = 0.5
 
 _FIRMWARE_LOG = "firmware.log"
-_KERNEL = "guest/kernel"
-_INITRAMFS = "guest/initramfs"
 
 Progress = Callable[[str], None]
 
@@ -64,50 +65,46 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     return [phase for phase in ALL_PHASES if phase in names]
 
 
+class DeviceFailed(GuestError):
+    """A guest command of one device failed.
+
+    :param device: whose
+    """
+
+    def __init__(self, device: str, text: str) -> None:
+        super().__init__(f"{device}: {text}")
+        self.device = device
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to record.
 
-    :param family: machine alias, e.g. ``q35``; ``machine`` is the versioned type
-    :param profiles: the devices of the guest
+    :param guest: what it boots
+    :param planned: the guest and the devices that are judged in it
     :param phases: those that a machine does not go through are left out
     """
 
     binary: QemuBinary
-    machine: str
-    family: str
     accel: str
     guest: Guest
-    profiles: tuple[Profile, ...]
+    planned: PlannedGuest
     phases: tuple[str, ...]
+
+    @property
+    def machine(self) -> str:
+        """The versioned machine type."""
+        return self.planned.plan.machine
 
     @property
     def architecture(self) -> Architecture:
         """That of the machine."""
         return architecture_of(self.machine)
 
-    def build(self, *, travelling: bool = False) -> Machine:
-        """The guest machine of this plan.
-
-        :param travelling: its guest's files named as those of the pack
-        """
-        base = guest_options(
-            self.architecture,
-            self.accel,
-            kernel=Path(in_pack(_KERNEL)) if travelling else self.guest.kernel,
-            initramfs=Path(in_pack(_INITRAMFS)) if travelling else self.guest.initramfs,
-            cmdline=self.guest.cmdline,
-            memory_mib=self.guest.memory_mib,
-            cpus=self.guest.cpus,
-        )
-        files = {name: size for p in self.profiles for name, size in p.file_sizes().items()}
-        return Machine(
-            name=self.machine,
-            family=self.family,
-            accel=self.accel,
-            options=merge_options([base, *(profile.options(self.family) for profile in self.profiles)]),
-            files=tuple(files.items()),
-        )
+    def build(self) -> Machine:
+        """The guest machine of this plan."""
+        boot = Boot(kernel=self.guest.kernel, initramfs=self.guest.initramfs)
+        return Machine(plan=self.planned.plan, accel=self.accel, boot=boot)
 
 
 def record(
@@ -149,73 +146,56 @@ def record(
 def _record_folder(
     plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
 ) -> Path:
-    machine = plan.build()
+    owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
+    for name, reason in owners.refused.items():
+        raise DeviceFailed(name, reason)
     writer = PackWriter(path)
     try:
-        labels = _Session(plan, machine, writer, progress, scope).run()
+        labels = _Session(plan, writer, progress, scope).run()
         # the kernel first: in this order a travelling pack is the smaller
-        writer.add_file(_KERNEL, plan.guest.kernel)
-        writer.add_file(_INITRAMFS, plan.guest.initramfs)
+        writer.add_file(KERNEL, plan.guest.kernel)
+        writer.add_file(INITRAMFS, plan.guest.initramfs)
         writer.publish(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             program=f"postload {harness.__version__}",
-            machine=plan.machine,
-            family=plan.family,
             accel=plan.accel,
             qemu=plan.binary.identity(),
             host=dict(host),
-            options=[
-                OptionModel(name=o.name, first=o.first, props=dict(o.props))
-                for o in plan.build(travelling=True).options
-            ],
-            scratch=dict(machine.files),
+            plan=plan.planned.plan,
             guest=plan.guest.identity,
-            devices=owned_sections(labels, plan.family, plan.profiles),
+            devices=_owned(labels, owners, plan.planned),
         )
     finally:
         writer.discard()
     return path
 
 
-def owned_sections(labels: Sequence[str], family: str, profiles: Sequence[Profile]) -> list[DeviceModel]:
-    """Which profile owns which section.
-
-    :raises GuestError: a profile owns no section at all: its patterns do not fit this QEMU
-    """
-    owned: dict[str, list[str]] = {profile.name: [] for profile in profiles}
-    for label in labels:
-        owner = owner_of(label, family, profiles)
-        if owner is not None:
-            owned[owner].append(label)
-    for profile in profiles:
-        if not owned[profile.name]:
-            patterns = ", ".join(profile.machines[family].sections)
-            there = ", ".join(labels)
-            raise GuestError(f"device {profile.name} owns no section: none matches {patterns}; there are {there}")
+def _owned(labels: Sequence[str], owners: Owners, guest: PlannedGuest) -> list[DeviceModel]:
+    """Which device owns which section of a recording."""
+    rest = next((device.name for device in guest.devices if device.rest), None)
+    owned = owners.split(labels, [device.name for device in guest.devices], rest)
     return [DeviceModel(name=name, sections=sections) for name, sections in owned.items()]
 
 
 class _Session:
     """One guest being recorded."""
 
-    def __init__(
-        self, plan: Plan, machine: Machine, writer: PackWriter, progress: Progress, scope: ProcessScope | None
-    ) -> None:
+    def __init__(self, plan: Plan, writer: PackWriter, progress: Progress, scope: ProcessScope | None) -> None:
         self._plan = plan
-        self._machine = machine
         self._writer = writer
         self._progress = progress
         self._scope = scope
         self._labels: list[str] = []
-        self._faults = {node: sector for p in plan.profiles for node, sector in p.faults.items()}
+        self._devices = plan.planned.devices
+        self._faults = {node: sector for device in self._devices for node, sector in device.failing().items()}
 
     def run(self) -> list[str]:
         workdir = new_workdir()
-        self._machine.make_files(workdir)
         # a file and not a socket: the port writes byte by byte and blocks QEMU when nobody reads
         chardev = Option(name="chardev", first="file", props={"id": "firmware", "path": str(workdir / _FIRMWARE_LOG)})
         # the pack keeps the healthy machine: a rule that fails a sector is no state of a device
-        machine = with_faults(self._machine, self._faults) if "io-error" in self._plan.phases else self._machine
+        machine = self._plan.build().with_faults(self._faults if "io-error" in self._plan.phases else {})
+        machine.make_files(workdir)
         with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir, scope=self._scope) as vm:
             self._drive(vm)
         return self._labels
@@ -264,15 +244,18 @@ class _Session:
             raise GuestError("phase io-error: none of the devices has a disk that can be made to fail")
         console.run("log_mark io-error")
         # one line: the first request that fails stops the machine, and with it the shell's answer
-        commands = [p.command("fail", self._plan.family) for p in self._plan.profiles if p.faults]
+        commands = [guest_command(device, "fail", self._plan.planned.plan) for device in self._devices if device.faults]
         console.send("; ".join(commands))
         wait_halted(vm, self._faults, HALT_TIMEOUT_S)
 
     def _each(self, console: Console, what: str) -> None:
-        for profile in self._plan.profiles:
-            command = profile.command(what, self._plan.family)
-            if command != "true":
-                console.run(command, COMMAND_TIMEOUT_S)
+        for device in self._devices:
+            command = guest_command(device, what, self._plan.planned.plan)
+            if command != NOTHING:
+                try:
+                    console.run(command, COMMAND_TIMEOUT_S)
+                except GuestError as error:
+                    raise DeviceFailed(device.name, f"{what}: {error}") from error
 
     def _capture(self, phase: str, vm: Vm, seconds: float) -> None:
         sink = vm.workdir / f"{phase}.stream"

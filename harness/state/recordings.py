@@ -7,16 +7,21 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from harness.arch import family_of
+from pydantic import BaseModel
+
+from harness.arch import architecture_of, family_of
 from harness.cache import cache_root
-from harness.devices.profile import Profile
+from harness.devices.device import Device
 from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
 from harness.guests.build import Guest
+from harness.guests.plan import GuestPlan
+from harness.guests.planner import Planned, PlannedGuest, plan_guests
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -24,7 +29,7 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.state.recorder import Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
-_RECORDING_FORMAT = 1
+_RECORDING_FORMAT = 2
 #: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
 VMSTATE = "vmstate"
 
@@ -93,13 +98,47 @@ def _path(key: str) -> Path:
     return cache_root() / "packs" / key
 
 
+def planned_guests(machine: str, family: str, devices: Sequence[Device]) -> Planned:
+    """The guests that some devices need on a machine, before it is known what they boot."""
+    return plan_guests(
+        architecture_of(machine).buses.get(family), GuestPlan(machine=machine, family=family, memory_mib=1), devices
+    )
+
+
+def recording_plan(
+    *, binary: QemuBinary, accel: str, guest: Guest, planned: PlannedGuest, phases: Sequence[str]
+) -> Plan:
+    """What to record for a planned guest: those of the phases that its devices reach, in the guest's order."""
+    plan = planned.plan.model_copy(
+        update={
+            "cpus": guest.cpus,
+            "memory_mib": guest.memory_mib,
+            "kernel": guest.identity["kernel"]["sha256"],
+            "initramfs": guest.identity["initramfs"]["sha256"],
+            "cmdline": guest.cmdline,
+        }
+    )
+    return Plan(
+        binary=binary,
+        accel=accel,
+        guest=guest,
+        planned=replace(planned, plan=plan),
+        phases=tuple(reached(planned, phases)),
+    )
+
+
+def reached(planned: PlannedGuest, phases: Sequence[str]) -> list[str]:
+    """Those phases that any device of a guest has something to do in."""
+    return [phase for phase in phases if any(device.reaches(phase) for device in planned.devices)]
+
+
 def make_recording(
     *,
     binary: QemuBinary,
     machine: str,
     accel: str,
     guest: Guest,
-    profiles: Sequence[Profile],
+    devices: Sequence[Device],
     phases: Sequence[str],
     path: Path,
     stage: Say,
@@ -108,22 +147,18 @@ def make_recording(
     """Record one guest outside a matrix.
 
     :param kvm: what came of running code under KVM, for the facts of this host
-    :raises UsageError: a device is not to be had on this machine with this QEMU
+    :raises UsageError: a device is not to be had on this machine with this QEMU, or they need more than one guest
     """
     family, name = machine_names(binary, machine)
-    for profile in profiles:
-        reason = missing(profile, binary, machine, family)
+    planned = planned_guests(name, family, devices)
+    reasons = {device.name: missing(device, binary, machine, family) for device in devices} | planned.refused
+    for device, reason in reasons.items():
         if reason is not None:
-            raise UsageError(f"cannot record {profile.name} on {name}: {reason}")
-    plan = Plan(
-        binary=binary,
-        machine=name,
-        family=family,
-        accel=accel,
-        guest=guest,
-        profiles=tuple(profiles),
-        phases=tuple(phases),
-    )
+            raise UsageError(f"cannot record {device} on {name}: {reason}")
+    if len(planned.guests) > 1:
+        apart = "; ".join(", ".join(d.name for d in each.devices if not d.rest) for each in planned.guests)
+        raise UsageError(f"cannot record these devices in one guest, only apart: {apart}")
+    plan = recording_plan(binary=binary, accel=accel, guest=guest, planned=planned.guests[0], phases=phases)
     host = facts_of(plan, kvm)
     return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"), host=host)
 
@@ -143,15 +178,18 @@ def recording_key(plan: Plan) -> str:
     parts = {
         "format": _RECORDING_FORMAT,
         "qemu": plan.binary.sha256,
-        "machine": plan.machine,
         "accel": plan.accel,
         "guest": dict(plan.guest.identity),
-        "cmdline": [plan.guest.cmdline, plan.guest.memory_mib, plan.guest.cpus],
-        "profiles": [profile.model_dump(mode="json") for profile in plan.profiles],
+        "plan": plan.planned.plan.model_dump(mode="json"),
+        "devices": [asdict(device) for device in plan.planned.devices],
         "phases": plan.phases,
     }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
     return f"{plan.machine}-{plan.binary.version}-{digest[:16]}"
+
+
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else sorted(value)  # type: ignore[call-overload]
 
 
 def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
@@ -163,8 +201,9 @@ def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
     return (family if family != found.name else found.alias or found.name), found.name
 
 
-def missing(profile: Profile, binary: QemuBinary, machine: str, family: str) -> str | None:
+def missing(device: Device, binary: QemuBinary, machine: str, family: str) -> str | None:
     """Why a build cannot have a device on a machine, or None when it can."""
     if binary.machine(machine) is None:
         return f"QEMU {binary.version} has no machine {machine}"
-    return profile.missing(family, binary)
+    lacking = [name for name in device.types(family) if name not in binary.devices]
+    return f"this QEMU has no device {', '.join(lacking)}" if lacking else None

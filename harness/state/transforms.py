@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from harness.arch import Architecture
-from harness.devices.profile import section_label
+from harness.devices.device import section_label
 from harness.errors import HarnessError
 from harness.packs.pack import Recording
 from harness.stream.model import Section

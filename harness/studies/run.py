@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from harness.arch import architecture_of
-from harness.devices.profile import Profile
+from harness.devices.device import Device
 from harness.engines.colo import Buffers
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
@@ -19,7 +19,9 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.state import recordings
+from harness.state.owners import settled
 from harness.state.recorder import PHASES, Plan
+from harness.state.recordings import planned_guests, recording_plan
 from harness.studies import framing, half, interval, loads
 from harness.studies.model import Answer, Effort, Lab, Question, Row, document
 
@@ -43,7 +45,7 @@ class Asked:
     others: Sequence[str]
     questions: Sequence[int]
     accel: str
-    profiles: Sequence[Profile]
+    devices: Sequence[Device]
     guest: GuestMaker
     workers: int = 2
     effort: Effort = field(default_factory=Effort)
@@ -104,16 +106,11 @@ def _without_broken(lab: Lab) -> Lab:
 def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
     family, name = machine_names(asked.binary, machine)
     ability = probe_colo(asked.binary, asked.scope)
-    profiles = tuple(p for p in asked.profiles if p.missing(family, asked.binary) is None)
-    plan = Plan(
-        binary=asked.binary,
-        machine=name,
-        family=family,
-        accel=asked.accel,
-        guest=asked.guest(architecture_of(name)),
-        profiles=profiles,
-        phases=PHASES,
-    )
+    devices = [d for d in asked.devices if recordings.missing(d, asked.binary, machine, family) is None]
+    first = planned_guests(name, family, devices).guests[0]
+    able, _ = settled(asked.binary, first, asked.accel, asked.scope)
+    guest = asked.guest(architecture_of(name))
+    plan = recording_plan(binary=asked.binary, accel=asked.accel, guest=guest, planned=able, phases=PHASES)
     with kept_pack(plan, asked.stage, asked.scope) as pack:
         lab = Lab(
             binary=asked.binary,

@@ -30,7 +30,7 @@ from typing import Any
 
 from harness.arch import architecture_of
 from harness.cache import temp_dir
-from harness.devices.profile import section_label
+from harness.devices.device import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.devices.profile import load_profiles
+from harness.devices.recipe import load_recipes
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
@@ -42,7 +42,7 @@ class SectionFacts:
     :param size_bytes: its payload
     :param fields: how many its outermost description has
     :param subsections: names of those that were sent
-    :param owner: the device profile that it belongs to, and ``about`` what that is
+    :param owner: the device that it belongs to, and ``about`` what that is
     """
 
     label: str
@@ -310,7 +310,7 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
     if section is None:
         return SectionFacts(label=label, owner=owner)
     desc = recording.vmdesc.device(section.idstr, section.instance_id)
-    profile = load_profiles().get(owner)
+    device = load_recipes().devices.get(owner)
     return SectionFacts(
         label=label,
         vmsd=desc.vmsd_name if desc else "",
@@ -319,7 +319,7 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
         fields=len({each.name for each in desc.fields}) if desc else 0,
         subsections=tuple(each.vmsd_name for each in desc.subsections) if desc else (),
         owner=owner,
-        about=profile.about if profile else "",
+        about=device.about if device else "",
     )
 
 

@@ -200,15 +200,7 @@ def part_of(vmdesc: VmDesc, keys: set[tuple[str, int]]) -> VmDesc:
 
 def without_options(machine: Machine, dropped: Iterable[int]) -> Machine:
     """The machine without some of its options, and without the images that no other option names."""
-    if not dropped:
-        return machine
-    left = tuple(option for number, option in enumerate(machine.options) if number not in set(dropped))
-    files = tuple((name, size) for name, size in machine.files if any(_names(option, name) for option in left))
-    return replace(machine, options=left, files=files)
-
-
-def _names(option: Option, file: str) -> bool:
-    return any(file in str(value) for value in (option.first or "", *option.props.values()))
+    return replace(machine, dropped=frozenset(dropped))
 
 
 def connected(options: Sequence[Option]) -> list[frozenset[int]]:

@@ -12,12 +12,14 @@ from threading import Lock
 from typing import Any, Protocol
 
 from harness.arch import architecture_of
-from harness.devices.profile import Profile
+from harness.devices.device import Device
 from harness.engines.colo import Buffers, Pace
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
 from harness.errors import HarnessError, HostError, QemuError, Stopped
+from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
+from harness.guests.planner import PlannedGuest
 from harness.lanes.checks import Check, perform, planned_checks
 from harness.lanes.controls import ControlRoom
 from harness.lanes.judge import Bench, RunControls, judge_cell
@@ -32,8 +34,9 @@ from harness.results.events import Ended, Event, Fold, Judged, MachineSeen, Plac
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.recorder import PHASES, Plan, ordered_phases
-from harness.state.recordings import Recordings, machine_names, missing
+from harness.state.owners import settled
+from harness.state.recorder import PHASES, DeviceFailed, ordered_phases
+from harness.state.recordings import Recordings, machine_names, missing, planned_guests, reached, recording_plan
 from harness.state.transforms import GuestMode
 
 _POLL_S = 0.2
@@ -60,7 +63,7 @@ class Options:
     """What a matrix is asked to cover.
 
     :param machines: families, e.g. ``pc``, ``q35``, or versioned names
-    :param profiles: every profile that the guest is built with; ``devices`` are the rows to be judged
+    :param profiles: every device that guests are planned with; ``devices`` are the rows to be judged
     :param run_s: how long the guest runs after each load
     :param fresh: record anew even when a recording is kept
     :param pair: breaks are repeated with a real primary and a real secondary
@@ -73,7 +76,7 @@ class Options:
     binaries: tuple[QemuBinary, ...]
     accel: str
     machines: tuple[str, ...]
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Device, ...]
     devices: tuple[str, ...]
     phases: tuple[str, ...]
     schedules: tuple[Schedule, ...]
@@ -235,39 +238,69 @@ class Run:
         family, name = machine_names(recorder, machine)
         seen = self._see(name, family, binary, Qemu(**recorder.identity()))
         wanted = devices or self._options.devices
-        rows = [p.name for p in self._options.profiles if p.name in wanted]
-        never = {p.name: missing(p, recorder, name, family) for p in self._options.profiles}
-        lacking = {p.name: never[p.name] or missing(p, binary, name, family) for p in self._options.profiles}
-        plans = self._plan(name, rows)
+        never = {d.name: missing(d, recorder, name, family) for d in self._options.profiles}
+        lacking = {d.name: never[d.name] or missing(d, binary, name, family) for d in self._options.profiles}
+        planned = planned_guests(name, family, [d for d in self._options.profiles if lacking[d.name] is None])
+        lacking |= planned.refused
+        rows = [d for d in self._options.profiles if d.name in wanted]
+        guests = {d.name: guest for guest in reversed(planned.guests) for d in guest.devices}
+        plans = [
+            plan
+            for d in rows
+            for plan in self._plan(name, [d.name], _phases_of(guests.get(d.name), self._phases(name)))
+        ]
         self._add(plans, seen)
-        able = [plan for plan in plans if lacking[plan.device] is None]
         for plan in plans:
             reason = lacking[plan.device]
             if reason is not None:
                 whose = recorder if never[plan.device] else binary
-                reason = reason.replace("this QEMU", f"QEMU {whose.version}")
-                details = {RECORDER_LACKS: reason} if never[plan.device] else {}
-                self._settle(plan, seen, Verdict.UNSUPPORTED, reason, details)
-        if not able:
-            return []
+                self._unsupported(
+                    [plan], seen, reason.replace("this QEMU", f"QEMU {whose.version}"), never=whose is recorder
+                )
+        able = [plan for plan in plans if lacking[plan.device] is None]
+        jobs = []
+        for guest in planned.guests:
+            mine = [plan for plan in able if guests[plan.device] is guest]
+            jobs += self._guest_jobs(recorder, guest, seen, mine) if mine else []
+        return jobs
+
+    def _guest_jobs(
+        self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan]
+    ) -> list[Job]:
+        """Have one guest recorded; a device that it cannot have costs its own cells and no others."""
         try:
             self._probe(seen)
-            profiles = tuple(p for p in self._options.profiles if lacking[p.name] is None)
-            pack = self._pack(recorder, name, family, profiles)
+            guest, owners = settled(recorder, guest, self._options.accel, self._scope)
+            for name, reason in owners.refused.items():
+                self._unsupported([plan for plan in plans if plan.device == name], seen, reason, never=True)
+            plans = [plan for plan in plans if plan.device not in owners.refused]
+            pack = self._pack(recorder, guest) if plans else None
         except (HostError, Stopped):
             raise
+        except DeviceFailed as error:
+            if self._scope.stopped:
+                raise Stopped("stopped") from error
+            self._give_up([plan for plan in plans if plan.device == error.device], seen, error)
+            left = [plan for plan in plans if plan.device != error.device]
+            return self._guest_jobs(recorder, guest.without(frozenset({error.device})), seen, left) if left else []
         except (QemuError, HarnessError) as error:
             if self._scope.stopped:
                 raise Stopped("stopped") from error
-            self._give_up(able, seen, error)
+            self._give_up(plans, seen, error)
             return []
-        return self._jobs_for(pack, seen, able, came=recorder.sha256 != binary.sha256)
+        came = recorder.sha256 != seen.binary.sha256
+        return [] if pack is None else self._jobs_for(pack, seen, plans, came=came)
+
+    def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool) -> None:
+        """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
+        for plan in plans:
+            self._settle(plan, seen, Verdict.UNSUPPORTED, reason, {RECORDER_LACKS: reason} if never else {})
 
     def prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Job]:
         """The jobs of a pack that is open already."""
         machine = pack.manifest.machine
         seen = self._see(machine, pack.manifest.family, binary, Qemu(**pack.manifest.qemu))
-        plans = self._plan(machine, list(self._options.devices))
+        plans = self._plan(machine, list(self._options.devices), self._phases(machine))
         self._add(plans, seen)
         lacking = _lacking(pack, binary)
         if lacking is not None:
@@ -289,20 +322,22 @@ class Run:
     def _jobs_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Job]:
         """The jobs that judge planned cells of one open pack; ordinary migration comes before all checkpoints."""
         assert seen.ability is not None  # probed by whoever opened the pack
-        machine = replace(pack.machine, options=pack.machine.options + self._options.overrides)
+        machine = replace(pack.machine, extra=self._options.overrides)
+        devices = recorded_devices(pack, self._options.profiles)
         bench = Bench(
             binary=seen.binary,
             ability=seen.ability,
             buffers=Buffers(pack, machine),
             pace=Pace(run_s=self._options.run_s),
             scope=self._scope,
+            devices=devices,
             came=came,
         )
+        phases = [phase for phase in self._phases(seen.machine) if phase in pack.phases]
         rows = list(dict.fromkeys(plan.device for plan in plans))
-        phases = self._phases(seen.machine)
         migrations = planned_migrations(self._options.migrations, phases, rows)
         self._plan_checks(migrations, seen, rows, Place.BEFORE)
-        experiments = planned_checks(phases, rows) if self._options.experiments else []
+        experiments = planned_checks(phases, rows, devices) if self._options.experiments else []
         self._plan_checks(experiments, seen, rows, Place.BEHIND)
         rest = partial(self._checkpoints, plans, experiments, bench)
         for check in reversed(migrations):
@@ -333,14 +368,15 @@ class Run:
         return seen
 
     def _probe(self, seen: Seen) -> None:
-        seen.ability = probe_colo(seen.binary, self._scope)
-        self._emit(MachineSeen(machine=seen.result()))
+        if seen.ability is None:
+            seen.ability = probe_colo(seen.binary, self._scope)
+            self._emit(MachineSeen(machine=seen.result()))
 
-    def _plan(self, machine: str, devices: list[str]) -> list[CellPlan]:
+    def _plan(self, machine: str, devices: list[str], phases: Sequence[str]) -> list[CellPlan]:
         return plan_cells(
             machine=machine,
             devices=devices,
-            phases=self._phases(machine),
+            phases=phases,
             schedules=self._options.schedules,
             guest_modes=self._options.guest_modes,
             loads=self._options.loads,
@@ -353,16 +389,14 @@ class Run:
         for device, names in rows.items():
             self._emit(Planned(row=_row(seen, device), cells=tuple(names)))
 
-    def _pack(self, binary: QemuBinary, name: str, family: str, profiles: tuple[Profile, ...]) -> StatePack:
+    def _pack(self, binary: QemuBinary, planned: PlannedGuest) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing
-        plan = Plan(
+        plan = recording_plan(
             binary=binary,
-            machine=name,
-            family=family,
             accel=self._options.accel,
-            guest=self._guest(architecture_of(name)),
-            profiles=profiles,
-            phases=tuple(ordered_phases([*PHASES, *self._options.phases])),
+            guest=self._guest(architecture_of(planned.plan.machine)),
+            planned=planned,
+            phases=ordered_phases([*PHASES, *self._options.phases]),
         )
         return self._recordings.pack(plan)
 
@@ -423,6 +457,11 @@ class Run:
 def _row(seen: Seen, device: str) -> str:
     """What the cells of one device on one machine have in common."""
     return f"{seen.label}/{seen.machine}/{device}"
+
+
+def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[str]:
+    """Those phases that a device's guest reaches."""
+    return phases if guest is None else reached(guest, phases)
 
 
 class _Countdown:

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.colo.primary import SILENCE_S, Buffer
-from harness.devices.profile import load_profiles
+from harness.devices.recipe import load_recipes
 from harness.engines import colo as engine
 from harness.engines.colo import Buffers, Selection, Session
 from harness.engines.probe import ColoAbility, probe_colo
@@ -34,7 +34,8 @@ from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.scope import ProcessScope
-from harness.state.recorder import Plan, record
+from harness.state.recorder import record
+from harness.state.recordings import planned_guests, recording_plan
 from harness.state.transforms import GuestMode
 
 LIMIT = 0.9
@@ -164,15 +165,10 @@ def _recorded(binary: QemuBinary, folder: Path) -> Path:
     machine = binary.machine("pc")
     if machine is None:
         raise SystemExit(f"{binary.path} has no machine pc")
-    plan = Plan(
-        binary=binary,
-        machine=machine.name,
-        family="pc",
-        accel="tcg",
-        guest=build_guest(load_recipe()),
-        profiles=tuple(load_profiles().values()),
-        phases=(PHASE,),
-    )
+    devices = [device for device in load_recipes().devices.values() if device.default]
+    planned = planned_guests(machine.name, "pc", devices).guests[0]
+    guest = build_guest(load_recipe())
+    plan = recording_plan(binary=binary, accel="tcg", guest=guest, planned=planned, phases=(PHASE,))
     return record(plan, folder / "pack")
 
 

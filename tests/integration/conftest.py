@@ -22,7 +22,8 @@ import pytest
 
 from harness.arch import X86_64
 from harness.arch.accel import choose_accel
-from harness.devices.profile import load_profiles
+from harness.devices.device import device_types
+from harness.devices.recipe import load_recipes
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.errors import HostError, MissingError
 from harness.guests.build import Guest, build_guest
@@ -30,7 +31,7 @@ from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
 from harness.state.recorder import PHASES, Plan
-from harness.state.recordings import Recordings
+from harness.state.recordings import Recordings, missing, planned_guests, recording_plan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -59,11 +60,10 @@ def qemu_path() -> Path:
 
 @pytest.fixture(scope="session")
 def probed() -> Callable[[str | Path], QemuBinary]:
-    """Probes a binary as the command does: asked for every device type that a profile needs."""
+    """Probes a binary as the command does: asked for every device type that a recipe attaches."""
 
     def probe(path: str | Path) -> QemuBinary:
-        profiles = load_profiles()
-        types = {t for p in profiles.values() for family in p.machines for t in p.device_types(family)}
+        types = device_types(load_recipes().devices.values())
         return probe_binary(find_binary(str(path)), types)
 
     return probe
@@ -109,15 +109,11 @@ def plan_of(built_guest: Guest) -> Callable[[QemuBinary, str], Plan]:
     def plan(binary: QemuBinary, family: str) -> Plan:
         machine = binary.machine(family)
         assert machine is not None, f"{binary.path} has no machine {family}"
-        return Plan(
-            binary=binary,
-            machine=machine.name,
-            family=family,
-            accel=choose_accel(binary, "auto").name,
-            guest=built_guest,
-            profiles=tuple(p for p in load_profiles().values() if p.missing(family, binary) is None),
-            phases=PHASES,
-        )
+        devices = [device for device in load_recipes().devices.values() if device.default]
+        able = [device for device in devices if missing(device, binary, family, family) is None]
+        accel = choose_accel(binary, "auto").name
+        guest = planned_guests(machine.name, family, able).guests[0]
+        return recording_plan(binary=binary, accel=accel, guest=built_guest, planned=guest, phases=PHASES)
 
     return plan
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.commands.facts import all_devices
-from harness.devices.profile import load_profiles
+from harness.devices.recipe import load_recipes
 from harness.errors import QemuError
 from harness.facts import collect_facts, compare_facts, explaining
 from harness.guests.machine import Machine, firmware_sink
@@ -22,9 +22,9 @@ from harness.qemu.vm import Vm
 
 
 def machine_of(binary: QemuBinary, *more: Option) -> Machine:
-    machine = all_devices(binary, "q35", list(load_profiles().values()))
+    machine = all_devices(binary, "q35", list(load_recipes().devices.values()))
     assert machine is not None
-    return replace(machine, options=(*machine.options, *more))
+    return replace(machine, extra=more)
 
 
 def test_a_feature_that_a_property_takes_away_is_found_and_explains(binary: QemuBinary, own_cache: Path) -> None:

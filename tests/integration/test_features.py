@@ -15,32 +15,35 @@ import pytest
 
 from harness.arch.accel import choose_accel
 from harness.colo.primary import ChannelBroken
-from harness.devices.profile import load_profiles
+from harness.devices.backends import Netdev
+from harness.devices.recipe import load_recipe
 from harness.engines.colo import Buffers
 from harness.engines.incoming import Incoming, State
 from harness.guests.build import Guest
 from harness.guests.machine import Machine
+from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
 from harness.qualify.features import LostFeature, explain_features, guest_features
 from harness.qualify.fields import explain_fields
-from harness.state.recorder import Plan, record
+from harness.state.recorder import record
+from harness.state.recordings import planned_guests, recording_plan
 
 TIMEOUT_S = 60.0
 NET = "0000:00:05.0/virtio-net"
+#: Of the guest that has nothing else.
+TAP_NET = "0000:00:03.0/virtio-net"
 BLK = "0000:00:04.0/virtio-blk"
 
-TAP_PROFILE = """\
+TAP_RECIPE = """\
 name: tap-net
 about: virtio-net behind a tap device with virtio-net headers
-machines:
-  pc:
-    sections: ["*/virtio-net"]
-    qemu:
-      - netdev: {{type: tap, id: net0, ifname: {name}, script: "no", downscript: "no"}}
-      - device: {{driver: virtio-net-pci, id: vnet0, netdev: net0, addr: "05.0"}}
+attach:
+  - {{type: virtio-net-pci, backends: {{netdev: net}}}}
+backends:
+  net: {{kind: netdev, type: tap, interface: {name}}}
 drivers: [virtio_pci, virtio_net]
 guest:
   bind: load virtio_pci virtio_net && bind_wait /sys/class/net/eth0 10 && ip link set eth0 up
@@ -62,7 +65,7 @@ def with_globals(machine: Machine, **values: str) -> Machine:
     """``virtio_net_pci__mrg_rxbuf="off"`` as ``-global virtio-net-pci.mrg_rxbuf=off``."""
     props = {name.replace("__", ".").replace("virtio_", "virtio-", 1): value for name, value in values.items()}
     extra = tuple(Option(name="global", props={key.replace("_pci", "-pci"): value}) for key, value in props.items())
-    return dataclasses.replace(machine, options=machine.options + extra)
+    return dataclasses.replace(machine, extra=machine.extra + extra)
 
 
 def explained(binary: QemuBinary, machine: Machine, pack: StatePack, phase: str) -> dict[str, LostFeature]:
@@ -76,7 +79,7 @@ def test_net_property(binary: QemuBinary, pc_pack: StatePack) -> None:
     lost = explained(binary, off, pc_pack, "bound")
     assert list(lost) == ["VIRTIO_NET_F_MRG_RXBUF"]
     feature = lost["VIRTIO_NET_F_MRG_RXBUF"]
-    assert (feature.section, feature.device, feature.bit) == (NET, "vnet0", 15)
+    assert (feature.section, feature.device, feature.bit) == (NET, "virtio-net-dev", 15)
     assert (feature.cause, feature.by) == ("property", "mrg_rxbuf")
     assert "by -global virtio-net-pci.mrg_rxbuf=off" in feature.text
     assert "-global virtio-net-pci.mrg_rxbuf=on" in feature.remedy
@@ -96,23 +99,21 @@ def test_blk_property(binary: QemuBinary, pc_pack: StatePack) -> None:
 
 
 def test_blk_write_cache_is_the_backend(binary: QemuBinary, pc_pack: StatePack) -> None:
-    off = dataclasses.replace(
-        pc_pack.machine,
-        options=tuple(
-            dataclasses.replace(o, props={**o.props, "write-cache": "off", "config-wce": "off"})
-            if o.props.get("id") == "vblk0"
-            else o
-            for o in pc_pack.machine.options
-        ),
-    )
+    plan = pc_pack.machine.plan
+    off = dataclasses.replace(pc_pack.machine, plan=plan.model_copy(update={"devices": _without_write_cache(plan)}))
     lost = explained(binary, off, pc_pack, "bound")
     assert {name: f.cause for name, f in lost.items()} == {
         "VIRTIO_BLK_F_FLUSH": "backend",
         "VIRTIO_BLK_F_CONFIG_WCE": "property",
     }
-    assert lost["VIRTIO_BLK_F_FLUSH"].by == "drive vblk-disk (raw)"
+    assert lost["VIRTIO_BLK_F_FLUSH"].by == "drive virtio-blk-disk (raw)"
     assert "write-cache=off on its -device" in lost["VIRTIO_BLK_F_FLUSH"].text
     assert "config-wce=off on its -device" in lost["VIRTIO_BLK_F_CONFIG_WCE"].text
+
+
+def _without_write_cache(plan: GuestPlan) -> tuple[PlacedDevice, ...]:
+    off = {"properties": {"write-cache": "off", "config-wce": "off"}}
+    return tuple(d.model_copy(update=off) if d.owner == "virtio-blk" else d for d in plan.devices)
 
 
 def test_the_failed_field_has_its_value_on_both_sides(binary: QemuBinary, pc_pack: StatePack) -> None:
@@ -144,18 +145,15 @@ def tap() -> Iterator[str]:
 def tap_pack(
     tap: str, binary: QemuBinary, built_guest: Guest, tmp_path: Path, probed: Callable[[str | Path], QemuBinary]
 ) -> Iterator[StatePack]:
-    profiles = tmp_path / "devices"
-    profiles.mkdir()
-    (profiles / "tap-net.yaml").write_text(TAP_PROFILE.format(name=tap))
+    recipe = tmp_path / "tap-net.yaml"
+    recipe.write_text(TAP_RECIPE.format(name=tap))
     machine = binary.machine("pc")
     assert machine is not None
-    plan = Plan(
+    plan = recording_plan(
         binary=binary,
-        machine=machine.name,
-        family="pc",
         accel=choose_accel(binary, "auto").name,
         guest=built_guest,
-        profiles=tuple(load_profiles(profiles).values()),
+        planned=planned_guests(machine.name, "pc", [load_recipe(recipe)]).guests[0],
         phases=("kernel", "bound"),
     )
     with StatePack(record(plan, tmp_path / "tap")) as pack:
@@ -167,14 +165,9 @@ def test_net_backend_without_headers(binary: QemuBinary, tap_pack: StatePack) ->
     assert load(binary, machine, tap_pack, "bound") is None
     (guest,) = guest_features(tap_pack, "bound")
     assert guest.features & 1, "the guest did not negotiate VIRTIO_NET_F_CSUM with a tap device"
-    user = dataclasses.replace(
-        machine,
-        options=tuple(
-            Option(name="netdev", first="user", props={"id": "net0", "restrict": True}) if o.name == "netdev" else o
-            for o in machine.options
-        ),
-    )
+    plan = machine.plan.model_copy(update={"backends": {"tap-net-net": Netdev()}})
+    user = dataclasses.replace(machine, plan=plan)
     lost = explained(binary, user, tap_pack, "bound")
     assert {"VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_HOST_TSO4", "VIRTIO_NET_F_GUEST_TSO6"} <= set(lost)
-    assert {(f.section, f.cause, f.by) for f in lost.values()} == {(NET, "backend", "netdev net0 (user)")}
+    assert {(f.section, f.cause, f.by) for f in lost.values()} == {(TAP_NET, "backend", "netdev tap-net-net (user)")}
     assert "vnet_hdr=on" in lost["VIRTIO_NET_F_CSUM"].remedy

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.devices.profile import load_profiles
+from harness.devices.recipe import load_recipes
 from harness.engines.colo import Buffers
 from harness.engines.probe import ColoAbility
 from harness.experiments.ioerror import BUSY_SECTOR, IoErrors, io_errors
@@ -20,8 +20,8 @@ from harness.results.verdict import Verdict
 from harness.state.recorder import Plan, record
 
 DISKS = ("sda", "vda")
-NODES = ["ahci-disk", "vblk-disk"]
-FAULTS = {node: sector for profile in load_profiles().values() for node, sector in profile.faults.items()}
+NODES = ["ahci-disk", "virtio-blk-disk"]
+FAULTS = {node: sector for device in load_recipes().devices.values() for node, sector in device.failing().items()}
 
 Fail = Callable[..., IoErrors]
 

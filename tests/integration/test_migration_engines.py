@@ -25,6 +25,7 @@ from harness.oracles.guestfault import judge_life
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
@@ -113,11 +114,8 @@ def test_a_guest_moves_between_two_real_processes(
 
 def another_machine(pack: StatePack) -> Buffers:
     """The pack for a machine whose virtio-blk has no MSI-X, so that its ``PCIDevice`` refuses the recorded one."""
-    options = tuple(
-        replace(option, props={**option.props, "vectors": 0}) if option.first == "virtio-blk-pci" else option
-        for option in pack.machine.options
-    )
-    return Buffers(pack, replace(pack.machine, options=options))
+    without_vectors = Option(name="global", props={"virtio-blk-pci.vectors": 0})
+    return Buffers(pack, replace(pack.machine, extra=(without_vectors,)))
 
 
 @pytest.mark.parametrize("postcopy", [False, True])

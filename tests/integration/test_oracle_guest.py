@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from harness.devices.profile import load_profiles
+from harness.devices.recipe import load_recipes
 from harness.engines.colo import Buffers
-from harness.engines.disks import DiskKind, with_disks
 from harness.engines.probe import ColoAbility
 from harness.engines.secondary import Secondary
 from harness.experiments.guestlife import CHECK_TIMEOUT_S, GuestLife, guest_life
 from harness.guests.console import Console
+from harness.guests.machine import DiskKind
 from harness.oracles.guestfault import LifeJudgement, judge_life
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
@@ -135,8 +135,8 @@ def test_a_timer_of_another_phase_is_caught(live: Live, pc_pack: StatePack) -> N
 
 
 def test_a_disk_with_other_content_is_caught(live: Live, pc_pack: StatePack) -> None:
-    profiles = [p.model_copy(update={"patterns": {}}) for p in load_profiles().values()]
-    judged = judge_life(live(pc_pack, "bound", loads=3, profiles=profiles))
+    devices = [replace(device, patterns={}) for device in load_recipes().devices.values()]
+    judged = judge_life(live(pc_pack, "bound", loads=3, devices=devices))
     faulty = {device for device, j in judged.items() if j.verdict is Verdict.GUEST_FAULT}
     assert faulty == {"ahci", "virtio-blk"}
     assert "differ" in judged["ahci"].text
@@ -164,7 +164,7 @@ def test_replication_takes_a_write_back_and_plain_disks_keep_it(
 ) -> None:
     recording = pc_pack.recordings["bound"]
     devices = encode(sections_for(recording, GuestMode.RUNNING))
-    machine = with_disks(pc_pack.machine, kind, {})
+    machine = replace(pc_pack.machine, disks=kind)
     with Secondary(binary, machine, ability.dialect, timeout_s=ANSWER_TIMEOUT_S, scope=ProcessScope()) as secondary:
         secondary.start(recording.head, incoming_body(recording, pc_pack.ram_whole("bound"), devices))
         secondary.primary.checkpoint(devices)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from harness.cache import cache_root
-from harness.devices.profile import load_profiles
+from harness.devices.recipe import load_recipes
 from harness.files import sha256_file
-from harness.guests.machine import Machine, firmware_sink, merge_options
+from harness.guests.machine import Machine, firmware_sink, small_machine
 from harness.qemu.binary import QemuBinary, probe_binary
 from harness.qemu.cmdline import Option
 from harness.qemu.installed import entry, launched
@@ -27,6 +27,7 @@ from harness.qemu.prefix import ROOT, foreign_files
 from harness.qemu.process import new_workdir
 from harness.qemu.threads import describe_threads
 from harness.qemu.vm import Vm
+from harness.state.recordings import missing, planned_guests
 
 VERSION = "10.0"
 #: The host's settings, which any program reads; none of its software. Nothing else of the host may be opened.
@@ -91,19 +92,16 @@ def test_its_identity_is_the_packaged_program(installed: QemuBinary, tmp_path: P
 def machine_with_all_devices(binary: QemuBinary, family: str) -> Machine:
     machine = binary.machine(family)
     assert machine is not None
-    profiles = [p for p in load_profiles().values() if family in p.machines and p.missing(family, binary) is None]
-    assert {"ahci", "virtio-blk", "virtio-net"} <= {profile.name for profile in profiles}
+    devices = [d for d in load_recipes().devices.values() if missing(d, binary, family, family) is None]
+    assert {"ahci", "virtio-blk", "virtio-net"} <= {device.name for device in devices}
+    plan = planned_guests(machine.name, family, devices).guests[0].plan
     return Machine(
-        name=machine.name,
-        family=family,
+        plan=plan.model_copy(update={"memory_mib": 64}),
         accel="tcg",
-        options=(
-            *merge_options([profile.options(family) for profile in profiles]),
-            Option(name="m", first="64"),
+        extra=(
             Option(name="vga", first="std"),
             Option(name="device", first="isa-debugcon", props={"iobase": "0x402", "chardev": "firmware"}),
         ),
-        files=tuple((name, size) for profile in profiles for name, size in profile.file_sizes().items()),
     )
 
 
@@ -142,7 +140,7 @@ def test_nothing_of_the_host_is_used(
 
 def test_what_is_of_the_host_would_be_seen(binary: QemuBinary, installed: QemuBinary) -> None:
     workdir = new_workdir()
-    machine = Machine(name="none", family="none", accel="tcg", options=(), files=())
+    machine = small_machine("none")
     with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir) as vm:
         found = foreign_files(vm.process.pid, (Path(installed.path).parent, workdir))
     assert binary.path in found
@@ -161,7 +159,7 @@ def test_gdb_shows_its_own_symbols(installed: QemuBinary) -> None:
     if shutil.which("gdb") is None:
         pytest.skip("gdb is not installed")
     workdir = new_workdir()
-    machine = Machine(name="none", family="none", accel="tcg", options=(), files=())
+    machine = small_machine("none")
     with Vm(machine.command(installed.path, workdir, firmware_sink()), workdir=workdir) as vm:
         text = describe_threads(vm.process.pid)
     if "ptrace" in text:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from harness.packs.pack import DeviceModel, OptionModel, PackWriter
+from harness.devices.backends import Disk
+from harness.guests.plan import GuestPlan, PlacedDevice
+from harness.packs.pack import DeviceModel, PackWriter
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.stream.reader import read_stream
 
@@ -115,12 +117,15 @@ PHASES: dict[str, tuple[Pages, int]] = {
 DESCRIBED: dict[str, Any] = {
     "created": "2026-01-05T09:30:12+00:00",
     "program": "postload test",
-    "machine": "pc-i440fx-7.2",
-    "family": "pc",
     "accel": "tcg",
     "qemu": {"version": "7.2.22", "build": "Debian", "path": "/usr/bin/qemu", "sha256": "12345678" * 8},
-    "options": [OptionModel(name="m", first="16"), OptionModel(name="drive", props={"file": "{workdir}/a.img"})],
-    "scratch": {"a.img": 1 << 20},
+    "plan": GuestPlan(
+        machine="pc-i440fx-7.2",
+        family="pc",
+        memory_mib=16,
+        devices=(PlacedDevice(id="blk", type="virtio-blk-pci", slot="04.0", backends={"drive": "a"}),),
+        backends={"a": Disk(size_bytes=1 << 20)},
+    ),
     "guest": {"kernel": "cd" * 32},
     "devices": [
         DeviceModel(name="ahci", sections=[AHCI]),

@@ -13,81 +13,12 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break, Buffers, Evidence
-from harness.engines.disks import empty_qcow2
 from harness.engines.fresh import merge
 from harness.engines.incoming import State
-from harness.engines.loadvm import make_images, with_snapshots
 from harness.engines.pair import count_checkpoints
-from harness.errors import HostError
-from harness.guests.machine import Machine
 from harness.oracles.marker import marker
 from harness.packs.pack import StatePack
-from harness.qemu.cmdline import Option
 from harness.qemu.process import Exit
-
-CLUSTER = 65536
-
-
-def machine(*options: Option, files: tuple[tuple[str, int], ...] = (("a.img", 1 << 20),)) -> Machine:
-    return Machine(name="pc-q35-7.2", family="q35", accel="tcg", options=options, files=files)
-
-
-def node(driver: str, name: str, **props: str) -> Option:
-    return Option(name="blockdev", first=driver, props={"node-name": name, **props})
-
-
-@pytest.mark.parametrize(("size", "l1"), [(1 << 20, 1), (512 << 20, 1), ((512 << 20) + 1, 2), (64 << 30, 128)])
-def test_an_empty_image_is_qcow2_as_its_specification_has_it(size: int, l1: int) -> None:
-    image = empty_qcow2(size)
-    assert image[:8] == b"QFI\xfb\x00\x00\x00\x03"
-    assert struct.unpack_from(">QI", image, 8) == (0, 0)
-    bits, disk, crypt, l1_size = struct.unpack_from(">IQII", image, 20)
-    assert (bits, disk, crypt, l1_size) == (16, size, 0, l1)
-    l1_offset, table, clusters, snapshots = struct.unpack_from(">QQII", image, 40)
-    assert (clusters, snapshots) == (1, 0)
-    (block,) = struct.unpack_from(">Q", image, table)
-    counts = struct.unpack_from(f">{len(image) // CLUSTER}H", image, block)
-    assert counts == (1,) * len(counts)
-    assert not any(image[block + 2 * len(counts) : block + CLUSTER])
-    assert not any(image[l1_offset : l1_offset + 8 * l1_size])
-    assert len({0, table, block, l1_offset}) == 4
-
-
-def test_an_image_too_large_for_one_table_is_refused() -> None:
-    with pytest.raises(HostError, match="too large"):
-        empty_qcow2((4 << 40) + 1)
-
-
-def test_scratch_images_become_qcow2_and_nothing_else_does() -> None:
-    scratch = node("file", "f", filename="{workdir}/a.img")
-    filtered = node("blkdebug", "b", image="f")
-    foreign = node("file", "g", filename="/somewhere/a.img")
-    drive = Option(name="drive", props={"file": "{workdir}/a.img", "format": "raw", "if": "none"})
-    changed = with_snapshots(
-        machine(
-            scratch,
-            node("raw", "direct", file="f"),
-            filtered,
-            node("raw", "through", file="b"),
-            foreign,
-            node("raw", "other", file="g"),
-            drive,
-        )
-    )
-    drivers = {o.props.get("node-name"): o.first for o in changed.options if o.name == "blockdev"}
-    assert (drivers["f"], drivers["direct"], drivers["b"], drivers["through"]) == ("file", "qcow2", "blkdebug", "qcow2")
-    assert drivers["other"] == "raw"
-    assert [o.props["format"] for o in changed.options if o.name == "drive"] == ["qcow2"]
-    assert drivers["postload-vmstate"] == "qcow2"
-
-
-def test_a_machine_without_a_disk_still_has_a_place_for_its_snapshot(tmp_path: Path) -> None:
-    changed = with_snapshots(machine(files=()))
-    make_images(changed, tmp_path)
-    (image,) = tmp_path.iterdir()
-    filenames = [o.props.get("filename") for o in changed.options]
-    assert f"{{workdir}}/{image.name}" in filenames
-    assert image.read_bytes()[:4] == b"QFI\xfb"
 
 
 def test_a_state_is_a_whole_stream_without_what_is_excluded(make_pack: Callable[..., Path], handmade: Any) -> None:

@@ -1,75 +1,172 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest machine's command line and its scratch images."""
+"""A plan becomes a command line and images: plain, failing, rewound by checkpoints, or with snapshots."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.arch import AARCH64, X86_64
+from harness.devices.backends import Chardev, Disk, Netdev
 from harness.errors import HostError
-from harness.guests.machine import Machine, firmware_sink, guest_options, merge_options
+from harness.guests.images import PATTERN_OFFSET_BYTES, pattern
+from harness.guests.machine import Boot, DiskKind, Machine, firmware_sink, small_machine
+from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import Option
 
-MACHINE = Machine(
-    name="pc-i440fx-7.2",
-    family="pc",
-    accel="tcg",
-    options=(Option(name="blockdev", first="file", props={"filename": "{workdir}/a.img", "read-only": True}),),
-    files=(("a.img", 3 << 20), ("b.img", 0)),
-)
+MIB = 1 << 20
+BARE = GuestPlan(machine="pc-i440fx-7.2", family="pc", memory_mib=16)
+PLAN = GuestPlan(
+    machine="pc-q35-7.2",
+    family="q35",
+    machine_properties={"sata": False},
+    cpus=2,
+    memory_mib=128,
+    devices=(
+        PlacedDevice(id="hd", type="ide-hd", owner="a", bus="hba.0", backends={"drive": "a-disk"}),
+        PlacedDevice(
+            id="nic", type="net-pci", owner="n", bus="pcie.0", slot="04.0",
+            properties={"mac": "52:54:00:12:34:56", "fast": True, "n": 3}, backends={"netdev": "n-net"},
+        ),
+        PlacedDevice(id="tty", type="pci-serial", owner="t", backends={"chardev": "t-line"}),
+        PlacedDevice(id="blk", type="virtio-blk-pci", owner="b", backends={"drive": "b-disk"}),
+    ),
+    backends={
+        "a-disk": Disk(size_bytes=64 * MIB),
+        "n-net": Netdev(),
+        "t-line": Chardev(),
+        "b-disk": Disk(size_bytes=MIB, medium="null", sector_bytes=4096),
+    },
+)  # fmt: skip
+MACHINE = Machine(plan=PLAN, accel="tcg")
+BLK = (
+    "-blockdev", "null-co,node-name=b-disk,size=1048576,read-zeroes=on",
+    "-device", "virtio-blk-pci,id=blk,drive=b-disk,logical_block_size=4096,physical_block_size=4096",
+)  # fmt: skip
+NIC_AND_TTY = (
+    "-netdev", "user,id=n-net,restrict=on",
+    "-device", "net-pci,id=nic,bus=pcie.0,addr=04.0,mac=52:54:00:12:34:56,fast=on,n=3,netdev=n-net",
+    "-chardev", "null,id=t-line",
+    "-device", "pci-serial,id=tty,chardev=t-line",
+)  # fmt: skip
+
+
+def argv(machine: Machine) -> list[str]:
+    return [argument for option in machine.options for argument in option.argv()]
 
 
 def test_the_command_line_is_stopped_bare_and_in_its_folder() -> None:
-    command = MACHINE.command("/usr/bin/qemu", Path("/run/a,b"), firmware_sink())
-    assert command.argv() == [
+    assert MACHINE.command("/usr/bin/qemu", Path("/run/a,b"), firmware_sink()).argv() == [
         "/usr/bin/qemu", "-nodefaults", "-no-user-config", "-no-reboot", "-S",
-        "-display", "none", "-machine", "pc-i440fx-7.2", "-accel", "tcg",
-        "-blockdev", "file,filename=/run/a,,b/a.img,read-only=on",
+        "-display", "none", "-machine", "pc-q35-7.2,sata=off", "-accel", "tcg",
+        "-m", "128", "-smp", "2",
+        "-blockdev", "file,node-name=a-disk-file,filename=/run/a,,b/a-disk.img",
+        "-blockdev", "raw,node-name=a-disk,file=a-disk-file",
+        "-device", "ide-hd,id=hd,bus=hba.0,drive=a-disk",
+        *NIC_AND_TTY, *BLK,
         "-chardev", "null,id=firmware",
     ]  # fmt: skip
 
 
-def test_guest_options_keep_the_kernels_commas() -> None:
-    options = guest_options(
-        X86_64,
-        "tcg",
-        kernel=Path("/c,d/vmlinux"),
-        initramfs=Path("/c/i"),
-        cmdline="console=ttyS0,115200 quiet",
-        memory_mib=128,
-        cpus=2,
+@pytest.mark.parametrize(
+    ("machine", "before", "behind"),
+    [
+        ("pc-i440fx-7.2", [], ["-device", "isa-debugcon,iobase=0x402,chardev=firmware"]),
+        ("virt-7.2", ["-cpu", "cortex-a57"], []),
+    ],
+)
+def test_a_guest_that_boots(machine: str, before: list[str], behind: list[str]) -> None:
+    plan = GuestPlan(
+        machine=machine, family="pc", memory_mib=128, kernel="ab" * 32, cmdline="console=ttyS0,115200 quiet"
     )
-    argv = [argument for option in options for argument in option.argv()]
-    assert argv == [
-        "-m", "128", "-smp", "2", "-kernel", "/c,d/vmlinux", "-initrd", "/c/i",
-        "-append", "console=ttyS0,115200 quiet",
-        "-device", "isa-debugcon,iobase=0x402,chardev=firmware",
+    boot = Boot(kernel=Path("/c,d/vmlinux"), initramfs=Path("/c/i"))
+    assert argv(Machine(plan=plan, accel="tcg", boot=boot)) == [
+        *before, "-m", "128", "-smp", "1", "-kernel", "/c,d/vmlinux", "-initrd", "/c/i",
+        "-append", "console=ttyS0,115200 quiet", *behind,
     ]  # fmt: skip
 
 
-def test_a_machine_without_firmware_has_no_port_for_its_log_but_a_cpu_of_64_bits() -> None:
-    options = guest_options(
-        AARCH64, "tcg", kernel=Path("/k"), initramfs=Path("/i"), cmdline="quiet", memory_mib=128, cpus=1
-    )
-    argv = [argument for option in options for argument in option.argv()]
-    assert argv == [
-        "-cpu", "cortex-a57", "-m", "128", "-smp", "1", "-kernel", "/k", "-initrd", "/i", "-append", "quiet",
+def test_what_the_user_adds_is_last_and_options_can_be_left_out() -> None:
+    extra = Option(name="global", props={"a.b": "c"})
+    machine = replace(MACHINE, extra=(extra,))
+    assert machine.options[-1] == extra
+    assert argv(replace(machine, dropped=frozenset({1, 2, 3, 4}))) == ["-m", "128", *NIC_AND_TTY, *BLK, *extra.argv()]
+    # an image goes with the option that names it
+    assert MACHINE.files == (("a-disk.img", 64 * MIB),)
+    assert replace(machine, dropped=frozenset({2})).files == ()
+
+
+def test_a_sector_that_fails() -> None:
+    machine = MACHINE.with_faults({"a-disk": 7})
+    assert argv(machine)[4:12] == [
+        "-blockdev", "file,node-name=a-disk-file,filename={workdir}/a-disk.img",
+        "-blockdev", "raw,node-name=a-disk,file=a-disk-file",
+        "-blockdev",
+        "blkdebug,node-name=a-disk-faults,image=a-disk,inject-error.0.event=none,inject-error.0.errno=5,"
+        "inject-error.0.sector=7,inject-error.0.once=off,inject-error.0.immediately=off",
+        "-device", "ide-hd,id=hd,bus=hba.0,drive=a-disk-faults,werror=stop,rerror=stop",
     ]  # fmt: skip
-
-
-def test_options_keep_their_order() -> None:
-    a, b, c = (Option(name=name) for name in "abc")
-    assert merge_options([[a], [], [b, c]]) == (a, b, c)
+    assert argv(machine)[12:] == [*NIC_AND_TTY, *BLK]
+    assert "inject-error.0.once=on" in argv(MACHINE.with_faults({"a-disk": 7}, once=True))[9]
+    assert MACHINE.with_faults({}) == MACHINE
 
 
 def test_scratch_images_are_empty_and_as_large_as_said(tmp_path: Path) -> None:
     MACHINE.make_files(tmp_path)
-    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {"a.img": 3 << 20, "b.img": 0}
-    assert (tmp_path / "a.img").stat().st_blocks == 0
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {"a-disk.img": 64 * MIB}
+    assert (tmp_path / "a-disk.img").stat().st_blocks == 0
+
+
+@pytest.mark.parametrize("kind", [DiskKind.PLAIN, DiskKind.REPLICATION])
+def test_images_hold_the_pattern_where_the_guest_wrote_it(tmp_path: Path, kind: DiskKind) -> None:
+    replace(MACHINE, disks=kind, patterns={"a-disk": "sda", "gone": "sdz"}).make_files(tmp_path)
+    data = (tmp_path / "a-disk.img").read_bytes()
+    assert len(data) == 64 * MIB
+    assert data[32 * MIB : 32 * MIB + 256 * 1024] == pattern("sda")
+    assert data.count(0) == 64 * MIB - 256 * 1024
+    assert PATTERN_OFFSET_BYTES == 32 * MIB
+
+
+def test_replication_stands_between_device_and_image(tmp_path: Path) -> None:
+    machine = replace(MACHINE, disks=DiskKind.REPLICATION)
+    _, _, parent, secondary, top, device, *rest = machine.options
+    assert device == MACHINE.options[4]
+    assert tuple(rest) == MACHINE.options[5:]
+    assert parent.props["file.filename"] == "{workdir}/a-disk.img"
+    assert secondary.props["mode"] == "secondary"
+    assert secondary.props["file.backing.backing"] == parent.props["id"]
+    assert secondary.props["top-id"] == top.props["id"] == "a-disk"
+    assert top.props["children.0"] == secondary.props["id"]
+    machine.make_files(tmp_path)
+    for key in ("file.file.filename", "file.backing.file.filename"):
+        image = tmp_path / str(secondary.props[key]).removeprefix("{workdir}/")
+        assert image.read_bytes()[:4] == b"QFI\xfb"
+    assert (
+        replace(Machine(plan=BARE, accel="tcg"), disks=DiskKind.REPLICATION).options
+        == small_machine("pc-i440fx-7.2").options
+    )
+
+
+def test_snapshots_want_qcow2_below_the_same_names(tmp_path: Path) -> None:
+    machine = replace(MACHINE, disks=DiskKind.SNAPSHOTS)
+    drivers = {o.props["node-name"]: o.first for o in machine.options if o.name == "blockdev"}
+    assert drivers == {
+        "a-disk-file": "file", "a-disk": "qcow2", "b-disk": "null-co",
+        "postload-vmstate-file": "file", "postload-vmstate": "qcow2",
+    }  # fmt: skip
+    machine.make_files(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-disk.img", "postload-vmstate.qcow2"]
+    assert all(path.read_bytes()[:4] == b"QFI\xfb" for path in tmp_path.iterdir())
+
+
+def test_a_machine_without_a_disk_still_has_a_place_for_its_snapshot(tmp_path: Path) -> None:
+    machine = replace(small_machine("pc-i440fx-7.2"), disks=DiskKind.SNAPSHOTS)
+    machine.make_files(tmp_path)
+    (image,) = tmp_path.iterdir()
+    assert f"{{workdir}}/{image.name}" in [option.props.get("filename") for option in machine.options]
 
 
 def test_an_image_that_cannot_be_made_is_the_hosts_fault(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=r"cannot make .*a\.img"):
+    with pytest.raises(HostError, match=r"cannot make images in .*gone"):
         MACHINE.make_files(tmp_path / "gone")

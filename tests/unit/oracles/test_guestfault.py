@@ -10,8 +10,8 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break
-from harness.engines.disks import DiskKind
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
+from harness.guests.machine import DiskKind
 from harness.oracles.guestfault import LOG_RULES, LifeJudgement, judge_life
 from harness.qemu.process import Exit
 from harness.results.verdict import Verdict

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import HostError, PackError
-from harness.packs.pack import OptionModel, PackWriter, StatePack, incoming_body
+from harness.packs.pack import PackWriter, StatePack, incoming_body
 from harness.stream.reader import read_stream
 
 if TYPE_CHECKING:
@@ -121,10 +121,11 @@ def test_the_guests_files_are_in_the_pack_and_found_there(tmp_path: Path, handma
     (tmp_path / "bzImage").write_bytes(b"a kernel")
     writer = writer_with_a_phase(tmp_path / "pack", handmade)
     writer.add_file("guest/kernel", tmp_path / "bzImage")
-    option = OptionModel(name="kernel", first="{pack}/guest/kernel")
-    with StatePack(writer.publish(**{**handmade.described, "options": [option]})) as pack:
+    digest = hashlib.sha256(b"a kernel").hexdigest()
+    plan = handmade.described["plan"].model_copy(update={"kernel": digest})
+    with StatePack(writer.publish(**{**handmade.described, "plan": plan})) as pack:
         kernel = tmp_path / "pack/guest/kernel"
-        assert [o.argv() for o in pack.machine.options] == [["-kernel", str(kernel)]]
+        assert ["-kernel", str(kernel)] in [o.argv() for o in pack.machine.options]
         assert kernel.read_bytes() == b"a kernel"
     kernel.unlink()
     with pytest.raises(PackError, match="guest/kernel: No such file"):
@@ -167,7 +168,13 @@ def test_the_machine_and_the_owners_come_back(make_pack: MakePack, handmade: Han
     with StatePack(make_pack()) as pack:
         machine = pack.machine
         assert (machine.name, machine.family, machine.accel) == ("pc-i440fx-7.2", "pc", "tcg")
-        assert [o.argv() for o in machine.options] == [["-m", "16"], ["-drive", "file={workdir}/a.img"]]
+        assert [o.argv() for o in machine.options] == [
+            ["-m", "16"],
+            ["-smp", "1"],
+            ["-blockdev", "file,node-name=a-file,filename={workdir}/a.img"],
+            ["-blockdev", "raw,node-name=a,file=a-file"],
+            ["-device", "virtio-blk-pci,id=blk,addr=04.0,drive=a"],
+        ]
         assert machine.files == (("a.img", 1 << 20),)
         assert pack.sections_of("ahci") == [handmade.ahci]
         with pytest.raises(PackError, match="recorded without device 'nvme'"):
@@ -212,17 +219,26 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.update(schema="postload.pack/3"), r"found 'postload\.pack/3'.*reads postload\.pack/1 and .*/2"),
+        (
+            lambda m: m.update(schema="postload.pack/4"),
+            r"found 'postload\.pack/4'; this program reads postload\.pack/3",
+        ),
+        (lambda m: m.update(schema="postload.pack/2"), r"an older program made it .*pack/2.*: record it anew"),
+        (lambda m: m.update(schema="postload.pack/1"), "an older program made it"),
         (lambda m: m.update(schema=2), "schema: found 2"),
         (lambda m: m.pop("schema"), "schema: found None"),
-        (lambda m: m.pop("machine"), "machine"),
+        (lambda m: m.pop("plan"), "plan"),
+        (lambda m: m["plan"].pop("machine"), r"plan\.machine"),
+        (lambda m: m["plan"].update(surprise=1), r"plan\.surprise"),
+        (lambda m: m["plan"]["backends"]["a"].update(filename="/etc/shadow"), r"plan\.backends\.a\.disk\.filename"),
+        (lambda m: m["plan"]["devices"][0].update(id="a,b=c"), r"plan\.devices\.0\.id"),
         (lambda m: m["phases"][0].pop("ram_section_id"), r"phases\.0\.ram_section_id"),
         (lambda m: m["blocks"][0].update(size_bytes=-1), r"blocks\.0\.size_bytes"),
         (lambda m: m["files"]["ram.pages"].update(sha256="beef"), r"files\.ram\.pages\.sha256"),
         (lambda m: m["files"].update({"../x": {"size_bytes": 0, "sha256": "0" * 64}}), r"'\.\./x' is not the name"),
         (lambda m: m["files"].update({"/x": {"size_bytes": 0, "sha256": "0" * 64}}), "'/x' is not the name"),
         (lambda m: m["phases"][0].update(name="../kernel"), r"'\.\./kernel' is not the name"),
-        (lambda m: m["options"].append({"name": "kernel", "first": "{pack}/guest/k"}), "guest/k is not listed"),
+        (lambda m: m["plan"].update(kernel="0" * 64), "guest/kernel is not the one of the plan"),
         (lambda m: m.update(phases=[]), "phases"),
         (lambda m: m.update(blocks="pc.ram"), "blocks"),
         (lambda m: m["files"].pop("ram.pages"), r"ram\.pages is not listed"),
@@ -235,18 +251,6 @@ def test_a_manifest_that_does_not_fit_is_refused(
     path = edited(make_pack("pack", "kernel"), change)
     with pytest.raises(PackError, match=rf"manifest\.json: .*{said}"):
         StatePack(path)
-
-
-def test_a_pack_of_the_first_schema_is_read(make_pack: MakePack) -> None:
-    def older(manifest: dict[str, Any]) -> None:
-        for key in ("host", "roms", "packed"):
-            del manifest[key]
-        manifest["schema"] = "postload.pack/1"
-        manifest["options"] = [{"name": "kernel", "first": "/cache/kernel", "props": {}}]
-
-    with StatePack(edited(make_pack("pack", "kernel"), older)) as pack:
-        assert (pack.manifest.schema_, pack.manifest.host, pack.phases) == ("postload.pack/2", {}, ["kernel"])
-        assert [o.argv() for o in pack.machine.options] == [["-kernel", "/cache/kernel"]]
 
 
 def test_keys_of_a_later_program_are_left_alone_and_kept(make_pack: MakePack) -> None:

@@ -20,7 +20,7 @@ import zstandard
 from harness.cache import CACHE_VARIABLE
 from harness.errors import HostError, PackError, UsageError
 from harness.packs import packfile
-from harness.packs.pack import OptionModel, PackWriter, StatePack, export_pack
+from harness.packs.pack import PackWriter, StatePack, export_pack
 from harness.stream.reader import read_stream
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ def pieces(make_pack: MakePack) -> Pieces:
     """Those of a pack that was written as a folder."""
     folder = make_pack("folder", "kernel", "bound")
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    manifest["options"] = []
     return Pieces(manifest, {name: (folder / name).read_bytes() for name in manifest["files"]})
 
 
@@ -226,8 +225,8 @@ def test_layouts_and_schemas_of_later_programs_are_named(tmp_path: Path, cache: 
     path = tmp_path / "a.pack"
     path.write_bytes(head(0, 0, layout=2))
     refused(path, cache, r"at offset 16: layout 2\.0; this program reads layout 1\.0")
-    pieces.manifest["schema"] = "postload.pack/3"
-    refused(pieces.file(path), cache, r"manifest\.json: schema: found 'postload\.pack/3'")
+    pieces.manifest["schema"] = "postload.pack/4"
+    refused(pieces.file(path), cache, r"manifest\.json: schema: found 'postload\.pack/4'")
 
 
 def of_type(kind: bytes, name: str = "bound/head.bin") -> tarfile.TarInfo:
@@ -296,9 +295,10 @@ def test_no_file_takes_more_than_its_manifest_says(
 
 def test_a_manifest_that_leads_out_of_the_pack_is_refused(tmp_path: Path, cache: Path, pieces: Pieces) -> None:
     path = tmp_path / "a.pack"
-    pieces.manifest["options"] = [{"name": "monitor", "first": "stdio", "props": {}}]
-    refused(pieces.file(path), cache, r"manifest\.json: option -monitor has no place")
-    pieces.manifest["options"] = []
+    (device,) = pieces.manifest["plan"]["devices"]
+    device["properties"] = {"romfile": "/etc/shadow"}
+    refused(pieces.file(path), cache, r"manifest\.json: plan: device blk: romfile='/etc/shadow' has no place")
+    device["properties"] = {}
     pieces.manifest["files"]["../evil"] = {"size_bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     pieces.members["../evil"] = b"x"
     refused(pieces.file(path), cache, r"'\.\./evil' is not the name of a file")
@@ -323,47 +323,14 @@ def test_a_disk_that_fills_up_is_the_hosts_fault(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def of_first_schema(tmp_path: Path, handmade: Handmade) -> Path:
-    """A folder as it was recorded when the guest stayed behind."""
-    for name in ("kernel", "initramfs"):
-        (tmp_path / name).write_bytes(f"a {name}".encode())
-    writer = PackWriter(tmp_path / "old")
+def test_a_guests_files_travel_and_cost_what_they_cost(tmp_path: Path, handmade: Handmade) -> None:
+    (tmp_path / "bzImage").write_bytes(b"a kernel")
+    writer = PackWriter(tmp_path / "folder-with-guest")
     pages, mark = handmade.phases["kernel"]
     writer.add("kernel", read_stream(handmade.stream(pages, mark)), console="", seconds=0.0)
-    options = [
-        OptionModel(name="m", first="16"),
-        OptionModel(name="kernel", first=str(tmp_path / "kernel")),
-        OptionModel(name="initrd", first=str(tmp_path / "initramfs")),
-    ]
-    guest = {"kernel": {"sha256": hashlib.sha256(b"a kernel").hexdigest(), "size_bytes": 8}}
-    path = writer.publish(**{**handmade.described, "options": options, "guest": guest})
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    for key in ("host", "roms", "packed"):
-        del manifest[key]
-    (path / "manifest.json").write_text(json.dumps({**manifest, "schema": "postload.pack/1"}))
-    return path
-
-
-def test_a_pack_of_the_first_schema_takes_its_guest_along(tmp_path: Path, handmade: Handmade) -> None:
-    with StatePack(of_first_schema(tmp_path, handmade)) as pack:
+    writer.add_file("guest/kernel", tmp_path / "bzImage")
+    with StatePack(writer.publish(**handmade.described)) as pack:
         export_pack(pack, tmp_path / "a.pack")
-    (tmp_path / "kernel").unlink()
     with StatePack(tmp_path / "a.pack") as pack:
-        assert [o.argv() for o in pack.machine.options] == [
-            ["-m", "16"],
-            ["-kernel", str(pack.path / "guest/kernel")],
-            ["-initrd", str(pack.path / "guest/initramfs")],
-        ]
         assert (pack.path / "guest/kernel").read_bytes() == b"a kernel"
         assert set(pack.manifest.packed) == {"guest", "kernel"}
-
-
-def test_a_guest_that_is_gone_or_another_does_not_travel(tmp_path: Path, handmade: Handmade) -> None:
-    with StatePack(of_first_schema(tmp_path, handmade)) as pack:
-        (tmp_path / "kernel").write_bytes(b"b kernel")
-        with pytest.raises(PackError, match=r"old: its guest's .*kernel is not the one"):
-            export_pack(pack, tmp_path / "a.pack")
-        (tmp_path / "kernel").unlink()
-        with pytest.raises(PackError, match=r"old: its guest's .*kernel: No such file.*record it anew"):
-            export_pack(pack, tmp_path / "a.pack")
-    assert not (tmp_path / "a.pack").exists()

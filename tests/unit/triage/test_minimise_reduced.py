@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from harness.devices.backends import Disk
 from harness.engines.schedule import Checkpoint
 from harness.errors import UsageError
 from harness.guests.machine import Machine
+from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import Option
 from harness.results.document import Cell, Finding, Qemu
 from harness.results.verdict import Verdict
@@ -29,7 +31,19 @@ OPTIONS = (
     Option(name="device", first="virtio-net-pci", props={"id": "vnet0", "netdev": "net0"}),
     Option(name="device", first="ide-hd", props={"id": "hd", "drive": "a-disk", "bus": "ahci0.0"}),
 )
-MACHINE = Machine(name="pc-1", family="pc", accel="tcg", options=OPTIONS, files=(("a.img", 10), ("b.img", 20)))
+MACHINE = Machine(
+    plan=GuestPlan(
+        machine="pc-1",
+        family="pc",
+        memory_mib=128,
+        devices=(
+            PlacedDevice(id="hd", type="ide-hd", backends={"drive": "a"}),
+            PlacedDevice(id="blk", type="virtio-blk-pci", backends={"drive": "b"}),
+        ),
+        backends={"a": Disk(size_bytes=1024), "b": Disk(size_bytes=2048)},
+    ),
+    accel="tcg",
+)
 CANDIDATE = Candidate(
     mode=GuestMode.PARKED,
     incoming="bound",
@@ -44,11 +58,12 @@ def test_options_that_name_each_other_are_one_group() -> None:
 
 
 def test_images_go_with_the_options_that_name_them() -> None:
-    assert without_options(MACHINE, ()) is MACHINE
-    left = without_options(MACHINE, {3, 5})
-    assert [option.first for option in left.options] == ["128", "ich9-ahci", "file", "raw", "ide-hd"]
-    assert left.files == (("a.img", 10),)
-    assert without_options(MACHINE, {1, 2, 4, 6}).files == ()
+    assert without_options(MACHINE, ()) == MACHINE
+    assert MACHINE.files == (("a.img", 1024), ("b.img", 2048))
+    left = without_options(MACHINE, {1, 5, 6, 7})
+    assert [option.first for option in left.options] == ["128", "file", "raw", "ide-hd"]
+    assert left.files == (("a.img", 1024),)
+    assert without_options(MACHINE, {2, 3, 4, 5, 6, 7}).files == ()
 
 
 def test_ranges_are_halved_down_to_a_page() -> None:

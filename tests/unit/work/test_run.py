@@ -17,9 +17,10 @@ from harness.colo.primary import ENABLE_COLO
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.errors import HostError
+from harness.guests.plan import PlacedDevice
 from harness.lanes.checks import Check
 from harness.lanes.judge import Bench
-from harness.packs.pack import OptionModel, StatePack
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit, Process
 from harness.results.answer import Seen, machine_result
@@ -297,8 +298,9 @@ def test_a_guest_with_a_device_that_the_qemu_has_not_is_unsupported(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
 ) -> None:
     judge(lambda *_: pytest.fail("nothing is judged"))
-    option = OptionModel(name="device", first="vmxnet9", props={"addr": "06.0"})
-    pack.manifest = pack.manifest.model_copy(update={"options": [*pack.manifest.options, option]})
+    more = PlacedDevice(id="x", type="vmxnet9", slot="06.0")
+    plan = pack.manifest.plan.model_copy(update={"devices": (*pack.manifest.plan.devices, more)})
+    pack.manifest = pack.manifest.model_copy(update={"plan": plan})
     run, _, _ = make_run(migrations=("plain",))
     doc = load_pack_rows(run, pack)
     assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stands behind a device on the host's side: typed, so that no file name and no option of a user's is in it.
+
+A kind that is added here is rendered in :mod:`harness.guests.options`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: An id of a device, bus or backend, as QEMU takes one (``id_wellformed``, ``util/id.c``).
+Ident = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
+
+
+class Model(BaseModel):
+    """A part of a plan: nothing in it may be unknown to whoever runs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Disk(Model):
+    """A disk that is empty when the guest first meets it.
+
+    :param medium: ``file``: a sparse scratch image; ``null``: nothing is kept, reads give zeros
+    :param sector_bytes: logical and physical block size that its device shows
+    """
+
+    kind: Literal["disk"] = "disk"
+    size_bytes: Annotated[int, Field(ge=512, le=1 << 50)]
+    medium: Literal["file", "null"] = "file"
+    sector_bytes: Literal[512, 4096] = 512
+
+
+class Netdev(Model):
+    """A network: QEMU's own, which answers pings by itself, or a tap device of the host.
+
+    :param restrict: nothing of the host is to be reached through it
+    :param interface: the tap device, which must be there; a pack that travels cannot have one
+    """
+
+    kind: Literal["netdev"] = "netdev"
+    type: Literal["user", "tap"] = "user"
+    restrict: Literal[True] = True
+    interface: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")] | None = None
+
+    @model_validator(mode="after")
+    def _tap_has_a_name(self) -> Netdev:
+        if (self.type == "tap") != (self.interface is not None):
+            raise ValueError("expected 'interface' with type tap, and with no other")
+        return self
+
+
+class Chardev(Model):
+    """The far end of a serial line: nobody is there."""
+
+    kind: Literal["chardev"] = "chardev"
+    type: Literal["null"] = "null"
+
+
+Backend = Annotated[Disk | Netdev | Chardev, Field(discriminator="kind")]

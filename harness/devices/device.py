@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device: what can be judged, whatever told of it.
+
+A device says what is attached and what that needs, never where: slots and buses are the planner's
+(:mod:`harness.guests.planner`). Which sections are its own is found on a real QEMU (:mod:`harness.state.owners`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from harness.devices.backends import Backend
+from harness.errors import UsageError
+
+Scalar = bool | int | str
+
+#: A guest command that does nothing.
+NOTHING = "true"
+#: Guest command that brings a guest into a phase.
+_STEPS = {"bound": "bind", "busy": "busy", "unbound": "unbind", "rebound": "rebind"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """One ``-device``.
+
+    :param name: its name within the device; its id is the device's name and this one
+    :param on: ``pci`` for a slot of the root bus, ``pcie-port`` for a root port of its own, ``none`` for a device that
+        finds its bus by itself, else ``NAME.BUS``: a bus of another attachment
+    :param backends: property to the backend that it names, such as ``drive`` to ``disk``
+    """
+
+    name: str
+    type: str
+    on: str = "pci"
+    properties: Mapping[str, Scalar] = field(default_factory=dict)
+    backends: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """An attachment that a machine family has already.
+
+    :param bus: what the machine calls its bus, for what is attached to it
+    :param address: where the guest sees it, such as ``0000:00:1f.2``
+    :param without: properties of the machine that leave it out; without any its sections are the platform's
+    """
+
+    bus: str
+    address: str
+    without: Mapping[str, bool | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestCommands:
+    """Lines for the guest's shell; a status other than 0 fails the phase.
+
+    ``{slot}`` is the PCI address of the device as the guest sees it. ``life`` is asked of a bound device after a
+    failover: status 0 when it works, else it has said what does not. ``fail`` starts a request in the background that
+    hits the sector that fails (phase ``io-error``).
+    """
+
+    bind: str = NOTHING
+    busy: str = NOTHING
+    check: str = NOTHING
+    idle: str = NOTHING
+    unbind: str = NOTHING
+    rebind: str = NOTHING
+    life: str = NOTHING
+    fail: str = NOTHING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What can be judged.
+
+    :param rest: owns every section that no other device owns: the platform
+    :param default: judged when no device is named
+    :param built_in: machine family to the attachments that it has already, by their names
+    :param patterns: backend that ``bind`` writes the pattern to, to the disk that the guest sees
+    :param faults: backend to the sector of 512 bytes that fails in phase ``io-error``; nothing else may touch it
+    :param drivers: guest kernel drivers that the guest must have on board
+    :param takes: names that it has in the guest, such as ``eth0``: two that take the same one need two guests
+    :param kernel_names: regular expressions for what the guest's kernel calls it in its log
+    """
+
+    name: str
+    about: str
+    rest: bool = False
+    default: bool = True
+    attachments: tuple[Attachment, ...] = ()
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+    built_in: Mapping[str, Mapping[str, BuiltIn]] = field(default_factory=dict)
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, int] = field(default_factory=dict)
+    drivers: tuple[str, ...] = ()
+    takes: frozenset[str] = frozenset()
+    kernel_names: tuple[str, ...] = ()
+    guest: GuestCommands = GuestCommands()
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names: the type that it attaches first."""
+        return tuple(attachment.type for attachment in self.attachments[:1])
+
+    def attached(self, family: str) -> list[Attachment]:
+        """What has to be added to a machine of this family."""
+        there = self.built_in.get(family, {})
+        return [attachment for attachment in self.attachments if attachment.name not in there]
+
+    def types(self, family: str) -> list[str]:
+        """QEMU device types that a build must have for it, each once."""
+        return list(dict.fromkeys(attachment.type for attachment in self.attached(family)))
+
+    def without(self, family: str) -> dict[str, bool | int]:
+        """Properties of the machine that leave out what it has built in."""
+        return {key: value for built in self.built_in.get(family, {}).values() for key, value in built.without.items()}
+
+    def node(self, part: str) -> str:
+        """The id of one of its backends or attachments in a plan; QEMU wants a letter first."""
+        return f"{'' if self.name[0].isalpha() else 'd'}{self.name}-{part}"
+
+    def failing(self) -> dict[str, int]:
+        """Sector that fails by the id of the disk in a plan."""
+        return {self.node(backend): sector for backend, sector in self.faults.items()}
+
+    def reaches(self, phase: str) -> bool:
+        """Whether it has anything to do in a phase; the platform is in all of them."""
+        if phase == "io-error":
+            return bool(self.faults)
+        return self.rest or phase not in _STEPS or getattr(self.guest, _STEPS[phase]) != NOTHING
+
+
+def select_devices(devices: Mapping[str, Device], names: Sequence[str]) -> list[Device]:
+    """The named ones: by name, by the type that they attach, by a pattern of these, or ``all``; without names those
+    that are judged by default.
+
+    :raises UsageError: a name fits none; the message lists what there is
+    """
+    if not names:
+        return [device for device in devices.values() if device.default]
+    wanted: dict[str, Device] = {}
+    for name in names:
+        pattern = "*" if name == "all" else name
+        found = [d for d in devices.values() if any(fnmatchcase(known, pattern) for known in (d.name, *d.aliases))]
+        if not found:
+            raise UsageError(f"unknown device {name!r}: expected one of {', '.join(devices)}, a pattern, or all")
+        wanted |= {device.name: device for device in found}
+    return [device for device in devices.values() if device.name in wanted]
+
+
+def device_types(devices: Iterable[Device]) -> set[str]:
+    """Every QEMU device type that any of them attaches."""
+    return {attachment.type for device in devices for attachment in device.attachments}
+
+
+def section_label(idstr: str, instance_id: int) -> str:
+    """How a section is named everywhere: its idstr, with ``#n`` for instances other than 0."""
+    return idstr if instance_id == 0 else f"{idstr}#{instance_id}"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest is, typed: it stands in state packs and tasks, and a command line is made of it anew each time.
+
+No path, no option of QEMU's and no text that is passed on as it stands is in it, but for the kernel's command line,
+which the guest's kernel alone reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, model_validator
+
+from harness.devices.backends import Backend, Ident, Model
+from harness.devices.device import Device
+
+Type = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,-]{0,63}$")]
+Property = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Slot = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}\.[0-7]$")]
+#: Printable and on one line.
+Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=4096)]
+
+#: The guest's name of the root bus.
+ROOT = "0000:00"
+PORT = "pcie-root-port"
+
+
+class PlacedDevice(Model):
+    """One device with its place.
+
+    :param owner: the device that is judged which brought it; empty for what is there for all of them
+    :param bus: id of its bus, None where QEMU finds one
+    :param slot: device and function on a PCI bus
+    :param backends: property to the id of a backend
+    """
+
+    id: Ident
+    type: Type
+    owner: str = ""
+    bus: Ident | None = None
+    slot: Slot | None = None
+    properties: dict[Property, bool | int | str] = Field(default_factory=dict)
+    backends: dict[Property, Ident] = Field(default_factory=dict)
+
+
+class GuestPlan(Model):
+    """One guest.
+
+    :param machine: versioned machine type, e.g. ``pc-q35-7.2``; ``family`` is its alias, e.g. ``q35``
+    :param kernel: hash of what it boots, None for a machine that never boots
+    :param cmdline: for the guest's kernel
+    """
+
+    machine: Type
+    family: Type
+    machine_properties: dict[Property, bool | int] = Field(default_factory=dict)
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
+    memory_mib: Annotated[int, Field(ge=1, le=1 << 24)]
+    kernel: Sha256 | None = None
+    initramfs: Sha256 | None = None
+    cmdline: Line = ""
+    devices: tuple[PlacedDevice, ...] = ()
+    backends: dict[Ident, Backend] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> GuestPlan:
+        ids = [device.id for device in self.devices]
+        for name in ids:
+            if ids.count(name) > 1 or name in self.backends:
+                raise ValueError(f"devices: the id {name!r} is there twice")
+        for device in self.devices:
+            for backend in device.backends.values():
+                if backend not in self.backends:
+                    raise ValueError(f"devices: {device.id} stands on {backend!r}, which is not among the backends")
+        return self
+
+    def of(self, owner: str) -> list[PlacedDevice]:
+        """What one judged device brought."""
+        return [device for device in self.devices if device.owner == owner]
+
+    def types(self) -> list[str]:
+        """QEMU device types of the guest, each once."""
+        return list(dict.fromkeys(device.type for device in self.devices))
+
+    def only(self, owners: Container[str], machine_properties: dict[str, bool | int] | None = None) -> GuestPlan:
+        """The same guest with the devices of some owners alone, all in their places.
+
+        :param machine_properties: properties of the machine beside its own
+        """
+        left = tuple(device for device in self.devices if not device.owner or device.owner in owners)
+        named = {backend for device in left for backend in device.backends.values()}
+        return self.model_copy(
+            update={
+                "devices": left,
+                "backends": {name: backend for name, backend in self.backends.items() if name in named},
+                "machine_properties": {**self.machine_properties, **(machine_properties or {})},
+            }
+        )
+
+
+def guest_slot(device: Device, plan: GuestPlan) -> str | None:
+    """The PCI address of a device as the guest's shell finds it, None for one that is on no PCI bus.
+
+    What is below a port has the number of a bus that firmware gave it: the guest looks for it.
+    """
+    built = device.built_in.get(plan.family, {})
+    first = device.attachments[0].name if device.attachments else ""
+    if first in built:
+        return built[first].address
+    ports = {placed.id: placed.slot for placed in plan.devices if placed.type == PORT}
+    for placed in plan.of(device.name):
+        if placed.slot is not None and placed.type != PORT:
+            port = ports.get(placed.bus or "")
+            return f"{ROOT}:{placed.slot}" if port is None else f"$(pci_below {ROOT}:{port})"
+    return None
+
+
+def guest_command(device: Device, what: str, plan: GuestPlan) -> str:
+    """A guest command of a device by its name, with its address filled in."""
+    text: str = getattr(device.guest, what)
+    return text.replace("{slot}", guest_slot(device, plan) or "")

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Spreads devices over guests: slots and buses are given out here, and what cannot live together is kept apart.
+
+Pure: no QEMU is asked. A device that has no place on a machine is refused with a reason, and no other one with it.
+The devices of the default matrix share a guest of their own, so that naming one more device changes nothing for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.arch import RootBus
+from harness.devices.device import Attachment, Device
+from harness.guests.plan import PORT, GuestPlan, PlacedDevice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedGuest:
+    """One guest and the devices that are judged in it; the platform is in each, and judged in the first."""
+
+    devices: tuple[Device, ...]
+    plan: GuestPlan
+
+    def without(self, names: frozenset[str]) -> PlannedGuest:
+        """The same guest without some devices, the others in their places."""
+        left = tuple(device for device in self.devices if device.name not in names)
+        lost = [device for device in self.devices if device.name in names]
+        off = {key: value for device in lost for key, value in device.without(self.plan.family).items()}
+        return PlannedGuest(devices=left, plan=self.plan.only({device.name for device in left}, off))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """All guests of one machine.
+
+    :param refused: device to the reason why no guest can have it
+    """
+
+    guests: tuple[PlannedGuest, ...]
+    refused: dict[str, str]
+
+
+def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device]) -> Planned:
+    """The guests that some devices need.
+
+    :param bus: where devices can be; None for a machine of which no bus is known
+    :param base: the guest without any of them
+    """
+    drafts: list[_Draft] = []
+    refused: dict[str, str] = {}
+    for device in [d for d in devices if not d.rest]:
+        if bus is None and any(a.on != "none" for a in device.attached(base.family)):
+            refused[device.name] = f"no bus of machine {base.machine} is known to this program"
+            continue
+        fitting = [draft for draft in drafts if draft.default == device.default]
+        reason = _place(device, [*fitting, _Draft(bus=bus, plan=base, default=device.default)], drafts)
+        if reason:
+            refused[device.name] = reason
+    if not drafts:
+        drafts.append(_Draft(bus=bus, plan=base, default=True))
+    rest = [d for d in devices if d.rest]
+    return Planned(guests=tuple(draft.guest(rest) for draft in drafts), refused=refused)
+
+
+def _place(device: Device, candidates: Sequence[_Draft], drafts: list[_Draft]) -> str:
+    """Put a device into the first guest that takes it; why none does, or nothing."""
+    reason = ""
+    for draft in candidates:
+        reason = draft.add(device)
+        if not reason:
+            if draft not in drafts:
+                drafts.append(draft)
+            return ""
+    return reason
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Draft:
+    """A guest that devices are still added to."""
+
+    bus: RootBus | None
+    plan: GuestPlan
+    default: bool
+    devices: list[Device] = field(default_factory=list)
+    taken: set[int] = field(default_factory=set)
+    placed: list[PlacedDevice] = field(default_factory=list)
+
+    def add(self, device: Device) -> str:
+        """Take a device in; why that is not to be done, or nothing."""
+        clash = {name for other in self.devices for name in other.takes & device.takes}
+        if clash:
+            return f"another device of its guest takes {', '.join(sorted(clash))}"
+        taken, placed = set(self.taken), list(self.placed)
+        for attachment in device.attached(self.plan.family):
+            reason = self._attach(device, attachment)
+            if reason:
+                self.taken, self.placed = taken, placed
+                return reason
+        self.devices.append(device)
+        return ""
+
+    def guest(self, rest: Sequence[Device]) -> PlannedGuest:
+        """What has come of it; the platform is last."""
+        backends = {device.node(name): backend for device in self.devices for name, backend in device.backends.items()}
+        plan = self.plan.model_copy(update={"devices": (*self.plan.devices, *self.placed), "backends": backends})
+        return PlannedGuest(devices=(*self.devices, *rest), plan=GuestPlan.model_validate(plan.model_dump()))
+
+    def _attach(self, device: Device, attachment: Attachment) -> str:
+        bus: str | None = None
+        slot: str | None = None
+        if attachment.on in ("pci", "pcie-port"):
+            assert self.bus is not None  # asked before
+            bus, slot = self.bus.name, self._free_slot()
+            if slot is None:
+                return f"all slots of {bus} are taken"
+            if attachment.on == "pcie-port":
+                if not self.bus.has_ports:
+                    return f"machine {self.plan.machine} has no PCIe ports"
+                bus, slot = self._port(device, attachment, slot), "00.0"
+        elif attachment.on != "none":
+            bus = _bus_of(device, attachment.on, self.plan.family)
+        self.placed.append(
+            PlacedDevice(
+                id=device.node(attachment.name),
+                type=attachment.type,
+                owner=device.name,
+                bus=bus,
+                slot=slot,
+                properties=dict(attachment.properties),
+                backends={key: device.node(name) for key, name in attachment.backends.items()},
+            )
+        )
+        return ""
+
+    def _free_slot(self) -> str | None:
+        assert self.bus is not None  # asked before
+        number = next((n for n in self.bus.slots if n not in self.taken), None)
+        if number is None:
+            return None
+        self.taken.add(number)
+        return f"{number:02x}.0"
+
+    def _port(self, device: Device, attachment: Attachment, slot: str) -> str:
+        """A root port of the device's own; returns the bus below it."""
+        assert self.bus is not None  # asked before
+        name = device.node(f"{attachment.name}-port")
+        number = 1 + sum(1 for placed in self.placed if placed.type == PORT)
+        self.placed.append(
+            PlacedDevice(
+                id=name,
+                type=PORT,
+                owner=device.name,
+                bus=self.bus.name,
+                slot=slot,
+                properties={"chassis": number, "slot": number},
+            )
+        )
+        return name
+
+
+def _bus_of(device: Device, on: str, family: str) -> str:
+    """``hba.0`` as the machine calls it."""
+    name, _, bus = on.partition(".")
+    built = device.built_in.get(family, {}).get(name)
+    return built.bus if built else f"{device.node(name)}.{bus}" if bus else device.node(name)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Device recipes: the shipped ones load, and a wrong one is refused with its line and costs no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.arch import ARCHITECTURES
+from harness.devices.backends import Chardev, Disk, Netdev
+from harness.devices.device import Attachment, BuiltIn, Device, section_label, select_devices
+from harness.devices.recipe import Recipes, load_recipe, load_recipes, size_bytes
+from harness.errors import ConfigError, UsageError
+from harness.files import data_dir
+from harness.guests import recipe as guests
+
+GOOD = """\
+name: toy
+about: a device
+drivers: [toy]
+attach:
+  - {type: toy-pci, name: hba, properties: {mac: 52:54:00:12:34:56, num: 4, fast: true}}
+  - {type: toy-disk, on: hba.0, backends: {drive: disk, chardev: line}}
+built-in:
+  q35: {hba: {bus: toy.0, address: "0000:00:1f.5", without: {toy: false}}}
+backends:
+  disk: {kind: disk, size: 64K, pattern: sdt, fails_at: 9}
+  line: {kind: chardev}
+guest:
+  bind: load toy && bind_wait {slot} {other}
+"""
+
+
+def load(tmp_path: Path, text: str, name: str = "toy.yaml") -> Recipes:
+    folder = tmp_path / "devices"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return load_recipes(folder)
+
+
+def test_a_recipe_becomes_a_device(tmp_path: Path) -> None:
+    toy = load(tmp_path, GOOD).devices["toy"]
+    assert toy.attachments == (
+        Attachment(name="hba", type="toy-pci", properties={"mac": "52:54:00:12:34:56", "num": 4, "fast": True}),
+        Attachment(name="dev", type="toy-disk", on="hba.0", backends={"drive": "disk", "chardev": "line"}),
+    )
+    assert toy.backends == {"disk": Disk(size_bytes=65536), "line": Chardev()}
+    assert toy.built_in == {"q35": {"hba": BuiltIn(bus="toy.0", address="0000:00:1f.5", without={"toy": False})}}
+    assert (toy.patterns, toy.faults, toy.failing()) == ({"disk": "sdt"}, {"disk": 9}, {"toy-disk": 9})
+    assert toy.guest.bind == "load toy && bind_wait {slot} {other}"
+    assert (toy.guest.busy, toy.default, toy.aliases) == ("true", True, ("toy-pci",))
+
+
+def test_what_a_machine_has_is_not_added_to_it(tmp_path: Path) -> None:
+    toy = load(tmp_path, GOOD).devices["toy"]
+    assert toy.types("pc") == ["toy-pci", "toy-disk"]
+    assert toy.types("q35") == ["toy-disk"]
+    assert (toy.without("pc"), toy.without("q35")) == ({}, {"toy": False})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("name: toy\n", "name: Toy\n", 1, "name"),
+        ("drivers: [toy]", "divers: [toy]", 3, "did you mean 'drivers'"),
+        ("drivers: [toy]", "drivers: toy", 3, "drivers"),
+        ("size: 64K", "size: 64KiB", 10, "size"),
+        ("size: 64K", "size: -1", 10, "size"),
+        ("kind: chardev", "kind: chardew", 11, "chardev"),
+        ("fails_at: 9", "fails_at: -9", 10, "fails_at"),
+        ("fails_at: 9", "fails: 9", 10, "fails"),
+        ("num: 4", "num: [4]", 5, "num"),
+        ("name: hba,", "name: hba, name: hbb,", 5, "twice"),
+        ("0000:00:1f.5", "1f.5", 8, "address"),
+        ("  bind:", "  bnid:", 13, "did you mean 'bind'"),
+        ("  bind: load", "\tbind: load", 13, "tab"),
+        ("on: hba.0", "on: hbb.0", 1, "dev is on 'hbb.0': expected pci, pcie-port, none, or a bus of one before it"),
+        ("drive: disk", "drive: tape", 1, "stands on backend 'tape', which is not described"),
+        ("{hba: {bus", "{hbb: {bus", 1, "q35: 'hbb' is not the name of an attachment"),
+        ("name: hba, ", "", 1, "attach: 'dev' is there twice"),
+        ("drivers: [toy]", 'kernel_names: ["("]', 1, "kernel_names: '('"),
+    ],
+)
+def test_a_mistake_is_said_with_its_line(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+    assert old in GOOD
+    (tmp_path / "toy.yaml").write_text(GOOD.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(tmp_path / "toy.yaml")
+    assert caught.value.path.endswith("toy.yaml")
+    assert caught.value.line == line, str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_device_that_attaches_nothing_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text("name: toy\nabout: a device\n")
+    with pytest.raises(ConfigError, match="expected 'attach'"):
+        load_recipe(tmp_path / "toy.yaml")
+
+
+def test_a_wrong_recipe_costs_itself_alone(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    recipes = load(tmp_path, GOOD.replace("size: 64K", "size: much"), "broken.yaml")
+    assert list(recipes.devices) == ["toy"]
+    assert (recipes.broken["broken"].line, list(recipes.broken)) == (10, ["broken"])
+
+
+def test_the_second_of_one_name_is_left_out(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    recipes = load(tmp_path, GOOD, "zwei.yaml")
+    assert list(recipes.devices) == ["toy"]
+    assert "a second recipe is named 'toy'" in str(recipes.broken["zwei"])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_without_recipes_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=rf"no device recipes in .*{name}"):
+        load_recipes(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("0", 0), ("7", 7), ("1K", 1024), ("64M", 64 << 20), ("3G", 3 << 30), ("007", 7)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert size_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1k", "1MB", " 1M", "1M\n", "٣", "1T"])
+def test_what_is_no_size_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        size_bytes(text)
+
+
+SHIPPED = sorted(path.stem for path in data_dir("devices").glob("*.yaml"))
+
+
+def test_the_shipped_recipes_load_and_the_platform_is_last() -> None:
+    recipes = load_recipes()
+    assert recipes.broken == {}
+    assert sorted(recipes.devices) == SHIPPED
+    assert list(recipes.devices)[-1] == "platform"
+    defaults = [device.name for device in recipes.devices.values() if device.default]
+    assert defaults == ["ahci", "virtio-blk", "virtio-net", "platform"]
+
+
+def test_every_shipped_driver_is_on_board_of_the_shipped_guest() -> None:
+    for architecture in ARCHITECTURES:
+        recipe = guests.load_recipe("debian", architecture)
+        wanted = {driver for device in load_recipes().devices.values() for driver in device.drivers}
+        assert wanted <= set(recipe.drivers)
+
+
+def test_instances_are_told_apart() -> None:
+    assert (section_label("i8259", 0), section_label("i8259", 1)) == ("i8259", "i8259#1")
+
+
+def made(name: str, type_: str, *, default: bool = True) -> Device:
+    return Device(name=name, about="", attachments=(Attachment(name="dev", type=type_),), default=default)
+
+
+KNOWN = {
+    device.name: device
+    for device in (
+        made("blk", "virtio-blk-pci"),
+        made("net", "virtio-net-pci"),
+        made("e1000e", "e1000e", default=False),
+        Device(name="platform", about="", rest=True),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([], ["blk", "net", "platform"]),
+        (["platform", "blk"], ["blk", "platform"]),
+        (["virtio-net-pci"], ["net"]),
+        (["virtio-*"], ["blk", "net"]),
+        (["e1000e", "e1000e"], ["e1000e"]),
+        (["all"], ["blk", "net", "e1000e", "platform"]),
+    ],
+)
+def test_devices_by_name_type_and_pattern(names: list[str], found: list[str]) -> None:
+    assert [device.name for device in select_devices(KNOWN, names)] == found
+
+
+@pytest.mark.parametrize("name", ["ahcy", "Blk", "virtio-?"])
+def test_an_unknown_device_is_named_beside_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown device .*: expected one of blk, net, e1000e, platform"):
+        select_devices(KNOWN, [name])
+
+
+def test_the_phases_that_a_device_reaches(tmp_path: Path) -> None:
+    toy = load(tmp_path, GOOD).devices["toy"]
+    phases = ["firmware", "kernel", "bound", "busy", "unbound", "rebound", "io-error"]
+    assert [phase for phase in phases if toy.reaches(phase)] == ["firmware", "kernel", "bound", "io-error"]
+    assert [phase for phase in phases if KNOWN["platform"].reaches(phase)] == phases[:-1]
+
+
+def test_a_network_stays_inside() -> None:
+    assert Netdev() == Netdev(type="user", restrict=True)
+    with pytest.raises(ValueError, match="restrict"):
+        Netdev.model_validate({"kind": "netdev", "restrict": False})

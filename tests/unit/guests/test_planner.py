@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The planner: slots are given out, what clashes lives apart, and what has no place costs itself alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.arch import RootBus
+from harness.devices.backends import Disk, Netdev
+from harness.devices.device import Attachment, BuiltIn, Device, GuestCommands
+from harness.guests.plan import GuestPlan, PlacedDevice, guest_command, guest_slot
+from harness.guests.planner import PlannedGuest, plan_guests
+
+PC = RootBus(name="pci.0", slots=range(3, 6), has_ports=False)
+Q35 = RootBus(name="pcie.0", slots=range(3, 31), has_ports=True)
+PLATFORM = Device(name="platform", about="", rest=True)
+
+
+def base(family: str) -> GuestPlan:
+    return GuestPlan(machine=f"{family}-1", family=family, memory_mib=16)
+
+
+def pci(name: str, on: str = "pci", **more: Any) -> Device:
+    return Device(name=name, about="", attachments=(Attachment(name="dev", type=f"{name}-pci", on=on),), **more)
+
+
+AHCI = Device(
+    name="ahci",
+    about="",
+    attachments=(
+        Attachment(name="hba", type="ich9-ahci"),
+        Attachment(name="hd", type="ide-hd", on="hba.0", backends={"drive": "disk"}),
+    ),
+    backends={"disk": Disk(size_bytes=1024)},
+    built_in={"q35": {"hba": BuiltIn(bus="ide.0", address="0000:00:1f.2", without={"sata": False})}},
+    guest=GuestCommands(unbind="pci_unbind {slot}"),
+)
+NET = Device(
+    name="net",
+    about="",
+    attachments=(Attachment(name="dev", type="virtio-net-pci", backends={"netdev": "net"}),),
+    backends={"net": Netdev()},
+)
+
+
+def names(guest: PlannedGuest) -> list[str]:
+    return [device.name for device in guest.devices]
+
+
+def test_slots_are_given_out_in_order() -> None:
+    planned = plan_guests(PC, base("pc"), [PLATFORM, AHCI, NET])
+    (guest,) = planned.guests
+    assert names(guest) == ["ahci", "net", "platform"]
+    assert guest.plan.devices == (
+        PlacedDevice(id="ahci-hba", type="ich9-ahci", owner="ahci", bus="pci.0", slot="03.0"),
+        PlacedDevice(id="ahci-hd", type="ide-hd", owner="ahci", bus="ahci-hba.0", backends={"drive": "ahci-disk"}),
+        PlacedDevice(
+            id="net-dev", type="virtio-net-pci", owner="net", bus="pci.0", slot="04.0", backends={"netdev": "net-net"}
+        ),
+    )
+    assert guest.plan.backends == {"ahci-disk": Disk(size_bytes=1024), "net-net": Netdev()}
+    assert guest_command(AHCI, "unbind", guest.plan) == "pci_unbind 0000:00:03.0"
+    assert guest_slot(NET, guest.plan) == "0000:00:04.0"
+
+
+def test_what_the_machine_has_built_in_is_used() -> None:
+    (guest,) = plan_guests(Q35, base("q35"), [AHCI, NET, PLATFORM]).guests
+    assert [(d.id, d.bus, d.slot) for d in guest.plan.devices] == [
+        ("ahci-hd", "ide.0", None),
+        ("net-dev", "pcie.0", "03.0"),
+    ]
+    assert guest_slot(AHCI, guest.plan) == "0000:00:1f.2"
+    less = guest.without(frozenset({"ahci"}))
+    assert less.plan.machine_properties == {"sata": False}
+    assert [(d.id, d.slot) for d in less.plan.devices] == [("net-dev", "03.0")]
+    assert (list(less.plan.backends), names(less)) == (["net-net"], ["net", "platform"])
+    assert guest.without(frozenset()).plan == guest.plan
+
+
+def test_a_root_port_of_its_own() -> None:
+    (guest,) = plan_guests(Q35, base("q35"), [pci("a"), pci("x", "pcie-port"), pci("y", "pcie-port")]).guests
+    assert [(d.id, d.type, d.bus, d.slot, d.properties) for d in guest.plan.devices] == [
+        ("a-dev", "a-pci", "pcie.0", "03.0", {}),
+        ("x-dev-port", "pcie-root-port", "pcie.0", "04.0", {"chassis": 1, "slot": 1}),
+        ("x-dev", "x-pci", "x-dev-port", "00.0", {}),
+        ("y-dev-port", "pcie-root-port", "pcie.0", "05.0", {"chassis": 2, "slot": 2}),
+        ("y-dev", "y-pci", "y-dev-port", "00.0", {}),
+    ]
+    assert guest_slot(pci("y", "pcie-port"), guest.plan) == "$(pci_below 0000:00:05.0)"
+    assert not guest.without(frozenset({"x", "y", "a"})).plan.devices
+
+
+def test_a_machine_without_ports_refuses_that_device_alone() -> None:
+    planned = plan_guests(PC, base("pc"), [pci("x", "pcie-port"), pci("a"), PLATFORM])
+    assert planned.refused == {"x": "machine pc-1 has no PCIe ports"}
+    assert [names(guest) for guest in planned.guests] == [["a", "platform"]]
+    # the slot that it had been given is free again
+    assert planned.guests[0].plan.devices[0].slot == "03.0"
+
+
+def test_names_that_clash_need_two_guests() -> None:
+    one, two, three = (pci(name, takes=frozenset({"eth0"})) for name in ("one", "two", "three"))
+    planned = plan_guests(PC, base("pc"), [one, two, pci("a"), three, PLATFORM])
+    assert [names(guest) for guest in planned.guests] == [
+        ["one", "a", "platform"],
+        ["two", "platform"],
+        ["three", "platform"],
+    ]
+    assert planned.refused == {}
+
+
+def test_more_than_fit_need_two_guests() -> None:
+    planned = plan_guests(PC, base("pc"), [pci(name) for name in "abcd"])
+    assert [names(guest) for guest in planned.guests] == [["a", "b", "c"], ["d"]]
+    assert [device.slot for device in planned.guests[1].plan.devices] == ["03.0"]
+
+
+def test_one_more_device_changes_nothing_for_the_default_ones() -> None:
+    with_it = plan_guests(PC, base("pc"), [AHCI, pci("x", default=False), NET, PLATFORM])
+    without_it = plan_guests(PC, base("pc"), [AHCI, NET, PLATFORM])
+    assert with_it.guests[0] == without_it.guests[0]
+    assert names(with_it.guests[1]) == ["x", "platform"]
+
+
+@pytest.mark.parametrize("devices", [[], [PLATFORM]])
+def test_the_platform_alone_has_a_guest(devices: list[Device]) -> None:
+    (guest,) = plan_guests(PC, base("pc"), devices).guests
+    assert (guest.plan, list(guest.devices)) == (base("pc"), devices)
+
+
+def test_a_machine_without_a_known_bus_takes_what_needs_none() -> None:
+    planned = plan_guests(None, base("microvm"), [pci("a"), pci("b", "none"), PLATFORM])
+    assert planned.refused == {"a": "no bus of machine microvm-1 is known to this program"}
+    assert [(d.id, d.bus, d.slot) for d in planned.guests[0].plan.devices] == [("b-dev", None, None)]
+
+
+def test_a_plan_holds_together() -> None:
+    one = {"id": "a", "type": "t"}
+    with pytest.raises(ValueError, match="the id 'a' is there twice"):
+        GuestPlan.model_validate({"machine": "m", "family": "m", "memory_mib": 1, "devices": [one, one]})
+    with pytest.raises(ValueError, match="a stands on 'b'"):
+        GuestPlan.model_validate(
+            {"machine": "m", "family": "m", "memory_mib": 1, "devices": [{**one, "backends": {"drive": "b"}}]}
+        )
+
+
+@pytest.mark.parametrize("name", ["a,b", "a=b", "../a", "1a", ""])
+def test_a_name_that_would_be_more_than_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="id"):
+        PlacedDevice(id=name, type="t")
+
+
+def test_a_name_that_begins_with_a_digit_becomes_an_id() -> None:
+    (guest,) = plan_guests(PC, base("pc"), [pci("82801")]).guests
+    assert guest.plan.devices[0].id == "d82801-dev"
