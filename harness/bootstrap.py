@@ -137,6 +137,8 @@ def missing_needs(command: str, arguments: Sequence[str] = ()) -> list[Need]:
     if not _names_a_qemu(arguments) and shutil.which("qemu-system-x86_64") is None:
         needs.append(Need("qemu-system-x86_64", "qemu-system-x86"))
     programs = [("setpriv", "util-linux"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")]
+    if command == "test":
+        programs.append(("qemu-system-aarch64", "qemu-system-arm"))
     if command in _WITH_STACKS:
         programs.append(("gdb", "gdb"))
     for program, package in programs:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from harness.arch import ARCHITECTURES
+from harness.arch import ARCHITECTURES, Architecture
 from harness.arch.accel import prove_accel
 from harness.cache import cache_root
 from harness.engines.probe import probe_colo
@@ -52,8 +52,32 @@ def host_facts(accels: dict[str, AccelState]) -> dict[str, Any]:
 
 def check_host(qemu: str | None) -> list[Check]:
     """Everything that ``postload doctor`` shows, the needed things first."""
-    checks = [_qemu_check(qemu), *_binary_checks(qemu), *_tool_checks(), _cache_check(), _memory_check()]
+    own = [_qemu_check(qemu), *_binary_checks(qemu)]
+    checks = [*own, *_tool_checks(), *_other_checks(), _cache_check(), _memory_check()]
     return sorted(checks, key=lambda check: not check.needed)
+
+
+def _other_checks() -> list[Check]:
+    """What guests of further architectures want: never needed, as those of the first do without."""
+    return [_other_check(architecture) for architecture in ARCHITECTURES[1:]]
+
+
+def _other_check(architecture: Architecture) -> Check:
+    machines = ",".join(dict.fromkeys(architecture.families.values()))
+    name = f"{architecture.name} guests"
+    program = architecture.program
+    path = shutil.which(program.name)
+    if path is None:
+        remedy = f"only for --machine {machines}: apt-get install --no-install-recommends {program.package}"
+        return Check(name=name, ok=False, needed=False, found=f"no {program.name}", remedy=remedy)
+    try:
+        binary = probe_binary(Path(path).resolve())
+        dialect = probe_colo(binary).dialect.name
+    except PostloadError as error:
+        return Check(name=name, ok=False, needed=False, found=str(error), remedy=f"only for --machine {machines}")
+    return Check(
+        name=name, ok=True, needed=False, found=f"{binary.version} {path}, dialect {dialect}, --machine {machines}"
+    )
 
 
 def _qemu_check(qemu: str | None) -> Check:

@@ -71,7 +71,7 @@ class Machine:
         for tool in ("sh", "grep", "mkdir", "chmod", "dirname", "cat"):
             real = next(p for d in ("/bin", "/usr/bin") if (p := Path(d, tool)).exists())
             (self.bin / tool).symlink_to(real)
-        for tool in ("dpkg-deb", "qemu-system-x86_64", "gdb"):
+        for tool in ("dpkg-deb", "qemu-system-x86_64", "qemu-system-aarch64", "gdb"):
             self.program(tool, "exit 1")
         self.program("setpriv", 'shift 2; exec "$@"')
         self.program("apt-get", "exit 0")
@@ -243,6 +243,13 @@ def test_stacks_need_gdb(machine: Machine, command: str, wanted: bool) -> None:
     machine.lacks("gdb")
     needs = [need.package for need in bootstrap.missing_needs(command)]
     assert ("gdb" in needs) is wanted
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("test", True), ("matrix", False)])
+def test_only_the_tests_bring_the_qemu_of_another_architecture(machine: Machine, command: str, wanted: bool) -> None:
+    machine.lacks("qemu-system-aarch64")
+    needs = [need.package for need in bootstrap.missing_needs(command)]
+    assert ("qemu-system-arm" in needs) is wanted
 
 
 def test_offline_apt_names_the_package_and_the_host(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
