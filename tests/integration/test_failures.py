@@ -264,7 +264,7 @@ def test_a_full_disk_under_the_scratch_folders(postload: Run, own_cache: Path, s
 
 
 @pytest.mark.parametrize(
-    ("size", "code"), [pytest.param("64k", 3, id="in the middle"), pytest.param("96k", 0, id="at the end")]
+    ("size", "code"), [pytest.param("52k", 3, id="in the middle"), pytest.param("96k", 0, id="at the end")]
 )
 def test_a_full_disk_under_the_reports(postload: Run, pc_pack: StatePack, scratch: Path, size: str, code: int) -> None:
     """Either there is no room for a further cell, or for the reports of all of them."""
