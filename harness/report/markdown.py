@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
+    MANY_FINDINGS,
     Block,
     Column,
     FindingGroup,
@@ -15,6 +17,7 @@ from harness.report.view import (
     cells_text,
     finding_groups,
     loads_text,
+    phases_of,
     rate,
     rate_text,
 )
@@ -51,9 +54,11 @@ def render_markdown(doc: MatrixDoc) -> str:
     found = blocks(doc)
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
     parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
-    groups = finding_groups(doc.cells)
+    groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
     if groups:
-        parts += ["## Findings", *(_finding(group, doc) for group in groups)]
+        parts += ["## Findings", *(_finding(group, phases) for group in groups[:MANY_FINDINGS])]
+    if len(groups) > MANY_FINDINGS:
+        parts.append(f"And {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html.")
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
 
@@ -71,11 +76,11 @@ def _table(block: Block) -> str:
     if block.has_pairs:
         head.insert(1, "recorded -> loaded")
     lines = [_line(head), _line(["---"] * (len(head) - 2) + ["---:"] * 2)]
-    for row in block.rows:
+    for row in block.told_rows:
         lines += [
             _line(_values(block, row, schedule, phases)) for schedule in block.schedules if row.of_schedule(schedule)
         ]
-    return "\n".join(lines)
+    return "\n".join(lines) + (f"\n\n{block.left_out}." if block.left_out else "")
 
 
 def _line(values: list[str]) -> str:
@@ -110,7 +115,7 @@ def _word(verdict: Verdict) -> str:
     return f"**{verdict}**" if verdict.is_finding else verdict.value
 
 
-def _finding(group: FindingGroup, doc: MatrixDoc) -> str:
+def _finding(group: FindingGroup, phases: Set[str]) -> str:
     finding = group.finding
     lines = [f"### {group.verdict}: {_code(group.title)}", _code(finding.text)]
     facts = [f"first seen: {_plain(group.first)}" + (f", {_plain(finding.exit)}" if finding.exit else "")]
@@ -119,7 +124,7 @@ def _finding(group: FindingGroup, doc: MatrixDoc) -> str:
     facts += [f"signature: {_code(name)}" for name in group.signatures]
     facts += [f"known: {_plain(link)}" for link in group.known]
     count = len(group.cells)
-    facts.append(f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, doc.cells)))}")
+    facts.append(f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, phases)))}")
     lines.append("\n".join(f"- {fact}" for fact in facts))
     if finding.log.strip():
         lines.append(_block_code(finding.log))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.text import Text
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
+    MANY_FINDINGS,
     Block,
     Column,
     FindingGroup,
@@ -21,6 +22,7 @@ from harness.report.view import (
     cells_text,
     finding_groups,
     loads_text,
+    phases_of,
     rate,
     rate_text,
 )
@@ -59,8 +61,12 @@ def print_matrix(doc: MatrixDoc, console: Console) -> None:
     found = blocks(doc)
     for block in found:
         _print_block(block, console)
-    for group in finding_groups(doc.cells):
-        _print_finding(group, doc, console)
+    groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
+    for group in groups[:MANY_FINDINGS]:
+        _print_finding(group, phases, console)
+    if len(groups) > MANY_FINDINGS:
+        _line(console, f"and {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html")
+        _line(console)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)
@@ -91,6 +97,8 @@ def _print_block(block: Block, console: Console) -> None:
         fitting = (table for table in tables if table.width <= console.width)
         for line in next(fitting, None) or _Table(block, _STYLES[-1]):
             _line(console, line)
+        if block.left_out:
+            _line(console, Text(" " * _MARGIN + block.left_out, style="dim"))
     _line(console)
 
 
@@ -134,7 +142,7 @@ class _Table:
         head.append(" " * _MARGIN + f"{'device':<{self._devices}}{gap}{'schedule':<{self._schedules}}{gap}")
         head.append(f"{phases:<{self._spans}}").append(self._numbers("loads", "loads/s"))
         lines = [head]
-        for row in self._block.rows:
+        for row in self._block.told_rows:
             lines += self._row(row)
         return lines
 
@@ -193,7 +201,7 @@ def _span_text(row: Row, schedule: str, style: _Style) -> str:
     return f"{style.word(entry.verdict)}  over {count} phase{'s' if count > 1 else ''}"
 
 
-def _print_finding(group: FindingGroup, doc: MatrixDoc, console: Console) -> None:
+def _print_finding(group: FindingGroup, phases: Set[str], console: Console) -> None:
     finding = group.finding
     head = Text().append(group.verdict.value, style=VERDICT_STYLE[group.verdict])
     head.append(f"  {one_line(group.title)}", style="bold")
@@ -211,7 +219,7 @@ def _print_finding(group: FindingGroup, doc: MatrixDoc, console: Console) -> Non
         _wrapped(console, f"known: {link}", 2, "cyan", hang=2)
     for controls in group.controls:
         _wrapped(console, f"controls: {controls}", 2, "dim", hang=2)
-    for line in cells_text(group.cells, doc.cells):
+    for line in cells_text(group.cells, phases):
         _wrapped(console, f"in {line}", 2, "dim", hang=2)
     _print_log(finding.log, finding.text, console)
     _line(console)

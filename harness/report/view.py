@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from harness.report.text import number, one_line
@@ -33,6 +33,9 @@ PHASE_MEANING = {
     "reconfigured": "device set up anew by its driver",
     "io-error": "after an I/O error",
 }
+#: More rows than that in one table, or findings one after the other, are not read.
+MANY_ROWS = 40
+MANY_FINDINGS = 50
 SPANNING = frozenset({"alternate", "walk"})
 
 
@@ -118,15 +121,26 @@ class Block:
     answer: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    has_pairs: bool
+    """True when some states were recorded by another QEMU than the one that loads."""
 
     @property
     def title(self) -> str:
         return _title(self.result.machine, self.result.record_qemu, self.result.qemu)
 
     @property
-    def has_pairs(self) -> bool:
-        """True when some states were recorded by another QEMU than the one that loads."""
-        return any(cell.record_qemu.sha256 != cell.load_qemu.sha256 for row in self.rows for cell in row.cells)
+    def told_rows(self) -> tuple[Row, ...]:
+        """The rows for a text that is read from top to bottom: of very many those that are not ok."""
+        if len(self.rows) <= MANY_ROWS:
+            return self.rows
+        return tuple(row for row in self.rows if row.verdict is not Verdict.OK)
+
+    @property
+    def left_out(self) -> str:
+        """What :attr:`told_rows` leaves out, in words; empty when it is nothing."""
+        rows = [row for row in self.rows if row.verdict is Verdict.OK] if len(self.rows) > MANY_ROWS else []
+        cells = sum(len(row.cells) for row in rows)
+        return f"{number(len(rows))} more rows with {number(cells)} cells are ok" if rows else ""
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -247,23 +261,25 @@ def _variant(cell: Cell) -> str:
 
 
 def _row(cells: Sequence[Cell], columns: Sequence[Column], variant: str) -> Row:
-    places = {column: tuple(cell for cell in cells if _column(cell) == column) for column in columns}
+    places: dict[Column, list[Cell]] = {column: [] for column in columns}
+    for cell in cells:
+        places[_column(cell)].append(cell)
     return Row(
         device=cells[0].device,
         without=tuple(dict.fromkeys(section for cell in cells for section in cell.excluded)),
         pair=pair_text(cells[0]),
         variant=variant,
-        entries={column: Entry(cells=found) for column, found in places.items() if found},
+        entries={column: Entry(cells=tuple(found)) for column, found in places.items() if found},
     )
 
 
 def _rows(cells: Sequence[Cell], columns: Sequence[Column]) -> tuple[Row, ...]:
     """Devices in order of appearance; the rows without blamed sections stand right behind the full ones."""
-    devices = list(dict.fromkeys(cell.device for cell in cells))
+    devices = {device: place for place, device in enumerate(dict.fromkeys(cell.device for cell in cells))}
     varied = _collide(cells)
     groups: dict[tuple[int, str, str, bool], list[Cell]] = {}
     for cell in cells:
-        key = (devices.index(cell.device), pair_text(cell), _variant(cell) if varied else "", cell.is_rest)
+        key = (devices[cell.device], pair_text(cell), _variant(cell) if varied else "", cell.is_rest)
         groups.setdefault(key, []).append(cell)
     return tuple(_row(groups[key], columns, key[2]) for key in sorted(groups))
 
@@ -280,7 +296,13 @@ def _collide(cells: Sequence[Cell]) -> bool:
 
 def _block(result: MachineResult, cells: Sequence[Cell]) -> Block:
     columns = _columns(cells)
-    return Block(result=result, answer=answer(result, cells), columns=columns, rows=_rows(cells, columns))
+    return Block(
+        result=result,
+        answer=answer(result, cells),
+        columns=columns,
+        rows=_rows(cells, columns),
+        has_pairs=any(cell.record_qemu.sha256 != cell.load_qemu.sha256 for cell in cells),
+    )
 
 
 def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
@@ -345,12 +367,16 @@ def signature(cell: Cell) -> tuple[Verdict, str, str] | None:
     return None if finding is None else _signature(cell, finding)
 
 
-def cells_text(cells: Sequence[Cell], every: Iterable[Cell] = ()) -> list[str]:
+def phases_of(cells: Iterable[Cell]) -> frozenset[str]:
+    """The phases that have cells of their own."""
+    return frozenset(column.phase for column in set(map(_column, cells)) if column.phase is not None)
+
+
+def cells_text(cells: Sequence[Cell], known: Set[str] = frozenset()) -> list[str]:
     """Cells in words, a line for each machine and device: ``pc-q35-7.2 platform: same (bound, busy), walk``.
 
-    :param every: all cells of the document, to say "all phases" where that is so
+    :param known: all phases of the document (:func:`phases_of`), to say "all phases" where that is so
     """
-    known = {column.phase for column in map(_column, every) if column.phase is not None}
     lines: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         head = f"{cell.machine} {cell.device}" + (" (rest)" if cell.is_rest else "")
@@ -362,7 +388,7 @@ def cells_text(cells: Sequence[Cell], every: Iterable[Cell] = ()) -> list[str]:
     return [f"{head}: {_schedules_text(found, known)}" for head, found in lines.items()]
 
 
-def _schedules_text(found: dict[str, list[str]], known: set[str]) -> str:
+def _schedules_text(found: dict[str, list[str]], known: Set[str]) -> str:
     parts = []
     for schedule in _ordered(found, LANES):
         every = len(known) > 1 and known <= set(found[schedule])

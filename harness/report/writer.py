@@ -41,10 +41,16 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
+_dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False, default=str)
+
+
 def render_json(doc: MatrixDoc) -> str:
-    """The document as text that can be encoded: bytes of a log that were no UTF-8 become question marks."""
-    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+    """The document as text, a cell a line. Bytes of a log that were no UTF-8 become question marks."""
+    document = doc.to_json()
+    cells = [_dumps(cell, separators=(",", ":")) for cell in document.pop("cells")]
+    head = _dumps(document, indent=1).removesuffix("\n}")
+    text = head + ',\n "cells": [\n' + ",\n".join(cells) + "\n ]\n}\n"
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def write_reports(doc: MatrixDoc, out_dir: Path, formats: Collection[str] = tuple(FORMATS)) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 from harness.devices.recipe import load_recipes
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
-from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
+from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text, phases_of
 from harness.report.view import signature as look_of
 from harness.results.document import LANES, Cell, MachineResult, MatrixDoc
 from harness.results.known import Issue, place_of
@@ -235,7 +235,8 @@ def _words(cell: Cell, alike: Sequence[Cell], doc: MatrixDoc) -> tuple[str, ...]
     for other in alike:
         where = "" if other.load_qemu.sha256 == cell.load_qemu.sha256 else f" on QEMU {other.load_qemu.version}"
         groups.setdefault(where, []).append(other)
-    return tuple(f"{line}{where}" for where, found in groups.items() for line in cells_text(found, doc.cells))
+    phases = phases_of(doc.cells)
+    return tuple(f"{line}{where}" for where, found in groups.items() for line in cells_text(found, phases))
 
 
 def other_qemus(cell: Cell, doc: MatrixDoc) -> tuple[Cell, ...]:

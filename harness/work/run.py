@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -214,15 +215,15 @@ class Run:
         What a job brings is done before what was waiting already: one machine is over, and its buffers are free,
         before the next but few begins.
         """
-        due = list(first)
+        due = deque(first)
         waiting: set[Future[list[Job]]] = set()
         while due or waiting:
             self._scope.check()
             while due and len(waiting) < self._options.jobs:
-                waiting.add(pool.submit(due.pop(0)))
+                waiting.add(pool.submit(due.popleft()))
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                due[:0] = future.result()
+                due.extendleft(reversed(future.result()))
 
     def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
         """Have a recording of one machine; returns the jobs that judge its cells."""

@@ -58,6 +58,13 @@ def test_reading_back_gives_the_same_document(doc: MatrixDoc) -> None:
     assert MatrixDoc.from_json(json.loads(render_json(doc))) == doc
 
 
+def test_a_cell_is_a_line(doc: MatrixDoc) -> None:
+    lines = render_json(doc).splitlines()
+    found = [line for line in lines if f'"id":"{doc.cells[7].id}"' in line]
+    assert [json.loads(line.rstrip(",")) for line in found] == [doc.cells[7].to_json()]
+    assert json.loads(render_json(replace(doc, cells=()))) == replace(doc, cells=()).to_json()
+
+
 def test_cell_keys_are_those_of_the_format(one_cell: Callable[..., Cell]) -> None:
     finding = Finding(text="t", section="s", phase="bound", load=3, log="l", exit="SIGSEGV", isolated="i")
     document = one_cell(finding=finding, verdict=Verdict.CRASH).to_json()

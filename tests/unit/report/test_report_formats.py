@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -12,10 +13,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
+from harness.report.terminal import print_matrix
 from harness.report.text import duration, number, printable
 from harness.report.view import anchors, blocks, finding_groups
 from harness.report.writer import write_reports
@@ -187,6 +190,50 @@ def test_markdown(doc: MatrixDoc) -> None:
     assert "14 cells: pc-q35-7.2 platform: same (all phases), alternate, walk, back-to-back (all phases)" in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
     assert [len({line.count("|") for line in table.splitlines()}) for table in tables] == [1, 1]
+
+
+@pytest.fixture
+def catalogue(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]) -> MatrixDoc:
+    """201 devices, of which every third crashes in a way of its own."""
+    cells = []
+    for which in range(201):
+        finding = Finding(text=f"load 1: {which} died", section=f"section-{which}")
+        cell = replace(one_cell(), device=f"device-{which}", id=f"q/m/device-{which}/bound/same")
+        cells.append(cell if which % 3 else replace(cell, verdict=Verdict.CRASH, finding=finding))
+    return with_cells(*cells)
+
+
+@pytest.mark.parametrize("words", ["of the terminal", "of the markdown"])
+def test_of_very_many_devices_the_text_tells_those_that_are_not_ok(catalogue: MatrixDoc, words: str) -> None:
+    text = render_markdown(catalogue) if words == "of the markdown" else in_terminal(catalogue)
+    table = text[: text.index("134 more rows with 134 cells are ok")]
+    for which in range(201):
+        assert (re.search(rf"\bdevice-{which}\b", table) is not None) is (which % 3 == 0)
+    # 67 findings
+    assert "section-147" in text
+    assert "section-150" not in text
+    assert "nd 17 more findings, in matrix.html" in text
+
+
+def test_the_page_and_junit_have_all_of_very_many_devices(catalogue: MatrixDoc) -> None:
+    page, suite = render_html(catalogue), render_junit(catalogue)
+    for which in range(201):
+        assert page.count(f'data-device="device-{which}"') == 2
+        assert suite.count(f'classname="pc-q35-7.2.device-{which}"') == 1
+    assert page.count('<article class="finding"') == 67
+
+
+def in_terminal(doc: MatrixDoc) -> str:
+    file = io.StringIO()
+    print_matrix(doc, Console(file=file, width=100))
+    return file.getvalue()
+
+
+def test_all_of_a_few_devices_is_told(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]) -> None:
+    doc = with_cells(*(replace(one_cell(), device=f"device-{which}", id=f"q/{which}") for which in range(40)))
+    for text in (render_markdown(doc), in_terminal(doc)):
+        assert "more rows" not in text
+        assert all(f"device-{which} " in text for which in range(40))
 
 
 def test_findings_are_grouped_but_not_across_texts(one_cell: Callable[..., Cell]) -> None:
