@@ -50,7 +50,7 @@ from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, USES, Answer, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
-from harness.qualify.run import Context, home_jobs, pack_jobs, pair_jobs, qualify_doc
+from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
 from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
 from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MIGRATIONS, MatrixDoc
@@ -58,7 +58,7 @@ from harness.results.events import Answered, EventLog
 from harness.results.known import load_known
 from harness.state.recorder import PHASES, ordered_phases
 from harness.state.transforms import GuestMode
-from harness.work.run import Options, Run
+from harness.work.run import Options, Run, load_pack_rows
 
 #: Enough for what breaks at all; a matrix of one QEMU goes deeper.
 DEFAULT_LOADS = 20
@@ -133,7 +133,7 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
     guest = guest_maker(given["guest"], given["machines"], given["cpus"])
 
     def work(run: Run, context: Context) -> MatrixDoc:
-        return run.execute(pair_jobs(run, pairs), then=lambda doc: home_jobs(run, pairs, doc, context))
+        return run.execute(pair_subjects(pairs), then=lambda doc: home_subjects(pairs, doc, context))
 
     return _qualify(given, options, accel, uses, work, guest=guest)
 
@@ -144,9 +144,7 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
         rows, phases = rows_and_phases(pack, given)
         accel = choose_accel(targets[0], pack.manifest.accel)
         options = _options({**given, "devices": rows, "phases": phases}, targets, accel, None)
-        return _qualify(
-            given, options, accel, uses, lambda run, _: run.execute(pack_jobs(run, pack, run.binaries)), travelled=True
-        )
+        return _qualify(given, options, accel, uses, lambda run, _: load_pack_rows(run, pack), travelled=True)
 
 
 def _options(

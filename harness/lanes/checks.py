@@ -8,7 +8,7 @@ one cell for each row, with the worst section's verdict, and the figures of ever
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -20,7 +20,8 @@ from harness.experiments.drift import DriftExperiment
 from harness.experiments.guestlife import guest_life
 from harness.experiments.ioerror import io_errors
 from harness.experiments.leak import find_leaks
-from harness.lanes.judge import Bench
+from harness.lanes.judge import Bench, OnLoads, RunControls
+from harness.lanes.lane import Group, Judge, Lane, Request, Wave, by_phase
 from harness.oracles.drift import DriftJudgement, judge_drift, load_rules
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
@@ -115,21 +116,13 @@ def perform(check: Check, bench: Bench) -> list[Cell]:
     return [_cell(check, bench, row, outcome, seconds) for row in check.rows]
 
 
-def planned_checks(phases: Sequence[str], rows: Sequence[str], devices: Iterable[Device]) -> list[Check]:
-    """The experiments of one machine, the longest first: drift in every phase, leaks where drivers are bound, and
-    the life of the guest in the phases in which it has devices.
+def judge_by(make: Callable[[Request, Bench], Check]) -> Judge:
+    """Judges a request by one experiment."""
 
-    :param devices: those of the guest
-    """
-    settled = next((phase for phase in ("bound", *phases) if phase in phases), phases[0])
-    lively = [phase for phase in phases if phase in LIVELY_PHASES]
-    failing = {device.name: device.failing() for device in devices if device.faults}
-    return [
-        *(io_error_check(row, failing[row]) for row in rows if row in failing and IO_ERROR_PHASE in phases),
-        leak_check(settled, rows),
-        *(guest_check(phase, rows) for phase in lively),
-        *(drift_check(phase, rows) for phase in phases),
-    ]
+    def judge(bench: Bench, request: Request, _on_loads: OnLoads, _control: RunControls | None) -> Iterator[Cell]:
+        yield from perform(make(request, bench), bench)
+
+    return judge
 
 
 def drift_check(phase: str, rows: Sequence[str]) -> Check:
@@ -322,3 +315,55 @@ def _finding(verdict: Verdict, told: Sequence[Told], check: Check) -> Finding:
         text="; ".join(dict.fromkeys(t.text for t in worst if t.text)) or "nothing was judged",
         log="\n".join(t.log for t in worst if t.log),
     )
+
+
+def _with_faults(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device]) -> list[Group]:
+    failing = {device.name for device in guest if device.faults} if IO_ERROR_PHASE in phases else set()
+    return [((IO_ERROR_PHASE,), (row,)) for row in rows if row in failing]
+
+
+def _io_error_check(request: Request, bench: Bench) -> Check:
+    (row,) = request.devices
+    return io_error_check(row, next(device.failing() for device in bench.devices if device.name == row))
+
+
+def _settled(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device]) -> list[Group]:
+    """Where drivers are bound, or the first phase that there is."""
+    return by_phase([next((phase for phase in ("bound", *phases) if phase in phases), phases[0])], rows, guest)
+
+
+def _lively(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device]) -> list[Group]:
+    return by_phase([phase for phase in phases if phase in LIVELY_PHASES], rows, guest)
+
+
+#: The longest first.
+LANES = (
+    Lane(
+        name=str(Oracle.IO_ERROR),
+        title="the halted request of a failing disk",
+        wave=Wave.LOOK,
+        groups=_with_faults,
+        judge=judge_by(_io_error_check),
+    ),
+    Lane(
+        name=str(Oracle.LEAK),
+        title="what a load leaves behind",
+        wave=Wave.LOOK,
+        groups=_settled,
+        judge=judge_by(lambda request, _: leak_check(request.phases[0], request.devices)),
+    ),
+    Lane(
+        name=str(Oracle.GUEST),
+        title="the guest's life after the loads",
+        wave=Wave.LOOK,
+        groups=_lively,
+        judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
+    ),
+    Lane(
+        name=str(Oracle.DRIFT),
+        title="state after one load and after many",
+        wave=Wave.LOOK,
+        groups=by_phase,
+        judge=judge_by(lambda request, _: drift_check(request.phases[0], request.devices)),
+    ),
+)

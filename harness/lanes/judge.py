@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from threading import Lock
 
 from harness.devices.device import Device
@@ -32,6 +33,27 @@ OnLoads = Callable[[str, int], None]
 RunControls = Callable[[str, tuple[str, ...], frozenset[str], Judgement, Evidence], tuple[FailureClass | None, str]]
 
 
+class Reason(StrEnum):
+    """Why a section is left out."""
+
+    BROKE = "broke"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exclusion:
+    """A section that is known to break a secondary, or to be refused in an ordinary migration.
+
+    :param phase: in which it broke; one that is refused is so in all, and has none here
+    :param twice: it broke where it stood twice in a buffer of a build that resets before each load
+    """
+
+    section: str
+    reason: Reason
+    phase: str = ""
+    twice: bool = False
+
+
 @dataclass(kw_only=True)
 class Bench:
     """One pack under one QEMU, with what was learnt about it so far; shared by the cells of a machine.
@@ -53,6 +75,25 @@ class Bench:
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     lock: Lock = field(default_factory=Lock)
+
+    def tell(self, known: Iterable[Exclusion]) -> None:
+        """Let it know what others found out."""
+        for one in known:
+            if one.reason is Reason.REFUSED:
+                self.refused |= {one.section}
+            else:
+                self.blamed.setdefault((one.phase, one.twice), set()).add(one.section)
+
+    @property
+    def exclusions(self) -> frozenset[Exclusion]:
+        """All that it knows, to be told to another bench."""
+        with self.lock:
+            broke = {
+                Exclusion(section=label, reason=Reason.BROKE, phase=phase, twice=twice)
+                for (phase, twice), labels in self.blamed.items()
+                for label in labels
+            }
+        return frozenset(broke | {Exclusion(section=label, reason=Reason.REFUSED) for label in self.refused})
 
     @property
     def label(self) -> str:

@@ -17,8 +17,9 @@ from harness.engines.incoming import State
 from harness.engines.postcopy import Postcopy, probe_postcopy
 from harness.errors import HarnessError
 from harness.experiments.plainlife import plain_life
-from harness.lanes.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told
+from harness.lanes.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told, judge_by
 from harness.lanes.judge import MAX_BLAMED, Bench
+from harness.lanes.lane import Lane, Wave, all_in_one
 from harness.oracles.guestfault import judge_life
 from harness.oracles.isolate import ddmin
 from harness.oracles.load import Judgement, judge
@@ -27,16 +28,6 @@ from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 
 Engine = Callable[[Bench, State], Evidence]
-
-
-def planned_migrations(names: Sequence[str], phases: Sequence[str], rows: Sequence[str]) -> list[Check]:
-    """The migrations of one machine, in their order; a cell for each row, over all phases."""
-    runs = {"plain": _plain, "postcopy": _postcopy}
-    return [
-        Check(oracle=Oracle(name), phases=tuple(phases), rows=tuple(rows), schedule="same", run=run)
-        for name, run in runs.items()
-        if name in names
-    ]
 
 
 def _plain(bench: Bench, check: Check) -> Outcome:
@@ -221,3 +212,27 @@ def _tell(tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str]
         if row not in tally.told:
             raise HarnessError(f"{label or 'an unknown section'} of row {row}, which is not judged, breaks: {text}")
         tally.told[row].append(Told(verdict=judgement.verdict, section=label, text=text, log=judgement.log))
+
+
+def migration_check(oracle: Oracle, phases: Sequence[str], rows: Sequence[str]) -> Check:
+    """A migration of all phases; a cell for each row."""
+    run = {Oracle.PLAIN: _plain, Oracle.POSTCOPY: _postcopy}[oracle]
+    return Check(oracle=oracle, phases=tuple(phases), rows=tuple(rows), schedule="same", run=run)
+
+
+LANES = (
+    Lane(
+        name=str(Oracle.PLAIN),
+        title="ordinary migration",
+        wave=Wave.PRECOPY,
+        groups=all_in_one,
+        judge=judge_by(lambda request, _: migration_check(Oracle.PLAIN, request.phases, request.devices)),
+    ),
+    Lane(
+        name=str(Oracle.POSTCOPY),
+        title="postcopy migration",
+        wave=Wave.POSTCOPY,
+        groups=all_in_one,
+        judge=judge_by(lambda request, _: migration_check(Oracle.POSTCOPY, request.phases, request.devices)),
+    ),
+)

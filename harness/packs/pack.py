@@ -17,6 +17,8 @@ One file when it travels (:mod:`harness.packs.packfile`), a folder where it is w
 
 from __future__ import annotations
 
+import hashlib
+import json
 import mmap
 import shutil
 import sys
@@ -128,6 +130,13 @@ class StatePack:
         boot = Boot(kernel=folder / KERNEL, initramfs=folder / INITRAMFS)
         plan = self.manifest.plan
         return Machine(plan=plan, accel=self.manifest.accel, boot=None if plan.kernel is None else boot)
+
+    @property
+    def content(self) -> str:
+        """A hash of all that was recorded, in hex; the same wherever the pack lies, and in both of its forms."""
+        files = {name: self.manifest.files[name].sha256 for name in self.manifest.contents()}
+        parts = [self.manifest.machine, self.manifest.accel, self.manifest.qemu, files]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def device_types(self) -> list[str]:

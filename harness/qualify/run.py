@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
-from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import Witness
 from harness.qualify.model import DECIDING, Answer, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, at_home, ending
 from harness.results.document import MatrixDoc
-from harness.work.run import Job, Run
+from harness.work.run import Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +33,12 @@ class Context:
     notes: Sequence[str] = ()
 
 
-def pair_jobs(run: Run, pairs: Sequence[Pair]) -> list[Job]:
+def pair_subjects(pairs: Sequence[Pair]) -> list[Subject]:
     """What a run begins with: a recording, and its loads, for each pair."""
-    return [partial(run.prepare_pair, pair.recorder, pair.loader, pair.machine) for pair in pairs]
+    return [Subject(recorder=pair.recorder, loader=pair.loader, machine=pair.machine) for pair in pairs]
 
 
-def home_jobs(run: Run, pairs: Sequence[Pair], doc: MatrixDoc, context: Context) -> list[Job]:
+def home_subjects(pairs: Sequence[Pair], doc: MatrixDoc, context: Context) -> list[Subject]:
     """The guests that broke abroad, loaded by their own recorders: is it new, or was it so before?"""
     broken: dict[tuple[str, str], set[str]] = {}
     for leg in legs_of(doc):
@@ -50,15 +48,10 @@ def home_jobs(run: Run, pairs: Sequence[Pair], doc: MatrixDoc, context: Context)
     there = (pair for pair in pairs if pair.loader.machine(pair.machine) is not None)
     homes = [(pair, broken.get((pair.machine, pair.recorder.sha256))) for pair in at_home(there)]
     return [
-        partial(run.prepare_pair, pair.recorder, pair.loader, pair.machine, frozenset(devices))
+        Subject(recorder=pair.recorder, loader=pair.loader, machine=pair.machine, devices=frozenset(devices))
         for pair, devices in homes
         if devices
     ]
-
-
-def pack_jobs(run: Run, pack: StatePack, loaders: Sequence[QemuBinary]) -> list[Job]:
-    """The same for a pack that another host recorded."""
-    return [partial(run.prepare_pack, pack, loader) for loader in loaders]
 
 
 def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:

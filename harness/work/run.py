@@ -8,28 +8,24 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
 from harness.arch import architecture_of
 from harness.devices.device import Device
-from harness.engines.colo import Buffers, Pace
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
 from harness.errors import HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.planner import PlannedGuest
-from harness.lanes.checks import Check, perform, planned_checks
-from harness.lanes.controls import ControlRoom
-from harness.lanes.judge import Bench, RunControls, judge_cell
-from harness.lanes.migrations import planned_migrations
+from harness.lanes.lane import Lane, Request, Wave
+from harness.lanes.registry import LANES, MIGRATIONS, ORACLES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
-from harness.results.answer import PLATFORM, Seen
+from harness.results.answer import Seen
 from harness.results.document import RECORDER_LACKS, Cell, Finding, MatrixDoc, Qemu
 from harness.results.events import Ended, Event, Fold, Judged, MachineSeen, Place, Planned, Said, Started, stamped
 from harness.results.plan import CellPlan, plan_cells
@@ -39,12 +35,28 @@ from harness.state.owners import settled
 from harness.state.recorder import PHASES, DeviceFailed, ordered_phases
 from harness.state.recordings import Recordings, machine_names, missing, planned_guests, reached, recording_plan
 from harness.state.transforms import GuestMode
+from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
+from harness.work.task import QemuFile, RecordingFile, Task
+from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported
 
 _POLL_S = 0.2
 
 
-#: Does something and returns what is to be done next.
-Job = Callable[[], "list[Job]"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A machine to be judged under one QEMU: recorded by itself, by another one, or long ago.
+
+    :param recorder: who records; the one that loads when None
+    :param machine: family or versioned name
+    :param devices: those to be judged, all of the run when None
+    :param pack: is open already; then nothing is recorded
+    """
+
+    loader: QemuBinary
+    recorder: QemuBinary | None = None
+    machine: str = ""
+    devices: frozenset[str] | None = None
+    pack: StatePack | None = None
 
 
 #: Takes each event of a run after it happened, from any thread.
@@ -98,6 +110,13 @@ class Options:
         return self.oracles and not self.quick
 
     @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """What is varied, in the order of a report."""
+        looks = ORACLES if self.experiments else ()
+        names = (*(name for name in MIGRATIONS if name in self.migrations), *map(str, self.schedules), *looks)
+        return tuple(LANES[name] for name in names)
+
+    @property
     def controls(self) -> bool:
         """Whether findings get a class."""
         return not self.quick
@@ -135,6 +154,8 @@ class Run:
         self._lock = Lock()
         self._began = time.monotonic()
         self._fold = Fold(started)
+        self._chains: dict[object, Chain] = {}
+        self._worker = LocalWorker(self._scope)
         self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
 
     def stop(self) -> None:
@@ -147,11 +168,11 @@ class Run:
         return tuple({binary.sha256: binary for binary in reversed(self._options.binaries)}.values())[::-1]
 
     def execute(
-        self, jobs: Sequence[Job] | None = None, then: Callable[[MatrixDoc], Sequence[Job]] | None = None
+        self, subjects: Sequence[Subject] | None = None, then: Callable[[MatrixDoc], Sequence[Subject]] | None = None
     ) -> MatrixDoc:
         """Judge everything; Ctrl-C, or :meth:`stop`, gives what was judged until then, ``complete`` false.
 
-        :param jobs: what to begin with, by default every machine of every QEMU with its own recording
+        :param subjects: what to begin with, by default every machine of every QEMU with its own recording
         :param then: what is still to be done when all of that is judged
         :raises HostError: the host has no space left, or the like; what was judged until then is written
         """
@@ -159,7 +180,7 @@ class Run:
         complete = False
         pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
         try:
-            self._finish(pool, self._jobs() if jobs is None else jobs)
+            self._finish(pool, self._subjects() if subjects is None else subjects)
             if then is not None:
                 self._finish(pool, then(self.document()))
             self._scope.check()  # what was cut short by a stop ends as if it had nothing more to say
@@ -198,44 +219,44 @@ class Run:
     def _say(self, text: str) -> None:
         self._emit(Said(text=text))
 
-    def _jobs(self) -> list[Job]:
+    def _subjects(self) -> list[Subject]:
         """Each machine once, though it was named twice or by its alias too, or its QEMU by two paths."""
-        jobs: dict[tuple[str, str], Job] = {}
+        subjects: dict[tuple[str, str], Subject] = {}
         for binary in self._options.binaries:
             for machine in self._options.machines:
                 if len(self._options.machines) > 1 and architecture_of(machine).name != binary.target:
                     continue  # checked before: another QEMU of the run has it
                 key = (binary.sha256, machine_names(binary, machine)[1])
-                jobs.setdefault(key, partial(self._prepare, binary, machine))
-        return list(jobs.values())
+                subjects.setdefault(key, Subject(loader=binary, machine=machine))
+        return list(subjects.values())
 
-    def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Job]) -> None:
-        """Do preparations and the cells that they bring; the first error that stops a run is raised.
+    def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Subject]) -> None:
+        """Prepare subjects and do the tasks that they bring; the first error that stops a run is raised.
 
-        What a job brings is done before what was waiting already: one machine is over, and its buffers are free,
+        What one brings is done before what was waiting already: one machine is over, and its buffers are free,
         before the next but few begins.
         """
-        due = deque(first)
-        waiting: set[Future[list[Job]]] = set()
+        due: deque[Subject | Task] = deque(first)
+        waiting: set[Future[list[Task]]] = set()
         while due or waiting:
             self._scope.check()
             while due and len(waiting) < self._options.jobs:
-                waiting.add(pool.submit(due.popleft()))
+                waiting.add(pool.submit(self._do, due.popleft()))
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
                 due.extendleft(reversed(future.result()))
 
-    def _prepare(self, binary: QemuBinary, machine: str) -> list[Job]:
-        """Have a recording of one machine; returns the jobs that judge its cells."""
-        return self.prepare_pair(binary, binary, machine)
+    def _do(self, due: Subject | Task) -> list[Task]:
+        if isinstance(due, Task):
+            return self._carry_out(due)
+        if due.pack is not None:
+            return self._prepare_pack(due.pack, due.loader)
+        return self._prepare(due.recorder or due.loader, due.loader, due.machine, due.devices)
 
-    def prepare_pair(
-        self, recorder: QemuBinary, binary: QemuBinary, machine: str, devices: frozenset[str] | None = None
-    ) -> list[Job]:
-        """Have one QEMU's recording of a machine; returns the jobs that judge it loaded by another, or itself.
-
-        :param devices: the rows to be judged, by default those of the run
-        """
+    def _prepare(
+        self, recorder: QemuBinary, binary: QemuBinary, machine: str, devices: frozenset[str] | None
+    ) -> list[Task]:
+        """Have one QEMU's recording of a machine; returns the first tasks that judge it, loaded by that or another."""
         family, name = machine_names(recorder, machine)
         seen = self._see(name, family, binary, Qemu(**recorder.identity()))
         wanted = devices or self._options.devices
@@ -259,15 +280,15 @@ class Run:
                     [plan], seen, reason.replace("this QEMU", f"QEMU {whose.version}"), never=whose is recorder
                 )
         able = [plan for plan in plans if lacking[plan.device] is None]
-        jobs = []
+        tasks = []
         for guest in planned.guests:
             mine = [plan for plan in able if guests[plan.device] is guest]
-            jobs += self._guest_jobs(recorder, guest, seen, mine) if mine else []
-        return jobs
+            tasks += self._guest_tasks(recorder, guest, seen, mine) if mine else []
+        return tasks
 
-    def _guest_jobs(
+    def _guest_tasks(
         self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan]
-    ) -> list[Job]:
+    ) -> list[Task]:
         """Have one guest recorded; a device that it cannot have costs its own cells and no others."""
         try:
             self._probe(seen)
@@ -283,22 +304,22 @@ class Run:
                 raise Stopped("stopped") from error
             self._give_up([plan for plan in plans if plan.device == error.device], seen, error)
             left = [plan for plan in plans if plan.device != error.device]
-            return self._guest_jobs(recorder, guest.without(frozenset({error.device})), seen, left) if left else []
+            return self._guest_tasks(recorder, guest.without(frozenset({error.device})), seen, left) if left else []
         except (QemuError, HarnessError) as error:
             if self._scope.stopped:
                 raise Stopped("stopped") from error
             self._give_up(plans, seen, error)
             return []
         came = recorder.sha256 != seen.binary.sha256
-        return [] if pack is None else self._jobs_for(pack, seen, plans, came=came)
+        return [] if pack is None else self._tasks_for(pack, seen, plans, came=came)
 
     def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool) -> None:
         """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
         for plan in plans:
             self._settle(plan, seen, Verdict.UNSUPPORTED, reason, {RECORDER_LACKS: reason} if never else {})
 
-    def prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Job]:
-        """The jobs of a pack that is open already."""
+    def _prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Task]:
+        """The first tasks of a pack that is open already."""
         machine = pack.manifest.machine
         seen = self._see(machine, pack.manifest.family, binary, Qemu(**pack.manifest.qemu))
         plans = self._plan(machine, list(self._options.devices), self._phases(machine))
@@ -313,51 +334,55 @@ class Run:
         except QemuError as error:
             self._give_up(plans, seen, error)
             return []
-        return self._jobs_for(pack, seen, plans, came=True)
+        return self._tasks_for(pack, seen, plans, came=True)
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.label} {seen.machine}: {error}")
         for plan in plans:
             self._settle(plan, seen, Verdict.HARNESS_ERROR, str(error))
 
-    def _jobs_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Job]:
-        """The jobs that judge planned cells of one open pack; ordinary migration comes before all checkpoints."""
-        assert seen.ability is not None  # probed by whoever opened the pack
-        machine = replace(pack.machine, extra=self._options.overrides)
-        devices = recorded_devices(pack, self._options.profiles)
-        bench = Bench(
-            binary=seen.binary,
-            ability=seen.ability,
-            buffers=Buffers(pack, machine),
-            pace=Pace(run_s=self._options.run_s),
-            scope=self._scope,
-            devices=devices,
+    def _tasks_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Task]:
+        """The first tasks of one open pack; ordinary migration comes before all checkpoints."""
+        devices = tuple(dict.fromkeys(plan.device for plan in plans))
+        like = Task(
+            recording=RecordingFile(path=str(pack.source), content=pack.content),
+            loader=QemuFile(path=seen.binary.path, sha256=seen.binary.sha256),
+            request=Request(lane="", machine=seen.machine, phases=(), devices=()),
+            answers=(),
+            guest=recorded_devices(pack, self._options.profiles),
             came=came,
+            run_s=self._options.run_s,
+            controls=self._options.controls,
+            pair=self._options.pair,
+            overrides=self._options.overrides,
         )
-        phases = [phase for phase in self._phases(seen.machine) if phase in pack.phases]
-        rows = list(dict.fromkeys(plan.device for plan in plans))
-        migrations = planned_migrations(self._options.migrations, phases, rows)
-        self._plan_checks(migrations, seen, rows, Place.BEFORE)
-        experiments = planned_checks(phases, rows, devices) if self._options.experiments else []
-        self._plan_checks(experiments, seen, rows, Place.BEHIND)
-        rest = partial(self._checkpoints, plans, experiments, bench)
-        for check in reversed(migrations):
-            rest = partial(self._check, check, bench, rest)
-        return [rest]
+        wanted = Wanted(
+            label=seen.label,
+            machine=seen.machine,
+            devices=devices,
+            phases=tuple(phase for phase in self._phases(seen.machine) if phase in pack.phases),
+            lanes=self._options.lanes,
+            modes=self._options.guest_modes,
+            loads=self._options.loads,
+            like=like,
+        )
+        tasks = plan_tasks(wanted)
+        self._plan_more(tasks, seen, devices, Place.BEFORE)
+        self._plan_more(tasks, seen, devices, Place.BEHIND)
+        assert seen.ability is not None  # probed by whoever opened the pack
+        self._worker.lend(pack, seen.binary, seen.ability)
+        chain = Chain(waves=in_waves(tasks, LANES))
+        with self._lock:
+            self._chains[like.place] = chain
+        return chain.next_wave()
 
-    def _checkpoints(self, plans: Sequence[CellPlan], experiments: Sequence[Check], bench: Bench) -> list[Job]:
-        # the platform is last in a report and first in a run: what breaks it is then known to the other rows
-        ordered = sorted(plans, key=lambda plan: plan.device != PLATFORM)
-        after = _Countdown(len(ordered), [partial(self._check, check, bench, list) for check in experiments])
-        control = ControlRoom(bench=bench, pair=self._options.pair).judge if self._options.controls else None
-        return [partial(self._judge, plan, bench, control, after) for plan in ordered]
-
-    def _plan_checks(self, checks: Sequence[Check], seen: Seen, rows: Sequence[str], place: Place) -> None:
-        """Cells of experiments stand row by row, before or behind those of the schedules."""
-        for row in rows:
-            names = tuple(check.cell_id(seen.label, seen.machine, row) for check in checks if row in check.rows)
+    def _plan_more(self, tasks: Sequence[Task], seen: Seen, devices: Sequence[str], place: Place) -> None:
+        """Cells of migrations stand before, and those of experiments behind, the schedules' of a device."""
+        chosen = [task for task in tasks if _place_of(LANES[task.request.lane]) is place]
+        for device in devices:
+            names = tuple(answer.cell for task in chosen for answer in task.answers if answer.device == device)
             if names:
-                self._emit(Planned(row=_row(seen, row), place=place, cells=names))
+                self._emit(Planned(row=_row(seen, device), place=place, cells=names))
 
     def _phases(self, machine: str) -> tuple[str, ...]:
         """Those of the run that guests of a machine go through."""
@@ -401,33 +426,30 @@ class Run:
         )
         return self._recordings.pack(plan)
 
-    def _judge(self, plan: CellPlan, bench: Bench, control: RunControls | None, after: _Countdown) -> list[Job]:
-        """Judge a planned cell; the last one of a machine brings the checks, which know by then what to leave out."""
-        if not self._scope.stopped:
-            self._judge_now(plan, bench, control)
-        return after.one_less()
+    def _carry_out(self, task: Task) -> list[Task]:
+        """Let a worker do a task; what may be done next comes back."""
+        self._scope.check()
+        begun: set[str] = set()
+        told: list[Learnt] = []
 
-    def _check(self, check: Check, bench: Bench, then: Job) -> list[Job]:
-        """Make one experiment; what is to be done next comes back."""
-        if self._scope.stopped:
-            return []
-        planned = [check.cell_id(bench.label, bench.buffers.pack.manifest.machine, row) for row in check.rows]
-        self._watcher.start_cell(planned[0])
-        cells = perform(check, bench)
-        if self._scope.stopped:
-            # its QEMU was killed by the stop
-            return []
-        for name, cell in zip(planned, cells, strict=True):
-            self._keep(name, cell)
-        return then()
+        def tell(said: Reported) -> None:
+            match said:
+                case Loaded():
+                    if said.cell not in begun:
+                        begun.add(said.cell)
+                        self._watcher.start_cell(said.cell)
+                    self._watcher.loads(said.cell, said.total)
+                case CellDone():
+                    self._keep(said.planned, said.cell)
+                case Learnt():
+                    told.append(said)
 
-    def _judge_now(self, plan: CellPlan, bench: Bench, control: RunControls | None) -> None:
-        planned = plan.id(bench.label)
-        self._watcher.start_cell(planned)
-        for cell in judge_cell(plan, bench, self._watcher.loads, control):
-            if self._scope.stopped:
-                return
-            self._keep(planned, cell)
+        if not by_schedule(LANES[task.request.lane]):
+            self._watcher.start_cell(task.answers[0].cell)  # it stands for all, and tells no loads
+        self._worker.run(task, tell)
+        self._scope.check()
+        with self._lock:
+            return self._chains[task.place].done([exclusion for one in told for exclusion in one.exclusions])
 
     def _settle(
         self, plan: CellPlan, seen: Seen, verdict: Verdict, text: str, details: dict[str, Any] | None = None
@@ -455,6 +477,12 @@ class Run:
         self._emit(Judged(planned=planned, cell=cell))
 
 
+def _place_of(lane: Lane) -> Place:
+    if by_schedule(lane):
+        return Place.IN
+    return Place.BEFORE if lane.wave < Wave.WHOLE else Place.BEHIND
+
+
 def _row(seen: Seen, device: str) -> str:
     """What the cells of one device on one machine have in common."""
     return f"{seen.label}/{seen.machine}/{device}"
@@ -463,21 +491,6 @@ def _row(seen: Seen, device: str) -> str:
 def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[str]:
     """Those phases that a device's guest reaches."""
     return phases if guest is None else reached(guest, phases)
-
-
-class _Countdown:
-    """Jobs that become due when others are all done."""
-
-    def __init__(self, count: int, jobs: list[Job]) -> None:
-        self._left = count
-        self._jobs = jobs
-        self._lock = Lock()
-
-    def one_less(self) -> list[Job]:
-        """The jobs, when this was the last."""
-        with self._lock:
-            self._left -= 1
-            return self._jobs if self._left == 0 else []
 
 
 def _lacking(pack: StatePack, binary: QemuBinary) -> str | None:
@@ -491,4 +504,4 @@ def _lacking(pack: StatePack, binary: QemuBinary) -> str | None:
 
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:
     """Judge the rows of an open pack with every binary of the run."""
-    return run.execute([partial(run.prepare_pack, pack, binary) for binary in run.binaries])
+    return run.execute([Subject(loader=binary, pack=pack) for binary in run.binaries])

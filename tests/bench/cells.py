@@ -39,7 +39,7 @@ from harness.report.writer import write_reports
 from harness.results.document import Cell, Finding, MachineResult, Qemu
 from harness.results.events import Event, EventLog, Judged, MachineSeen, Planned, Started, fold_file
 from harness.results.verdict import FailureClass, Verdict
-from harness.work.run import Job, Options, Run
+from harness.work.run import Options, Run
 
 #: For 10,000 cells.
 LIMIT_S, LIMIT_BYTES, LIMIT_RSS_BYTES = 20.0, 60_000_000, 500_000_000
@@ -167,6 +167,18 @@ class _Nothing:
     def stage(self, text: str) -> None: ...
 
 
+#: Does something, and says what is to be done next.
+Job = Callable[[], "list[Any]"]
+
+
+class _PaperRun(Run):
+    """A run whose work is done by functions of this file."""
+
+    def _do(self, due: Any) -> list[Any]:
+        todo: list[Any] = due()
+        return todo
+
+
 def _options() -> Options:
     return Options(
         binaries=(), accel="tcg", machines=(), profiles=(), devices=(), phases=PHASES, schedules=(), guest_modes=(),
@@ -189,7 +201,7 @@ def run_cells(count: int, out: Path) -> int:
     with log, LiveProgress(total_cells=0, console=Console(file=io.StringIO())) as progress:
         snapshots = Snapshots(out, lambda: held_against(run.document(), started).doc, lambda: log.size_bytes, clock)
         sinks = (count_cells, progress.take, snapshots.take)
-        run = Run(_options(), watcher=_Nothing(), started=started, write=log.write, sinks=sinks)
+        run = _PaperRun(_options(), watcher=_Nothing(), started=started, write=log.write, sinks=sinks)
         doc = run.execute(_jobs(run, count))
     doc = held_against(doc, started).doc
     assert (len(doc.cells), doc.complete) == (count, True)
@@ -198,7 +210,7 @@ def run_cells(count: int, out: Path) -> int:
     return log.size_bytes + snapshots.written_bytes + sum(path.stat().st_size for path in paths)
 
 
-def _jobs(run: Run, count: int) -> list[Job]:
+def _jobs(run: Run, count: int) -> list[Any]:
     """As a run has them: each machine plans its rows and brings a job for each cell."""
 
     def judge(machine: MachineResult, device: str, name: str, column: int) -> list[Job]:

@@ -18,9 +18,9 @@ from harness.engines.migration import RealMigration
 from harness.engines.postcopy import Postcopy, probe_postcopy
 from harness.engines.probe import probe_colo
 from harness.experiments.plainlife import plain_life
-from harness.lanes.checks import perform
+from harness.lanes.checks import Oracle, perform
 from harness.lanes.judge import Bench
-from harness.lanes.migrations import planned_migrations
+from harness.lanes.migrations import migration_check
 from harness.oracles.guestfault import judge_life
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
@@ -155,7 +155,8 @@ def test_a_newer_destination_that_refuses_in_postcopy_is_a_reject_of_its_section
         assert (found.verdict, found.named) == (Verdict.REJECT, BLK if names_it else None), (found.text, found.log)
 
     bench = Bench(binary=qemu, ability=probe_colo(qemu), buffers=buffers, pace=Pace(), scope=ProcessScope())
-    plain, postcopy = planned_migrations(["plain", "postcopy"], ["bound"], ["virtio-blk", "ahci", "platform"])
+    rows = ["virtio-blk", "ahci", "platform"]
+    plain, postcopy = (migration_check(oracle, ["bound"], rows) for oracle in (Oracle.PLAIN, Oracle.POSTCOPY))
     # what precopy refuses is the first that postcopy is tried without
     perform(plain, bench)
     cells = {cell.device: cell for cell in perform(postcopy, bench)}

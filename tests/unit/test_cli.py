@@ -17,6 +17,7 @@ from harness.commands import matrix as matrix_module
 from harness.commands import options as options_module
 from harness.engines.probe import ColoAbility
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
+from harness.lanes import schedules
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.report import inspection
 from harness.results.document import Cell, Finding, Qemu
@@ -79,7 +80,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, paper: QemuBinary) -> Callable[[di
                 finding=None if verdict is Verdict.OK else Finding(text=f"load 1: {verdict}"),
             )  # fmt: skip
 
-        monkeypatch.setattr(run_module, "judge_cell", judge)
+        monkeypatch.setattr(schedules, "judge_cell", judge)
 
     return told
 

@@ -12,9 +12,9 @@ from harness.engines.colo import Break, Evidence
 from harness.engines.incoming import State
 from harness.engines.postcopy import PostcopyAbility
 from harness.lanes import migrations as module
-from harness.lanes.checks import Check, perform
+from harness.lanes.checks import Check, Oracle, perform
 from harness.lanes.judge import Bench
-from harness.lanes.migrations import planned_migrations
+from harness.lanes.migrations import migration_check
 from harness.results.document import Cell
 from harness.results.verdict import Verdict
 
@@ -58,7 +58,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Destination:
 
 
 def plain(bench: Bench) -> dict[str, Cell]:
-    (check,) = planned_migrations(["plain"], PHASES, ROWS)
+    check = migration_check(Oracle.PLAIN, PHASES, ROWS)
     return by_row(check, bench)
 
 
@@ -141,7 +141,7 @@ def test_more_refused_sections_than_are_searched_for_leave_nobody_ok(
 
 def test_a_row_that_is_not_judged_and_breaks_leaves_the_others_undecided(there: Destination, bench: Bench) -> None:
     there.refuses = {"kernel": {AHCI}}
-    (check,) = planned_migrations(["plain"], PHASES, ("virtio-blk",))
+    check = migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",))
     (cell,) = perform(check, bench)
     assert cell.verdict is Verdict.HARNESS_ERROR
     assert cell.finding is not None
@@ -153,9 +153,7 @@ def test_postcopy_that_cannot_be_is_the_hosts_and_not_ok(
 ) -> None:
     ability = PostcopyAbility(usable=False, reason="no userfaultfd")
     monkeypatch.setattr(module, "probe_postcopy", lambda *_: ability)
-    checks = planned_migrations(["postcopy", "plain"], PHASES, ROWS)
-    assert [str(check.oracle) for check in checks] == ["plain", "postcopy"]
-    cells = by_row(checks[1], bench)
+    cells = by_row(migration_check(Oracle.POSTCOPY, PHASES, ROWS), bench)
     assert {cell.verdict for cell in cells.values()} == {Verdict.HOST}
     assert {cell.loads_acked for cell in cells.values()} == {0}
 
@@ -168,7 +166,3 @@ def test_a_guest_that_came_from_elsewhere_is_asked_how_it_is(
     monkeypatch.setattr(module, "judge_life", lambda _: {})
     bench.came = came
     assert {cell.loads_acked for cell in plain(bench).values()} == {wanted}
-
-
-def test_nothing_is_planned_when_nothing_is_asked_for() -> None:
-    assert planned_migrations([], PHASES, ROWS) == []

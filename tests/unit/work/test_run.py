@@ -18,6 +18,7 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.errors import HostError
 from harness.guests.plan import PlacedDevice
+from harness.lanes import checks, schedules
 from harness.lanes.checks import Check
 from harness.lanes.judge import Bench
 from harness.packs.pack import StatePack
@@ -31,7 +32,7 @@ from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
 from harness.state.transforms import GuestMode
 from harness.work import run as run_module
-from harness.work.run import Job, Options, Run, load_pack_rows
+from harness.work.run import Options, Run, Subject, load_pack_rows
 
 DIES = ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
 RESETS = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
@@ -76,7 +77,7 @@ Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
-    return lambda function: monkeypatch.setattr(run_module, "judge_cell", function)
+    return lambda function: monkeypatch.setattr(schedules, "judge_cell", function)
 
 
 @pytest.fixture
@@ -126,7 +127,9 @@ def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
     assert doc.complete
     assert len([event for event in seen if isinstance(event, Judged)]) == len(wanted)
     # the platform is judged first, so that its culprits are known
-    assert all("/platform/" in cell_id for cell_id in watcher.of("start")[:3])
+    for tail in ("kernel/same", "bound/same", "all/walk"):
+        began = [cell_id for cell_id in watcher.of("start") if cell_id.endswith(tail)]
+        assert [cell_id.split("/")[2] for cell_id in began] == ["platform", "ahci", "virtio-blk"]
     # each document so far is in order too, and none of them claims to be complete before the end
     fold = Fold(Started(command=("postload",), host={}, started=doc.started))
     for event in seen:
@@ -203,21 +206,45 @@ def test_ctrl_c_gives_what_was_judged_until_then(
     assert doc.machines[0].colo_safe in (None, True)
 
 
-def test_what_a_job_brings_is_done_before_the_next_begins(make_run: Callable[..., Any]) -> None:
+def test_one_machine_is_over_before_the_next_begins(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
     """Else every machine of a long run would have its buffers in memory at once."""
-    seen: list[str] = []
+    judged: list[str] = []
 
-    def job(name: str, *more: Job) -> Job:
-        def do() -> list[Job]:
-            seen.append(name)
-            return list(more)
+    def noted(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        judged.append(bench.binary.sha256[:2])
+        yield replace(cell_of(plan, bench.binary), id=plan.id(bench.label))
 
-        return do
-
+    judge(noted)
+    one, two, three = (replace(binary, sha256=digit * 64) for digit in "123")
     run, _, _ = make_run(jobs=1)
-    doc = run.execute([job("a", job("a1", job("a1x")), job("a2")), job("b", job("b1"))], then=lambda _: [job("last")])
-    assert seen == ["a", "a1", "a1x", "a2", "b", "b1", "last"]
+    first = [Subject(loader=one, pack=pack), Subject(loader=two, pack=pack)]
+    doc = run.execute(first, then=lambda so_far: [Subject(loader=three, pack=pack)] if len(so_far.cells) == 18 else [])
+    assert judged == ["11"] * 9 + ["22"] * 9 + ["33"] * 9
     assert doc.complete
+
+
+def test_a_wave_leaves_out_what_the_waves_before_it_broke_on(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    told: dict[str, frozenset[str]] = {}
+
+    def blames(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        place = f"{plan.device}/{plan.where}/{plan.schedule}"
+        told[place] = bench.known(plan.phases, plan.schedule is Schedule.BACK_TO_BACK, frozenset())
+        if place == "platform/bound/same":
+            bench.blame("bound", False, ("i8259",))
+        yield cell_of(plan, bench.binary)
+
+    judge(blames)
+    run, _, _ = make_run(schedules=(Schedule.SAME, Schedule.BACK_TO_BACK))
+    assert load_pack_rows(run, pack).complete
+    # within a task as soon as it is known, and then in its phase alone
+    assert [told[f"{device}/bound/same"] for device in ("platform", "ahci")] == [frozenset(), {"i8259"}]
+    assert {told[f"{device}/kernel/same"] for device in ("platform", "ahci", "virtio-blk")} == {frozenset()}
+    assert {told[f"{device}/bound/back-to-back"] for device in ("platform", "ahci")} == {frozenset({"i8259"})}
+    assert {told[f"{device}/kernel/back-to-back"] for device in ("platform", "ahci")} == {frozenset()}
 
 
 def test_what_is_judged_after_the_stop_does_not_count(
@@ -288,7 +315,7 @@ def test_a_migration_that_the_stop_killed_does_not_count(
         cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, oracle=str(check.oracle))
         return [replace(cell, device=row) for row in check.rows]
 
-    monkeypatch.setattr(run_module, "perform", killed)
+    monkeypatch.setattr(checks, "perform", killed)
     run, _, _ = make_run(migrations=migrations)
     doc = load_pack_rows(run, pack)
     assert (doc.cells, doc.complete) == ((), False)

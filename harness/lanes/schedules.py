@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The lanes that load by a schedule: one phase again and again, phases in turn, and back to back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from harness.devices.device import Device
+from harness.engines.schedule import Schedule
+from harness.lanes.judge import Bench, OnLoads, RunControls, judge_cell
+from harness.lanes.lane import Group, Lane, Request, Wave, all_in_one, by_phase
+from harness.results.answer import PLATFORM
+from harness.results.document import Cell
+from harness.results.plan import CellPlan
+
+
+def judge_request(bench: Bench, request: Request, on_loads: OnLoads, control: RunControls | None) -> Iterator[Cell]:
+    """The cells of each device; the platform's first, so that what it breaks is known to the others."""
+    for device in sorted(request.devices, key=lambda name: name != PLATFORM):
+        plan = CellPlan(
+            machine=request.machine,
+            device=device,
+            phases=request.phases,
+            schedule=Schedule(request.lane),
+            guest_mode=request.guest_mode,
+            loads=request.loads,
+        )
+        yield from judge_cell(plan, bench, on_loads, control)
+
+
+def over_all(phases: Sequence[str], devices: Sequence[str], guest: Sequence[Device]) -> list[Group]:
+    """One request over all phases, where there are two to go between."""
+    return all_in_one(phases, devices, guest) if len(phases) > 1 else []
+
+
+def one_by_one(phases: Sequence[str], devices: Sequence[str], _guest: Sequence[Device]) -> list[Group]:
+    """A request for each phase of each device."""
+    return [((phase,), (device,)) for device in devices for phase in phases]
+
+
+LANES = (
+    Lane(
+        name=str(Schedule.SAME),
+        title="one phase again and again",
+        wave=Wave.WHOLE,
+        groups=by_phase,
+        judge=judge_request,
+    ),
+    Lane(
+        name=str(Schedule.ALTERNATE),
+        title="each phase and the one behind it, in turn",
+        wave=Wave.WHOLE,
+        groups=over_all,
+        judge=judge_request,
+    ),
+    Lane(
+        name=str(Schedule.WALK),
+        title="every phase behind every other one",
+        wave=Wave.WHOLE,
+        groups=over_all,
+        judge=judge_request,
+    ),
+    Lane(
+        name=str(Schedule.BACK_TO_BACK),
+        title="a device's sections many times in one buffer",
+        wave=Wave.OWN,
+        groups=one_by_one,
+        judge=judge_request,
+    ),
+)

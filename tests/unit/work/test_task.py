@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tasks as data, and the waves that they come in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from harness.devices.device import Device, GuestCommands
+from harness.errors import UsageError
+from harness.lanes.judge import Exclusion, Reason
+from harness.lanes.lane import Request
+from harness.lanes.registry import LANES, MIGRATIONS, ORACLES, SCHEDULES
+from harness.qemu.cmdline import Option
+from harness.state.transforms import GuestMode
+from harness.work.planning import Chain, Wanted, in_waves, plan_tasks
+from harness.work.task import Answer, QemuFile, RecordingFile, Task, in_order
+
+BROKE = Exclusion(section="i8259", reason=Reason.BROKE, phase="bound", twice=True)
+REFUSED = Exclusion(section="0000:00:05.0/virtio-net", reason=Reason.REFUSED)
+AHCI = Device(name="ahci", about="a disk", faults={"disk": 5000}, guest=GuestCommands(busy="write"))
+LIKE = Task(
+    recording=RecordingFile(path="/packs/pc", content="ab" * 32),
+    loader=QemuFile(path="/usr/bin/qemu", sha256="cd" * 32),
+    request=Request(lane="", machine="pc-i440fx-7.2", phases=(), devices=()),
+    answers=(),
+    guest=(AHCI,),
+)
+TASK = replace(
+    LIKE,
+    request=Request(
+        lane="same", machine="pc-i440fx-7.2", phases=("bound",), devices=("ahci",), guest_mode=GuestMode.PARKED, loads=7
+    ),
+    answers=(Answer(device="ahci", cell="7.2/pc-i440fx-7.2/ahci/bound/same/parked"),),
+    excluded=(REFUSED, BROKE),
+    came=True,
+    run_s=0.05,
+    pair=True,
+    overrides=(Option(name="global", props={"driver": "e1000", "mitigation": False, "queues": 2}),),
+)
+
+
+def test_a_task_goes_to_json_and_back() -> None:
+    text = TASK.to_json()
+    assert "\n" not in text
+    assert Task.from_json(text) == TASK
+    assert json.loads(text)["excluded"][1] == {"section": "i8259", "reason": "broke", "phase": "bound", "twice": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"loader": {"path": "/x"}}, "loader.sha256"), ({"answers": "ahci"}, "answers"), ({"request": None}, "request")],
+)
+def test_what_is_no_task_is_named(change: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=f"not a task: {said}"):
+        Task.from_json(json.dumps({**json.loads(TASK.to_json()), **change}))
+
+
+def wanted(**more: object) -> Wanted:
+    given: dict[str, object] = {
+        "label": "7.2", "machine": "pc-i440fx-7.2", "devices": ("ahci", "platform"), "phases": ("kernel", "bound"),
+        "lanes": tuple(LANES[name] for name in (*MIGRATIONS, "same", "walk", "back-to-back", "drift")),
+        "modes": (GuestMode.RUNNING,), "loads": 5, "like": LIKE, **more,
+    }  # fmt: skip
+    return Wanted(**given)  # type: ignore[arg-type]
+
+
+def shown(tasks: list[Task]) -> list[str]:
+    return [f"{task.request.lane} {'+'.join(task.request.devices)} {'+'.join(task.request.phases)}" for task in tasks]
+
+
+def test_what_breaks_the_whole_state_is_known_before_the_rest_begins() -> None:
+    tasks = plan_tasks(wanted())
+    assert [shown(wave) for wave in in_waves(tasks, LANES)] == [
+        ["plain ahci+platform kernel+bound"],
+        ["postcopy ahci+platform kernel+bound"],
+        ["same ahci+platform kernel", "same ahci+platform bound", "walk ahci+platform kernel+bound"],
+        ["back-to-back ahci kernel", "back-to-back ahci bound", "back-to-back platform kernel",
+         "back-to-back platform bound"],
+        ["drift ahci+platform kernel", "drift ahci+platform bound"],
+    ]  # fmt: skip
+    assert [task.request.loads for task in tasks] == [5] * len(tasks)
+
+
+def test_each_cell_is_answered_by_one_task() -> None:
+    tasks = plan_tasks(wanted(modes=tuple(GuestMode), devices=("ahci",)))
+    cells = [answer.cell.removeprefix("7.2/pc-i440fx-7.2/ahci/") for task in tasks for answer in task.answers]
+    assert cells == [
+        "all/plain", "all/postcopy",
+        "kernel/same", "bound/same", "all/walk", "kernel/back-to-back", "bound/back-to-back",
+        "kernel/same/parked", "bound/same/parked", "all/walk/parked", "kernel/back-to-back/parked",
+        "bound/back-to-back/parked",
+        "kernel/drift", "bound/drift",
+    ]  # fmt: skip
+
+
+def test_a_parked_guest_comes_with_the_waves_that_load_alone() -> None:
+    lanes = (LANES["same"],)
+    tasks = plan_tasks(wanted(modes=(GuestMode.PARKED, GuestMode.RUNNING), lanes=lanes, phases=("bound",)))
+    waves = in_waves(tasks, LANES)
+    assert [[task.request.guest_mode for task in wave] for wave in waves] == [[GuestMode.RUNNING], [GuestMode.PARKED]]
+
+
+def test_one_phase_is_not_walked_and_no_device_has_no_task() -> None:
+    lanes = tuple(LANES.values())
+    lone = {task.request.lane for task in plan_tasks(wanted(lanes=lanes, phases=("kernel",)))}
+    assert lone == {"plain", "postcopy", "same", "back-to-back", "leak", "drift"}
+    assert plan_tasks(wanted(lanes=lanes, devices=())) == []
+
+
+def test_an_own_phase_is_for_the_devices_that_can_fail_in_it() -> None:
+    tasks = plan_tasks(wanted(lanes=(LANES["io-error"],), phases=("bound", "io-error"), devices=("ahci", "virtio-net")))
+    assert shown(tasks) == ["io-error ahci io-error"]
+
+
+def test_the_lanes_of_a_report_are_those_of_the_registry() -> None:
+    assert tuple(LANES) == MIGRATIONS + SCHEDULES + ORACLES
+    assert len(LANES) == 10
+
+
+def test_the_waves_of_a_machine_pass_on_what_is_known() -> None:
+    chain = Chain(waves=in_waves(plan_tasks(wanted(lanes=(LANES["plain"], LANES["same"], LANES["drift"]))), LANES))
+    (plain,) = chain.next_wave()
+    assert plain.excluded == ()
+    same = chain.done([REFUSED])
+    assert [task.excluded for task in same] == [(REFUSED,), (REFUSED,)]
+    assert chain.done([BROKE]) == []
+    drift = chain.done([])
+    assert [task.excluded for task in drift] == [in_order([BROKE, REFUSED])] * 2
+    assert [chain.done([]), chain.done([])] == [[], []]
