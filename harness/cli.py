@@ -11,22 +11,17 @@ from importlib import import_module
 from types import FrameType
 
 import click
-from rich.markup import escape
+from click.shell_completion import CompletionItem
 
 import harness
-from harness.commands.options import err
 from harness.errors import PostloadError
-from harness.qemu.process import sweep_workdirs
-from harness.qemu.scope import ProcessScope
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and the exit code that the error tree gives them."""
     signal.signal(signal.SIGTERM, _interrupt)
-    scope = ProcessScope()  # each run has one of its own in it
     try:
-        sweep_workdirs()
-        code = cli.main(standalone_mode=False, obj=scope)
+        code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         code = _say("interrupted", 3)
     except KeyboardInterrupt:
@@ -43,8 +38,6 @@ def main() -> None:
         # Python itself would end with 1, which here means findings
         traceback.print_exc()
         code = _say("this is a mistake in postload itself, and says nothing about a device", 3)
-    finally:
-        scope.close()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -53,49 +46,98 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _say(text: str, code: int) -> int:
-    err.print(f"postload: {escape(text)}", soft_wrap=True)
+    click.echo(f"postload: {text}", err=True)
     return code
 
 
-#: Each command's module and the name that it has there; imported when it is called, which keeps the others out.
-_COMMANDS = {
-    "matrix": "matrix:matrix",
-    "record": "matrix:record",
-    "replay": "matrix:replay",
-    "qualify": "qualify:qualify",
-    "report": "report:report",
-    "explain": "explain:explain_command",
-    "minimise": "minimise:minimise",
-    "bundle": "bundle:bundle",
-    "bisect": "bisect:bisect_command",
-    "known": "known:known",
-    "inspect": "show:inspect",
-    "claims": "claims:claims",
-    "qemu": "qemu:qemu",
-    "host": "facts:host",
-    "doctor": "show:doctor",
+#: Each command: its module, the name that it has there, and its line of the help. The module is imported when the
+#: command is called: the help and shell completion, which wait for nobody's keyboard, must not import the program.
+COMMANDS = {
+    "matrix": ("matrix", "matrix", "Record guests, reload their state, print which devices survive."),
+    "record": ("matrix", "record", "Boot one guest and record its phases into a state pack."),
+    "replay": ("matrix", "replay", "Reload a recorded state pack."),
+    "qualify": (
+        "qualify",
+        "qualify",
+        "Say whether guests of one QEMU or host live on another: go, no-go or unknown, with the reasons.",
+    ),
+    "report": (
+        "report",
+        "report",
+        "Make the reports of a run anew from its cells.jsonl, also of a run that was killed or still goes on.",
+    ),
+    "explain": (
+        "explain",
+        "explain_command",
+        "Tell all that is known of CELL: verdict, section, stack, log, smallest case, and what to type next.",
+    ),
+    "minimise": (
+        "minimise",
+        "minimise",
+        "Make the smallest case of a failing CELL of a run: loads, sections, memory, fields.",
+    ),
+    "bundle": (
+        "bundle",
+        "bundle",
+        "Write what a bug report needs: smallest case, script to reproduce it, text of the issue.",
+    ),
+    "bisect": (
+        "bisect",
+        "bisect_command",
+        "Say which version changed a finding: between installed versions and your own builds.",
+    ),
+    "known": ("known", "known", "Keep the failures that somebody has looked at; --known FILE expects them."),
+    "inspect": ("show", "inspect", "Show what a state pack or a migration stream holds, down to the field."),
+    "claims": (
+        "claims",
+        "claims",
+        "Answer questions about COLO with numbers from this QEMU: asserts, half checkpoints, framing, frequency.",
+    ),
+    "qemu": ("qemu", "qemu", "Install QEMUs of several versions side by side, without root and apart from the host's."),
+    "host": (
+        "facts",
+        "host",
+        "Show what this host is: kernel, CPU, KVM, modules, QEMUs and the virtio features that they offer.",
+    ),
+    "doctor": ("show", "doctor", "Say what this host has and lacks, and what to install."),
 }
 
 
-class _Commands(click.Group):
+class Commands(click.Group):
     """A group whose commands are imported when they are wanted."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, name = _COMMANDS[cmd_name].partition(":")
+        module, name, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"harness.commands.{module}"), name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [CompletionItem(n, help=line) for n, (_, _, line) in COMMANDS.items() if n.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(harness.__version__, prog_name="postload")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Reload device state many times through QEMU's COLO checkpoint path and name what breaks.
 
     Exit codes: 0 all ok, 1 findings, 2 bad usage or configuration, 3 the harness or host could not decide,
     4 nothing to run.
     """
+    # late, as the commands are
+    from harness.qemu.process import sweep_workdirs
+    from harness.qemu.scope import ProcessScope
+
+    sweep_workdirs()
+    # each run has a scope of its own within this one
+    ctx.obj = ctx.with_resource(ProcessScope())
