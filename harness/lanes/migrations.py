@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.ddmin import ddmin
 from harness.engines.colo import Evidence
 from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
@@ -21,7 +22,6 @@ from harness.lanes.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told, ju
 from harness.lanes.judge import MAX_BLAMED, Bench
 from harness.lanes.lane import Lane, Wave, all_in_one
 from harness.oracles.guestfault import judge_life
-from harness.oracles.isolate import ddmin
 from harness.oracles.load import Judgement, judge
 from harness.results.answer import PLATFORM
 from harness.results.verdict import Verdict
@@ -197,7 +197,7 @@ def _blamed(bench: Bench, phase: str, engine: Engine, absent: frozenset[str], ju
     for suspects in ([label for label in left if label in bench.refused], left):
         whole = passes_without(suspects) if suspects else None
         if whole:
-            return tuple(ddmin(suspects, passes_without, whole)[0])
+            return ddmin(suspects, passes_without, whole)[0]
     return ()
 
 

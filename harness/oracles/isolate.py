@@ -8,10 +8,11 @@ section does it alone, the smallest set that does is searched for by delta debug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.colo.primary import ChannelBroken, Dialect
+from harness.ddmin import ddmin
 from harness.engines.colo import Buffers, Selection, Session
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary
@@ -121,11 +122,11 @@ class _Case:
         whole = self.breaks(labels)
         if whole is None:
             return None
-        smallest, judgement = ddmin(list(labels), self.breaks, whole)
+        smallest, judgement = ddmin(labels, self.breaks, whole)
         if len(smallest) == 1:
             return _alone(smallest[0], judgement, self)
         how = f"the smallest set of sections that does it in a parked guest, of {len(labels)}"
-        return Blame(sections=tuple(smallest), how=how, judgement=judgement)
+        return Blame(sections=smallest, how=how, judgement=judgement)
 
     def selection(self, labels: Sequence[str]) -> Selection:
         """These sections alone; where a reset comes first, with the parked CPU that would else start to run."""
@@ -192,32 +193,6 @@ class _Sweep:
         except ChannelBroken:
             return False
         return True
-
-
-def ddmin(
-    items: list[str], test: Callable[[Sequence[str]], Judgement | None], whole: Judgement
-) -> tuple[list[str], Judgement]:
-    """Zeller's delta debugging: a set from which no item can be left out.
-
-    :param test: the judgement when a set fails in the wanted way, else None
-    :param whole: the judgement of all items
-    """
-    judgement, parts = whole, 2
-    while len(items) > 1:
-        size = -(-len(items) // parts)
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        candidates = chunks + ([[i for i in items if i not in chunk] for chunk in chunks] if parts > 2 else [])
-        for candidate in candidates:
-            found = test(candidate)
-            if found is not None:
-                parts = 2 if len(candidate) <= size else max(parts - 1, 2)
-                items, judgement = candidate, found
-                break
-        else:
-            if parts >= len(items):
-                break
-            parts = min(2 * parts, len(items))
-    return items, judgement
 
 
 def _alone(label: str, judgement: Judgement, case: _Case) -> Blame:

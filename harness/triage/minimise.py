@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from harness.ddmin import ddmin
 from harness.errors import HarnessError
 
 #: How sure a miss has to be.
@@ -265,38 +266,15 @@ def misses_needed(rate: float, confidence: float = CONFIDENCE) -> int:
     return min(MAX_TRIES, max(1, math.ceil(math.log(1 - confidence) / math.log(1 - rate) - 1e-9)))
 
 
-def ddmin(items: Sequence[T], test: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
-    """Zeller's delta debugging: items from which none can be left out, nothing at all being tried first.
+def needed(items: Sequence[T], test: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
+    """Items from which none can be left out, nothing at all being tried first.
 
     :param items: all of which are known to fail
     :param test: whether some of them, in the same order, fail as well
     """
-    left = tuple(items)
-    if not left or test(()):
+    if not items or test(()):
         return ()
-    parts = 2
-    while len(left) > 1:
-        size = -(-len(left) // parts)
-        chunks = [left[start : start + size] for start in range(0, len(left), size)]
-        found = next((c for c in _smaller(left, chunks) if test(c)), None)
-        if found is not None:
-            parts = 2 if len(found) <= size else max(parts - 1, 2)
-            left = found
-        elif parts >= len(left):
-            break
-        else:
-            parts = min(2 * parts, len(left))
-    return left
-
-
-def _smaller(items: tuple[T, ...], chunks: list[tuple[T, ...]]) -> list[tuple[T, ...]]:
-    """Each chunk alone, then all but each chunk; with two chunks these are the same."""
-    if len(chunks) <= 2:
-        return chunks
-    edges = [0]
-    for chunk in chunks:
-        edges.append(edges[-1] + len(chunk))
-    return chunks + [items[: edges[n]] + items[edges[n + 1] :] for n in range(len(chunks))]
+    return ddmin(items, lambda kept: test(kept) or None, True)[0]
 
 
 def fewest(most: int, test: Callable[[int], bool]) -> int:

@@ -19,7 +19,7 @@ from harness.state.transforms import GuestMode, label_of
 from harness.stream.vmdesc import decode
 from harness.triage.fields import Atom, differences, split_bits, split_bytes
 from harness.triage.healthy import Donor, never_run, recorded_donors
-from harness.triage.minimise import NotReproduced, Search, ddmin, fewest
+from harness.triage.minimise import NotReproduced, Search, fewest, needed
 from harness.triage.reduced import Candidate, Labels, Pages, Reduced, all_pages, connected, halves
 from harness.triage.tries import Target, check_target, heap_growth
 
@@ -221,7 +221,7 @@ class Reduction:
         )
         left = steps[-count:]
         if len(left) > 1:
-            ddmin(left, lambda kept: bool(kept) and self._with_steps(kept, None))
+            needed(left, lambda kept: bool(kept) and self._with_steps(kept, None))
 
     def _up_to_failure(self, steps: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
         loads, load = 0, self._failing_load()
@@ -248,7 +248,7 @@ class Reduction:
         best, base = self._search.best, self._base()
         items = sorted(best.sections - base)
         if len(items) > 1 or base < best.sections:
-            ddmin(items, self._with_sections)
+            needed(items, self._with_sections)
 
     def _with_sections(self, kept: tuple[str, ...]) -> bool:
         labels, best = frozenset(kept), self._search.best
@@ -280,7 +280,7 @@ class Reduction:
             candidate = replace(self._search.best, start=frozenset(kept) | fixed)
             return self._search.improve(candidate, f"{len(kept)} sections before the first load")
 
-        ddmin(sorted(labels - fixed), test)
+        needed(sorted(labels - fixed), test)
 
     def _memory(self) -> None:
         """No RAM at all, else the blocks, then ever smaller ranges."""
@@ -291,7 +291,7 @@ class Reduction:
             return
         ranges = all_pages(self._target.buffers.pack)
         while True:
-            kept = ddmin(ranges, self._with_pages)
+            kept = needed(ranges, self._with_pages)
             ranges = halves(kept)
             if ranges == kept or len(ranges) > _MAX_RAM_RANGES:
                 return
@@ -321,7 +321,7 @@ class Reduction:
             dropped = fixed | (everything - frozenset().union(*kept))
             return search.improve(replace(search.best, dropped=dropped), f"{len(kept)} more {what}")
 
-        return ddmin(groups, test)
+        return needed(groups, test)
 
     def _fields(self) -> None:
         """Which fields of the sections matter, against a state with which nothing fails."""
@@ -385,7 +385,7 @@ class Reduction:
             healthy = fixed | frozenset(atom for atom in atoms if atom not in left)
             return self._search.improve(replace(self._search.best, healthy=healthy), f"{len(kept)} {what}")
 
-        return ddmin(atoms, test)
+        return needed(atoms, test)
 
     # --- what is always there ----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.triage.journal import FileJournal
-from harness.triage.minimise import Attempt, NotReproduced, Progress, Search, ddmin, fewest, misses_needed
+from harness.triage.minimise import Attempt, NotReproduced, Progress, Search, fewest, misses_needed, needed
 
 Items = frozenset[int]
 
@@ -25,7 +25,7 @@ def search_of(attempt: Callable[[Items], Attempt], **more: object) -> Search[Ite
 def reduce_all(search: Search[Items], start: Items) -> Items:
     search.confirm(start)
     search.stage = "items"
-    ddmin(sorted(start), lambda kept: search.improve(frozenset(kept), f"{len(kept)} items"))
+    needed(sorted(start), lambda kept: search.improve(frozenset(kept), f"{len(kept)} items"))
     search.check()
     return search.best
 
@@ -225,18 +225,18 @@ def test_misses_needed(rate: float, wanted: int) -> None:
 
 @given(st.sets(st.integers(0, 30), max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_ddmin_finds_a_set_from_which_nothing_can_go(wanted: set[int]) -> None:
-    assert set(ddmin(range(31), lambda kept: wanted <= set(kept))) == wanted
+def test_needed_is_a_set_from_which_nothing_can_go(wanted: set[int]) -> None:
+    assert set(needed(range(31), lambda kept: wanted <= set(kept))) == wanted
 
 
-def test_ddmin_keeps_the_order_and_tries_nothing_first() -> None:
+def test_needed_keeps_the_order_and_tries_nothing_first() -> None:
     seen: list[tuple[int, ...]] = []
 
     def test(kept: tuple[int, ...]) -> bool:
         seen.append(kept)
         return {9, 4} <= set(kept)
 
-    assert ddmin([9, 1, 4, 7], test) == (9, 4)
+    assert needed([9, 1, 4, 7], test) == (9, 4)
     assert seen[0] == ()
     assert (9, 1, 4, 7) not in seen
 
