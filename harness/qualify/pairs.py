@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from packaging.version import Version
+
 from harness.arch import family_of
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
@@ -83,8 +85,8 @@ def ending(binary: QemuBinary, machine: str) -> str:
     if found is not None:
         return "deprecated" if found.deprecated else ""
     match = _VERSIONED.match(machine)
-    newest = max(_types(binary, family_of(machine)), default=())
-    return "not yet" if match and newest < _number(match[1]) else "removed"
+    newest = max(_types(binary, family_of(machine)), default=Version("0"))
+    return "not yet" if match and newest < Version(match[1]) else "removed"
 
 
 def other_types(binary: QemuBinary, machine: str) -> str:
@@ -96,16 +98,12 @@ def other_types(binary: QemuBinary, machine: str) -> str:
     return f"restart the guest with a machine type that both sides have: QEMU {binary.version} has {ours}"
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
-
-
-def _types(binary: QemuBinary, family: str) -> dict[tuple[int, ...], str]:
+def _types(binary: QemuBinary, family: str) -> dict[Version, str]:
     found = {}
     for machine in binary.machines:
         match = _VERSIONED.match(machine.name)
         if match and family_of(machine.name) == family:
-            found[_number(match[1])] = machine.name
+            found[Version(match[1])] = machine.name
     return found
 
 

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.errors import ConfigError, HostError, UsageError
@@ -36,18 +36,16 @@ HEADER = """\
 issues:
 """
 
-_COMPARISON = re.compile(r"(>=|<=|>|<|==|!=)\s*(\d+(?:\.\d+)*)")
 _VERSION = re.compile(r"\d+(\.\d+)*")
-_GLOB = re.compile(r"[\d.*?]+")
 _ITEM = re.compile(r"^( *)- ", re.MULTILINE)
 _EMPTY_LIST = re.compile(r"^issues:[ \t]*(\[[ \t]*\]|~|null)?[ \t]*(#.*)?$", re.MULTILINE)
 
 
 def _version_pattern(text: str) -> str:
-    parts = [part for part in re.split(r"[\s,]+", re.sub(r"([<>=!])\s+", r"\1", text.strip())) if part]
-    good = bool(parts) and all(_COMPARISON.fullmatch(part) for part in parts)
-    if not good and not _GLOB.fullmatch(text.strip()):
-        raise ValueError(f"{text!r} is no version: expected 7.2, 7.2.22, 8.*, '>=5.2 <11.1' or '*'")
+    try:
+        _specifiers(text)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{text!r} is no version: expected 7.2, 7.2.22, 8.*, '>=5.2 <11.1' or '*'") from error
     return text.strip()
 
 
@@ -273,30 +271,24 @@ def place_of(cell: Cell) -> str:
 
 
 def version_matches(pattern: str, version: str) -> bool:
-    """Whether a version is meant: ``7.2`` is any 7.2.x, ``8.*`` is a glob, ``>=5.2 <11.1`` is a range.
+    """Whether a version is meant: ``7.2`` is any 7.2.x, as ``7.2.*`` is, ``>=5.2 <11.1`` is a range, ``*`` is any.
 
     Versions are compared as far as the pattern is long: 11.1.3 is not ``<11.1``, and it is ``<=11.1``.
     """
-    comparisons = _COMPARISON.findall(pattern)
-    if comparisons:
-        return all(_compare(sign, bound, version) for sign, bound in comparisons)
-    if "*" in pattern or "?" in pattern:
-        return fnmatchcase(version, pattern) or fnmatchcase(f"{version}.", pattern)
-    return _compare("==", pattern, version)
+    return all(spec.contains(_cut(version, spec.version), prereleases=True) for spec in _specifiers(pattern))
 
 
-def _compare(sign: str, bound: str, version: str) -> bool:
-    right = [int(part) for part in bound.split(".")]
-    left = [int(part) for part in re.findall(r"\d+", version)][: len(right)]
-    left += [0] * (len(right) - len(left))
-    return {
-        ">=": left >= right,
-        "<=": left <= right,
-        ">": left > right,
-        "<": left < right,
-        "==": left == right,
-        "!=": left != right,
-    }[sign]
+def _specifiers(pattern: str) -> SpecifierSet:
+    """:raises InvalidSpecifier: it is no pattern"""
+    parts = re.sub(r"([<>=!~])\s+", r"\1", pattern.strip()).replace(",", " ").split()
+    if not parts:
+        raise InvalidSpecifier(pattern)
+    return SpecifierSet(",".join(f"=={part}" if part[0].isdigit() else part for part in parts if part != "*"))
+
+
+def _cut(version: str, bound: str) -> str:
+    """The numbers of a version, no more of them than a bound has."""
+    return ".".join(re.findall(r"\d+", version)[: bound.count(".") + 1]) or "0"
 
 
 def add_known(path: Path, cell: Cell, link: str, note: str = "") -> bool:

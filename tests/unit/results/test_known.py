@@ -64,6 +64,12 @@ def issue(**more: Any) -> Issue:
         ("<=11.1", "11.1.3", True),
         (">=10", "9.2.0", False),
         (">= 7.2", "10.0.13", True),
+        (">11.1", "11.1.3", False),
+        (">11.1", "11.2.0", True),
+        ("!=7.2", "7.2.22", False),
+        (">=5.2, <7.2", "6.2.0", True),
+        ("7.2.*", "7.2.22", True),
+        ("7.2.22", "7.2", False),
     ],
 )
 def test_versions(pattern: str, version: str, matches: bool) -> None:
@@ -183,6 +189,9 @@ def test_a_cell_that_passed_and_a_link_that_is_none_are_refused(tmp_path: Path) 
     ("line", "wrong", "where"),
     [
         ("    affected: [newish]", "is no version", ":3:"),
+        ("    affected: ['>=ten']", "is no version", ":3:"),
+        ("    affected: ['8.*.1']", "is no version", ":3:"),
+        ("    affected: ['']", "is no version", ":3:"),
         ("    affected: [7.2]\n    fixd_in: '8.0'", "fixd_in", ":4:"),
         ("    affected: []", "affected", ":3:"),
         ("    affected: [7.2]\n    fixed_in: soon", "is no version", ":4:"),
