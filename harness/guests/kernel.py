@@ -5,13 +5,19 @@ kmod."""
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import shutil
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
 
 from harness.errors import HostError, PostloadError, UsageError
 from harness.tools.program import run_tool
@@ -26,12 +32,6 @@ _PROTOCOL = 0x206  # u16: 0x0208 is the first with a payload
 _PAYLOAD = struct.Struct("<II")  # at 0x248: payload_offset from the protected-mode code, payload_length
 _PAYLOAD_AT = 0x248
 
-_ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-_SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
-_NOTE = struct.Struct("<III")
-_PT_NOTE = 4
-_SHT_NOBITS = 8
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 
 
@@ -136,49 +136,11 @@ def has_pvh_note(elf: bytes) -> bool:
     segment.
     """
     try:
-        return any(kind == _XEN_ELFNOTE_PHYS32_ENTRY and owner == b"Xen\0" for owner, kind in _notes(elf))
-    except struct.error:
+        segments = [each for each in ELFFile(io.BytesIO(elf)).iter_segments() if isinstance(each, NoteSegment)]
+        notes = [note for segment in segments for note in segment.iter_notes()]
+    except (ELFError, ConstructError):
         return False
-
-
-def _notes(elf: bytes) -> Iterator[tuple[bytes, int]]:
-    head = _ELF_HEADER.unpack_from(elf)
-    if head[0][:6] != b"\x7fELF\x02\x01":
-        return
-    table, entry_size, count = head[5], head[9], head[10]
-    for index in range(count):
-        kind, _, offset, _, _, size, _, _ = _PROGRAM_HEADER.unpack_from(elf, table + index * entry_size)
-        if kind == _PT_NOTE:
-            yield from _notes_in(elf[offset : offset + size])
-
-
-def _notes_in(segment: bytes) -> Iterator[tuple[bytes, int]]:
-    at = 0
-    while at + _NOTE.size <= len(segment):
-        name_size, data_size, kind = _NOTE.unpack_from(segment, at)
-        at += _NOTE.size
-        yield segment[at : at + name_size], kind
-        at += -(-name_size // 4) * 4 + -(-data_size // 4) * 4
-
-
-def elf_section(elf: bytes, name: bytes) -> bytes | None:
-    """One section's bytes of a little-endian ELF64 file, or None.
-
-    :raises struct.error: the file is cut
-    """
-    head = _ELF_HEADER.unpack_from(elf)
-    if head[0][:6] != b"\x7fELF\x02\x01":
-        return None
-    table, entry_size, count, names_index = head[6], head[11], head[12], head[13]
-    headers = [_SECTION_HEADER.unpack_from(elf, table + index * entry_size) for index in range(count)]
-    if names_index >= len(headers):
-        return None
-    names_at = headers[names_index][4]
-    for header in headers:
-        start = names_at + header[0]
-        if header[1] != _SHT_NOBITS and elf[start : start + len(name) + 1] == name + b"\0":
-            return elf[header[4] : header[4] + header[5]]
-    return None
+    return any(note.n_name == "Xen" and note.n_type == _XEN_ELFNOTE_PHYS32_ENTRY for note in notes)
 
 
 def module_name(text: str) -> str:
@@ -204,18 +166,18 @@ def parse_modinfo(path: Path, data: bytes) -> Module:
     """What ``.modinfo`` says: NUL-separated ``key=value`` (Linux, include/linux/moduleparam.h,
     ``__MODULE_INFO``).
 
-    :raises HostError: the file is no ELF64 module
+    :raises HostError: the file is no ELF module
     """
     try:
-        section = elf_section(data, b".modinfo")
-    except struct.error as error:
-        raise HostError(f"module {path} is cut: {error}") from error
+        section = ELFFile(io.BytesIO(data)).get_section_by_name(".modinfo")
+    except (ELFError, ConstructError) as error:
+        raise HostError(f"module {path} is no whole ELF file: {error}") from error
     if section is None:
         raise HostError(f"module {path} has no .modinfo section")
     depends: list[str] = []
     soft: list[str] = []
     aliases: list[str] = []
-    for item in section.split(b"\0"):
+    for item in section.data().split(b"\0"):
         key, _, value = item.decode("utf-8", "replace").partition("=")
         if key == "depends":
             depends += [module_name(word) for word in value.split(",") if word]

@@ -13,10 +13,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
 
 from harness.errors import HostError, MissingError
 from harness.tools.program import run_tool
@@ -24,12 +29,6 @@ from harness.tools.program import run_tool
 PATCH_TIMEOUT_S = 120.0
 
 _MAGIC = b"\x7fELF"
-# Elf64_Ehdr from e_type on, Elf64_Phdr, Elf64_Dyn (elf.h)
-_HEADER = struct.Struct("<16xHHIQQQIHHHHHH")
-_SEGMENT = struct.Struct("<IIQQQQQQ")
-_DYNAMIC = struct.Struct("<qQ")
-_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
-_DT_STRTAB, _DT_RPATH, _DT_RUNPATH = 5, 15, 29
 
 # /usr/share/zoneinfo is what $TZ names: the host's configuration, not its software.
 _HOST_PATHS = re.compile(rb"/usr/(?=lib/|lib64/|libexec/|share/(?!zoneinfo)|sbin/smbd)|/etc/qemu(?=/)|/var/run/qemu")
@@ -48,29 +47,25 @@ def is_elf(path: Path) -> bool:
 
 def interpreter(path: Path) -> str | None:
     """The ``ld.so`` that a program asks for (``PT_INTERP``), None when it asks for none."""
-    data = path.read_bytes()
-    for kind, offset, _, size in _segments(data):
-        if kind == _PT_INTERP:
-            return os.fsdecode(data[offset : offset + size].rstrip(b"\0"))
-    return None
+    with path.open("rb") as file:
+        segments = ELFFile(file).iter_segments()
+        return next((segment.get_interp_name() for segment in segments if isinstance(segment, InterpSegment)), None)
 
 
 def search_path(path: Path) -> list[str]:
     """The folders of ``DT_RPATH`` and ``DT_RUNPATH`` as they stand, ``$ORIGIN`` included.
 
-    :raises HostError: not a 64-bit little-endian ELF file, or cut
+    :raises HostError: no ELF file, or cut
     """
-    data = path.read_bytes()
     try:
-        entries = dict(reversed(list(_dynamic(data))))
-        found = []
-        for tag in (_DT_RPATH, _DT_RUNPATH):
-            if tag in entries:
-                start = _file_offset(data, entries[_DT_STRTAB]) + entries[tag]
-                found += os.fsdecode(data[start : data.index(b"\0", start)]).split(":")
-    except (struct.error, KeyError, ValueError) as error:
+        with path.open("rb") as file:
+            dynamic = [segment for segment in ELFFile(file).iter_segments() if isinstance(segment, DynamicSegment)]
+            tags = [tag for segment in dynamic for tag in segment.iter_tags()]
+            names = [(f"DT_{name.upper()}", name) for name in ("rpath", "runpath")]
+            found = [getattr(tag, name) for kind, name in names for tag in tags if tag.entry.d_tag == kind]
+    except (ELFError, ConstructError) as error:
         raise HostError(f"{path} is not a whole ELF file: {error}") from error
-    return [folder for folder in found if folder]
+    return [folder for text in found for folder in text.split(":") if folder]
 
 
 def patchelf(path: Path, *, rpath: Sequence[str], loader: str | None = None) -> None:
@@ -157,28 +152,3 @@ def _rewrite(path: Path, data: bytes) -> None:
     fresh.write_bytes(data)
     fresh.chmod(mode & 0o777)
     fresh.replace(path)
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Program headers: kind, offset in the file, address, size in the file."""
-    if data[:4] != _MAGIC or data[4:6] != b"\x02\x01":
-        raise ValueError("not 64-bit little-endian")
-    header = _HEADER.unpack_from(data)
-    table, size, count = header[4], header[8], header[9]
-    for index in range(count):
-        kind, _, offset, address, _, in_file, _, _ = _SEGMENT.unpack_from(data, table + index * size)
-        yield kind, offset, address, in_file
-
-
-def _dynamic(data: bytes) -> Iterator[tuple[int, int]]:
-    for kind, offset, _, size in _segments(data):
-        if kind == _PT_DYNAMIC:
-            for start in range(offset, offset + size, _DYNAMIC.size):
-                yield _DYNAMIC.unpack_from(data, start)
-
-
-def _file_offset(data: bytes, address: int) -> int:
-    for kind, offset, start, size in _segments(data):
-        if kind == _PT_LOAD and start <= address < start + size:
-            return offset + address - start
-    raise ValueError(f"no segment holds address {address:#x}")

@@ -12,7 +12,7 @@ import pytest
 from elf_files import PVH, bzimage, kernel_file, module_file
 
 from harness.errors import HostError, UsageError
-from harness.guests.kernel import ModuleTree, boot_image, elf_section, has_pvh_note, parse_modinfo, read_module
+from harness.guests.kernel import ModuleTree, boot_image, has_pvh_note, parse_modinfo, read_module
 
 
 @pytest.mark.parametrize("how", [lzma.compress, gzip.compress])
@@ -53,12 +53,6 @@ def test_every_cut_of_an_elf_is_survived() -> None:
         assert not has_pvh_note(PVH[:length])
 
 
-def test_a_missing_section_is_none() -> None:
-    elf = module_file(b"license=GPL\0")
-    assert elf_section(elf, b".modinfo") == b"license=GPL\0"
-    assert elf_section(elf, b".mod") is None
-
-
 def test_modinfo() -> None:
     info = b"license=GPL\0alias=pci:v1\0alias=b-c\0depends=lib-a,lib_b\0softdep=pre: crc-x y post: z\0"
     module = parse_modinfo(Path("a-b.ko.xz"), module_file(info))
@@ -68,6 +62,9 @@ def test_modinfo() -> None:
     assert module.aliases == ("pci:v1", "b-c")
     with pytest.raises(HostError, match=r"no \.modinfo"):
         parse_modinfo(Path("x.ko"), PVH)
+    for length in range(len(module_file(info))):
+        with pytest.raises(HostError, match=r"x\.ko"):
+            parse_modinfo(Path("x.ko"), module_file(info)[:length])
 
 
 @pytest.fixture
