@@ -42,7 +42,7 @@ from harness.packs.manifest import (
     PhaseModel,
     read_manifest,
 )
-from harness.packs.packfile import export_pack, unpacked
+from harness.packs.packfile import unpacked
 from harness.packs.packwriter import PackWriter
 from harness.stream.model import Section
 from harness.stream.ram import ram_section_buffers
@@ -60,7 +60,6 @@ __all__ = [
     "PhaseSize",
     "Recording",
     "StatePack",
-    "export_pack",
     "incoming_body",
 ]
 

@@ -29,38 +29,32 @@ import os
 import shutil
 import struct
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import zstandard
 
-from harness.cache import publish_dir, sweep, temp_dir
-from harness.errors import HostError, PackError, UsageError
+from harness.cache import publish_dir
+from harness.errors import HostError, PackError
 from harness.files import sha256_file
-from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, FileModel, Manifest, parse_manifest
+from harness.packs.manifest import MANIFEST, FileModel, Manifest, parse_manifest
 from harness.packs.trust import refuse_host_access
-
-if TYPE_CHECKING:
-    from harness.packs.pack import StatePack
 
 #: What a file needs to be called for ``record`` to make one.
 SUFFIX = ".pack"
 #: In :attr:`Manifest.packed`: what is no phase.
 GUEST_PART = "guest"
 
-_HEAD = struct.Struct("<II8sIIQQ32s")
-_MAGIC = 0x184D2A5F
-_NAME = b"POSTLOAD"
+HEAD = struct.Struct("<II8sIIQQ32s")
+MAGIC = 0x184D2A5F
+NAME = b"POSTLOAD"
 #: What the first bytes of every layout are.
-_BEGINNING = struct.pack("<II8s", _MAGIC, _HEAD.size - 8, _NAME)
-_LAYOUT = 1
-_WINDOW_LOG = 27
-_LEVEL = 9
+_BEGINNING = struct.pack("<II8s", MAGIC, HEAD.size - 8, NAME)
+LAYOUT = 1
+WINDOW_LOG = 27
 _MANIFEST_LIMIT = 16 << 20
-_CHUNK = 1 << 20
-_BLOCK = tarfile.BLOCKSIZE
+CHUNK = 1 << 20
+BLOCK = tarfile.BLOCKSIZE
 
 
 def is_packfile(path: Path) -> bool:
@@ -89,149 +83,6 @@ def unpacked(path: Path) -> Path:
     return publish_dir(key, lambda folder: _unpack(path, head, folder))
 
 
-def export_pack(pack: StatePack, path: Path) -> Path:
-    """Write an open pack as one file, whole or not at all.
-
-    :raises UsageError: there is something already
-    :raises HostError: no space, or the folder cannot be written
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        with temp_dir(path.parent) as temp:
-            packed = _write_content(temp / "content", _parts(pack))
-            _join(temp, pack.manifest.model_copy(update={"packed": packed}))
-            _appear(temp / "whole", path)
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
-    return path
-
-
-def _appear(whole: Path, path: Path) -> None:
-    """Unlike a rename, a link does not replace what is there."""
-    try:
-        os.link(whole, path)
-    except FileExistsError as error:
-        raise UsageError(f"{path}: it exists already; a state pack is never overwritten") from error
-
-
-# writing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """Bytes of a member and whose they are.
-
-    :param owner: a phase, or ``guest``
-    :param header: the member's header, when this is its beginning
-    :param start: where they begin in the file, which has ``size_bytes`` in all
-    :param last: the member ends with them
-    """
-
-    owner: str
-    header: bytes
-    source: Path
-    start: int
-    size_bytes: int
-    last: bool
-
-
-def _parts(pack: StatePack) -> Iterator[_Part]:
-    """Everything behind the manifest, in order: what later parts repeat comes first."""
-    manifest = pack.manifest
-    sources = {name: pack.path / name for name in manifest.files}
-    for name in manifest.guest_files():
-        yield _whole(GUEST_PART, name, sources[name], manifest)
-    size, start = manifest.files[PAGES].size_bytes, 0
-    for number, phase in enumerate(pack.sizes):
-        last = number == len(pack.sizes) - 1
-        end = size if last else start + phase.page_bytes
-        yield _Part(
-            owner=phase.name,
-            header=b"" if number else _member(PAGES, size),
-            source=sources[PAGES],
-            start=start,
-            size_bytes=end - start,
-            last=last,
-        )
-        start = end
-    for phase in pack.sizes:
-        for file in RAM_FILES:
-            name = f"{phase.name}/{file}"
-            yield _whole(phase.name, name, sources[name], manifest)
-
-
-def _whole(owner: str, name: str, source: Path, manifest: Manifest) -> _Part:
-    size = manifest.files[name].size_bytes
-    return _Part(owner=owner, header=_member(name, size), source=source, start=0, size_bytes=size, last=True)
-
-
-def _member(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info.tobuf(tarfile.GNU_FORMAT, "ascii", "strict")
-
-
-def _padding(size: int) -> bytes:
-    return bytes(-size % _BLOCK)
-
-
-def _parameters(**more: Any) -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters.from_level(_LEVEL, write_checksum=True, **more)
-
-
-def _write_content(path: Path, parts: Iterator[_Part]) -> dict[str, int]:
-    """The content's frame; returns how many bytes of it each owner has."""
-    packed: dict[str, int] = {}
-    parameters = _parameters(window_log=_WINDOW_LOG, enable_ldm=True)
-    with path.open("wb") as out:
-        stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-        for part in parts:
-            start = out.tell()
-            out.write(stream.compress(part.header))
-            for chunk in _chunks(part):
-                out.write(stream.compress(chunk))
-            out.write(stream.compress(_padding(part.start + part.size_bytes) if part.last else b""))
-            # a block ends here: what stands in the file so far is what the parts so far cost
-            out.write(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-            packed[part.owner] = packed.get(part.owner, 0) + out.tell() - start
-        out.write(stream.compress(bytes(2 * _BLOCK)))
-        out.write(stream.flush())
-    return packed
-
-
-def _chunks(part: _Part) -> Iterator[bytes]:
-    with part.source.open("rb") as file:
-        file.seek(part.start)
-        left = part.size_bytes
-        while left:
-            chunk = file.read(min(left, _CHUNK))
-            if not chunk:
-                raise HostError(f"{part.source} became shorter while it was read")
-            left -= len(chunk)
-            yield chunk
-
-
-def _join(temp: Path, manifest: Manifest) -> None:
-    text = manifest.text().encode()
-    plain = _member(MANIFEST, len(text)) + text + _padding(len(text))
-    frame = zstandard.ZstdCompressor(compression_params=_parameters()).compress(plain)
-    digest = hashlib.sha256(frame)
-    with (temp / "whole").open("wb") as out, (temp / "content").open("rb") as content:
-        size = os.fstat(content.fileno()).st_size
-        out.write(bytes(_HEAD.size) + frame)
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
-        out.seek(0)
-        out.write(_HEAD.pack(_MAGIC, _HEAD.size - 8, _NAME, _LAYOUT, 0, len(frame), size, digest.digest()))
-        out.flush()
-        os.fsync(out.fileno())
-
-
-# reading
-
-
 class _Head(NamedTuple):
     manifest_bytes: int
     content_bytes: int
@@ -244,21 +95,21 @@ def _read_head(path: Path) -> _Head:
     :raises PackError: not the head of a pack, or not followed by as many bytes
     """
     with path.open("rb") as file:
-        data, size = file.read(_HEAD.size), os.fstat(file.fileno()).st_size
+        data, size = file.read(HEAD.size), os.fstat(file.fileno()).st_size
     start = data[: len(_BEGINNING)]
     if not data or start != _BEGINNING[: len(data)]:
         wanted, found = _BEGINNING.hex(" "), start.hex(" ") or "nothing"
         raise PackError(f"{path} is not a state pack: at offset 0: expected {wanted}, found {found}")
-    if len(data) < _HEAD.size:
-        raise PackError(f"{path}: {size} bytes, expected {_HEAD.size} for its head alone; the pack was cut")
-    _, _, _, layout, zero, *rest = _HEAD.unpack(data)
+    if len(data) < HEAD.size:
+        raise PackError(f"{path}: {size} bytes, expected {HEAD.size} for its head alone; the pack was cut")
+    _, _, _, layout, zero, *rest = HEAD.unpack(data)
     head = _Head(*rest)
-    if layout != _LAYOUT or zero:
-        raise PackError(f"{path}: at offset 16: layout {layout}.{zero}; this program reads layout {_LAYOUT}.0")
+    if layout != LAYOUT or zero:
+        raise PackError(f"{path}: at offset 16: layout {layout}.{zero}; this program reads layout {LAYOUT}.0")
     if head.manifest_bytes > _MANIFEST_LIMIT:
         most = f"expected {_MANIFEST_LIMIT} at most"
         raise PackError(f"{path}: at offset 24: a manifest of {head.manifest_bytes} bytes, {most}")
-    expected = _HEAD.size + head.manifest_bytes + head.content_bytes
+    expected = HEAD.size + head.manifest_bytes + head.content_bytes
     if size != expected:
         raise PackError(f"{path}: {size} bytes, expected {expected}; the pack was cut or changed")
     return head
@@ -266,8 +117,8 @@ def _read_head(path: Path) -> _Head:
 
 def _unpack(path: Path, head: _Head, folder: Path) -> None:
     with path.open("rb") as file:
-        file.seek(_HEAD.size)
-        first = _Reader(path, io.BytesIO(file.read(head.manifest_bytes)), _HEAD.size, MANIFEST)
+        file.seek(HEAD.size)
+        first = _Reader(path, io.BytesIO(file.read(head.manifest_bytes)), HEAD.size, MANIFEST)
         name, size = _next(first)
         if name != MANIFEST or size > _MANIFEST_LIMIT:
             raise first.error(f"a member {name!r} of {size} bytes, expected {MANIFEST} of {_MANIFEST_LIMIT} at most")
@@ -281,9 +132,9 @@ def _unpack(path: Path, head: _Head, folder: Path) -> None:
         _unpack_members(content, manifest, folder)
         content.end()
         # last: until here an error names the member. Few bytes of zstd can change without a change of what they mean
-        file.seek(_HEAD.size)
+        file.seek(HEAD.size)
         if hashlib.file_digest(file, "sha256").digest() != head.sha256:
-            raise PackError(f"{path}: SHA-256 of all from offset {_HEAD.size} on: not as at offset 40; it was changed")
+            raise PackError(f"{path}: SHA-256 of all from offset {HEAD.size} on: not as at offset 40; it was changed")
     (folder / MANIFEST).write_bytes(text)
     folder.chmod(0o755)
 
@@ -316,7 +167,7 @@ def _unpack_members(reader: _Reader, manifest: Manifest, folder: Path) -> None:
             raise reader.error(f"{size} bytes, expected {wanted.size_bytes}")
         _unpack_one(reader, folder / name, wanted)
     reader.at = "the end of the members"
-    if any(reader.take(2 * _BLOCK)):
+    if any(reader.take(2 * BLOCK)):
         raise reader.error("more members than the manifest lists")
 
 
@@ -325,7 +176,7 @@ def _unpack_one(reader: _Reader, target: Path, wanted: FileModel) -> None:
     digest, left = hashlib.sha256(), wanted.size_bytes
     with target.open("xb") as out:
         while left:
-            chunk = reader.take(min(left, _CHUNK))
+            chunk = reader.take(min(left, CHUNK))
             digest.update(chunk)
             out.write(chunk)
             left -= len(chunk)
@@ -336,7 +187,7 @@ def _unpack_one(reader: _Reader, target: Path, wanted: FileModel) -> None:
 
 def _next(reader: _Reader) -> tuple[str, int]:
     """Name and size of the next member: a plain file, whatever else a tar can hold."""
-    block = reader.take(_BLOCK)
+    block = reader.take(BLOCK)
     try:
         info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, UnicodeError) as error:
@@ -358,7 +209,7 @@ class _Reader:
         self._raw = raw
         self._base = base
         self.at = at
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG)
         self._stream = decompressor.stream_reader(raw, closefd=False)
 
     def take(self, size: int) -> bytes:
@@ -373,7 +224,7 @@ class _Reader:
 
     def padding(self, size: int) -> None:
         """The zeros behind a member of this size."""
-        if any(self.take(-size % _BLOCK)):
+        if any(self.take(-size % BLOCK)):
             raise self.error("expected zeros behind it")
 
     def end(self) -> None:

@@ -22,9 +22,10 @@ from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
+from harness.packs.export import export_pack
 from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
 from harness.packs.pack import StatePack
-from harness.packs.packfile import SUFFIX, export_pack
+from harness.packs.packfile import SUFFIX
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option

@@ -14,7 +14,8 @@ import pytest
 
 from harness.cache import CACHE_VARIABLE
 from harness.errors import UsageError
-from harness.packs.pack import StatePack, export_pack
+from harness.packs.export import export_pack
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.state.recorder import Plan, record
 

@@ -100,7 +100,7 @@ def test_postcopy_moves_pages_by_real_faults_or_says_why_not(both_ways: tuple[Do
 @pytest.fixture(scope="module")
 def old_host(pc_pack: StatePack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack as another host sent it: one file."""
-    from harness.packs.packfile import export_pack
+    from harness.packs.export import export_pack
 
     return export_pack(pc_pack, tmp_path_factory.mktemp("old") / "old-host.pack")
 

@@ -19,8 +19,9 @@ import zstandard
 
 from harness.cache import CACHE_VARIABLE
 from harness.errors import HostError, PackError, UsageError
-from harness.packs import packfile
-from harness.packs.pack import PackWriter, StatePack, export_pack
+from harness.packs import export, packfile
+from harness.packs.export import export_pack
+from harness.packs.pack import PackWriter, StatePack
 from harness.stream.reader import read_stream
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ def test_a_disk_that_fills_up_is_the_hosts_fault(
     monkeypatch.setattr(packfile, "_unpack_one", full)
     refused(path, cache, "is full", HostError)
     with StatePack(tmp_path / "folder") as pack:
-        monkeypatch.setattr(packfile, "_join", full)
+        monkeypatch.setattr(export, "_join", full)
         with pytest.raises(HostError, match=r"b\.pack: No space left"):
             export_pack(pack, tmp_path / "new/b.pack")
     assert list((tmp_path / "new").iterdir()) == []
