@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,12 @@ from harness.engines.secondary import Secondary
 from harness.errors import MissingError
 from harness.experiments.drift import DriftExperiment, DriftRun
 from harness.oracles.drift import Comparison, judge_drift, load_rules, unused_rules
-from harness.packs.pack import Recording, StatePack, incoming_body
+from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary, host_binary
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.results.verdict import Verdict
-from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, sections_for
-from harness.stream.model import Section
-from harness.stream.reader import read_stream
+from harness.state.transforms import GuestMode, cpu_labels, encode, sections_for
 
 LOADS = 10
 #: Longer than a second, so that a clock with seconds moves.
@@ -98,19 +97,11 @@ def _worked(done: object) -> dict[str, object]:
     return json.loads(text) if text.startswith("{") else {}
 
 
-def saved(vm: Vm, recording: Recording) -> list[Section]:
-    """The device state of a stopped machine."""
-    path = vm.workdir / "saved.state"
+def registers(vm: Vm) -> str:
+    """Of all CPUs, as QEMU prints them."""
     vm.qmp("stop")
-    vm.qmp("xen-save-devices-state", filename=str(path))
-    data = path.read_bytes()
-    path.unlink()
-    return list(read_stream(data, vmdesc=recording.vmdesc).devices)
-
-
-def cpus_of(sections: list[Section]) -> dict[str, bytes]:
-    """Registers of each CPU."""
-    return {label_of(section): bytes(section.payload) for section in sections if section.idstr == "cpu"}
+    command: dict[str, Any] = {"command-line": "info registers -a"}
+    return str(vm.qmp("human-monitor-command", **command))
 
 
 # --- aarch64 -------------------------------------------------------------------------------------------------
@@ -144,28 +135,29 @@ def test_loads_of_every_row_pass(virt: Recorded, postload: Callable[..., Done], 
     assert verdicts == ["ok"] * 6
 
 
-@pytest.mark.parametrize("which", ["virt", "two_cpus"])
-def test_no_cpu_of_a_parked_guest_runs(which: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("which", "cpus"), [("virt", 1), ("two_cpus", 2)])
+def test_no_cpu_of_a_parked_guest_runs(which: str, cpus: int, request: pytest.FixtureRequest) -> None:
     recorded: Recorded = request.getfixturevalue(which)
     recording = recorded.pack.recordings["bound"]
     with recorded.secondary("bound") as opened:
         for _ in range(3):
             opened.primary.checkpoint(encode(sections_for(recording, GuestMode.PARKED)))
-        before = cpus_of(saved(opened.vm, recording))
+        before = registers(opened.vm)
         opened.vm.qmp("cont")
         time.sleep(0.3)
-        assert cpus_of(saved(opened.vm, recording)) == before
-    assert set(before) == {label for label in cpu_labels(recording) if not label.startswith("cpu_common")}
+        assert registers(opened.vm) == before
+    assert before.count("CPU#") == cpus
 
 
-def test_a_guest_that_is_not_parked_runs(virt: Recorded) -> None:
-    recording = virt.pack.recordings["bound"]
-    with virt.secondary("bound") as opened:
-        opened.primary.checkpoint(encode(recording.sections))
-        before = cpus_of(saved(opened.vm, recording))
+@pytest.mark.parametrize("which", ["virt", "two_cpus"])
+def test_a_guest_that_is_not_parked_runs(which: str, request: pytest.FixtureRequest) -> None:
+    recorded: Recorded = request.getfixturevalue(which)
+    with recorded.secondary("bound") as opened:
+        opened.primary.checkpoint(encode(recorded.pack.recordings["bound"].sections))
+        before = registers(opened.vm)
         opened.vm.qmp("cont")
         time.sleep(0.3)
-        assert cpus_of(saved(opened.vm, recording)) != before
+        assert registers(opened.vm) != before
 
 
 def test_what_moves_by_nature_on_virt_has_rules_and_they_are_needed(virt: Recorded) -> None:
@@ -176,7 +168,9 @@ def test_what_moves_by_nature_on_virt_has_rules_and_they_are_needed(virt: Record
     assert verdicts == {Verdict.OK}, told
     own = [rule for rule in rules if rule.machine.startswith("virt")]
     assert own
-    assert [rule.section for rule, comparison in unused_rules(own, runs) if comparison is Comparison.N] == []
+    # from save to save the host's clock gains milliseconds, which make a second by chance; since the recording, many
+    left = [rule.section for rule, comparison in unused_rules(own, runs) if comparison is Comparison.RECORDING]
+    assert left == []
 
 
 def _drifted(recorded: Recorded, phase: str) -> DriftRun:
