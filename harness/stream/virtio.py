@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.errors import StreamError
-from harness.stream.vmdesc import Field, field_value
+from harness.stream.fields import Field, field_value
 from harness.stream.wire import SectionType
 
 QUEUE_MAX = 1024
