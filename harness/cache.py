@@ -1,31 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A cache of folders that are either whole or not there.
 
-A folder is built under a temporary name beside its place and gets its name by one rename. The temporary name
-has a lock file that its builder holds: the kernel lets go of the lock when the builder dies, however it dies,
-so a lock that can be taken marks a leftover (a pid would be taken again by somebody else, and means nothing
-in another container).
+A folder is built under a temporary name beside its place (:func:`harness.files.temp_dir`) and gets its name by one
+rename.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 
 from harness.errors import HostError
+from harness.files import sweep, sync, temp_dir
 
 CACHE_VARIABLE = "POSTLOAD_CACHE"
-_TEMP_PREFIX = ".tmp-"
-_LOCK_SUFFIX = ".lock"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 
 
@@ -64,53 +58,6 @@ def publish_dir(key: str, build: Callable[[Path], None]) -> Path:
 
 
 @contextlib.contextmanager
-def temp_dir(parent: Path) -> Iterator[Path]:
-    """An empty folder in ``parent`` that goes away with the block, or by a later :func:`sweep` if this
-    process dies."""
-    lock_path, lock = _new_lock(parent)
-    temp = lock_path.with_suffix("")
-    try:
-        temp.mkdir()
-        yield temp
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
-        lock_path.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def sweep(parent: Path) -> None:
-    """Remove the temporary folders in ``parent`` whose builders are dead."""
-    for lock_path in parent.glob(f"{_TEMP_PREFIX}*{_LOCK_SUFFIX}"):
-        try:
-            lock = os.open(lock_path, os.O_RDWR)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
-        except OSError:
-            continue
-        finally:
-            os.close(lock)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    :raises HostError: the disk is full, or the folder cannot be written
-    """
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        with temp_dir(path.parent) as temp:
-            fresh = temp / path.name
-            fresh.write_bytes(data)
-            _sync(fresh)
-            fresh.replace(path)
-
-
-@contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turn errors of a full or read-only disk into a :class:`HostError` that names the folder."""
     try:
@@ -123,20 +70,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
             why = f"{error.strerror}; name another folder in ${CACHE_VARIABLE}"
             raise HostError(f"the folder {folder} cannot be written: {why}") from error
         raise
-
-
-def _new_lock(parent: Path) -> tuple[Path, int]:
-    """A locked lock file that no sweeper took away between its creation and its locking."""
-    while True:
-        path = parent / f"{_TEMP_PREFIX}{uuid.uuid4().hex}{_LOCK_SUFFIX}"
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists():
-                return path, lock
-        except BlockingIOError:
-            pass
-        os.close(lock)
 
 
 def _publish(temp: Path, target: Path) -> None:
@@ -154,12 +87,4 @@ def _flush(folder: Path) -> None:
     contents do not."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            sync(path)

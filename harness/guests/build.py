@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.arch import Architecture
-from harness.cache import cache_root, disk_errors, publish_dir, sweep, temp_dir, write_file
+from harness.cache import cache_root, disk_errors, publish_dir
 from harness.errors import HostError, UsageError
+from harness.files import sweep, temp_dir, write_atomically
 from harness.guests.initramfs import build_initramfs
 from harness.guests.kernel import KernelImage, Module, ModuleTree, boot_image, read_module
 from harness.guests.recipe import PackagedBusybox, PackagedKernel, Recipe
@@ -79,7 +80,7 @@ def build_guest(recipe: Recipe, refresh: bool = False) -> Guest:
     inputs = _fetch(recipe, refresh)
     content = hashlib.sha256(" ".join([digest, *(deb.sha256 for deb in inputs.debs())]).encode()).hexdigest()
     folder = publish_dir(f"guests/{content[:32]}", lambda temp: _build(recipe, inputs, temp))
-    write_file(_index_path(digest), json.dumps({"folder": folder.name}).encode())
+    write_atomically(_index_path(digest), json.dumps({"folder": folder.name}).encode())
     return _guest(recipe, folder)
 
 

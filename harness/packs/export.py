@@ -13,8 +13,8 @@ from typing import Any
 
 import zstandard
 
-from harness.cache import sweep, temp_dir
 from harness.errors import HostError, UsageError
+from harness.files import sweep, temp_dir
 from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, Manifest
 from harness.packs.pack import StatePack
 from harness.packs.packfile import BLOCK, CHUNK, GUEST_PART, HEAD, LAYOUT, MAGIC, NAME, WINDOW_LOG

@@ -12,9 +12,8 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-from harness.cache import sweep, temp_dir
 from harness.errors import HostError, PackError
-from harness.files import sha256_file
+from harness.files import sha256_file, sweep, temp_dir
 from harness.packs.manifest import (
     MANIFEST,
     PAGES,

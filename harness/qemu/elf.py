@@ -24,6 +24,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment
 
 from harness.errors import HostError, MissingError
+from harness.files import write_atomically
 from harness.tools.program import run_tool
 
 PATCH_TIMEOUT_S = 120.0
@@ -101,7 +102,7 @@ def hide_host(path: Path) -> int:
     """
     data, count = _HOST_PATHS.subn(_nil, path.read_bytes())
     if count:
-        _rewrite(path, data)
+        write_atomically(path, data)
     return count
 
 
@@ -119,7 +120,7 @@ def hide_host_from_loader(path: Path) -> None:
         raise HostError(f"{path} is no ld.so that is known: it does not hold {missing[0].decode()!r}")
     for name in _LOADER_FILES:
         data = data.replace(name, _nil_bytes(name))
-    _rewrite(path, _LOADER_FOLDERS.sub(_nil, data))
+    write_atomically(path, _LOADER_FOLDERS.sub(_nil, data))
 
 
 def host_paths(path: Path, prefix: Path) -> list[str]:
@@ -143,12 +144,3 @@ def _nil_bytes(name: bytes) -> bytes:
     """``/usr/lib`` as ``/nil/lib``: the first folder gets a name of its length that does not exist."""
     first = name[1:].split(b"/")[0].rstrip(b"\0")
     return b"/" + b"nil".ljust(len(first), b"l")[: len(first)] + name[1 + len(first) :]
-
-
-def _rewrite(path: Path, data: bytes) -> None:
-    """Write beside and rename: a hard link must not carry the change elsewhere."""
-    mode = path.stat().st_mode
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_bytes(data)
-    fresh.chmod(mode & 0o777)
-    fresh.replace(path)

@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.cache import cache_root, publish_dir, write_file
+from harness.cache import cache_root, publish_dir
 from harness.errors import HostError, MissingError, PostloadError, UsageError
-from harness.files import sha256_file
+from harness.files import sha256_file, write_atomically
 from harness.qemu.binary import probe_binary
 from harness.qemu.elf import patchelf_program
 from harness.qemu.installed import (
@@ -311,7 +311,7 @@ def _packages_file(name: str, full: bool) -> Path:
 
 def _keep_packages(name: str, full: bool, found: Packages) -> None:
     document = {"schema": _PLAN_SCHEMA, **asdict(found)}
-    write_file(_packages_file(name, full), json.dumps(document, indent=1).encode())
+    write_atomically(_packages_file(name, full), json.dumps(document, indent=1).encode())
 
 
 def _kept_packages(name: str, full: bool) -> Packages | None:

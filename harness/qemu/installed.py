@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.cache import cache_root, disk_errors, sweep, temp_dir, write_file
+from harness.cache import cache_root, disk_errors
 from harness.errors import HostError, UsageError
-from harness.files import sha256_file
+from harness.files import sha256_file, sweep, temp_dir, write_atomically
 
 SCHEMA = "postload.qemu/1"
 LAUNCHER = "qemu"
@@ -155,7 +155,7 @@ def register(installed: Installed) -> None:
     """
     before = entry(installed.name)
     text = json.dumps(installed.to_json(), indent=1)
-    write_file(_name_file(installed.name), text.encode())
+    write_atomically(_name_file(installed.name), text.encode())
     if before is not None and before.folder != installed.folder:
         _drop_folder(before)
 

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HostError
+from harness.files import write_together
 from harness.qualify.model import SCHEMA as QUALIFY_SCHEMA
 from harness.report.html import render_html
 from harness.report.junit import render_junit
@@ -69,7 +65,7 @@ def write_reports(doc: MatrixDoc, out_dir: Path, formats: Collection[str] = tupl
         MARKDOWN_NAME: partial(render_markdown, doc),
     }
     files = {name: makers[name]() for key, name in FORMATS.items() if key in formats}
-    _publish(out_dir, files)
+    write_together(out_dir, {name: text.encode("utf-8", "replace") for name, text in files.items()})
     return [out_dir / name for name in files]
 
 
@@ -80,27 +76,3 @@ def _section(path: Path, schema: str, render: Callable[[dict[str, Any]], str]) -
         return render(document) if document["schema"] == schema else ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _publish(out_dir: Path, files: Mapping[str, str]) -> None:
-    """All temporary files first, then the renames: a full disk is met before an old file is touched."""
-    mark = f"{os.getpid()}-{threading.get_ident()}"
-    pending = {out_dir / f".{name}.{mark}.tmp": out_dir / name for name in files}
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for temporary, final in pending.items():
-            temporary.write_bytes(files[final.name].encode("utf-8", "replace"))
-        for temporary, final in pending.items():
-            temporary.replace(final)
-    except OSError as error:
-        raise HostError(_reason(out_dir, error)) from error
-    finally:
-        for temporary in pending:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _reason(out_dir: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left to write the reports in {out_dir}: free some, or name another folder"
-    return f"cannot write the reports in {out_dir}: {error.strerror or error}"

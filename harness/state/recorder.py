@@ -13,9 +13,9 @@ from typing import Any
 
 import harness
 from harness.arch import Architecture, architecture_of
-from harness.cache import sweep, temp_dir
 from harness.devices.device import NOTHING, section_label
 from harness.errors import DeadlineError, GuestError, HostError, UsageError
+from harness.files import sweep, temp_dir
 from harness.guests.build import Guest
 from harness.guests.console import Console
 from harness.guests.faults import wait_halted

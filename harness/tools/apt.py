@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from harness.cache import cache_root, disk_errors, sweep, temp_dir, write_file
+from harness.cache import cache_root, disk_errors
 from harness.errors import DeadlineError, HostError, MissingError
+from harness.files import sweep, temp_dir, write_atomically
 from harness.tools.program import run_tool
 
 MIRROR_VARIABLE = "POSTLOAD_MIRROR"
@@ -340,12 +341,12 @@ class AptRoot:
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
             (self.root / "status").touch()
             (self.root / "etc" / "preferences").touch()
-        write_file(self.root / "etc" / "sources.list", "".join(self._sources()).encode())
+        write_atomically(self.root / "etc" / "sources.list", "".join(self._sources()).encode())
         text = _APT_CONF.format(arch=self.arch, root=self.root)
         if self.suite.endswith("-backports"):
             # Debian gives backports a priority that makes them never a candidate by themselves.
             text += f'APT::Default-Release "{self.suite}";\n'
-        write_file(conf, text.encode())
+        write_atomically(conf, text.encode())
 
     def _sources(self) -> Iterator[str]:
         base = self.suite.removesuffix("-backports")

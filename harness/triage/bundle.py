@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.arch import architecture_of
-from harness.cache import temp_dir
 from harness.devices.device import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
+from harness.files import temp_dir
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder

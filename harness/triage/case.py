@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.cache import temp_dir
 from harness.errors import HostError, PackError, UsageError
+from harness.files import temp_dir
 from harness.guests.machine import filled
 from harness.qemu.cmdline import Option
 

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from harness.errors import HostError
-from harness.files import sha256_file, write_atomically
+from harness.files import sha256_file, write_atomically, write_together
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -53,3 +56,41 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch: py
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_belong_together_are_replaced_when_all_of_them_can_be(tmp_path: Path) -> None:
+    write_together(tmp_path, {"a": b"old", "b": b"old"})
+    with pytest.raises(HostError, match="cannot write"):
+        write_together(tmp_path, {"a": b"new", "no-such-folder/b": b"new"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
+
+
+def test_a_file_that_is_there_keeps_its_mode_and_a_new_one_has_the_usual(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    before = os.umask(0o027)
+    try:
+        write_atomically(path, b"new")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o751)
+    write_atomically(path, b"newer")
+    assert path.stat().st_mode & 0o777 == 0o751
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness.files import write_atomically
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+write_atomically(Path(sys.argv[1]), b"half")
+"""
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    subprocess.run([sys.executable, "-c", KILLED, path], timeout=30, check=False)
+    assert list(tmp_path.glob(".tmp-*")) != []
+    assert not path.exists()
+    write_atomically(path, b"whole")
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import cache_root, publish_dir, sweep, write_file
+from harness.cache import publish_dir
 from harness.errors import HostError
+from harness.files import sweep
 
 
 @pytest.fixture(autouse=True)
@@ -113,10 +114,3 @@ def test_disk_errors_name_the_folder(root: Path, code: int, says: str) -> None:
 def test_keys_stay_inside(key: str) -> None:
     with pytest.raises(ValueError, match="cache key"):
         publish_dir(key, fill)
-
-
-def test_write_file_replaces_whole(root: Path) -> None:
-    write_file(cache_root() / "x" / "f", b"one")
-    write_file(cache_root() / "x" / "f", b"two")
-    assert (root / "x" / "f").read_bytes() == b"two"
-    assert leftovers(root) == []

@@ -140,7 +140,7 @@ def test_full_disk_leaves_the_old_reports(
         return real(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(HostError, match="no space") as caught:
+    with pytest.raises(HostError, match="No space") as caught:
         write_reports(replace(doc, cells=()), tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -148,5 +148,5 @@ def test_full_disk_leaves_the_old_reports(
 
 def test_a_folder_that_cannot_be_is_a_host_error(doc: MatrixDoc, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HostError, match="cannot write the reports"):
+    with pytest.raises(HostError, match="cannot write the files of"):
         write_reports(doc, tmp_path / "file" / "out")
