@@ -8,7 +8,7 @@ Every message is a big-endian u32 (``migration/colo.c:colo_send_message``); VMST
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 U32 = struct.Struct(">I")
 SIZE_MESSAGE = struct.Struct(">IQ")
@@ -30,15 +30,18 @@ class Message(IntEnum):
     VMSTATE_LOADED = 6  # secondary
 
 
-class Step(IntEnum):
-    """Where in the exchange something went wrong, in the order in which it happens."""
+class Step(StrEnum):
+    """Where in the exchange something went wrong, in the order in which it happens; the value is what is stored."""
 
-    CONNECT = 0
-    INCOMING = 1  # the whole stream, until CHECKPOINT_READY
-    REQUEST = 2  # CHECKPOINT_REQUEST until CHECKPOINT_REPLY: stopping the guest
-    SEND = 3  # VMSTATE_SEND until VMSTATE_RECEIVED: RAM and the device buffer
-    LOAD = 4  # VMSTATE_RECEIVED until VMSTATE_LOADED: pre_load, post_load, resume
-    RESUME = 5  # the guest was started; only an engine that starts it itself can tell this from LOAD
+    CONNECT = "connect"
+    INCOMING = "incoming"  # the whole stream, until CHECKPOINT_READY
+    REQUEST = "request"  # CHECKPOINT_REQUEST until CHECKPOINT_REPLY: stopping the guest
+    SEND = "send"  # VMSTATE_SEND until VMSTATE_RECEIVED: RAM and the device buffer
+    LOAD = "load"  # VMSTATE_RECEIVED until VMSTATE_LOADED: pre_load, post_load, resume
+    RESUME = "resume"  # the guest was started; only an engine that starts it itself can tell this from LOAD
+    AFTER = "after"  # behind the last load
+    MAIN_LOOP = "main-loop"  # every load was acknowledged, and QMP gets no answer
+    FAILOVER = "failover"  # x-colo-lost-heartbeat, or what else brings the guest to run by itself
 
 
 def name_of(value: int) -> str:

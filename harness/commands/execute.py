@@ -16,6 +16,7 @@ from harness.commands.doctor import host_facts
 from harness.commands.options import err, run_scope
 from harness.errors import HostError, PostloadError
 from harness.qemu.binary import AccelState
+from harness.report.sentences import known_text
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import LiveProgress, print_matrix
 from harness.report.writer import render_json, write_reports
@@ -91,6 +92,7 @@ def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:
     err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
     if not doc.complete:
         err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)
-    if held.text:
-        err.print(escape(held.text), soft_wrap=True)
+    news = known_text(held)
+    if news:
+        err.print(escape(news), soft_wrap=True)
     return held.exit_code if doc.complete else 3

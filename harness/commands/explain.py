@@ -19,13 +19,14 @@ from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import MissingError, PostloadError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.threads import THREADS
 from harness.report.progress import VERDICT_STYLE
+from harness.report.sentences import controls_text, isolation_text, text_of, warning_text
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, pair_text
 from harness.results.document import Cell, find_cell, read_matrix
 from harness.results.known import load_known
-from harness.results.signature import THREADS
 from harness.results.verdict import Verdict
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case, NeededField
@@ -144,7 +145,7 @@ def _print_head(told: Explanation, console: Console) -> None:
     cell = told.cell
     head = Text().append(str(cell.verdict), style=VERDICT_STYLE[cell.verdict])
     _put(console, head.append(f"  {one_line(cell.id)}", style="bold"))
-    for text, style in ((cell.verdict.meaning, "dim"), (cell.finding.text if cell.finding else "", "")):
+    for text, style in ((cell.verdict.meaning, "dim"), (text_of(cell) if cell.outcome.causes else "", "")):
         for line in _wrap(text, console.width - 1, "  ", "  "):
             _put(console, Text(line, style=style))
     _put(console, Text())
@@ -218,9 +219,9 @@ def _class(told: Explanation) -> Lines:
 
 def _controls(told: Explanation) -> Lines:
     cell = told.cell
-    if cell.controls:
-        yield Line(text=cell.controls)
-    elif cell.oracle == "load" and cell.verdict.is_finding:
+    if cell.outcome.controls:
+        yield Line(text=controls_text(cell.outcome))
+    elif cell.by_load and cell.verdict.is_finding:
         yield Line(text="none were run; without --quick the matrix runs them", style="dim")
     elif cell.verdict is Verdict.OK:
         yield Line(text="none: they are run of what fails", style="dim")
@@ -254,9 +255,9 @@ def _section(told: Explanation) -> Lines:
         yield Line(text=f"and {more} more")
     if told.section_note:
         yield Line(text=told.section_note, style="dim")
-    finding = told.cell.finding
-    if finding and finding.isolated:
-        yield Line(text=finding.isolated)
+    outcome = told.cell.outcome
+    if outcome.isolation:
+        yield Line(text=isolation_text(outcome.isolation, outcome.sections))
     if told.cell.excluded and told.cell.verdict is not Verdict.OK:
         yield Line(text=f"left out: {', '.join(told.cell.excluded)}", style="dim")
 
@@ -272,16 +273,17 @@ def _about_section(facts: SectionFacts) -> str:
 
 
 def _when(told: Explanation) -> Lines:
-    cell, finding = told.cell, told.cell.finding
+    cell = told.cell
     meaning = PHASE_MEANING.get(told.phase, "")
     several = "s" if "," in told.phase else ""
     phase = f"phase{several} {told.phase}{f' ({meaning})' if meaning else ''}"
-    at = f", load {number(finding.load)}" if finding and finding.load is not None else ""
+    load = cell.outcome.load
+    at = f", load {number(load)}" if load is not None else ""
     yield Line(text=f"{phase}{at}; {number(cell.loads_acked)} of {number(cell.loads_asked)} loads acknowledged")
     lane = SCHEDULE_MEANING.get(cell.lane, "")
     yield Line(text=f"{cell.lane}{f': {lane}' if lane else ''}; guest {cell.guest_mode}", style="dim")
     for warning in cell.warnings[:MAX_REPORTS]:
-        yield Line(text=f"warning: {warning}", style="dim")
+        yield Line(text=f"warning: {warning_text(warning)}", style="dim")
 
 
 def _stack_rows(told: Explanation) -> Lines:
@@ -308,10 +310,9 @@ def _reports(told: Explanation) -> Lines:
 
 
 def _log(told: Explanation) -> Lines:
-    finding = told.cell.finding
-    log = finding.log.partition(THREADS)[0] if finding else ""
+    log = told.cell.outcome.log.partition(THREADS)[0]
     lines = [line.rstrip() for line in printable(log).splitlines() if line.strip()]
-    if len(lines) == 1 and finding and _PROGRAM.sub("", one_line(lines[0])) in one_line(finding.text):
+    if len(lines) == 1 and _PROGRAM.sub("", one_line(lines[0])) in one_line(text_of(told.cell)):
         return
     if len(lines) > MAX_LOG_LINES:
         yield Line(text=f"... {len(lines) - MAX_LOG_LINES} lines before", style="dim")

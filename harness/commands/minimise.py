@@ -103,7 +103,7 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
 def _search(target: Target, journal: FileJournal, shown: _Shown) -> Case:
     tries, cell = Tries(target), target.cell
     # a finding whose section was isolated failed more than once
-    once_isolated = cell.verdict is not Verdict.FLAKY and cell.finding is not None and bool(cell.finding.isolated)
+    once_isolated = cell.verdict is not Verdict.FLAKY and cell.outcome.isolation is not None
     search = Search(
         attempt=tries.attempt,
         key=lambda candidate: candidate.key,

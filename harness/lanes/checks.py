@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -26,7 +26,10 @@ from harness.oracles.drift import DriftJudgement, judge_drift, load_rules
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import judge_leaks, run_details, suspects
-from harness.results.document import REST_SUFFIX, Cell, Finding, Qemu
+from harness.results.cause import Cause, Undecided, Why, located
+from harness.results.document import Cell
+from harness.results.key import RUNNING, CellKey
+from harness.results.outcome import Outcome, Repeats
 from harness.results.verdict import Verdict, rank
 from harness.state.transforms import label_of
 
@@ -53,14 +56,15 @@ class Told:
 
     verdict: Verdict
     section: str | None = None
-    text: str = ""
+    causes: tuple[Cause, ...] = ()
     log: str = ""
+    repeats: Repeats | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """One experiment.
+class Experiment:
+    """What one experiment brought.
 
     :param told: for each row, what is said of its sections
     :param loads: for each row, loads asked and acknowledged that count for it, where that is not all of them
@@ -72,7 +76,6 @@ class Outcome:
     loads_acked: int
     loads: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
-    guest_mode: str = "parked"
     own_loaded: bool = False
     engine: str = "colo"
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -89,13 +92,21 @@ class Check:
     oracle: Oracle
     phases: tuple[str, ...]
     rows: tuple[str, ...]
-    schedule: str
-    run: Callable[[Bench, Check], Outcome]
+    run: Callable[[Bench, Check], Experiment]
 
-    def cell_id(self, qemu: str, machine: str, device: str) -> str:
-        """Stable name of the cell of one row."""
-        where = self.phases[0] if len(self.phases) == 1 else "all"
-        return f"{qemu}/{machine}/{device}/{where}/{self.oracle}"
+    def key(self, like: CellKey, device: str) -> CellKey:
+        """Of the cell of one device.
+
+        :param like: any cell of the same route and machine
+        """
+        return replace(
+            like,
+            device=device,
+            phases=self.phases,
+            lane=str(self.oracle),
+            guest_mode=RUNNING,
+            rest=0,
+        )
 
 
 def perform(check: Check, bench: Bench) -> list[Cell]:
@@ -106,14 +117,15 @@ def perform(check: Check, bench: Bench) -> list[Cell]:
     """
     started = time.monotonic()
     try:
-        outcome = check.run(bench, check)
+        experiment = check.run(bench, check)
     except (HostError, Stopped):
         raise
     except (QemuError, HarnessError, StreamError) as error:
-        told = {row: [Told(verdict=Verdict.HARNESS_ERROR, text=str(error))] for row in check.rows}
-        outcome = Outcome(told=told, loads_asked=0, loads_acked=0)
+        causes = (Undecided(why=Why.ERROR, said=str(error)),)
+        told = {row: [Told(verdict=Verdict.HARNESS_ERROR, causes=causes)] for row in check.rows}
+        experiment = Experiment(told=told, loads_asked=0, loads_acked=0)
     seconds = time.monotonic() - started
-    return [_cell(check, bench, row, outcome, seconds) for row in check.rows]
+    return [_cell(check, bench, row, experiment, seconds) for row in check.rows]
 
 
 def judge_by(make: Callable[[Request, Bench], Check]) -> Judge:
@@ -127,10 +139,10 @@ def judge_by(make: Callable[[Request, Bench], Check]) -> Judge:
 
 def drift_check(phase: str, rows: Sequence[str]) -> Check:
     """State after one load against state after many, for every section of a phase."""
-    return Check(oracle=Oracle.DRIFT, phases=(phase,), rows=tuple(rows), schedule="same", run=_drift)
+    return Check(oracle=Oracle.DRIFT, phases=(phase,), rows=tuple(rows), run=_drift)
 
 
-def _drift(bench: Bench, check: Check) -> Outcome:
+def _drift(bench: Bench, check: Check) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     run = DriftExperiment(
@@ -139,20 +151,21 @@ def _drift(bench: Bench, check: Check) -> Outcome:
     judged = judge_drift(run, load_rules())
     rows = _by_row(bench, check, judged)
     told = {row: [_drift_told(label, judged[label]) for label in labels] for row, labels in rows}
-    return Outcome(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
+    return Experiment(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
 
 
 def _drift_told(label: str, judgement: DriftJudgement) -> Told:
     details = {key: value for key, value in judgement.details.items() if value and key != "loads"}
-    return Told(verdict=judgement.verdict, section=label, text=judgement.text, details=details)
+    causes = () if judgement.cause is None else (judgement.cause,)
+    return Told(verdict=judgement.verdict, section=label, causes=causes, details=details)
 
 
 def leak_check(phase: str, rows: Sequence[str]) -> Check:
     """What each section's load leaves behind, loaded alone and back to back thousands of times."""
-    return Check(oracle=Oracle.LEAK, phases=(phase,), rows=tuple(rows), schedule="back-to-back", run=_leak)
+    return Check(oracle=Oracle.LEAK, phases=(phase,), rows=tuple(rows), run=_leak)
 
 
-def _leak(bench: Bench, check: Check) -> Outcome:
+def _leak(bench: Bench, check: Check) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     result = find_leaks(
@@ -162,14 +175,20 @@ def _leak(bench: Bench, check: Check) -> Outcome:
     judged = judge_leaks(result)
     told = {
         row: [
-            Told(verdict=judged[name].verdict, section=name, text=judged[name].text, details=judged[name].details)
+            Told(
+                verdict=judged[name].verdict,
+                section=name,
+                causes=tuple(located(cause, phase=phase) for cause in judged[name].causes),
+                log=judged[name].log,
+                details=judged[name].details,
+            )
             for name in labels
         ]
         for row, labels in _by_row(bench, check, judged)
     }
     counted = {series.label: series.loads for run in (result.first, result.second) if run for series in run.sections}
     loads = {row: sum(counted.get(name, 0) for name in labels) for row, labels in _by_row(bench, check, judged)}
-    return Outcome(
+    return Experiment(
         told=told,
         loads_asked=result.loads_asked,
         loads_acked=result.loads_acked,
@@ -181,31 +200,30 @@ def _leak(bench: Bench, check: Check) -> Outcome:
 
 def guest_check(phase: str, rows: Sequence[str]) -> Check:
     """The guest lives on after the loads and a failover: its disks, its network, its clock, its kernel's log."""
-    return Check(oracle=Oracle.GUEST, phases=(phase,), rows=tuple(rows), schedule="same", run=_guest)
+    return Check(oracle=Oracle.GUEST, phases=(phase,), rows=tuple(rows), run=_guest)
 
 
-def _guest(bench: Bench, check: Check) -> Outcome:
+def _guest(bench: Bench, check: Check) -> Experiment:
     excluded = _excluded(bench, check)
     life = guest_life(
         **_given(bench, check.phases[0], excluded),
         devices=bench.devices,
     )
     judged = judge_life(life)
-    missing = Told(verdict=Verdict.HARNESS_ERROR, text="not asked: the guest did not answer")
+    missing = Told(verdict=Verdict.HARNESS_ERROR, causes=(Undecided(why=Why.NOT_ASKED),))
     told = {
         row: [
-            Told(verdict=judged[row].verdict, text=judged[row].text, log=life.log, details=judged[row].details)
+            Told(verdict=judged[row].verdict, causes=judged[row].causes, log=life.log, details=judged[row].details)
             if row in judged
             else missing
         ]
         for row in check.rows
     }
-    return Outcome(
+    return Experiment(
         told=told,
         loads_asked=life.loads_asked,
         loads_acked=life.loads_acked,
         excluded=excluded,
-        guest_mode="running",
         details={"disks": str(life.disks), "disks_why": life.disks_why},
     )
 
@@ -216,10 +234,10 @@ def io_error_check(row: str, faults: Mapping[str, int]) -> Check:
     :param faults: the row's block node to the sector that fails
     """
     run = partial(_io_error, faults=faults)
-    return Check(oracle=Oracle.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), schedule="same", run=run)
+    return Check(oracle=Oracle.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), run=run)
 
 
-def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Outcome:
+def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Experiment:
     excluded = _excluded(bench, check)
     seen = {
         name: io_errors(
@@ -232,17 +250,16 @@ def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Outco
     told = [
         Told(
             verdict=judgement.verdict,
-            text=f"secondary with a {name}: {judgement.text}" if judgement.text else "",
+            causes=() if judgement.cause is None else (judgement.cause,),
             log=seen[name].log if judgement.verdict is not Verdict.OK else "",
         )
         for name, judgement in judged.items()
     ]
-    return Outcome(
+    return Experiment(
         told={check.rows[0]: told},
         loads_asked=sum(result.loads_asked for result in seen.values()),
         loads_acked=sum(result.loads_acked for result in seen.values()),
         excluded=excluded,
-        guest_mode="running",
         details={name: judgement.details for name, judgement in judged.items()},
     )
 
@@ -272,48 +289,44 @@ def _by_row(bench: Bench, check: Check, labels: Iterable[str]) -> list[tuple[str
     return [(row, [label for label in labels if owners.get(label, PLATFORM) == row]) for row in check.rows]
 
 
-def _cell(check: Check, bench: Bench, row: str, outcome: Outcome, seconds: float) -> Cell:
-    told = list(outcome.told.get(row, ()))
+def _cell(check: Check, bench: Bench, row: str, experiment: Experiment, seconds: float) -> Cell:
+    told = list(experiment.told.get(row, ()))
     verdict = min((t.verdict for t in told), key=rank, default=Verdict.HARNESS_ERROR)
     pack = bench.buffers.pack
-    machine = pack.manifest.machine
     own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
-    excluded = outcome.excluded - own if outcome.own_loaded else outcome.excluded
-    rest = REST_SUFFIX if own & excluded else ""
-    asked, acked = outcome.loads.get(row, (outcome.loads_asked, outcome.loads_acked))
+    excluded = experiment.excluded - own if experiment.own_loaded else experiment.excluded
+    asked, acked = experiment.loads.get(row, (experiment.loads_asked, experiment.loads_acked))
+    outcome = Outcome(verdict=verdict) if verdict is Verdict.OK else _outcome(verdict, told)
+    key = check.key(bench.machine_key, row)
     return Cell(
-        id=check.cell_id(bench.label, machine, row) + rest,
-        record_qemu=Qemu(**pack.manifest.qemu),
-        load_qemu=Qemu(**bench.binary.identity()),
-        machine=machine,
-        accel=pack.manifest.accel,
-        device=row,
-        phases=check.phases,
-        schedule=check.schedule,
-        oracle=str(check.oracle),
-        verdict=verdict,
-        guest_mode=outcome.guest_mode,
+        key=replace(key, rest=1 if own & excluded else 0),
+        record_qemu=bench.recorder,
+        load_qemu=bench.loader,
+        outcome=replace(
+            outcome,
+            loads_asked=asked,
+            loads_acked=acked,
+            checkpoints_acked=0 if row in experiment.loads else acked,
+        ),
         sections=tuple(sorted(own - excluded)),
         excluded=tuple(sorted(excluded)),
-        loads_asked=asked,
-        loads_acked=acked,
-        checkpoints_acked=0 if row in outcome.loads else acked,
-        finding=None if verdict is Verdict.OK else _finding(verdict, told, check),
-        details={**outcome.details, **{t.section or row: dict(t.details) for t in told if t.details}},
+        details={**experiment.details, **{t.section or row: dict(t.details) for t in told if t.details}},
         pack=str(pack.source),
-        engine=outcome.engine,
+        engine=experiment.engine,
         seconds=round(seconds, 3),
     )
 
 
-def _finding(verdict: Verdict, told: Sequence[Told], check: Check) -> Finding:
+def _outcome(verdict: Verdict, told: Sequence[Told]) -> Outcome:
+    """The worst of what was told, put together."""
     worst = [t for t in told if t.verdict is verdict]
-    sections = [t.section for t in worst if t.section]
-    return Finding(
-        section=", ".join(sections) or None,
-        phase=check.phases[0] if len(check.phases) == 1 else None,
-        text="; ".join(dict.fromkeys(t.text for t in worst if t.text)) or "nothing was judged",
-        log="\n".join(t.log for t in worst if t.log),
+    causes = [cause for each in worst for cause in each.causes]
+    return Outcome(
+        verdict=verdict,
+        causes=tuple(cause for at, cause in enumerate(causes) if cause not in causes[:at]),
+        sections=tuple(dict.fromkeys(each.section for each in worst if each.section)),
+        repeats=next((each.repeats for each in worst if each.repeats), None),
+        log="\n".join(dict.fromkeys(each.log for each in worst if each.log)),
     )
 
 

@@ -14,11 +14,13 @@ from harness.engines.loadvm import Loadvm
 from harness.engines.pair import Pair
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.errors import HarnessError, QemuError, Stopped
-from harness.lanes.judge import Bench
-from harness.oracles.classify import Control, Controls, Moment, classify, sentence
+from harness.lanes.judge import Bench, Classed
+from harness.oracles.classify import Control, Controls, classify, results
 from harness.oracles.load import Judgement, judge
 from harness.oracles.marker import moment_of
-from harness.results.verdict import FailureClass, Verdict
+from harness.results.cause import Undecided, Why
+from harness.results.outcome import Moment
+from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
 
 FRESH_PROCESSES = 3
@@ -52,8 +54,8 @@ class ControlRoom:
 
     def judge(
         self, phase: str, sections: tuple[str, ...], excluded: frozenset[str], found: Judgement, evidence: Evidence
-    ) -> tuple[FailureClass | None, str]:
-        """Class of a finding, and a sentence that says which controls were run and what they gave.
+    ) -> Classed:
+        """Class of a finding, and what the controls gave.
 
         :raises Stopped: the run was told to stop
         """
@@ -64,7 +66,11 @@ class ControlRoom:
             if case not in self._kept:
                 self._kept[case] = self._run(case)
         controls = self._kept[case]
-        return classify(found, evidence, controls), sentence(controls, found)
+        return Classed(
+            failure_class=classify(found, evidence, controls),
+            controls=results(controls, found),
+            moment=controls.moment,
+        )
 
     def _run(self, case: Case) -> Controls:
         controls = Controls(
@@ -138,5 +144,6 @@ def _control(run: Callable[[], Evidence], *, parked: bool = False) -> Control:
     except Stopped:
         raise
     except (QemuError, HarnessError) as error:
-        return Control(judgement=Judgement(verdict=Verdict.HARNESS_ERROR, text=str(error)), asked=0, passed=0)
+        undecided = Undecided(why=Why.ERROR, said=str(error))
+        return Control(judgement=Judgement(verdict=Verdict.HARNESS_ERROR, cause=undecided), asked=0, passed=0)
     return Control.of(judge(evidence), evidence, parked=parked)

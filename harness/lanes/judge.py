@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from threading import Lock
 
+from harness.arch import architecture_of
 from harness.devices.device import Device
 from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
 from harness.engines.probe import ColoAbility
@@ -18,8 +19,11 @@ from harness.oracles.isolate import Blame, Isolator
 from harness.oracles.load import Judgement, judge, warnings_of
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.results.document import REST_SUFFIX, Cell, Finding, Qemu
-from harness.results.plan import CellPlan, pair_label
+from harness.results.cause import Undecided, Why
+from harness.results.document import Cell, Qemu, Warned
+from harness.results.key import CellKey, Route
+from harness.results.outcome import ControlResult, Moment, Outcome, Repeats
+from harness.results.plan import CellPlan
 from harness.results.verdict import FailureClass, Verdict
 from harness.state.transforms import GuestMode, label_of
 
@@ -29,8 +33,19 @@ MAX_BLAMED = 8
 REPEATS = 2
 
 OnLoads = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classed:
+    """What the controls of a finding came to."""
+
+    failure_class: FailureClass | None
+    controls: tuple[ControlResult, ...]
+    moment: Moment | None
+
+
 #: Phase, blamed sections and left out ones, the finding and its evidence; gives the class and what the controls gave.
-RunControls = Callable[[str, tuple[str, ...], frozenset[str], Judgement, Evidence], tuple[FailureClass | None, str]]
+RunControls = Callable[[str, tuple[str, ...], frozenset[str], Judgement, Evidence], Classed]
 
 
 class Reason(StrEnum):
@@ -62,6 +77,7 @@ class Bench:
     :param came: the guest came from elsewhere: another QEMU, or another host
     :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
         build that resets before each load (elsewhere it makes no difference)
+    :param named: how cells name the QEMUs; by their versions when None
     :param refused: sections that this QEMU refuses already in an ordinary migration: only their own rows load them
     """
 
@@ -74,6 +90,7 @@ class Bench:
     came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
+    named: Route | None = None
     lock: Lock = field(default_factory=Lock)
 
     def tell(self, known: Iterable[Exclusion]) -> None:
@@ -96,9 +113,34 @@ class Bench:
         return frozenset(broke | {Exclusion(section=label, reason=Reason.REFUSED) for label in self.refused})
 
     @property
-    def label(self) -> str:
-        """How cell ids name the QEMU, or the pair of them."""
-        return pair_label(Qemu(**self.buffers.pack.manifest.qemu).short, self.binary.short)
+    def recorder(self) -> Qemu:
+        """The QEMU that recorded."""
+        return Qemu(**self.buffers.pack.manifest.qemu, label=self.route.recorder)
+
+    @property
+    def loader(self) -> Qemu:
+        """The QEMU that loads."""
+        return Qemu(**self.binary.identity(), label=self.route.loader)
+
+    @property
+    def route(self) -> Route:
+        """How cells name the QEMU, or the pair of them."""
+        recorder = self.buffers.pack.manifest.qemu["version"]
+        return self.named or Route(recorder=recorder, loader=self.binary.version)
+
+    @property
+    def machine_key(self) -> CellKey:
+        """What the keys of all cells have in common."""
+        manifest = self.buffers.pack.manifest
+        return CellKey(
+            route=self.route,
+            machine=manifest.machine,
+            device="",
+            phases=(),
+            lane="",
+            arch=architecture_of(manifest.machine).name,
+            accel=manifest.accel,
+        )
 
     def isolator(self, again: bool) -> Isolator:
         """A search over this pack that tries the known culprits first.
@@ -135,7 +177,7 @@ class Bench:
 def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads, control: RunControls | None = None) -> Iterator[Cell]:
     """Judge a planned cell; more than one comes back when a section of the row is to blame.
 
-    The first holds the finding; the last, with ``+rest`` in its id, judges the row without what was blamed.
+    The first holds the finding; the last, a ``rest`` by its key, judges the row without what was blamed.
     Sections of other rows that break the secondary are left out and named in ``excluded``.
 
     :param control: runs the controls of a finding; without it a finding has no class
@@ -148,7 +190,7 @@ def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads, control: RunCont
     except (HostError, Stopped):
         raise
     except (QemuError, HarnessError) as error:
-        yield row.undecided(str(error))
+        yield row.undecided(Undecided(why=Why.ERROR, said=str(error)))
 
 
 class _Row:
@@ -158,7 +200,7 @@ class _Row:
         self._plan = plan
         self._control = control
         self._bench = bench
-        self._id = plan.id(bench.label)
+        self._id = str(plan.key)
         self._on_loads = on_loads
         self._all = frozenset(bench.buffers.pack.sections_of(plan.device)) & self._labels()
         self._blamed: list[str] = []
@@ -167,7 +209,7 @@ class _Row:
 
     def cells(self) -> Iterator[Cell]:
         if not self._all:
-            yield self.undecided(f"the recording has no section of {self._plan.device}")
+            yield self.undecided(Undecided(why=Why.NO_SECTION))
             return
         while True:
             known = self._bench.known(self._plan.phases, self._again, self._own)
@@ -175,14 +217,16 @@ class _Row:
             evidence = self._session(excluded).run(self._tell)
             judgement = self._trusted(judge(evidence), excluded)
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
-                yield self._cell(evidence, judgement, excluded, None)
+                yield self._cell(evidence, judgement, excluded)
                 return
             blame = self._blame(evidence, judgement, excluded)
+            repeats = None
             if blame is None:
-                judgement = self._again_and_again(judgement, excluded)
+                judgement, repeats = self._again_and_again(judgement, excluded)
             foreign = blame is not None and not frozenset(blame.sections) & self._own
             if not foreign:
-                yield self._controlled(self._cell(evidence, judgement, excluded, blame), evidence, judgement, blame)
+                cell = self._cell(evidence, judgement, excluded, blame, repeats)
+                yield self._controlled(cell, evidence, judgement)
             if blame is None or len(self._blamed) >= MAX_BLAMED:
                 return
             self._bench.blame(self._failing_phase(evidence), self._again, blame.sections)
@@ -192,33 +236,34 @@ class _Row:
                 if not self._own:
                     return
 
-    def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement, blame: Blame | None) -> Cell:
+    def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
         """The cell with its class, when there are controls and the load is what they can speak of."""
         broken = evidence.broken
         if self._control is None or broken is None or broken.load == 0:
             return cell
-        sections = blame.sections if blame else ()
-        failure_class, said = self._control(broken.phase, sections, frozenset(cell.excluded), judgement, evidence)
-        return replace(cell, failure_class=failure_class, controls=said)
+        sections = cell.blamed if cell.outcome.isolation else ()
+        found = self._control(broken.phase, sections, frozenset(cell.excluded), judgement, evidence)
+        outcome = replace(
+            cell.outcome,
+            failure_class=found.failure_class,
+            controls=found.controls,
+            moment=found.moment,
+        )
+        return replace(cell, outcome=outcome)
 
-    def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> Judgement:
-        """Repeat what no section alone was found to do: a verdict that does not come back each time is flaky."""
+    def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> tuple[Judgement, Repeats]:
+        """Repeat what no section alone was found to do; see :func:`repeated`."""
         again = [self._trusted(judge(self._session(excluded).run()), excluded).verdict for _ in range(REPEATS)]
-        verdicts = [first.verdict] + [verdict for verdict in again if not verdict.is_undecided]
-        same = verdicts.count(first.verdict)
-        if same == len(verdicts):
-            return replace(first, text=f"{first.text} ({same} of {same} runs)")
-        others = ", ".join(sorted({v.value for v in verdicts if v is not first.verdict}))
-        text = f"{first.verdict} in {same} of {len(verdicts)} runs, {others} in the others: {first.text}"
-        return replace(first, verdict=Verdict.FLAKY, text=text)
+        verdict, repeats = repeated(first.verdict, again)
+        return replace(first, verdict=verdict), repeats
 
     def _trusted(self, judgement: Judgement, excluded: frozenset[str]) -> Judgement:
         """Where a build resets before each load, a section that is left out is in reset state under a running
         guest: that the guest breaks then says nothing of the sections that were loaded."""
         if judgement.verdict is not Verdict.GUEST_FAULT or not excluded or not self._bench.ability.resets_before_load:
             return judgement
-        text = f"the guest broke, with {', '.join(sorted(excluded))} left out and so in reset state: {judgement.text}"
-        return replace(judgement, verdict=Verdict.HARNESS_ERROR, text=text)
+        cause = Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(excluded)))
+        return replace(judgement, verdict=Verdict.HARNESS_ERROR, cause=cause)
 
     @property
     def _own(self) -> frozenset[str]:
@@ -268,57 +313,67 @@ class _Row:
             before, evidence.broken.phase, evidence.broken.load, excluded, judgement.verdict
         )
 
-    def _cell(self, evidence: Evidence, judgement: Judgement, excluded: frozenset[str], blame: Blame | None) -> Cell:
+    def _cell(
+        self,
+        evidence: Evidence,
+        judgement: Judgement,
+        excluded: frozenset[str],
+        blame: Blame | None = None,
+        repeats: Repeats | None = None,
+    ) -> Cell:
         rate = evidence.loads_acked / evidence.load_seconds if evidence.load_seconds else 0.0
-        finding = None if judgement.verdict is Verdict.OK else self._finding(evidence, judgement, blame)
+        outcome = judgement.outcome
+        if judgement.verdict is Verdict.OK:
+            outcome = replace(outcome, log="", sections=())
+        elif blame is not None:
+            outcome = replace(outcome, sections=blame.sections, isolation=blame.how)
         return self._frame(
-            verdict=judgement.verdict,
-            finding=finding,
+            outcome=replace(
+                outcome,
+                repeats=repeats,
+                loads_acked=evidence.loads_acked,
+                checkpoints_acked=evidence.checkpoints_acked,
+            ),
             excluded=tuple(sorted(excluded)),
-            loads_acked=evidence.loads_acked,
-            checkpoints_acked=evidence.checkpoints_acked,
             warnings=warnings_of(evidence),
             loads_per_second=round(rate, 1),
         )
 
-    def _finding(self, evidence: Evidence, judgement: Judgement, blame: Blame | None) -> Finding:
-        section = ", ".join(blame.sections) if blame else judgement.named
-        broken = evidence.broken
-        return Finding(
-            section=section,
-            phase=broken.phase if broken else None,
-            load=broken.load if broken else evidence.loads_acked,
-            text=judgement.text,
-            log=judgement.log,
-            exit=str(evidence.exit) if evidence.exit else None,
-            isolated=blame.how if blame else None,
-        )
+    def undecided(self, cause: Undecided) -> Cell:
+        """Nothing can be said."""
+        return self._frame(outcome=Outcome(verdict=Verdict.HARNESS_ERROR, causes=(cause,)))
 
-    def _suffix(self) -> str:
-        """``+rest`` for the second look at a row, ``+rest2`` for the third."""
-        count = len(self._blamed)
-        return "" if not count else REST_SUFFIX + (str(count) if count > 1 else "")
-
-    def undecided(self, text: str) -> Cell:
-        return self._frame(verdict=Verdict.HARNESS_ERROR, finding=Finding(text=text))
-
-    def _frame(self, *, verdict: Verdict, finding: Finding | None, **more: object) -> Cell:
-        pack = self._bench.buffers.pack
+    def _frame(
+        self,
+        *,
+        outcome: Outcome,
+        excluded: tuple[str, ...] = (),
+        warnings: tuple[Warned, ...] = (),
+        loads_per_second: float = 0.0,
+    ) -> Cell:
         return Cell(
-            id=self._id + self._suffix(),
-            record_qemu=Qemu(**pack.manifest.qemu),
-            load_qemu=Qemu(**self._bench.binary.identity()),
-            machine=self._plan.machine,
-            accel=pack.manifest.accel,
-            device=self._plan.device,
-            phases=self._plan.phases,
-            schedule=str(self._plan.schedule),
-            verdict=verdict,
-            guest_mode=str(self._plan.guest_mode),
+            key=replace(self._plan.key, rest=len(self._blamed)),
+            record_qemu=self._bench.recorder,
+            load_qemu=self._bench.loader,
+            outcome=replace(outcome, loads_asked=self._plan.loads),
             sections=tuple(sorted(self._own)),
-            loads_asked=self._plan.loads,
-            finding=finding,
-            pack=str(pack.source),
+            excluded=excluded,
+            warnings=warnings,
+            loads_per_second=loads_per_second,
+            pack=str(self._bench.buffers.pack.source),
             seconds=round(time.monotonic() - self._started, 3),
-            **more,  # type: ignore[arg-type]
         )
+
+
+def repeated(first: Verdict, again: Sequence[Verdict]) -> tuple[Verdict, Repeats]:
+    """What a finding is that was tried again.
+
+    A crash or a refusal happened, however seldom it comes back: it keeps its verdict. What else does not come back
+    each time is flaky.
+    """
+    verdicts = [first] + [verdict for verdict in again if not verdict.is_undecided]
+    seen = verdicts.count(first)
+    others = tuple(sorted({verdict for verdict in verdicts if verdict is not first}))
+    steady = seen == len(verdicts) or first in (Verdict.CRASH, Verdict.REJECT)
+    repeats = Repeats(seen=seen, of=len(verdicts), verdict=first, others=others)
+    return (first if steady else Verdict.FLAKY), repeats

@@ -18,19 +18,21 @@ from harness.engines.incoming import State
 from harness.engines.postcopy import Postcopy, probe_postcopy
 from harness.errors import HarnessError
 from harness.experiments.plainlife import plain_life
-from harness.lanes.checks import LIVELY_PHASES, Check, Oracle, Outcome, Told, judge_by
-from harness.lanes.judge import MAX_BLAMED, Bench
+from harness.lanes.checks import LIVELY_PHASES, Check, Experiment, Oracle, Told, judge_by
+from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Lane, Wave, all_in_one
 from harness.oracles.guestfault import judge_life
 from harness.oracles.load import Judgement, judge
 from harness.results.answer import PLATFORM
+from harness.results.cause import Undecided, Why, located
+from harness.results.outcome import Repeats
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 
 Engine = Callable[[Bench, State], Evidence]
 
 
-def _plain(bench: Bench, check: Check) -> Outcome:
+def _plain(bench: Bench, check: Check) -> Experiment:
     """Every phase by precopy; where it came from another QEMU or host, the guest is asked how it is."""
     tally = _Tally.of(bench, check.rows)
     for phase in check.phases:
@@ -40,12 +42,12 @@ def _plain(bench: Bench, check: Check) -> Outcome:
     return _outcome(tally, "fresh", details)
 
 
-def _postcopy(bench: Bench, check: Check) -> Outcome:
+def _postcopy(bench: Bench, check: Check) -> Experiment:
     """Every phase by postcopy, whole at first: a failure at post_load in there is told apart from one by precopy."""
     ability = probe_postcopy(bench.binary, bench.buffers.machine, bench.scope)
     if not ability.usable:
-        said = [Told(verdict=Verdict.HOST, text=f"could not be tried: {ability.reason}")]
-        return Outcome(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
+        said = [Told(verdict=Verdict.HOST, causes=(Undecided(why=Why.UNAVAILABLE, said=ability.reason),))]
+        return Experiment(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
     tally = _Tally.of(bench, check.rows)
     pages = PageTally()
     for phase in check.phases:
@@ -85,13 +87,13 @@ def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
     tally.count(frozenset(), passed=bool(life.loads_acked))
     for row, judgement in judge_life(life).items():
         if row in tally.told and judgement.verdict is not Verdict.OK:
-            text = f"phase {phase}: {judgement.text}"
-            tally.told[row].append(Told(verdict=judgement.verdict, text=text, log=life.log))
+            causes = tuple(located(cause, phase=phase) for cause in judgement.causes)
+            tally.told[row].append(Told(verdict=judgement.verdict, causes=causes, log=life.log))
     return {"asked_how_it_is": phase}
 
 
-def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Outcome:
-    return Outcome(
+def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Experiment:
+    return Experiment(
         told={row: found or [_passed(*tally.loads[row])] for row, found in tally.told.items()},
         loads_asked=0,
         loads_acked=0,
@@ -99,7 +101,6 @@ def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Outcome:
         excluded=frozenset(tally.refused),
         own_loaded=True,
         engine=engine,
-        guest_mode="running",
         details=details,
     )
 
@@ -108,8 +109,7 @@ def _passed(asked: int, acked: int) -> Told:
     """Nothing was found against a row: a load that broke for nobody's section is not one that it passed."""
     if asked and asked == acked:
         return Told(verdict=Verdict.OK)
-    text = f"{acked} of {asked} loads passed; the others broke, and not for a section of this row"
-    return Told(verdict=Verdict.HARNESS_ERROR, text=text)
+    return Told(verdict=Verdict.HARNESS_ERROR, causes=(Undecided(why=Why.OTHERS, acked=acked, asked=asked),))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,7 +157,8 @@ def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _Tally) -> None:
             # leaving sections out one by one would blame an innocent one
             tally.count(absent, passed=True)
             tally.count(absent, passed=False, blamed=[PLATFORM])
-            _tell(tally, phase, _flaky(judgement), ())
+            verdict, repeats = repeated(judgement.verdict, [Verdict.OK])
+            _tell(tally, phase, replace(judgement, verdict=verdict), (), repeats)
             return
         blamed = _blamed(bench, phase, engine, absent, judgement)
         tally.count(absent, passed=False, blamed=blamed)
@@ -165,18 +166,13 @@ def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _Tally) -> None:
         if not blamed:
             return
         tally.refused.update(blamed)
-    given_up = f"phase {phase}: not judged: {len(tally.refused)} sections are refused, and no load passed without them"
+    given_up = Undecided(why=Why.TOO_MANY, phase=phase, sections=tuple(sorted(tally.refused)))
     for told in tally.told.values():
-        told.append(Told(verdict=Verdict.HARNESS_ERROR, text=given_up))
+        told.append(Told(verdict=Verdict.HARNESS_ERROR, causes=(given_up,)))
 
 
 def _passes(engine: Engine, bench: Bench, state: State) -> bool:
     return judge(engine(bench, state)).verdict is Verdict.OK
-
-
-def _flaky(first: Judgement) -> Judgement:
-    text = f"{first.verdict} in 1 of 2 runs, ok in the other: {first.text}"
-    return replace(first, verdict=Verdict.FLAKY, text=text)
 
 
 def _blamed(bench: Bench, phase: str, engine: Engine, absent: frozenset[str], judgement: Judgement) -> tuple[str, ...]:
@@ -201,23 +197,28 @@ def _blamed(bench: Bench, phase: str, engine: Engine, absent: frozenset[str], ju
     return ()
 
 
-def _tell(tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str]) -> None:
-    text = f"phase {phase}: {judgement.text}"
+def _tell(
+    tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str], repeats: Repeats | None = None
+) -> None:
+    causes = () if judgement.cause is None else (located(judgement.cause, phase=phase),)
     if not judgement.verdict.is_finding:
         for told in tally.told.values():
-            told.append(Told(verdict=judgement.verdict, text=text, log=judgement.log))
+            told.append(Told(verdict=judgement.verdict, causes=causes, log=judgement.log))
         return
     for label in blamed or (None,):
         row = tally.row_of(label) if label else PLATFORM
         if row not in tally.told:
-            raise HarnessError(f"{label or 'an unknown section'} of row {row}, which is not judged, breaks: {text}")
-        tally.told[row].append(Told(verdict=judgement.verdict, section=label, text=text, log=judgement.log))
+            # the caller has a cell for each error, and none for this device
+            raise HarnessError(f"{label or 'an unknown section'} of {row}, which is not judged, breaks in {phase}")
+        tally.told[row].append(
+            Told(verdict=judgement.verdict, section=label, causes=causes, log=judgement.log, repeats=repeats)
+        )
 
 
 def migration_check(oracle: Oracle, phases: Sequence[str], rows: Sequence[str]) -> Check:
     """A migration of all phases; a cell for each row."""
     run = {Oracle.PLAIN: _plain, Oracle.POSTCOPY: _postcopy}[oracle]
-    return Check(oracle=oracle, phases=tuple(phases), rows=tuple(rows), schedule="same", run=run)
+    return Check(oracle=oracle, phases=tuple(phases), rows=tuple(rows), run=run)
 
 
 LANES = (

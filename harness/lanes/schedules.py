@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from harness.devices.device import Device
 from harness.engines.schedule import Schedule
@@ -17,15 +18,14 @@ from harness.results.plan import CellPlan
 def judge_request(bench: Bench, request: Request, on_loads: OnLoads, control: RunControls | None) -> Iterator[Cell]:
     """The cells of each device; the platform's first, so that what it breaks is known to the others."""
     for device in sorted(request.devices, key=lambda name: name != PLATFORM):
-        plan = CellPlan(
-            machine=request.machine,
+        key = replace(
+            bench.machine_key,
             device=device,
             phases=request.phases,
-            schedule=Schedule(request.lane),
-            guest_mode=request.guest_mode,
-            loads=request.loads,
+            lane=request.lane,
+            guest_mode=str(request.guest_mode),
         )
-        yield from judge_cell(plan, bench, on_loads, control)
+        yield from judge_cell(CellPlan(key=key, loads=request.loads), bench, on_loads, control)
 
 
 def over_all(phases: Sequence[str], devices: Sequence[str], guest: Sequence[Device]) -> list[Group]:

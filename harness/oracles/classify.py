@@ -40,22 +40,15 @@ A guest that is parked has no fault to show: for a guest-fault a control that wa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from harness.colo.messages import Step
 from harness.engines.colo import Evidence
 from harness.oracles.load import Judgement, crash_line, error_line
+from harness.results.outcome import ControlName, ControlResult, Moment
 from harness.results.verdict import FailureClass, Verdict
 
 #: QEMU itself ended or gave up; the oracles of the guest and of the state say the rest.
 _BREAKS = frozenset({Verdict.CRASH, Verdict.HANG, Verdict.REJECT})
-
-
-class Moment(StrEnum):
-    """When a break happened that messages place between VMSTATE_RECEIVED and VMSTATE_LOADED."""
-
-    LOAD = "load"
-    RESUME = "resume"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,45 +221,34 @@ class _Case:
         return theirs.verdict is self._colo.verdict or (self._is_break and theirs.verdict in _BREAKS)
 
 
-def sentence(controls: Controls, colo: Judgement | None = None) -> str:
-    """Which controls were run and what they gave, for the report.
+def results(controls: Controls, colo: Judgement) -> tuple[ControlResult, ...]:
+    """Which controls were run and what they gave.
 
-    :param colo: the finding's own judgement; a control that says the same then reads "with the same message"
+    :param colo: the finding's own judgement; a control that says the same is ``alike``
     """
-    parts = [
-        _said("fresh", controls.fresh, colo, "in {passed} of {asked} processes"),
-        _said("loadvm", controls.loadvm, colo, "{passed} loads"),
-        _said("pair", controls.pair, colo, "{passed} checkpoints"),
-        _said("the same state again", controls.same, colo, "{passed} loads"),
-        _said("back to back", controls.back_to_back, colo, "{passed} loads"),
-        f"broke in the {controls.moment}" if controls.moment else "",
-    ]
-    return "; ".join(part for part in parts if part) or "no control was run"
+    run = {
+        ControlName.FRESH: controls.fresh,
+        ControlName.LOADVM: controls.loadvm,
+        ControlName.PAIR: controls.pair,
+        ControlName.SAME: controls.same,
+        ControlName.BACK_TO_BACK: controls.back_to_back,
+    }
+    return tuple(_result(name, control, colo) for name, control in run.items() if control is not None)
 
 
-def _said(name: str, control: Control | None, colo: Judgement | None, count: str) -> str:
-    if control is None:
-        return ""
-    verdict = control.judgement.verdict
-    if not control.brought_in:
-        return f"{name}: undecided, the state could not be brought in: {control.judgement.text}"
-    if control.ok:
-        comma = "" if name == "fresh" else ","
-        return f"{name}: ok{comma} {_counted(count, control.passed, control.asked)}"
-    if not control.decided:
-        return f"{name}: undecided ({control.judgement.text or verdict}), {control.passed} of {control.asked} passed"
-    when = " when the guest was started" if control.moment is Moment.RESUME else ""
-    same = colo is not None and _message(control.judgement) and _message(control.judgement) == _message(colo)
-    what = " with the same message" if same else f": {_message(control.judgement) or control.judgement.text}"
-    if name == "fresh":
-        failed = control.asked - control.passed
-        return f"{name}: {verdict} in {failed} of {control.asked} processes{when}{what}"
-    return f"{name}: {verdict} after {_counted(count, control.passed, control.asked)}{when}{what}"
-
-
-def _counted(count: str, passed: int, asked: int) -> str:
-    text = count.format(passed=passed, asked=asked)
-    return text.removesuffix("s") if passed == 1 and "of" not in text else text
+def _result(name: ControlName, control: Control, colo: Judgement) -> ControlResult:
+    message = _message(control.judgement)
+    return ControlResult(
+        name=name,
+        verdict=control.judgement.verdict,
+        asked=control.asked,
+        passed=control.passed,
+        decided=control.decided,
+        brought_in=control.brought_in,
+        moment=control.moment,
+        alike=bool(message) and message == _message(colo),
+        cause=control.judgement.cause,
+    )
 
 
 def _message(judgement: Judgement) -> str | None:

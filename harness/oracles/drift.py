@@ -23,6 +23,7 @@ from pydantic import Field as Limits
 
 from harness.errors import StreamError
 from harness.experiments.drift import DriftRun, Snapshot
+from harness.results.cause import Drifted, DriftedField, Undecided, Why
 from harness.results.verdict import Verdict
 from harness.stream import wire
 from harness.stream.model import Section
@@ -30,7 +31,7 @@ from harness.stream.vmdesc import DeviceDesc, Field, FieldDesc, StructDesc, VmDe
 from harness.yamlfile import load_model
 
 RULES_FILE = Path(__file__).with_name("drift-rules.yaml")
-#: More changes of a section than this are counted only, in ``drift_fields`` and ``changed_by_load_fields``.
+#: More changes of a section than this are counted only.
 MAX_TOLD = 64
 
 Value = int | str | None
@@ -116,42 +117,16 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """One field through the snapshots of a run.
-
-    :param values: after the first load, half-way, after the last
-    :param per_load: how much a number moves with each load between first and last
-    :param creeps: it moves on and on in one direction
-    :param without_loads: it moved as well when time passed and nothing was loaded; None when that was not tried
-    """
-
-    field: str
-    type: str
-    values: tuple[Value, ...]
-    per_load: float | None
-    creeps: bool
-    without_loads: bool | None
-
-    @property
-    def text(self) -> str:
-        """One clause for reports."""
-        first, last = self.values[0], self.values[-1]
-        if self.creeps and self.per_load is not None:
-            return f"{self.field} goes from {first} to {last}, {self.per_load:+g} per load"
-        return f"{self.field} is " + ", then ".join(_shown(value) for value in self.values)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DriftJudgement:
     """What one section came to.
 
-    :param text: one line; empty when all is well
-    :param details: fit for JSON: ``loads``, ``back_to_back``, and lists ``drift``, ``by_nature``,
-        ``changed_by_load`` and ``changed_by_nature``; ``drift_fields`` and ``changed_by_load_fields`` count all
+    :param cause: None when all is well
+    :param details: fit for JSON: ``loads``, ``back_to_back``, and lists ``by_nature``, ``changed_by_load`` and
+        ``changed_by_nature``; ``changed_by_load_fields`` counts all
     """
 
     verdict: Verdict
-    text: str
+    cause: Drifted | Undecided | None
     details: dict[str, object]
 
 
@@ -172,22 +147,20 @@ def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> DriftJudgement:
     details |= {"changed_by_load": _told(by_load[0]), "changed_by_nature": _told(by_load[1])}
     details["changed_by_load_fields"] = len(by_load[0])
     if len(run.snapshots) < 2:
-        where = f"in load {run.broken.load}" if run.broken else "early"
-        text = f"not judged: the secondary broke {where}, before there were two states to compare"
-        return DriftJudgement(verdict=Verdict.HARNESS_ERROR, text=text, details=details)
+        early = Undecided(why=Why.TOO_EARLY, load=run.broken.load if run.broken else None, phase=run.phase)
+        return DriftJudgement(verdict=Verdict.HARNESS_ERROR, cause=early, details=details)
     moved, natural = _sort(rules, run.machine, label, Comparison.N, changed_by_loads(run, label))
-    drifts = [_drift(run, label, change) for change, _ in moved]
-    details |= {"drift": [_drift_details(drift) for drift in drifts[:MAX_TOLD]], "by_nature": _told(natural)}
-    details["drift_fields"] = len(drifts)
-    if not drifts:
-        return DriftJudgement(verdict=Verdict.OK, text="", details=details)
-    return DriftJudgement(verdict=Verdict.DRIFT, text=_text(run, drifts), details=details)
-
-
-def _text(run: DriftRun, drifts: Sequence[Drift]) -> str:
-    more = f", and {len(drifts) - 3} more fields" if len(drifts) > 3 else ""
-    told = "; ".join(drift.text for drift in drifts[:3])
-    return f"after {run.loads_acked} loads it is not what it was after one: {told}{more}"
+    details["by_nature"] = _told(natural)
+    if not moved:
+        return DriftJudgement(verdict=Verdict.OK, cause=None, details=details)
+    cause = Drifted(
+        section=label,
+        fields=tuple(_drift(run, label, change) for change, _ in moved[:MAX_TOLD]),
+        count=len(moved),
+        loads=run.loads_acked,
+        phase=run.phase,
+    )
+    return DriftJudgement(verdict=Verdict.DRIFT, cause=cause, details=details)
 
 
 def changed_by_load(run: DriftRun, label: str) -> list[Change]:
@@ -353,7 +326,7 @@ def explained_by(rules: Sequence[Rule], change: Change) -> list[Rule]:
     return [] if moved else used
 
 
-def _drift(run: DriftRun, label: str, change: Change) -> Drift:
+def _drift(run: DriftRun, label: str, change: Change) -> DriftedField:
     values = tuple(_value(run, snapshot, label, change) for snapshot in run.snapshots)
     numbers = [value for value in values if isinstance(value, int)]
     per_load = None
@@ -364,10 +337,10 @@ def _drift(run: DriftRun, label: str, change: Change) -> Drift:
         steps = [after - before for before, after in pairwise(numbers)]
         creeps = len(steps) > 1 and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
     without = None if run.idle is None else _moved_idle(run, run.idle, label, change.field)
-    return Drift(
+    return DriftedField(
         field=change.field,
         type=change.type,
-        values=values,
+        values=tuple(_cut(value) for value in values),
         per_load=per_load,
         creeps=creeps,
         without_loads=without,
@@ -395,23 +368,8 @@ def _told(found: Sequence[Ruled]) -> list[dict[str, object]]:
     return told
 
 
-def _drift_details(drift: Drift) -> dict[str, object]:
-    return {
-        "field": drift.field,
-        "type": drift.type,
-        "values": [_cut(value) for value in drift.values],
-        "per_load": drift.per_load,
-        "creeps": drift.creeps,
-        "without_loads": drift.without_loads,
-    }
-
-
 def _cut(value: Value) -> Value:
     return value[:61] + "..." if isinstance(value, str) and len(value) > 64 else value
-
-
-def _shown(value: Value) -> str:
-    return "absent" if value is None else str(_cut(value))
 
 
 def unused_rules(rules: Sequence[Rule], runs: Sequence[DriftRun]) -> list[tuple[Rule, Comparison]]:

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.colo.messages import Step
 from harness.engines.colo import Evidence
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
-from harness.oracles.load import crash_line, judge
-from harness.results.verdict import Verdict, worst
+from harness.oracles.load import crash_line, end_of, judge
+from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted
+from harness.results.verdict import Verdict
 
 #: Owns what no device is named for.
 PLATFORM = "platform"
@@ -69,12 +71,11 @@ LOG_RULES = (
 class LifeJudgement:
     """A verdict on one device.
 
-    :param text: one line for each thing that is wrong, ``; `` between them
-    :param details: what it rests on, for a JSON document
+    :param causes: empty when all is well
     """
 
     verdict: Verdict
-    text: str = ""
+    causes: tuple[Cause, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,12 +85,12 @@ def judge_life(life: GuestLife) -> dict[str, LifeJudgement]:
     A device that could not be asked, because the loads broke or the guest did not answer, or that did not answer
     while the guest's clock stood still, is not in the result: the platform then has a finding that says why.
     """
-    broken = _not_alive(life)
+    verdict, cause = _not_alive(life)
     stopped = _clock_faults(life.clocks)
-    faults: dict[str, list[str]] = {PLATFORM: [text for _, text in broken] + stopped}
+    faults: dict[str, list[FailedCheck]] = {PLATFORM: list(stopped)}
     for check in life.checks:
         if check.status is None and stopped:
-            faults[PLATFORM].append(f"{check.device}, with such a clock: {_check_fault(check)[0]}")
+            faults[PLATFORM] += [replace(fault, device=check.device) for fault in _check_fault(check)]
         else:
             faults.setdefault(check.device, []).extend(_check_fault(check))
     noted: dict[str, list[dict[str, str]]] = {}
@@ -97,31 +98,56 @@ def judge_life(life: GuestLife) -> dict[str, LifeJudgement]:
         device = _named(line, life.kernel_names) or PLATFORM
         noted.setdefault(device, []).append({"line": line, "reason": rule.reason, "fault": str(rule.fault).lower()})
         if rule.fault:
-            faults.setdefault(device, []).append(f"kernel log: {line}")
-    worse = {PLATFORM: worst([verdict for verdict, _ in broken] or [Verdict.GUEST_FAULT])}
+            complaint = FailedCheck(check=Check.KERNEL_LOG, said=line, rule=rule.reason)
+            faults.setdefault(device, []).append(complaint)
     return {
-        device: LifeJudgement(
-            verdict=worse.get(device, Verdict.GUEST_FAULT) if texts else Verdict.OK,
-            text="; ".join(dict.fromkeys(texts)),
-            details=_details(life, device, noted.get(device, [])),
-        )
-        for device, texts in faults.items()
+        device: _judgement(life, device, checks, noted.get(device, []), verdict, cause if device == PLATFORM else None)
+        for device, checks in faults.items()
     }
 
 
-def _not_alive(life: GuestLife) -> list[tuple[Verdict, str]]:
-    """What kept the guest from being asked, with its verdict; empty for one that answered to the end."""
+def _judgement(
+    life: GuestLife,
+    device: str,
+    checks: Sequence[FailedCheck],
+    noted: list[dict[str, str]],
+    verdict: Verdict,
+    cause: Cause | None,
+) -> LifeJudgement:
+    """What one device comes to.
+
+    :param cause: what kept the guest from being asked, with its ``verdict``
+    """
+    once = [check for at, check in enumerate(checks) if check not in checks[:at]]
+    if isinstance(cause, GuestFaulted):
+        found: tuple[Cause, ...] = (replace(cause, checks=(*cause.checks, *once)),)
+    else:
+        asked = _faulted(life, once)
+        found = tuple(each for each in (cause, asked if once else None) if each is not None)
+    worse = verdict if cause is not None else Verdict.GUEST_FAULT
+    return LifeJudgement(verdict=worse if found else Verdict.OK, causes=found, details=_details(life, device, noted))
+
+
+def _not_alive(life: GuestLife) -> tuple[Verdict, Cause | None]:
+    """What kept the guest from being asked, with its verdict; None for one that answered to the end."""
     if life.broken is not None or (life.exit is not None and life.loads_acked < life.loads_asked):
         loads = judge(_evidence(life))
-        return [(loads.verdict, loads.text)]
+        return loads.verdict, loads.cause
     if life.exit is not None:
-        crashed = life.exit.crashed or crash_line(life.log) is not None
-        line = crash_line(life.log) or "the guest shut down or triple-faulted"
-        return [(Verdict.CRASH if crashed else Verdict.GUEST_FAULT, f"after {life.after}: {life.exit}: {line}")]
+        line = crash_line(life.log)
+        if life.exit.crashed or line is not None:
+            return Verdict.CRASH, end_of(life.log, life.exit, {"step": Step.FAILOVER, "phase": life.phase}, line or "")
+        exited = FailedCheck(check=Check.EXITED, status=life.exit.status)
+        return Verdict.GUEST_FAULT, _faulted(life, [exited])
     if life.failover:
-        return [(Verdict.HANG, f"the failover did not end: {life.failover}")]
-    found = [(Verdict.GUEST_FAULT, f"the guest ended: {', '.join(life.events)}")] if life.events else []
-    return found + ([(Verdict.GUEST_FAULT, life.stuck)] if life.stuck else [])
+        return Verdict.HANG, Broke(step=Step.FAILOVER, phase=life.phase, how="late", said=life.failover)
+    found = [FailedCheck(check=Check.ENDED, said=", ".join(life.events))] if life.events else []
+    found += [FailedCheck(check=Check.CONSOLE, said=life.stuck)] if life.stuck else []
+    return Verdict.GUEST_FAULT, _faulted(life, found) if found else None
+
+
+def _faulted(life: GuestLife, checks: Sequence[FailedCheck]) -> GuestFaulted:
+    return GuestFaulted(step=Step.AFTER, phase=life.phase, checks=tuple(checks), after=life.after)
 
 
 def _evidence(life: GuestLife) -> Evidence:
@@ -136,7 +162,7 @@ def _evidence(life: GuestLife) -> Evidence:
     )
 
 
-def _clock_faults(clocks: tuple[Clock, ...]) -> list[str]:
+def _clock_faults(clocks: tuple[Clock, ...]) -> list[FailedCheck]:
     """First against last reading; nothing to say with fewer than two."""
     if len(clocks) < 2:
         return []
@@ -145,21 +171,23 @@ def _clock_faults(clocks: tuple[Clock, ...]) -> list[str]:
     shortest, longest = last.asked_s - first.answered_s, last.answered_s - first.asked_s
     faults = []
     if beats < _LEAST_BEATS:
-        faults.append(f"the heartbeat went on by {beats} in {longest:.1f} s")
+        faults.append(FailedCheck(check=Check.HEARTBEAT, figures={"beats": beats, "passed_s": longest}))
     if not SLOWEST * shortest - _CLOCK_SLACK_S <= up_s <= FASTEST * longest + _CLOCK_SLACK_S:
-        faults.append(f"the guest's clock went on by {up_s:.2f} s in {shortest:.2f} to {longest:.2f} s")
+        passed = {"up_s": up_s, "least_s": shortest, "most_s": longest}
+        faults.append(FailedCheck(check=Check.CLOCK, figures=passed))
     if abs(epoch_s - up_s) > _EPOCH_SLACK_S:
-        faults.append(f"the guest's calendar went on by {epoch_s} s while its clock went on by {up_s:.2f} s")
+        faults.append(FailedCheck(check=Check.CALENDAR, figures={"epoch_s": epoch_s, "up_s": up_s}))
     return faults
 
 
-def _check_fault(check: DeviceCheck) -> list[str]:
+def _check_fault(check: DeviceCheck) -> list[FailedCheck]:
     lines = check.said.splitlines()
     if check.status == 0:
         return []
     if check.status is None:
-        return [f"no end within {check.seconds:.0f} s: {lines[-1] if lines else 'nothing said'}"]
-    return [f"{' / '.join(lines[-3:]) or 'nothing said'} (status {check.status})"]
+        waited = {"waited_s": check.seconds}
+        return [FailedCheck(check=Check.SILENT, said=lines[-1] if lines else "", figures=waited)]
+    return [FailedCheck(check=Check.DEVICE, said=" / ".join(lines[-3:]), status=check.status)]
 
 
 def _matches(kernel_log: tuple[str, ...]) -> list[tuple[str, LogRule]]:

@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.colo.messages import Step
 from harness.engines.colo import Evidence
 from harness.experiments.ioerror import Interval, IoErrors
-from harness.oracles.load import judge
+from harness.oracles.load import end_of, judge
+from harness.results.cause import Broke, Cause, Check, During, FailedCheck, GuestFaulted, Undecided, Why, located
 from harness.results.verdict import Verdict
 
 #: What ``runstate_set`` prints before it aborts (``softmmu/runstate.c``).
@@ -19,12 +21,12 @@ _TRANSITION = "invalid runstate transition"
 class IoJudgement:
     """A verdict on one secondary.
 
-    :param text: one line: what happened
+    :param cause: None when it is well
     :param details: what it rests on, for a JSON document
     """
 
     verdict: Verdict
-    text: str
+    cause: Cause | None
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -34,31 +36,41 @@ def judge_io_errors(seen: IoErrors) -> IoJudgement:
     A machine that stops again after the failover is well too, as long as its disk fails for good: it holds its
     request back, as ``werror=stop`` asks for.
     """
-    verdict, text = _verdict(seen)
-    return IoJudgement(verdict=verdict, text=text, details=_details(seen))
+    verdict, cause = _verdict(seen)
+    return IoJudgement(verdict=verdict, cause=cause, details=_details(seen))
 
 
-def _verdict(seen: IoErrors) -> tuple[Verdict, str]:
+def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:
+    during = During.FAILING_DISK if seen.faults else During.HEALTHY_DISK
     if seen.exit is not None or seen.broken is not None:
-        return _broken(seen)
+        return _broken(seen, during)
     if seen.failover:
-        return Verdict.HANG, f"the failover did not end: {seen.failover}"
+        late = Broke(step=Step.FAILOVER, phase=seen.phase, during=during, how="late", said=seen.failover)
+        return Verdict.HANG, late
     if seen.loads_acked < seen.loads_asked or seen.after is None:
-        return Verdict.HARNESS_ERROR, f"{seen.loads_acked} of {seen.loads_asked} loads acknowledged"
+        missing = Undecided(why=Why.LOADS, acked=seen.loads_acked, asked=seen.loads_asked, during=during)
+        return Verdict.HARNESS_ERROR, missing
     if seen.faults and not any(i.held for i in (*seen.intervals, seen.after)) and "BLOCK_IO_ERROR" not in seen.events:
-        return Verdict.HARNESS_ERROR, f"no request met the failing sector of {', '.join(seen.faults)}"
+        return Verdict.HARNESS_ERROR, Undecided(why=Why.NOT_MET, said=", ".join(seen.faults), during=during)
+    fault = _fault(seen, seen.after)
+    if fault is None:
+        return Verdict.OK, None
+    return Verdict.GUEST_FAULT, GuestFaulted(
+        step=Step.AFTER, phase=seen.phase, during=during, checks=(fault,), after="the failover"
+    )
+
+
+def _fault(seen: IoErrors, after: Interval) -> FailedCheck | None:
     if seen.stuck:
-        return Verdict.GUEST_FAULT, f"the guest does not answer after the failover: {seen.stuck}"
+        return FailedCheck(check=Check.CONSOLE, said=seen.stuck)
     lost = [f"{disk}: {status}" for disk, status in seen.requests.items() if status != "0"]
     if lost:
-        return Verdict.GUEST_FAULT, f"requests that were held back did not succeed: {', '.join(lost)}"
+        return FailedCheck(check=Check.REQUESTS, said=", ".join(lost))
     wanted = "io-error" if seen.faults and not seen.once else "running"
-    if seen.after.status != wanted:
-        return Verdict.GUEST_FAULT, f"after the failover the machine is {seen.after.status}, not {wanted}"
-    return Verdict.OK, f"{seen.loads_acked} loads; after the failover {_said(seen.after)}"
+    return FailedCheck(check=Check.STATE, said=after.status, rule=wanted) if after.status != wanted else None
 
 
-def _broken(seen: IoErrors) -> tuple[Verdict, str]:
+def _broken(seen: IoErrors, during: During) -> tuple[Verdict, Cause | None]:
     evidence = Evidence(
         loads_asked=seen.loads_asked,
         loads_acked=seen.loads_acked,
@@ -68,11 +80,14 @@ def _broken(seen: IoErrors) -> tuple[Verdict, str]:
         log=seen.log,
     )
     judgement = judge(evidence)
+    cause = None if judgement.cause is None else located(judgement.cause, during=during)
     line = next((line for line in seen.log.splitlines() if _TRANSITION in line), None)
     if line is None or seen.exit is None or not seen.exit.crashed:
-        return judgement.verdict, judgement.text
-    where = f"load {seen.broken.load}" if seen.broken else "after the failover"
-    return Verdict.CRASH, f"{where}: {seen.exit}: {line[line.index(_TRANSITION) :]}"
+        return judgement.verdict, cause
+    broken = seen.broken
+    at = {"step": Step.LOAD, "load": broken.load} if broken else {"step": Step.FAILOVER}
+    said = line[line.index(_TRANSITION) :]
+    return Verdict.CRASH, end_of(seen.log, seen.exit, {**at, "phase": seen.phase, "during": during}, said)
 
 
 def _said(interval: Interval) -> str:

@@ -20,6 +20,7 @@ from harness.oracles.load import Judgement, judge
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
+from harness.results.outcome import Isolation, IsolationWay
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, cpu_labels, label_of
 
@@ -35,12 +36,12 @@ class Blame:
     """What was found.
 
     :param sections: the sections needed, one in nearly every case
-    :param how: one sentence on how it was found
+    :param how: how they were found
     :param judgement: of the last session that broke with these sections alone
     """
 
     sections: tuple[str, ...]
-    how: str
+    how: Isolation
     judgement: Judgement
 
 
@@ -125,8 +126,12 @@ class _Case:
         smallest, judgement = ddmin(labels, self.breaks, whole)
         if len(smallest) == 1:
             return _alone(smallest[0], judgement, self)
-        how = f"the smallest set of sections that does it in a parked guest, of {len(labels)}"
+        how = self.isolation(IsolationWay.SMALLEST_SET, of=len(labels))
         return Blame(sections=smallest, how=how, judgement=judgement)
+
+    def isolation(self, way: IsolationWay, of: int) -> Isolation:
+        """How sections were found by this search."""
+        return Isolation(way=way, loads=self.repeats, together=self.owner.again, of=of)
 
     def selection(self, labels: Sequence[str]) -> Selection:
         """These sections alone; where a reset comes first, with the parked CPU that would else start to run."""
@@ -196,6 +201,4 @@ class _Sweep:
 
 
 def _alone(label: str, judgement: Judgement, case: _Case) -> Blame:
-    times = "twice in one buffer" if case.owner.again else "once" if case.repeats == 1 else f"{case.repeats} times"
-    how = f"section {label} alone, loaded {times} into a parked guest in a new process, does it"
-    return Blame(sections=(label,), how=how, judgement=judgement)
+    return Blame(sections=(label,), how=case.isolation(IsolationWay.ALONE, of=1), judgement=judgement)

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.experiments.leak import FRAMEWORK, LeakResult, LeakRun, Sample, Series
 from harness.oracles import load
+from harness.results.cause import Cause, During, Leaked, Resource, located
 from harness.results.verdict import Verdict
 
 #: Bytes a load. The smallest allocation takes 32 bytes of heap, so one that every second load loses is seen.
@@ -90,11 +91,17 @@ class Growth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakJudgement:
-    """What one section came to; ``details`` can be written as JSON."""
+    """What one section came to.
+
+    :param causes: what leaks; or why the session broke
+    :param details: can be written as JSON
+    :param log: what QEMU printed, of a session that broke
+    """
 
     verdict: Verdict
-    text: str
+    causes: tuple[Cause, ...]
     details: dict[str, Any]
+    log: str = ""
 
 
 def theil_sen(points: Sequence[tuple[float, float]]) -> Slope:
@@ -171,10 +178,9 @@ def judge_leaks(result: LeakResult) -> dict[str, LeakJudgement]:
         for broken in run.breaks if run else ():
             if broken.label == FRAMEWORK:
                 continue
-            told = load.judge(broken.evidence)
-            judged[broken.label] = LeakJudgement(
-                verdict=told.verdict, text=f"while looking for leaks: {told.text}", details={"log": told.log}
-            )
+            found = load.judge(broken.evidence)
+            causes = () if found.cause is None else (located(found.cause, during=During.LEAKS),)
+            judged[broken.label] = LeakJudgement(verdict=found.verdict, causes=causes, details={}, log=found.log)
     return judged
 
 
@@ -207,32 +213,32 @@ def _judge(result: LeakResult, series: Series, again: Series | None) -> LeakJudg
     details["confirmed"] = bool(common)
     details["first_look"] = {"memory_bytes_per_load": first.memory.as_json(), "loads": first.loads}
     if common:
-        return LeakJudgement(verdict=Verdict.LEAK, text=_text(common, best, seen), details=details)
-    text = ""
-    if first.leaks:
-        text = f"{' and '.join(first.reasons)} seemed to grow, which a second process did not confirm"
-    return LeakJudgement(verdict=Verdict.OK, text=text, details=details)
+        causes = tuple(_leaked(Resource(name), best, seen) for name in common)
+        return LeakJudgement(verdict=Verdict.LEAK, causes=causes, details=details)
+    details["unconfirmed"] = list(first.reasons)
+    return LeakJudgement(verdict=Verdict.OK, causes=(), details=details)
 
 
-def _text(reasons: tuple[str, ...], best: Growth, series: Series) -> str:
-    said = {
-        "memory": f"{_interval(best.memory)} bytes of memory{_chunks(series)}",
-        "pages": f"{_interval(best.outside)} bytes of memory outside of the heap",
-        "descriptors": f"{_interval(best.descriptors)} descriptors",
-        "threads": f"{_interval(best.threads)} threads",
-        "state": f"{best.state_bytes / max(1, best.loads):.2f} bytes of saved state",
-    }
-    what = ", ".join(said[reason] for reason in reasons)
-    return f"each load leaves behind {what}; over {best.loads} loads, confirmed in a second process"
-
-
-def _interval(slope: Slope) -> str:
-    return f"{slope.estimate:.3g} [{slope.low:.3g}, {slope.high:.3g}]"
-
-
-def _chunks(series: Series) -> str:
-    named = [f"{number / series.loads:.2f} of {size} bytes" for size, number in series.chunks[:3] if series.loads]
-    return f" (heap chunks: {', '.join(named)})" if named else ""
+def _leaked(resource: Resource, best: Growth, series: Series) -> Leaked:
+    each = best.state_bytes / max(1, best.loads)
+    slope, unit = {
+        Resource.MEMORY: (best.memory, "bytes"),
+        Resource.PAGES: (best.outside, "bytes"),
+        Resource.DESCRIPTORS: (best.descriptors, "descriptors"),
+        Resource.THREADS: (best.threads, "threads"),
+        Resource.STATE: (Slope(estimate=each, low=each, high=each), "bytes"),
+    }[resource]
+    chunks = series.chunks[:3] if resource is Resource.MEMORY and series.loads else ()
+    return Leaked(
+        section=series.label,
+        resource=resource,
+        per_load=slope.estimate,
+        low=slope.low,
+        high=slope.high,
+        unit=unit,
+        loads=best.loads,
+        chunks=tuple((size, number / series.loads) for size, number in chunks),
+    )
 
 
 def _details(run: LeakRun, series: Series, found: Growth) -> dict[str, Any]:

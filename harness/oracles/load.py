@@ -5,11 +5,36 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from harness.colo.messages import Step
-from harness.devices.device import section_label
-from harness.engines.colo import Evidence
+from harness.engines.colo import Break, Evidence
+from harness.oracles.words import (
+    complaint_of,
+    failed_assertion,
+    last_words,
+    named_section,
+    own_words,
+    sanitizer_report,
+)
 from harness.qemu.kvm import Refusal, is_kvm_assertion, kvm_refusals
+from harness.qemu.process import Exit
+from harness.results.cause import (
+    Broke,
+    Cause,
+    Check,
+    Ended,
+    FailedCheck,
+    GuestFaulted,
+    Killed,
+    KvmRefused,
+    Refused,
+    Undecided,
+    Why,
+)
+from harness.results.document import Warned
+from harness.results.outcome import Outcome
+from harness.results.signature import normal
 from harness.results.verdict import Verdict
 
 LOG_LIMIT_CHARS = 4000
@@ -28,25 +53,31 @@ _LOAD_ERRORS = (
     re.compile(r"Failed to load"),
     re.compile(r"(?i)load.*(fail|error)|(fail|error).*load"),
 )
-_INSTANCE_DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
-_VERSION_DEVICE = re.compile(r"unsupported version \d+ for '([^']+)'")
-_UNKNOWN_SECTION = re.compile(r"Unknown (?:savevm )?section or instance '([^']+)' (\d+)")
-_FOOTER_DEVICE = re.compile(r"Missing section footer for (\S+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """A verdict on the loads of one session.
 
-    :param text: one line: what happened
+    :param cause: None when all is well
     :param log: what QEMU printed, cut to the last few kilobytes
     :param named: the section that QEMU itself names in its log, or None
     """
 
     verdict: Verdict
-    text: str = ""
+    cause: Cause | None = None
     log: str = ""
     named: str | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it comes to, with nothing else known."""
+        return Outcome(
+            verdict=self.verdict,
+            causes=() if self.cause is None else (self.cause,),
+            sections=(self.named,) if self.named else (),
+            log=self.log,
+        )
 
 
 def judge(evidence: Evidence) -> Judgement:
@@ -56,55 +87,78 @@ def judge(evidence: Evidence) -> Judgement:
     down or triple-faulted (``-no-reboot``), which is the guest's fault and not a crash. State that this host's KVM
     refused is the host's matter, though QEMU says so by an abort.
     """
-    verdict, text = _verdict(evidence)
-    if verdict is Verdict.OK:
+    verdict, cause = _verdict(evidence)
+    if cause is None:
         return Judgement(verdict=verdict, log=evidence.log)
-    return Judgement(
-        verdict=verdict, text=text, log=evidence.log[-LOG_LIMIT_CHARS:], named=_named_section(evidence.log)
-    )
+    named = named_section(evidence.log)
+    return Judgement(verdict=verdict, cause=cause, log=evidence.log[-LOG_LIMIT_CHARS:], named=named)
 
 
-def warnings_of(evidence: Evidence) -> tuple[str, ...]:
+def warnings_of(evidence: Evidence) -> tuple[Warned, ...]:
     """What QEMU printed while it loaded, each text once with the load at which it came first and how often it came."""
     seen: dict[str, list[int]] = {}
     for load, text in evidence.warnings:
         seen.setdefault(_without_program(text), []).append(load)
-    return tuple(_warning(text, loads) for text, loads in seen.items())
+    return tuple(Warned(text=text, load=loads[0], times=len(loads)) for text, loads in seen.items())
 
 
-def _warning(text: str, loads: list[int]) -> str:
-    first = f"load {loads[0]}" if loads[0] else "before the first load"
-    return f"{first}{f', {len(loads)} times' if len(loads) > 1 else ''}: {text}"
-
-
-def _verdict(evidence: Evidence) -> tuple[Verdict, str]:
-    where = _where(evidence)
+def _verdict(evidence: Evidence) -> tuple[Verdict, Cause | None]:
+    at = _at(evidence)
     refusal = _refused_by_kvm(evidence)
     if refusal is not None:
-        return Verdict.HOST, f"{where}: {refusal.sentence}"
+        return Verdict.HOST, kvm_cause(refusal, at)
     died = evidence.broken is not None and evidence.broken.kind == "died" and crash_line(evidence.log) is None
     if evidence.exit is not None and not died:
-        return _ended(evidence, where)
+        return _ended(evidence, evidence.exit, at)
     if evidence.broken is not None:
-        kind, detail = evidence.broken.kind, evidence.broken.detail
-        line = error_line(evidence.log)
-        if died and line is not None:
-            return Verdict.REJECT, f"{where}: {line} (and then {evidence.exit} while it cleaned up)"
-        if kind == "late":
-            return Verdict.HANG, f"{where}: {detail}"
-        if kind == "unexpected" and line is None:
-            return Verdict.HARNESS_ERROR, f"{where}: the secondary answered out of order: {detail}"
-        return Verdict.REJECT, f"{where}: {line or detail}"
+        return _broken(evidence, evidence.broken, at)
     if "NO-ANSWER" in evidence.events:
-        return Verdict.HANG, "every load was acknowledged, and then QEMU's main loop did not answer"
+        return Verdict.HANG, Broke(step=Step.MAIN_LOOP, load=evidence.loads_acked, how="late")
     if evidence.events:
-        return Verdict.GUEST_FAULT, f"the guest ended during the loads: {', '.join(evidence.events)}"
+        ended = FailedCheck(check=Check.ENDED, said=", ".join(evidence.events))
+        return Verdict.GUEST_FAULT, GuestFaulted(**at, checks=(ended,))
     if evidence.loads_acked < evidence.loads_asked:
-        return Verdict.HARNESS_ERROR, f"{evidence.loads_acked} of {evidence.loads_asked} loads acknowledged"
+        return Verdict.HARNESS_ERROR, Undecided(why=Why.LOADS, acked=evidence.loads_acked, asked=evidence.loads_asked)
     report = next((line for line in evidence.log.splitlines() if _SANITIZER.search(line)), None)
     if report is not None:
-        return Verdict.CRASH, f"every load was acknowledged, with a sanitizer report: {_without_program(report)}"
-    return Verdict.OK, ""
+        words, line = own_words(evidence.log), _without_program(report)
+        return Verdict.CRASH, Ended(**at, sanitizer=sanitizer_report(words), words=normal(line), line=line)
+    return Verdict.OK, None
+
+
+def _broken(evidence: Evidence, broken: Break, at: dict[str, Any]) -> tuple[Verdict, Cause]:
+    line = error_line(evidence.log)
+    if broken.kind == "late":
+        return Verdict.HANG, Broke(**at, how=broken.kind, said=broken.detail)
+    if broken.kind == "unexpected" and line is None:
+        return Verdict.HARNESS_ERROR, Undecided(
+            why=Why.ANSWER, said=broken.detail, load=broken.load, phase=broken.phase
+        )
+    ended = evidence.exit if line is not None else None
+    return Verdict.REJECT, refusal_of(
+        evidence.log,
+        at,
+        how=broken.kind,
+        said=broken.detail,
+        signal=ended.signal if ended else None,
+        status=ended.status if ended and not ended.signal else None,
+    )
+
+
+def refusal_of(log: str, at: dict[str, Any], **more: Any) -> Refused:
+    """A load that returned an error, from what QEMU printed."""
+    words = own_words(log)
+    complaint = complaint_of(words)
+    return Refused(
+        **at,
+        section=named_section(words) or "",
+        field=complaint.field,
+        function=complaint.function,
+        reason=complaint.reason,
+        errno=complaint.errno,
+        line=error_line(log) or "",
+        **more,
+    )
 
 
 def _refused_by_kvm(evidence: Evidence) -> Refusal | None:
@@ -119,30 +173,53 @@ def _refused_by_kvm(evidence: Evidence) -> Refusal | None:
     return refusals[0] if all(is_kvm_assertion(line) for line in faults) else None
 
 
-def _ended(evidence: Evidence, where: str) -> tuple[Verdict, str]:
-    ended = evidence.exit
-    assert ended is not None  # only called for a QEMU that ended
+def kvm_cause(refusal: Refusal, at: dict[str, Any]) -> KvmRefused:
+    """What KVM refused, as a cause."""
+    return KvmRefused(
+        **at,
+        group=refusal.group,
+        ioctl=refusal.ioctl,
+        msr=refusal.msr,
+        value=refusal.value,
+        error=refusal.error,
+    )
+
+
+def _ended(evidence: Evidence, ended: Exit, at: dict[str, Any]) -> tuple[Verdict, Cause]:
     line = crash_line(evidence.log)
     if ended.signal == "SIGKILL" or (ended.signal and not ended.crashed and line is None):
-        return Verdict.HOST, f"{where}: QEMU was killed from outside by {ended} (out of memory?)"
+        return Verdict.HOST, Killed(**at, signal=ended.signal)
     if ended.crashed or line is not None:
-        return Verdict.CRASH, f"{where}: {ended}: {line or 'QEMU printed no reason'}"
+        return Verdict.CRASH, end_of(evidence.log, ended, at, line or "")
     if ended.status == 0:
-        return Verdict.GUEST_FAULT, f"{where}: QEMU ended with status 0: the guest shut down or triple-faulted"
-    return Verdict.REJECT, f"{where}: {ended}: {error_line(evidence.log) or 'QEMU printed no reason'}"
+        exited = FailedCheck(check=Check.EXITED, status=0)
+        return Verdict.GUEST_FAULT, GuestFaulted(**at, checks=(exited,))
+    return Verdict.REJECT, refusal_of(evidence.log, at, status=ended.status)
 
 
-def _where(evidence: Evidence) -> str:
+def end_of(log: str, ended: Exit, at: dict[str, Any], line: str) -> Ended:
+    """A QEMU that crashed, from what it printed.
+
+    :param line: the line of the log that tells most, empty where there is none
+    """
+    words = own_words(log)
+    return Ended(
+        **at,
+        signal=ended.signal,
+        status=None if ended.signal else ended.status,
+        assertion=failed_assertion(words),
+        sanitizer=sanitizer_report(words),
+        words=last_words(words, aborted=ended.signal in ("SIGABRT", "SIGTRAP", None)),
+        line=line,
+    )
+
+
+def _at(evidence: Evidence) -> dict[str, Any]:
+    """Fields of :class:`harness.results.cause.At`."""
     broken = evidence.broken
     if broken is None:
-        return f"after load {evidence.loads_acked}"
-    if broken.step is Step.RESUME:
-        return f"when the guest was started after load {broken.load}"
-    if broken.step is Step.INCOMING and broken.load:
-        return f"load {broken.load}, by an incoming stream"
-    if broken.step is Step.INCOMING:
-        return "in the incoming stream, before any checkpoint"
-    return f"load {broken.load}"
+        return {"step": Step.AFTER, "load": evidence.loads_acked}
+    return {"step": broken.step, "load": broken.load, "phase": broken.phase}
 
 
 def crash_line(log: str) -> str | None:
@@ -161,17 +238,6 @@ def error_line(log: str) -> str | None:
             if pattern.search(line):
                 return line
     return None
-
-
-def _named_section(log: str) -> str | None:
-    match = _INSTANCE_DEVICE.search(log)
-    if match:
-        return section_label(match[2], int(match[1], 16))
-    match = _UNKNOWN_SECTION.search(log)
-    if match:
-        return section_label(match[1], int(match[2]))
-    match = _VERSION_DEVICE.search(log) or _FOOTER_DEVICE.search(log)
-    return match[1] if match else None
 
 
 def _without_program(line: str) -> str:

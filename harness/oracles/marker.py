@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from harness.engines.colo import Session
 from harness.engines.schedule import Checkpoint
 from harness.engines.secondary import Secondary
-from harness.oracles.classify import Moment
 from harness.oracles.load import judge
+from harness.results.outcome import Moment
 from harness.results.verdict import Verdict
 from harness.stream.model import Section
 from harness.stream.wire import SectionType

@@ -18,7 +18,6 @@ goes on without what was refused, and nothing is printed. An acknowledged load u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.qemu.msr import msr_label
@@ -72,15 +71,6 @@ class Refusal:
         """What failures are counted by: the register, else the ioctl."""
         return self.ioctl if self.msr is None else msr_label(self.msr)
 
-    @property
-    def sentence(self) -> str:
-        """What happened, in words."""
-        way = "give" if "_GET_" in self.ioctl else "take"
-        value = f" = {self.value:#x}" if self.value is not None else ""
-        error = f": {self.error}" if self.error else ""
-        by = f" by {self.ioctl}" if self.msr is not None else ""
-        return f"this host's KVM did not {way} {self.group}{value}{by}{error}"
-
 
 def kvm_refusals(log: str) -> tuple[Refusal, ...]:
     """Everything in a log that KVM refused, in order, each thing once."""
@@ -100,15 +90,6 @@ def is_kvm_assertion(line: str) -> bool:
     """Whether an assertion is QEMU's way to say that KVM refused a register."""
     match = _ASSERTION.search(line)
     return match is not None and (match["function"] in _SINGLE_FUNCTIONS or match["function"] in _MSR_FUNCTIONS)
-
-
-def group_refusals(logs: Iterable[str]) -> dict[str, int]:
-    """How many logs speak of each register or ioctl, the most frequent first."""
-    counts: dict[str, int] = {}
-    for log in logs:
-        for group in {refusal.group for refusal in kvm_refusals(log)}:
-            counts[group] = counts.get(group, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _refusal(line: str) -> Refusal | None:

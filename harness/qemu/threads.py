@@ -11,6 +11,9 @@ GDB_TIMEOUT_S = 30.0
 _FRAMES = 12
 _STATES = {"R": "running", "S": "sleeping", "D": "waiting for I/O", "T": "stopped", "t": "traced", "Z": "dead"}
 
+#: Begins what is added to the log of a QEMU that did not answer.
+THREADS = "threads of QEMU while it did not answer:"
+
 
 def describe_threads(pid: int) -> str:
     """A line for each thread, then the backtraces.
@@ -18,7 +21,7 @@ def describe_threads(pid: int) -> str:
     :return: text for a log; says why where something could not be had, and never raises for a process that is gone
     """
     lines = [_thread(task) for task in sorted(Path(f"/proc/{pid}/task").glob("[0-9]*"))]
-    return "\n".join(["threads of QEMU while it did not answer:", *lines, _backtrace(pid)])
+    return "\n".join([THREADS, *lines, _backtrace(pid)])
 
 
 def _thread(task: Path) -> str:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.arch import family_of
 from harness.engines.schedule import Schedule
-from harness.qemu.kvm import group_refusals, kvm_refusals
 from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
-from harness.results.document import MIGRATIONS, RECORDER_LACKS, Cell, MachineResult, MatrixDoc, Qemu
+from harness.results.cause import KvmRefused, Side, Unsupported
+from harness.results.document import MIGRATIONS, Cell, MachineResult, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
 
 #: Adds to a reason what the evidence of its cell says: cause, field, remedy.
@@ -71,7 +72,7 @@ def answer_leg(leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Exp
     names = list(dict.fromkeys(cell.device for cell in leg.cells))
     devices = tuple(_device(name, leg, home, deciding, explain) for name in names)
     uses = {use: worst(d.uses[use] for d in devices if d.uses[use] is not Answer.NONE) for use in USES}
-    hidden = [f"{label} breaks under COLO and was left out; no row that is judged owns it" for label in _strays(leg)]
+    hidden = tuple(_strays(leg))
     if hidden and "colo" in deciding:
         uses["colo"] = worst((uses["colo"], Answer.UNKNOWN))
     return PairAnswer(
@@ -83,7 +84,8 @@ def answer_leg(leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Exp
         uses=uses,
         devices=devices,
         loads=loads_of(leg.cells),
-        notes=(*hidden, *_refused_by_kvm(leg.cells)),
+        strays=hidden,
+        kvm_refused=_refused_by_kvm(leg.cells),
     )
 
 
@@ -102,21 +104,14 @@ def loads_of(cells: Iterable[Cell]) -> int:
 def _strays(leg: Leg) -> list[str]:
     """Sections that were left out of loads that count, because they break, and that no finding names."""
     counted = [c for c in leg.cells if use_of(c) == "colo" and not (leg.resets and c.schedule == Schedule.BACK_TO_BACK)]
-    named = {
-        label
-        for cell in leg.cells
-        if cell.finding is not None and cell.finding.section and cell.verdict.is_finding
-        for label in cell.finding.section.split(", ")
-    }
+    named = {label for cell in leg.cells if cell.verdict.is_finding for label in cell.blamed}
     return sorted({label for cell in counted for label in cell.excluded} - named)
 
 
-def _refused_by_kvm(cells: Iterable[Cell]) -> list[str]:
-    """One sentence on what this host's KVM did not take, and how often."""
-    logs = [c.finding.log for c in cells if c.finding is not None and c.verdict is Verdict.HOST]
-    groups = group_refusals(logs)
-    told = ", ".join(f"{group} in {count} {'cell' if count == 1 else 'cells'}" for group, count in groups.items())
-    return [f"this host's KVM refused {told}"] if told else []
+def _refused_by_kvm(cells: Iterable[Cell]) -> dict[str, int]:
+    """What this host's KVM did not take, to the number of cells, the most frequent first."""
+    groups = Counter(group for cell in cells if (group := _kvm_group(cell)) is not None)
+    return dict(sorted(groups.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _device(name: str, leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Explain | None) -> DeviceAnswer:
@@ -124,7 +119,7 @@ def _device(name: str, leg: Leg, home: Leg | None, deciding: Sequence[str], expl
     uses = {use: _answer([c for c in mine if use_of(c) == use], leg) for use in USES}
     if all(cell.verdict is Verdict.UNSUPPORTED for cell in mine):
         # without the machine or the device there is nothing to go to; where the old side has it not, nothing comes
-        never = any(RECORDER_LACKS in cell.details for cell in mine)
+        never = any(isinstance(c, Unsupported) and c.side is Side.RECORDER for m in mine for c in m.outcome.causes)
         uses = dict.fromkeys(USES, Answer.NONE if never else Answer.NO_GO)
     return DeviceAnswer(
         device=name,
@@ -174,30 +169,29 @@ def _tells(cell: Cell, leg: Leg, uses: dict[str, Answer], deciding: Sequence[str
 
 def _kvm_group(cell: Cell) -> str | None:
     """The register or ioctl that this host's KVM refused, where that is the verdict."""
-    if cell.verdict is not Verdict.HOST or cell.finding is None:
-        return None
-    return next((refusal.group for refusal in kvm_refusals(cell.finding.log)), None)
+    return next((cause.group for cause in cell.outcome.causes if isinstance(cause, KvmRefused)), None)
 
 
 def _reasons(cells: Sequence[Cell], leg: Leg, home: Leg | None, explain: Explain | None) -> list[Reason]:
     """Each reason once, with the cells that have it."""
-    found: dict[tuple[str, str, str | None], Reason] = {}
+    found: dict[tuple[str, str, object], Reason] = {}
     for cell in cells:
-        if cell.finding is None:
+        if not cell.outcome.causes:
             continue
         use = use_of(cell)
         refused = _kvm_group(cell)
-        key = (use, str(cell.verdict), cell.finding.section or refused)
+        key = (use, str(cell.verdict), cell.blamed or refused)
         if key in found:
             found[key] = replace(found[key], cells=(*found[key].cells, cell.id))
             continue
         reason = Reason(
             use=use,
             verdict=str(cell.verdict),
-            text=cell.finding.text,
-            section=cell.finding.section,
-            phase=cell.finding.phase,
-            log=cell.finding.log,
+            causes=cell.outcome.causes,
+            repeats=cell.outcome.repeats,
+            section=", ".join(cell.blamed) or None,
+            phase=cell.outcome.phase,
+            log=cell.outcome.log,
             cause=f"this host's KVM refuses {refused}" if refused else "",
             at_home=_at_home(cell, leg, home),
             known=cell.known,
@@ -211,8 +205,8 @@ def _at_home(cell: Cell, leg: Leg, home: Leg | None) -> bool | None:
     """Whether the recorder itself shows the same: same device, use, verdict and section."""
     if home is None or leg.at_home:
         return None
-    wanted = (cell.device, use_of(cell), cell.verdict, cell.finding.section if cell.finding else None)
+    wanted = (cell.device, use_of(cell), cell.verdict, cell.blamed)
     tried = [c for c in home.cells if (c.device, use_of(c)) == wanted[:2]]
     if not tried:
         return None
-    return any((c.device, use_of(c), c.verdict, c.finding.section if c.finding else None) == wanted for c in tried)
+    return any((c.device, use_of(c), c.verdict, c.blamed) == wanted for c in tried)

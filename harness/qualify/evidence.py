@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.answer import Leg, use_of
 from harness.qualify.explain import explain_load
 from harness.qualify.fields import UNNAMED
-from harness.qualify.model import Reason
+from harness.qualify.model import Confirmation, Reason
 from harness.qualify.pairs import other_types
 from harness.qualify.static import check_sections, compare_static_dynamic, sections_at_hand
+from harness.results.cause import Undecided, Why
 from harness.results.document import Cell
+from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
 from harness.state.recordings import VMSTATE
-
-_PHASE = re.compile(r"\bphase ([a-z-]+): ")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class Witness:
     scope: ProcessScope = field(default_factory=ProcessScope)
     _packs: dict[str, StatePack] = field(default_factory=dict)
     _changes: dict[tuple[str, str], list[Change]] = field(default_factory=dict)
-    _confirmed: dict[tuple[str, str, str, str], str] = field(default_factory=dict)
+    _confirmed: dict[tuple[str, str, str, str], Confirmation] = field(default_factory=dict)
 
     def explain(self, cell: Cell, reason: Reason) -> Reason:
         """A reason with its cause, its field and what to set, as far as the evidence goes."""
@@ -136,29 +135,28 @@ class Witness:
             remedy="; ".join(dict.fromkeys(r.remedy for r in found if r.remedy)),
         )
 
-    def _confirm(self, cell: Cell, reason: Reason, pack: StatePack, loader: QemuBinary) -> str:
+    def _confirm(self, cell: Cell, reason: Reason, pack: StatePack, loader: QemuBinary) -> Confirmation | None:
         """The same guest from one real QEMU to the other, where ordinary migration fails and both are here."""
         recorder = self.binaries.get(cell.record_qemu.sha256)
         if use_of(cell) != "migration" or reason.phase is None:
-            return ""
+            return None
+        frame = Confirmation(recorder=cell.record_qemu.version, loader=loader.version, phase=reason.phase)
         if recorder is None:
-            return f"not tried: QEMU {cell.record_qemu.version} that recorded is not among the QEMUs of this run"
+            return frame
         key = (recorder.sha256, loader.sha256, str(pack.path), reason.phase)
         if key not in self._confirmed:
             self.say(f"confirming {cell.machine} {recorder.version} -> {loader.version} with two real QEMUs")
-            self._confirmed[key] = self._migrated(recorder, loader, pack, reason.phase)
+            self._confirmed[key] = replace(frame, outcome=self._migrated(recorder, loader, pack, reason.phase))
         return self._confirmed[key]
 
-    def _migrated(self, recorder: QemuBinary, loader: QemuBinary, pack: StatePack, phase: str) -> str:
+    def _migrated(self, recorder: QemuBinary, loader: QemuBinary, pack: StatePack, phase: str) -> Outcome:
         state = State(buffers=Buffers(pack, self._machine(pack)), phase=phase)
-        head = f"QEMU {recorder.version} migrating to QEMU {loader.version} without this program between them, {phase}"
         try:
-            judgement = judge(RealMigration(source=recorder, destination=loader, state=state, scope=self.scope).run())
+            run = RealMigration(source=recorder, destination=loader, state=state, scope=self.scope).run()
         except PostloadError as error:
-            return f"{head}: not decided: {error}"
-        if judgement.verdict is Verdict.OK:
-            return f"{head}: passed"
-        return f"{head}: {judgement.verdict}: {judgement.text}"
+            undecided = Undecided(why=Why.ERROR, said=str(error))
+            return Outcome(verdict=Verdict.HARNESS_ERROR, causes=(undecided,))
+        return judge(run).outcome
 
     def _go_on(self) -> None:
         self.scope.check()
@@ -178,11 +176,8 @@ class Witness:
         return self._packs[cell.pack]
 
     def _phase(self, cell: Cell, reason: Reason, pack: StatePack) -> str:
-        """The phase that broke: an oracle over many phases names it in its text."""
-        found = _PHASE.search(reason.text)
-        if found and found[1] in pack.recordings:
-            return found[1]
-        return reason.phase or cell.phases[0]
+        """The phase that broke."""
+        return reason.phase if reason.phase in pack.recordings else cell.phases[0]
 
     def _dump(self, pack: StatePack, leg: Leg) -> Mapping[str, Any]:
         kept = pack.manifest.host.get(VMSTATE)
@@ -203,7 +198,7 @@ class Witness:
 def passed_sections(leg: Leg) -> dict[str, bool]:
     """By section: whether ordinary migration took it; what was left out of the loads is in none."""
     plain = [c for c in leg.cells if c.lane == "plain" and (c.verdict is Verdict.OK or c.verdict.is_finding)]
-    broken = {label for cell in plain for label in _names(cell)}
+    broken = {label for cell in plain for label in cell.blamed}
     # a load that passed for another row brought it along
     brought = [c for c in plain if c.loads_acked]
     told = {
@@ -213,8 +208,3 @@ def passed_sections(leg: Leg) -> dict[str, bool]:
         if any(label not in other.excluded for other in brought)
     }
     return told | dict.fromkeys(broken, False)
-
-
-def _names(cell: Cell) -> Iterator[str]:
-    if cell.finding is not None and cell.finding.section:
-        yield from cell.finding.section.split(", ")

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from harness import __version__
+from harness.results.cause import Cause
 from harness.results.document import Qemu
+from harness.results.outcome import Outcome, Repeats
 
 SCHEMA = "postload.qualify/1"
 #: What a guest is asked to survive; the columns of the table.
@@ -42,25 +46,40 @@ def exit_code(answer: Answer) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """The same guest in a migration between two real QEMUs, without this program between them.
+
+    :param outcome: what it came to; None where it was not made, because the recorder is not here
+    """
+
+    recorder: str
+    loader: str
+    phase: str
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
     """Why something is not a go.
 
     :param use: one of :data:`USES`
     :param section: the section to blame, when there is one
     :param field: field of it, where the evidence goes that deep
-    :param text: what happened, in one line
+    :param causes: what happened
+    :param repeats: how often it came back, where it was tried again
     :param cause: in the words of the cause: which feature bit, which property, which values on both sides
     :param remedy: what to set or to do, empty when nothing is known
     :param log: QEMU's own words
     :param at_home: whether the QEMU that recorded breaks by its own state in the same way; None when it was not tried
     :param changes: which of the pair's changes explain it, by their ``what``
-    :param confirmed: what a migration between two real QEMUs gave, empty when it was not made
+    :param confirmed: a migration between two real QEMUs, None where none makes sense
     :param known: link of the known issue that it is, empty when it is none
     """
 
     use: str
     verdict: str
-    text: str
+    causes: tuple[Cause, ...] = ()
+    repeats: Repeats | None = None
     section: str | None = None
     field: str | None = None
     phase: str | None = None
@@ -69,7 +88,7 @@ class Reason:
     log: str = ""
     at_home: bool | None = None
     changes: tuple[str, ...] = ()
-    confirmed: str = ""
+    confirmed: Confirmation | None = None
     known: str = ""
     cells: tuple[str, ...] = ()
 
@@ -99,7 +118,9 @@ class PairAnswer:
     :param endings: where the machine type is deprecated or removed, a sentence each
     :param changes: what differs between the two sides, as :class:`harness.facts.Change` tells it
     :param loads: acknowledged, each once; a migration counts for every device in their own ``loads``
-    :param notes: further sentences: what could not be tried, what was left out
+    :param strays: sections that were left out because they break under COLO, and that no device which is judged owns
+    :param kvm_refused: what this host's KVM refused, to the number of cells
+    :param notes: further sentences: what could not be tried
     """
 
     machine: str
@@ -113,6 +134,8 @@ class PairAnswer:
     home: bool = False
     endings: tuple[str, ...] = ()
     changes: tuple[dict[str, str], ...] = ()
+    strays: tuple[str, ...] = ()
+    kvm_refused: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -124,6 +147,7 @@ class QualifyDoc:
     :param notes: what could not be tried on this host
     """
 
+    schema: Literal["postload.qualify/1"] = "postload.qualify/1"
     command: tuple[str, ...]
     started: str
     seconds: float
@@ -137,4 +161,11 @@ class QualifyDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"schema": SCHEMA, **asdict(self)}
+        found: dict[str, Any] = TypeAdapter(QualifyDoc).dump_python(self, mode="json", by_alias=True)
+        return found
+
+
+def qualify_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``qualify.json``, made from the models."""
+    schema = TypeAdapter(QualifyDoc).json_schema(mode="serialization", by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

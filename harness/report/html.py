@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.report.sentences import warning_text
 from harness.report.text import duration, number, printable, size
 from harness.report.view import (
     PHASE_MEANING,
@@ -44,7 +45,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
     environment.filters.update(rate=rate, rate_text=rate_text)
-    environment.globals.update(finding_of=finding_of, verdict_counts=verdict_counts)
+    environment.globals.update(finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts)
     return environment
 
 

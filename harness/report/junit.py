@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
+from harness.report.sentences import warning_text
 from harness.report.text import one_line, printable
 from harness.report.view import Block, blocks, finding_of, pair_text
 from harness.results.document import Cell, MatrixDoc
@@ -24,9 +25,8 @@ def _suite(block: Block, doc: MatrixDoc) -> TestSuite:
     suite = TestSuite(printable(block.title))
     suite.timestamp = printable(doc.started)
     qemu = block.result.qemu
-    safe = {True: "true", False: "false", None: "undecided"}[block.result.colo_safe]
     facts = {"qemu.build": qemu.build, "qemu.path": qemu.path, "qemu.sha256": qemu.sha256}
-    for name, value in {**facts, "colo_safe": safe, "answer": block.answer}.items():
+    for name, value in {**facts, "colo": str(block.result.colo), "answer": block.answer}.items():
         suite.add_property(name, printable(value))
     suite.add_testcases([_case(cell) for cell in block.cells])
     return suite
@@ -55,7 +55,7 @@ def _facts(cell: Cell) -> list[str]:
     lines = [cell.id, f"{cell.loads_acked} of {cell.loads_asked} loads acknowledged"]
     if cell.excluded:
         lines.append(f"without {', '.join(cell.excluded)}")
-    return lines + [f"warning: {line}" for line in cell.warnings]
+    return lines + [f"warning: {warning_text(line)}" for line in cell.warnings]
 
 
 def _result(cell: Cell) -> Failure | Error | Skipped | None:

@@ -21,7 +21,7 @@ from harness.report.view import (
     rate,
     rate_text,
 )
-from harness.results.document import MatrixDoc
+from harness.results.document import Colo, MatrixDoc
 from harness.results.verdict import Verdict
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
@@ -64,7 +64,8 @@ def render_markdown(doc: MatrixDoc) -> str:
 
 
 def _answer(block: Block) -> str:
-    mark = {True: "safe", False: "**not safe**", None: "undecided"}[block.result.colo_safe]
+    colo = block.result.colo
+    mark = f"**{colo}**" if colo in (Colo.UNSAFE, Colo.REFUSED) else str(colo)
     return f"{mark}: {_plain(block.answer)}"
 
 

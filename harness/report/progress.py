@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report.text import number, one_line
-from harness.report.view import finding_of, signature
+from harness.report.view import finding_of, look_of
 from harness.results.document import Cell
 from harness.results.events import Event, Judged, Planned, Said
 from harness.results.verdict import Verdict, rank
@@ -154,7 +154,7 @@ class LiveProgress:
             self._total = max(self._total, self._done + len(self._running))
             self._loads_done += cell.loads_acked
             self._counts[cell.verdict] += 1
-            key = signature(cell)
+            key = None if cell.verdict is Verdict.OK else look_of(cell)
             told = self._console.is_terminal and key in self._seen
             self._seen.add(key)
         if key is not None and not told:

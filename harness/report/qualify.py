@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -21,7 +22,9 @@ from harness.errors import HostError
 from harness.facts.compare import HOST_FACTS, Weight
 from harness.files import write_atomically
 from harness.qualify.model import USES, Answer, QualifyDoc
+from harness.report.sentences import outcome_text
 from harness.report.text import duration, number, one_line
+from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
 
 Doc = dict[str, Any]
@@ -55,8 +58,8 @@ def qualify_json(doc: Doc) -> str:
     return json.dumps(doc, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def qualify_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of ``qualify.json``."""
+def shipped_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``qualify.json``, as it is shipped."""
     text = (resources.files("harness.report") / "schema" / "qualify-1.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
@@ -205,7 +208,7 @@ def _reasons(pairs: Sequence[Doc]) -> Iterator[list[str]]:
         for device in pair["devices"]:
             for reason in device["because"]:
                 # with the description of the stream at hand, the values stand in hexadecimal as well
-                bare = "" if reason["section"] else reason["use"] + reason["text"]
+                bare = "" if reason["section"] else reason["use"] + _text(reason)
                 told = _HEX.sub("", reason["cause"]) or bare
                 # what the new side lacks may keep every device from coming: that is one reason
                 whose = "" if reason["verdict"] == Verdict.UNSUPPORTED else device["device"]
@@ -225,12 +228,33 @@ def _reasons(pairs: Sequence[Doc]) -> Iterator[list[str]]:
 def _lines(head: str, reason: Doc, ways: Sequence[str]) -> Iterator[str]:
     where = f": {reason['section']}" if reason["section"] else ""
     yield head + where + (f", field {reason['field']}" if reason["field"] else "")
-    yield reason["text"]
+    yield _text(reason)
     yield f"cause: {reason['cause']}" if reason["cause"] else ""
     yield f"remedy: {reason['remedy']}" if reason["remedy"] else ""
-    yield f"confirmed: {reason['confirmed']}" if reason["confirmed"] else ""
+    yield f"confirmed: {_confirmed(reason['confirmed'])}" if reason["confirmed"] else ""
     yield f"known: {reason['known']}" if reason["known"] else ""
     yield f"in {', '.join(dict.fromkeys(ways))}"
+
+
+def _text(reason: Doc) -> str:
+    """What happened, in one line."""
+    given = {"verdict": reason["verdict"], "causes": reason["causes"], "repeats": reason["repeats"]}
+    return outcome_text(_outcome(given)) or Verdict(reason["verdict"]).meaning
+
+
+def _confirmed(confirmed: Doc) -> str:
+    """What a migration between two real QEMUs gave."""
+    if confirmed["outcome"] is None:
+        return f"not tried: QEMU {confirmed['recorder']} that recorded is not among the QEMUs of this run"
+    outcome = _outcome(confirmed["outcome"])
+    way = f"QEMU {confirmed['recorder']} migrating to QEMU {confirmed['loader']} without this program between them"
+    result = "passed" if outcome.verdict is Verdict.OK else f"{outcome.verdict}: {outcome_text(outcome)}"
+    return f"{way}, {confirmed['phase']}: {result}"
+
+
+def _outcome(document: Doc) -> Outcome:
+    found: Outcome = TypeAdapter(Outcome).validate_json(json.dumps(document))
+    return found
 
 
 def _notes(doc: Doc, pairs: Sequence[Doc]) -> list[str]:
@@ -238,9 +262,17 @@ def _notes(doc: Doc, pairs: Sequence[Doc]) -> list[str]:
     for pair in pairs:
         way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
         told += [f"{way}: {_change(change, pair)}" for change in pair["changes"] if _is_weighty(change)]
+        stray = "breaks under COLO and was left out; no device that is judged owns it"
+        told += [f"{way}: {label} {stray}" for label in pair["strays"]]
+        refused = ", ".join(f"{group} in {_cells(count)}" for group, count in pair["kvm_refused"].items())
+        told += [f"{way}: this host's KVM refused {refused}"] if refused else []
         told += [f"{way}: {note}" for note in pair["notes"]]
         told += [f"{way}: {note}" for device in pair["devices"] for note in device["static"]]
     return list(dict.fromkeys(told))
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _is_weighty(change: Doc) -> bool:

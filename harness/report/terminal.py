@@ -26,7 +26,7 @@ from harness.report.view import (
     rate,
     rate_text,
 )
-from harness.results.document import MatrixDoc
+from harness.results.document import Colo, MatrixDoc
 from harness.results.verdict import Verdict
 
 __all__ = ["LiveProgress", "print_matrix"]
@@ -34,6 +34,13 @@ __all__ = ["LiveProgress", "print_matrix"]
 SHORT = {Verdict.GUEST_FAULT: "gfault", Verdict.UNSUPPORTED: "unsupp", Verdict.HARNESS_ERROR: "h-error"}
 MAX_LOG_LINES = 8
 _MARGIN = 1
+_COLO_STYLE = {
+    Colo.SAFE: "bold green",
+    Colo.REMARKS: "bold green",
+    Colo.UNSAFE: "bold red",
+    Colo.REFUSED: "bold red",
+    Colo.UNDECIDED: "bold yellow",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,5 +254,5 @@ def _print_totals(doc: MatrixDoc, console: Console) -> None:
 
 
 def _print_answer(block: Block, console: Console) -> None:
-    style = {True: "bold green", False: "bold red", None: "bold yellow"}[block.result.colo_safe]
+    style = _COLO_STYLE[block.result.colo]
     _wrapped(console, block.answer, 0, style, hang=2)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
+from harness.report import sentences
 from harness.report.text import number, one_line
-from harness.results.document import LANES, PHASES, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.results.document import LANES, PHASES, Cell, Colo, MachineResult, MatrixDoc, Qemu
 from harness.results.verdict import FailureClass, Verdict, rank, worst
 
 SCHEDULE_MEANING = {
@@ -156,6 +157,19 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a report says of a cell that is not ok; texts are of :mod:`harness.report.sentences`."""
+
+    text: str
+    section: str | None = None
+    phase: str | None = None
+    load: int | None = None
+    log: str = ""
+    exit: str | None = None
+    isolated: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FindingGroup:
     """The same finding in one or many cells; ``finding`` is that of the first."""
 
@@ -170,7 +184,7 @@ class FindingGroup:
     @property
     def controls(self) -> tuple[str, ...]:
         """What the controls gave, each text once."""
-        return tuple(dict.fromkeys(c.controls for c in self.cells if c.controls))
+        return tuple(sentences.once(sentences.controls_text(c.outcome) for c in self.cells))
 
     @property
     def signatures(self) -> tuple[str, ...]:
@@ -235,7 +249,7 @@ def rate(cells: Iterable[Cell]) -> float:
 
 def rate_text(cells: Sequence[Cell]) -> str:
     """The rate for a table; nothing for oracles, which do not load as fast as they can."""
-    return number(rate(cells)) if any(cell.oracle == "load" for cell in cells) else ""
+    return number(rate(cells)) if any(cell.by_load for cell in cells) else ""
 
 
 def _ordered(values: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -319,52 +333,54 @@ def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
 
 def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     """One sentence: can this machine type live under COLO on this QEMU?"""
-    head = f"{_title(result.machine, result.record_qemu, result.qemu)}: "
-    reasons = "; ".join(one_line(reason).rstrip(".") for reason in result.because)
-    if result.colo_safe is None:
-        return head + ("not decided" + (f", because {reasons}." if reasons else "."))
-    if not result.colo_safe:
-        return head + "not safe for COLO" + (f", because {reasons}." if reasons else ".")
+    head = f"{_title(result.machine, result.record_qemu, result.qemu)}: {sentences.COLO_TEXTS[result.colo]}"
+    reasons = "; ".join(one_line(sentences.colo_reason_text(reason)).rstrip(".") for reason in result.because)
+    if result.colo not in (Colo.SAFE, Colo.REMARKS):
+        return f"{head}, because {reasons}." if reasons else f"{head}."
     passed = [cell for cell in cells if not cell.verdict.is_finding]
     devices = ", ".join(dict.fromkeys(cell.device for cell in passed))
     but = f"; but {reasons}" if reasons else ""
-    return head + f"safe for COLO as far as tested, because all {loads_text(passed)} loads of {devices} passed{but}."
+    return f"{head}, because all {loads_text(passed)} loads of {devices} passed{but}."
 
 
-_VOLATILE = re.compile(r"0x[0-9a-f]+|\b(?:load|checkpoint) #?\d+", re.IGNORECASE)
-
-
-def _signature(cell: Cell, finding: Finding) -> tuple[Verdict, str, str]:
-    """Equal for the same finding seen twice: addresses and numbers of loads do not tell findings apart."""
-    blamed = finding.section or f"device {cell.device}"
-    return cell.verdict, blamed, _VOLATILE.sub("#", one_line(finding.text))
+def look_of(cell: Cell) -> tuple[object, ...]:
+    """Equal for the same finding seen twice: by its signature, else by what its causes are."""
+    blamed = cell.blamed or (f"device {cell.device}",)
+    if cell.signature:
+        return cell.verdict, blamed, cell.signature
+    whats = tuple(sentences.what_text(cause) for cause in cell.outcome.causes)
+    return cell.verdict, blamed, whats
 
 
 def finding_of(cell: Cell) -> Finding | None:
-    """The cell's finding; for a cell that is neither ok nor has one, the meaning of its verdict."""
-    if cell.finding is not None or cell.verdict is Verdict.OK:
-        return cell.finding
-    return Finding(text=cell.verdict.meaning)
+    """The cell's finding in words; None for one that is ok."""
+    if cell.verdict is Verdict.OK:
+        return None
+    outcome = cell.outcome
+    isolated = sentences.isolation_text(outcome.isolation, outcome.sections) if outcome.isolation else None
+    return Finding(
+        text=sentences.text_of(cell),
+        section=", ".join(outcome.sections) or None,
+        phase=outcome.phase,
+        load=outcome.load,
+        log=outcome.log,
+        exit=outcome.exit,
+        isolated=isolated,
+    )
 
 
 def finding_groups(cells: Iterable[Cell]) -> tuple[FindingGroup, ...]:
     """Every finding once, worst first, with the cells that have it."""
-    groups: dict[tuple[Verdict, str, str], list[Cell]] = {}
-    firsts: dict[tuple[Verdict, str, str], Finding] = {}
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    firsts: dict[tuple[object, ...], Finding] = {}
     for cell in cells:
         finding = finding_of(cell)
         if finding is not None:
-            key = _signature(cell, finding)
+            key = look_of(cell)
             groups.setdefault(key, []).append(cell)
             firsts.setdefault(key, finding)
-    keys = sorted(groups, key=lambda key: rank(key[0]))
-    return tuple(FindingGroup(verdict=k[0], finding=firsts[k], cells=tuple(groups[k])) for k in keys)
-
-
-def signature(cell: Cell) -> tuple[Verdict, str, str] | None:
-    """What :func:`finding_groups` groups a cell by; None for an ok cell."""
-    finding = finding_of(cell)
-    return None if finding is None else _signature(cell, finding)
+    found = [FindingGroup(verdict=c[0].verdict, finding=firsts[key], cells=tuple(c)) for key, c in groups.items()]
+    return tuple(sorted(found, key=lambda group: rank(group.verdict)))
 
 
 def phases_of(cells: Iterable[Cell]) -> frozenset[str]:

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.qemu.binary import QemuBinary
-from harness.results.document import MIGRATIONS, Cell, MachineResult, Qemu
-from harness.results.plan import pair_label
+from harness.results.cause import Undecided, Why
+from harness.results.document import MIGRATIONS, Cell, Colo, ColoReason, MachineResult, Qemu
+from harness.results.key import Route
 from harness.results.verdict import Verdict
 
 PLATFORM = "platform"
+#: What breaks no load.
 _SLOW = (Verdict.DRIFT, Verdict.LEAK)
 
 
@@ -25,64 +27,101 @@ class Seen:
     family: str
     binary: QemuBinary
     recorder: Qemu
+    loader: Qemu
     ability: ColoAbility | None = None
 
     @property
-    def label(self) -> str:
-        """How cell ids name the QEMU, or the pair of them."""
-        return pair_label(self.recorder.short, self.binary.short)
+    def route(self) -> Route:
+        """How cells name the QEMU, or the pair of them."""
+        return Route(recorder=self.recorder.label, loader=self.loader.label)
 
     def result(self) -> MachineResult:
         """What is known of it before any cell is judged."""
         return MachineResult(
             machine=self.machine,
             alias=self.family,
-            qemu=Qemu(**self.binary.identity()),
-            record_qemu=None if self.recorder.sha256 == self.binary.sha256 else self.recorder,
+            qemu=self.loader,
+            record_qemu=None if self.recorder.sha256 == self.loader.sha256 else self.recorder,
             dialect=self.ability.dialect.name if self.ability else None,
             resets_before_load=self.ability.resets_before_load if self.ability else None,
         )
 
 
-def machine_result(machine: MachineResult, cells: Sequence[Cell]) -> MachineResult:
+def machine_result(machine: MachineResult, cells: Sequence[Cell], *, complete: bool = True) -> MachineResult:
     """A machine with its answer, from all cells of the run.
 
-    Safe only when every row was judged ok with nothing left out; not safe with the first load that breaks.
-
-    Two kinds of findings are worth a word and do not make a checkpoint unsafe: drift and leaks, and, where a build
-    resets the machine before each load, a section that breaks only when it stands twice in one buffer.
+    :param complete: the run came to its end; what was not judged may break
     """
     builds = ((machine.record_qemu or machine.qemu).sha256, machine.qemu.sha256)
     mine = [
-        c
-        for c in cells
-        if c.machine == machine.machine
-        and (c.record_qemu.sha256, c.load_qemu.sha256) == builds
-        and c.lane not in MIGRATIONS
+        cell
+        for cell in cells
+        if cell.machine == machine.machine
+        and (cell.record_qemu.sha256, cell.load_qemu.sha256) == builds
+        and cell.lane not in MIGRATIONS
     ]
-    resets = bool(machine.resets_before_load)
-    findings = [c for c in mine if c.verdict.is_finding]
+    colo, because = colo_answer(mine, resets=bool(machine.resets_before_load), complete=complete)
+    return replace(machine, colo=colo, because=because)
+
+
+def colo_answer(
+    cells: Sequence[Cell], *, resets: bool, complete: bool, needed: str = PLATFORM
+) -> tuple[Colo, tuple[ColoReason, ...]]:
+    """Unsafe with the first load that breaks; safe only when all was judged, and ok with nothing left out.
+
+    Two kinds of findings are worth a remark and do not make a checkpoint unsafe: drift and leaks, and, where a build
+    resets the machine before each load, a section that breaks only when it stands twice in one buffer.
+
+    :param cells: of one machine, migrations not among them
+    :param needed: the device without which nothing can be said
+    """
+    findings = [c for c in cells if c.verdict.is_finding]
     hidden = [c for c in findings if resets and c.schedule == Schedule.BACK_TO_BACK]
-    slow = [c for c in findings if c.verdict in _SLOW]
-    breaks = [c for c in findings if c.verdict not in _SLOW and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
-    reasons = [_reason(c) for c in breaks]
-    notes = [f"without the reset before each load, {_reason(c)}" for c in hidden] + [_reason(c) for c in slow]
-    counted = [c for c in mine if c.oracle == "load" and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
-    clean = all(cell.verdict is Verdict.OK and not cell.excluded for cell in counted)
-    judged = {cell.device for cell in counted if cell.verdict is Verdict.OK}
-    safe = False if reasons else (True if clean and PLATFORM in judged else None)
-    because = reasons + notes if safe is not None else _undecided(mine)
-    return replace(machine, colo_safe=safe, because=tuple(dict.fromkeys(because)))
+    shown = [c for c in findings if not (resets and c.schedule == Schedule.BACK_TO_BACK)]
+    slow = [c for c in shown if c.verdict in _SLOW]
+    breaks = [c for c in shown if c.verdict not in _SLOW]
+    remarks = _reasons(hidden, hidden=True) + _reasons(slow)
+    if breaks:
+        return Colo.UNSAFE, _once(_reasons(breaks) + remarks)
+    counted = [c for c in cells if c.by_load and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
+    doubts = [_left_out(cell) for cell in counted if cell.excluded or cell.verdict is not Verdict.OK]
+    if not complete:
+        doubts.insert(0, _why(Why.STOPPED))
+    elif not any(c.device == needed and c.verdict is Verdict.OK for c in counted) and not doubts:
+        doubts.append(_why(Why.NOT_JUDGED, needed))
+    if doubts:
+        return Colo.UNDECIDED, _once(doubts + remarks)
+    return (Colo.REMARKS, _once(remarks)) if remarks else (Colo.SAFE, ())
 
 
-def _reason(cell: Cell) -> str:
-    finding = cell.finding
-    who = finding.section if finding and finding.section else cell.device
-    text = finding.text if finding else ""
-    what = text.partition(": ")[2] if cell.oracle == "load" and ": " in text else text
-    return f"{who}: {cell.verdict}: {what}"
+def _reasons(cells: Iterable[Cell], *, hidden: bool = False) -> list[ColoReason]:
+    return [
+        ColoReason(
+            device=cell.device,
+            sections=cell.blamed,
+            verdict=cell.verdict,
+            causes=cell.outcome.causes,
+            hidden=hidden,
+        )
+        for cell in cells
+    ]
 
 
-def _undecided(cells: Sequence[Cell]) -> list[str]:
-    texts = [c.finding.text for c in cells if c.finding and c.verdict is not Verdict.OK]
-    return texts or ["the platform row was not judged"]
+def _why(why: Why, device: str = "") -> ColoReason:
+    return ColoReason(device=device, causes=(Undecided(why=why),))
+
+
+def _left_out(cell: Cell) -> ColoReason:
+    if cell.verdict is not Verdict.OK:
+        return _reasons([cell])[0]
+    return ColoReason(device=cell.device, causes=(Undecided(why=Why.LEFT_OUT, sections=cell.excluded),))
+
+
+def _once(reasons: Iterable[ColoReason]) -> tuple[ColoReason, ...]:
+    """Each thing once, as it was first seen: the same section with the same verdict of one device is one."""
+    found: dict[tuple[object, ...], ColoReason] = {}
+    for reason in reasons:
+        whats = tuple((cause.kind, getattr(cause, "why", None)) for cause in reason.causes)
+        who = reason.sections or (reason.device,)
+        found.setdefault((who, reason.verdict, whats, reason.hidden), reason)
+    return tuple(found.values())

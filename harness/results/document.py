@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The matrix document that all reports are made from; its JSON Schema is ``schema/matrix-1.schema.json``."""
+"""The matrix document that all reports are made from; its JSON Schema is generated from these models."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal, TypeVar, cast
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from harness import __version__
 from harness.errors import UsageError
+from harness.results.cause import Cause
+from harness.results.key import PARKED, CellKey, find_by_key
+from harness.results.outcome import Outcome
 from harness.results.verdict import FailureClass, Verdict
 
-SCHEMA = "postload.matrix/1"
+SCHEMA = "postload.matrix/2"
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound", "reconfigured", "io-error")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
 #: Ordinary migration, before any checkpoint.
 MIGRATIONS = ("plain", "postcopy")
 ORACLES = ("drift", "leak", "guest", "io-error")
 LANES = MIGRATIONS + SCHEDULES + ORACLES
-REST_SUFFIX = "+rest"
-#: In the details of an unsupported cell: why the QEMU that records has no such guest, whatever the other one has.
-RECORDER_LACKS = "recorder_lacks"
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+_-]+")
+#: What an oracle loads by; the others load the same bytes one at a time.
+_PARKED_LANES = ("drift", "leak")
+_SCHEDULES_OF = {"leak": "back-to-back"}
+
+M = TypeVar("M")
 
 
 def _finite(value: float) -> float:
@@ -37,140 +41,183 @@ def _finite(value: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
-    """One QEMU binary: ``version`` as it says itself, ``build`` the distribution's, ``sha256`` in hex."""
+    """One QEMU binary: ``version`` as it says itself, ``build`` the distribution's, ``sha256`` in hex.
+
+    ``label`` is how cells name it.
+    """
 
     version: str
     build: str
     path: str
     sha256: str
-
-    @property
-    def short(self) -> str:
-        """Version and eight digits of the hash, as in cell ids."""
-        return f"{self.version}-{self.sha256[:8]}"
+    label: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {"version": self.version, "build": self.build, "path": self.path, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What went wrong in a cell.
-
-    ``section`` is the one to blame (``idstr``, with its bus path), ``load`` the 1-based load that did it,
-    ``text`` one line, ``log`` an excerpt of QEMU's stderr, ``exit`` the signal's name or exit status,
-    ``isolated`` one sentence on how the section was found.
-    """
-
-    text: str
-    section: str | None = None
-    phase: str | None = None
-    load: int | None = None
-    log: str = ""
-    exit: str | None = None
-    isolated: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "section": self.section,
-            "phase": self.phase,
-            "load": self.load,
-            "text": self.text,
-            "log": self.log,
-            "exit": self.exit,
-            "isolated": self.isolated,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One entry of the matrix, judged. ``failure_class`` is ``class`` in JSON.
+    """One entry of the matrix, judged.
 
-    ``oracle`` says what was looked at: ``load`` (the answers of the secondary), ``plain`` and ``postcopy`` (an
-    ordinary migration into a new process), or ``drift``, ``leak``, ``guest``;
-    ``details`` are that oracle's figures. ``controls`` says in one sentence which controls were run and what they gave.
-    ``pack`` is the path of the state pack that was loaded, empty when unknown; ``signature`` names a finding across
-    runs and versions; ``known`` says which known issue it is, empty when it is none.
+    :param engine: what brought the state in: ``colo``, ``fresh`` or ``postcopy``
+    :param sections: the device's own that were loaded
+    :param excluded: sections that were not sent, of this device or another
+    :param warnings: what QEMU printed while it loaded, with the load at which it came first and how often it came
+    :param details: figures of the lane's oracle
+    :param pack: path of the state pack that was loaded, empty when unknown
+    :param signature: names a finding across runs and versions
+    :param known: link of the known issue that it is, empty when it is none
     """
 
-    id: str
+    key: CellKey
     record_qemu: Qemu
     load_qemu: Qemu
-    machine: str
-    accel: str
-    device: str
-    phases: tuple[str, ...]
-    schedule: str
-    verdict: Verdict
+    outcome: Outcome
     engine: str = "colo"
-    guest_mode: str = "running"
     sections: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
-    loads_asked: int = 0
-    loads_acked: int = 0
-    checkpoints_acked: int = 0
-    failure_class: Annotated[FailureClass | None, Field(alias="class")] = None
-    finding: Finding | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Warned, ...] = ()
     seconds: float = 0.0
     loads_per_second: float = 0.0
-    oracle: str = "load"
-    controls: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     pack: str = ""
     signature: str | None = None
     known: str = ""
 
     @property
-    def lane(self) -> str:
-        """Where it stands in a table: under its schedule, or under the oracle that looked at more than the load."""
-        return self.schedule if self.oracle == "load" else self.oracle
+    def id(self) -> str:
+        """The key as text."""
+        return str(self.key)
 
     @property
-    def is_rest(self) -> bool:
-        """True for the second look at a row, without the section that was blamed in the first."""
-        return REST_SUFFIX in self.id.rpartition("/")[2]
+    def machine(self) -> str:
+        return self.key.machine
+
+    @property
+    def device(self) -> str:
+        return self.key.device
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        return self.key.phases
+
+    @property
+    def lane(self) -> str:
+        """Where it stands in a table: under its schedule, its migration, or the oracle that looked at more."""
+        return self.key.lane
+
+    @property
+    def guest_mode(self) -> str:
+        """What the guest does between the loads; some oracles want it parked."""
+        return PARKED if self.lane in _PARKED_LANES else self.key.guest_mode
+
+    @property
+    def accel(self) -> str:
+        return self.key.accel
 
     @property
     def slug(self) -> str:
-        """The id as the name of a file or folder."""
-        return _NOT_IN_NAMES.sub("_", self.id.replace("/", "_")).strip("._") or "cell"
+        """The key as the name of a file or folder."""
+        return self.key.slug
+
+    @property
+    def is_rest(self) -> bool:
+        """A further look at a device, without the section that was blamed in the first."""
+        return self.key.rest > 0
+
+    @property
+    def by_load(self) -> bool:
+        """The answers of the secondary alone were looked at."""
+        return self.lane in SCHEDULES
+
+    @property
+    def schedule(self) -> str:
+        """How the loads followed each other."""
+        return self.lane if self.by_load else _SCHEDULES_OF.get(self.lane, "same")
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.outcome.verdict
+
+    @property
+    def failure_class(self) -> FailureClass | None:
+        return self.outcome.failure_class
+
+    @property
+    def loads_asked(self) -> int:
+        return self.outcome.loads_asked
+
+    @property
+    def loads_acked(self) -> int:
+        return self.outcome.loads_acked
+
+    @property
+    def checkpoints_acked(self) -> int:
+        return self.outcome.checkpoints_acked
+
+    @property
+    def blamed(self) -> tuple[str, ...]:
+        """Sections that are to blame."""
+        return self.outcome.sections
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "record_qemu": self.record_qemu.to_json(),
-            "load_qemu": self.load_qemu.to_json(),
-            "machine": self.machine,
-            "accel": self.accel,
-            "device": self.device,
-            "phases": list(self.phases),
-            "schedule": self.schedule,
-            "engine": self.engine,
-            "guest_mode": self.guest_mode,
-            "sections": list(self.sections),
-            "excluded": list(self.excluded),
-            "loads_asked": self.loads_asked,
-            "loads_acked": self.loads_acked,
-            "checkpoints_acked": self.checkpoints_acked,
-            "verdict": self.verdict.value,
-            "class": None if self.failure_class is None else self.failure_class.value,
-            "finding": None if self.finding is None else self.finding.to_json(),
-            "warnings": list(self.warnings),
-            "seconds": _finite(self.seconds),
-            "loads_per_second": _finite(self.loads_per_second),
-            "oracle": self.oracle,
-            "controls": self.controls,
-            "details": self.details,
-            "pack": self.pack,
-            "signature": self.signature,
-            "known": self.known,
-        }
+        """Plain JSON types; ``id`` is the key as text."""
+        found: dict[str, Any] = _adapter(Cell).dump_python(self, mode="json", by_alias=True)
+        rates = {"seconds": _finite(self.seconds), "loads_per_second": _finite(self.loads_per_second)}
+        return {"id": self.id, **found, **rates}
+
+    @classmethod
+    def from_json(cls, document: object) -> Cell:
+        """What :meth:`to_json` gave.
+
+        :raises UsageError: a key missing or of the wrong type; names the key
+        """
+        return _read(Cell, document, "a cell")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned:
+    """A line that QEMU printed while it loaded.
+
+    :param load: at which it came first; 0 is before the first load
+    :param times: how often it came
+    """
+
+    text: str
+    load: int
+    times: int = 1
+
+
+class Colo(StrEnum):
+    """Can a machine type live under COLO? Worst first."""
+
+    UNSAFE = "unsafe"
+    REFUSED = "refused"
+    UNDECIDED = "undecided"
+    REMARKS = "remarks"
+    SAFE = "safe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColoReason:
+    """Why the answer is no plain ``safe``.
+
+    :param device: empty where it speaks of the whole machine
+    :param verdict: of the cell that says so; None where no cell does
+    :param hidden: it is seen only because the loads stand in one buffer: the build resets the machine before each
+    """
+
+    device: str = ""
+    sections: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    causes: tuple[Cause, ...] = ()
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineResult:
-    """The answer for one machine type on one QEMU; ``colo_safe`` is None when it could not be decided.
+    """The answer for one machine type on one QEMU.
 
     ``record_qemu`` is the QEMU that recorded, None when it is the one that loads.
     ``dialect`` and ``resets_before_load`` are what the probe learnt of the QEMU as a secondary; None where it was
@@ -181,22 +228,14 @@ class MachineResult:
     qemu: Qemu
     record_qemu: Qemu | None = None
     alias: str | None = None
-    colo_safe: bool | None = None
-    because: tuple[str, ...] = ()
+    colo: Colo = Colo.UNDECIDED
+    because: tuple[ColoReason, ...] = ()
     dialect: str | None = None
     resets_before_load: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "machine": self.machine,
-            "alias": self.alias,
-            "qemu": self.qemu.to_json(),
-            "record_qemu": None if self.record_qemu is None else self.record_qemu.to_json(),
-            "colo_safe": self.colo_safe,
-            "because": list(self.because),
-            "dialect": self.dialect,
-            "resets_before_load": self.resets_before_load,
-        }
+        found: dict[str, Any] = _adapter(MachineResult).dump_python(self, mode="json", by_alias=True)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +253,8 @@ class MatrixDoc:
     ``started`` is ISO 8601 in UTC; ``complete`` is False during the run and after an early stop.
     """
 
+    schema: Literal["postload.matrix/2"] = "postload.matrix/2"
+    program: Program = field(default_factory=Program)
     command: tuple[str, ...]
     started: str
     seconds: float
@@ -221,12 +262,11 @@ class MatrixDoc:
     host: dict[str, Any]
     machines: tuple[MachineResult, ...]
     cells: tuple[Cell, ...]
-    program: Program = field(default_factory=Program)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, in the order in which they are documented."""
         return {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "program": {"name": self.program.name, "version": self.program.version},
             "command": list(self.command),
             "started": self.started,
@@ -247,32 +287,15 @@ class MatrixDoc:
             raise UsageError(f'not a matrix document: expected an object with "schema": "{SCHEMA}"')
         if document["schema"] != SCHEMA:
             raise UsageError(f'not a matrix document: schema is {document["schema"]!r}, expected "{SCHEMA}"')
-        return _validated(document)
+        return _read(MatrixDoc, document, f"a {SCHEMA} document")
 
 
 def find_cell(doc: MatrixDoc, text: str) -> Cell:
-    """The cell of this id, or the only one, else the only failing one, whose id holds the text.
-
-    Whole parts of an id go first: ``bound/same`` is not meant to be ``unbound/same`` as well.
+    """The cell of this key, or the only one, else the only failing one, whose key holds the text.
 
     :raises UsageError: there is none, or several; names some
     """
-    wanted = f"/{text.strip('/')}/"
-    whole = [cell for cell in doc.cells if wanted in f"/{cell.id}/"]
-    parts = [cell for cell in doc.cells if text in cell.id]
-    for found in (whole, _failing(whole), parts, _failing(parts)):
-        if len(found) == 1:
-            return found[0]
-    if not parts:
-        known = [cell.id for cell in _failing(doc.cells)] or [cell.id for cell in doc.cells]
-        raise UsageError(f"no cell {text!r} in this run: {_some(known) or 'it has no cells'}")
-    several = whole or parts
-    ids = [cell.id for cell in _failing(several) or several]
-    raise UsageError(f"{text!r} is part of {len(several)} cells: {_some(ids)}")
-
-
-def _failing(cells: Sequence[Cell]) -> list[Cell]:
-    return [cell for cell in cells if cell.verdict.is_finding]
+    return find_by_key(doc.cells, lambda cell: cell.key, text, lambda cell: cell.verdict.is_finding)
 
 
 def read_matrix(run: Path) -> MatrixDoc:
@@ -289,16 +312,27 @@ def read_matrix(run: Path) -> MatrixDoc:
         raise UsageError(f"{path}: not JSON: {error}") from error
 
 
-def _some(ids: list[str], limit: int = 6) -> str:
-    return ", ".join(ids[:limit]) + (f" and {len(ids) - limit} more" if len(ids) > limit else "")
+def matrix_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``matrix.json``, made from the models."""
+    schema = _adapter(MatrixDoc).json_schema(mode="serialization", by_alias=True)
+    cell = schema["$defs"]["Cell"]
+    cell["properties"] = {"id": {"type": "string", "title": "The key as text"}, **cell["properties"]}
+    cell["required"] = ["id", *cell["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _validated(document: dict[str, Any]) -> MatrixDoc:
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
+
+
+def _read(model: type[M], document: object, what: str) -> M:
     try:
-        return TypeAdapter(MatrixDoc).validate_json(json.dumps(document), strict=True)
+        found: M = _adapter(cast(Any, model)).validate_json(json.dumps(document), strict=True)
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "document"
         more = error.error_count() - 1
         rest = f" (and {more} more)" if more else ""
-        raise UsageError(f"not a {SCHEMA} document: {where}: {first['msg']}{rest}") from error
+        raise UsageError(f"not {what}: {where}: {first['msg']}{rest}") from error

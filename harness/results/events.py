@@ -207,7 +207,9 @@ class Fold:
             seconds=self._seconds,
             complete=self.complete,
             host=self.started.host,
-            machines=tuple(machine_result(machine, cells) for machine in self._machines.values()),
+            machines=tuple(
+                machine_result(machine, cells, complete=self.complete) for machine in self._machines.values()
+            ),
             cells=cells,
         )
 

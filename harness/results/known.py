@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from harness.errors import ConfigError, HostError, UsageError
 from harness.files import write_atomically
 from harness.qemu.process import scratch_folder
-from harness.results.document import REST_SUFFIX, Cell, MatrixDoc
-from harness.results.signature import family_of, plain_section, signature_of_cell
+from harness.results.document import SCHEDULES, Cell, MatrixDoc
+from harness.results.signature import family_of, name_of, plain_section
 from harness.results.verdict import Verdict, exit_code
 from harness.yamlfile import load_model
 
@@ -57,7 +57,7 @@ class Issue(BaseModel):
     :param link: where it is written about
     :param fixed_in: the first version of this line of releases that does not have it
     :param recorded: versions that recorded the state, where it takes the state of another QEMU; empty for any
-    :param seen: ``DEVICE/PHASE/LANE``, the end of a cell's id
+    :param seen: ``DEVICE/PHASES/LANE``, as in a cell's key
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,16 +138,6 @@ class News:
     machine: str
     cells: tuple[str, ...]
 
-    @property
-    def text(self) -> str:
-        """One line for a report."""
-        where = f"on QEMU {self.version} ({self.machine})"
-        if self.kind is NewsKind.GONE:
-            count = len(self.cells)
-            what = f"{count} cell{'s' if count != 1 else ''} that it was expected in passed"
-            return f"gone: {self.issue.signature} {where}: {what}; {self.issue.link}"
-        return f"fails although fixed in {self.issue.fixed_in}: {self.issue.signature} {where}; {self.issue.link}"
-
     def to_json(self) -> dict[str, object]:
         return {
             "kind": str(self.kind),
@@ -156,7 +146,6 @@ class News:
             "machine": self.machine,
             "cells": list(self.cells),
             "link": self.issue.link,
-            "text": self.text,
         }
 
 
@@ -179,17 +168,6 @@ class KnownRun:
         """As :func:`harness.results.verdict.exit_code` says, with known failures taken for passed cells."""
         return exit_code(Verdict.OK if cell.known else cell.verdict for cell in self.doc.cells)
 
-    @property
-    def text(self) -> str:
-        """What is known and what is news, a line each; empty when there is nothing to say."""
-        issues: dict[str, int] = {}
-        for cell in self.doc.cells:
-            if cell.known:
-                key = f"known: {_name(cell)} ({cell.known})"
-                issues[key] = issues.get(key, 0) + 1
-        lines = [f"{line}: {count} cell{'s' if count != 1 else ''}" for line, count in issues.items()]
-        return "\n".join(lines + [news.text for news in self.news])
-
 
 def load_known(path: Path) -> tuple[Issue, ...]:
     """Read a file of known issues.
@@ -204,7 +182,7 @@ def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
     cells: list[Cell] = []
     late: dict[tuple[Issue, str, str], list[str]] = {}
     for cell in doc.cells:
-        name = _name(cell)
+        name = name_of(cell) or None
         version = cell.load_qemu.version
         own = [issue for issue in known if name is not None and issue.signature == name and issue.takes(cell)]
         found = next((issue for issue in own if issue.affects(version)), None)
@@ -224,14 +202,6 @@ def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
     )
 
 
-def _name(cell: Cell) -> str | None:
-    """The signature in the cell, or the one that it gets; a document of an earlier version has none."""
-    if cell.signature:
-        return cell.signature
-    found = signature_of_cell(cell)
-    return found.name if found else None
-
-
 def _gone(cells: Sequence[Cell], known: Sequence[Issue]) -> Iterable[News]:
     """Issues that were to be expected of a machine, and whose cells all came to something else."""
     machines = dict.fromkeys((cell.machine, cell.load_qemu.version) for cell in cells)
@@ -240,7 +210,7 @@ def _gone(cells: Sequence[Cell], known: Sequence[Issue]) -> Iterable[News]:
         mine = [cell for cell in cells if (cell.machine, cell.load_qemu.version) == (machine, version)]
         for issue in known:
             taken = [cell for cell in mine if issue.takes(cell)]
-            names = {_name(cell) for cell in taken}
+            names = {name_of(cell) or None for cell in taken}
             if issue.signature in names or not issue.affects(version) or issue.family != family_of(machine):
                 continue
             # not gone where the cell broke in another way before it could come
@@ -257,17 +227,12 @@ def _covers(cell: Cell, issue: Issue) -> bool:
     if cell.verdict in (Verdict.UNSUPPORTED, Verdict.HOST, Verdict.HARNESS_ERROR):
         return False
     if issue.seen is not None:
-        return place_of(cell) == issue.seen
-    oracles = {"drift": ("drift",), "leak": ("leak",), "guest-fault": ("load", "guest", "io-error")}
-    if cell.oracle not in oracles.get(issue.kind, ("load", "io-error")):
+        return cell.key.place == issue.seen
+    lanes = {"drift": ("drift",), "leak": ("leak",), "guest-fault": (*SCHEDULES, "guest", "io-error")}
+    if cell.lane not in lanes.get(issue.kind, (*SCHEDULES, "io-error")):
         return False
     wanted = set(issue.section.split("+"))
     return wanted <= {plain_section(label) for label in cell.sections} or f"device {cell.device}" in wanted
-
-
-def place_of(cell: Cell) -> str:
-    """The end of a cell's id, ``DEVICE/PHASE/LANE``: the same on every version."""
-    return re.sub(rf"{re.escape(REST_SUFFIX)}\d*$", "", "/".join(cell.id.split("/")[-3:]))
 
 
 def version_matches(pattern: str, version: str) -> bool:
@@ -299,7 +264,7 @@ def add_known(path: Path, cell: Cell, link: str, note: str = "") -> bool:
     :raises ConfigError: the file has a mistake, or issues that cannot be added to line by line
     :raises HostError: it cannot be written
     """
-    name = _name(cell)
+    name = name_of(cell) or None
     if name is None:
         raise UsageError(f"{cell.id} has no finding with a signature: its verdict is {cell.verdict}")
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*:\S+", link):
@@ -323,7 +288,7 @@ def _entry(cell: Cell, name: str, link: str, note: str) -> list[str]:
     if cell.record_qemu.sha256 != cell.load_qemu.sha256:
         lines.append(f"  recorded: [{json.dumps(cell.record_qemu.version)}]")
     lines += [f"  note: {json.dumps(note, ensure_ascii=False)}"] if note else []
-    return [*lines, f"  seen: {json.dumps(place_of(cell), ensure_ascii=False)}"]
+    return [*lines, f"  seen: {json.dumps(cell.key.place, ensure_ascii=False)}"]
 
 
 def _with_entry(text: str, lines: Sequence[str]) -> str:

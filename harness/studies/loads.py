@@ -11,6 +11,7 @@ from harness.engines.colo import Pace, Selection, Session
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.oracles.isolate import Isolator
 from harness.oracles.load import Judgement, judge
+from harness.report.sentences import outcome_text
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
 from harness.studies.model import Column, Found, Lab, Question, Row
@@ -80,7 +81,7 @@ def _case(lab: Lab, name: str, plan: LoadPlan) -> tuple[Row, Judgement, int]:
         "asked": evidence.loads_asked,
         "acked": evidence.loads_acked,
         "verdict": str(judgement.verdict),
-        "text": judgement.text,
+        "text": outcome_text(judgement.outcome),
         "log": judgement.log,
         "left_out": sorted(lab.excluded),
         "sections": [],

@@ -25,11 +25,11 @@ from typing import Any
 from harness.engines.colo import Evidence, Session
 from harness.errors import PostloadError
 from harness.oracles.load import crash_line
+from harness.oracles.words import failed_assertion
 from harness.qemu.process import scratch_folder
+from harness.qemu.threads import THREADS
 from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
-from harness.results.signature import THREADS, signature_of
-from harness.results.verdict import Verdict
 
 DEADLINE_S = 60.0
 #: gdb reads QEMU's symbols before it lets it run.
@@ -289,8 +289,8 @@ def _named_in(log: str) -> str:
         return report.function
     if line is None:
         return ""
-    found = signature_of(verdict=Verdict.CRASH, text="", log=line, section=None, machine="")
-    return found.function if found else ""
+    failed = failed_assertion(line)
+    return failed.function if failed else ""
 
 
 def parse_frames(text: str) -> tuple[Frame, ...]:

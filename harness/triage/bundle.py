@@ -35,6 +35,7 @@ from harness.files import temp_dir
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
+from harness.report.sentences import controls_text, text_of
 from harness.results.document import MIGRATIONS, Cell, find_cell, read_matrix
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
@@ -51,7 +52,7 @@ from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
 from harness.triage.reduced import part_of
 from harness.triage.smallest import options_of_case, reason_of, recorded_by
-from harness.triage.stack import blamed, kept_stack
+from harness.triage.stack import kept_stack
 
 SCRIPT = "reproduce.py"
 #: A file that is larger is packed, where that makes it a good deal smaller.
@@ -365,7 +366,7 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
     kept = kept_case(run, cell)
     with StatePack(Path(cell.pack)) if cell.pack else contextlib.nullcontext() as pack:
         case = Case.load(kept) if kept else whole_case(cell, pack)
-        drifts = cell.oracle == "drift" and pack is not None and not kept
+        drifts = cell.lane == "drift" and pack is not None and not kept
         cases = list(drift_cases(cell, pack, case)) if drifts and pack else [case]
         vmdesc = _described(case, cell, pack)
         guest = _guest_words(pack) if pack else ""
@@ -381,8 +382,8 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
         bare = next((small for each in cases if (small := lean(each, still)) is not each), cases[0])
     material = Material(
         case=bare,
-        controls=cell.controls or "",
-        log=cell.finding.log if cell.finding else "",
+        controls=controls_text(cell.outcome),
+        log=cell.outcome.log,
         backtrace=_known_backtrace(run, cell) or _backtrace(bare, qemu),
         guest=guest,
         subsections=tuple(subsections(bare, vmdesc)) if vmdesc else (),
@@ -420,22 +421,22 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
 
     :raises UsageError: the cell is of another kind, or its state pack is not known
     """
-    finding = cell.finding
-    by_load = cell.oracle in ("load", "drift", *MIGRATIONS)
-    if not by_load or finding is None or cell.verdict is Verdict.GUEST_FAULT or pack is None:
-        if by_load or cell.oracle == "leak":
+    outcome = cell.outcome
+    by_load = cell.by_load or cell.lane in ("drift", *MIGRATIONS)
+    if not by_load or not outcome.causes or cell.verdict is Verdict.GUEST_FAULT or pack is None:
+        if by_load or cell.lane == "leak":
             raise UsageError(f"{cell.id}: there is no case of it yet: postload minimise makes one")
         raise UsageError(
-            f"{cell.id}: a finding of oracle {cell.oracle} cannot be bundled: expected one of a load, a migration, a "
+            f"{cell.id}: a finding of oracle {cell.lane} cannot be bundled: expected one of a load, a migration, a "
             "drift or a leak; postload explain has all that is known of it, and the line that shows it again"
         )
     recording = pack.recordings[phase_of(cell)]
-    excluded, labels = frozenset(cell.excluded), frozenset(blamed(cell))
+    excluded, labels = frozenset(cell.excluded), frozenset(cell.blamed)
     parked = sections_for(recording, GuestMode.PARKED)
     devices = encode(only(parked, labels) or without(parked, excluded))
     ram = pack.ram_whole(recording.name)
     options, files = options_of_case(pack.machine.options)
-    loads = 0 if at_start(cell) else max(1, finding.load or 1)
+    loads = 0 if at_start(cell) else max(1, outcome.load or 1)
     # what this QEMU refuses of another's state would fail before it, and differently
     started = without(parked, excluded) if recorded_by(cell) or not loads else parked
     described = replace(recording, vmdesc=part_of(recording.vmdesc, {section.key for section in started}))
@@ -444,15 +445,15 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
         cell=cell.id,
         verdict=cell.verdict,
         failure_class=cell.failure_class,
-        sentence=finding.text,
+        sentence=text_of(cell),
         kind="load",
         signature=signature.to_json() if signature else None,
         expect=Expect(
             verdict=cell.verdict,
-            exit=finding.exit if finding.exit and finding.exit.startswith("SIG") else None,
+            exit=outcome.exit if outcome.exit and outcome.exit.startswith("SIG") else None,
             function=signature.function or None if signature else None,
             assertion=signature.assertion or None if signature else None,
-            text=finding.text,
+            text=text_of(cell),
             reason=reason_of(cell),
         ),
         qemu=cell.load_qemu.to_json(),

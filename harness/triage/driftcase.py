@@ -6,19 +6,18 @@ Loads stand in one device buffer, so that a build which resets the machine befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from harness.errors import UsageError
 from harness.experiments.drift import DRIFT_LOADS
 from harness.packs.pack import Recording, StatePack
+from harness.results.cause import Drifted
 from harness.results.document import Cell
 from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, sections_for, without
 from harness.stream.vmdesc import decode, walk
 from harness.triage.case import Case, CaseCheckpoint, NeededField
 from harness.triage.cells import phase_of
-from harness.triage.stack import blamed
 
 
 def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
@@ -28,8 +27,9 @@ def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
     :raises UsageError: none of the fields that drifted can be found in the recording
     """
     recording = pack.recordings[phase_of(cell)]
-    labels = blamed(cell)
-    fields = tuple(field for label in labels for field in _fields(recording, label, cell.details.get(label, {})))
+    drifts = [cause for cause in cell.outcome.causes if isinstance(cause, Drifted)]
+    labels = [drifted.section for drifted in drifts]
+    fields = tuple(field for drifted in drifts for field in _fields(recording, drifted))
     if not fields:
         raise UsageError(f"{cell.id}: the fields that drift are not in its recording; postload explain shows them")
     parked = sections_for(recording, GuestMode.PARKED)
@@ -45,26 +45,26 @@ def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
         )
 
 
-def _fields(recording: Recording, label: str, told: Mapping[str, Any]) -> Iterator[NeededField]:
-    section = next((each for each in recording.sections if label_of(each) == label), None)
+def _fields(recording: Recording, drifted: Drifted) -> Iterator[NeededField]:
+    section = next((each for each in recording.sections if label_of(each) == drifted.section), None)
     desc = recording.vmdesc.device(section.idstr, section.instance_id) if section else None
     if section is None or desc is None:
         return
     known = {field.path: field for field in walk(decode(section.payload, desc))}
-    for each in told.get("drift") or []:
-        field, values = known.get(str(each.get("field"))), each.get("values") or ()
+    for each in drifted.fields:
+        field = known.get(each.field)
         if field is not None:
             yield NeededField(
-                section=label,
+                section=drifted.section,
                 path=field.path,
                 offset=field.offset,
                 size=field.size,
                 bit=None,
-                value=_plain(values, -1),
-                healthy=_plain(values, 0),
+                value=_plain(each.values, -1),
+                healthy=_plain(each.values, 0),
             )
 
 
-def _plain(values: Sequence[Any], at: int) -> int | str:
+def _plain(values: Sequence[int | str | None], at: int) -> int | str:
     value = values[at] if values else ""
     return value if isinstance(value, int | str) else str(value)

@@ -15,18 +15,20 @@ from typing import Any
 from harness.devices.recipe import load_recipes
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
-from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text, phases_of
-from harness.report.view import signature as look_of
+from harness.qemu.threads import THREADS
+from harness.report.sentences import controls_text
+from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, look_of, pair_text, phases_of
+from harness.results.cause import Drifted
 from harness.results.document import LANES, Cell, MachineResult, MatrixDoc
-from harness.results.known import Issue, place_of
+from harness.results.known import Issue
 from harness.results.sanitizer import Report, parse_reports
-from harness.results.signature import THREADS, Signature, family_of, signature_of_cell
+from harness.results.signature import Signature, family_of, name_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
 from harness.triage.cells import at_start, phase_of
-from harness.triage.stack import blamed, folder_of, name_of
+from harness.triage.stack import folder_of
 
 SCHEMA = "postload.explain/1"
 BUNDLES = "bundles"
@@ -124,7 +126,7 @@ class Explanation:
             "cell": cell.to_json(),
             "verdict": {"name": str(cell.verdict), "meaning": cell.verdict.meaning},
             "class": _class_json(cell),
-            "controls": cell.controls,
+            "controls": controls_text(cell.outcome) or None,
             "signature": _signature_json(self),
             "known": _known_json(self),
             "machine": None if self.machine is None else self.machine.to_json(),
@@ -170,7 +172,7 @@ def explain(cell: Cell, doc: MatrixDoc, material: Material) -> Explanation:
     if issue and issue.expected_in(cell):
         cell = replace(cell, known=issue.link)
     sections, section_note = _sections(cell, material)
-    log = cell.finding.log if cell.finding else ""
+    log = cell.outcome.log
     bundle = folder_of(material.run) / BUNDLES / cell.slug
     return Explanation(
         cell=cell,
@@ -242,11 +244,11 @@ def _words(cell: Cell, alike: Sequence[Cell], doc: MatrixDoc) -> tuple[str, ...]
 def other_qemus(cell: Cell, doc: MatrixDoc) -> tuple[Cell, ...]:
     """The same place of the same machine family, on the other QEMUs of the run."""
     pair = (cell.record_qemu.sha256, cell.load_qemu.sha256)
-    place = (family_of(cell.machine), place_of(cell), cell.is_rest)
+    place = (family_of(cell.machine), cell.key.place, cell.guest_mode, cell.is_rest)
     return tuple(
         other
         for other in doc.cells
-        if (family_of(other.machine), place_of(other), other.is_rest) == place
+        if (family_of(other.machine), other.key.place, other.guest_mode, other.is_rest) == place
         and (other.record_qemu.sha256, other.load_qemu.sha256) != pair
     )
 
@@ -282,7 +284,7 @@ def unseen(cell: Cell, doc: MatrixDoc) -> tuple[str, ...]:
     notes += [f"not in this run for {cell.device}: {', '.join(lanes)}"] if lanes else []
     phases = [phase for phase in PHASE_MEANING if phase not in {p for o in mine for p in o.phases}]
     notes += [f"phases not in this run: {', '.join(phases)}"] if phases else []
-    if cell.oracle == "load":
+    if cell.by_load:
         notes.append("this cell is about the answers of QEMU alone: not state, memory, or the guest's own view")
     return tuple(notes)
 
@@ -291,7 +293,7 @@ def unseen(cell: Cell, doc: MatrixDoc) -> tuple[str, ...]:
 
 
 def _sections(cell: Cell, material: Material) -> tuple[tuple[SectionFacts, ...], str]:
-    labels = blamed(cell)
+    labels = cell.blamed
     if not labels:
         count = len(cell.sections)
         loaded = f"{count} section{'s' if count != 1 else ''} of {cell.device}"
@@ -329,27 +331,28 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
 
 def figures_of(cell: Cell) -> tuple[str, ...]:
     """The figures of an oracle's cell in words; nothing for a cell of loads."""
-    tellers = {"drift": _drift, "leak": _leak, "guest": _guest, "io-error": _io_error}
-    tell = tellers.get(cell.oracle)
+    if cell.lane == "drift":
+        return tuple(line for cause in cell.outcome.causes if isinstance(cause, Drifted) for line in _drift(cause))
+    tellers = {"leak": _leak, "guest": _guest, "io-error": _io_error}
+    tell = tellers.get(cell.lane)
     if tell is None:
         return ()
-    named = blamed(cell) if cell.verdict.is_finding else ()
+    named = cell.blamed if cell.verdict.is_finding else ()
     entries_ = [(key, value) for key, value in cell.details.items() if isinstance(value, dict) and key != "run"]
     wanted = [(key, value) for key, value in entries_ if key in named] or entries_
     return tuple(line for key, value in wanted for line in tell(key, value))
 
 
-def _drift(label: str, told: Mapping[str, Any]) -> Iterable[str]:
-    drifts = told.get("drift") or []
-    for each in drifts:
-        values = " -> ".join("absent" if value is None else str(value) for value in each.get("values", ()))
-        notes = [f"{each['per_load']:+.4g} each load"] if each.get("per_load") else []
-        notes += ["always in one direction"] if each.get("creeps") else []
-        notes += ["moves without loads as well"] if each.get("without_loads") else []
-        yield f"{label} {each.get('field')}: {values}" + (f" ({', '.join(notes)})" if notes else "")
-    more = int(told.get("drift_fields") or 0) - len(drifts)
+def _drift(drifted: Drifted) -> Iterable[str]:
+    for each in drifted.fields:
+        values = " -> ".join("absent" if value is None else str(value) for value in each.values)
+        notes = [f"{each.per_load:+.4g} each load"] if each.per_load else []
+        notes += ["always in one direction"] if each.creeps else []
+        notes += ["moves without loads as well"] if each.without_loads else []
+        yield f"{drifted.section} {each.field}: {values}" + (f" ({', '.join(notes)})" if notes else "")
+    more = drifted.count - len(drifted.fields)
     if more > 0:
-        yield f"{label}: {more} more fields drift"
+        yield f"{drifted.section}: {more} more fields drift"
 
 
 def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
@@ -441,7 +444,7 @@ def _can_shrink(cell: Cell, material: Material) -> bool:
 
 def _can_bundle(cell: Cell, material: Material) -> bool:
     """Whether a cell that was never minimised has a case of its own."""
-    loads = (cell.oracle in ("load", "drift") or at_start(cell)) and cell.verdict is not Verdict.GUEST_FAULT
+    loads = (cell.by_load or cell.lane == "drift" or at_start(cell)) and cell.verdict is not Verdict.GUEST_FAULT
     return loads and material.pack is not None
 
 
@@ -465,7 +468,7 @@ def _again(cell: Cell, material: Material, *, whole: bool) -> tuple[str, ...]:
     else:
         command = ("postload", "matrix", *at, "--machine", cell.machine)
     command += ("--device", cell.device, "--phase", ",".join(cell.phases))
-    if not whole and cell.oracle == "load":
+    if not whole and cell.by_load:
         command += ("--schedule", cell.schedule)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{cell.device}-{cell.phases[0] if len(cell.phases) == 1 else 'all'}")
     return (*command, "--out", f"postload-{name}")

@@ -181,8 +181,7 @@ class Reduction:
             )
 
     def _failing_load(self) -> int:
-        finding = self._target.cell.finding
-        load = finding.load if finding and finding.load else 1
+        load = self._target.cell.outcome.load or 1
         return max(1, min(load, self._search.best.loads))
 
     def _schedule(self) -> None:

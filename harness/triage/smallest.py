@@ -11,6 +11,8 @@ from typing import Any
 from harness.engines.colo import Evidence, Selection
 from harness.packs.pack import incoming_body
 from harness.qemu.cmdline import Option
+from harness.report.sentences import text_of
+from harness.results.cause import Refused
 from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of_cell
 from harness.state.transforms import GuestMode, cpu_labels, encode, only, sections_for
@@ -23,7 +25,6 @@ from harness.triage.registers import phrase, register_of
 from harness.triage.reproduce import complaint
 from harness.triage.tries import Target
 
-_NONE = Signature(kind="")
 #: More pieces of state than this are counted, not named.
 _MAX_PHRASES = 3
 #: Options whose value is a file that the case has to hold.
@@ -147,21 +148,21 @@ def options_of_case(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict
 
 def _expect(found: Found, signature: Signature | None) -> Expect:
     cell, evidence = found.target.cell, found.evidence
-    ended = str(evidence.exit) if evidence and evidence.exit else cell.finding.exit if cell.finding else None
+    ended = str(evidence.exit) if evidence and evidence.exit else cell.outcome.exit
     return Expect(
         verdict=signature.kind if signature else str(cell.verdict),
         exit=ended if ended and ended.startswith("SIG") else None,
         function=signature.function or None if signature else None,
         assertion=signature.assertion or None if signature else None,
-        text=cell.finding.text if cell.finding else "",
+        text=text_of(cell),
         reason=reason_of(cell),
     )
 
 
 def reason_of(cell: Cell) -> str | None:
     """Of a refused load what QEMU said is wrong."""
-    refused = cell.finding is not None and "reject" in (cell.verdict, (signature_of_cell(cell) or _NONE).kind)
-    return (complaint(cell.finding.log) or None) if cell.finding and refused else None
+    refused = any(isinstance(cause, Refused) for cause in cell.outcome.causes)
+    return (complaint(cell.outcome.log) or None) if refused else None
 
 
 def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:

@@ -19,10 +19,11 @@ from harness.oracles.isolate import ISOLATE_TIMEOUT_S, MAX_REPEATS
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries, launched
+from harness.qemu.threads import THREADS
 from harness.results.document import Cell
 from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
-from harness.results.signature import THREADS, signature_of_cell
+from harness.results.signature import name_of, signature_of_cell
 from harness.state.transforms import GuestMode, cpu_labels
 from harness.triage.backtrace import Backtrace, backtrace_of, hang_frames
 from harness.triage.cells import phase_of
@@ -38,18 +39,6 @@ _STACKED = ("crash", "hang")
 def folder_of(run: Path) -> Path:
     """The folder of a run that was named by its folder or by its ``matrix.json``."""
     return run if run.is_dir() else run.parent
-
-
-def name_of(cell: Cell) -> str:
-    """The signature of a cell as one line; empty where it has none."""
-    found = signature_of_cell(cell)
-    return cell.signature or (found.name if found else "")
-
-
-def blamed(cell: Cell) -> tuple[str, ...]:
-    """Labels of the sections of a finding."""
-    section = cell.finding.section if cell.finding else None
-    return tuple(label.strip() for label in (section or "").split(",") if label.strip())
 
 
 def has_stack(cell: Cell) -> bool:
@@ -99,7 +88,7 @@ def keep_stack(run: Path, cell: Cell, binary: QemuBinary, stack: Backtrace) -> N
 
 def told_stack(cell: Cell) -> Backtrace | None:
     """The stack that is in the cell's log already: a sanitizer's, or the threads of a QEMU that hung."""
-    log = cell.finding.log if cell.finding else ""
+    log = cell.outcome.log
     report = first_report(log.partition(THREADS)[0])
     if report and report.frames:
         short = short_form(report.frames, report.function)
@@ -164,17 +153,15 @@ def failing_session(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: 
 
     :raises UsageError: the failure is not one of loads by COLO
     """
-    if cell.oracle != "load" or cell.engine != "colo":
+    if not cell.by_load or cell.engine != "colo":
         raise UsageError(f"a failure of {cell.lane} is not repeated here, for it is more than a load")
-    alone = bool(cell.finding and cell.finding.isolated and blamed(cell))
+    alone = bool(cell.outcome.isolation and cell.blamed)
     return _alone(cell, binary, ability, pack) if alone else _whole(cell, binary, ability, pack)
 
 
 def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:
     """As :mod:`harness.oracles.isolate` loads it."""
-    finding = cell.finding
-    assert finding is not None  # asked for by the caller
-    load = finding.load or 1
+    load = cell.outcome.load or 1
     phase = phase_of(cell)
     repeats = 1 if load <= 1 else min(2 * load, MAX_REPEATS)
     resets = bool(ability.resets_before_load)
@@ -184,7 +171,7 @@ def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack
         buffers=Buffers(pack),
         plan=LoadPlan(incoming=phase_before(cell, load), checkpoints=(Checkpoint(phase=phase),) * repeats),
         selection=Selection(
-            own=frozenset(blamed(cell)) | (cpu_labels(pack.recordings[phase]) if resets else frozenset()),
+            own=frozenset(cell.blamed) | (cpu_labels(pack.recordings[phase]) if resets else frozenset()),
             whole=False,
             again=resets and cell.schedule == Schedule.BACK_TO_BACK,
         ),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
@@ -16,6 +16,7 @@ from harness.oracles.leak import MIN_LEAK_BYTES, growth
 from harness.oracles.load import judge
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
+from harness.results.cause import Leaked, Resource
 from harness.results.document import MIGRATIONS, Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
@@ -71,9 +72,7 @@ class Target:
     @property
     def hint(self) -> Labels:
         """Sections that were blamed, and are there."""
-        finding = self.cell.finding
-        named = (finding.section or "").split(", ") if finding else []
-        return frozenset(named) & self.labels
+        return frozenset(self.cell.blamed) & self.labels
 
     @property
     def labels(self) -> Labels:
@@ -99,13 +98,13 @@ def check_target(cell: Cell) -> None:
     """
     if not cell.verdict.is_finding:
         raise UsageError(f"{cell.id}: its verdict is {cell.verdict}: there is nothing to minimise")
-    leak = cell.oracle == "leak" and cell.verdict is Verdict.LEAK
-    if cell.oracle not in ("load", *MIGRATIONS) and not leak:
+    leak = cell.lane == "leak" and cell.verdict is Verdict.LEAK
+    if not cell.by_load and cell.lane not in MIGRATIONS and not leak:
         raise UsageError(
-            f"{cell.id}: a finding of oracle {cell.oracle} ({cell.verdict}) cannot be minimised: expected one of a "
-            f"load, a migration or a leak; postload explain has all that is known of it{_INSTEAD.get(cell.oracle, '')}"
+            f"{cell.id}: a finding of oracle {cell.lane} ({cell.verdict}) cannot be minimised: expected one of a "
+            f"load, a migration or a leak; postload explain has all that is known of it{_INSTEAD.get(cell.lane, '')}"
         )
-    if leak and not (cell.finding and cell.finding.section):
+    if leak and not cell.blamed:
         raise UsageError(f"{cell.id}: a leak without a section cannot be minimised")
 
 
@@ -153,16 +152,9 @@ class Tries:
 
     def signature(self, evidence: Evidence) -> Signature | None:
         """The name of what a session came to."""
-        judged, cell = judge(evidence), self._target.cell
-        return signature_of(
-            verdict=judged.verdict,
-            text=judged.text,
-            log=judged.log,
-            section=cell.finding.section if cell.finding else None,
-            machine=cell.machine,
-            exit=str(evidence.exit) if evidence.exit else None,
-            device=cell.device,
-        )
+        cell = self._target.cell
+        outcome = replace(judge(evidence).outcome, sections=cell.blamed)
+        return signature_of(outcome, machine=cell.machine, device=cell.device)
 
     def _load(self, candidate: Candidate) -> tuple[bool, int]:
         evidence = self.session(candidate).run()
@@ -204,9 +196,8 @@ class Tries:
     @property
     def _wanted_bytes(self) -> float | None:
         """Half of the growth that the cell has: less is another leak. None when it is not the heap that grows."""
-        finding = self._target.cell.finding
-        labels = (finding.section or "").split(", ") if finding else []
-        found = [heap_growth(self._target.cell, label) for label in labels]
+        cell = self._target.cell
+        found = [heap_growth(cell, label) for label in cell.blamed]
         best = max(found, default=0.0)
         return max(MIN_LEAK_BYTES, best / 2) if best > MIN_LEAK_BYTES else None
 
@@ -243,6 +234,5 @@ class Tries:
 
 def heap_growth(cell: Cell, label: str) -> float:
     """Bytes for each load that the cell's figures have for a section."""
-    details = cell.details.get(label, {})
-    found = details.get("memory_bytes_per_load", {}) if isinstance(details, dict) else {}
-    return float(found.get("estimate", 0.0)) if isinstance(found, dict) else 0.0
+    leaks = (cause for cause in cell.outcome.causes if isinstance(cause, Leaked) and cause.section == label)
+    return next((leak.per_load for leak in leaks if leak.resource is Resource.MEMORY), 0.0)

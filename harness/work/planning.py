@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
+from harness.results.key import CellKey
 from harness.state.transforms import GuestMode
-from harness.work.task import Answer, Task, in_order
+from harness.work.task import Task, in_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What is to be judged on one machine.
 
-    :param label: how the cells name the QEMU, or the pair of them
+    :param key: what the keys of all cells have in common
     :param lanes: in the order of the report
     :param modes: of the guest, for the lanes that load by a schedule
     :param like: what all tasks of the machine have in common
     """
 
-    label: str
-    machine: str
+    key: CellKey
     devices: tuple[str, ...]
     phases: tuple[str, ...]
     lanes: tuple[Lane, ...]
@@ -64,21 +64,15 @@ def in_waves(tasks: Iterable[Task], lanes: Mapping[str, Lane]) -> list[list[Task
 def _task(wanted: Wanted, lane: Lane, mode: GuestMode, phases: tuple[str, ...], devices: tuple[str, ...]) -> Task:
     request = Request(
         lane=lane.name,
-        machine=wanted.machine,
+        machine=wanted.key.machine,
         phases=phases,
         devices=devices,
         guest_mode=mode,
         loads=wanted.loads,
     )
-    answers = tuple(Answer(device=name, cell=cell_name(wanted.label, request, name)) for name in devices)
+    like = replace(wanted.key, phases=phases, lane=lane.name, guest_mode=str(mode))
+    answers = tuple(replace(like, device=name) for name in devices)
     return replace(wanted.like, request=request, answers=answers)
-
-
-def cell_name(label: str, request: Request, device: str) -> str:
-    """Stable name of the cell of one device."""
-    where = request.phases[0] if len(request.phases) == 1 else "all"
-    mode = "" if request.guest_mode is GuestMode.RUNNING else f"/{request.guest_mode}"
-    return f"{label}/{request.machine}/{device}/{where}/{request.lane}{mode}"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 from harness.arch import architecture_of
 from harness.devices.device import Device
@@ -26,8 +26,11 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
 from harness.results.answer import Seen
-from harness.results.document import RECORDER_LACKS, Cell, Finding, MatrixDoc, Qemu
+from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
+from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.events import Ended, Event, Fold, Judged, MachineSeen, Place, Planned, Said, Started, stamped
+from harness.results.key import CellKey, labels
+from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
@@ -154,6 +157,7 @@ class Run:
         self._lock = Lock()
         self._began = time.monotonic()
         self._fold = Fold(started)
+        self._builds = [(each.sha256, each.version) for each in options.binaries]
         self._chains: dict[object, Chain] = {}
         self._worker = LocalWorker(self._scope)
         self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
@@ -258,7 +262,7 @@ class Run:
     ) -> list[Task]:
         """Have one QEMU's recording of a machine; returns the first tasks that judge it, loaded by that or another."""
         family, name = machine_names(recorder, machine)
-        seen = self._see(name, family, binary, Qemu(**recorder.identity()))
+        seen = self._see(name, family, binary, recorder.identity())
         wanted = devices or self._options.devices
         never = {d.name: missing(d, recorder, name, family) for d in self._options.profiles}
         lacking = {d.name: never[d.name] or missing(d, binary, name, family) for d in self._options.profiles}
@@ -269,9 +273,11 @@ class Run:
         plans = [
             plan
             for d in rows
-            for plan in self._plan(name, [d.name], _phases_of(guests.get(d.name), self._phases(name)))
+            for plan in self._plan(
+                seen, [d.name], _phases_of(guests.get(d.name), self._phases(name)), self._options.accel
+            )
         ]
-        self._add(plans, seen)
+        self._add(plans)
         for plan in plans:
             reason = lacking[plan.device]
             if reason is not None:
@@ -316,18 +322,18 @@ class Run:
     def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool) -> None:
         """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
         for plan in plans:
-            self._settle(plan, seen, Verdict.UNSUPPORTED, reason, {RECORDER_LACKS: reason} if never else {})
+            side = Side.RECORDER if never else Side.LOADER
+            self._settle(plan, seen, Verdict.UNSUPPORTED, Unsupported(side=side, said=reason))
 
     def _prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Task]:
         """The first tasks of a pack that is open already."""
         machine = pack.manifest.machine
-        seen = self._see(machine, pack.manifest.family, binary, Qemu(**pack.manifest.qemu))
-        plans = self._plan(machine, list(self._options.devices), self._phases(machine))
-        self._add(plans, seen)
+        seen = self._see(machine, pack.manifest.family, binary, pack.manifest.qemu)
+        plans = self._plan(seen, list(self._options.devices), self._phases(machine), pack.manifest.accel)
+        self._add(plans)
         lacking = _lacking(pack, binary)
         if lacking is not None:
-            for plan in plans:
-                self._settle(plan, seen, Verdict.UNSUPPORTED, lacking)
+            self._unsupported(plans, seen, lacking, never=False)
             return []
         try:
             self._probe(seen)
@@ -337,9 +343,9 @@ class Run:
         return self._tasks_for(pack, seen, plans, came=True)
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
-        self._say(f"{seen.label} {seen.machine}: {error}")
+        self._say(f"{seen.route} {seen.machine}: {error}")
         for plan in plans:
-            self._settle(plan, seen, Verdict.HARNESS_ERROR, str(error))
+            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)))
 
     def _tasks_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Task]:
         """The first tasks of one open pack; ordinary migration comes before all checkpoints."""
@@ -357,8 +363,7 @@ class Run:
             overrides=self._options.overrides,
         )
         wanted = Wanted(
-            label=seen.label,
-            machine=seen.machine,
+            key=plans[0].key,
             devices=devices,
             phases=tuple(phase for phase in self._phases(seen.machine) if phase in pack.phases),
             lanes=self._options.lanes,
@@ -367,8 +372,8 @@ class Run:
             like=like,
         )
         tasks = plan_tasks(wanted)
-        self._plan_more(tasks, seen, devices, Place.BEFORE)
-        self._plan_more(tasks, seen, devices, Place.BEHIND)
+        self._plan_more(tasks, plans[0].key, devices, Place.BEFORE)
+        self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
         assert seen.ability is not None  # probed by whoever opened the pack
         self._worker.lend(pack, seen.binary, seen.ability)
         chain = Chain(waves=in_waves(tasks, LANES))
@@ -376,20 +381,30 @@ class Run:
             self._chains[like.place] = chain
         return chain.next_wave()
 
-    def _plan_more(self, tasks: Sequence[Task], seen: Seen, devices: Sequence[str], place: Place) -> None:
+    def _plan_more(self, tasks: Sequence[Task], like: CellKey, devices: Sequence[str], place: Place) -> None:
         """Cells of migrations stand before, and those of experiments behind, the schedules' of a device."""
         chosen = [task for task in tasks if _place_of(LANES[task.request.lane]) is place]
         for device in devices:
-            names = tuple(answer.cell for task in chosen for answer in task.answers if answer.device == device)
+            names = tuple(str(key) for task in chosen for key in task.answers if key.device == device)
             if names:
-                self._emit(Planned(row=_row(seen, device), place=place, cells=names))
+                self._emit(Planned(row=replace(like, device=device).row, place=place, cells=names))
 
     def _phases(self, machine: str) -> tuple[str, ...]:
         """Those of the run that guests of a machine go through."""
         return tuple(filter(architecture_of(machine).has_phase, self._options.phases))
 
-    def _see(self, machine: str, family: str, binary: QemuBinary, recorder: Qemu) -> Seen:
-        seen = Seen(machine=machine, family=family, binary=binary, recorder=recorder)
+    def _see(self, machine: str, family: str, binary: QemuBinary, recorder: Mapping[str, str]) -> Seen:
+        loader = binary.identity()
+        with self._lock:
+            self._builds += [(each["sha256"], each["version"]) for each in (recorder, loader)]
+            names = labels(self._builds)
+        seen = Seen(
+            machine=machine,
+            family=family,
+            binary=binary,
+            recorder=Qemu(**recorder, label=names[recorder["sha256"]]),
+            loader=Qemu(**loader, label=names[loader["sha256"]]),
+        )
         self._emit(MachineSeen(machine=seen.result()))
         return seen
 
@@ -398,22 +413,24 @@ class Run:
             seen.ability = probe_colo(seen.binary, self._scope)
             self._emit(MachineSeen(machine=seen.result()))
 
-    def _plan(self, machine: str, devices: list[str], phases: Sequence[str]) -> list[CellPlan]:
+    def _plan(self, seen: Seen, devices: list[str], phases: Sequence[str], accel: str) -> list[CellPlan]:
         return plan_cells(
-            machine=machine,
+            route=seen.route,
+            machine=seen.machine,
             devices=devices,
             phases=phases,
             schedules=self._options.schedules,
             guest_modes=self._options.guest_modes,
             loads=self._options.loads,
+            accel=accel,
         )
 
-    def _add(self, plans: Sequence[CellPlan], seen: Seen) -> None:
+    def _add(self, plans: Sequence[CellPlan]) -> None:
         rows: dict[str, list[str]] = {}
         for plan in plans:
-            rows.setdefault(plan.device, []).append(plan.id(seen.label))
-        for device, names in rows.items():
-            self._emit(Planned(row=_row(seen, device), cells=tuple(names)))
+            rows.setdefault(plan.key.row, []).append(str(plan.key))
+        for row, names in rows.items():
+            self._emit(Planned(row=row, cells=tuple(names)))
 
     def _pack(self, binary: QemuBinary, planned: PlannedGuest) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing
@@ -445,31 +462,20 @@ class Run:
                     told.append(said)
 
         if not by_schedule(LANES[task.request.lane]):
-            self._watcher.start_cell(task.answers[0].cell)  # it stands for all, and tells no loads
+            self._watcher.start_cell(str(task.answers[0]))  # it stands for all, and tells no loads
         self._worker.run(task, tell)
         self._scope.check()
         with self._lock:
             return self._chains[task.place].done([exclusion for one in told for exclusion in one.exclusions])
 
-    def _settle(
-        self, plan: CellPlan, seen: Seen, verdict: Verdict, text: str, details: dict[str, Any] | None = None
-    ) -> None:
+    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, cause: Cause) -> None:
         cell = Cell(
-            id=plan.id(seen.label),
+            key=plan.key,
             record_qemu=seen.recorder,
-            load_qemu=Qemu(**seen.binary.identity()),
-            machine=plan.machine,
-            accel=self._options.accel,
-            device=plan.device,
-            phases=plan.phases,
-            schedule=str(plan.schedule),
-            guest_mode=str(plan.guest_mode),
-            loads_asked=plan.loads,
-            verdict=verdict,
-            finding=Finding(text=text),
-            details=details or {},
+            load_qemu=seen.loader,
+            outcome=Outcome(verdict=verdict, causes=(cause,), loads_asked=plan.loads),
         )
-        self._keep(cell.id, cell)
+        self._keep(str(plan.key), cell)
 
     def _keep(self, planned: str, cell: Cell) -> None:
         signature = signature_of_cell(cell)
@@ -481,11 +487,6 @@ def _place_of(lane: Lane) -> Place:
     if by_schedule(lane):
         return Place.IN
     return Place.BEFORE if lane.wave < Wave.WHOLE else Place.BEHIND
-
-
-def _row(seen: Seen, device: str) -> str:
-    """What the cells of one device on one machine have in common."""
-    return f"{seen.label}/{seen.machine}/{device}"
 
 
 def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[str]:

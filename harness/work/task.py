@@ -2,7 +2,7 @@
 """A task: what a worker is asked for, as pure data that goes to JSON and back.
 
 A task names everything by what it is, so that any worker on any host can do it: the recording by the hash of its
-content, the QEMU that loads by its own hash, the cells that it answers by their names, and what is left out with the
+content, the QEMU that loads by its own hash, the cells that it answers by their keys, and what is left out with the
 reason. Paths say only where these were found on the host that made the task.
 """
 
@@ -19,6 +19,7 @@ from harness.errors import UsageError
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Request
 from harness.qemu.cmdline import Option
+from harness.results.key import CellKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +45,10 @@ class RecordingFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A cell that a task has to judge: its device, and its name."""
-
-    device: str
-    cell: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One request to a lane, with all that it takes to carry it out.
 
-    :param answers: a cell for each device of the request
+    :param answers: the cells that it judges, one for each device of the request
     :param excluded: what is known to break or to be refused, from the waves before
     :param guest: the devices that it has, as their recipes tell
     :param came: the guest came from elsewhere: another QEMU, or another host
@@ -68,7 +61,7 @@ class Task:
     recording: RecordingFile
     loader: QemuFile
     request: Request
-    answers: tuple[Answer, ...]
+    answers: tuple[CellKey, ...]
     excluded: tuple[Exclusion, ...] = ()
     guest: tuple[Device, ...] = ()
     came: bool = False
@@ -99,9 +92,9 @@ class Task:
         """What tasks have in common that are carried out with the same things open."""
         return (self.recording.content, self.loader.sha256, self.overrides, self.pair)
 
-    def cell_of(self, device: str) -> str:
-        """The name of the cell of one device."""
-        return next(answer.cell for answer in self.answers if answer.device == device)
+    def cell_of(self, device: str) -> CellKey:
+        """The cell of one device."""
+        return next(key for key in self.answers if key.device == device)
 
 
 @cache

@@ -106,7 +106,7 @@ class LocalWorker:
         cells = lane.judge(bench, task.request, lambda cell, total: tell(Loaded(cell=cell, total=total)), control)
         for cell in cells:
             self._scope.check()  # its QEMU may have been killed by the stop
-            tell(CellDone(planned=task.cell_of(cell.device), cell=cell))
+            tell(CellDone(planned=str(task.cell_of(cell.device)), cell=cell))
         self._scope.check()
         learnt = bench.exclusions - frozenset(task.excluded)
         tell(Learnt(exclusions=tuple(learnt)))
@@ -120,6 +120,7 @@ class LocalWorker:
             scope=self._scope,
             devices=task.guest,
             came=task.came,
+            named=task.answers[0].route,
         )
         bench.tell(task.excluded)
         return bench

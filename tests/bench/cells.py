@@ -31,13 +31,28 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.colo.messages import Step
 from harness.commands.execute import held_against
 from harness.report.progress import LiveProgress
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import print_matrix
 from harness.report.writer import write_reports
-from harness.results.document import Cell, Finding, MachineResult, Qemu
+from harness.results.cause import (
+    Assertion,
+    Cause,
+    Drifted,
+    DriftedField,
+    Ended,
+    Leaked,
+    Refused,
+    Resource,
+    Side,
+    Unsupported,
+)
+from harness.results.document import Cell, MachineResult, Qemu, Warned
 from harness.results.events import Event, EventLog, Judged, MachineSeen, Planned, Started, fold_file
+from harness.results.key import CellKey, Route
+from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Outcome
 from harness.results.verdict import FailureClass, Verdict
 from harness.work.run import Options, Run
 
@@ -61,6 +76,10 @@ SECTIONS = (
     "i8254", "i8259", "i8259#1", "ioapic", "kvm-tpr-opt", "mc146818rtc", "pckbd", "pcspk", "port92", "ps2kbd",
     "ps2mouse", "serial", "timer", "vmmouse",
 )  # fmt: skip
+CONTROLS = (
+    ControlResult(name=ControlName.FRESH, verdict=Verdict.OK, asked=3, passed=3, decided=True),
+    ControlResult(name=ControlName.LOADVM, verdict=Verdict.OK, asked=5, passed=5, decided=True),
+)
 HOST = {"system": "Debian GNU/Linux 12", "cores": 2, "memory_bytes": 8 << 30, "accel": {"tcg": {"usable": True}}}
 
 
@@ -69,7 +88,8 @@ def machines() -> Iterator[MachineResult]:
     number = 0
     while True:
         version = f"{7 + number // 2}.2.{number}"
-        qemu = Qemu(version=version, build=f"Debian 1:{version}", path=f"/opt/{version}/qemu", sha256=f"{number:064x}")
+        path, sha256 = f"/opt/{version}/qemu", f"{number:064x}"
+        qemu = Qemu(version=version, build=f"Debian 1:{version}", path=path, sha256=sha256, label=version)
         for family, name in (("pc", "pc-i440fx"), ("q35", "pc-q35")):
             yield MachineResult(
                 machine=f"{name}-{version}", alias=family, qemu=qemu, dialect="enable-colo", resets_before_load=False
@@ -77,32 +97,43 @@ def machines() -> Iterator[MachineResult]:
         number += 1
 
 
-def rows() -> Iterator[tuple[MachineResult, str, list[str]]]:
-    """Machine, device and ids, row by row."""
+def rows() -> Iterator[tuple[MachineResult, str, list[CellKey]]]:
+    """Machine, device and keys, row by row."""
     for machine in machines():
+        route = Route(recorder=machine.qemu.label, loader=machine.qemu.label)
         names = ["platform", *(f"device-{number}-pci" for number in range(1, DEVICES))]
         for device in names:
-            yield machine, device, [f"{machine.qemu.short}/{machine.machine}/{device}/{i}" for i in range(len(COLUMNS))]
+            yield (
+                machine,
+                device,
+                [
+                    CellKey(route=route, machine=machine.machine, device=device, phases=phases, lane=lane)
+                    for lane, phases in COLUMNS
+                ],
+            )
 
 
-def paper_cell(machine: MachineResult, device: str, name: str, column: int) -> Cell:
+def paper_cell(machine: MachineResult, key: CellKey, column: int) -> Cell:
     """A cell as a run has it. What it comes to hangs on its device and its column."""
-    lane, phases = COLUMNS[column]
-    oracle = lane if lane in ORACLES else "load"
+    device, by_load = key.device, key.lane not in ORACLES
     number = 0 if device == "platform" else int(device.split("-")[1])
-    verdict = _verdict(number, oracle, column)
+    verdict = _verdict(number, "load" if by_load else key.lane, column)
     own = (f"0000:00:{number % 30:02x}.0/{device}",)
-    loads = 60 if len(phases) > 1 else 100
+    loads = 60 if len(key.phases) > 1 else 100
+    crash = verdict is Verdict.CRASH
+    log = "".join(f"qemu-system-x86_64: line {n} of what it printed at {0x55550000 + number:#x}\n" for n in range(12))
     return Cell(
-        id=name, record_qemu=machine.qemu, load_qemu=machine.qemu, machine=machine.machine, accel="tcg",
-        device=device, phases=phases, schedule=lane if oracle == "load" else "same", oracle=oracle, verdict=verdict,
-        sections=SECTIONS if device == "platform" else own, loads_asked=loads,
-        loads_acked=loads if verdict is Verdict.OK else column, checkpoints_acked=loads, seconds=0.911,
-        loads_per_second=417.25 if oracle == "load" else 0.0, finding=_finding(verdict, own[0], column, number),
-        failure_class=FailureClass.NOT_REENTRANT if verdict is Verdict.CRASH else None,
-        controls="fresh: ok in 3 of 3 processes; loadvm: ok, 5 loads" if verdict is Verdict.CRASH else None,
-        details=_leak(device) if oracle == "leak" else {},
-        warnings=("qemu-system-x86_64: warning: TCG does not do that",) if column % 10 == 0 else (),
+        key=key, record_qemu=machine.qemu, load_qemu=machine.qemu,
+        outcome=Outcome(
+            verdict=verdict, loads_asked=loads, loads_acked=loads if verdict is Verdict.OK else column,
+            checkpoints_acked=loads, causes=_causes(verdict, own[0], column, number),
+            sections=() if verdict is Verdict.OK else own, log=log if crash else "",
+            failure_class=FailureClass.NOT_REENTRANT if crash else None, controls=CONTROLS if crash else (),
+            isolation=Isolation(way=IsolationWay.ALONE, of=1) if crash else None,
+        ),
+        sections=SECTIONS if device == "platform" else own, seconds=0.911,
+        loads_per_second=417.25 if by_load else 0.0, details=_leak(device) if key.lane == "leak" else {},
+        warnings=(Warned(text="warning: TCG does not do that", load=0),) if column % 10 == 0 else (),
         pack=f"/root/.cache/postload/packs/{machine.machine}-097449130b61b430",
     )  # fmt: skip
 
@@ -117,22 +148,21 @@ def _verdict(number: int, oracle: str, column: int) -> Verdict:
     return Verdict.UNSUPPORTED if number % 40 == 9 else Verdict.OK
 
 
-def _finding(verdict: Verdict, section: str, column: int, number: int) -> Finding | None:
-    texts = {
-        Verdict.CRASH: f"load {column + 1}: SIGABRT: ../../hw/x/{number}.c:2610: f: Assertion `!s->mr' failed.",
-        Verdict.REJECT: f"load {column + 1}: exit status 1: error while loading state section of {section}",
-        Verdict.DRIFT: f"after {100 + column} checkpoints: regs[{column}]: 1 -> {column}, irq_level: 0 -> 1",
-        Verdict.LEAK: f"{30 + number}.{column} bytes a load (from {20 + number} to {50 + number})",
-        Verdict.UNSUPPORTED: "this QEMU has no such device",
+def _causes(verdict: Verdict, section: str, column: int, number: int) -> tuple[Cause, ...]:
+    line = f"../../hw/x/{number}.c:2610: f: Assertion `!s->mr' failed."
+    failed = Assertion(function="f", expression="!s->mr", file=f"{number}.c")
+    low, high = 20.0 + number, 50.0 + number
+    drifted = tuple(DriftedField(field=f"regs[{n}]", type="uint32", values=(1, column, n)) for n in range(3))
+    causes: dict[Verdict, Cause] = {
+        Verdict.CRASH: Ended(step=Step.LOAD, load=column + 1, signal="SIGABRT", assertion=failed, line=line),
+        Verdict.REJECT: Refused(step=Step.LOAD, load=column + 1, status=1, section=section, reason=f"no {number}"),
+        Verdict.DRIFT: Drifted(section=section, fields=drifted, count=3, loads=50),
+        Verdict.LEAK: Leaked(
+            section=section, resource=Resource.MEMORY, per_load=30, low=low, high=high, unit="bytes", loads=9
+        ),
+        Verdict.UNSUPPORTED: Unsupported(side=Side.LOADER, said="this QEMU has no such device"),
     }
-    if verdict is Verdict.OK:
-        return None
-    log = "".join(f"qemu-system-x86_64: line {n} of what it printed at {0x55550000 + number:#x}\n" for n in range(12))
-    crash = verdict is Verdict.CRASH
-    return Finding(
-        text=texts[verdict], section=section, phase="bound", load=column + 1, log=log if crash else "",
-        exit="SIGABRT" if crash else None, isolated="loaded once into a new process, it does it" if crash else None,
-    )  # fmt: skip
+    return () if verdict is Verdict.OK else (causes[verdict],)
 
 
 def _leak(device: str) -> dict[str, Any]:
@@ -213,19 +243,15 @@ def run_cells(count: int, out: Path) -> int:
 def _jobs(run: Run, count: int) -> list[Any]:
     """As a run has them: each machine plans its rows and brings a job for each cell."""
 
-    def judge(machine: MachineResult, device: str, name: str, column: int) -> list[Job]:
-        run._keep(name, paper_cell(machine, device, name, column))
+    def judge(machine: MachineResult, key: CellKey, column: int) -> list[Job]:
+        run._keep(str(key), paper_cell(machine, key, column))
         return []
 
-    def prepare(mine: list[tuple[MachineResult, str, list[str]]]) -> list[Job]:
+    def prepare(mine: list[tuple[MachineResult, str, list[CellKey]]]) -> list[Job]:
         run.tell(MachineSeen(machine=mine[0][0]))
-        for machine, device, names in mine:
-            run.tell(Planned(row=f"{machine.qemu.short}/{machine.machine}/{device}", cells=tuple(names)))
-        return [
-            partial(judge, machine, device, name, column)
-            for machine, device, names in mine
-            for column, name in enumerate(names)
-        ]
+        for _, _, keys in mine:
+            run.tell(Planned(row=keys[0].row, cells=tuple(map(str, keys))))
+        return [partial(judge, machine, key, column) for machine, _, keys in mine for column, key in enumerate(keys)]
 
     left, wanted = count, []
     for machine, device, names in rows():
@@ -233,7 +259,7 @@ def _jobs(run: Run, count: int) -> list[Any]:
         left -= len(names)
         if left <= 0:
             break
-    groups: dict[str, list[tuple[MachineResult, str, list[str]]]] = {}
+    groups: dict[str, list[tuple[MachineResult, str, list[CellKey]]]] = {}
     for row in wanted:
         groups.setdefault(row[0].machine, []).append(row)
     return [partial(prepare, group) for group in groups.values()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import words
 
 from harness.arch import AARCH64, X86_64
 from harness.arch.accel import prove_accel
@@ -131,7 +132,7 @@ def test_the_head_holds_the_page_bits_and_the_probe_still_found_a_dialect(virt: 
 def test_loads_of_every_row_pass(virt: Recorded, postload: Callable[..., Done], tmp_path: Path) -> None:
     words = ("--schedule", "same", "--quick", "--loads", LOADS, "--out", tmp_path / "out", "--json")
     document = _worked(postload("replay", virt.pack.source, *words))
-    verdicts = [cell["verdict"] for cell in document["cells"]]  # type: ignore[attr-defined]
+    verdicts = [cell["outcome"]["verdict"] for cell in document["cells"]]  # type: ignore[attr-defined]
     assert verdicts == ["ok"] * 6
 
 
@@ -163,7 +164,7 @@ def test_a_guest_that_is_not_parked_runs(which: str, request: pytest.FixtureRequ
 def test_what_moves_by_nature_on_virt_has_rules_and_they_are_needed(virt: Recorded) -> None:
     runs = [_drifted(virt, phase) for phase in ("kernel", "bound")]
     rules = load_rules()
-    told = [judged.text for run in runs for judged in judge_drift(run, rules).values()]
+    told = [words(judged) for run in runs for judged in judge_drift(run, rules).values()]
     verdicts = {judged.verdict for run in runs for judged in judge_drift(run, rules).values()}
     assert verdicts == {Verdict.OK}, told
     own = [rule for rule in rules if rule.machine.startswith("virt")]
@@ -201,5 +202,5 @@ def test_every_cpu_has_its_sections_and_they_are_the_platforms(two_cpus: Recorde
 def test_loads_of_two_cpus_pass(two_cpus: Recorded, postload: Callable[..., Done], tmp_path: Path) -> None:
     words = ("--schedule", "same,alternate", "--guest-mode", "running,parked", "--quick", "--loads", LOADS)
     document = _worked(postload("replay", two_cpus.pack.source, *words, "--out", tmp_path / "out", "--json"))
-    verdicts = [cell["verdict"] for cell in document["cells"]]  # type: ignore[attr-defined]
+    verdicts = [cell["outcome"]["verdict"] for cell in document["cells"]]  # type: ignore[attr-defined]
     assert verdicts == ["ok"] * 12

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import made_cell
 
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.results.document import Cell, Finding, Qemu, read_matrix
+from harness.results.cause import Drifted, DriftedField
+from harness.results.document import Cell, Qemu, read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case, run_script, whole_case
 from harness.triage.driftcase import drift_cases
@@ -32,8 +34,8 @@ def run(postload: Callable[..., Done], q35_pack: StatePack, tmp_path_factory: py
     out = tmp_path_factory.mktemp("bundle") / "run"
     words = ["--phase", "bound", "--device", "platform", "--schedule", "same", "--loads", "2", "--quick"]
     done = postload("replay", q35_pack.path, *words, "--out", out)
-    found = [cell.finding.section for cell in read_matrix(out).cells if cell.finding]
-    if found != [LPC]:
+    found = [cell.blamed for cell in read_matrix(out).cells if cell.outcome.causes]
+    if found != [(LPC,)]:
         pytest.skip(f"this QEMU does not crash there: exit code {done.returncode}, {found}")
     return out
 
@@ -116,19 +118,15 @@ def test_a_drift_is_bundled_with_the_field_that_moves(pc_pack: StatePack, binary
 
 
 def _drifted(pack: StatePack, binary: QemuBinary, section: str, field: str) -> Cell:
-    qemu = Qemu(**binary.identity())
-    return Cell(
-        id="made/up/drift",
+    qemu = Qemu(**binary.identity(), label=binary.version)
+    drifted = DriftedField(field=field, type="int64", values=(1, 2))
+    return made_cell(
+        f"{pack.manifest.machine}/platform/bound/drift",
+        Verdict.DRIFT,
         record_qemu=qemu,
         load_qemu=qemu,
-        machine=pack.manifest.machine,
         accel=pack.manifest.accel,
-        device="platform",
-        phases=("bound",),
-        schedule="same",
-        oracle="drift",
-        verdict=Verdict.DRIFT,
-        finding=Finding(text=f"{field} goes from 1 to 2", section=section, phase="bound"),
-        details={section: {"drift": [{"field": field, "values": [1, 2]}]}},
+        causes=(Drifted(section=section, fields=(drifted,), count=1, loads=50, phase="bound"),),
+        blamed=(section,),
         pack=str(pack.path),
     )

@@ -100,12 +100,12 @@ def test_a_pack_is_replayed(postload: Run, small_pack: Path, tmp_path: Path) -> 
     document = json.loads(done.stdout)
     jsonschema.validate(document, json_schema())
     assert document["complete"] is True
-    assert {c["device"] for c in document["cells"]} == {"virtio-blk", "platform"}
+    assert {c["key"]["device"] for c in document["cells"]} == {"virtio-blk", "platform"}
     for cell in document["cells"]:
-        assert (cell["verdict"], cell["loads_acked"]) == ("ok", 7), cell["id"]
-        assert set(cell["phases"]) <= {"firmware", "bound"}
+        assert (cell["outcome"]["verdict"], cell["outcome"]["loads_acked"]) == ("ok", 7), cell["id"]
+        assert set(cell["key"]["phases"]) <= {"firmware", "bound"}
     # one device of four does not make the machine safe, but nothing was found against it either
-    assert document["machines"][0]["colo_safe"] is not False
+    assert document["machines"][0]["colo"] != "unsafe"
 
 
 def test_a_replay_that_finds_something_ends_with_1(
@@ -117,8 +117,8 @@ def test_a_replay_that_finds_something_ends_with_1(
     done = postload("replay", q35_pack.path, *words, "--out", tmp_path, "--json")
     assert done.returncode == 1, done.stderr[-4000:]
     first, rest = json.loads(done.stdout)["cells"]
-    assert (first["verdict"], first["finding"]["section"]) == ("crash", "0000:00:1f.0/ICH9LPC")
-    assert (rest["verdict"], rest["loads_acked"]) == ("ok", 3)
+    assert (first["outcome"]["verdict"], first["outcome"]["sections"]) == ("crash", ["0000:00:1f.0/ICH9LPC"])
+    assert (rest["outcome"]["verdict"], rest["outcome"]["loads_acked"]) == ("ok", 3)
 
 
 @pytest.mark.parametrize(

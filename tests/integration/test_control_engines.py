@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from made_cells import words
 
 from harness.engines.colo import Buffers, Evidence, Selection, Session
 from harness.engines.fresh import Fresh
@@ -17,11 +18,12 @@ from harness.engines.loadvm import Loadvm
 from harness.engines.pair import Pair
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule, plan_loads
-from harness.oracles.classify import Control, Controls, Moment, classify, sentence
+from harness.oracles.classify import Control, Controls, classify, results
 from harness.oracles.load import judge
 from harness.oracles.marker import moment_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.results.outcome import Moment
 from harness.results.verdict import FailureClass, Verdict
 from harness.state.transforms import GuestMode, label_of
 from harness.stream.model import Section
@@ -116,7 +118,7 @@ def test_a_guest_that_dies_when_it_is_started_had_loaded(binary: QemuBinary, pc:
 def test_snapshots_of_two_phases_load_in_turn(binary: QemuBinary, buffers: Buffers) -> None:
     plan = plan_loads(Schedule.ALTERNATE, ["bound", "unbound"], 6)
     seen = Loadvm(binary=binary, buffers=buffers, plan=plan).run()
-    assert judge(seen).verdict is Verdict.OK, judge(seen).text
+    assert judge(seen).verdict is Verdict.OK, words(judge(seen))
     assert seen.loads_acked == 6
 
 
@@ -141,7 +143,7 @@ def test_a_real_pair_passes_on_pc(binary: QemuBinary, ability: ColoAbility, pc: 
     seen = pair(binary, ability, pc, 3)
     if judge(seen).verdict is Verdict.HARNESS_ERROR and seen.loads_acked:
         pytest.skip(f"the primary hung by itself after {seen.loads_acked} checkpoints: {seen.log}")
-    assert judge(seen).verdict is Verdict.OK, judge(seen).text
+    assert judge(seen).verdict is Verdict.OK, words(judge(seen))
     assert seen.loads_acked >= 3
 
 
@@ -151,7 +153,7 @@ def test_q35_gets_its_class_from_real_controls(binary: QemuBinary, ability: Colo
     found = judge(colo)
     real = pair(binary, ability, q35, 1)
     if found.verdict is Verdict.OK:
-        assert judge(real).verdict is Verdict.OK, judge(real).text
+        assert judge(real).verdict is Verdict.OK, words(judge(real))
         pytest.skip("this QEMU loads q35 again and again")
     assert judge(real).verdict is found.verdict
     fresh = Fresh(binary=binary, state=State(buffers=q35, phase="bound"), processes=2).run()
@@ -166,5 +168,6 @@ def test_q35_gets_its_class_from_real_controls(binary: QemuBinary, ability: Colo
     )
     assert controls.moment is Moment.LOAD
     assert classify(found, colo, controls) is FailureClass.NOT_REENTRANT
-    assert sentence(controls, found).startswith("fresh: ok in 2 of 2 processes; loadvm: ok, 3 loads; pair: crash after")
+    told = [(each.name, each.verdict, each.passed) for each in results(controls, found)]
+    assert told[:3] == [("fresh", Verdict.OK, 2), ("loadvm", Verdict.OK, 3), ("pair", Verdict.CRASH, 0)]
     assert classify(found, colo, replace(controls, fresh=None)) is None

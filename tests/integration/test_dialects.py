@@ -89,7 +89,7 @@ def test_a_matrix_over_every_build(
     for path in paths:
         sha256 = find(path).sha256
         mine = [cell for cell in doc["cells"] if cell["load_qemu"]["sha256"] == sha256]
-        pc = [cell for cell in mine if cell["machine"].startswith("pc-i440fx-")]
+        pc = [cell for cell in mine if cell["key"]["machine"].startswith("pc-i440fx-")]
         assert pc
-        assert [cell["id"] for cell in pc if cell["verdict"] != "ok"] == []
-        assert [cell["id"] for cell in mine if cell["verdict"] in ("harness-error", "host")] == []
+        assert [cell["id"] for cell in pc if cell["outcome"]["verdict"] != "ok"] == []
+        assert [cell["id"] for cell in mine if cell["outcome"]["verdict"] in ("harness-error", "host")] == []

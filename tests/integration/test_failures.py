@@ -72,8 +72,10 @@ def _assert_partial(document: dict[str, Any]) -> None:
     assert document["complete"] is False
     assert 0 < len(document["cells"]) < LONG_CELLS
     for cell in document["cells"]:
-        assert (cell["verdict"], cell["loads_acked"]) == ("ok", cell["loads_asked"]), cell["id"]
-    assert document["machines"][0]["colo_safe"] is not False
+        assert (cell["outcome"]["verdict"], cell["outcome"]["loads_acked"]) == ("ok", cell["outcome"]["loads_asked"]), (
+            cell["id"]
+        )
+    assert document["machines"][0]["colo"] != "unsafe"
 
 
 # --- The end of the harness itself --------------------------------------------------------------------------
@@ -183,8 +185,8 @@ def test_a_qemu_that_dies_at_start(
     assert "Traceback" not in done.stderr
     if "-m 16" in passed_on:
         (cell,) = _judged(tmp_path / "out")
-        assert cell["verdict"] == "harness-error"
-        assert "something terrible happened" in cell["finding"]["text"]
+        assert cell["outcome"]["verdict"] == "harness-error"
+        assert "something terrible happened" in json.dumps(cell["outcome"]["causes"])
 
 
 # --- A guest that does not come up --------------------------------------------------------------------------
@@ -216,8 +218,8 @@ def test_a_guest_that_ends_at_boot(postload: Run, pc_pack: StatePack, scratch: P
     assert done.returncode == 3, done.stderr
     assert "the guest did not boot before the machine ended" in done.stderr
     (cell,) = _judged(tmp_path / "out")
-    assert cell["verdict"] == "harness-error"
-    assert "panic" in cell["finding"]["text"]
+    assert cell["outcome"]["verdict"] == "harness-error"
+    assert "panic" in json.dumps(cell["outcome"]["causes"])
     assert list((scratch / "packs").iterdir()) == []
 
 
@@ -289,7 +291,7 @@ def _assert_partial_reports(out: Path) -> None:
     jsonschema.validate(document, json_schema())
     assert document["complete"] is False
     assert document["cells"]
-    assert {cell["verdict"] for cell in document["cells"]} == {"ok"}
+    assert {cell["outcome"]["verdict"] for cell in document["cells"]} == {"ok"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from made_cells import words
 
 from harness.devices.recipe import load_recipes
 from harness.engines.colo import Buffers
@@ -88,7 +89,7 @@ def test_what_the_next_checkpoint_makes_of_a_failed_disk_is_told(fail: Fail, nod
     seen = fail("busy", {node: BUSY_SECTOR}, 2)
     judged = judge_io_errors(seen)
     if judged.verdict is Verdict.CRASH:
-        assert judged.text == "load 2: SIGABRT: invalid runstate transition: 'io-error' -> 'colo'"
+        assert words(judged).partition(": ")[2] == "load 2: SIGABRT: invalid runstate transition: 'io-error' -> 'colo'"
         assert seen.loads_acked == 1
     else:
         assert judged.verdict is Verdict.OK, seen

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_cells import words
 
 from harness.engines.colo import Buffers, Evidence, Selection, Session
 from harness.engines.probe import ColoAbility
@@ -271,7 +272,7 @@ def _assert_refused(evidence: Evidence, label: str) -> None:
     judgement = judge(evidence)
     assert judgement.verdict is Verdict.REJECT
     assert judgement.named == label, judgement.log
-    assert label in judgement.text
+    assert label in words(judgement)
 
 
 def test_an_incoming_stream_that_is_refused_is_no_load(

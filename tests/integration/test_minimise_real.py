@@ -9,8 +9,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_cells import made_cell
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break, Buffers, Evidence, Selection, Session
@@ -19,7 +21,8 @@ from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.results.document import Cell, Finding, Qemu
+from harness.results.cause import Cause, Ended, Leaked, Refused, Resource
+from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
 from harness.state.recorder import Plan, record
 from harness.state.transforms import GuestMode, label_of
@@ -44,7 +47,7 @@ def crashed(postload: Run, q35_pack: StatePack, tmp_path_factory: pytest.TempPat
     words = ["--machine", "q35", "--phase", "bound", "--device", "platform", "--schedule", "same", "--quick"]
     done = postload("matrix", *words, "--out", out)
     document = json.loads((out / "matrix.json").read_text())
-    if document["cells"][0]["verdict"] != "crash":
+    if document["cells"][0]["outcome"]["verdict"] != "crash":
         pytest.skip(f"this QEMU does not crash: {done.stdout[-500:]}")
     return out
 
@@ -93,9 +96,8 @@ def test_an_interrupted_search_is_gone_on_with(
 def test_what_does_not_fail_any_more_is_said(postload: Run, crashed: Path, tmp_path: Path) -> None:
     """The same crash is there, and it is not the failure that the cell speaks of."""
     document = json.loads((crashed / "matrix.json").read_text())
-    finding = document["cells"][0]["finding"]
-    finding["text"] = "load 1: SIGABRT: hw/x.c:1: other_function: Assertion `other' failed."
-    finding["log"] = "qemu: hw/x.c:1: other_function: Assertion `other' failed.\n"
+    (cause,) = document["cells"][0]["outcome"]["causes"]
+    cause["assertion"] = {"function": "other_function", "expression": "other", "file": "x.c"}
     (tmp_path / "matrix.json").write_text(json.dumps(document))
     for _ in range(2):
         done = postload("minimise", "platform/bound/same", "--run", tmp_path, "--out", tmp_path / "case")
@@ -115,28 +117,20 @@ def test_a_cell_without_a_finding_is_bad_usage(postload: Run, crashed: Path, tmp
 # --- failures that are made up, over a real recording ----------------------------------------------------------------
 
 
-def cell_of(pack: StatePack, binary: QemuBinary, finding: Finding, verdict: Verdict, **more: object) -> Cell:
-    qemu = Qemu(**binary.identity())
-    row = "virtio-net"
-    given: dict[str, object] = {
-        "device": row,
-        "phases": ("bound",),
-        "schedule": "same",
-        "guest_mode": "running",
-        "sections": tuple(pack.sections_of(row)),
-        "loads_asked": 20,
-    }
-    return Cell(
-        id="made/up/cell",
-        record_qemu=qemu,
-        load_qemu=qemu,
-        machine=pack.manifest.machine,
-        accel=pack.manifest.accel,
-        verdict=verdict,
-        finding=finding,
-        pack=str(pack.path),
-        **{**given, **more},  # type: ignore[arg-type]
-    )
+def cell_of(pack: StatePack, binary: QemuBinary, verdict: Verdict, *causes: Cause, **more: Any) -> Cell:
+    qemu = Qemu(**binary.identity(), label=binary.version)
+    device = "virtio-net"
+    given = {"sections": tuple(pack.sections_of(device)), "loads_asked": 20, "accel": pack.manifest.accel}
+    given |= {"record_qemu": qemu, "load_qemu": qemu, "causes": causes, "pack": str(pack.path)}
+    return made_cell(f"{pack.manifest.machine}/{device}/bound/same", verdict, **{**given, **more})
+
+
+def segfault(load: int, phase: str = "bound") -> Cause:
+    return Ended(step=Step.LOAD, load=load, phase=phase, signal="SIGSEGV")
+
+
+def unknown_section() -> Cause:
+    return Refused(step=Step.INCOMING, load=1, phase="bound", reason="unknown section", line="Unknown section 'x'")
 
 
 def reduce_made_up(target: Target, fails: Callable[[Candidate], bool]) -> tuple[Result, Case]:
@@ -152,8 +146,7 @@ def target_of(cell: Cell, pack: StatePack, binary: QemuBinary, ability: ColoAbil
 
 def test_a_few_pages_of_memory_are_found(pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
     """It needs one section, two loads, and two pages."""
-    finding = Finding(text="load 2: SIGSEGV", section=NET, phase="bound", load=2, exit="SIGSEGV")
-    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH)
+    cell = cell_of(pc_pack, binary, Verdict.CRASH, segfault(2, "bound"), blamed=(NET,))
     index = pc_pack.recordings["bound"].index
     pages = [n for n in range(pc_pack.manifest.blocks[0].size_bytes // 4096) if index[n]][40:4000:2500]
 
@@ -176,8 +169,7 @@ def test_what_only_a_running_guest_shows_stays_running(
     pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility, tmp_path: Path
 ) -> None:
     """The case then holds what the guest runs on: all of its state and memory, its kernel and its initramfs."""
-    finding = Finding(text="load 7: SIGSEGV", section=None, phase="bound", load=7, exit="SIGSEGV")
-    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH)
+    cell = cell_of(pc_pack, binary, Verdict.CRASH, segfault(7, "bound"), blamed=())
     result, case = reduce_made_up(
         target_of(cell, pc_pack, binary, ability),
         lambda c: c.mode is GuestMode.RUNNING and c.loads >= 3 and c.ram is None and {NET, "hpet"} <= c.sections,
@@ -198,10 +190,9 @@ def test_a_migration_that_is_refused_needs_its_section_and_no_checkpoint(
     pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility, tmp_path: Path
 ) -> None:
     """One cell over several phases; another section is refused as well, and so is never sent."""
-    text = f"phase bound: load 1, by an incoming stream: error while loading state for instance 0x0 of device '{NET}'"
     cell = cell_of(
-        pc_pack, binary, Finding(text=text, section=NET), Verdict.REJECT,
-        oracle="plain", phases=("kernel", "bound", "busy"), excluded=(AHCI,), loads_asked=3,
+        pc_pack, binary, Verdict.REJECT, unknown_section(), blamed=(NET,), lane="plain",
+        phases=("kernel", "bound", "busy"), excluded=(AHCI,), loads_asked=3,
     )  # fmt: skip
 
     def fails(candidate: Candidate) -> bool:
@@ -219,8 +210,7 @@ def test_a_section_that_is_refused_in_a_checkpoint_is_not_the_migration_that_was
     pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same words of another experiment do not count."""
-    finding = Finding(text="phase bound: load 1, by an incoming stream: Unknown section 'x'", section=NET)
-    cell = cell_of(pc_pack, binary, finding, Verdict.REJECT, oracle="plain", phases=("bound",))
+    cell = cell_of(pc_pack, binary, Verdict.REJECT, unknown_section(), blamed=(NET,), lane="plain")
     target = target_of(cell, pc_pack, binary, ability)
     candidate = Reduction(target, Search(attempt=lambda c: Attempt(hit=True), key=lambda c: c.key)).start()
     tries = Tries(target)
@@ -242,9 +232,8 @@ def test_a_section_that_is_refused_in_a_checkpoint_is_not_the_migration_that_was
 def test_a_mixed_schedule_is_cut_to_the_steps_that_matter(
     pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility
 ) -> None:
-    finding = Finding(text="load 11: SIGSEGV", section=NET, phase="busy", load=11, exit="SIGSEGV")
     phases = ("kernel", "bound", "busy")
-    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH, phases=phases, schedule="alternate")
+    cell = cell_of(pc_pack, binary, Verdict.CRASH, segfault(11, "busy"), blamed=(NET,), phases=phases, lane="alternate")
 
     def fails(candidate: Candidate) -> bool:
         order = [step.phase for step in candidate.steps]
@@ -256,8 +245,9 @@ def test_a_mixed_schedule_is_cut_to_the_steps_that_matter(
 
 
 def test_loads_in_one_buffer_are_counted_down(pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
-    finding = Finding(text="load 90: SIGSEGV", section=NET, phase="bound", load=90, exit="SIGSEGV")
-    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH, schedule="back-to-back", loads_asked=200)
+    cell = cell_of(
+        pc_pack, binary, Verdict.CRASH, segfault(90, "bound"), blamed=(NET,), lane="back-to-back", loads_asked=200
+    )
     result, case = reduce_made_up(
         target_of(cell, pc_pack, binary, ability),
         lambda c: NET in c.own and max(step.repeat for step in c.steps) >= 17,
@@ -271,8 +261,7 @@ def test_a_field_is_found_by_what_another_phase_has(
     pc_pack: StatePack, binary: QemuBinary, ability: ColoAbility
 ) -> None:
     """A made-up failure that needs the driver's DRIVER_OK; before the driver is bound the device does not have it."""
-    finding = Finding(text="load 1: SIGSEGV", section=NET, phase="bound", load=1, exit="SIGSEGV")
-    cell = cell_of(pc_pack, binary, finding, Verdict.CRASH)
+    cell = cell_of(pc_pack, binary, Verdict.CRASH, segfault(1, "bound"), blamed=(NET,))
     target = target_of(cell, pc_pack, binary, ability)
 
     def fails(candidate: Candidate) -> bool:
@@ -317,9 +306,12 @@ def test_a_rejected_incoming_stream_ends_in_its_section(
     ).run()
     told = judge(evidence)
     assert (told.verdict, told.named) == (Verdict.REJECT, AHCI)
-    finding = Finding(text=told.text, log=told.log, section=told.named, phase="bound", load=0)
+    assert told.cause is not None
     target = Target(
-        cell=cell_of(pc_pack, binary, finding, Verdict.REJECT), binary=binary, ability=ability, buffers=buffers
+        cell=cell_of(pc_pack, binary, Verdict.REJECT, told.cause, blamed=(AHCI,), log=told.log),
+        binary=binary,
+        ability=ability,
+        buffers=buffers,
     )
     tries = Tries(target)
     search = Search(attempt=tries.attempt, key=lambda c: c.key)
@@ -342,10 +334,11 @@ def io_pack(
 
 def test_a_leak_is_told_from_no_leak_in_a_second(io_pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
     """A command that a failing disk holds back has its scatter-gather list made anew by every load."""
-    finding = Finding(text="each load leaves behind 33 bytes of memory", section=AHCI, phase="io-error")
-    details = {AHCI: {"memory_bytes_per_load": {"estimate": 33.0, "low": 31.0, "high": 35.0}}}
+    leaked = Leaked(
+        section=AHCI, resource=Resource.MEMORY, per_load=33.0, low=31.0, high=35.0, unit="bytes", loads=1000
+    )
     cell = cell_of(
-        io_pack, binary, finding, Verdict.LEAK, phases=("io-error",), oracle="leak", details=details, device="ahci"
+        io_pack, binary, Verdict.LEAK, leaked, phases=("io-error",), lane="leak", blamed=(AHCI,), device="ahci"
     )
     target = target_of(cell, io_pack, binary, ability)
     tries = Tries(target)

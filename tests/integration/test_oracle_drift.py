@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from made_cells import words
 
 from harness.engines.colo import Buffers
 from harness.engines.probe import ColoAbility
@@ -81,7 +82,7 @@ def test_healthy_devices_stand_still(drifted: Drifted, pc_pack: StatePack, phase
     judged = judge_drift(run, load_rules())
     own = {label for device in ("ahci", "virtio-blk") for label in pc_pack.sections_of(device)}
     assert own <= set(judged)
-    assert {label: j.text for label, j in judged.items() if j.verdict is not Verdict.OK} == {}
+    assert {label: words(j) for label, j in judged.items() if j.verdict is not Verdict.OK} == {}
     for label in own:
         assert judged[label].details["changed_by_load"] == [], label
         assert judged[label].details["by_nature"] == [], f"{label}: nothing of a disk moves by nature"
@@ -115,7 +116,7 @@ def test_a_field_that_rises_with_each_load_is_caught(
         "creeps": True,
         "without_loads": False,
     }
-    assert f"{path} goes from 1 to 50, +1 per load" in judged[label].text
+    assert f"{path} goes from 1 to 50, +1 per load" in words(judged[label])
 
 
 def test_a_field_that_flips_is_caught_and_does_not_creep(drifted: Drifted, pc_pack: StatePack) -> None:
@@ -129,7 +130,7 @@ def test_a_field_that_flips_is_caught_and_does_not_creep(drifted: Drifted, pc_pa
 def test_a_bit_that_no_rule_lets_move_is_caught_beside_one_that_may(drifted: Drifted, pc_pack: StatePack) -> None:
     change = moving(pc_pack, "unbound", "apic", "irr[7]", lambda load: 0x1 if load == LOADS else 0)
     judged = judge_drift(drifted(pc_pack, "unbound", change=change), load_rules())
-    assert "irr[7]" in judged["apic"].text
+    assert "irr[7]" in words(judged["apic"])
 
 
 def test_a_secondary_that_breaks_is_a_result(drifted: Drifted, pc_pack: StatePack) -> None:
@@ -227,7 +228,7 @@ def test_what_a_rule_calls_natural_moves_without_any_load(drifted: Drifted, pc_p
 
 def _drifting(runs: Sequence[DriftRun], rules: Sequence[object]) -> list[str]:
     return [
-        f"{run.machine} {run.phase} {label}: {judged.text}"
+        f"{run.machine} {run.phase} {label}: {words(judged)}"
         for run in runs
         for label, judged in judge_drift(run, rules).items()  # type: ignore[arg-type]
         if judged.verdict is not Verdict.OK

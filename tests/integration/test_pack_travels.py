@@ -58,7 +58,7 @@ def test_one_file_is_replayed_without_the_cache_it_was_recorded_with(
     done = postload("replay", travelled, *words, "--out", scratch / "out", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     (cell,) = json.loads(done.stdout)["cells"]
-    assert (cell["verdict"], cell["loads_acked"]) == ("ok", LOADS)
+    assert (cell["outcome"]["verdict"], cell["outcome"]["loads_acked"]) == ("ok", LOADS)
     (folder,) = (there / "packs").iterdir()
     assert folder.name.startswith("imported-")
     assert not (there / "guests").exists()

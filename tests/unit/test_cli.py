@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from made_cells import made_cell
 
 from harness import cli
 from harness.colo.primary import ENABLE_COLO
@@ -20,7 +22,7 @@ from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.lanes import schedules
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.report import inspection
-from harness.results.document import Cell, Finding, Qemu
+from harness.results.document import Cell
 from harness.results.verdict import Verdict
 from harness.work import run as run_module
 
@@ -72,13 +74,9 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, paper: QemuBinary) -> Callable[[di
     def told(by_device: dict[str, Verdict]) -> None:
         def judge(plan: Any, bench: Any, _: object, __: object) -> Iterator[Cell]:
             verdict = by_device.get(plan.device, Verdict.OK)
-            qemu = Qemu(**bench.binary.identity())
-            yield Cell(
-                id=plan.id(bench.binary.short), record_qemu=qemu, load_qemu=qemu, machine=plan.machine, accel="tcg",
-                device=plan.device, phases=plan.phases, schedule=str(plan.schedule), verdict=verdict,
-                loads_asked=plan.loads, loads_acked=plan.loads,
-                finding=None if verdict is Verdict.OK else Finding(text=f"load 1: {verdict}"),
-            )  # fmt: skip
+            loads = {"loads_asked": plan.loads, "loads_acked": plan.loads}
+            cell = made_cell(verdict=verdict, record_qemu=bench.recorder, load_qemu=bench.loader, **loads)
+            yield replace(cell, key=plan.key)
 
         monkeypatch.setattr(schedules, "judge_cell", judge)
 
@@ -232,9 +230,9 @@ def test_json_leaves_one_document_on_stdout(
     ended, out, err = postload("replay", make_pack(), "--json", "--quick", "--loads", 3, "--out", tmp_path / "out")
     assert ended == code
     document = json.loads(out)
-    assert document["schema"] == "postload.matrix/1"
+    assert document["schema"] == "postload.matrix/2"
     assert document["complete"] is True
-    assert {cell["device"]: cell["verdict"] for cell in document["cells"]} == {
+    assert {cell["key"]["device"]: cell["outcome"]["verdict"] for cell in document["cells"]} == {
         device: str(told.get(device, Verdict.OK)) for device in ("ahci", "virtio-blk", "platform")
     }
     assert "reports:" in err

@@ -14,7 +14,7 @@ from harness.ddmin import ddmin
 from harness.oracles.load import Judgement
 from harness.results.verdict import Verdict
 
-WHOLE = Judgement(verdict=Verdict.CRASH, text="whole")
+WHOLE = Judgement(verdict=Verdict.CRASH, log="whole")
 
 
 class Bug:
@@ -28,7 +28,7 @@ class Bug:
         self.asked += 1
         assert labels, "an empty set is nothing to load"
         assert len(set(labels)) == len(labels)
-        return Judgement(verdict=Verdict.CRASH, text=",".join(labels)) if self._breaks(frozenset(labels)) else None
+        return Judgement(verdict=Verdict.CRASH, log=",".join(labels)) if self._breaks(frozenset(labels)) else None
 
 
 def names(count: int) -> list[str]:
@@ -43,7 +43,7 @@ def test_the_culprits_alone_are_left_in_stream_order(count: int, data: st.DataOb
     left, judgement = ddmin(items, bug, WHOLE)
     assert left == tuple(item for item in items if item in culprits)
     # the judgement is of the set that is left, not of a larger one
-    assert judgement.text == ("whole" if left == tuple(items) else ",".join(left))
+    assert judgement.log == ("whole" if left == tuple(items) else ",".join(left))
 
 
 @given(st.integers(1, 10), st.randoms(use_true_random=False))

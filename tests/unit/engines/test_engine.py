@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from made_cells import words
 
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, OPEN_RETURN_PATH, ChannelBroken
@@ -23,6 +24,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
 from harness.qemu.scope import ProcessScope
+from harness.results.document import Warned
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
 
@@ -181,7 +183,7 @@ def test_a_break_in_the_incoming_stream_is_load_zero(
     evidence = session(Schedule.WALK, ["kernel", "bound"], 10).run()
     assert evidence.broken is not None
     assert (evidence.broken.load, evidence.broken.phase, evidence.loads_acked) == (0, "kernel", 0)
-    assert "incoming stream" in judge(evidence).text
+    assert "incoming stream" in words(judge(evidence))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_a_warning_is_kept_with_its_load(session: Callable[..., Session], fake: 
     fake.text = "qemu-system-x86_64: warning: a\nqemu-system-x86_64: warning: a\n"
     evidence = session(Schedule.SAME, ["bound"], 3).run()
     assert [load for load, _ in evidence.warnings] == [2, 2]
-    assert warnings_of(evidence) == ("load 2, 2 times: warning: a",)
+    assert warnings_of(evidence) == (Warned(text="warning: a", load=2, times=2),)
 
 
 def test_a_run_that_is_told_to_stop_gives_no_evidence(

@@ -6,21 +6,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from made_cells import ended, refused
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break, Evidence
-from harness.oracles.classify import Control, Controls, Moment, classify, sentence
+from harness.oracles.classify import Control, Controls, classify, results
 from harness.oracles.load import Judgement
+from harness.results.cause import Killed
+from harness.results.outcome import Moment
 from harness.results.verdict import FailureClass, Verdict
 
 ASSERTION = "qemu-system-x86_64: ../softmmu/memory.c:2610: f: Assertion `!subregion->container' failed."
 LPC = "0000:00:1f.0/ICH9LPC"
 
-CRASH = Judgement(verdict=Verdict.CRASH, text=f"load 3: SIGABRT: {ASSERTION}", log=ASSERTION)
-REJECT = Judgement(verdict=Verdict.REJECT, text="load 3: refused", named=LPC)
+CRASH = Judgement(verdict=Verdict.CRASH, cause=ended(ASSERTION, load=3), log=ASSERTION)
+REJECT = Judgement(verdict=Verdict.REJECT, cause=refused("refused", load=3), named=LPC)
 OK = Judgement(verdict=Verdict.OK)
-GUEST_FAULT = Judgement(verdict=Verdict.GUEST_FAULT, text="no heartbeat")
-HOST = Judgement(verdict=Verdict.HOST, text="killed from outside")
+GUEST_FAULT = Judgement(verdict=Verdict.GUEST_FAULT)
+HOST = Judgement(verdict=Verdict.HOST, cause=Killed(step=Step.LOAD, load=3, signal="SIGKILL"))
 
 
 def evidence(step: Step = Step.LOAD, load: int = 3) -> Evidence:
@@ -187,21 +190,24 @@ def test_a_control_is_made_of_what_an_engine_brought() -> None:
     assert Control.of(OK, replace(evidence(), broken=None), parked=True).parked
 
 
-def test_the_sentence_says_what_was_run_and_what_came_of_it() -> None:
-    assert sentence(Controls()) == "no control was run"
-    seen = Controls(fresh=passed(5), loadvm=passed(20), pair=broke(asked=5))
-    assert sentence(seen, CRASH) == (
-        "fresh: ok in 5 of 5 processes; loadvm: ok, 20 loads; pair: crash after 0 checkpoints with the same message"
-    )
+def test_what_the_controls_gave_is_told_in_their_order() -> None:
+    assert results(Controls(), CRASH) == ()
+    seen = results(Controls(pair=broke(asked=5), loadvm=passed(20), fresh=broke(HOST, passed=2, asked=5)), CRASH)
+    assert [(each.name, each.verdict, each.passed, each.asked, each.decided, each.alike) for each in seen] == [
+        ("fresh", Verdict.HOST, 2, 5, False, False),
+        ("loadvm", Verdict.OK, 20, 20, True, False),
+        ("pair", Verdict.CRASH, 0, 5, True, True),
+    ]
+    assert seen[2].cause == CRASH.cause
+
+
+def test_alike_is_the_same_message_of_qemu() -> None:
     other = replace(CRASH, log="ERROR:hw/x.c:1: other")
-    assert sentence(Controls(pair=broke()), other).endswith("Assertion `!subregion->container' failed.")
-    assert "same message" not in sentence(Controls(pair=broke()), other)
+    assert not results(Controls(pair=broke()), other)[0].alike
+    silent = Judgement(verdict=Verdict.CRASH)
+    assert not results(Controls(pair=broke(silent)), silent)[0].alike
 
 
-def test_the_sentence_names_what_is_undecided() -> None:
-    text = sentence(Controls(fresh=broke(HOST, passed=2, asked=5), loadvm=broke(CRASH, brought_in=False)))
-    assert text.startswith("fresh: undecided (killed from outside), 2 of 5 passed; loadvm: undecided, ")
-    started = sentence(Controls(fresh=broke(passed=1, asked=5, moment=Moment.RESUME), moment=Moment.RESUME))
-    assert started.startswith("fresh: crash in 4 of 5 processes when the guest was started")
-    assert started.endswith("; broke in the resume")
-    assert sentence(Controls(loadvm=passed(1))) == "loadvm: ok, 1 load"
+def test_a_state_that_could_not_be_brought_in_is_told() -> None:
+    (told,) = results(Controls(loadvm=broke(CRASH, brought_in=False, moment=Moment.RESUME)), CRASH)
+    assert (told.brought_in, told.decided, told.moment) == (False, False, Moment.RESUME)

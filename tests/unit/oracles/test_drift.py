@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import words
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break
@@ -25,6 +26,7 @@ from harness.oracles.drift import (
     load_rules,
     unused_rules,
 )
+from harness.results.cause import Drifted, DriftedField
 from harness.results.verdict import Verdict
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
@@ -196,36 +198,31 @@ def test_another_version_alone_is_the_only_difference() -> None:
 
 def test_a_state_that_stands_still_is_ok() -> None:
     judged = judge_drift(run_of(pit(5), pit(5), pit(5), pit(5)), ())["pit"]
-    assert (judged.verdict, judged.text) == (Verdict.OK, "")
+    assert (judged.verdict, judged.cause) == (Verdict.OK, None)
     assert judged.details["changed_by_load"] == []
 
 
 def test_a_state_that_creeps_is_drift_with_its_rate() -> None:
     judged = judge_drift(run_of(pit(1), pit(1), pit(25), pit(50), idle=pit(50)), ())["pit"]
     assert judged.verdict is Verdict.DRIFT
-    assert "count goes from 1 to 50, +1 per load" in judged.text
-    assert judged.details["drift"] == [
-        {
-            "field": "count",
-            "type": "uint32",
-            "values": [1, 25, 50],
-            "per_load": 1.0,
-            "creeps": True,
-            "without_loads": False,
-        }
-    ]
+    assert "count goes from 1 to 50, +1 per load" in words(judged)
+    field = DriftedField(
+        field="count", type="uint32", values=(1, 25, 50), per_load=1.0, creeps=True, without_loads=False
+    )
+    assert judged.cause == Drifted(section="pit", fields=(field,), count=1, loads=50, phase="bound")
     json.dumps(judged.details)
 
 
 def test_a_state_that_differs_half_way_only_is_drift() -> None:
     judged = judge_drift(run_of(pit(1), pit(1), pit(2), pit(1)), ())["pit"]
     assert judged.verdict is Verdict.DRIFT
-    assert "count is 1, then 2, then 1" in judged.text
+    assert "count is 1, then 2, then 1" in words(judged)
 
 
 def test_what_moves_without_loads_is_said_to() -> None:
     judged = judge_drift(run_of(pit(1), pit(1), pit(2), pit(3), idle=pit(4)), ())["pit"]
-    assert [entry["without_loads"] for entry in judged.details["drift"]] == [True]  # type: ignore[attr-defined]
+    assert isinstance(judged.cause, Drifted)
+    assert [field.without_loads for field in judged.cause.fields] == [True]
 
 
 def test_what_the_load_changed_is_told_and_no_drift() -> None:
@@ -237,7 +234,7 @@ def test_what_the_load_changed_is_told_and_no_drift() -> None:
 def test_a_section_that_goes_away_is_drift() -> None:
     judged = judge_drift(run_of(pit(5), pit(5), pit(5), None), ())["pit"]
     assert judged.verdict is Verdict.DRIFT
-    assert "(section) is present, then present, then absent" in judged.text
+    assert "(section) is present, then present, then absent" in words(judged)
 
 
 def test_a_section_that_comes_is_drift_unless_it_was_left_out() -> None:
@@ -251,15 +248,16 @@ def test_a_section_that_comes_is_drift_unless_it_was_left_out() -> None:
 
 def test_many_fields_are_counted() -> None:
     judged = judge_drift(run_of(pit(5), pit(5), pit(6, b"abcd"), pit(6, b"abcd")), ())["pit"]
-    assert judged.text.endswith("and 2 more fields")
-    assert len(judged.details["drift"]) == 5  # type: ignore[arg-type]
+    assert words(judged).endswith("and 2 more fields")
+    assert isinstance(judged.cause, Drifted)
+    assert (len(judged.cause.fields), judged.cause.count) == (5, 5)
 
 
 def test_a_secondary_that_broke_early_is_not_judged() -> None:
     broken = Break(step=Step.LOAD, kind="closed", detail="gone", load=2, phase="bound")
     judged = judge_drift(run_of(pit(5), pit(5), broken=broken), ())["pit"]
     assert judged.verdict is Verdict.HARNESS_ERROR
-    assert "load 2" in judged.text
+    assert "load 2" in words(judged)
 
 
 # --- Rules -------------------------------------------------------------------------------------------------

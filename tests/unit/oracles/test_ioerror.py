@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from made_cells import words as said
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break
@@ -46,7 +47,10 @@ def test_well(seen: IoErrors) -> None:
 def test_the_abort_is_named() -> None:
     judged = judge_io_errors(ABORT)
     assert judged.verdict is Verdict.CRASH
-    assert judged.text == "load 2: SIGABRT: invalid runstate transition: 'io-error' -> 'colo'"
+    assert (
+        said(judged)
+        == "secondary with a failing disk: load 2: SIGABRT: invalid runstate transition: 'io-error' -> 'colo'"
+    )
     assert judged.details["loads"] == [1, 2]
 
 
@@ -66,4 +70,4 @@ def test_the_abort_is_named() -> None:
 def test_not_well(seen: IoErrors, verdict: Verdict, words: str) -> None:
     judged = judge_io_errors(seen)
     assert judged.verdict is verdict
-    assert words in judged.text
+    assert words in said(judged)

@@ -20,6 +20,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
 from harness.qemu.scope import ProcessScope
+from harness.results.outcome import IsolationWay
 from harness.results.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def test_a_section_that_does_it_alone_is_found_by_the_sweep(
     blame = find(searcher)
     assert blame.sections == (handmade.sections[number],)
     assert blame.judgement.verdict is Verdict.CRASH
-    assert "loaded once into a parked guest" in blame.how
+    assert (blame.how.way, blame.how.loads, blame.how.together) == (IsolationWay.ALONE, 1, False)
     # one process for the sweep, one to confirm; the culprit was confirmed alone
     assert len(fake.started) == 2
     assert fake.started[1].checkpoints == [handmade.full(number, 0x22)]
@@ -129,7 +130,7 @@ def test_what_takes_two_sections_is_found_by_leaving_out(
     fake.bug = frozenset({handmade.full(3, 0x22), handmade.full(5, 0x22)})
     blame = find(isolator())
     assert blame.sections == ("i8259#1", handmade.blk)
-    assert "smallest set" in blame.how
+    assert blame.how.way is IsolationWay.SMALLEST_SET
 
 
 @pytest.mark.parametrize("load", [2, 3, 30])
@@ -210,7 +211,7 @@ def test_again_means_twice_in_one_buffer(
     assert find(isolator()) is None
     blame = find(isolator(again=True))
     assert blame.sections == (handmade.ahci,)
-    assert "twice in one buffer" in blame.how
+    assert blame.how.together
 
 
 def test_a_search_stops_when_it_is_told(isolator: Callable[..., Isolator], fake: type[Fake]) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_cells import words
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break, Evidence
 from harness.oracles.load import crash_line, error_line, judge, warnings_of
 from harness.qemu.process import Exit
+from harness.report.sentences import warning_text
 from harness.results.verdict import Verdict
 
 ASSERTION = (
@@ -114,7 +116,7 @@ TABLE = [
     (
         evidence(events=("NO-ANSWER",)),
         Verdict.HANG,
-        "every load was acknowledged, and then QEMU's main loop did not answer",
+        "every load was acknowledged: then QEMU's main loop did not answer",
         None,
     ),
     # it refused, and lives on
@@ -185,7 +187,7 @@ def test_a_verdict_with_its_text_and_the_section_that_qemu_names(
     seen: Evidence, verdict: Verdict, text: str, named: str | None
 ) -> None:
     judgement = judge(seen)
-    assert (judgement.verdict, judgement.text, judgement.named) == (verdict, text, named)
+    assert (judgement.verdict, words(judgement), judgement.named) == (verdict, text, named)
     assert judgement.log == seen.log
 
 
@@ -221,18 +223,18 @@ def test_the_program_may_have_any_name_and_place() -> None:
 
 def test_a_long_log_keeps_its_end_and_still_finds_the_line() -> None:
     judgement = judge(evidence(broken=at("closed"), exit=ABORTED, log=ASSERTION + "\n" + "x" * 100_000 + "end"))
-    assert "container" in judgement.text
+    assert "container" in words(judgement)
     assert len(judgement.log) == 4000
     assert judgement.log.endswith("end")
 
 
 def test_a_warning_is_said_once_with_its_first_load_and_how_often_it_came() -> None:
     printed = ((0, "qemu-system-x86_64: old"), (3, WARNING), (3, "x"), (9, WARNING))
-    assert warnings_of(evidence(warnings=printed)) == (
+    assert [warning_text(each) for each in warnings_of(evidence(warnings=printed))] == [
         "before the first load: old",
         "load 3, 2 times: " + WARNING.removeprefix("qemu-system-x86_64: "),
         "load 3: x",
-    )
+    ]
 
 
 breaks = st.builds(
@@ -264,7 +266,7 @@ def test_ok_means_all_loads_acknowledged_and_nothing_else_seen(seen: Evidence) -
         assert seen.loads_acked >= seen.loads_asked
         assert (seen.broken, seen.exit, seen.events) == (None, None, ())
     else:
-        assert judgement.text
+        assert words(judgement)
 
 
 @pytest.mark.parametrize(
@@ -281,4 +283,4 @@ def test_a_postcopy_destination_that_died_of_cleaning_up_a_refused_load_is_a_rej
 ) -> None:
     found = judge(evidence(broken=at(kind, load=1), exit=SEGFAULT, log=log))
     assert (found.verdict, found.named) == (verdict, VNET)
-    assert "SIGSEGV" in found.text
+    assert "SIGSEGV" in words(found)

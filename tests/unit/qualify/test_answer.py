@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_cells import changed, made_cell, refused
 from rich.console import Console
 
+from harness.colo.messages import Step
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.model import DECIDING, USES, Answer, Reason, exit_code, worst
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import markdown, print_qualify, qualify_html
-from harness.results.document import RECORDER_LACKS, Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.results.cause import KvmRefused, Side, Unsupported
+from harness.results.document import Cell, MachineResult, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
@@ -22,15 +25,11 @@ MACHINE = "pc-q35-7.2"
 
 
 def cell(device: str = "ahci", lane: str = "plain", verdict: Verdict = Verdict.OK, **more: Any) -> Cell:
-    oracle = lane if lane in ("plain", "postcopy") else "load"
-    schedule = "same" if oracle != "load" else lane
     known: dict[str, Any] = {"record_qemu": OLD, "load_qemu": NEW, "loads_asked": 5, "loads_acked": 5}
     if verdict is not Verdict.OK:
-        known["finding"] = Finding(text=f"load 1: {verdict}", section="0000:00:1f.2/ich9_ahci", log="qemu: no")
-    return Cell(
-        id=f"7..10/{MACHINE}/{device}/all/{lane}", machine=MACHINE, accel="tcg", device=device, phases=("bound",),
-        schedule=schedule, oracle=oracle, verdict=verdict, **{**known, **more},
-    )  # fmt: skip
+        causes = (refused(str(verdict)),)
+        known |= {"causes": causes, "blamed": ("0000:00:1f.2/ich9_ahci",), "log": "qemu: no"}
+    return made_cell(f"{MACHINE}/{device}/bound/{lane}", verdict, **{**known, **more})
 
 
 def leg(*cells: Cell, **more: Any) -> Leg:
@@ -99,29 +98,34 @@ def test_a_section_of_nobodys_row_that_was_left_out_leaves_the_host_unknown() ->
     cells = (cell(), cell(lane="same", excluded=("0000:00:1f.0/ICH9LPC",)))
     answer = answer_leg(leg(*cells), None, DECIDING)
     assert (answer.devices[0].answer, answer.answer) == (Answer.GO, Answer.UNKNOWN)
-    assert answer.notes == ("0000:00:1f.0/ICH9LPC breaks under COLO and was left out; no row that is judged owns it",)
+    assert answer.strays == ("0000:00:1f.0/ICH9LPC",)
     assert answer_leg(leg(*cells), None, ("migration",)).answer is Answer.GO
-    crash = cell(device="platform", lane="same", verdict=Verdict.CRASH)
-    crash = replace(crash, finding=Finding(text="load 1: crash", section="0000:00:1f.0/ICH9LPC"))
-    assert answer_leg(leg(*cells, crash), None, DECIDING).notes == ()
+    crash = cell(device="platform", lane="same", verdict=Verdict.CRASH, blamed=("0000:00:1f.0/ICH9LPC",))
+    assert answer_leg(leg(*cells, crash), None, DECIDING).strays == ()
 
 
-@pytest.mark.parametrize(("details", "wanted"), [({}, Answer.NO_GO), ({RECORDER_LACKS: "no such"}, Answer.NONE)])
-def test_a_device_that_only_the_new_side_has_is_no_no_go(details: dict[str, str], wanted: Answer) -> None:
-    gone = cell(device="virtio-net", lane="same", verdict=Verdict.UNSUPPORTED, loads_acked=0, details=details)
+@pytest.mark.parametrize(("side", "wanted"), [(Side.LOADER, Answer.NO_GO), (Side.RECORDER, Answer.NONE)])
+def test_a_device_that_only_the_new_side_has_is_no_no_go(side: Side, wanted: Answer) -> None:
+    causes = (Unsupported(side=side, said="no such"),)
+    gone = cell(device="virtio-net", lane="same", verdict=Verdict.UNSUPPORTED, loads_acked=0, causes=causes)
     answer = answer_leg(leg(gone), None, DECIDING)
     assert (answer.devices[0].answer, answer.answer) == (wanted, wanted)
     whole = answer_leg(leg(gone, cell(), cell(lane="same")), None, DECIDING)
     assert whole.answer is (Answer.NO_GO if wanted is Answer.NO_GO else Answer.GO)
 
 
-def refused(msr: str, device: str = "platform", lane: str = "same") -> Cell:
-    log = f"error: failed to set MSR {msr} to 0x4\nqemu: kvm_buf_set_msrs: Assertion `ret == cpu->n' failed."
-    return cell(device=device, lane=lane, verdict=Verdict.HOST, finding=Finding(text="load 1: refused", log=log))
+def kvm_refused(group: str, device: str = "platform", lane: str = "same") -> Cell:
+    cause = KvmRefused(step=Step.LOAD, load=1, group=group, ioctl="KVM_SET_MSRS")
+    return cell(device=device, lane=lane, verdict=Verdict.HOST, causes=(cause,), blamed=())
 
 
 def test_what_kvm_refused_is_named_by_register() -> None:
-    cells = [refused("0x48"), refused("0x48", lane="alternate"), refused("0xda0", lane="back-to-back"), cell("ahci")]
+    cells = [
+        kvm_refused("MSR 0x48 (MSR_IA32_SPEC_CTRL)"),
+        kvm_refused("MSR 0x48 (MSR_IA32_SPEC_CTRL)", lane="alternate"),
+        kvm_refused("MSR 0xda0 (MSR_IA32_XSS)", lane="back-to-back"),
+        cell("ahci"),
+    ]
     answer = answer_leg(leg(*cells), None, DECIDING)
     assert (answer.answer, answer.uses["colo"]) == (Answer.UNKNOWN, Answer.UNKNOWN)
     platform = answer.devices[0]
@@ -129,9 +133,7 @@ def test_what_kvm_refused_is_named_by_register() -> None:
         ("this host's KVM refuses MSR 0x48 (MSR_IA32_SPEC_CTRL)", 2),
         ("this host's KVM refuses MSR 0xda0 (MSR_IA32_XSS)", 1),
     ]
-    (note,) = answer.notes
-    told = note.removeprefix("this host's KVM refused ").split(", ")
-    assert told == ["MSR 0x48 (MSR_IA32_SPEC_CTRL) in 2 cells", "MSR 0xda0 (MSR_IA32_XSS) in 1 cell"]
+    assert answer.kvm_refused == {"MSR 0x48 (MSR_IA32_SPEC_CTRL)": 2, "MSR 0xda0 (MSR_IA32_XSS)": 1}
 
 
 def test_a_load_that_brings_every_row_is_counted_once() -> None:
@@ -153,7 +155,7 @@ def test_twice_in_one_buffer_is_no_reason_where_a_build_resets(resets: bool, wan
 
 def test_a_reason_is_told_once_with_all_its_cells() -> None:
     first = cell(lane="same", verdict=Verdict.CRASH)
-    second = replace(first, id=first.id + "2")
+    second = changed(first, phases=("busy",))
     (device,) = answer_leg(leg(cell(), first, second), None, DECIDING).devices
     (reason,) = device.because
     assert (reason.section, reason.cells) == ("0000:00:1f.2/ich9_ahci", (first.id, second.id))
@@ -170,7 +172,7 @@ def test_the_recorder_at_home_says_whether_it_is_new() -> None:
     assert told(leg(broken)) is True
     assert told(leg(fine)) is False
     assert told(leg(cell(device="virtio-blk"))) is None
-    assert told(leg(replace(broken, finding=Finding(text="load 1: crash", section="i8259")))) is False
+    assert told(leg(changed(broken, blamed=("i8259",)))) is False
 
 
 def test_explanations_are_put_in() -> None:
@@ -201,8 +203,8 @@ def run_doc() -> MatrixDoc:
     refused = cell(verdict=Verdict.REJECT, loads_acked=1)
     crash = cell(device="platform", lane="same", verdict=Verdict.CRASH, loads_acked=0)
     there = [refused, cell(lane="same"), cell(device="platform"), crash]
-    home = [replace(c, load_qemu=OLD, verdict=Verdict.OK, finding=None, loads_acked=5) for c in there[:3]]
-    home.append(replace(crash, load_qemu=OLD))
+    home = [changed(c, load_qemu=OLD, verdict=Verdict.OK, causes=(), blamed=(), loads_acked=5) for c in there[:3]]
+    home.append(changed(crash, load_qemu=OLD))
     return MatrixDoc(
         command=("postload", "qualify"), started="2026-01-01T00:00:00+00:00", seconds=61.0, complete=True, host={},
         machines=(
@@ -262,15 +264,15 @@ def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
 
 
 def test_what_keeps_every_device_away_is_one_reason(run_doc: MatrixDoc) -> None:
-    gone = Finding(text="QEMU 10.0.13 has no machine pc-q35-7.2")
-    cells = [cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, finding=gone) for name in ("ahci", "platform")]
+    gone = {"causes": (Unsupported(side=Side.LOADER, said="QEMU 10.0.13 has no machine pc-q35-7.2"),), "blamed": ()}
+    cells = [cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, **gone) for name in ("ahci", "platform")]
     text = markdown(qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json())
     assert text.count("unsupported: ahci, platform") == text.count("has no machine") == 1
 
 
 def test_html_holds_no_markup_of_a_log(run_doc: MatrixDoc) -> None:
     cells = [
-        replace(c, finding=Finding(text="<script>alert(1)</script>", section="a<b")) if c.finding else c
+        changed(c, causes=(refused("<script>alert(1)</script>"),), blamed=("a<b",)) if c.outcome.causes else c
         for c in run_doc.cells
     ]
     doc = qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json()

@@ -7,28 +7,25 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_cells import made_cell
 
 from harness.errors import Stopped
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.answer import Leg
 from harness.qualify.evidence import Witness, passed_sections
 from harness.qualify.model import Reason
-from harness.results.document import Cell, Finding, Qemu
+from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
 MACHINE = "pc-i440fx-7.2"
 NET = "0000:00:05.0/virtio-net"
-RULES = Finding(text="phase bound: load 1: no", section=NET)
 
 
 def cell(device: str, *sections: str, verdict: Verdict = Verdict.OK, **more: Any) -> Cell:
-    known: dict[str, Any] = {"loads_asked": 1, "loads_acked": 1, **more}
-    return Cell(
-        id=f"{device}/all/plain", record_qemu=OLD, load_qemu=NEW, machine=MACHINE, accel="tcg", device=device,
-        phases=("bound",), schedule="same", oracle="plain", verdict=verdict, sections=sections, **known,
-    )  # fmt: skip
+    known = {"loads_asked": 1, "loads_acked": 1, "record_qemu": OLD, "load_qemu": NEW, "sections": sections}
+    return made_cell(f"{MACHINE}/{device}/bound/plain", verdict, **{**known, **more})
 
 
 def leg(*cells: Cell) -> Leg:
@@ -36,13 +33,13 @@ def leg(*cells: Cell) -> Leg:
 
 
 def test_a_section_that_other_rows_loads_brought_along_passed() -> None:
-    net = cell("virtio-net", NET, "slirp", verdict=Verdict.REJECT, loads_acked=0, finding=RULES)
+    net = cell("virtio-net", NET, "slirp", verdict=Verdict.REJECT, loads_acked=0, blamed=(NET,))
     rest = cell("platform", "i8259", excluded=(NET,))
     assert passed_sections(leg(net, rest)) == {NET: False, "slirp": True, "i8259": True}
 
 
 def test_what_no_load_brought_is_not_said_to_have_passed() -> None:
-    net = cell("virtio-net", NET, "slirp", verdict=Verdict.REJECT, loads_acked=0, finding=RULES)
+    net = cell("virtio-net", NET, "slirp", verdict=Verdict.REJECT, loads_acked=0, blamed=(NET,))
     assert passed_sections(leg(net)) == {NET: False}
     undecided = cell("platform", "i8259", verdict=Verdict.HARNESS_ERROR)
     assert passed_sections(leg(undecided)) == {}
@@ -52,13 +49,11 @@ def test_a_stopped_witness_asks_nobody(binary: QemuBinary) -> None:
     witness = Witness(binaries={NEW.sha256: binary})
     witness.scope.stop()
     with pytest.raises(Stopped):
-        witness.explain(cell("ahci"), Reason(use="migration", verdict="reject", text="no"))
+        witness.explain(cell("ahci"), Reason(use="migration", verdict="reject"))
 
 
 def test_a_machine_type_that_is_gone_comes_with_a_remedy(binary: QemuBinary) -> None:
     machines = (MachineType(name="pc-i440fx-9.0", alias="pc", deprecated=False),)
     witness = Witness(binaries={NEW.sha256: replace(binary, machines=machines)})
-    told = witness.explain(
-        cell("ahci", verdict=Verdict.UNSUPPORTED), Reason(use="colo", verdict="unsupported", text="no machine")
-    )
+    told = witness.explain(cell("ahci", verdict=Verdict.UNSUPPORTED), Reason(use="colo", verdict="unsupported"))
     assert "pc-i440fx-9.0" in told.remedy

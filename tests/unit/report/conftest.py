@@ -8,24 +8,45 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_cells import changed, made_cell
 
-from harness.results.document import Cell, Finding, MachineResult, MatrixDoc, Qemu
+from harness.colo.messages import Step
+from harness.results.cause import Assertion, Ended
+from harness.results.document import Cell, Colo, ColoReason, MachineResult, MatrixDoc, Qemu, Warned
+from harness.results.outcome import Isolation, IsolationWay
+from harness.results.signature import signature_of_cell
 from harness.results.verdict import FailureClass, Verdict
 
 PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
 DEVICES = ("ahci", "virtio-blk", "virtio-net", "platform")
 LPC = "0000:00:1f.0/ICH9LPC"
-ASSERTION = "memory_region_add_subregion_common: Assertion '!subregion->container' failed."
+LINE = "../../softmmu/memory.c:2545: memory_region_add_subregion_common: Assertion '!subregion->container' failed."
+DIED = Ended(
+    step=Step.LOAD,
+    load=1,
+    signal="SIGABRT",
+    assertion=Assertion(
+        function="memory_region_add_subregion_common", expression="!subregion->container", file="memory.c"
+    ),
+    line=LINE,
+)
 QEMU = Qemu(
     version="7.2.22",
     build="Debian 1:7.2+dfsg-7+deb12u18+b3",
     path="/usr/bin/qemu-system-x86_64",
     sha256="3f9a0c5be1d24c6787aa1be0c5e02e6f4ad31a2dbe8e0b7d0f1c7cf0a91d5be2",
+    label="7.2.22",
 )
-NEWER = Qemu(version="10.0.13", build="Debian 1:10.0.13+ds-0+deb13u1", path="/opt/q10/bin/qemu", sha256="ab" * 32)
+NEWER = Qemu(
+    version="10.0.13",
+    build="Debian 1:10.0.13+ds-0+deb13u1",
+    path="/opt/q10/bin/qemu",
+    sha256="ab" * 32,
+    label="10.0.13",
+)
 RATES = {"same": 612.4, "alternate": 95.0, "walk": 88.3, "back-to-back": 20480.7}
 LOG = f"""qemu-system-x86_64: warning: TCG doesn't support requested feature: CPUID.01H:ECX.vmx [bit 5]
-qemu-system-x86_64: ../../softmmu/memory.c:2545: {ASSERTION}
+qemu-system-x86_64: {LINE}
 """
 
 
@@ -33,25 +54,19 @@ def make_cell(machine: str, device: str, schedule: str, phases: tuple[str, ...],
     """A cell that is ok unless told otherwise."""
     where = phases[0] if len(phases) == 1 else "all"
     loads = 100 if schedule in ("same", "back-to-back") else 60
-    cell = Cell(
-        id=f"7.2.22/{machine}/{device}/{where}/{schedule}",
+    cell = made_cell(
+        f"{machine}/{device}/{where}/{schedule}/parked",
+        phases=phases,
         record_qemu=QEMU,
         load_qemu=QEMU,
-        machine=machine,
-        accel="tcg",
-        device=device,
-        phases=phases,
-        schedule=schedule,
-        guest_mode="parked",
         sections=("0000:00:1f.2/ich9_ahci",),
         loads_asked=loads,
         loads_acked=loads,
         checkpoints_acked=1 if schedule == "back-to-back" else loads,
-        verdict=Verdict.OK,
         seconds=0.41,
         loads_per_second=RATES[schedule],
     )
-    return replace(cell, **changes)
+    return changed(cell, **changes)
 
 
 def machine_cells(machine: str) -> Iterator[Cell]:
@@ -65,32 +80,28 @@ def machine_cells(machine: str) -> Iterator[Cell]:
 
 
 def crashed(cell: Cell) -> Cell:
-    finding = Finding(
-        section=LPC,
-        phase=cell.phases[0],
-        load=1,
-        text=f"QEMU died at load 1: {ASSERTION}",
-        log=LOG,
-        exit="SIGABRT",
-        isolated="loaded alone into a fresh secondary it kills it; the 23 others pass together",
-    )
-    return replace(
+    found = changed(
         cell,
         verdict=Verdict.CRASH,
         failure_class=FailureClass.NOT_REENTRANT,
-        finding=finding,
+        causes=(replace(DIED, phase=cell.phases[0]),),
+        blamed=(LPC,),
+        log=LOG,
+        isolation=Isolation(way=IsolationWay.ALONE, loads=1, of=1),
         loads_acked=0,
         checkpoints_acked=0,
         loads_per_second=0.0,
-        warnings=("qemu-system-x86_64: warning: TCG doesn't support requested feature",),
+        warnings=(Warned(text="warning: TCG doesn't support requested feature", load=0),),
     )
+    name = signature_of_cell(found)
+    return replace(found, signature=name.name if name else None)
 
 
 def q35_cells() -> Iterator[Cell]:
     for cell in machine_cells("pc-q35-7.2"):
         if cell.device == "platform":
             yield crashed(cell)
-            yield replace(cell, id=cell.id + "+rest", excluded=(LPC,))
+            yield changed(cell, rest=1, excluded=(LPC,))
         else:
             yield cell
 
@@ -117,13 +128,13 @@ def doc() -> MatrixDoc:
         complete=True,
         host=dict(HOST),
         machines=(
-            MachineResult(machine="pc-i440fx-7.2", alias="pc", qemu=QEMU, colo_safe=True),
+            MachineResult(machine="pc-i440fx-7.2", alias="pc", qemu=QEMU, colo=Colo.SAFE),
             MachineResult(
                 machine="pc-q35-7.2",
                 alias="q35",
                 qemu=QEMU,
-                colo_safe=False,
-                because=(f"the platform crashes at the first checkpoint, section {LPC}.",),
+                colo=Colo.UNSAFE,
+                because=(ColoReason(device="platform", sections=(LPC,), verdict=Verdict.CRASH, causes=(DIED,)),),
             ),
         ),
         cells=(*machine_cells("pc-i440fx-7.2"), *q35_cells()),
@@ -135,7 +146,7 @@ def one_cell() -> Callable[..., Cell]:
     """Builds one cell: ``one_cell(device=..., verdict=...)``."""
 
     def build(**changes: Any) -> Cell:
-        return make_cell("pc-q35-7.2", "ahci", "same", ("bound",), **changes)
+        return changed(make_cell("pc-q35-7.2", "ahci", "same", ("bound",)), **changes)
 
     return build
 

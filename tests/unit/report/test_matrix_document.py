@@ -8,15 +8,37 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 
+from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
 from harness.report.writer import json_schema, render_json, write_reports
-from harness.results.document import Cell, Finding, MatrixDoc
-from harness.results.verdict import Verdict
+from harness.results.cause import (
+    Broke,
+    Cause,
+    Check,
+    Drifted,
+    DriftedField,
+    Ended,
+    FailedCheck,
+    GuestFaulted,
+    Killed,
+    KvmRefused,
+    Leaked,
+    Refused,
+    Resource,
+    SanitizerReport,
+    Side,
+    Undecided,
+    Unsupported,
+    Why,
+)
+from harness.results.document import Cell, MatrixDoc, matrix_schema
+from harness.results.outcome import Isolation, IsolationWay, Repeats
+from harness.results.verdict import FailureClass, Verdict
 
 NAMES = {"matrix.json", "matrix.html", "junit.xml", "matrix.md"}
 
@@ -34,13 +56,15 @@ def test_document_fits_its_schema(doc: MatrixDoc) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda d: d.update(schema="postload.matrix/2"),
+        lambda d: d.update(schema="postload.matrix/1"),
         lambda d: d.pop("complete"),
-        lambda d: d["cells"][0].update(verdict="fine"),
-        lambda d: d["cells"][0].update({"class": "sometimes"}),
-        lambda d: d["cells"][0].pop("class"),
-        lambda d: d["cells"][0].update(finding={"text": "no section, load and log"}),
-        lambda d: d["machines"][0].update(colo_safe="yes"),
+        lambda d: d["cells"][0].pop("id"),
+        lambda d: d["cells"][0]["outcome"].update(verdict="fine"),
+        lambda d: d["cells"][0]["outcome"].update({"class": "sometimes"}),
+        lambda d: d["cells"][0]["key"].pop("machine"),
+        lambda d: d["cells"][0]["outcome"].update(causes=[{"kind": "odd"}]),
+        lambda d: d["cells"][0]["outcome"].update(causes=[{"kind": "broke", "how": "late"}]),
+        lambda d: d["machines"][0].update(colo="yes"),
     ],
 )
 def test_schema_refuses(doc: MatrixDoc, damage: Callable[[Any], object]) -> None:
@@ -50,8 +74,13 @@ def test_schema_refuses(doc: MatrixDoc, damage: Callable[[Any], object]) -> None
         check(document)
 
 
+def test_the_shipped_schema_is_the_one_that_the_models_give() -> None:
+    """``python -m harness.report.schemas`` writes it anew."""
+    assert json_schema() == matrix_schema()
+
+
 def test_schema_knows_exactly_the_verdicts() -> None:
-    assert json_schema()["$defs"]["verdict"]["enum"] == [verdict.value for verdict in Verdict]
+    assert json_schema()["$defs"]["Verdict"]["enum"] == [verdict.value for verdict in Verdict]
 
 
 def test_reading_back_gives_the_same_document(doc: MatrixDoc) -> None:
@@ -66,25 +95,92 @@ def test_a_cell_is_a_line(doc: MatrixDoc) -> None:
 
 
 def test_cell_keys_are_those_of_the_format(one_cell: Callable[..., Cell]) -> None:
-    finding = Finding(text="t", section="s", phase="bound", load=3, log="l", exit="SIGSEGV", isolated="i")
-    document = one_cell(finding=finding, verdict=Verdict.CRASH).to_json()
-    assert (document["phases"], document["verdict"], document["class"]) == (["bound"], "crash", None)
-    assert document["finding"] == {
-        "section": "s",
-        "phase": "bound",
-        "load": 3,
-        "text": "t",
-        "log": "l",
-        "exit": "SIGSEGV",
-        "isolated": "i",
+    cause = Broke(step=Step.LOAD, load=3, phase="bound", how="late", said="no answer")
+    cell = one_cell(
+        verdict=Verdict.HANG,
+        failure_class=FailureClass.FAILS,
+        causes=(cause,),
+        blamed=("s",),
+        log="l",
+        isolation=Isolation(way=IsolationWay.ALONE, loads=6, of=1),
+        repeats=Repeats(seen=1, of=3, verdict=Verdict.HANG, others=(Verdict.OK,)),
+    )
+    document = cell.to_json()
+    assert document["id"] == "7.2.22/pc-q35-7.2/ahci/bound/same/parked"
+    assert document["key"] == {
+        "route": {"recorder": "7.2.22", "loader": "7.2.22"},
+        "machine": "pc-q35-7.2",
+        "device": "ahci",
+        "phases": ["bound"],
+        "lane": "same",
+        "guest_mode": "parked",
+        "rest": 0,
+        "arch": "x86_64",
+        "cpus": 1,
+        "accel": "tcg",
     }
+    assert document["outcome"] == {
+        "verdict": "hang",
+        "class": "fails",
+        "causes": [
+            {
+                "step": "load",
+                "load": 3,
+                "phase": "bound",
+                "during": None,
+                "how": "late",
+                "said": "no answer",
+                "kind": "broke",
+            }
+        ],
+        "sections": ["s"],
+        "repeats": {"seen": 1, "of": 3, "verdict": "hang", "others": ["ok"]},
+        "log": "l",
+        "loads_asked": 100,
+        "loads_acked": 100,
+        "checkpoints_acked": 100,
+        "controls": [],
+        "moment": None,
+        "isolation": {"way": "alone", "loads": 6, "together": False, "of": 1},
+    }
+    assert Cell.from_json(document) == cell
+
+
+ONE_OF_EACH: list[Cause] = [
+    Broke(step=Step.MAIN_LOOP, how="late"),
+    Ended(step=Step.LOAD, load=1, signal="SIGSEGV", sanitizer=SanitizerReport(tool="t", complaint="c")),
+    Refused(step=Step.INCOMING, load=0, section="s", field="f", reason="r", errno="EINVAL"),
+    Drifted(section="s", fields=(DriftedField(field="f", type="uint8", values=(1, None, "ab")),), count=1, loads=50),
+    Leaked(
+        section="s",
+        resource=Resource.MEMORY,
+        per_load=1.5,
+        low=1.0,
+        high=2.0,
+        unit="bytes",
+        loads=9,
+        chunks=((32, 0.5),),
+    ),
+    GuestFaulted(step=Step.AFTER, checks=(FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0}),)),
+    KvmRefused(step=Step.LOAD, load=1, group="MSR 0x48", ioctl="KVM_SET_MSRS", msr=0x48, value=4),
+    Killed(step=Step.AFTER, load=3, signal="SIGKILL"),
+    Unsupported(side=Side.RECORDER, said="no such machine"),
+    Undecided(why=Why.LOADS, acked=1, asked=2),
+]
+
+
+def test_every_cause_is_read_back_as_what_it_was(one_cell: Callable[..., Cell]) -> None:
+    assert {type(cause) for cause in ONE_OF_EACH} == set(get_args(get_args(Cause)[0]))
+    for cause in ONE_OF_EACH:
+        cell = one_cell(verdict=Verdict.CRASH, causes=(cause,))
+        assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"schema": "postload.inspect/1"}, "postload.inspect/1"),
-        ({"schema": None}, "postload.matrix/1"),
+        ({"schema": None}, "postload.matrix/2"),
         ({"seconds": "long"}, "seconds"),
         ({"cells": [{}]}, r"cells\.0"),
         ({"cells": "none"}, "cells"),
@@ -103,16 +199,16 @@ def test_something_else_is_no_document(document: object) -> None:
 
 def test_a_key_of_a_cell_that_is_wrong_is_named_as_in_the_file(doc: MatrixDoc) -> None:
     document = doc.to_json()
-    document["cells"][2]["class"] = "sometimes"
-    with pytest.raises(UsageError, match=r"cells\.2\.class"):
+    document["cells"][2]["outcome"]["class"] = "sometimes"
+    with pytest.raises(UsageError, match=r"cells\.2\.outcome\.class"):
         MatrixDoc.from_json(document)
 
 
 def test_infinite_rates_and_odd_bytes_can_be_written(doc: MatrixDoc, one_cell: Callable[..., Cell]) -> None:
-    odd = one_cell(loads_per_second=float("inf"), warnings=(b"\xff\x1b[1m".decode("utf-8", "surrogateescape"),))
+    odd = one_cell(loads_per_second=float("inf"), log=b"\xff\x1b[1m".decode("utf-8", "surrogateescape"))
     document = json.loads(render_json(replace(doc, cells=(odd,))))
     assert document["cells"][0]["loads_per_second"] == 0
-    assert document["cells"][0]["warnings"] == ["?\x1b[1m"]
+    assert document["cells"][0]["outcome"]["log"] == "?\x1b[1m"
 
 
 def test_reports_are_written_again_and_again(doc: MatrixDoc, tmp_path: Path) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_cells import changed, ended
 from rich.console import Console
 
+from harness.colo.messages import Step
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
@@ -22,11 +25,12 @@ from harness.report.terminal import print_matrix
 from harness.report.text import duration, number, printable
 from harness.report.view import anchors, blocks, finding_groups
 from harness.report.writer import write_reports
-from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.cause import Broke
+from harness.results.document import Cell, MatrixDoc, Qemu, Warned
 from harness.results.verdict import Verdict
 
 LPC = "0000:00:1f.0/ICH9LPC"
-NOT_SAFE = f"not safe for COLO, because the platform crashes at the first checkpoint, section {LPC}."
+NOT_SAFE = f"not safe for COLO, because {LPC}: crash: SIGABRT: ../../softmmu/memory.c:2545: "
 HOSTILE = "\x1b[31m\x00<script>alert(1)</script> ]]> \u202e `|` \udc80"
 
 
@@ -97,7 +101,7 @@ def test_html_shows_the_row_without_the_culprit(doc: MatrixDoc) -> None:
 def test_html_groups_a_finding_once(doc: MatrixDoc) -> None:
     html = render_html(doc)
     assert html.count('<article class="finding"') == 1
-    assert "the 23 others pass together" in html
+    assert f"section {LPC} alone, loaded once into a parked guest in a new process, does it" in html
 
 
 def test_html_of_a_partial_run_says_so(doc: MatrixDoc) -> None:
@@ -107,7 +111,7 @@ def test_html_of_a_partial_run_says_so(doc: MatrixDoc) -> None:
 
 def test_html_shows_pairs_only_when_there_are_some(doc: MatrixDoc, newer_qemu: Qemu) -> None:
     assert "recorded →" not in render_html(doc)
-    cells = tuple(replace(cell, load_qemu=newer_qemu) for cell in doc.cells)
+    cells = tuple(changed(cell, load_qemu=newer_qemu) for cell in doc.cells)
     machines = tuple(replace(result, qemu=newer_qemu) for result in doc.machines)
     html = render_html(replace(doc, cells=cells, machines=machines))
     assert "recorded → loaded" in html
@@ -115,8 +119,9 @@ def test_html_shows_pairs_only_when_there_are_some(doc: MatrixDoc, newer_qemu: Q
 
 
 def hostile_cell(one_cell: Callable[..., Cell], verdict: Verdict = Verdict.CRASH) -> Cell:
-    finding = Finding(text=f"died: {HOSTILE}", log=f"log {HOSTILE}\n```\n", isolated=HOSTILE, exit="SIGABRT")
-    return one_cell(verdict=verdict, finding=finding, warnings=(HOSTILE,))
+    causes = (ended(f"died: {HOSTILE}"),)
+    warned = (Warned(text=HOSTILE, load=0),)
+    return one_cell(verdict=verdict, causes=causes, blamed=(HOSTILE,), log=f"log {HOSTILE}\n```\n", warnings=warned)
 
 
 @pytest.mark.parametrize("render", [render_html, render_junit, render_markdown])
@@ -177,7 +182,7 @@ def test_junit_failure_holds_text_and_log(doc: MatrixDoc) -> None:
     failure = ET.fromstring(render_junit(doc)).find(".//failure")
     assert failure is not None
     assert failure.get("type") == "crash"
-    assert (failure.get("message") or "").startswith(f"{LPC}: QEMU died at load 1")
+    assert (failure.get("message") or "").startswith(f"{LPC}: load 1: SIGABRT: ")
     assert "memory.c:2545" in (failure.text or "")
 
 
@@ -197,9 +202,9 @@ def catalogue(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc
     """201 devices, of which every third crashes in a way of its own."""
     cells = []
     for which in range(201):
-        finding = Finding(text=f"load 1: {which} died", section=f"section-{which}")
-        cell = replace(one_cell(), device=f"device-{which}", id=f"q/m/device-{which}/bound/same")
-        cells.append(cell if which % 3 else replace(cell, verdict=Verdict.CRASH, finding=finding))
+        cell = one_cell(device=f"device-{which}")
+        broken = {"causes": (ended(f"{which} died"),), "blamed": (f"section-{which}",)}
+        cells.append(cell if which % 3 else changed(cell, verdict=Verdict.CRASH, **broken))
     return with_cells(*cells)
 
 
@@ -230,40 +235,51 @@ def in_terminal(doc: MatrixDoc) -> str:
 
 
 def test_all_of_a_few_devices_is_told(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]) -> None:
-    doc = with_cells(*(replace(one_cell(), device=f"device-{which}", id=f"q/{which}") for which in range(40)))
+    doc = with_cells(*(one_cell(device=f"device-{which}") for which in range(40)))
     for text in (render_markdown(doc), in_terminal(doc)):
         assert "more rows" not in text
         assert all(f"device-{which} " in text for which in range(40))
 
 
-def test_findings_are_grouped_but_not_across_texts(one_cell: Callable[..., Cell]) -> None:
-    def cell(number: int, text: str, section: str | None = None) -> Cell:
-        return one_cell(id=f"c{number}", verdict=Verdict.HANG, finding=Finding(text=text, section=section))
+def test_findings_are_grouped_but_not_across_causes(one_cell: Callable[..., Cell]) -> None:
+    def cell(phase: str, load: int, said: str = "no answer", **more: Any) -> Cell:
+        late = Broke(step=Step.LOAD, load=load, phase=phase, how="late", said=said)
+        return one_cell(phases=(phase,), verdict=Verdict.HANG, causes=(late,), **more)
 
     groups = finding_groups(
         [
-            cell(1, "no answer at load 3, at 0x7fff01"),
-            cell(2, "no answer at load 71, at 0x7fff02"),
-            cell(3, "no answer at load 3, at 0x7fff01", section="ahci"),
-            cell(4, "something else"),
-            one_cell(id="c5"),
-            one_cell(id="c6", verdict=Verdict.CRASH, finding=Finding(text="assertion")),
+            cell("kernel", 3),
+            cell("bound", 71),
+            cell("busy", 3, blamed=("ahci",)),
+            cell("unbound", 3, "something else"),
+            one_cell(),
+            one_cell(lane="walk", verdict=Verdict.CRASH, causes=(ended("assertion"),)),
         ]
     )
-    assert [[cell.id for cell in group.cells] for group in groups] == [["c6"], ["c1", "c2"], ["c3"], ["c4"]]
+    found = [[(cell.lane, *cell.phases) for cell in group.cells] for group in groups]
+    assert found == [
+        [("walk", "bound")], [("same", "kernel"), ("same", "bound")], [("same", "busy")], [("same", "unbound")],
+    ]  # fmt: skip
+
+
+def test_cells_of_one_signature_are_one_finding(one_cell: Callable[..., Cell]) -> None:
+    cells = [
+        one_cell(lane=lane, verdict=Verdict.CRASH, causes=(ended(lane),), signature="s") for lane in ("same", "walk")
+    ]
+    assert [len(group.cells) for group in finding_groups(cells)] == [2]
 
 
 def test_anchors_never_collide(one_cell: Callable[..., Cell]) -> None:
-    cells = [one_cell(id=cell_id) for cell_id in ("a/b", "a b", "a/b+rest", "a/b-plus-rest")]
+    cells = [one_cell(device="a"), one_cell(device="a", rest=1), one_cell(device="a b"), one_cell(device="a-b")]
     assert len(set(anchors(cells).values())) == 4
 
 
 def test_guest_modes_share_a_row_unless_they_meet(
     one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]
 ) -> None:
-    other = replace(one_cell(id="x", guest_mode="running"), schedule="back-to-back")
+    other = one_cell(guest_mode="running", lane="back-to-back")
     assert len(blocks(with_cells(one_cell(), other))[0].rows) == 1
-    meeting = one_cell(id="x", guest_mode="running")
+    meeting = one_cell(guest_mode="running")
     rows = blocks(with_cells(one_cell(), meeting))[0].rows
     assert sorted(row.variant for row in rows) == ["colo, parked, tcg", "colo, running, tcg"]
 

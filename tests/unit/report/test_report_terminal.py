@@ -9,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from made_cells import changed, ended
 from rich.console import Console
 
 from harness.report.terminal import LiveProgress, print_matrix
-from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
+
+ASSERTION = "../../softmmu/memory.c:2545: memory_region_add_subregion_common: Assertion '!subregion->container' failed."
 
 
 class Clock:
@@ -49,7 +52,7 @@ def test_table_fits(doc: MatrixDoc, width: int) -> None:
 @pytest.mark.parametrize("width", [80, 100])
 def test_table_fits_with_the_longest_words(doc: MatrixDoc, width: int) -> None:
     long = (Verdict.HARNESS_ERROR, Verdict.GUEST_FAULT, Verdict.UNSUPPORTED)
-    cells = tuple(replace(cell, verdict=long[i % 3]) for i, cell in enumerate(doc.cells))
+    cells = tuple(changed(cell, verdict=long[i % 3]) for i, cell in enumerate(doc.cells))
     lines = printed(replace(doc, cells=cells), width).splitlines()
     assert max(map(len, lines)) <= width
 
@@ -64,13 +67,13 @@ def test_rows_show_device_schedule_and_loads(doc: MatrixDoc) -> None:
 
 def test_answers_stand_last_and_findings_once(doc: MatrixDoc) -> None:
     text = " ".join(printed(doc).split())
-    assert text.endswith("because the platform crashes at the first checkpoint, section 0000:00:1f.0/ICH9LPC.")
+    assert text.endswith("not safe for COLO, because 0000:00:1f.0/ICH9LPC: crash: SIGABRT: " + ASSERTION)
     assert text.count("first seen: firmware, load 1 (SIGABRT)") == 1
     assert "same (all phases), alternate, walk, back-to-back (all phases)" in text
 
 
 def test_pairs_and_partial_runs_are_named(doc: MatrixDoc, newer_qemu: Qemu) -> None:
-    text = printed(replace(doc, complete=False, cells=(replace(doc.cells[0], load_qemu=newer_qemu),)))
+    text = printed(replace(doc, complete=False, cells=(changed(doc.cells[0], load_qemu=newer_qemu),)))
     assert "recorded -> loaded: 7.2.22 -> 10.0.13" in text
     assert "stopped early" in text
 
@@ -82,8 +85,8 @@ def test_colours_on_a_terminal_only(doc: MatrixDoc) -> None:
 
 
 def test_hostile_text_reaches_no_terminal(one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]) -> None:
-    finding = Finding(text="[bold]x[/] \x1b]0;title\x07", log="a\x1b[2Jb\nmore\n[/red]\n")
-    text = printed(with_cells(one_cell(verdict=Verdict.CRASH, finding=finding)))
+    causes = (ended("[bold]x[/] \x1b]0;title\x07"),)
+    text = printed(with_cells(one_cell(verdict=Verdict.CRASH, causes=causes, log="a\x1b[2Jb\nmore\n[/red]\n")))
     assert "\x1b" not in text
     assert "[bold]x[/] \\x1b]0;title\\x07" in text
     assert "[/red]" in text
@@ -91,14 +94,15 @@ def test_hostile_text_reaches_no_terminal(one_cell: Callable[..., Cell], with_ce
 
 def test_plain_progress(one_cell: Callable[..., Cell]) -> None:
     clock, console = Clock(), plain_console(300)
-    finding = Finding(text="Assertion failed", section="dev/x")
-    bad = one_cell(id="bad", verdict=Verdict.CRASH, finding=finding, loads_acked=7)
+    causes = (ended("Assertion failed"),)
+    bad = one_cell(verdict=Verdict.CRASH, causes=causes, blamed=("dev/x",), loads_acked=7)
+    good = one_cell(device="virtio-blk")
     with LiveProgress(total_cells=3, console=console, clock=clock) as progress:
         progress.stage("recording q35: busy")
-        progress.start_cell("good")
-        progress.start_cell("bad")
-        progress.loads("good", 40)
-        progress.loads("good", 50)
+        progress.start_cell(good.id)
+        progress.start_cell(bad.id)
+        progress.loads(good.id, 40)
+        progress.loads(good.id, 50)
         progress.loads("unknown", 1000)
         progress.end_cell(bad)
         clock.now_s += 9.9
@@ -107,13 +111,17 @@ def test_plain_progress(one_cell: Callable[..., Cell]) -> None:
         clock.now_s += 0.1
         progress.tick()
         progress.tick()
-        progress.end_cell(one_cell(id="good"))
+        progress.end_cell(good)
         progress.message("bye [/]")
     lines = written(console).splitlines()
-    assert lines[:3] == ["3 cells to judge", "recording q35: busy", "crash bad  dev/x: Assertion failed"]
+    assert lines[:3] == [
+        "3 cells to judge",
+        "recording q35: busy",
+        f"crash {bad.id}  dev/x: load 1: SIGABRT: Assertion failed",
+    ]
     assert len(lines) == 5
     assert lines[3].startswith("1/3 cells (1 crash); 57 loads, ")
-    assert lines[3].endswith("0:10, about 0:20 left; now good")
+    assert lines[3].endswith("0:10, about 0:20 left; now " + good.id)
     assert lines[4] == "bye [/]"
 
 
@@ -124,23 +132,26 @@ def test_each_bad_cell_is_a_line_when_piped_and_each_finding_on_a_terminal(
         console = Console(file=io.StringIO(), width=200, force_terminal=terminal, color_system=None)
         with LiveProgress(total_cells=3, console=console, clock=Clock()) as progress:
             for number in range(3):
-                finding = Finding(text=f"died at load {number}", section="dev/x")
-                progress.end_cell(one_cell(id=f"c{number}", verdict=Verdict.CRASH, finding=finding))
-        assert written(console).count("dev/x: died") == count
+                causes = (ended("died", load=number),)
+                progress.end_cell(
+                    one_cell(device=f"d{number}", verdict=Verdict.CRASH, causes=causes, blamed=("dev/x",))
+                )
+        assert written(console).count("SIGABRT: died") == count
 
 
 def test_live_display_shows_what_runs(one_cell: Callable[..., Cell]) -> None:
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
     clock = Clock()
     with LiveProgress(total_cells=12, console=console, clock=clock) as progress:
-        for number in range(6):
-            progress.start_cell(f"cell-{number}")
-        progress.end_cell(one_cell(id="cell-0"))
-        progress.loads("cell-1", 40)
+        cells = [one_cell(device=f"d{number}") for number in range(6)]
+        for cell in cells:
+            progress.start_cell(cell.id)
+        progress.end_cell(cells[0])
+        progress.loads(cells[1].id, 40)
         clock.now_s += 2
     text = written(console)
     assert "1/12 cells  1 ok   140 loads" in text
-    assert "cell-1  40 loads" in text
+    assert f"{cells[1].id}  40 loads" in text
     assert "and 1 more" in text
 
 
@@ -151,10 +162,10 @@ def test_threads_lose_nothing(one_cell: Callable[..., Cell]) -> None:
 
     def work(name: str) -> None:
         for number in range(50):
-            cell_id = f"{name}-{number}"
-            progress.start_cell(cell_id)
-            progress.loads(cell_id, 5)
-            progress.end_cell(one_cell(id=cell_id, loads_acked=10))
+            cell = one_cell(device=f"{name}-{number}", loads_acked=10)
+            progress.start_cell(cell.id)
+            progress.loads(cell.id, 5)
+            progress.end_cell(cell)
 
     threads = [threading.Thread(target=work, args=(f"t{number}",)) for number in range(4)]
     for thread in threads:

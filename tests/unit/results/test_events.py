@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_cells import ended, made_cell
 
 from harness.errors import HostError, UsageError
-from harness.results.document import Cell, Finding, MachineResult, Qemu
+from harness.results.document import Cell, Colo, MachineResult, Qemu
 from harness.results.events import (
     EVENTS_NAME,
     Answered,
@@ -42,14 +43,20 @@ STARTED = Started(command=("postload", "matrix"), host={"cores": 2}, started="20
 MACHINE = MachineResult(machine="pc-q35-7.2", qemu=QEMU, alias="q35")
 
 
-def cell(name: str, device: str = "platform", verdict: Verdict = Verdict.OK) -> Cell:
-    crashed = verdict is Verdict.CRASH
-    return Cell(
-        id=name, record_qemu=QEMU, load_qemu=QEMU, machine="pc-q35-7.2", accel="tcg", device=device,
-        phases=("bound",), schedule="same", verdict=verdict, sections=("i8259",), details={"kilobytes": [1, 2.5]},
-        failure_class=FailureClass.FAILS if crashed else None,
-        finding=Finding(text="load 1: it died", section="i8259", log="a\nb\udcff\n") if crashed else None,
-    )  # fmt: skip
+def cell(name: str, _: str = "", verdict: Verdict = Verdict.OK) -> Cell:
+    """A cell of a device and a phase, ``+rest`` behind them for the second look."""
+    device, _, phase = name.rpartition("/")
+    given = {"phases": (phase.removesuffix("+rest"),), "rest": int(phase.endswith("+rest")), "record_qemu": QEMU}
+    given |= {"load_qemu": QEMU, "sections": ("i8259",), "details": {"kilobytes": [1, 2.5]}}
+    if verdict is Verdict.CRASH:
+        given |= {"failure_class": FailureClass.FAILS, "causes": (ended("it died"),), "blamed": ("i8259",)}
+        given |= {"log": "a\nb\udcff\n"}
+    return made_cell(f"pc-q35-7.2/{device or 'x'}/bound/same", verdict, **given)
+
+
+def place(found: Cell) -> str:
+    device = "" if found.device == "x" else f"{found.device}/"
+    return f"{device}{found.key.where}{'+rest' if found.is_rest else ''}"
 
 
 def whole_run() -> list[Event]:
@@ -91,21 +98,21 @@ def test_a_line_is_what_is_documented(tmp_path: Path) -> None:
     }  # fmt: skip
     judged = json.loads(lines[8])
     assert (judged["event"], judged["planned"]) == ("judged", "platform/1")
-    assert (judged["cell"]["verdict"], judged["cell"]["class"]) == ("crash", "fails")
-    assert judged["cell"]["finding"]["log"] == "a\nb?\n"
+    outcome = judged["cell"]["outcome"]
+    assert (outcome["verdict"], outcome["class"], outcome["log"]) == ("crash", "fails", "a\nb?\n")
     assert json.loads(lines[14]) == {"event": "ended", "at_s": 6.25, "complete": True}
 
 
 def test_the_document_has_the_order_of_the_plan(tmp_path: Path) -> None:
     doc = fold_file(written(tmp_path, whole_run())).document()
-    assert [cell.id for cell in doc.cells] == [
+    assert [place(cell) for cell in doc.cells] == [
         "ahci/plain", "ahci/1", "ahci/2", "ahci/drift", "platform/1", "platform/1+rest",
     ]  # fmt: skip
     assert (doc.command, doc.host, doc.seconds, doc.complete) == (("postload", "matrix"), {"cores": 2}, 6.25, True)
     (machine,) = doc.machines
-    assert (machine.dialect, machine.colo_safe, machine.because) == (
-        "enable-colo", False, ("i8259: crash: it died",),
-    )  # fmt: skip
+    assert (machine.dialect, machine.colo) == ("enable-colo", Colo.UNSAFE)
+    (reason,) = machine.because
+    assert (reason.sections, reason.verdict, reason.causes) == (("i8259",), Verdict.CRASH, (ended("it died"),))
 
 
 def test_events_that_were_read_are_those_that_were_written(tmp_path: Path) -> None:
@@ -114,7 +121,7 @@ def test_events_that_were_read_are_those_that_were_written(tmp_path: Path) -> No
     # of a log, bytes that are no UTF-8 are lost
     assert [type(event) for event in read] == [type(event) for event in events]
     assert [a for a, b in zip(read, events, strict=True) if a != b] == [read[8]]
-    assert "b?" in getattr(read[8], "cell").finding.log  # noqa: B009 - a union of events
+    assert "b?" in getattr(read[8], "cell").outcome.log  # noqa: B009 - a union of events
 
 
 def test_without_its_end_a_run_is_not_complete(tmp_path: Path) -> None:
@@ -203,7 +210,7 @@ def test_a_full_disk_takes_no_half_line(tmp_path: Path, monkeypatch: pytest.Monk
         room[0] = True
         log.write(Ended(complete=False))
         assert log.size_bytes == log.path.stat().st_size
-    assert [found.id for found in fold_file(log.path).document().cells] == ["platform/1"]
+    assert [place(found) for found in fold_file(log.path).document().cells] == ["platform/1"]
 
 
 def test_a_run_that_does_not_begin_leaves_the_events_of_the_one_before(tmp_path: Path) -> None:
@@ -231,6 +238,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+sys.path.insert(0, "tests/unit/made")
 from tests.unit.results.test_events import STARTED, cell
 from harness.results.events import EventLog, Judged
 with EventLog(Path(sys.argv[1])) as log:
@@ -257,7 +265,7 @@ def test_a_run_that_is_killed_keeps_what_it_wrote(tmp_path: Path, cells: int) ->
     doc = fold_file(path).document()
     assert not doc.complete
     assert len(doc.cells) >= cells
-    assert [found.id for found in doc.cells] == [str(number) for number in range(len(doc.cells))]
+    assert [place(found) for found in doc.cells] == [str(number) for number in range(len(doc.cells))]
 
 
 def test_a_fold_can_go_on(tmp_path: Path) -> None:

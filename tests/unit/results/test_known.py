@@ -7,37 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import ended, made_cell
 
+from harness.colo.messages import Step
 from harness.errors import ConfigError, UsageError
-from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.report.sentences import known_text
+from harness.results.cause import Assertion, Killed
+from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.known import Issue, NewsKind, add_known, annotate, load_known, version_matches
 from harness.results.verdict import Verdict
 
 NAME = "crash:memory_region_add_subregion_common:!subregion->container:ICH9LPC:q35"
 LINK = "https://example.org/issues/1"
 LPC = "0000:00:1f.0/ICH9LPC"
-LOG = "qemu-system-x86_64: ../../softmmu/memory.c:2610: memory_region_add_subregion_common: "
-ASSERTION = LOG + "Assertion `!subregion->container' failed."
+EXPRESSION = "!subregion->container"
 
 
-def cell(version: str = "7.2.22", verdict: Verdict = Verdict.CRASH, log: str = ASSERTION, **more: Any) -> Cell:
+def cell(version: str = "7.2.22", verdict: Verdict = Verdict.CRASH, expression: str = EXPRESSION, **more: Any) -> Cell:
     qemu = Qemu(version=version, build="", path="/q", sha256="00")
-    finding = None if verdict is Verdict.OK else Finding(text="load 1: SIGABRT", section=LPC, log=log, exit="SIGABRT")
-    place = more.pop("place", "platform/bound/same")
-    usual: dict[str, Any] = {
-        "id": f"{version}-00000000/pc-q35-7.2/{place}",
-        "record_qemu": qemu,
-        "load_qemu": qemu,
-        "machine": "pc-q35-7.2",
-        "accel": "tcg",
-        "device": "platform",
-        "phases": ("bound",),
-        "schedule": "same",
-        "verdict": verdict,
-        "sections": (LPC, "i8259"),
-        "finding": finding,
-    }
-    return Cell(**{**usual, **more})
+    died = ended(assertion=Assertion(function="memory_region_add_subregion_common", expression=expression))
+    usual: dict[str, Any] = {"record_qemu": qemu, "load_qemu": qemu, "sections": (LPC, "i8259")}
+    if verdict is not Verdict.OK:
+        usual |= {"causes": (died,), "blamed": (LPC,)}
+    return made_cell(f"pc-q35-7.2/{more.pop('place', 'platform/bound/same')}", verdict, **{**usual, **more})
 
 
 def doc(*cells: Cell) -> MatrixDoc:
@@ -80,11 +72,11 @@ def test_a_known_failure_is_excused() -> None:
     seen = annotate(doc(cell()), [issue()])
     assert [c.known for c in seen.doc.cells] == [LINK]
     assert (seen.exit_code, seen.unknown, seen.news) == (0, (), ())
-    assert "known: crash:memory_region" in seen.text
+    assert "known: crash:memory_region" in known_text(seen)
 
 
 def test_another_failure_in_the_same_cell_is_not() -> None:
-    seen = annotate(doc(cell(log=ASSERTION.replace("!subregion->container", "subregion->ram"))), [issue()])
+    seen = annotate(doc(cell(expression="subregion->ram")), [issue()])
     assert seen.exit_code == 1
     assert seen.known == ()
     assert len(seen.unknown) == 1
@@ -100,7 +92,7 @@ def test_a_known_failure_that_does_not_come_is_news_and_no_failure() -> None:
     seen = annotate(doc(cell(verdict=Verdict.OK)), [issue()])
     assert [news.kind for news in seen.news] == [NewsKind.GONE]
     assert seen.exit_code == 0
-    assert "gone: crash:memory_region" in seen.text
+    assert "gone: crash:memory_region" in known_text(seen)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +101,7 @@ def test_a_known_failure_that_does_not_come_is_news_and_no_failure() -> None:
         {"sections": ("i8259",)},
         {"verdict": Verdict.UNSUPPORTED},
         {"verdict": Verdict.HARNESS_ERROR},
-        {"oracle": "leak"},
+        {"lane": "leak"},
         {"machine": "pc-i440fx-7.2"},
     ],
 )
@@ -127,7 +119,7 @@ def test_it_is_not_gone_when_only_another_schedule_was_run() -> None:
 
 
 def test_it_is_not_gone_when_the_section_was_blamed_for_something_else() -> None:
-    other = cell(log=ASSERTION.replace("!subregion->container", "subregion->ram"))
+    other = cell(expression="subregion->ram")
     assert annotate(doc(other, cell(verdict=Verdict.OK)), [issue()]).news == ()
 
 
@@ -139,7 +131,8 @@ def test_a_failure_that_is_said_to_be_fixed_is_news_and_fails() -> None:
 
 
 def test_what_could_not_be_decided_is_not_excused() -> None:
-    assert annotate(doc(cell(), cell(verdict=Verdict.HOST)), [issue()]).exit_code == 3
+    killed = Killed(step=Step.LOAD, load=1, signal="SIGKILL")
+    assert annotate(doc(cell(), cell(verdict=Verdict.HOST, causes=(killed,))), [issue()]).exit_code == 3
 
 
 def test_adding_keeps_comments_and_adds_nothing_twice(tmp_path: Path) -> None:
@@ -210,7 +203,7 @@ OLD, NEW = (Qemu(version=version, build="", path="/q", sha256=version) for versi
 
 def foreign(verdict: Verdict = Verdict.CRASH, record: Qemu = OLD) -> Cell:
     """The state of another QEMU."""
-    return cell("11.1.3", verdict, record_qemu=record, load_qemu=NEW, place="platform/all/plain", oracle="plain")
+    return cell("11.1.3", verdict, record_qemu=record, load_qemu=NEW, place="platform/all/plain")
 
 
 def test_what_guests_of_another_version_have_is_known_of_those_alone(tmp_path: Path) -> None:

@@ -3,44 +3,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from harness.colo.messages import Step
+from harness.engines.colo import Break, Evidence
+from harness.oracles.load import judge
+from harness.qemu.process import Exit
+from harness.qemu.threads import THREADS
+from harness.results.cause import (
+    Broke,
+    Check,
+    Drifted,
+    DriftedField,
+    During,
+    Ended,
+    FailedCheck,
+    GuestFaulted,
+    Leaked,
+    Refused,
+    Resource,
+    Unsupported,
+    located,
+)
+from harness.results.outcome import Outcome, Repeats
 from harness.results.signature import Signature, family_of, normal, plain_section, plain_sections, signature_of
 from harness.results.verdict import Verdict
 
 TABLE: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("signatures.yaml").read_text(encoding="utf-8"))
+SIGNALS = {"SIGABRT": 6, "SIGSEGV": 11}
+#: The same words say the same wherever they come: which load, which engine, which phase.
+PLACES = (
+    Break(step=Step.LOAD, kind="closed", detail="x", load=6, phase="bound"),
+    Break(step=Step.INCOMING, kind="closed", detail="another", load=1, phase="busy"),
+    Break(step=Step.INCOMING, kind="closed", detail="", load=0, phase="kernel"),
+)
 CASES = [
-    pytest.param(entry, machine, log, text, id=f"{entry['name'][:60]}-{machine}-{number}")
+    pytest.param(entry, machine, log, at, id=f"{entry['name'][:60]}-{machine}-{number}-{at.load}")
     for entry in TABLE
+    if "leaks" not in entry
     for number, (machine, log) in enumerate(entry["logs"])
-    for text in entry.get("texts", [entry.get("text", "load 1: see the log")])
+    for at in PLACES
 ]
+#: Entries of a QEMU that went on, or that ended without a word of it.
+UNBROKEN = ("runtime error",)
 
 
-def name(**given: Any) -> str:
-    usual: dict[str, Any] = {"text": "", "log": "", "section": None, "machine": "pc-q35-7.2", "exit": None}
-    found = signature_of(**{**usual, **given})
+def ended(name: str | None) -> Exit | None:
+    if name is None:
+        return None
+    return Exit(status=-SIGNALS[name], signal=name) if name in SIGNALS else Exit(status=int(name.split()[-1]))
+
+
+def outcome_of(entry: Mapping[str, Any], log: str, at: Break) -> Outcome:
+    """What the oracle makes of a log."""
+    unbroken = any(words in log for words in UNBROKEN)
+    evidence = Evidence(
+        loads_asked=6,
+        loads_acked=6 if unbroken else max(0, at.load - 1),
+        checkpoints_acked=0,
+        broken=None if unbroken else at,
+        exit=ended(entry.get("exit")),
+        log=log,
+    )
+    judged = judge(evidence)
+    wanted = "host" if entry["name"].startswith("host:") else entry["verdict"]
+    assert judged.verdict == wanted
+    sections = (entry["section"],) if "section" in entry else judged.outcome.sections
+    return replace(judged.outcome, sections=sections)
+
+
+def name(
+    log: str = "", *, at: Break = PLACES[0], exit: str | None = None, section: str | None = None, **more: Any
+) -> str:
+    found = signature_of(
+        outcome_of(
+            {
+                "name": "",
+                "verdict": more.pop("verdict", "crash"),
+                "exit": exit,
+                **({"section": section} if section else {}),
+            },
+            log,
+            at,
+        ),
+        machine="pc-q35-7.2",
+        **more,
+    )
     assert found is not None
     return found.name
 
 
-@pytest.mark.parametrize(("entry", "machine", "log", "text"), CASES)
-def test_a_real_log_gets_its_name(entry: dict[str, Any], machine: str, log: str, text: str) -> None:
-    found = name(
-        verdict=Verdict(entry["verdict"]),
-        text=text,
-        log=log,
-        section=entry.get("section"),
-        machine=machine,
-        exit=entry.get("exit"),
-        oracle=entry.get("oracle", "load"),
-        device=entry.get("device"),
-    )
-    assert found == entry["name"]
+def named(verdict: Verdict, *causes: Any, sections: tuple[str, ...] = (), **more: Any) -> str:
+    found = signature_of(Outcome(verdict=verdict, causes=causes, sections=sections), machine="pc-q35-7.2", **more)
+    assert found is not None
+    return found.name
+
+
+@pytest.mark.parametrize(("entry", "machine", "log", "at"), CASES)
+def test_a_real_log_gets_its_name(entry: dict[str, Any], machine: str, log: str, at: Break) -> None:
+    outcome = outcome_of(entry, log, at)
+    found = signature_of(outcome, machine=machine, device=entry.get("device", ""))
+    assert found is not None
+    assert found.name == entry["name"]
+
+
+@pytest.mark.parametrize("entry", [entry for entry in TABLE if "leaks" in entry])
+def test_a_leak_gets_its_name_whatever_it_comes_to(entry: dict[str, Any]) -> None:
+    for resource, per_load in entry["leaks"]:
+        outcome = Outcome(
+            verdict=Verdict.LEAK, causes=(leaked(Resource(resource), per_load),), sections=(entry["section"],)
+        )
+        for machine, _ in entry["logs"]:
+            found = signature_of(outcome, machine=machine)
+            assert found is not None
+            assert found.name == entry["name"]
+
+
+def leaked(resource: Resource, per_load: float = 33.5) -> Leaked:
+    return Leaked(
+        section="slirp", resource=resource, per_load=per_load, low=per_load - 1, high=per_load + 1, unit="bytes",
+        loads=23520,
+    )  # fmt: skip
 
 
 def test_no_two_entries_of_the_table_have_one_name() -> None:
@@ -84,7 +173,7 @@ def test_section_without_its_place(label: str, plain: str) -> None:
 
 
 def test_several_sections_are_sorted_and_each_once() -> None:
-    assert plain_sections("i8259#1, 0000:00:1f.0/ICH9LPC, i8259") == "ICH9LPC+i8259"
+    assert plain_sections(("i8259#1", "0000:00:1f.0/ICH9LPC", "i8259")) == "ICH9LPC+i8259"
 
 
 def test_numbers_paths_and_versions_do_not_tell_lines_apart() -> None:
@@ -106,7 +195,7 @@ def test_features_are_told_by_the_bits_that_are_missing() -> None:
             "qemu-system-x86_64: Failed to load virtio-net:virtio\n"
             "qemu-system-x86_64: error while loading state for instance 0x0 of device '0000:00:05.0/virtio-net'\n"
         )
-        return name(verdict=Verdict.REJECT, log=log)
+        return name(log, verdict="reject")
 
     assert rejected(0x130AFFFA7, 0x179BFFFE7) == rejected(0x100AFFFA7, 0x179BFFFE7)
     assert "unsupported feature bits 26:virtio-net" in rejected(0x1 << 26 | 1, 1)
@@ -127,7 +216,7 @@ def test_features_are_told_by_the_bits_that_are_missing() -> None:
     ],
 )
 def test_last_words_of_libraries(line: str, words: str) -> None:
-    assert name(verdict=Verdict.CRASH, log=line, exit="SIGABRT", section="x") == f"crash:-:{words}:x:q35"
+    assert name(line, exit="SIGABRT", section="x") == f"crash:-:{words}:x:q35"
 
 
 def test_error_abort_is_named_by_its_function_and_message() -> None:
@@ -135,83 +224,119 @@ def test_error_abort_is_named_by_its_function_and_message() -> None:
         "Unexpected error in object_property_find_err() at ../qom/object.c:1304:\n"
         "qemu-system-x86_64: Property 'q35-pcihost.x' not found\nAborted"
     )
-    found = name(verdict=Verdict.CRASH, log=log, exit="SIGABRT", section="x")
+    found = name(log, exit="SIGABRT", section="x")
     assert found == "crash:object_property_find_err:Property 'q35-pcihost.x' not found:x:q35"
 
 
-def test_a_plain_signal_is_told_by_section_function_and_row() -> None:
-    given = {"verdict": Verdict.CRASH, "text": "load 3: SIGSEGV: QEMU printed no reason", "exit": "SIGSEGV"}
-    assert name(**given, section="0000:00:04.0/virtio-blk") == "crash:-:SIGSEGV:virtio-blk:q35"
-    assert name(**given, section="cpu", function="cpu_post_load.part.0") == "crash:cpu_post_load:SIGSEGV:cpu:q35"
-    assert name(**given, device="ahci") == "crash:-:SIGSEGV:device ahci:q35"
+def test_a_plain_signal_is_told_by_section_function_and_device() -> None:
+    assert name(exit="SIGSEGV", section="0000:00:04.0/virtio-blk") == "crash:-:SIGSEGV:virtio-blk:q35"
+    assert name(exit="SIGSEGV", section="cpu", function="cpu_post_load.part.0") == "crash:cpu_post_load:SIGSEGV:cpu:q35"
+    assert name(exit="SIGSEGV", device="ahci") == "crash:-:SIGSEGV:device ahci:q35"
 
 
 def test_warnings_before_a_segfault_are_not_its_reason() -> None:
     log = "qemu-system-x86_64: warning: host doesn't support requested feature"
-    assert name(verdict=Verdict.CRASH, log=log, exit="SIGABRT", section="x") == "crash:-:SIGABRT:x:q35"
+    assert name(log, exit="SIGABRT", section="x") == "crash:-:SIGABRT:x:q35"
     told = "qemu-system-x86_64: Slirp: something was odd"
-    assert name(verdict=Verdict.CRASH, log=told, exit="SIGSEGV", section="x") == "crash:-:SIGSEGV:x:q35"
+    assert name(told, exit="SIGSEGV", section="x") == "crash:-:SIGSEGV:x:q35"
 
 
-@pytest.mark.parametrize(
-    ("text", "step", "where"),
-    [
-        ("load 3: the secondary gave no answer for 20 s", "LOAD", "load"),
-        ("load 3: the secondary gave no answer for 20 s", "REQUEST", "request"),
-        ("load 3: the secondary gave no answer for 20 s", None, "load"),
-        ("in the incoming stream, before any checkpoint: the secondary took no more data for 20 s", None, "incoming"),
-        ("when the guest was started after load 1: the secondary gave no answer", None, "resume"),
-        ("every load was acknowledged, and then QEMU's main loop did not answer", None, "main-loop"),
-        ("the failover did not end: colo-lost-heartbeat", None, "failover"),
-    ],
-)
-def test_a_hang_is_told_by_its_step(text: str, step: str | None, where: str) -> None:
-    log = "threads of QEMU while it did not answer:\n  12 qemu: running\n#0  0x00007f in ppoll () from /lib/libc.so.6"
-    found = name(verdict=Verdict.HANG, text=text, log=log, section="0000:00:1f.0/ICH9LPC", step=step)
-    assert found == f"hang:{where}:-:ICH9LPC:q35"
+@pytest.mark.parametrize("step", [Step.LOAD, Step.REQUEST, Step.INCOMING, Step.RESUME, Step.MAIN_LOOP, Step.FAILOVER])
+def test_a_hang_is_told_by_its_step(step: Step) -> None:
+    for said in ("no answer for 20 s", "colo-lost-heartbeat"):
+        broke = Broke(step=step, load=3, how="late", said=said)
+        found = named(Verdict.HANG, broke, sections=("0000:00:1f.0/ICH9LPC",))
+        assert found == f"hang:{step.value}:-:ICH9LPC:q35"
+
+
+def test_the_stacks_of_a_qemu_that_hung_are_not_its_words() -> None:
+    log = (
+        f"qemu-system-x86_64: Failed to load device state: -22\n{THREADS}\n  12 qemu: running\n#0  0x00007f in ppoll ()"
+    )
+    assert name(log, verdict="reject", section="x") == "reject:-:error EINVAL:x:q35"
+
+
+def drifted(*fields: str, section: str = "0000:00:1f.0/ICH9LPC", loads: int = 50) -> Drifted:
+    return Drifted(
+        section=section,
+        fields=tuple(DriftedField(field=field, type="uint8", values=(1, loads)) for field in fields),
+        count=len(fields),
+        loads=loads,
+    )
 
 
 def test_drift_is_told_by_its_fields() -> None:
-    text = (
-        "after 50 loads it is not what it was after one: irr[3] goes from 1 to 50, +1 per load; irr[4] is 1, then 2; "
-        "parent_obj.config[64] is 1, then 3, and 7 more fields"
-    )
-    found = name(verdict=Verdict.DRIFT, text=text, section="0000:00:1f.0/ICH9LPC", oracle="drift")
+    def told(*fields: str, loads: int = 50) -> str:
+        cause = drifted(*fields, loads=loads)
+        return named(Verdict.DRIFT, cause, sections=(cause.section,))
+
+    found = told("irr[3]", "irr[4]", "parent_obj.config[64]", "tail")
     assert found == "drift:-:irr, parent_obj.config[64]:ICH9LPC:q35"
-    again = text.replace("50", "49").replace("irr[4]", "irr[6]")
-    assert name(verdict=Verdict.DRIFT, text=again, section="0000:00:1f.0/ICH9LPC", oracle="drift") == found
-    other = text.replace("irr", "isr")
-    assert name(verdict=Verdict.DRIFT, text=other, section="0000:00:1f.0/ICH9LPC", oracle="drift") != found
+    assert told("irr[3]", "irr[6]", "parent_obj.config[64]", "other", loads=49) == found
+    assert told("isr[3]", "isr[4]", "parent_obj.config[64]") != found
+
+
+def test_drift_of_several_sections_is_told_by_the_first_fields_of_all() -> None:
+    causes = drifted("a", section="x"), drifted("b", "c", "d", section="y")
+    assert named(Verdict.DRIFT, *causes, sections=("x", "y")) == "drift:-:a, b, c:x+y:q35"
 
 
 def test_a_leak_of_descriptors_is_another_than_one_of_memory() -> None:
-    memory = name(verdict=Verdict.LEAK, text="each load leaves behind 33 [31, 35] bytes of memory", section="slirp")
-    both = "each load leaves behind 90 [80, 99] bytes of memory, 1 [1, 1] descriptors; over 100 loads"
+    memory = named(Verdict.LEAK, leaked(Resource.MEMORY), sections=("slirp",))
+    both = leaked(Resource.MEMORY, 90), leaked(Resource.DESCRIPTORS, 1)
     assert memory == "leak:-:memory:slirp:q35"
-    assert name(verdict=Verdict.LEAK, text=both, section="slirp") == "leak:-:descriptors:slirp:q35"
+    assert named(Verdict.LEAK, *both, sections=("slirp",)) == "leak:-:descriptors:slirp:q35"
+    assert named(Verdict.LEAK, leaked(Resource.PAGES), sections=("slirp",)) == memory
 
 
-def test_a_fault_of_the_guest_is_told_by_its_row_and_kind() -> None:
-    def fault(text: str, device: str = "ahci") -> str:
-        return name(verdict=Verdict.GUEST_FAULT, text=text, device=device, oracle="guest")
-
-    one = fault("kernel log: ata3.00: exception Emask 0x0 SAct 0x7000 SErr 0x0 action 0x6 frozen; kernel log: ata3: x")
-    two = fault("kernel log: ata1.00: exception Emask 0x0 SAct 0x1 SErr 0x0 action 0x6 frozen")
-    assert one == two == "guest-fault:-:kernel log: libata's error handler ran:device ahci:q35"
-    assert fault("kernel log: ata3.00: exception Emask 0x0", "virtio-blk") != one
-    assert fault("the heartbeat went on by 0 in 3.1 s") == fault("the heartbeat went on by 1 in 2.9 s")
+def faulted(*checks: FailedCheck) -> GuestFaulted:
+    return GuestFaulted(step=Step.AFTER, phase="bound", checks=checks, after="the failover")
 
 
-def test_a_flaky_failure_has_the_name_of_what_it_does_when_it_fails() -> None:
-    log = "qemu-system-x86_64: ../hw/x.c:1: f: Assertion `a' failed."
-    steady = name(verdict=Verdict.CRASH, text="load 1: SIGABRT: f", log=log, exit="SIGABRT", section="x")
-    text = "crash in 2 of 3 runs, ok in the others: load 1: SIGABRT: f"
-    assert name(verdict=Verdict.FLAKY, text=text, log=log, exit="SIGABRT", section="x") == steady
+def test_a_fault_of_the_guest_is_told_by_its_device_and_kind() -> None:
+    def fault(check: FailedCheck, *more: FailedCheck, device: str = "ahci") -> str:
+        return named(Verdict.GUEST_FAULT, faulted(check, *more), device=device)
+
+    ran = {"check": Check.KERNEL_LOG, "rule": "libata's error handler ran"}
+    one = FailedCheck(said="ata3.00: exception Emask 0x0 SAct 0x7000 SErr 0x0 action 0x6 frozen", **ran)  # type: ignore[arg-type]
+    two = FailedCheck(said="ata1.00: exception Emask 0x0 SAct 0x1 SErr 0x0 action 0x6 frozen", **ran)  # type: ignore[arg-type]
+    other = FailedCheck(check=Check.DEVICE, said="x", status=1)
+    assert fault(one, other) == fault(two) == "guest-fault:-:kernel log: libata's error handler ran:device ahci:q35"
+    assert fault(one, device="virtio-blk") != fault(one)
+    beats = [FailedCheck(check=Check.HEARTBEAT, figures={"beats": beats, "passed_s": 3.1}) for beats in (0, 1)]
+    assert fault(beats[0]) == fault(beats[1]) == "guest-fault:-:the heartbeat went on by # in # s:device ahci:q35"
+    assert fault(other) == "guest-fault:-:x (status #):device ahci:q35"
+
+
+def test_words_of_this_program_name_nothing() -> None:
+    stuck = [FailedCheck(check=Check.CONSOLE, said=said) for said in ("no prompt for 30 s", "the console is gone")]
+    assert len({named(Verdict.GUEST_FAULT, faulted(each), device="platform") for each in stuck}) == 1
+
+
+def test_where_it_happened_names_nothing() -> None:
+    cause = Ended(step=Step.LOAD, load=1, signal="SIGSEGV")
+    elsewhere = located(replace(cause, load=7), phase="busy", during=During.FAILING_DISK)
+    assert elsewhere != cause
+    assert named(Verdict.CRASH, elsewhere, sections=("x",)) == named(Verdict.CRASH, cause, sections=("x",))
+
+
+def test_a_refusal_without_a_word_is_told_by_how_the_channel_ended() -> None:
+    refused = Refused(step=Step.LOAD, load=1, how="closed", said="the secondary closed the channel")
+    assert named(Verdict.REJECT, refused, sections=("x",)) == "reject:-:closed:x:q35"
+    assert named(Verdict.REJECT, replace(refused, how="", status=1)) == "reject:-:QEMU printed no reason:-:q35"
+
+
+def test_a_failure_that_comes_now_and_then_has_the_name_of_what_it_is() -> None:
+    cause = Broke(step=Step.LOAD, load=1, how="late")
+    seldom = Repeats(seen=2, of=3, verdict=Verdict.HANG, others=(Verdict.OK,))
+    flaky = signature_of(Outcome(verdict=Verdict.FLAKY, causes=(cause,), repeats=seldom), machine="q35")
+    assert flaky == signature_of(Outcome(verdict=Verdict.HANG, causes=(cause,)), machine="q35")
 
 
 @pytest.mark.parametrize("verdict", [Verdict.OK, Verdict.UNSUPPORTED, Verdict.HARNESS_ERROR])
 def test_what_is_no_finding_has_no_name(verdict: Verdict) -> None:
-    assert signature_of(verdict=verdict, text="x", log="", section=None, machine="q35") is None
+    cause = Unsupported(side="loader", said="x")  # type: ignore[arg-type]
+    assert signature_of(Outcome(verdict=verdict, causes=(cause,)), machine="q35") is None
 
 
 def test_json_and_back() -> None:

@@ -15,14 +15,30 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from made_cells import ended, made_cell
 from rich.console import Console
 
+from harness.colo.messages import Step
 from harness.commands.explain import command_lines, explain_command, print_page
 from harness.errors import MissingError, PostloadError, UsageError
 from harness.qemu.binary import QemuBinary
-from harness.results.document import Cell, Finding, MatrixDoc, Qemu
+from harness.results.cause import (
+    Assertion,
+    Broke,
+    Cause,
+    Drifted,
+    DriftedField,
+    Ended,
+    Leaked,
+    Resource,
+    SanitizerReport,
+    Undecided,
+    Why,
+)
+from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.frames import Frame
 from harness.results.known import Issue
+from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Repeats
 from harness.results.verdict import FailureClass, Verdict
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
@@ -36,6 +52,9 @@ NEW = Qemu(version="11.1.3", build="", path="/nowhere/q11", sha256="ab" * 32)
 LPC = "0000:00:1f.0/ICH9LPC"
 NAME = "crash:memory_region_add_subregion_common:!subregion->container:ICH9LPC:q35"
 LINE = "../../softmmu/memory.c:2610: memory_region_add_subregion_common: Assertion `!subregion->container' failed."
+FRESH = ControlResult(name=ControlName.FRESH, verdict=Verdict.OK, asked=3, passed=3, decided=True)
+NO_SOCKET = Undecided(why=Why.ERROR, said="no socket")
+LEAK = Leaked(section="timer", resource=Resource.MEMORY, per_load=33.46, low=31, high=35.1, unit="bytes", loads=100)
 ASAN = """==7==ERROR: AddressSanitizer: heap-use-after-free on address 0x606000 at pc 0x55 bp 0x7f sp 0x7f
 READ of size 8 at 0x606000 thread T0
     #0 0x55d0 in ich9_lpc_post_load ../hw/isa/lpc_ich9.c:500
@@ -45,33 +64,30 @@ SUMMARY: AddressSanitizer: heap-use-after-free
 
 
 def crashed(phase: str = "bound", qemu: Qemu = OLD, **changes: Any) -> Cell:
-    cell = Cell(
-        id=f"{qemu.short}/pc-q35-{qemu.version[:4].rstrip('.')}/platform/{phase}/same",
-        record_qemu=qemu,
-        load_qemu=qemu,
-        machine=f"pc-q35-{qemu.version[:4].rstrip('.')}",
-        accel="tcg",
-        device="platform",
-        phases=(phase,),
-        schedule="same",
-        sections=(LPC, "timer"),
-        loads_asked=100,
-        verdict=Verdict.CRASH,
-        finding=Finding(
-            text=f"load 1: SIGABRT: {LINE}",
-            section=LPC,
-            phase=phase,
-            load=1,
-            log=f"qemu-system-x86_64: {LINE}",
-            exit="SIGABRT",
-            isolated="section alone does it",
-        ),
-    )
-    return replace(cell, **changes)
+    given: dict[str, Any] = {
+        "record_qemu": qemu,
+        "load_qemu": qemu,
+        "sections": (LPC, "timer"),
+        "loads_asked": 100,
+        "verdict": Verdict.CRASH,
+        "causes": (died(phase=phase),),
+        "blamed": (LPC,),
+        "log": f"qemu-system-x86_64: {LINE}",
+        "isolation": Isolation(way=IsolationWay.ALONE),
+    }
+    place = f"pc-q35-{qemu.version[:4].rstrip('.')}/platform/{phase}/same"
+    return made_cell(place, **{**given, **changes})
+
+
+def died(**more: Any) -> Cause:
+    function = "memory_region_add_subregion_common"
+    failed = Assertion(function=function, expression="!subregion->container")
+    return ended(**{"line": LINE, "assertion": failed, **more})
 
 
 def passed(phase: str = "bound", qemu: Qemu = OLD, **changes: Any) -> Cell:
-    return crashed(phase, qemu, **{"verdict": Verdict.OK, "finding": None, "loads_acked": 100, **changes})
+    given: dict[str, Any] = {"verdict": Verdict.OK, "causes": (), "blamed": (), "log": "", "isolation": None}
+    return crashed(phase, qemu, **{**given, "loads_acked": 100, **changes})
 
 
 def document(*cells: Cell) -> MatrixDoc:
@@ -140,12 +156,12 @@ def commands(explanation: Explanation) -> list[str]:
 
 
 def test_a_crash_is_told_in_full(tmp_path: Path) -> None:
-    cell = crashed(failure_class=FailureClass.NOT_REENTRANT, controls="fresh: 3 of 3 pass")
+    cell = crashed(failure_class=FailureClass.NOT_REENTRANT, controls=(FRESH,))
     text = page(told(tmp_path, cell, crashed("busy"), passed("kernel")), 100)
     flat = words(text)
     assert text.startswith(f"crash  {cell.id}\n  QEMU died")
     assert "not-reentrant: only from the second load into one process" in flat
-    assert "fresh: 3 of 3 pass" in flat
+    assert "fresh: ok in 3 of 3 processes" in flat
     assert NAME in text
     assert "phase bound (driver bound, idle), load 1; 0 of 100 loads acknowledged" in flat
     assert "pc-q35-7.2 platform: same (busy)" in flat
@@ -156,7 +172,7 @@ def test_a_crash_is_told_in_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_lines_fit_but_for_what_is_copied(tmp_path: Path, width: int) -> None:
-    cell = crashed(controls="one control and another " * 12)
+    cell = crashed(controls=(FRESH,) * 12)
     stack = Backtrace(frames=(Frame(number=0, function="a" * 30),), how="b " * 90)
     text = page(told(tmp_path, cell, stack=stack), width)
     long = [line for line in text.splitlines() if len(line) > width]
@@ -165,20 +181,15 @@ def test_lines_fit_but_for_what_is_copied(tmp_path: Path, width: int) -> None:
 
 def test_the_log_is_left_out_where_the_finding_has_it_all(tmp_path: Path) -> None:
     assert "log" not in label_order(page(told(tmp_path, crashed())))
-    finding = crashed().finding
-    assert finding is not None
-    longer = crashed(finding=replace(finding, log=f"first\nsecond\x1b[31m\nqemu-system-x86_64: {LINE}"))
+    longer = crashed(log=f"first\nsecond\x1b[31m\nqemu-system-x86_64: {LINE}")
     text = page(told(tmp_path, longer))
     assert "log" in label_order(text)
     assert "second\\x1b[31m" in text
 
 
 def test_the_same_finding_is_told_by_its_name_and_not_by_its_line_number(tmp_path: Path) -> None:
-    newer = crashed("busy", NEW)
-    finding = newer.finding
-    assert finding is not None
-    moved = replace(newer, finding=replace(finding, text=finding.text.replace("2610", "77"), log=""))
-    other = crashed("kernel", finding=replace(finding, text="load 1: SIGSEGV: nothing", log="", exit="SIGSEGV"))
+    moved = crashed("busy", NEW, causes=(died(line=LINE.replace("2610", "77")),), log="")
+    other = crashed("kernel", causes=(Ended(step=Step.LOAD, load=1, signal="SIGSEGV"),), log="")
     found = told(tmp_path, crashed(), moved, other)
     assert found.same_ids == (moved.id,)
     assert found.same == ("pc-q35-11.1 platform: same (busy) on QEMU 11.1.3",)
@@ -197,15 +208,10 @@ def test_other_qemus_of_the_run_are_told_and_give_a_bisection(tmp_path: Path) ->
 def test_a_section_is_described_as_it_was_recorded(tmp_path: Path) -> None:
     found = told(tmp_path, crashed(), pack=pack())
     assert "ICH9LPC v1, 3 bytes, 2 fields, with ICH9LPC/rst_cnt; of platform: every section" in words(page(found))
-    both = replace_finding(crashed(), section=f"{LPC}, gone")
+    both = crashed(blamed=(LPC, "gone"))
     assert [facts.size_bytes for facts in told(tmp_path, both, pack=pack()).sections] == [3, 0]
-    nobody = told(tmp_path, replace_finding(crashed(), section=None), pack=pack())
+    nobody = told(tmp_path, crashed(blamed=()), pack=pack())
     assert nobody.section_note == "no section is blamed; loaded were 2 sections of platform"
-
-
-def replace_finding(cell: Cell, **changes: Any) -> Cell:
-    assert cell.finding is not None
-    return replace(cell, finding=replace(cell.finding, **changes))
 
 
 def test_next_is_minimise_then_bundle_then_known(tmp_path: Path) -> None:
@@ -259,7 +265,7 @@ def replace_issue(issue: Issue, **changes: Any) -> Issue:
 
 def test_an_ok_cell_says_what_was_not_looked_at(tmp_path: Path) -> None:
     cell = passed(excluded=(LPC,))
-    found = told(tmp_path, cell, passed(id="x", oracle="leak"))
+    found = told(tmp_path, cell, passed(lane="leak"))
     text = page(found)
     flat = words(text)
     assert text.startswith("ok  ")
@@ -275,7 +281,7 @@ def test_an_ok_cell_says_what_was_not_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_was_not_judged_tells_nothing(tmp_path: Path) -> None:
-    found = told(tmp_path, crashed(verdict=Verdict.HARNESS_ERROR, finding=Finding(text="no socket")))
+    found = told(tmp_path, crashed(verdict=Verdict.HARNESS_ERROR, causes=(NO_SOCKET,)))
     assert not found.told
     assert "no socket" in page(found)
 
@@ -296,8 +302,8 @@ def test_the_stack_begins_with_the_first_frame_of_qemu(tmp_path: Path) -> None:
 
 
 def test_a_report_in_the_log_gives_the_stack(tmp_path: Path) -> None:
-    finding = Finding(text="load 1: exit status 1: ERROR: AddressSanitizer", section=LPC, load=1, log=ASAN)
-    cell = crashed(finding=finding)
+    report = SanitizerReport(tool="AddressSanitizer", complaint="heap-use-after-free")
+    cell = crashed(causes=(Ended(step=Step.LOAD, load=1, status=1, sanitizer=report, line="ERROR"),), log=ASAN)
     stack = told_stack(cell)
     assert stack is not None
     assert stack.short == "ich9_lpc_post_load < vmstate_load_state"
@@ -306,12 +312,13 @@ def test_a_report_in_the_log_gives_the_stack(tmp_path: Path) -> None:
 
 
 def test_only_crashes_and_hangs_have_a_stack() -> None:
-    finding = crashed().finding
+    late = Broke(step=Step.LOAD, load=3, how="late")
     assert has_stack(crashed())
     assert not has_stack(passed())
-    assert has_stack(crashed(verdict=Verdict.HANG, finding=Finding(text="load 3: no answer within 20 s")))
-    assert not has_stack(crashed(verdict=Verdict.LEAK, finding=finding, oracle="leak"))
-    assert has_stack(crashed(verdict=Verdict.FLAKY, finding=Finding(text="crash in 1 of 3 runs, ok in the others")))
+    assert has_stack(crashed(verdict=Verdict.HANG, causes=(late,)))
+    assert not has_stack(crashed(verdict=Verdict.LEAK, causes=(LEAK,), lane="leak"))
+    seldom = Repeats(seen=1, of=3, verdict=Verdict.HANG, others=(Verdict.OK,))
+    assert has_stack(crashed(verdict=Verdict.FLAKY, causes=(late,), repeats=seldom))
 
 
 def test_a_stack_is_kept_for_its_own_finding_and_qemu_only(tmp_path: Path) -> None:
@@ -352,22 +359,17 @@ def test_a_qemu_that_is_gone_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_state_before_a_load_is_that_of_the_schedule() -> None:
-    walk = crashed(phases=("kernel", "bound"), schedule="alternate")
+    walk = crashed(phases=("kernel", "bound"), lane="alternate")
     assert phase_before(crashed(), 1) == "bound"
     assert phase_before(walk, 1) == "kernel"
     assert phase_before(walk, 3) == "bound"
-    assert phase_before(crashed(schedule="back-to-back"), 40) == "bound"
+    assert phase_before(crashed(lane="back-to-back"), 40) == "bound"
 
 
 def test_drifted_fields_are_told_with_their_values() -> None:
-    field = {"field": "regs[4]", "type": "uint8", "values": [1, 2, 3], "per_load": 0.5, "creeps": True}
-    finding = Finding(text="drifts", section="timer")
-    cell = crashed(
-        oracle="drift",
-        verdict=Verdict.DRIFT,
-        finding=finding,
-        details={"timer": {"drift": [field], "drift_fields": 3}, "hpet": {"changed_by_load": []}},
-    )
+    field = DriftedField(field="regs[4]", type="uint8", values=(1, 2, 3), per_load=0.5, creeps=True)
+    cause = Drifted(section="timer", fields=(field,), count=3, loads=50)
+    cell = crashed(lane="drift", verdict=Verdict.DRIFT, causes=(cause,), details={"hpet": {"changed_by_load": []}})
     assert figures_of(cell) == (
         "timer regs[4]: 1 -> 2 -> 3 (+0.5 each load, always in one direction)",
         "timer: 2 more fields drift",
@@ -386,9 +388,8 @@ def test_a_leak_is_told_with_its_interval_and_floor() -> None:
         "chunks": [{"bytes": 32, "per_load": 0.87}],
         "confirmed": True,
     }
-    finding = Finding(text="leaks", section="timer")
     details = {"run": {}, "timer": told_of}
-    lines = figures_of(crashed(oracle="leak", verdict=Verdict.LEAK, finding=finding, details=details))
+    lines = figures_of(crashed(lane="leak", verdict=Verdict.LEAK, causes=(LEAK,), blamed=("timer",), details=details))
     assert "33.5 [31, 35.1] bytes of memory each load; less than 16.0 would be noise" in lines[0]
     assert "0.87 of 32 bytes" in lines[1]
     assert lines[2:] == ("timer: 1 [0.9, 1.1] descriptors each load",)
@@ -396,7 +397,7 @@ def test_a_leak_is_told_with_its_interval_and_floor() -> None:
 
 def test_json_has_all_that_the_page_has(tmp_path: Path) -> None:
     stack = Backtrace(frames=(Frame(number=0, function="f"),), short="f", how="h", signal="SIGABRT")
-    found = told(tmp_path, crashed(controls="c"), crashed("busy"), stack=stack)
+    found = told(tmp_path, crashed(controls=(FRESH,)), crashed("busy"), stack=stack)
     document_ = json.loads(json.dumps(found.to_json()))
     assert document_["schema"] == "postload.explain/1"
     assert document_["signature"]["name"] == NAME
@@ -428,7 +429,7 @@ def test_the_command_tells_of_a_cell_whose_pack_is_gone(run_dir: Callable[..., P
 
 
 def test_the_command_says_3_when_nothing_was_judged(run_dir: Callable[..., Path]) -> None:
-    run = run_dir(crashed(verdict=Verdict.HARNESS_ERROR, finding=Finding(text="no socket")))
+    run = run_dir(crashed(verdict=Verdict.HARNESS_ERROR, causes=(NO_SOCKET,)))
     assert invoke("bound/same", "--run", run / "matrix.json", "--json").return_value == 3
 
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from made_cells import made_cell
 
 from harness.devices.backends import Disk
 from harness.engines.schedule import Checkpoint
@@ -14,7 +15,7 @@ from harness.errors import UsageError
 from harness.guests.machine import Machine
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import Option
-from harness.results.document import Cell, Finding, Qemu
+from harness.results.document import Cell
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
 from harness.stream.vmdesc import VmDesc
@@ -102,21 +103,8 @@ def test_the_description_of_some_sections() -> None:
     assert len(part.raw) < len(whole.raw)
 
 
-def cell(verdict: Verdict, oracle: str = "load", section: str | None = "a") -> Cell:
-    qemu = Qemu(version="1", build="", path="/q", sha256="0")
-    return Cell(
-        id="x",
-        record_qemu=qemu,
-        load_qemu=qemu,
-        machine="pc-1",
-        accel="tcg",
-        device="d",
-        phases=("bound",),
-        schedule="same",
-        verdict=verdict,
-        oracle=oracle,
-        finding=Finding(text="t", section=section),
-    )
+def cell(verdict: Verdict, lane: str = "same", section: str | None = "a") -> Cell:
+    return made_cell(f"pc/d/bound/{lane}", verdict, blamed=() if section is None else (section,))
 
 
 @pytest.mark.parametrize(

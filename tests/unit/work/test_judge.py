@@ -15,11 +15,14 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule
 from harness.errors import HostError, QemuError, Stopped
 from harness.lanes import judge as judge_module
-from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell
+from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell, repeated
 from harness.oracles.isolate import Blame
 from harness.oracles.load import Judgement
 from harness.qemu.process import Exit
+from harness.results.cause import Undecided, Why
 from harness.results.document import Cell
+from harness.results.key import CellKey, Route
+from harness.results.outcome import Isolation, IsolationWay, Repeats
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
@@ -32,7 +35,11 @@ RUNNING, PARKED = GuestMode.RUNNING, GuestMode.PARKED
 
 
 def plan(device: str, *phases: str, schedule: Schedule = Schedule.SAME, mode: GuestMode = RUNNING) -> CellPlan:
-    return CellPlan(machine="pc-i440fx-7.2", device=device, phases=phases, schedule=schedule, guest_mode=mode, loads=10)
+    route = Route(recorder="7.2.22", loader="7.2.22")
+    key = CellKey(
+        route=route, machine="pc-i440fx-7.2", device=device, phases=phases, lane=str(schedule), guest_mode=str(mode)
+    )
+    return CellPlan(key=key, loads=10)
 
 
 class World:
@@ -76,7 +83,11 @@ class World:
         if self.blind or not left:
             return None
         first = min(left, key=lambda s: (left[s], s))
-        return Blame(sections=tuple(first.split("&")), how=f"{first} alone", judgement=Judgement(verdict=verdict))
+        return Blame(
+            sections=tuple(first.split("&")),
+            how=Isolation(way=IsolationWay.ALONE),
+            judgement=Judgement(verdict=verdict),
+        )
 
 
 def evidence(acked: int, **more: Any) -> Evidence:
@@ -115,8 +126,8 @@ def test_a_row_that_loads_is_ok(world: World, bench: Bench, handmade: Handmade) 
     told: list[int] = []
     (cell,) = cells(plan("ahci", "bound"), bench, told)
     assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.OK, 10, 10)
-    assert cell.id == "7.2.22-12345678/pc-i440fx-7.2/ahci/bound/same"
-    assert (cell.finding, cell.excluded, cell.sections) == (None, (), (handmade.ahci,))
+    assert cell.id == "7.2.22/pc-i440fx-7.2/ahci/bound/same"
+    assert (cell.outcome.causes, cell.excluded, cell.sections) == ((), (), (handmade.ahci,))
     assert (cell.loads_per_second, cell.accel, cell.record_qemu.sha256) == (20.0, "tcg", "12345678" * 8)
     assert told == [10]
 
@@ -126,17 +137,15 @@ def test_fewer_loads_than_asked_are_never_ok(world: World, bench: Bench) -> None
         world.evidence = [evidence(acked)]
         (cell,) = cells(plan("ahci", "bound"), bench)
         assert cell.verdict is Verdict.HARNESS_ERROR
-        assert cell.finding is not None
-        assert cell.finding.text == f"{acked} of 10 loads acknowledged"
+        assert cell.outcome.causes == (Undecided(why=Why.LOADS, acked=acked, asked=10),)
 
 
 def test_a_culprit_of_the_row_is_a_finding_and_the_rest_is_judged_without_it(world: World, bench: Bench) -> None:
     world.kills = {"bound": {"i8259#1": 3}}
     finding, rest = cells(plan("platform", "bound"), bench)
     assert (finding.verdict, finding.loads_acked) == (Verdict.CRASH, 2)
-    assert finding.finding is not None
-    assert (finding.finding.section, finding.finding.load, finding.finding.phase) == ("i8259#1", 3, "bound")
-    assert (finding.finding.exit, finding.finding.isolated) == ("SIGABRT", "i8259#1 alone")
+    assert (finding.blamed, finding.outcome.load, finding.outcome.phase) == (("i8259#1",), 3, "bound")
+    assert (finding.outcome.exit, finding.outcome.isolation) == ("SIGABRT", Isolation(way=IsolationWay.ALONE))
     assert finding.excluded == ()
     assert (rest.verdict, rest.id, rest.excluded) == (Verdict.OK, finding.id + "+rest", ("i8259#1",))
     assert rest.sections == ("cpu", "cpu_common", "i8259")
@@ -172,8 +181,7 @@ def test_culprits_in_both_rows_do_not_hide_each_other(world: World, bench: Bench
     world.kills = {"bound": {"i8259": 1, handmade.ahci: 4}}
     (cell,) = cells(plan("ahci", "bound"), bench)
     assert (cell.verdict, cell.excluded) == (Verdict.CRASH, ("i8259",))
-    assert cell.finding is not None
-    assert cell.finding.section == handmade.ahci
+    assert cell.blamed == (handmade.ahci,)
 
 
 def test_a_pair_that_needs_a_section_of_the_row_is_the_rows_finding(world: World, bench: Bench) -> None:
@@ -183,8 +191,7 @@ def test_a_pair_that_needs_a_section_of_the_row_is_the_rows_finding(world: World
     ]  # fmt: skip
     world.kills = {"bound": {"cpu&i8259": 99}}
     finding, rest = cells(plan("platform", "bound"), bench)
-    assert finding.finding is not None
-    assert finding.finding.section == "cpu, i8259"
+    assert finding.blamed == ("cpu", "i8259")
     assert rest.excluded == ("cpu", "i8259")
 
 
@@ -192,17 +199,40 @@ def test_what_no_section_does_alone_is_still_a_finding(world: World, bench: Benc
     world.kills, world.blind = {"bound": {"i8259": 2}}, True
     (cell,) = cells(plan("ahci", "bound"), bench)
     assert cell.verdict is Verdict.CRASH
-    assert cell.finding is not None
-    assert (cell.finding.section, cell.finding.isolated, cell.finding.load) == (None, None, 2)
+    assert (cell.blamed, cell.outcome.isolation, cell.outcome.load) == ((), None, 2)
 
 
-def test_a_break_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
+def test_a_crash_that_does_not_come_back_is_one_all_the_same(world: World, bench: Bench) -> None:
     broken = Break(step=Step.LOAD, kind="closed", detail="x", load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken, exit=Exit(status=-6, signal="SIGABRT")), evidence(10), evidence(10)]
     (cell,) = cells(plan("ahci", "bound"), bench)
-    assert cell.verdict is Verdict.FLAKY
-    assert cell.finding is not None
-    assert "crash in 1 of 3 runs, ok in the others" in cell.finding.text
+    assert cell.verdict is Verdict.CRASH
+    assert cell.outcome.repeats == Repeats(seen=1, of=3, verdict=Verdict.CRASH, others=(Verdict.OK,))
+
+
+def test_a_hang_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
+    broken = Break(step=Step.LOAD, kind="late", detail="x", load=2, phase="bound")
+    world.evidence = [evidence(1, broken=broken), evidence(10), evidence(1, broken=broken)]
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert (cell.verdict, cell.outcome.came_to) == (Verdict.FLAKY, Verdict.HANG)
+    assert cell.outcome.repeats == Repeats(seen=2, of=3, verdict=Verdict.HANG, others=(Verdict.OK,))
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "verdict", "seen"),
+    [
+        (Verdict.CRASH, [Verdict.CRASH, Verdict.CRASH], Verdict.CRASH, (3, 3)),
+        (Verdict.REJECT, [Verdict.OK, Verdict.HANG], Verdict.REJECT, (1, 3)),
+        (Verdict.GUEST_FAULT, [Verdict.OK, Verdict.GUEST_FAULT], Verdict.FLAKY, (2, 3)),
+        (Verdict.HANG, [Verdict.HANG, Verdict.HANG], Verdict.HANG, (3, 3)),
+        (Verdict.HANG, [Verdict.HOST, Verdict.HARNESS_ERROR], Verdict.HANG, (1, 1)),
+    ],
+)
+def test_what_comes_back_now_and_then(
+    first: Verdict, again: list[Verdict], verdict: Verdict, seen: tuple[int, int]
+) -> None:
+    found, repeats = repeated(first, again)
+    assert (found, (repeats.seen, repeats.of), repeats.verdict) == (verdict, seen, first)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +259,7 @@ def test_a_row_with_ever_more_culprits_is_given_up(
     world.kills = {"bound": dict.fromkeys(("cpu", "cpu_common", "i8259", "i8259#1"), 1)}
     found = cells(plan("platform", "bound"), bench)
     assert [cell.verdict for cell in found] == [Verdict.CRASH] * 3
-    assert [cell.finding.section for cell in found if cell.finding] == ["cpu", "cpu_common", "i8259"]
+    assert [cell.blamed for cell in found] == [("cpu",), ("cpu_common",), ("i8259",)]
 
 
 @pytest.mark.parametrize(
@@ -255,8 +285,7 @@ def test_a_qemu_that_does_not_start_is_not_the_devices_fault(world: World, bench
     world.raises = QemuError("it did not start")
     (cell,) = cells(plan(device, "bound"), bench)
     assert (cell.verdict, cell.loads_acked) == (Verdict.HARNESS_ERROR, 0)
-    assert cell.finding is not None
-    assert cell.finding.text == "it did not start"
+    assert cell.outcome.causes == (Undecided(why=Why.ERROR, said="it did not start"),)
 
 
 def test_a_killed_qemu_is_the_hosts_doing(world: World, bench: Bench) -> None:
@@ -301,5 +330,5 @@ def test_a_guest_over_a_device_in_reset_state_says_nothing(
     first = cells(plan("ahci", "bound"), bench)[0]
     assert first.verdict is verdict
     assert first.excluded == ("i8259",)
-    assert first.finding is not None
-    assert ("i8259 left out" in first.finding.text) is resets
+    left_out = Undecided(why=Why.LEFT_OUT, sections=("i8259",))
+    assert (first.outcome.causes == (left_out,)) is resets

@@ -12,6 +12,7 @@ from threading import Barrier, Event, Lock
 from typing import Any
 
 import pytest
+from made_cells import changed, ended, made_cell
 
 from harness.colo.primary import ENABLE_COLO
 from harness.engines.probe import ColoAbility
@@ -24,10 +25,13 @@ from harness.lanes.judge import Bench
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit, Process
+from harness.report.sentences import colo_reason_text
 from harness.results.answer import Seen, machine_result
-from harness.results.document import Cell, Finding, Qemu
+from harness.results.cause import Undecided, Why
+from harness.results.document import Cell, Colo, ColoReason, MachineResult, Qemu
 from harness.results.events import Event as RunEvent
 from harness.results.events import Fold, Judged, Started
+from harness.results.key import CellKey
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
 from harness.state.transforms import GuestMode
@@ -63,12 +67,9 @@ class Watcher:
 
 
 def cell_of(plan: CellPlan, binary: QemuBinary, verdict: Verdict = Verdict.OK, **more: Any) -> Cell:
-    qemu = Qemu(**binary.identity())
-    return Cell(
-        id=plan.id(binary.short), record_qemu=qemu, load_qemu=qemu, machine=plan.machine, accel="tcg",
-        device=plan.device, phases=plan.phases, schedule=str(plan.schedule), verdict=verdict,
-        finding=None if verdict is Verdict.OK else Finding(text=f"load 1: {verdict}", section="i8259"), **more,
-    )  # fmt: skip
+    qemu = Qemu(**binary.identity(), label=plan.key.route.loader)
+    given = {"blamed": () if verdict is Verdict.OK else ("i8259",), **more}
+    return changed(replace(made_cell(verdict=verdict, record_qemu=qemu, load_qemu=qemu), key=plan.key), **given)
 
 
 Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
@@ -108,26 +109,30 @@ def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
 ) -> None:
     def crash_in_the_platform(plan: CellPlan, bench: Bench, on_loads: Any, _control: Any) -> Iterator[Cell]:
-        on_loads(plan.id(bench.binary.short), 5)
+        on_loads(str(plan.key), 5)
         if plan.device == "platform" and plan.schedule is Schedule.SAME:
             cell = cell_of(plan, bench.binary, Verdict.CRASH)
             yield cell
-            yield replace(cell, id=cell.id + "+rest", verdict=Verdict.OK, finding=None, excluded=("i8259",))
+            yield changed(cell, rest=1, verdict=Verdict.OK, causes=(), blamed=(), excluded=("i8259",))
         else:
             yield cell_of(plan, bench.binary)
 
     judge(crash_in_the_platform)
     run, watcher, seen = make_run()
     doc = load_pack_rows(run, pack)
-    rows = [(device, tail) for device in ("ahci", "virtio-blk") for tail in ("kernel/same", "bound/same", "all/walk")]
-    wanted = [f"7.2.22-12345678/pc-i440fx-7.2/{device}/{tail}" for device, tail in rows]
-    for tail in ("kernel/same", "kernel/same+rest", "bound/same", "bound/same+rest", "all/walk"):
-        wanted.append(f"7.2.22-12345678/pc-i440fx-7.2/platform/{tail}")
+    rows = [
+        (device, tail)
+        for device in ("ahci", "virtio-blk")
+        for tail in ("kernel/same", "bound/same", "kernel+bound/walk")
+    ]
+    wanted = [f"7.2.22/pc-i440fx-7.2/{device}/{tail}" for device, tail in rows]
+    for tail in ("kernel/same", "kernel/same+rest", "bound/same", "bound/same+rest", "kernel+bound/walk"):
+        wanted.append(f"7.2.22/pc-i440fx-7.2/platform/{tail}")
     assert [cell.id for cell in doc.cells] == wanted
     assert doc.complete
     assert len([event for event in seen if isinstance(event, Judged)]) == len(wanted)
     # the platform is judged first, so that its culprits are known
-    for tail in ("kernel/same", "bound/same", "all/walk"):
+    for tail in ("kernel/same", "bound/same", "kernel+bound/walk"):
         began = [cell_id for cell_id in watcher.of("start") if cell_id.endswith(tail)]
         assert [cell_id.split("/")[2] for cell_id in began] == ["platform", "ahci", "virtio-blk"]
     # each document so far is in order too, and none of them claims to be complete before the end
@@ -138,7 +143,7 @@ def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
         assert ids == [cell_id for cell_id in wanted if cell_id in ids]
         assert fold.complete is (event is seen[-1])
     assert fold.document() == doc
-    assert [machine.colo_safe for machine in doc.machines] == [False]
+    assert [machine.colo for machine in doc.machines] == [Colo.UNSAFE]
     assert exit_code(cell.verdict for cell in doc.cells) == 1
 
 
@@ -158,18 +163,18 @@ def test_two_builds_of_one_version_are_two_machines(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
 ) -> None:
     def judged(plan: CellPlan, bench: Bench, _loads: Any, _control: Any) -> Iterator[Cell]:
-        recorder = Qemu(**bench.buffers.pack.manifest.qemu)
-        yield replace(cell_of(plan, bench.binary), id=plan.id(bench.label), record_qemu=recorder)
+        cell = replace(cell_of(plan, bench.binary), record_qemu=bench.recorder, load_qemu=bench.loader)
+        yield replace(cell, key=plan.key)
 
     judge(judged)
     run, _, _ = make_run(binaries=(binary, replace(binary, sha256="87654321" * 8)))
     doc = load_pack_rows(run, pack)
     assert len({cell.id for cell in doc.cells}) == 18
     assert {cell.id.partition("/")[0] for cell in doc.cells} == {
-        "7.2.22-12345678",
-        "7.2.22-12345678..7.2.22-87654321",
+        "7.2.22",
+        "7.2.22>7.2.22~2",
     }
-    assert [machine.colo_safe for machine in doc.machines] == [True, True]
+    assert [machine.colo for machine in doc.machines] == [Colo.SAFE, Colo.SAFE]
 
 
 def test_a_machine_that_the_qemu_has_not_is_unsupported(
@@ -180,8 +185,9 @@ def test_a_machine_that_the_qemu_has_not_is_unsupported(
     doc = load_pack_rows(run, pack)
     assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
     assert len(doc.cells) == 9
-    assert doc.machines[0].colo_safe is None
-    assert "no machine pc-i440fx-7.2" in doc.machines[0].because[0]
+    (machine,) = doc.machines
+    assert machine.colo is Colo.UNDECIDED
+    assert "no machine pc-i440fx-7.2" in colo_reason_text(machine.because[0])
     assert exit_code(cell.verdict for cell in doc.cells) == 4
 
 
@@ -203,7 +209,9 @@ def test_ctrl_c_gives_what_was_judged_until_then(
     doc = load_pack_rows(run, pack)
     assert not doc.complete
     assert len(doc.cells) == 4
-    assert doc.machines[0].colo_safe in (None, True)
+    (machine,) = doc.machines
+    assert machine.colo is Colo.UNDECIDED
+    assert machine.because[0].causes == (Undecided(why=Why.STOPPED),)
 
 
 def test_one_machine_is_over_before_the_next_begins(
@@ -214,7 +222,7 @@ def test_one_machine_is_over_before_the_next_begins(
 
     def noted(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
         judged.append(bench.binary.sha256[:2])
-        yield replace(cell_of(plan, bench.binary), id=plan.id(bench.label))
+        yield replace(cell_of(plan, bench.binary), key=plan.key)
 
     judge(noted)
     one, two, three = (replace(binary, sha256=digit * 64) for digit in "123")
@@ -231,7 +239,7 @@ def test_a_wave_leaves_out_what_the_waves_before_it_broke_on(
     told: dict[str, frozenset[str]] = {}
 
     def blames(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
-        place = f"{plan.device}/{plan.where}/{plan.schedule}"
+        place = plan.key.place
         told[place] = bench.known(plan.phases, plan.schedule is Schedule.BACK_TO_BACK, frozenset())
         if place == "platform/bound/same":
             bench.blame("bound", False, ("i8259",))
@@ -271,7 +279,7 @@ def test_of_two_runs_in_one_process_the_stopped_one_alone_ends(
     ended: dict[str, Exit | None] = {}
 
     def with_a_child(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
-        if plan.device != "platform" or plan.where != "kernel":
+        if plan.device != "platform" or plan.key.where != "kernel":
             yield cell_of(plan, bench.binary)
             return
         with Process(["/bin/sleep", "1000"], scope=bench.scope) as process:
@@ -312,8 +320,8 @@ def test_a_migration_that_the_stop_killed_does_not_count(
     def killed(check: Check, bench: Bench) -> list[Cell]:
         _thread.interrupt_main()
         bench.scope.wait(20.0)
-        cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, oracle=str(check.oracle))
-        return [replace(cell, device=row) for row in check.rows]
+        cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, lane=str(check.oracle))
+        return [changed(cell, device=row) for row in check.rows]
 
     monkeypatch.setattr(checks, "perform", killed)
     run, _, _ = make_run(migrations=migrations)
@@ -331,7 +339,7 @@ def test_a_guest_with_a_device_that_the_qemu_has_not_is_unsupported(
     run, _, _ = make_run(migrations=("plain",))
     doc = load_pack_rows(run, pack)
     assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
-    assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in doc.machines[0].because[0]
+    assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in colo_reason_text(doc.machines[0].because[0])
     able = replace(binary, devices=binary.devices | {"vmxnet9"})
     run, _, _ = make_run(binaries=(able,))
     judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
@@ -357,10 +365,14 @@ def test_a_full_disk_ends_the_run_and_keeps_its_cells(
 
 
 def plan(device: str, schedule: Schedule = Schedule.SAME) -> CellPlan:
-    return CellPlan(
-        machine="pc-i440fx-7.2", device=device, phases=("bound",), schedule=schedule,
-        guest_mode=GuestMode.RUNNING, loads=5,
-    )  # fmt: skip
+    key = CellKey.parse(f"7.2.22/pc-i440fx-7.2/{device}/bound/{schedule}")
+    return CellPlan(key=key, loads=5)
+
+
+def seen_machine(binary: QemuBinary, ability: ColoAbility = DIES) -> MachineResult:
+    qemu = Qemu(**binary.identity(), label="7.2.22")
+    machine = "pc-i440fx-7.2"
+    return Seen(machine=machine, family="pc", binary=binary, recorder=qemu, loader=qemu, ability=ability).result()
 
 
 OK, CRASH, HOST, UNSUPPORTED = Verdict.OK, Verdict.CRASH, Verdict.HOST, Verdict.UNSUPPORTED
@@ -370,77 +382,88 @@ BACK = Schedule.BACK_TO_BACK
 Row = tuple[str, Verdict, tuple[str, ...]]
 
 
+SAFE, UNSAFE, UNDECIDED = Colo.SAFE, Colo.UNSAFE, Colo.UNDECIDED
+
+
 @pytest.mark.parametrize(
-    ("rows", "safe"),
+    ("rows", "colo"),
     [
-        ([], None),
-        ([("platform", OK, ())], True),
-        ([("platform", OK, ()), ("ahci", OK, ())], True),
-        ([("ahci", OK, ())], None),
-        ([("platform", OK, ()), ("ahci", CRASH, ())], False),
-        ([("platform", CRASH, ()), ("platform", OK, ("i8259",))], False),
-        ([("ahci", OK, ("i8259",))], None),
-        ([("platform", OK, ()), ("ahci", OK, ("i8259",))], None),
-        ([("platform", OK, ()), ("ahci", HOST, ())], None),
-        ([("platform", OK, ()), ("ahci", Verdict.HARNESS_ERROR, ())], None),
-        ([("platform", OK, ()), ("ahci", UNSUPPORTED, ())], None),
-        ([("platform", HOST, ()), ("ahci", Verdict.HANG, ())], False),
+        ([], UNDECIDED),
+        ([("platform", OK, ())], SAFE),
+        ([("platform", OK, ()), ("ahci", OK, ())], SAFE),
+        ([("ahci", OK, ())], UNDECIDED),
+        ([("platform", OK, ()), ("ahci", CRASH, ())], UNSAFE),
+        ([("platform", CRASH, ()), ("platform", OK, ("i8259",))], UNSAFE),
+        ([("ahci", OK, ("i8259",))], UNDECIDED),
+        ([("platform", OK, ()), ("ahci", OK, ("i8259",))], UNDECIDED),
+        ([("platform", OK, ()), ("ahci", HOST, ())], UNDECIDED),
+        ([("platform", OK, ()), ("ahci", Verdict.HARNESS_ERROR, ())], UNDECIDED),
+        ([("platform", OK, ()), ("ahci", UNSUPPORTED, ())], UNDECIDED),
+        ([("platform", HOST, ()), ("ahci", Verdict.HANG, ())], UNSAFE),
     ],
 )
 def test_a_machine_is_safe_only_when_all_was_judged_with_nothing_left_out(
-    binary: QemuBinary, rows: list[Row], safe: bool | None
+    binary: QemuBinary, rows: list[Row], colo: Colo
 ) -> None:
     cells = [cell_of(plan(device), binary, verdict, excluded=out) for device, verdict, out in rows]
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
-    result = machine_result(seen.result(), cells)
-    assert result.colo_safe is safe
-    assert bool(result.because) is (safe is not True)
+    result = machine_result(seen_machine(binary), cells)
+    assert result.colo is colo
+    assert bool(result.because) is (colo is not SAFE)
     assert (result.alias, result.dialect, result.resets_before_load) == ("pc", "enable-colo", False)
+    stopped = machine_result(seen_machine(binary), cells, complete=False)
+    assert stopped.colo is (UNSAFE if colo is UNSAFE else UNDECIDED)
 
 
-#: Drift and leaks do not break a load: they are worth a word, and no more.
+def test_without_the_platform_the_reason_is_that_it_was_not_judged(binary: QemuBinary) -> None:
+    result = machine_result(seen_machine(binary), [cell_of(plan("ahci"), binary)])
+    assert result.because == (ColoReason(device="platform", causes=(Undecided(why=Why.NOT_JUDGED),)),)
+
+
+def test_a_run_that_was_stopped_says_so_and_nothing_else(binary: QemuBinary) -> None:
+    result = machine_result(seen_machine(binary), [cell_of(plan("platform"), binary)], complete=False)
+    assert (result.colo, result.because) == (UNDECIDED, (ColoReason(causes=(Undecided(why=Why.STOPPED),)),))
+
+
+#: Drift and leaks do not break a load: they are worth a remark, and no more.
 SLOW = {Verdict.DRIFT: "drift", Verdict.LEAK: "leak"}
 BREAKS = [verdict for verdict in Verdict if verdict.is_finding and verdict not in SLOW]
 
 
-@pytest.mark.parametrize(("verdict", "oracle"), SLOW.items())
-def test_drift_and_leaks_are_a_note(binary: QemuBinary, verdict: Verdict, oracle: str) -> None:
-    found = cell_of(plan("ahci"), binary, verdict, oracle=oracle)
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
-    result = machine_result(seen.result(), [cell_of(plan("platform"), binary), found])
-    assert result.colo_safe is True
-    assert result.because == (f"i8259: {verdict}: load 1: {verdict}",)
+@pytest.mark.parametrize(("verdict", "lane"), SLOW.items())
+def test_drift_and_leaks_are_a_remark(binary: QemuBinary, verdict: Verdict, lane: str) -> None:
+    found = cell_of(plan("ahci"), binary, verdict, lane=lane)
+    result = machine_result(seen_machine(binary), [cell_of(plan("platform"), binary), found])
+    assert result.colo is Colo.REMARKS
+    (reason,) = result.because
+    assert (reason.device, reason.sections, reason.verdict, reason.hidden) == ("ahci", ("i8259",), verdict, False)
+    assert machine_result(seen_machine(binary), [found]).colo is UNDECIDED
 
 
 @pytest.mark.parametrize("verdict", BREAKS)
-def test_any_break_makes_a_machine_unsafe_and_is_named(binary: QemuBinary, verdict: Verdict) -> None:
+def test_any_break_makes_a_machine_unsafe_and_is_named_once(binary: QemuBinary, verdict: Verdict) -> None:
     cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, verdict)] * 2
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
-    result = machine_result(seen.result(), cells)
-    assert result.colo_safe is False
-    assert result.because == (f"i8259: {verdict}: {verdict}",)
+    result = machine_result(seen_machine(binary), cells)
+    assert result.colo is UNSAFE
+    (reason,) = result.because
+    assert (reason.sections, reason.verdict, reason.causes) == (("i8259",), verdict, (ended(),))
 
 
 def test_cells_of_other_machines_and_builds_do_not_count(binary: QemuBinary) -> None:
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=Qemu(**binary.identity()), ability=DIES)
     fine = cell_of(plan("platform"), binary)
-    other_machine = replace(cell_of(plan("platform"), binary, CRASH), machine="pc-q35-7.2")
+    other_machine = changed(cell_of(plan("platform"), binary, CRASH), machine="pc-q35-7.2")
     other_build = cell_of(plan("platform"), replace(binary, sha256="0" * 64), CRASH)
-    assert machine_result(seen.result(), [fine, other_machine, other_build]).colo_safe is True
-    assert machine_result(seen.result(), [other_machine, other_build]).colo_safe is None
+    assert machine_result(seen_machine(binary), [fine, other_machine, other_build]).colo is SAFE
+    assert machine_result(seen_machine(binary), [other_machine, other_build]).colo is UNDECIDED
 
 
-@pytest.mark.parametrize(("ability", "safe"), [(DIES, False), (RESETS, True)])
-def test_where_a_build_resets_loads_in_one_buffer_are_a_note(
-    binary: QemuBinary, ability: ColoAbility, safe: bool
+@pytest.mark.parametrize(("ability", "colo"), [(DIES, Colo.UNSAFE), (RESETS, Colo.REMARKS)])
+def test_where_a_build_resets_loads_in_one_buffer_are_a_remark(
+    binary: QemuBinary, ability: ColoAbility, colo: Colo
 ) -> None:
-    recorder = Qemu(**binary.identity())
-    seen = Seen(machine="pc-i440fx-7.2", family="pc", binary=binary, recorder=recorder, ability=ability)
-    result = machine_result(
-        seen.result(), [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)]
-    )
-    assert result.colo_safe is safe
-    assert ("without the reset" in result.because[0]) is safe
+    cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci", BACK), binary, CRASH)]
+    result = machine_result(seen_machine(binary, ability), cells)
+    assert result.colo is colo
+    assert result.because[0].hidden is (colo is Colo.REMARKS)
 
 
 @pytest.mark.parametrize(

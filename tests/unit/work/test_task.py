@@ -14,9 +14,10 @@ from harness.lanes.judge import Exclusion, Reason
 from harness.lanes.lane import Request
 from harness.lanes.registry import LANES, MIGRATIONS, ORACLES, SCHEDULES
 from harness.qemu.cmdline import Option
+from harness.results.key import CellKey
 from harness.state.transforms import GuestMode
 from harness.work.planning import Chain, Wanted, in_waves, plan_tasks
-from harness.work.task import Answer, QemuFile, RecordingFile, Task, in_order
+from harness.work.task import QemuFile, RecordingFile, Task, in_order
 
 BROKE = Exclusion(section="i8259", reason=Reason.BROKE, phase="bound", twice=True)
 REFUSED = Exclusion(section="0000:00:05.0/virtio-net", reason=Reason.REFUSED)
@@ -33,7 +34,7 @@ TASK = replace(
     request=Request(
         lane="same", machine="pc-i440fx-7.2", phases=("bound",), devices=("ahci",), guest_mode=GuestMode.PARKED, loads=7
     ),
-    answers=(Answer(device="ahci", cell="7.2/pc-i440fx-7.2/ahci/bound/same/parked"),),
+    answers=(CellKey.parse("7.2/pc-i440fx-7.2/ahci/bound/same/parked"),),
     excluded=(REFUSED, BROKE),
     came=True,
     run_s=0.05,
@@ -60,7 +61,8 @@ def test_what_is_no_task_is_named(change: dict[str, object], said: str) -> None:
 
 def wanted(**more: object) -> Wanted:
     given: dict[str, object] = {
-        "label": "7.2", "machine": "pc-i440fx-7.2", "devices": ("ahci", "platform"), "phases": ("kernel", "bound"),
+        "key": CellKey.parse("7.2/pc-i440fx-7.2/x/bound/same"),
+        "devices": ("ahci", "platform"), "phases": ("kernel", "bound"),
         "lanes": tuple(LANES[name] for name in (*MIGRATIONS, "same", "walk", "back-to-back", "drift")),
         "modes": (GuestMode.RUNNING,), "loads": 5, "like": LIKE, **more,
     }  # fmt: skip
@@ -86,11 +88,11 @@ def test_what_breaks_the_whole_state_is_known_before_the_rest_begins() -> None:
 
 def test_each_cell_is_answered_by_one_task() -> None:
     tasks = plan_tasks(wanted(modes=tuple(GuestMode), devices=("ahci",)))
-    cells = [answer.cell.removeprefix("7.2/pc-i440fx-7.2/ahci/") for task in tasks for answer in task.answers]
+    cells = [str(key).removeprefix("7.2/pc-i440fx-7.2/ahci/") for task in tasks for key in task.answers]
     assert cells == [
-        "all/plain", "all/postcopy",
-        "kernel/same", "bound/same", "all/walk", "kernel/back-to-back", "bound/back-to-back",
-        "kernel/same/parked", "bound/same/parked", "all/walk/parked", "kernel/back-to-back/parked",
+        "kernel+bound/plain", "kernel+bound/postcopy",
+        "kernel/same", "bound/same", "kernel+bound/walk", "kernel/back-to-back", "bound/back-to-back",
+        "kernel/same/parked", "bound/same/parked", "kernel+bound/walk/parked", "kernel/back-to-back/parked",
         "bound/back-to-back/parked",
         "kernel/drift", "bound/drift",
     ]  # fmt: skip

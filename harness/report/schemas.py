@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The JSON Schemas that are shipped, made from the models: ``python -m harness.report.schemas`` writes them anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.qualify.model import qualify_schema
+from harness.results.document import matrix_schema
+
+FOLDER = Path(__file__).with_name("schema")
+SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "matrix-2.schema.json": matrix_schema,
+    "qualify-1.schema.json": qualify_schema,
+}
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """A schema as it is shipped."""
+    found: dict[str, Any] = json.loads((FOLDER / name).read_text(encoding="utf-8"))
+    return found
+
+
+def write_schemas(folder: Path = FOLDER) -> None:
+    """Write all of them into a folder."""
+    for name, make in SCHEMAS.items():
+        (folder / name).write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas()

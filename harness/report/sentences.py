@@ -1,0 +1,401 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every sentence about a cell: a function for each cause, control and way of isolation.
+
+Reports make their texts here and nowhere else, and nothing reads them back: to reword one changes no signature, no
+known issue and no smallest case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.colo.messages import Step
+from harness.results.cause import (
+    At,
+    Broke,
+    Cause,
+    Check,
+    Drifted,
+    DriftedField,
+    During,
+    Ended,
+    FailedCheck,
+    GuestFaulted,
+    Killed,
+    KvmRefused,
+    Leaked,
+    Refused,
+    Resource,
+    Undecided,
+    Unsupported,
+    Why,
+    exit_of,
+)
+from harness.results.document import Cell, Colo, ColoReason, Warned
+from harness.results.known import KnownRun, News, NewsKind
+from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Moment, Outcome, Repeats
+from harness.results.signature import name_of
+from harness.results.verdict import Verdict
+
+#: More fields of a section are counted only.
+_MAX_FIELDS = 3
+_NO_REASON = "QEMU printed no reason"
+
+
+def text_of(cell: Cell) -> str:
+    """What happened in a cell, in one line; the meaning of its verdict where no cause is known, empty for one that
+    is ok."""
+    if cell.verdict is Verdict.OK:
+        return ""
+    return outcome_text(cell.outcome) or cell.verdict.meaning
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """All causes, each once, and how often it came back."""
+    causes = "; ".join(dict.fromkeys(cause_text(cause) for cause in outcome.causes))
+    return f"{repeats_text(outcome.repeats)}{causes}" if outcome.repeats and causes else causes
+
+
+def repeats_text(repeats: Repeats) -> str:
+    """What stands before a text when it was tried again."""
+    if repeats.seen == repeats.of:
+        return f"in {repeats.seen} of {repeats.of} runs: "
+    others = ", ".join(repeats.others) or "ok"
+    return f"{repeats.verdict} in {repeats.seen} of {repeats.of} runs, {others} in the others: "
+
+
+def cause_text(cause: Cause) -> str:
+    """One cause in one line, with where it happened."""
+    return f"{where_text(cause)}{what_text(cause)}"
+
+
+def what_text(cause: Cause) -> str:
+    """One cause without where it happened."""
+    return _TEXTS[type(cause)](cause)
+
+
+# -- where -----------------------------------------------------------------------------------------------------------
+
+_DURING = {
+    During.HEALTHY_DISK: "secondary with a healthy disk: ",
+    During.FAILING_DISK: "secondary with a failing disk: ",
+    During.LEAKS: "while looking for leaks: ",
+}
+
+
+def where_text(cause: Cause) -> str:
+    """What stands before a cause: phase, experiment, load."""
+    during = getattr(cause, "during", None)
+    parts = [_DURING[during]] if during else []
+    if isinstance(cause, Undecided) and cause.phase and cause.load is None:
+        parts.append(f"phase {cause.phase}: ")
+    if isinstance(cause, GuestFaulted) and not any(check.check is Check.EXITED for check in cause.checks):
+        return "".join(parts)
+    if isinstance(cause, At):
+        parts.append(f"{_step_text(cause)}: ")
+    return "".join(parts)
+
+
+def _step_text(at: At) -> str:
+    if at.step is Step.RESUME:
+        return f"when the guest was started after load {at.load}"
+    if at.step is Step.INCOMING:
+        return f"load {at.load}, by an incoming stream" if at.load else "in the incoming stream, before any checkpoint"
+    if at.step is Step.FAILOVER:
+        return "after the failover"
+    if at.step is Step.MAIN_LOOP:
+        return "every load was acknowledged"
+    if at.step is Step.AFTER:
+        return "after the loads" if at.load is None else f"after load {at.load}"
+    return f"load {at.load}" if at.load is not None else "between the loads"
+
+
+# -- causes ----------------------------------------------------------------------------------------------------------
+
+
+def broke_text(broke: Broke) -> str:
+    """No answer."""
+    if broke.step is Step.MAIN_LOOP:
+        return "then QEMU's main loop did not answer"
+    if broke.step is Step.FAILOVER:
+        return f"it did not end: {broke.said}"
+    return broke.said or f"the answer was {broke.how}"
+
+
+def ended_text(ended: Ended) -> str:
+    """QEMU ended."""
+    if exit_of(ended) is None:
+        return f"a sanitizer reports: {ended.line}"
+    return f"{exit_of(ended)}: {ended.line or _NO_REASON}"
+
+
+def refused_text(refused: Refused) -> str:
+    """A load that returned an error."""
+    said = refused.line or refused.said or _NO_REASON
+    if refused.how == "died":
+        return f"{said} (and then {exit_of(refused)} while it cleaned up)" if exit_of(refused) else said
+    return f"{exit_of(refused)}: {said}" if exit_of(refused) else said
+
+
+def drifted_text(drifted: Drifted) -> str:
+    """Fields that moved, the first of them with their values."""
+    told = "; ".join(field_text(field) for field in drifted.fields[:_MAX_FIELDS])
+    more = drifted.count - min(drifted.count, _MAX_FIELDS)
+    rest = f", and {more} more field{'s' if more > 1 else ''}" if more else ""
+    return f"after {drifted.loads} loads it is not what it was after one: {told}{rest}"
+
+
+def field_text(field: DriftedField) -> str:
+    """One field that moved."""
+    if field.creeps and field.per_load is not None:
+        return f"{field.field} goes from {field.values[0]} to {field.values[-1]}, {field.per_load:+g} per load"
+    values = ("absent" if value is None else str(value) for value in field.values)
+    return f"{field.field} is " + ", then ".join(values)
+
+
+def leaked_text(leaked: Leaked) -> str:
+    """What each load leaves behind."""
+    what = {
+        Resource.MEMORY: f"bytes of memory{_chunks(leaked.chunks)}",
+        Resource.PAGES: "bytes of memory outside of the heap",
+        Resource.DESCRIPTORS: "descriptors",
+        Resource.THREADS: "threads",
+        Resource.STATE: "bytes of saved state",
+    }[leaked.resource]
+    exact = leaked.low == leaked.high
+    much = f"{leaked.per_load:.2f}" if exact else f"{leaked.per_load:.3g} [{leaked.low:.3g}, {leaked.high:.3g}]"
+    return f"each load leaves behind {much} {what}; over {leaked.loads} loads, confirmed in a second process"
+
+
+def _chunks(chunks: Sequence[tuple[int, float]]) -> str:
+    named = [f"{number:.2f} of {size} bytes" for size, number in chunks]
+    return f" (heap chunks: {', '.join(named)})" if named else ""
+
+
+def guest_faulted_text(faulted: GuestFaulted) -> str:
+    """Everything that is wrong with a guest."""
+    return "; ".join(check_text(check, faulted.after) for check in faulted.checks)
+
+
+def check_text(failed: FailedCheck, after: str = "") -> str:
+    """One thing that is wrong with a guest.
+
+    :param after: what had brought it to run
+    """
+    text = _CHECKS[failed.check](failed, after)
+    return f"{failed.device}, with such a clock: {text}" if failed.device else text
+
+
+def _heartbeat(failed: FailedCheck, _: str) -> str:
+    return f"the heartbeat went on by {failed.figures['beats']:g} in {failed.figures['passed_s']:.1f} s"
+
+
+def _clock(failed: FailedCheck, _: str) -> str:
+    figures = failed.figures
+    return (
+        f"the guest's clock went on by {figures['up_s']:.2f} s in {figures['least_s']:.2f} to {figures['most_s']:.2f} s"
+    )
+
+
+def _calendar(failed: FailedCheck, _: str) -> str:
+    figures = failed.figures
+    return (
+        f"the guest's calendar went on by {figures['epoch_s']:g} s while its clock went on by {figures['up_s']:.2f} s"
+    )
+
+
+def _console(failed: FailedCheck, after: str) -> str:
+    return f"the guest does not answer{f' after {after}' if after else ''}: {failed.said}"
+
+
+def _state(failed: FailedCheck, after: str) -> str:
+    return f"after {after or 'the loads'} the machine is {failed.said}, not {failed.rule}"
+
+
+_CHECKS: Mapping[Check, Callable[[FailedCheck, str], str]] = {
+    Check.ENDED: lambda failed, after: f"the guest ended{'' if after else ' during the loads'}: {failed.said}",
+    Check.EXITED: lambda failed, _: f"QEMU ended with status {failed.status}: the guest shut down or triple-faulted",
+    Check.CONSOLE: _console,
+    Check.HEARTBEAT: _heartbeat,
+    Check.CLOCK: _clock,
+    Check.CALENDAR: _calendar,
+    Check.DEVICE: lambda failed, _: f"{failed.said or 'nothing said'} (status {failed.status})",
+    Check.SILENT: lambda failed, _: (
+        f"no end within {failed.figures.get('waited_s', 0):.0f} s: {failed.said or 'nothing said'}"
+    ),
+    Check.KERNEL_LOG: lambda failed, _: f"kernel log: {failed.said}",
+    Check.REQUESTS: lambda failed, _: f"requests that were held back did not succeed: {failed.said}",
+    Check.STATE: _state,
+}
+
+
+def kvm_refused_text(refused: KvmRefused) -> str:
+    """What KVM did not take."""
+    way = "give" if "_GET_" in refused.ioctl else "take"
+    value = f" = {refused.value:#x}" if refused.value is not None else ""
+    by = f" by {refused.ioctl}" if refused.msr is not None else ""
+    return f"this host's KVM did not {way} {refused.group}{value}{by}{f': {refused.error}' if refused.error else ''}"
+
+
+def killed_text(killed: Killed) -> str:
+    """Somebody else's doing."""
+    return f"QEMU was killed from outside by {killed.signal} (out of memory?)"
+
+
+def unsupported_text(unsupported: Unsupported) -> str:
+    """What is lacking."""
+    return unsupported.said
+
+
+def undecided_text(undecided: Undecided) -> str:
+    """Why nothing was decided."""
+    return _WHYS[undecided.why](undecided)
+
+
+def _too_early(undecided: Undecided) -> str:
+    where = "early" if undecided.load is None else f"in load {undecided.load}"
+    return f"not judged: the secondary broke {where}, before there were two states to compare"
+
+
+_WHYS: Mapping[Why, Callable[[Undecided], str]] = {
+    Why.STOPPED: lambda _: "the run did not come to its end",
+    Why.NOT_JUDGED: lambda _: "it was not judged",
+    Why.ERROR: lambda undecided: undecided.said,
+    Why.ANSWER: lambda undecided: f"load {undecided.load}: the secondary answered out of order: {undecided.said}",
+    Why.LOADS: lambda undecided: f"{undecided.acked} of {undecided.asked} loads acknowledged",
+    Why.LEFT_OUT: lambda undecided: f"{', '.join(undecided.sections)} was left out",
+    Why.NO_SECTION: lambda _: "the recording has no section of this device",
+    Why.NOT_ASKED: lambda _: "not asked: the guest did not answer",
+    Why.TOO_MANY: lambda undecided: (
+        f"not judged: {len(undecided.sections)} sections are refused, and no load passed without them"
+    ),
+    Why.OTHERS: lambda undecided: (
+        f"{undecided.acked} of {undecided.asked} loads passed; the others broke, and not for a section of this device"
+    ),
+    Why.UNAVAILABLE: lambda undecided: f"could not be tried: {undecided.said}",
+    Why.TOO_EARLY: _too_early,
+    Why.NOT_MET: lambda undecided: f"no request met the failing sector of {undecided.said}",
+}
+
+_TEXTS: Mapping[type, Callable[[Any], str]] = {
+    Broke: broke_text,
+    Ended: ended_text,
+    Refused: refused_text,
+    Drifted: drifted_text,
+    Leaked: leaked_text,
+    GuestFaulted: guest_faulted_text,
+    KvmRefused: kvm_refused_text,
+    Killed: killed_text,
+    Unsupported: unsupported_text,
+    Undecided: undecided_text,
+}
+
+
+# -- controls and isolation ------------------------------------------------------------------------------------------
+
+_NAMES = {
+    ControlName.FRESH: "fresh",
+    ControlName.LOADVM: "loadvm",
+    ControlName.PAIR: "pair",
+    ControlName.SAME: "the same state again",
+    ControlName.BACK_TO_BACK: "back to back",
+}
+
+
+def controls_text(outcome: Outcome) -> str:
+    """Which controls were run and what they gave; empty where none was."""
+    parts = [control_text(control) for control in outcome.controls]
+    parts += [f"broke in the {outcome.moment}"] if outcome.moment else []
+    return "; ".join(parts)
+
+
+def control_text(control: ControlResult) -> str:
+    """What one control gave."""
+    name, verdict = _NAMES[control.name], control.verdict
+    why = "" if control.cause is None else cause_text(control.cause)
+    if not control.brought_in:
+        return f"{name}: undecided, the state could not be brought in: {why}"
+    if verdict is Verdict.OK and control.passed:
+        comma = "" if control.name is ControlName.FRESH else ","
+        return f"{name}: ok{comma} {_count(control)}"
+    if not control.decided:
+        return f"{name}: undecided ({why or verdict}), {control.passed} of {control.asked} passed"
+    when = " when the guest was started" if control.moment is Moment.RESUME else ""
+    what = " with the same message" if control.alike else f": {why}"
+    if control.name is ControlName.FRESH:
+        failed = control.asked - control.passed
+        return f"{name}: {verdict} in {failed} of {control.asked} processes{when}{what}"
+    return f"{name}: {verdict} after {_count(control)}{when}{what}"
+
+
+def _count(control: ControlResult) -> str:
+    if control.name is ControlName.FRESH:
+        return f"in {control.passed} of {control.asked} processes"
+    unit = "checkpoint" if control.name is ControlName.PAIR else "load"
+    return f"{control.passed} {unit}{'' if control.passed == 1 else 's'}"
+
+
+def isolation_text(isolation: Isolation, sections: Sequence[str]) -> str:
+    """How the blamed sections were found."""
+    if isolation.way is IsolationWay.SMALLEST_SET:
+        return f"the smallest set of sections that does it in a parked guest, of {isolation.of}"
+    loads = isolation.loads
+    times = "twice in one buffer" if isolation.together else "once" if loads == 1 else f"{loads} times"
+    return f"section {', '.join(sections)} alone, loaded {times} into a parked guest in a new process, does it"
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+COLO_TEXTS = {
+    Colo.SAFE: "safe for COLO as far as tested",
+    Colo.REMARKS: "no load breaks, with remarks",
+    Colo.UNSAFE: "not safe for COLO",
+    Colo.REFUSED: "COLO is refused",
+    Colo.UNDECIDED: "not decided",
+}
+
+
+def colo_reason_text(reason: ColoReason) -> str:
+    """One reason of an answer."""
+    who = ", ".join(reason.sections) or reason.device
+    verdict = f"{reason.verdict}: " if reason.verdict and reason.verdict is not Verdict.OK else ""
+    what = "; ".join(dict.fromkeys(what_text(cause) for cause in reason.causes))
+    text = f"{who}: {verdict}{what}" if who else f"{verdict}{what}"
+    return f"without the reset before each load, {text}" if reason.hidden else text
+
+
+def warning_text(warned: Warned) -> str:
+    """A line that QEMU printed, with when and how often."""
+    first = f"load {warned.load}" if warned.load else "before the first load"
+    return f"{first}{f', {warned.times} times' if warned.times > 1 else ''}: {warned.text}"
+
+
+def news_text(news: News) -> str:
+    """What is new about a known issue."""
+    issue, where = news.issue, f"on QEMU {news.version} ({news.machine})"
+    if news.kind is NewsKind.GONE:
+        count = len(news.cells)
+        what = f"{count} cell{'s' if count != 1 else ''} that it was expected in passed"
+        return f"gone: {issue.signature} {where}: {what}; {issue.link}"
+    return f"fails although fixed in {issue.fixed_in}: {issue.signature} {where}; {issue.link}"
+
+
+def known_text(held: KnownRun) -> str:
+    """What is known and what is news, a line each; empty when there is nothing to say."""
+    issues: dict[str, int] = {}
+    for cell in held.doc.cells:
+        if cell.known:
+            key = f"known: {name_of(cell)} ({cell.known})"
+            issues[key] = issues.get(key, 0) + 1
+    lines = [f"{line}: {_cells(count)}" for line, count in issues.items()]
+    return "\n".join(lines + [news_text(news) for news in held.news])
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' if count != 1 else ''}"
+
+
+def once(texts: Iterable[str]) -> list[str]:
+    """Each text once, without empty ones."""
+    return [text for text in dict.fromkeys(texts) if text]

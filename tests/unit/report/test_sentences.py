@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every cause, control and way of isolation has a sentence, and what must stand in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from made_cells import ended, made_cell, refused
+
+from harness.colo.messages import Step
+from harness.report import sentences
+from harness.results.cause import (
+    Broke,
+    Cause,
+    Check,
+    Drifted,
+    DriftedField,
+    During,
+    Ended,
+    FailedCheck,
+    GuestFaulted,
+    Killed,
+    KvmRefused,
+    Leaked,
+    Refused,
+    Resource,
+    Side,
+    Undecided,
+    Unsupported,
+    Why,
+    located,
+)
+from harness.results.document import Colo, ColoReason, Warned
+from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Moment, Outcome, Repeats
+from harness.results.verdict import Verdict
+
+LATE = Broke(step=Step.LOAD, load=3, how="late", said="no answer for 20 s")
+DRIFT = Drifted(
+    section="timer",
+    fields=(
+        DriftedField(field="a", type="int64", values=(1, 26, 50), per_load=1.0, creeps=True),
+        DriftedField(field="b", type="uint8", values=(1, None, 2)),
+        DriftedField(field="c", type="uint8", values=(1, 2)),
+        DriftedField(field="d", type="uint8", values=(1, 2)),
+    ),
+    count=9,
+    loads=50,
+)
+LEAK = Leaked(
+    section="x",
+    resource=Resource.MEMORY,
+    per_load=33.46,
+    low=31,
+    high=35.1,
+    unit="bytes",
+    loads=9,
+    chunks=((32, 0.87),),
+)
+BEATS = FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0, "passed_s": 3.12})
+FAULT = GuestFaulted(step=Step.AFTER, phase="bound", checks=(BEATS,), after="the failover")
+
+TEXTS: list[tuple[Cause, str]] = [
+    (LATE, "load 3: no answer for 20 s"),
+    (replace(LATE, step=Step.RESUME), "when the guest was started after load 3: no answer for 20 s"),
+    (replace(LATE, step=Step.INCOMING), "load 3, by an incoming stream: no answer for 20 s"),
+    (replace(LATE, step=Step.INCOMING, load=0), "in the incoming stream, before any checkpoint: no answer for 20 s"),
+    (Broke(step=Step.MAIN_LOOP, how="late"), "every load was acknowledged: then QEMU's main loop did not answer"),
+    (
+        Broke(step=Step.FAILOVER, during=During.FAILING_DISK, how="late", said="x"),
+        "secondary with a failing disk: after the failover: it did not end: x",
+    ),
+    (ended("f: Assertion `a' failed."), "load 1: SIGABRT: f: Assertion `a' failed."),
+    (Ended(step=Step.AFTER, load=9, signal="SIGSEGV"), "after load 9: SIGSEGV: QEMU printed no reason"),
+    (Ended(step=Step.AFTER, load=9, line="x.c: y"), "after load 9: a sanitizer reports: x.c: y"),
+    (located(refused("no such section"), during=During.LEAKS), "while looking for leaks: load 1: no such section"),
+    (
+        Refused(step=Step.INCOMING, load=1, status=1),
+        "load 1, by an incoming stream: exit status 1: QEMU printed no reason",
+    ),
+    (
+        DRIFT,
+        "after 50 loads it is not what it was after one: a goes from 1 to 50, +1 per load; b is 1, then absent, "
+        "then 2; c is 1, then 2, and 6 more fields",
+    ),
+    (
+        replace(DRIFT, fields=DRIFT.fields[2:3], count=1),
+        "after 50 loads it is not what it was after one: c is 1, then 2",
+    ),
+    (
+        LEAK,
+        "each load leaves behind 33.5 [31, 35.1] bytes of memory (heap chunks: 0.87 of 32 bytes); over 9 loads, "
+        "confirmed in a second process",
+    ),
+    (
+        Leaked(section="x", resource=Resource.STATE, per_load=4, low=4, high=4, unit="bytes", loads=9),
+        "each load leaves behind 4.00 bytes of saved state; over 9 loads, confirmed in a second process",
+    ),
+    (FAULT, "the heartbeat went on by 0 in 3.1 s"),
+    (
+        GuestFaulted(step=Step.LOAD, load=2, checks=(FailedCheck(check=Check.EXITED, status=0),)),
+        "load 2: QEMU ended with status 0: the guest shut down or triple-faulted",
+    ),
+    (
+        KvmRefused(step=Step.LOAD, load=1, group="MSR 0x48", ioctl="KVM_SET_MSRS", msr=0x48, value=4, error="EINVAL"),
+        "load 1: this host's KVM did not take MSR 0x48 = 0x4 by KVM_SET_MSRS: EINVAL",
+    ),
+    (
+        Killed(step=Step.LOAD, load=1, signal="SIGKILL"),
+        "load 1: QEMU was killed from outside by SIGKILL (out of memory?)",
+    ),
+    (Unsupported(side=Side.LOADER, said="QEMU 9 has no machine x"), "QEMU 9 has no machine x"),
+    (Undecided(why=Why.LOADS, acked=1, asked=2), "1 of 2 loads acknowledged"),
+    (Undecided(why=Why.TOO_MANY, phase="busy", sections=("a", "b")),
+     "phase busy: not judged: 2 sections are refused, and no load passed without them"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cause", "text"), TEXTS)
+def test_a_cause_in_words(cause: Cause, text: str) -> None:
+    assert sentences.cause_text(cause) == text
+
+
+def test_all_kinds_of_causes_checks_and_reasons_have_words() -> None:
+    assert {type(cause) for cause, _ in TEXTS} == set(get_args(get_args(Cause)[0]))
+    for why in Why:
+        assert sentences.cause_text(Undecided(why=why, said="s", acked=1, asked=2, load=3))
+    for check in Check:
+        figures = dict.fromkeys(("beats", "passed_s", "up_s", "least_s", "most_s", "epoch_s", "waited_s"), 1.0)
+        assert sentences.check_text(FailedCheck(check=check, said="s", status=1, figures=figures))
+
+
+def test_a_check_of_a_device_with_a_clock_that_stands_still_says_whose_it_is() -> None:
+    silent = FailedCheck(check=Check.SILENT, said="", device="ahci", figures={"waited_s": 30})
+    assert sentences.check_text(silent) == "ahci, with such a clock: no end within 30 s: nothing said"
+
+
+def test_causes_are_told_once_and_with_how_often_they_came_back() -> None:
+    outcome = Outcome(verdict=Verdict.CRASH, causes=(ended("x"), ended("x"), LATE))
+    assert sentences.outcome_text(outcome) == "load 1: SIGABRT: x; load 3: no answer for 20 s"
+    seldom = replace(outcome, repeats=Repeats(seen=1, of=3, verdict=Verdict.CRASH, others=(Verdict.OK,)))
+    assert sentences.outcome_text(seldom).startswith("crash in 1 of 3 runs, ok in the others: load 1: SIGABRT: x; ")
+    always = replace(outcome, repeats=Repeats(seen=3, of=3, verdict=Verdict.CRASH))
+    assert sentences.outcome_text(always).startswith("in 3 of 3 runs: load 1: SIGABRT: x; ")
+
+
+def test_a_cell_without_a_cause_has_the_meaning_of_its_verdict() -> None:
+    assert sentences.text_of(made_cell()) == ""
+    assert sentences.text_of(made_cell(verdict=Verdict.HANG, causes=())) == Verdict.HANG.meaning
+
+
+def control(
+    name: ControlName, verdict: Verdict = Verdict.OK, passed: int = 5, asked: int = 5, **more: object
+) -> ControlResult:
+    return ControlResult(name=name, verdict=verdict, asked=asked, passed=passed, **{"decided": True, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (control(ControlName.FRESH), "fresh: ok in 5 of 5 processes"),
+        (control(ControlName.LOADVM, passed=20), "loadvm: ok, 20 loads"),
+        (control(ControlName.LOADVM, passed=1), "loadvm: ok, 1 load"),
+        (
+            control(ControlName.PAIR, Verdict.CRASH, 0, alike=True),
+            "pair: crash after 0 checkpoints with the same message",
+        ),
+        (
+            control(ControlName.FRESH, Verdict.CRASH, 1, moment=Moment.RESUME, cause=ended("x")),
+            "fresh: crash in 4 of 5 processes when the guest was started: load 1: SIGABRT: x",
+        ),
+        (
+            control(
+                ControlName.FRESH,
+                Verdict.HOST,
+                2,
+                decided=False,
+                cause=Killed(step=Step.LOAD, load=1, signal="SIGKILL"),
+            ),
+            "fresh: undecided (load 1: QEMU was killed from outside by SIGKILL (out of memory?)), 2 of 5 passed",
+        ),
+        (
+            control(ControlName.SAME, Verdict.CRASH, 0, brought_in=False, cause=ended("x")),
+            "the same state again: undecided, the state could not be brought in: load 1: SIGABRT: x",
+        ),
+    ],
+)
+def test_a_control_in_words(result: ControlResult, text: str) -> None:
+    assert sentences.control_text(result) == text
+
+
+def test_controls_and_moment_are_one_line() -> None:
+    outcome = Outcome(verdict=Verdict.CRASH, controls=(control(ControlName.FRESH),), moment=Moment.LOAD)
+    assert sentences.controls_text(outcome) == "fresh: ok in 5 of 5 processes; broke in the load"
+    assert sentences.controls_text(Outcome(verdict=Verdict.CRASH)) == ""
+
+
+@pytest.mark.parametrize(
+    ("isolation", "words"),
+    [
+        (Isolation(way=IsolationWay.ALONE), "section a alone, loaded once into a parked guest"),
+        (Isolation(way=IsolationWay.ALONE, loads=6), "loaded 6 times"),
+        (Isolation(way=IsolationWay.ALONE, together=True), "loaded twice in one buffer"),
+        (
+            Isolation(way=IsolationWay.SMALLEST_SET, of=40),
+            "the smallest set of sections that does it in a parked guest, of 40",
+        ),
+    ],
+)
+def test_an_isolation_in_words(isolation: Isolation, words: str) -> None:
+    assert words in sentences.isolation_text(isolation, ("a",))
+
+
+def test_reasons_of_an_answer() -> None:
+    crash = ColoReason(device="platform", sections=("a", "b"), verdict=Verdict.CRASH, causes=(ended("x"),))
+    assert sentences.colo_reason_text(crash) == "a, b: crash: SIGABRT: x"
+    assert sentences.colo_reason_text(replace(crash, hidden=True)).startswith(
+        "without the reset before each load, a, b"
+    )
+    stopped = ColoReason(causes=(Undecided(why=Why.STOPPED),))
+    assert sentences.colo_reason_text(stopped) == "the run did not come to its end"
+    missing = ColoReason(device="platform", causes=(Undecided(why=Why.NOT_JUDGED),))
+    assert sentences.colo_reason_text(missing) == "platform: it was not judged"
+    assert set(sentences.COLO_TEXTS) == set(Colo)
+
+
+def test_a_warning_says_when_and_how_often() -> None:
+    assert sentences.warning_text(Warned(text="w", load=0)) == "before the first load: w"
+    assert sentences.warning_text(Warned(text="w", load=3, times=2)) == "load 3, 2 times: w"
