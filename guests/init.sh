@@ -82,8 +82,29 @@ beat_stop() {
 }
 
 # pci_unbind SLOT, pci_bind SLOT DRIVER: take a PCI device from its driver, and give it back.
-pci_unbind() { echo "$1" > "/sys/bus/pci/devices/$1/driver/unbind"; }
-pci_bind() { echo "$1" > "/sys/bus/pci/drivers/$2/bind"; }
+pci_unbind() {
+    if [ ! -e "/sys/bus/pci/devices/$1/driver" ]; then
+        echo "pci_unbind: $1 has no driver" >&2
+        return 1
+    fi
+    echo "$1" > "/sys/bus/pci/devices/$1/driver/unbind"
+}
+pci_bind() {
+    if [ ! -d "/sys/bus/pci/drivers/$2" ]; then
+        echo "pci_bind: no driver $2 in this guest's kernel; those it has: $(ls /sys/bus/pci/drivers | tr '\n' ' ')" >&2
+        return 1
+    fi
+    echo "$1" > "/sys/bus/pci/drivers/$2/bind"
+}
+
+# pci_below PORT: the address of the one device behind a PCIe port; firmware numbers the bus.
+pci_below() {
+    for path in /sys/bus/pci/devices/"$1"/0000:*; do
+        [ -e "$path" ] && echo "${path##*/}" && return 0
+    done
+    echo "pci_below: nothing behind the port $1" >&2
+    return 1
+}
 
 # disk_busy DISK: direct writes and reads of 64 KiB, over and over, until disk_idle.
 disk_busy() {
@@ -110,7 +131,7 @@ disk_moves() {
         [ "$(disk_count "$1")" -gt "$((before + 1))" ] && return 0
         tries=$((tries - 1))
     done
-    echo "disk_moves: no request of $1 was completed" >&2
+    echo "disk_moves: no request of $1 was completed within 5 s" >&2
     return 1
 }
 disk_count() {
@@ -134,9 +155,19 @@ disk_failed() {
     echo "failed $1 $state"
 }
 
-# The user network of QEMU answers at 10.0.2.2.
+# The user network of QEMU answers at 10.0.2.2, once the link is up: virtio's is at once, that of an e1000e after seconds.
 net_up() {
-    ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 && ping -c 1 -W 5 10.0.2.2 > /dev/null
+    ip link set eth0 up || { echo "net_up: eth0 cannot be set up" >&2; return 1; }
+    ip addr add 10.0.2.15/24 dev eth0 || { echo "net_up: eth0 takes no address" >&2; return 1; }
+    tries=30
+    while [ "$tries" -gt 0 ]; do
+        ping -c 1 -W 1 10.0.2.2 > /dev/null 2>&1 && return 0
+        tries=$((tries - 1))
+        # a ping over a link that is down fails at once
+        [ "$(cat /sys/class/net/eth0/carrier 2> /dev/null)" = 1 ] || sleep 1
+    done
+    echo "net_up: no answer of 10.0.2.2 within 30 s; link of eth0: $(cat /sys/class/net/eth0/operstate)" >&2
+    return 1
 }
 net_busy() {
     ping -q -i 0.002 -s 1400 10.0.2.2 < /dev/null > /dev/null 2>&1 &
@@ -156,7 +187,7 @@ net_moves() {
         [ "$(cat /sys/class/net/eth0/statistics/rx_packets)" -gt "$((before + 1))" ] && return 0
         tries=$((tries - 1))
     done
-    echo "net_moves: no packet came back" >&2
+    echo "net_moves: no packet came back within 5 s" >&2
     return 1
 }
 
