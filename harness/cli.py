@@ -94,6 +94,7 @@ COMMANDS = {
         "Answer questions about COLO with numbers from this QEMU: asserts, half checkpoints, framing, frequency.",
     ),
     "qemu": ("qemu", "qemu", "Install QEMUs of several versions side by side, without root and apart from the host's."),
+    "devices": ("devices", "devices", "Devices that can be judged, and whether a recipe works."),
     "host": (
         "facts",
         "host",

@@ -72,6 +72,14 @@ def load_model(path: Path, model: type[M]) -> M:
     return _validated(file, model)
 
 
+def line_of(path: Path, keys: tuple[str, ...]) -> int:
+    """The line, counted from 1, of a key in a YAML file, of the last key before it that is there otherwise.
+
+    :raises ConfigError: the file cannot be read, or is no YAML
+    """
+    return _find(_compose(path, _read(path)), keys)[0].start_mark.line + 1
+
+
 def _read(path: Path) -> str:
     try:
         data = path.read_bytes()

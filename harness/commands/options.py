@@ -161,8 +161,17 @@ def binaries_of(
     for error in recipes.broken.values():
         err.print(f"warning: this device is left out: {error}", style="yellow")
     types = device_types(recipes.devices.values()) | set(more_types)
+    return host_binaries(paths, types, machines), dict(recipes.devices)
+
+
+def host_binaries(paths: Sequence[str | None], types: set[str], machines: Sequence[str] = ()) -> list[QemuBinary]:
+    """The QEMUs of these names or paths, the host's own for some machines when there are none.
+
+    :param types: device types that they are asked for
+    :raises UsageError: one is no QEMU
+    """
     found = [path for given in (paths or HOSTS) for path in ([find_binary(given)] if given else _own(machines))]
-    return [probe_binary(path, types) for path in found], dict(recipes.devices)
+    return [probe_binary(path, types) for path in found]
 
 
 def _own(machines: Sequence[str]) -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from harness.errors import ConfigError
-from harness.yamlfile import load_model
+from harness.yamlfile import line_of, load_model
 
 
 class Disk(BaseModel):
@@ -110,3 +110,11 @@ def test_deep_nesting_and_a_missing_file(tmp_path: Path) -> None:
         load(tmp_path, "name: " + "[" * 20000)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_model(tmp_path / "none.yaml", Model)
+
+
+def test_the_line_of_a_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: x\nguest:\n  bind: y\n  life: z\n")
+    assert line_of(tmp_path / "a.yaml", ("name",)) == 1
+    assert line_of(tmp_path / "a.yaml", ("guest", "life")) == 4
+    # one that is not there: the last before it that is
+    assert line_of(tmp_path / "a.yaml", ("guest", "busy")) == 2

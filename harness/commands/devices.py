@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload devices``: what can be judged, and whether a recipe works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from harness.arch import architecture_of
+from harness.commands.options import (
+    accel_option,
+    check_machines,
+    common_accel,
+    err,
+    guest_maker,
+    guest_option,
+    host_binaries,
+    json_option,
+    machine_option,
+    print_json,
+    qemu_option,
+    run_scope,
+    shared,
+)
+from harness.devices.device import device_types
+from harness.devices.recipe import load_recipe
+from harness.qemu.binary import QemuBinary
+from harness.state.devicecheck import CheckedStep, DeviceCheck, works
+from harness.yamlfile import line_of
+
+_MARKS = {True: "ok", False: "wrong", None: "-"}
+
+
+@click.group()
+def devices() -> None:
+    """Devices that can be judged, and whether a recipe works."""
+
+
+@devices.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@shared(qemu_option, machine_option, accel_option, guest_option, json_option)
+def check(file: Path, **given: Any) -> int:
+    """Try a device recipe on a real QEMU: does it start, own sections, and do its guest commands work?"""
+    device = load_recipe(file)
+    binaries = host_binaries(given["qemus"], device_types([device]), given["machines"])
+    check_machines(binaries, given["machines"])
+    accel = common_accel(binaries, given["accel"])
+    make = guest_maker(given["guest"], given["machines"], None)
+    steps: dict[str, list[CheckedStep]] = {}
+    with run_scope() as scope:
+        for binary, machine in _wanted(binaries, given["machines"]):
+            found = DeviceCheck(
+                binary=binary,
+                machine=machine,
+                accel=accel.name,
+                guest=lambda machine=machine: make(architecture_of(machine)),  # type: ignore[misc]
+                scope=scope,
+                say=lambda text: err.print(escape(text), soft_wrap=True),
+            ).run(device)
+            steps.setdefault(binary.version, []).extend(found)
+    if given["as_json"]:
+        print_json(_document(file, device.name, steps))
+    else:
+        out = Console(highlight=False)
+        for line in _lines(file, device.name, steps):
+            out.print(escape(line), soft_wrap=True)
+    return 0 if all(works(found) for found in steps.values()) else 1
+
+
+def _wanted(binaries: Sequence[QemuBinary], machines: Sequence[str]) -> Iterator[tuple[QemuBinary, str]]:
+    for binary in binaries:
+        yield from ((binary, machine) for machine in machines if binary.machine(machine) is not None)
+
+
+def _document(file: Path, name: str, steps: dict[str, list[CheckedStep]]) -> dict[str, Any]:
+    return {
+        "schema": "postload.device-check/1",
+        "file": str(file),
+        "device": name,
+        "works": all(works(found) for found in steps.values()),
+        "steps": [
+            {"qemu": qemu, **asdict(step), "line": line_of(file, step.key)}
+            for qemu, found in steps.items()
+            for step in found
+        ],
+    }
+
+
+def _lines(file: Path, name: str, steps: dict[str, list[CheckedStep]]) -> Iterator[str]:
+    for qemu, found in steps.items():
+        for machine in dict.fromkeys(step.machine for step in found):
+            mine = [step for step in found if step.machine == machine]
+            yield f"{name} on {machine}, QEMU {qemu}: {'works' if works(mine) else 'does not work'}"
+            for step in mine:
+                said = f"  {step.said}" if step.said and step.ok is not False else ""
+                yield f"  {_MARKS[step.ok]:5} {step.name:16} {step.seconds:5.1f} s{said}"
+                if step.ok is False:
+                    yield f"  {file}:{line_of(file, step.key)}: {'.'.join(step.key)}: {step.said}"

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tries a device on a real QEMU before anything is recorded: does it start, own sections, and do its commands work?
+
+The device is alone in its guest with the platform. Nothing is raised for a device that does not work: each step says
+what came of it, and which key of the recipe it stands for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.devices.device import NOTHING, Device
+from harness.errors import DeadlineError, GuestError, QemuError
+from harness.guests.build import Guest
+from harness.guests.console import Console
+from harness.guests.machine import firmware_sink
+from harness.guests.plan import guest_command
+from harness.guests.planner import PlannedGuest
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import new_workdir
+from harness.qemu.scope import ProcessScope
+from harness.qemu.vm import Vm
+from harness.state.owners import find_owners
+from harness.state.recorder import BOOT_TIMEOUT_S, BUSY_S, COMMAND_TIMEOUT_S, Plan
+from harness.state.recordings import machine_names, missing, planned_guests, recording_plan
+
+PLATFORM = Device(name="platform", about="", rest=True)
+#: Guest commands in the order in which a recording runs them; each life is asked where a failover may ask for it.
+_ORDER = ("bind", "life", "busy", "check", "idle", "unbind", "rebind", "life")
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedStep:
+    """One thing that was tried.
+
+    :param key: of the recipe that it stands for, such as ``("guest", "bind")``
+    :param ok: None for one that the recipe does not have
+    :param said: what was found, or what is wrong
+    """
+
+    machine: str
+    name: str
+    key: Key
+    ok: bool | None
+    said: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCheck:
+    """What to try.
+
+    :param guest: makes the guest; asked only when the device starts
+    :param say: told what is being done
+    """
+
+    binary: QemuBinary
+    machine: str
+    accel: str
+    guest: Callable[[], Guest]
+    scope: ProcessScope
+    say: Callable[[str], None] = lambda _: None
+
+    def run(self, device: Device) -> list[CheckedStep]:
+        """Try a device; the steps end with the first after which no other makes sense."""
+        return list(self._steps(device))
+
+    def _steps(self, device: Device) -> Iterator[CheckedStep]:
+        family, name = machine_names(self.binary, self.machine)
+        lacking = missing(device, self.binary, self.machine, family)
+        planned = planned_guests(name, family, [device, PLATFORM])
+        reason = lacking or planned.refused.get(device.name)
+        if reason is not None:
+            yield self._step(name, "starts", ("attach",), False, reason)
+            return
+        guest = planned.guests[0]
+        self.say(f"{name}: starting with and without {device.name}")
+        started = time.monotonic()
+        owners = find_owners(self.binary, guest, self.accel, self.scope)
+        seconds = time.monotonic() - started
+        if device.name in owners.refused:
+            yield self._step(name, "owns sections", ("attach",), False, owners.refused[device.name], seconds)
+            return
+        own = ", ".join(owners.sections.get(device.name, ())) or "all that no other device owns"
+        yield self._step(name, "owns sections", ("attach",), True, own, seconds)
+        yield from self._in_guest(name, device, guest)
+
+    def _in_guest(self, name: str, device: Device, planned: PlannedGuest) -> Iterator[CheckedStep]:
+        self.say(f"{name}: booting a guest with {device.name}")
+        guest = self.guest()
+        lacking = [driver for driver in device.drivers if driver not in guest.identity["drivers"]]
+        if lacking:
+            there = ", ".join(sorted(guest.identity["drivers"]))
+            said = f"the guest has no driver {', '.join(lacking)}; it has {there}: name it in the guest's recipe"
+            yield self._step(name, "drivers", ("drivers",), False, said)
+            return
+        plan = recording_plan(
+            binary=self.binary, accel=self.accel, guest=guest, planned=planned, phases=("kernel", "bound")
+        )
+        workdir = new_workdir()
+        machine = plan.build()
+        machine.make_files(workdir)
+        try:
+            command = machine.command(self.binary.path, workdir, firmware_sink())
+            with Vm(command, workdir=workdir, scope=self.scope) as vm:
+                vm.qmp("cont")
+                console = Console(vm.console)
+                console.wait_ready(BOOT_TIMEOUT_S)
+                console.run("beat_start")
+                yield from self._commands(name, device, plan, console)
+        except (GuestError, QemuError, DeadlineError) as error:
+            yield self._step(name, "boots", ("attach",), False, str(error))
+
+    def _commands(self, name: str, device: Device, plan: Plan, console: Console) -> Iterator[CheckedStep]:
+        for what in _ORDER:
+            if what == "busy" and device.guest.check != NOTHING:
+                yield from self._idle_check(name, device, plan, console)
+            command = guest_command(device, what, plan.planned.plan)
+            if command == NOTHING:
+                yield self._step(name, what, ("guest", what), None, "the recipe has none")
+                continue
+            self.say(f"{name}: {what}")
+            started = time.monotonic()
+            try:
+                console.run(command, COMMAND_TIMEOUT_S)
+            except GuestError as error:
+                yield self._step(name, what, ("guest", what), False, str(error), time.monotonic() - started)
+                return
+            yield self._step(name, what, ("guest", what), True, "", time.monotonic() - started)
+            if what == "busy":
+                time.sleep(BUSY_S)
+
+    def _idle_check(self, name: str, device: Device, plan: Plan, console: Console) -> Iterator[CheckedStep]:
+        """``check`` says that the device moves: asked of one that does not, it has to say no."""
+        started = time.monotonic()
+        try:
+            console.run(guest_command(device, "check", plan.planned.plan), COMMAND_TIMEOUT_S)
+        except GuestError:
+            said, ok = "before busy it says that nothing moves, as it should", True
+        else:
+            said, ok = "it passes before busy has begun: it does not tell whether the device moves", False
+        yield self._step(name, "check while idle", ("guest", "check"), ok, said, time.monotonic() - started)
+
+    def _step(self, machine: str, name: str, key: Key, ok: bool | None, said: str, seconds: float = 0.0) -> CheckedStep:
+        return CheckedStep(machine=machine, name=name, key=key, ok=ok, said=said, seconds=round(seconds, 3))
+
+
+def works(steps: Sequence[CheckedStep]) -> bool:
+    """Whether nothing that was tried failed."""
+    return all(step.ok is not False for step in steps)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Device recipes on a real QEMU: every shipped one works, and a wrong one costs itself alone and says why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.devices.recipe import load_recipes
+from harness.files import data_dir
+from harness.guests.build import Guest
+from harness.qemu.binary import QemuBinary
+from harness.state.owners import find_owners
+from harness.state.recordings import planned_guests
+
+Postload = Callable[..., subprocess.CompletedProcess[str]]
+
+SHIPPED = [device.name for device in load_recipes().devices.values() if not device.rest]
+#: What the patterns of the recipes said before sections were found by difference.
+OWNERS = {
+    "pc": {
+        "ahci": ["0000:00:03.0/ich9_ahci"],
+        "virtio-blk": ["0000:00:04.0/virtio-blk"],
+        "virtio-net": ["slirp", "0000:00:05.0/virtio-net"],
+    },
+    "q35": {
+        "ahci": ["0000:00:1f.2/ich9_ahci"],
+        "virtio-blk": ["0000:00:04.0/virtio-blk"],
+        "virtio-net": ["slirp", "0000:00:05.0/virtio-net"],
+    },
+}
+
+
+@pytest.mark.parametrize("family", OWNERS)
+def test_who_owns_what_is_found_by_difference(binary: QemuBinary, own_cache: Path, family: str) -> None:
+    machine = binary.machine(family)
+    assert machine is not None
+    devices = [device for device in load_recipes().devices.values() if device.default]
+    (guest,) = planned_guests(machine.name, family, devices).guests
+    found = find_owners(binary, guest, "tcg")
+    assert {name: sorted(sections) for name, sections in found.sections.items()} == {
+        name: sorted(sections) for name, sections in OWNERS[family].items()
+    }
+    assert found.refused == {}
+    # and a second time from what was kept
+    assert find_owners(binary, guest, "tcg") == found
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_works(postload: Postload, built_guest: Guest, name: str) -> None:
+    file = data_dir("devices") / f"{name}.yaml"
+    done = postload("devices", "check", file, "--machine", "q35", "--json")
+    document = json.loads(done.stdout)
+    steps = {step["name"]: step["ok"] for step in document["steps"]}
+    assert (done.returncode, document["works"]) == (0, True), document
+    assert set(steps) >= {"owns sections", "bind", "life", "busy", "check", "idle", "unbind", "rebind"}
+
+
+BLK = """\
+name: blk
+about: a disk that works
+attach:
+  - {type: virtio-blk-pci, backends: {drive: disk}}
+backends:
+  disk: {kind: disk, size: 8M}
+drivers: [virtio_pci, virtio_blk]
+guest:
+  bind: load virtio_pci virtio_blk && bind_wait /dev/vda 10
+"""
+WRONG = {
+    "broken": "name: broken\nabout: x\nattach:\n  - {type: virtio-rng-pci, oon: pci}\n",
+    "refused": "name: refused\nabout: x\nattach:\n  - {type: virtio-rng-pci, properties: {max-bytes: -1}}\n",
+    "silent": "name: silent\nabout: x\nattach:\n  - {type: isa-debug-exit, on: none}\n",
+    "unbound": "name: unbound\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n  bind: echo alas >&2; false\n",
+}
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    for name, text in {"blk": BLK, **WRONG}.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "platform.yaml").write_text((data_dir("devices") / "platform.yaml").read_text())
+    return folder
+
+
+def test_a_wrong_device_costs_itself_alone(postload: Postload, recipes: Path, own_cache: Path, tmp_path: Path) -> None:
+    given = ["--machine", "pc", "--phase", "bound", "--schedule", "same", "--loads", 2, "--quick", "--json"]
+    done = postload(
+        *("matrix", "--profiles", recipes, "--out", tmp_path / "out", *given), env={"POSTLOAD_CACHE": str(own_cache)}
+    )
+    assert f"{recipes / 'broken.yaml'}:4:" in done.stderr.replace("\n", "")
+    assert "did you mean 'on'" in done.stderr.replace("\n", " ")
+    document = json.loads(done.stdout)
+    verdicts = {cell["device"]: cell["verdict"] for cell in document["cells"]}
+    assert verdicts == {
+        "blk": "ok", "platform": "ok",
+        "refused": "unsupported", "silent": "unsupported", "unbound": "harness-error",
+    }  # fmt: skip
+    said = {cell["device"]: cell["finding"]["text"] for cell in document["cells"] if cell["finding"]}
+    assert "does not run with it" in said["refused"]
+    assert "saves no section of its own for it" in said["silent"]
+    assert "bind: guest command" in said["unbound"]
+    assert "alas" in said["unbound"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("refused", 3, "does not run with it"),
+        ("silent", 3, "saves no section of its own"),
+        ("unbound", 6, "failed with status 1: alas"),
+    ],
+)
+def test_check_says_what_is_wrong_and_where(postload: Postload, recipes: Path, name: str, line: int, said: str) -> None:
+    file = recipes / f"{name}.yaml"
+    done = postload("devices", "check", file, "--machine", "pc")
+    assert done.returncode == 1
+    assert f"{file}:{line}: " in done.stdout
+    assert said in done.stdout
+
+
+def test_check_of_a_file_that_is_wrong_is_the_users_to_mend(postload: Postload, recipes: Path) -> None:
+    done = postload("devices", "check", recipes / "broken.yaml")
+    assert done.returncode == 2
+    assert "broken.yaml:4:" in done.stderr.replace("\n", "")
