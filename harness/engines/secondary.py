@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.colo.messages import Step
-from harness.colo.primary import Buffer, ChannelBroken, Dialect, Primary
+from harness.colo.primary import Buffer, Dialect, Primary
 from harness.errors import QemuError
 from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
@@ -136,8 +135,3 @@ def _connected(vm: Vm, address: Path, timeout_s: float) -> socket.socket:
                 said = vm.process.stderr()[-400:]
                 raise QemuError(f"QEMU does not listen for its incoming stream: {error}: {said}") from error
             time.sleep(0.002)
-
-
-def broken_at_start(error: ChannelBroken) -> bool:
-    """Whether a session broke before its first checkpoint."""
-    return error.step is Step.INCOMING

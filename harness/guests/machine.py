@@ -47,7 +47,6 @@ class Boot:
 
 
 _EIO = 5
-_SECTOR_BYTES = 512
 FAULTS_SUFFIX = "-faults"
 _VMSTATE = "postload-vmstate"
 _VMSTATE_FILE = (f"{_VMSTATE}.qcow2", 1 << 20)

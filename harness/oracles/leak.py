@@ -23,7 +23,6 @@ MIN_LEAK_BYTES = 16.0
 MIN_LEAK_COUNT = 0.001
 #: Two-sided 99 % of the normal distribution.
 _Z = 2.5758
-PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ is off took the feature away, one that is on did not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -360,11 +360,3 @@ def _lost(
         remedy=remedy,
         text=f"{who}: the guest uses {what}, which is not on offer here: {why}",
     )
-
-
-def by_section(lost: Sequence[LostFeature]) -> Mapping[str, list[LostFeature]]:
-    """The same, by label of the section."""
-    found: dict[str, list[LostFeature]] = {}
-    for feature in lost:
-        found.setdefault(feature.section, []).append(feature)
-    return found

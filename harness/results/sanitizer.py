@@ -79,11 +79,6 @@ class Report:
         return first_in_qemu(self.frames)
 
     @property
-    def allocation_site(self) -> Frame | None:
-        """Where QEMU allocated the memory that it is about."""
-        return first_in_qemu(self.allocated)
-
-    @property
     def function(self) -> str:
         """The function to name the report by; empty when no stack was printed."""
         return plain_function(self.first.function) if self.first else ""

@@ -35,7 +35,6 @@ _ELEMENT_ENTRIES = 1024
 _PCI_CONFIG_BYTES, _PCIE_CONFIG_BYTES = 256, 4096
 _CAP_POINTER, _CAP_FIRST = 0x34, 0x40
 _CAP_VENDOR, _CAP_EXPRESS, _CAP_MSIX = 0x09, 0x10, 0x11
-_MSIX_ENTRY_BYTES = 16
 _VLAN_BYTES = 512
 _SUBSECTION = re.compile(rb"[!-.0-~]+(?:/[!-.0-~]+)+")
 #: More unknown subsections than this are one raw field, for each of them costs a search of the rest.

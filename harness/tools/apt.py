@@ -167,15 +167,9 @@ class AptRoot:
         first = [group.split("|")[0].split("(")[0].strip().partition(":")[0] for group in groups]
         return list(dict.fromkeys(name for name in first if name))
 
-    def closure(self, names: Sequence[str]) -> list[str]:
-        """``names`` and all that they need, as if nothing were installed, without what is only recommended.
-
-        :raises HostError: they cannot be installed together, or the lists cannot be had
-        """
-        return list(self._versions(names))
-
     def plan(self, names: Sequence[str]) -> list[Package]:
-        """``names`` and all that they need, as :meth:`closure`, with versions, hashes and sizes.
+        """``names`` and all that they need, as if nothing were installed and without what is only recommended, with
+        versions, hashes and sizes.
 
         :raises HostError: they cannot be installed together, or the lists cannot be had
         """

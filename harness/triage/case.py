@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 from harness.errors import HostError, PackError, UsageError
 from harness.files import temp_dir
-from harness.guests.machine import filled
 from harness.qemu.cmdline import Option
 
 CASE_FILE = "case.json"
@@ -363,11 +362,6 @@ def _with_bytes(folder: Path, model: _Document) -> Case:
         control=None if model.control is None else _bytes(folder, model.control),
         files={name: _existing(folder, name) for name in model.files},
     )
-
-
-def in_case(options: tuple[Option, ...], folder: Path) -> tuple[Option, ...]:
-    """The options with ``{case}`` filled in."""
-    return tuple(filled(option, CASE_PLACE, folder) for option in options)
 
 
 def _bytes(folder: Path, name: str) -> bytes:

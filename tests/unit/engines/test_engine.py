@@ -17,7 +17,7 @@ from harness.colo.primary import ENABLE_COLO, OPEN_RETURN_PATH, ChannelBroken
 from harness.engines import colo as engine
 from harness.engines.colo import Buffers, Pace, Selection, Session
 from harness.engines.schedule import Schedule, plan_loads
-from harness.engines.secondary import Secondary, broken_at_start, capabilities
+from harness.engines.secondary import Secondary, capabilities
 from harness.errors import DeadlineError, QemuError, Stopped
 from harness.oracles.load import judge, warnings_of
 from harness.packs.pack import StatePack
@@ -305,8 +305,3 @@ def test_a_secondary_has_given_up_when_it_says_colo_exit(events: list[dict[str, 
     secondary.vm = Vm()  # type: ignore[assignment]
     answer = secondary._given_up()
     assert answer is None if said is None else said in str(answer)
-
-
-@pytest.mark.parametrize("step", Step)
-def test_broken_at_start_means_the_incoming_stream(step: Step) -> None:
-    assert broken_at_start(ChannelBroken(step, "closed", "x")) is (step is Step.INCOMING)

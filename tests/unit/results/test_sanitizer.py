@@ -93,8 +93,7 @@ def test_address_sanitizer() -> None:
 def test_who_freed_and_who_allocated() -> None:
     (report,) = parse_reports(ASAN_WHOLE)
     assert report.function == "vm_loop"  # memcpy is a library's
-    assert report.allocation_site is not None
-    assert report.allocation_site.function == "virtio_rnd_init"
+    assert "virtio_rnd_init" in [frame.function for frame in report.allocated]
     assert [frame.function for frame in report.freed] == ["__interceptor_free", "pci_emul_deinit"]
     assert report.text == (
         "AddressSanitizer: heap-use-after-free, read of 4 bytes in vm_loop, freed in pci_emul_deinit, "
@@ -126,8 +125,7 @@ def test_valgrind() -> None:
     (report,) = parse_reports(VALGRIND)
     assert (report.tool, report.kind, report.access, report.size_bytes) == ("valgrind", "Invalid read", "read", 8)
     assert report.function == "qemu_trace_endframe"
-    assert report.allocation_site is not None
-    assert report.allocation_site.function == "qemu_trace_newframe"
+    assert "qemu_trace_newframe" in [frame.function for frame in report.allocated]
     assert [frame.line for frame in report.freed] == [0, 359]
 
 

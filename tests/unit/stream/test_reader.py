@@ -16,7 +16,7 @@ from harness.errors import StreamError, UsageError
 from harness.stream.model import Command, RamSection, Section
 from harness.stream.reader import open_stream, read_devices, read_stream
 from harness.stream.vmdesc import VmDesc
-from harness.stream.writer import encode_command, encode_devices, encode_head, encode_vmdesc, write_stream
+from harness.stream.writer import encode_command, encode_vmdesc
 
 from . import build
 
@@ -53,14 +53,13 @@ def test_round_trip(wrap: type) -> None:
     assert round_trip(wrap(SMALL)) == SMALL
 
 
-def test_file_is_mapped_and_written_back(tmp_path: Path) -> None:
+def test_file_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "stream"
     path.write_bytes(SMALL)
     with open_stream(path) as stream:
         assert isinstance(stream.buffer.obj, mmap.mmap)
-        write_stream(stream, tmp_path / "again")
+        assert b"".join(stream.encode()) == SMALL
         buffer = stream.buffer
-    assert (tmp_path / "again").read_bytes() == SMALL
     with pytest.raises(ValueError, match="released"):
         buffer[0]
 
@@ -164,7 +163,7 @@ def test_device_buffer_may_repeat_a_section() -> None:
     raw = build.toy_section() * 3 + build.old_section() + b"\x00"
     sections = read_devices(raw, vmdesc=VMDESC)
     assert [s.idstr for s in sections] == ["toy", "toy", "toy", "slirp"]
-    assert encode_devices(sections) == raw
+    assert b"".join(section.encode() for section in sections) + b"\x00" == raw
     assert read_devices(b"12" + raw, vmdesc=VMDESC, start=2)[0].offset == 2
     for size in range(len(raw)):
         with pytest.raises(StreamError) as caught:
@@ -299,5 +298,4 @@ def test_huge_claims_cost_nothing(claim: bytes) -> None:
 def test_writer_pieces() -> None:
     assert encode_command(8) == b"\x08\x00\x08\x00\x00"
     assert encode_command(2, b"ping") == b"\x08\x00\x02\x00\x04ping"
-    assert encode_head("pc-i440fx-7.2") == build.head()
     assert encode_vmdesc(b"{}") == b"\x06\x00\x00\x00\x02{}"

@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import PackError, UsageError
 from harness.qemu.cmdline import Option
-from harness.triage.case import Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent, in_case
+from harness.triage.case import Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
 
 CASE = Case(
     cell="7.2.22-1a2b3c4d/pc-q35-7.2/platform/bound/same",
@@ -128,10 +128,3 @@ def test_no_json(tmp_path: Path) -> None:
     (folder / "case.json").write_text('{"schema"')
     with pytest.raises(PackError, match="not JSON"):
         Case.load(folder)
-
-
-def test_places_in_options_are_filled() -> None:
-    options = (Option(name="kernel", first="{case}/kernel"), Option(name="d", props={"path": "{case}/x", "n": 1}))
-    filled = in_case(options, Path("/somewhere"))
-    assert filled[0].first == "/somewhere/kernel"
-    assert filled[1].props == {"path": "/somewhere/x", "n": 1}
