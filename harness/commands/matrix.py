@@ -31,6 +31,7 @@ from harness.commands.options import (
     mode_option,
     out_option,
     phase_option,
+    processes_option,
     profiles_option,
     qemu_option,
     quick_option,
@@ -52,10 +53,8 @@ from harness.work.run import Options, load_pack_rows
 
 @click.command()
 @shared(qemu_option, machine_option, device_option, phase_option, schedule_option, mode_option, loads_option)
-@shared(
-    run_ms_option, quick_option, confirm_option, jobs_option, accel_option, guest_option, cpus_option, profiles_option
-)
-@shared(known_option, out_option)
+@shared(run_ms_option, quick_option, confirm_option, jobs_option, processes_option, accel_option)
+@shared(guest_option, cpus_option, profiles_option, known_option, out_option)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option
 def matrix(**given: Any) -> int:
@@ -122,7 +121,9 @@ def record(**given: Any) -> int:
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
 @shared(qemu_option, device_option, phase_option, schedule_option, mode_option, loads_option, run_ms_option)
-@shared(quick_option, confirm_option, jobs_option, profiles_option, known_option, out_option, json_option)
+@shared(
+    quick_option, confirm_option, jobs_option, processes_option, profiles_option, known_option, out_option, json_option
+)
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:

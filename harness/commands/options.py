@@ -77,6 +77,9 @@ mode_option = click.option(
 loads_option = click.option(
     "--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="Loads for each cell."
 )
+processes_option = click.option(
+    "--processes", is_flag=True, help="Judge in processes of their own instead of threads: slower, and nothing shared."
+)
 jobs_option = click.option(
     "--jobs", type=click.IntRange(1, 64), default=lambda: os.cpu_count() or 1, help="Cells at a time; one a core."
 )
@@ -237,6 +240,7 @@ def replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "guest_modes": members(GuestMode, given["modes"], "guest mode"),
         "loads": given["loads"],
         "jobs": given["jobs"],
+        "processes": given["processes"],
         "run_s": given["run_ms"] / 1000,
         "quick": given["quick"],
         "pair": given["confirm"] == "pair",

@@ -19,6 +19,7 @@ from harness.errors import HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.planner import PlannedGuest
+from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES, MIGRATIONS, ORACLES
 from harness.packs.pack import StatePack
@@ -39,8 +40,9 @@ from harness.state.recorder import PHASES, DeviceFailed, ordered_phases
 from harness.state.recordings import Recordings, machine_names, missing, planned_guests, reached, recording_plan
 from harness.state.transforms import GuestMode
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
+from harness.work.process import ProcessWorker
 from harness.work.task import QemuFile, RecordingFile, Task
-from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported
+from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported, Worker
 
 _POLL_S = 0.2
 
@@ -87,6 +89,7 @@ class Options:
     :param migrations: ordinary migrations to be made before the checkpoints: ``plain``, ``postcopy``
     :param oracles: the experiments that look at more than the answers are made
     :param overrides: further options of the QEMU that loads, such as ``-global``
+    :param processes: each task is carried out by a process of its own, instead of a thread
     """
 
     binaries: tuple[QemuBinary, ...]
@@ -106,6 +109,7 @@ class Options:
     migrations: tuple[str, ...] = ()
     oracles: bool = True
     overrides: tuple[Option, ...] = ()
+    processes: bool = False
 
     @property
     def experiments(self) -> bool:
@@ -158,8 +162,9 @@ class Run:
         self._began = time.monotonic()
         self._fold = Fold(started)
         self._builds = [(each.sha256, each.version) for each in options.binaries]
-        self._chains: dict[object, Chain] = {}
-        self._worker = LocalWorker(self._scope)
+        self._chains: dict[object, tuple[Seen, Chain]] = {}
+        self._here = LocalWorker(self._scope)
+        self._worker: Worker = ProcessWorker(self._scope) if options.processes else self._here
         self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
 
     def stop(self) -> None:
@@ -375,10 +380,10 @@ class Run:
         self._plan_more(tasks, plans[0].key, devices, Place.BEFORE)
         self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
         assert seen.ability is not None  # probed by whoever opened the pack
-        self._worker.lend(pack, seen.binary, seen.ability)
+        self._here.lend(pack, seen.binary, seen.ability)
         chain = Chain(waves=in_waves(tasks, LANES))
         with self._lock:
-            self._chains[like.place] = chain
+            self._chains[like.place] = seen, chain
         return chain.next_wave()
 
     def _plan_more(self, tasks: Sequence[Task], like: CellKey, devices: Sequence[str], place: Place) -> None:
@@ -446,8 +451,10 @@ class Run:
     def _carry_out(self, task: Task) -> list[Task]:
         """Let a worker do a task; what may be done next comes back."""
         self._scope.check()
+        seen, chain = self._chains[task.place]
         begun: set[str] = set()
-        told: list[Learnt] = []
+        judged: set[str] = set()
+        learnt: list[Exclusion] = []
 
         def tell(said: Reported) -> None:
             match said:
@@ -457,16 +464,27 @@ class Run:
                         self._watcher.start_cell(said.cell)
                     self._watcher.loads(said.cell, said.total)
                 case CellDone():
+                    judged.add(said.planned)
                     self._keep(said.planned, said.cell)
                 case Learnt():
-                    told.append(said)
+                    learnt.extend(said.exclusions)
 
         if not by_schedule(LANES[task.request.lane]):
             self._watcher.start_cell(str(task.answers[0]))  # it stands for all, and tells no loads
-        self._worker.run(task, tell)
+        try:
+            self._worker.run(task, tell)
+        except (HostError, Stopped):
+            raise
+        except HarnessError as error:
+            self._scope.check()
+            cause = Undecided(why=Why.ERROR, said=str(error))
+            for key in task.answers:
+                if str(key) not in judged:
+                    plan = CellPlan(key=key, loads=task.request.loads)
+                    self._settle(plan, seen, Verdict.HARNESS_ERROR, cause)
         self._scope.check()
         with self._lock:
-            return self._chains[task.place].done([exclusion for one in told for exclusion in one.exclusions])
+            return chain.done(learnt)
 
     def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, cause: Cause) -> None:
         cell = Cell(

@@ -17,7 +17,7 @@ from made_cells import changed, ended, made_cell
 from harness.colo.primary import ENABLE_COLO
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
-from harness.errors import HostError
+from harness.errors import HarnessError, HostError
 from harness.guests.plan import PlacedDevice
 from harness.lanes import checks, schedules
 from harness.lanes.checks import Check
@@ -37,6 +37,8 @@ from harness.results.verdict import Verdict, exit_code
 from harness.state.transforms import GuestMode
 from harness.work import run as run_module
 from harness.work.run import Options, Run, Subject, load_pack_rows
+from harness.work.task import Task
+from harness.work.worker import LocalWorker, Reported, Tell
 
 DIES = ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
 RESETS = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
@@ -318,8 +320,10 @@ def test_a_migration_that_the_stop_killed_does_not_count(
     judge(lambda *_: pytest.fail("no checkpoint is loaded"))
 
     def killed(check: Check, bench: Bench) -> list[Cell]:
-        _thread.interrupt_main()
-        bench.scope.wait(20.0)
+        for _ in range(4):
+            _thread.interrupt_main()  # one that arrives in a finaliser of Python's is lost
+            if bench.scope.wait(5.0):
+                break
         cell = cell_of(plan("platform"), bench.binary, Verdict.GUEST_FAULT, lane=str(check.oracle))
         return [changed(cell, device=row) for row in check.rows]
 
@@ -475,3 +479,30 @@ def test_where_a_build_resets_loads_in_one_buffer_are_a_remark(
 )  # fmt: skip
 def test_exit_codes(verdicts: list[Verdict], code: int) -> None:
     assert exit_code(verdicts) == code
+
+
+def test_a_worker_that_ends_costs_its_own_cells(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    whole = LocalWorker.run
+
+    def ends(worker: LocalWorker, task: Task, tell: Tell) -> None:
+        def first_cell_alone(said: Reported) -> None:
+            tell(said)
+            raise HarnessError("the worker ended before its task was over: oops")
+
+        whole(worker, task, first_cell_alone if task.request.phases == ("bound",) else tell)
+
+    monkeypatch.setattr(LocalWorker, "run", ends)
+    run, _, _ = make_run(schedules=(Schedule.SAME,))
+    doc = load_pack_rows(run, pack)
+    assert doc.complete
+    assert {(cell.device, cell.phases[0]): cell.verdict for cell in doc.cells} == {
+        **{(device, "kernel"): Verdict.OK for device in ("ahci", "virtio-blk", "platform")},
+        ("platform", "bound"): Verdict.OK,
+        ("ahci", "bound"): Verdict.HARNESS_ERROR,
+        ("virtio-blk", "bound"): Verdict.HARNESS_ERROR,
+    }
+    ended = Undecided(why=Why.ERROR, said="the worker ended before its task was over: oops")
+    assert {cell.outcome.causes for cell in doc.cells} == {(), (ended,)}
