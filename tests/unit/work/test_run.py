@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier, Event, Lock
+from threading import Barrier, Event, Lock, RLock
 from typing import Any
 
 import pytest
@@ -29,8 +29,8 @@ from harness.report.sentences import colo_reason_text
 from harness.results.answer import Seen, machine_result
 from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, Colo, ColoReason, MachineResult, Qemu
+from harness.results.events import Ended, EventLog, Fold, Judged, Started, fold_file
 from harness.results.events import Event as RunEvent
-from harness.results.events import Fold, Judged, Started
 from harness.results.key import CellKey
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
@@ -207,8 +207,11 @@ def test_ctrl_c_gives_what_was_judged_until_then(
             raise KeyboardInterrupt
 
     judge(interrupted_at_the_fourth)
-    run, _, _ = make_run(jobs=1)
+    run, _, events = make_run(jobs=1)
     doc = load_pack_rows(run, pack)
+    assert isinstance(events[-1], Ended)
+    assert not events[-1].complete
+    assert len([event for event in events if isinstance(event, Judged)]) == 4
     assert not doc.complete
     assert len(doc.cells) == 4
     (machine,) = doc.machines
@@ -366,6 +369,31 @@ def test_a_full_disk_ends_the_run_and_keeps_its_cells(
     assert {cell.device for cell in cells} >= {"platform"}
     assert not any(cell.device == "virtio-blk" for cell in cells)
     assert not run.document().complete
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_cell_that_cannot_be_kept_ends_the_run_and_is_not_counted(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, tmp_path: Path, jobs: int
+) -> None:
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    run, _, _ = make_run(jobs=jobs)
+    log = EventLog(tmp_path)
+    shown: list[RunEvent] = []
+
+    def full_at_the_fourth(event: RunEvent) -> None:
+        if isinstance(event, Judged) and len(run.document().cells) >= 3:
+            raise HostError("no space left")
+        log.write(event)
+
+    run._lock = RLock()  # the writer above looks at the run
+    run._write, run._sinks = full_at_the_fourth, (shown.append,)
+    with log, pytest.raises(HostError, match="no space left"):
+        load_pack_rows(run, pack)
+    kept = fold_file(log.path).document()
+    assert len(kept.cells) == 3
+    assert kept == run.document()
+    assert len([event for event in shown if isinstance(event, Judged)]) == 3
+    assert not kept.complete
 
 
 def plan(device: str, schedule: Schedule = Schedule.SAME) -> CellPlan:
