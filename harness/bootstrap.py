@@ -62,6 +62,7 @@ _WITHOUT_HOST = ("inspect", "doctor", "known")
 #: They repeat a break under gdb.
 _WITH_STACKS = ("test", "explain", "bundle")
 _UNFETCHED = re.compile(r"^[EW]: Failed to fetch \S+?://([^/\s]+)\S*\s+(.*)$", re.MULTILINE)
+_FIRST_REASON = re.compile(r"^Err:.*\n[ \t]+(\S.*)$", re.MULTILINE)
 _UNREACHED = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|MaxRetryError|NameResolutionError"
     r"|Failed to establish|Connection broken|connection broken"
@@ -200,6 +201,9 @@ def _apt_message(needs: Sequence[Need], install: Sequence[str], output: str) -> 
     unfetched = _UNFETCHED.search(output)
     if unfetched:
         host, reason = unfetched.groups()
+        # apt 3 keeps the cause for this place
+        first = _FIRST_REASON.search(output)
+        reason = first[1] if first else reason
         text = f"{packages} could not be had: {host} cannot be reached ({reason.strip()}). "
         return text + "Connect to the network and run the same line again: it goes on from here"
     lines = [line for line in output.splitlines() if line.startswith(("E: ", "sudo: "))] or output.splitlines()

@@ -30,7 +30,7 @@ from harness.state.transforms import GuestMode, encode, sections_for, without
 
 _SEND_BUFFERS = 1024
 #: Said before a destination of any version gives up a load, by its main thread or by the one that listens.
-_REFUSAL = re.compile(r"error while loading state for instance|load of migration failed|loadvm failed")
+REFUSAL = re.compile(r"error while loading state for instance|load of migration failed|loadvm failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +155,11 @@ def ended_in_postcopy(step: Step, vm: Vm, what: str) -> ChannelBroken:
     """The break of a postcopy destination that is gone.
 
     Up to 10.1 one that refuses a device calls ``exit`` in two threads at once (``process_incoming_migration_co`` and
-    ``postcopy_ram_listen_thread``) and may die by a signal in there: that is no crash of the device.
+    ``postcopy_ram_listen_thread``) and may die by a signal in there, or by an assertion on a socket that the other one
+    closed (``qemu_socket_set_nonblock``, seen on 7.2): that is no crash of the device.
     """
     ended = vm.ended()
-    if ended is not None and ended.signal and _REFUSAL.search(vm.process.stderr()):
+    if ended is not None and ended.signal and REFUSAL.search(vm.process.stderr()):
         return ChannelBroken(step, "died", f"QEMU refused {what}, and died of {ended} while it cleaned up")
     return ChannelBroken(step, "closed", f"QEMU ended in {what}")
 

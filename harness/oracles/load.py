@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.engines.colo import Break, Evidence
+from harness.engines.incoming import REFUSAL
 from harness.oracles.words import (
     complaint_of,
     failed_assertion,
@@ -107,7 +108,7 @@ def _verdict(evidence: Evidence) -> tuple[Verdict, Cause | None]:
     refusal = _refused_by_kvm(evidence)
     if refusal is not None:
         return Verdict.HOST, kvm_cause(refusal, at)
-    died = evidence.broken is not None and evidence.broken.kind == "died" and crash_line(evidence.log) is None
+    died = evidence.broken is not None and evidence.broken.kind == "died" and not _crashed_first(evidence.log)
     if evidence.exit is not None and not died:
         return _ended(evidence, evidence.exit, at)
     if evidence.broken is not None:
@@ -159,6 +160,12 @@ def refusal_of(log: str, at: dict[str, Any], **more: Any) -> Refused:
         line=error_line(log) or "",
         **more,
     )
+
+
+def _crashed_first(log: str) -> bool:
+    """Whether an assertion or a sanitizer spoke before the load was refused: what comes behind is the cleaning up."""
+    refused = REFUSAL.search(log)
+    return refused is not None and crash_line(log[: refused.start()]) is not None
 
 
 def _refused_by_kvm(evidence: Evidence) -> Refusal | None:

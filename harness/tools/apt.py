@@ -49,6 +49,7 @@ _GUEST_OTHERWISE = (
 )
 #: Downloads are cut into pieces of this size: what one fetched is kept when the next fails.
 _PIECE_BYTES = 8 << 20
+_FAILED = re.compile(r"^Err:.*\n((?:[ \t]+\S.*\n?)+)", re.MULTILINE)
 _NO_SECURITY = frozenset({"sid", "unstable", "testing", "experimental"})
 
 _APT_CONF = """\
@@ -320,7 +321,8 @@ class AptRoot:
     def _apt(self, program: str, *words: str, timeout_s: float, cwd: Path | None = None) -> str:
         self._prepare()
         argv: list[str | Path] = [program, "-q", "-c", self.root / "etc" / "apt.conf", *words]
-        return run_tool(argv, timeout_s=timeout_s, cwd=cwd, needed=self._needed).decode("utf-8", "replace")
+        out = run_tool(argv, timeout_s=timeout_s, cwd=cwd, needed=self._needed, reasons=_unfetched)
+        return out.decode("utf-8", "replace")
 
     def _prepare(self) -> None:
         """Lay out the apt root; a second time changes nothing."""
@@ -402,6 +404,15 @@ def _sha256(path: Path) -> str:
 def _is_full(error: Exception) -> bool:
     """apt's own words for a full disk: write(2)'s error, or its check before a download."""
     return "No space left" in str(error) or "enough free space" in str(error)
+
+
+def _unfetched(stdout: str) -> list[str]:
+    """What apt says of a download that failed: the indented lines below ``Err:``, each once.
+
+    apt 2 repeats them in its errors; apt 3 only the last, which names the host and not what is wrong with it.
+    """
+    lines = [line.strip() for block in _FAILED.findall(stdout) for line in block.splitlines()]
+    return list(dict.fromkeys(lines))
 
 
 def _records(text: str) -> list[str]:

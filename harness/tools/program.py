@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import DeadlineError, HostError, MissingError
@@ -21,10 +21,12 @@ def run_tool(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     needed: str = "",
+    reasons: Callable[[str], Sequence[str]] = lambda _: (),
 ) -> bytes:
     """Run a program to its end and return its standard output.
 
     :param needed: what to tell the user when the program is not installed
+    :param reasons: finds in its standard output why it failed, for what its last words leave out
     :raises MissingError: the program is not installed
     :raises DeadlineError: it did not end in time; it and its children are killed
     :raises HostError: it could not be started or ended with another status than 0; the message ends with its
@@ -50,7 +52,9 @@ def run_tool(
         raise HostError(f"{words[0]} cannot be started: {error}") from error
     out, err = _finish(child, words[0], stdin, timeout_s)
     if child.returncode != 0:
-        raise HostError(f"{words[0]} ended with status {child.returncode}: {last_words(err)}")
+        last = last_words(err)
+        why = [line for line in reasons(out.decode("utf-8", "replace")) if line not in last]
+        raise HostError(f"{words[0]} ended with status {child.returncode}: {'; '.join([*why, last])}")
     return out
 
 

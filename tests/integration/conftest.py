@@ -91,6 +91,14 @@ def installed_qemu(postload: Callable[..., Done]) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def qemu_7_2(
+    binary: QemuBinary, probed: Callable[[str | Path], QemuBinary], installed_qemu: Callable[[str], Path]
+) -> QemuBinary:
+    """QEMU 7.2, for what only it is known to do: the host's, or Debian 12's beside it."""
+    return binary if binary.version.startswith("7.2.") else probed(installed_qemu("7.2"))
+
+
+@pytest.fixture(scope="session")
 def ability(binary: QemuBinary) -> ColoAbility:
     """How the host's QEMU does COLO."""
     return probe_colo(binary)
@@ -149,6 +157,12 @@ def pc_pack(recorded: Callable[[QemuBinary, str], StatePack], binary: QemuBinary
 def q35_pack(recorded: Callable[[QemuBinary, str], StatePack], binary: QemuBinary) -> StatePack:
     """The host's QEMU, machine ``q35``, all phases."""
     return recorded(binary, "q35")
+
+
+@pytest.fixture(scope="session")
+def q35_pack_7_2(recorded: Callable[[QemuBinary, str], StatePack], qemu_7_2: QemuBinary) -> StatePack:
+    """QEMU 7.2, machine ``q35``, all phases."""
+    return recorded(qemu_7_2, "q35")
 
 
 @pytest.fixture(scope="session")

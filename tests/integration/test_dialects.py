@@ -17,7 +17,7 @@ import pytest
 
 from harness.cache import CACHE_VARIABLE
 from harness.engines.colo import Buffers, Selection, Session
-from harness.engines.probe import ColoAbility, probe_colo
+from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -54,9 +54,8 @@ def test_the_probe_finds_a_dialect_and_keeps_it(
     assert probe_colo(tried) == ability
 
 
-def test_the_ability_of_7_2(binary: QemuBinary, ability: ColoAbility) -> None:
-    if not binary.version.startswith("7.2."):
-        pytest.skip(f"what QEMU 7.2 does; this is {binary.version}")
+def test_the_ability_of_7_2(qemu_7_2: QemuBinary) -> None:
+    ability = probe_colo(qemu_7_2)
     assert ability.dialect.name == "enable-colo"
     assert ability.resets_before_load is False
 

@@ -108,7 +108,8 @@ def spoiled(pack: StatePack, phase: str, labels: frozenset[str], other: str) -> 
         ("ahci", "busy", "unbound", "no request of sda was completed"),
         ("ahci", "bound", "kernel", "reading the pattern of sda"),
         ("virtio-blk", "bound", "kernel", "reading the pattern of vda"),
-        ("virtio-net", "busy", "kernel", "NETDEV WATCHDOG"),
+        # the kernel's watchdog says so as well, 6.1 within the time of the check, 6.12 behind it
+        ("virtio-net", "busy", "kernel", "no packet came back"),
     ],
 )
 def test_a_device_of_another_phase_is_caught(

@@ -22,6 +22,15 @@ echo "$@" | grep -q install || exit 0
 echo "E: Unable to locate package qemu-system-x86"
 exit 100
 """
+#: apt 3 says what is wrong in the list of what it did, and only the host's name in its errors.
+OFFLINE_3 = """\
+echo "Err:1 http://deb.debian.org/debian x InRelease"
+echo "  Temporary failure resolving 'deb.debian.org'"
+echo "  Unable to connect to deb.debian.org:http:"
+echo "W: Failed to fetch http://deb.debian.org/debian/dists/x/InRelease  Unable to connect to deb.debian.org:http:"
+echo "$@" | grep -q install || exit 0
+exit 100
+"""
 BROKEN = 'echo "$@" | grep -q install || exit 0; echo "E: Unmet dependencies."; echo note; exit 100'
 PIP_OFFLINE = """\
 WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError': /simple/hatchling/
@@ -252,9 +261,12 @@ def test_only_the_tests_bring_the_qemu_of_another_architecture(machine: Machine,
     assert ("qemu-system-arm" in needs) is wanted
 
 
-def test_offline_apt_names_the_package_and_the_host(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("offline", [OFFLINE, OFFLINE_3])
+def test_offline_apt_names_the_package_and_the_host(
+    machine: Machine, capsys: pytest.CaptureFixture[str], offline: str
+) -> None:
     machine.lacks("qemu-system-x86_64")
-    machine.program("apt-get", OFFLINE)
+    machine.program("apt-get", offline)
     assert bootstrap.main(["matrix"]) == 3
     message = capsys.readouterr().err.splitlines()[-1]
     assert "qemu-system-x86 could not be had" in message

@@ -104,5 +104,8 @@ def test_tools_end_and_say_why() -> None:
     assert run_tool(["cat"], stdin=json.dumps([1]).encode(), timeout_s=20) == b"[1]"
     with pytest.raises(HostError, match="status 3: first; last"):
         run_tool(["sh", "-c", "echo first >&2; echo last >&2; exit 3"], timeout_s=20)
+    script = "echo cause; echo last; echo last >&2; exit 3"
+    with pytest.raises(HostError, match=r"status 3: cause; last$"):
+        run_tool(["sh", "-c", script], timeout_s=20, reasons=lambda out: out.split())
     with pytest.raises(DeadlineError, match="sleep"):
         run_tool(["sleep", "30"], timeout_s=0.2)

@@ -137,3 +137,37 @@ def test_an_archived_release_may_be_old_and_signed_by_old_keys(tools: Path, ende
     assert ("check-valid-until=no" in text, "removed-keys" in text) == (said, said)
     assert "http://archive.test/debian bullseye main" in text
     assert len(text.splitlines()) == 1
+
+
+#: What apt-get of Debian 12 and of Debian 13 print where nobody listens: standard output, standard error.
+NOBODY_LISTENS = {
+    "2.6": (
+        "Err:1 http://127.0.0.1:9/debian trixie InRelease\n"
+        "  Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)\n"
+        "Reading package lists...\n",
+        "E: Failed to fetch http://127.0.0.1:9/debian/dists/trixie/InRelease  "
+        "Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)\n"
+        "E: Some index files failed to download. They have been ignored, or old ones used instead.\n",
+    ),
+    "3.0": (
+        "Ign:1 http://127.0.0.1:9/debian trixie InRelease\n"
+        "Err:1 http://127.0.0.1:9/debian trixie InRelease\n"
+        "  Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)\n"
+        "  Unable to connect to 127.0.0.1:9:\n"
+        "Reading package lists...\n",
+        "E: Failed to fetch http://127.0.0.1:9/debian/dists/trixie/InRelease  Unable to connect to 127.0.0.1:9:\n"
+        "E: Some index files failed to download. They have been ignored, or old ones used instead.\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("apt", NOBODY_LISTENS)
+def test_why_nothing_came_is_said_once_whatever_the_apt(apt: str, tools: Path, tmp_path: Path) -> None:
+    out, err = NOBODY_LISTENS[apt]
+    (tmp_path / "out").write_text(out)
+    (tmp_path / "err").write_text(err)
+    script(tools / "apt-get", f"cat {tmp_path}/out; cat {tmp_path}/err >&2; exit 100")
+    with pytest.raises(HostError) as caught:
+        AptRoot("trixie").update()
+    assert str(caught.value).count("Connection refused") == 1
+    assert "Reading package lists" not in str(caught.value)
