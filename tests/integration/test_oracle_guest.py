@@ -108,7 +108,6 @@ def spoiled(pack: StatePack, phase: str, labels: frozenset[str], other: str) -> 
         ("ahci", "busy", "unbound", "no request of sda was completed"),
         ("ahci", "bound", "kernel", "reading the pattern of sda"),
         ("virtio-blk", "bound", "kernel", "reading the pattern of vda"),
-        # the kernel's watchdog says so as well, 6.1 within the time of the check, 6.12 behind it
         ("virtio-net", "busy", "kernel", "no packet came back"),
     ],
 )
@@ -122,8 +121,13 @@ def test_a_device_of_another_phase_is_caught(
         )
     judged = judge_life(life)
     assert life.loads_acked == 3, life
+    if "soft lockup" in in_words(judged["platform"]):
+        # the driver happened to have a command for the control queue, and waits for its end with the CPU held
+        assert device == "virtio-net"
+        assert verdicts(judged) == {"platform": Verdict.GUEST_FAULT}, judged
+        return
     assert verdicts(judged) == {**dict.fromkeys(ALL, Verdict.OK), device: Verdict.GUEST_FAULT}, judged
-    assert words in in_words(judged[device])
+    assert words in in_words(judged[device]), judged[device]
 
 
 def test_a_timer_of_another_phase_is_caught(live: Live, pc_pack: StatePack) -> None:
