@@ -43,7 +43,6 @@ from harness.tools.apt import AptRoot, Package
 
 #: Raise it when prefixes are built in another way: folders of another number are built anew.
 LAYOUT = 1
-MAIN_PACKAGE = "qemu-system-x86"
 OTHERWISE = "On any system an own build can be used: 'postload qemu install NAME=PATH', or --qemu PATH."
 
 _PLAN_SCHEMA = "postload.packages/1"
@@ -77,7 +76,8 @@ class Packages:
     @property
     def main_version(self) -> str:
         """Debian's version of the emulator's package."""
-        return next(package.version for package in self.packages if package.name == MAIN_PACKAGE)
+        names = {emulator.package for emulator in load_versions().emulators.values()}
+        return next(package.version for package in self.packages if package.name in names)
 
     @property
     def size_bytes(self) -> int:
@@ -182,6 +182,7 @@ def _own_folder(path: Path) -> Path:
 
 def _install_packages(name: str, full: bool, packages: Packages, report: Report) -> Installed:
     what = load_versions()
+    emulator = what.emulator(name)
     hashes = sorted(package.sha256 for package in packages.packages)
     text = json.dumps([LAYOUT, str(qemus_folder()), hashes])
     key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -189,10 +190,10 @@ def _install_packages(name: str, full: bool, packages: Packages, report: Report)
     if not final.is_dir():
         _need_space(sum(package.installed_bytes for package in packages.packages))
     debs = [_deb(package) for package in packages.packages]
-    publish_dir(f"qemus/{key}", lambda temp: build_prefix(temp, final, debs, what, report.step, OTHERWISE))
+    publish_dir(f"qemus/{key}", lambda temp: build_prefix(temp, final, debs, what, emulator, report.step, OTHERWISE))
     report.step("checking that it uses nothing of the host")
     try:
-        proof = prove_prefix(final, what)
+        proof = prove_prefix(final, what, emulator)
         binary = probe_binary(final / LAUNCHER)
         check_start(final / LAUNCHER, name, binary.version)
     except PostloadError:
@@ -268,7 +269,7 @@ def _fetch_from(root: AptRoot, name: str, full: bool, source: Source, report: Re
     plan = root.plan(wanted)
     found = Packages(suite=source.suite, mirror=root.mirror.main, packages=tuple(plan))
     if not is_version(name, found.main_version):
-        raise HostError(f"{MAIN_PACKAGE} is {found.main_version} there")
+        raise HostError(f"{version.packages[0]} is {found.main_version} there")
     missing = [package for package in plan if not _have(package)]
     download_bytes = sum(package.size_bytes for package in missing)
     _need_space(download_bytes + sum(package.installed_bytes for package in plan))

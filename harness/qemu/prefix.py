@@ -23,7 +23,7 @@ from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.elf import hide_host, hide_host_from_loader, host_paths, interpreter, is_elf, patchelf, search_path
 from harness.qemu.installed import LAUNCHER, launcher_text, write_launcher
 from harness.qemu.unpack import unpack
-from harness.qemu.versions import Versions
+from harness.qemu.versions import Emulator, Versions, number_of
 from harness.qemu.vm import Vm
 from harness.tools.program import run_tool
 
@@ -34,7 +34,13 @@ _LINE = re.compile(r"^\s*(\S+) => (.+?)(?: \(0x[0-9a-f]+\))?$")
 
 
 def build_prefix(
-    temp: Path, final: Path, debs: Sequence[Path], what: Versions, step: Callable[[str], None], needed: str = ""
+    temp: Path,
+    final: Path,
+    debs: Sequence[Path],
+    what: Versions,
+    emulator: Emulator,
+    step: Callable[[str], None],
+    needed: str = "",
 ) -> None:
     """Fill the empty folder ``temp`` with a prefix that will lie at ``final``.
 
@@ -46,26 +52,33 @@ def build_prefix(
     step(f"unpacking {len(debs)} packages")
     for deb in debs:
         unpack(deb, root, keep=what.keep, leave=what.leave, needed=needed)
-    program = root / what.program
+    program = root / emulator.program
     if not is_elf(program):
-        raise HostError(f"the packages hold no {what.program}")
+        raise HostError(f"the packages hold no {emulator.program}")
     packaged = sha256_file(program)
     step("setting search paths")
-    _patch(root, final / ROOT, what)
+    _patch(root, final / ROOT, what, program)
     folders = [final / ROOT / name for name in what.firmware_folders if (root / name).is_dir()]
-    text = launcher_text(final / ROOT / what.program, folders, modules=final / ROOT / what.modules, clean=True, env={})
-    write_launcher(temp, text, program=final / ROOT / what.program, sha256=packaged, key=final.name)
+    text = launcher_text(
+        final / ROOT / emulator.program, folders, modules=final / ROOT / what.modules, clean=True, env={}
+    )
+    write_launcher(temp, text, program=final / ROOT / emulator.program, sha256=packaged, key=final.name)
 
 
-def prove_prefix(folder: Path, what: Versions) -> list[str]:
+def prove_prefix(folder: Path, what: Versions, emulator: Emulator) -> list[str]:
     """Show that a prefix uses nothing of the host; returns what was looked at, in words.
 
     :raises HostError: it does: the message names the file
     :raises QemuError: it does not start
     """
     root = folder / ROOT
-    done = [_prove_libraries(root, what), _prove_strings(root), _prove_firmware(root, folder / LAUNCHER, what)]
-    return [*done, *(_prove_running(folder, machine) for machine in ("pc", "q35"))]
+    program = root / emulator.program
+    done = [
+        _prove_libraries(root, program, what),
+        _prove_strings(root),
+        _prove_firmware(root, folder / LAUNCHER, emulator),
+    ]
+    return [*done, *(_prove_running(folder, machine, emulator.vga) for machine in emulator.machines)]
 
 
 def foreign_files(pid: int, allowed: Sequence[Path]) -> list[str]:
@@ -80,8 +93,8 @@ def foreign_files(pid: int, allowed: Sequence[Path]) -> list[str]:
     return sorted(name for name in found if name.startswith("/") and not name.startswith(inside))
 
 
-def _patch(root: Path, final: Path, what: Versions) -> None:
-    loader = _loader(root, what)
+def _patch(root: Path, final: Path, what: Versions, program: Path) -> None:
+    loader = _loader(root, program)
     hide_host_from_loader(loader)
     elves = _program_files(root)
     asking = {path: search_path(path) for path in elves if path != loader}
@@ -91,9 +104,9 @@ def _patch(root: Path, final: Path, what: Versions) -> None:
         hide_host(path)
     # The program's search path serves all that it loads, except what has one of its own.
     for path, asked in asking.items():
-        if asked and path != root / what.program:
+        if asked and path != program:
             patchelf(path, rpath=rpath)
-    patchelf(root / what.program, rpath=rpath, loader=str(final / loader.relative_to(root)))
+    patchelf(program, rpath=rpath, loader=str(final / loader.relative_to(root)))
 
 
 def _program_files(root: Path) -> list[Path]:
@@ -102,11 +115,11 @@ def _program_files(root: Path) -> list[Path]:
     return [path for path in sorted(root.rglob("*")) if not path.is_relative_to(share) and is_elf(path)]
 
 
-def _loader(root: Path, what: Versions) -> Path:
+def _loader(root: Path, program: Path) -> Path:
     """The prefix's own ``ld.so``, for the one that the packaged program asks for."""
-    asked = interpreter(root / what.program)
+    asked = interpreter(program)
     if asked is None:
-        raise HostError(f"{what.program} names no ld.so")
+        raise HostError(f"{program.name} names no ld.so")
     name = asked.lstrip("/")
     loader = (root / (name if name.startswith("usr/") else f"usr/{name}")).resolve()
     if not loader.is_relative_to(root.resolve()) or not is_elf(loader):
@@ -127,8 +140,7 @@ def _library_folders(root: Path, asking: dict[Path, list[str]], what: Versions) 
     return folders
 
 
-def _prove_libraries(root: Path, what: Versions) -> str:
-    program = root / what.program
+def _prove_libraries(root: Path, program: Path, what: Versions) -> str:
     loader = Path(interpreter(program) or "")
     if not loader.is_relative_to(root):
         raise HostError(f"{program} asks for {loader}, which is not its own")
@@ -171,20 +183,20 @@ def _prove_strings(root: Path) -> str:
     return f"{len(elves)} program files name no software folder of the host, and no link leads there"
 
 
-def _prove_firmware(root: Path, launcher: Path, what: Versions) -> str:
+def _prove_firmware(root: Path, launcher: Path, emulator: Emulator) -> str:
     out = run_tool([launcher, "-L", "help"], timeout_s=LIST_TIMEOUT_S).decode()
     folders = [Path(line) for line in out.splitlines() if line.startswith("/")]
     outside = [folder for folder in folders if folder.exists() and not folder.is_relative_to(root)]
     if outside:
         raise HostError(f"QEMU would look for firmware in the host's {outside[0]}")
-    for name in what.firmware:
+    for name in emulator.firmware:
         found = next((folder / name for folder in folders if (folder / name).exists()), None)
         if found is None or not found.resolve().is_relative_to(root):
             raise HostError(f"the packages hold no firmware {name} (found: {found})")
     return f"firmware is looked for in {len(folders)} folders, none of them the host's"
 
 
-def _prove_running(folder: Path, machine: str) -> str:
+def _prove_running(folder: Path, machine: str, vga: str) -> str:
     """Start a machine with disks and a network, and look at what it has mapped and open."""
     ahci = [] if machine == "q35" else [Option(name="device", first="ich9-ahci", props={"id": "ahci"})]
     command = CommandLine(
@@ -195,7 +207,7 @@ def _prove_running(folder: Path, machine: str) -> str:
             Option(name="machine", first=machine),
             Option(name="accel", first="tcg"),
             Option(name="m", first="32"),
-            Option(name="vga", first="std"),
+            Option(name="vga", first=vga),
             Option(name="blockdev", first="null-co", props={"node-name": "d0", "read-zeroes": True}),
             Option(name="blockdev", first="null-co", props={"node-name": "d1", "read-zeroes": True}),
             *ahci,
@@ -218,5 +230,5 @@ def check_start(launcher: Path, name: str, version: str) -> None:
 
     :raises QemuError: it does not
     """
-    if not version.startswith(f"{name}."):
+    if not version.startswith(f"{number_of(name)}."):
         raise QemuError(f"{launcher} was installed as {name} and says that it is {version}")

@@ -43,10 +43,26 @@ class Source(BaseModel):
         return f"{self.suite} from {self.apt_mirror().main}"
 
 
-class Version(BaseModel):
-    """One QEMU: ``full`` are further packages with modules that few machines need."""
+class Emulator(BaseModel):
+    """A program that emulates one architecture.
+
+    :param package: Debian's, of whose version an installation is
+    :param machines: started once, to see that they use nothing of the host
+    """
 
     model_config = _STRICT
+    package: str
+    program: str
+    machines: tuple[str, ...]
+    vga: str
+    firmware: tuple[str, ...]
+
+
+class Version(BaseModel):
+    """One QEMU: ``full`` are further packages, with modules that few machines need."""
+
+    model_config = _STRICT
+    emulator: str = "x86_64"
     packages: tuple[str, ...] = Field(min_length=1)
     full: tuple[str, ...] = ()
     sources: tuple[Source, ...] = Field(min_length=1)
@@ -58,13 +74,16 @@ class Versions(BaseModel):
     model_config = _STRICT
     arch: str
     libraries: str
-    program: str
     modules: str
     firmware_folders: tuple[str, ...]
-    firmware: tuple[str, ...]
+    emulators: dict[str, Emulator]
     keep: tuple[str, ...]
     leave: tuple[str, ...]
     versions: dict[str, Version]
+
+    def emulator(self, name: str) -> Emulator:
+        """What a version is installed for."""
+        return self.emulators[self.versions[name].emulator]
 
 
 @lru_cache(maxsize=1)
@@ -78,4 +97,9 @@ def load_versions() -> Versions:
 
 def is_version(name: str, package_version: str) -> bool:
     """Whether a Debian version (``1:10.0.13+ds-0+deb13u1``) is of the QEMU that a name (``10.0``) means."""
-    return re.match(rf"(?:\d+:)?{re.escape(name)}[.+~-]", package_version) is not None
+    return re.match(rf"(?:\d+:)?{re.escape(number_of(name))}[.+~-]", package_version) is not None
+
+
+def number_of(name: str) -> str:
+    """``10.0`` of ``10.0-aarch64``."""
+    return name.partition("-")[0]

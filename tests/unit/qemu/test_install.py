@@ -96,7 +96,9 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, *given, **named: function(self, *given, **named)
 
 
-def build(temp: Path, final: Path, debs: Sequence[Path], what: object, step: object, needed: str) -> None:
+def build(
+    temp: Path, final: Path, debs: Sequence[Path], what: object, emulator: object, step: object, needed: str
+) -> None:
     (temp / "root").mkdir()
     (temp / "root" / "program").write_bytes(b"".join(deb.read_bytes() for deb in debs))
     (temp / "root" / "program").chmod(0o755)
@@ -357,6 +359,8 @@ def test_an_own_build_that_breaks_later_keeps_its_name(
         ("5.2", "1:5.20+dfsg-1", False),
         ("1.1", "1:11.1.3", False),
         ("7.2", "1:8.7.2+ds", False),
+        ("10.0-aarch64", "1:10.0.13+ds-0+deb13u1", True),
+        ("10.0-aarch64", "1:11.1.3", False),
     ],
 )
 def test_versions_of_debian(name: str, version: str, same: bool) -> None:
@@ -365,10 +369,11 @@ def test_versions_of_debian(name: str, version: str, same: bool) -> None:
 
 def test_the_list_of_versions_is_whole() -> None:
     what = load_versions()
-    assert list(what.versions) == ["5.2", "7.2", "10.0", "11.1"]
-    for version in what.versions.values():
-        assert install_module.MAIN_PACKAGE in version.packages
-    assert what.program.startswith(what.keep)
+    assert list(what.versions) == ["5.2", "7.2", "10.0", "11.1", "7.2-aarch64", "10.0-aarch64", "11.1-aarch64"]
+    for name, version in what.versions.items():
+        assert what.emulator(name).package in version.packages
+        assert what.emulator(name).program.startswith(what.keep)
+    assert [what.emulator(name).machines for name in ("10.0", "10.0-aarch64")] == [("pc", "q35"), ("virt",)]
     assert all(f"{folder}/".startswith(what.keep) for folder in what.firmware_folders)
     assert VERSIONS_FILE.parent.name == "qemu"
 
