@@ -50,6 +50,8 @@ AARCH64 = Architecture(
     # which edge interrupts, while no line is asked for (hw/gpio/pl061.c:pl061_enter_reset)
     witness=Witness(section="pl061", field="iev", value=0x5A),
     probe_machines=("virt",),
+    # with 32 a COLO secondary of 10.0 and 11.1 dies while it begins, in tlb_reset_dirty_range_all
+    probe_memory_mib=64,
     cpu_model=_CPU_MODEL,
     # nothing else here ends QEMU with 0: there is no guest that could, and no triple fault
     boot_proof=BootProof(image=_power_off(), options=_boot_options, status=0),

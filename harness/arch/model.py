@@ -80,6 +80,7 @@ class Architecture:
     :param parking: by idstr, what makes a CPU of a recording one that is halted and takes no interrupt
     :param leak_control: label of a section whose load allocates nothing
     :param probe_machines: what COLO is probed with: the first of them that a build has
+    :param probe_memory_mib: as little as will do
     :param cpu_model: by accelerator, for ``-cpu``; the machine's own where there is none
     :param console: the guest's name of its serial port
     :param firmware: None where a kernel is started without any, so that there is no phase ``firmware``
@@ -96,6 +97,7 @@ class Architecture:
     leak_control: str
     witness: Witness
     probe_machines: tuple[str, ...]
+    probe_memory_mib: int
     cpu_model: Mapping[str, str]
     boot_proof: BootProof
     console: str

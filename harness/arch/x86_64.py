@@ -51,6 +51,7 @@ X86_64 = Architecture(
     witness=Witness(section="i8259#1", field="imr", value=0x5A),
     # pc first, because q35 is known to die at its first checkpoint on some builds
     probe_machines=("pc", "q35"),
+    probe_memory_mib=16,
     cpu_model={},
     # isa-debug-exit ends QEMU with 2 * value + 1
     boot_proof=BootProof(image=_boot_sector(), options=_boot_options, status=2 * _EXIT_VALUE + 1),

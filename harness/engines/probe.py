@@ -84,7 +84,7 @@ def _small_machine(binary: QemuBinary, architecture: Architecture) -> Machine:
     if found is None:
         wanted = " nor ".join(architecture.probe_machines)
         raise QemuError(f"{binary.path} has no machine {wanted}: nothing to probe COLO with")
-    return small_machine(found.name)
+    return small_machine(found.name, memory_mib=architecture.probe_memory_mib)
 
 
 def _first_that_works(binary: QemuBinary, machine: Machine, stream: Stream, scope: ProcessScope) -> ColoAbility:
