@@ -280,6 +280,8 @@ def _when(told: Explanation) -> Lines:
     load = cell.outcome.load
     at = f", load {number(load)}" if load is not None else ""
     yield Line(text=f"{phase}{at}; {number(cell.loads_acked)} of {number(cell.loads_asked)} loads acknowledged")
+    if cell.shared_with:
+        yield Line(text=f"the session loaded the whole state, for {cell.shared_with} too", style="dim")
     lane = SCHEDULE_MEANING.get(cell.lane, "")
     yield Line(text=f"{cell.lane}{f': {lane}' if lane else ''}; guest {cell.guest_mode}", style="dim")
     for warning in cell.warnings[:MAX_REPORTS]:

@@ -125,7 +125,10 @@ def perform(check: Check, bench: Bench) -> list[Cell]:
         told = {row: [Told(verdict=Verdict.HARNESS_ERROR, causes=causes)] for row in check.rows}
         experiment = Experiment(told=told, loads_asked=0, loads_acked=0)
     seconds = time.monotonic() - started
-    return [_cell(check, bench, row, experiment, seconds) for row in check.rows]
+    cells = [_cell(check, bench, row, experiment, seconds) for row in check.rows]
+    # one experiment loaded for all of them, where it does not count loads by row
+    others = (cell if cell.device in experiment.loads else replace(cell, shared_with=cells[0].id) for cell in cells[1:])
+    return [*cells[:1], *others]
 
 
 def judge_by(make: Callable[[Request, Bench], Check]) -> Judge:

@@ -48,6 +48,20 @@ class Classed:
 RunControls = Callable[[str, tuple[str, ...], frozenset[str], Judgement, Evidence], Classed]
 
 
+@dataclass(slots=True, kw_only=True)
+class WholeSession:
+    """A session that loaded the whole state: it tells something of every device that it carried.
+
+    :param cell: the first that tells of it, empty when none does yet
+    :param parts: of one that broke: who did it, and the judgement when it was tried again; None until asked for
+    """
+
+    evidence: Evidence
+    judgement: Judgement
+    cell: str = ""
+    parts: tuple[Blame | None, Judgement, Repeats | None] | None = None
+
+
 class Reason(StrEnum):
     """Why a section is left out."""
 
@@ -78,6 +92,7 @@ class Bench:
     :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
         build that resets before each load (elsewhere it makes no difference)
     :param named: how cells name the QEMUs; by their versions when None
+    :param sessions: those of the whole state that were made for the request in hand, by what they left out
     :param refused: sections that this QEMU refuses already in an ordinary migration: only their own rows load them
     """
 
@@ -90,6 +105,7 @@ class Bench:
     came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
+    sessions: dict[tuple[CellKey, frozenset[str]], WholeSession] = field(default_factory=dict)
     named: Route | None = None
     lock: Lock = field(default_factory=Lock)
 
@@ -214,18 +230,15 @@ class _Row:
         while True:
             known = self._bench.known(self._plan.phases, self._again, self._own)
             excluded = known | frozenset(self._blamed)
-            evidence = self._session(excluded).run(self._tell)
-            judgement = self._trusted(judge(evidence), excluded)
+            session = self._made(excluded)
+            evidence, judgement = session.evidence, session.judgement
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
-                yield self._cell(evidence, judgement, excluded)
+                yield self._cell(session, judgement, excluded)
                 return
-            blame = self._blame(evidence, judgement, excluded)
-            repeats = None
-            if blame is None:
-                judgement, repeats = self._again_and_again(judgement, excluded)
+            blame, judgement, repeats = self._taken_apart(session, excluded)
             foreign = blame is not None and not frozenset(blame.sections) & self._own
             if not foreign:
-                cell = self._cell(evidence, judgement, excluded, blame, repeats)
+                cell = self._cell(session, judgement, excluded, blame, repeats)
                 yield self._controlled(cell, evidence, judgement)
             if blame is None or len(self._blamed) >= MAX_BLAMED:
                 return
@@ -235,6 +248,31 @@ class _Row:
                 self._started = time.monotonic()
                 if not self._own:
                     return
+
+    def _made(self, excluded: frozenset[str]) -> WholeSession:
+        """A session without what is excluded; one of the whole state is made once for all devices."""
+        key = (replace(self._plan.key, device=""), excluded)
+        shared = self._bench.sessions.get(key) if self._whole else None
+        if shared is not None:
+            self._on_loads(self._id, shared.evidence.loads_acked)
+            return shared
+        evidence = self._session(excluded).run(self._tell)
+        made = WholeSession(evidence=evidence, judgement=self._trusted(judge(evidence), excluded))
+        if self._whole:
+            self._bench.sessions[key] = made
+        return made
+
+    def _taken_apart(
+        self, session: WholeSession, excluded: frozenset[str]
+    ) -> tuple[Blame | None, Judgement, Repeats | None]:
+        """Who broke a session; when nobody did it alone, how often it comes back."""
+        if session.parts is None:
+            blame = self._blame(session.evidence, session.judgement, excluded)
+            judgement, repeats = session.judgement, None
+            if blame is None:
+                judgement, repeats = self._again_and_again(judgement, excluded)
+            session.parts = blame, judgement, repeats
+        return session.parts
 
     def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
         """The cell with its class, when there are controls and the load is what they can speak of."""
@@ -270,6 +308,15 @@ class _Row:
         return self._all - frozenset(self._blamed)
 
     @property
+    def _whole(self) -> bool:
+        """The bytes of a session do not depend on the device: everything is sent, and each section once."""
+        return self._plan.guest_mode is GuestMode.RUNNING and not self._again
+
+    @property
+    def _key(self) -> CellKey:
+        return replace(self._plan.key, rest=len(self._blamed))
+
+    @property
     def _again(self) -> bool:
         return self._plan.schedule is Schedule.BACK_TO_BACK
 
@@ -282,12 +329,13 @@ class _Row:
         resets = bool(self._bench.ability.resets_before_load)
         parked = self._plan.guest_mode is GuestMode.PARKED
         self._told = 0
+        own = self._labels() - excluded if self._whole else self._own
         return Session(
             binary=self._bench.binary,
             dialect=self._bench.ability.dialect,
             buffers=self._bench.buffers,
             plan=self._load_plan(),
-            selection=Selection(own=self._own, excluded=excluded, whole=resets or not parked),
+            selection=Selection(own=own, excluded=excluded, whole=resets or not parked),
             mode=self._plan.guest_mode,
             absent=self._bench.refused & excluded,
             pace=self._bench.pace,
@@ -315,12 +363,14 @@ class _Row:
 
     def _cell(
         self,
-        evidence: Evidence,
+        session: WholeSession,
         judgement: Judgement,
         excluded: frozenset[str],
         blame: Blame | None = None,
         repeats: Repeats | None = None,
     ) -> Cell:
+        evidence = session.evidence
+        session.cell = session.cell or str(self._key)
         rate = evidence.loads_acked / evidence.load_seconds if evidence.load_seconds else 0.0
         outcome = judgement.outcome
         if judgement.verdict is Verdict.OK:
@@ -337,6 +387,7 @@ class _Row:
             excluded=tuple(sorted(excluded)),
             warnings=warnings_of(evidence),
             loads_per_second=round(rate, 1),
+            shared_with="" if session.cell == str(self._key) else session.cell,
         )
 
     def undecided(self, cause: Undecided) -> Cell:
@@ -350,9 +401,10 @@ class _Row:
         excluded: tuple[str, ...] = (),
         warnings: tuple[Warned, ...] = (),
         loads_per_second: float = 0.0,
+        shared_with: str = "",
     ) -> Cell:
         return Cell(
-            key=replace(self._plan.key, rest=len(self._blamed)),
+            key=self._key,
             record_qemu=self._bench.recorder,
             load_qemu=self._bench.loader,
             outcome=replace(outcome, loads_asked=self._plan.loads),
@@ -360,6 +412,7 @@ class _Row:
             excluded=excluded,
             warnings=warnings,
             loads_per_second=loads_per_second,
+            shared_with=shared_with,
             pack=str(self._bench.buffers.pack.source),
             seconds=round(time.monotonic() - self._started, 3),
         )

@@ -97,7 +97,7 @@ def loads_of(cells: Iterable[Cell]) -> int:
         if cell.lane in MIGRATIONS:
             migrations[cell.lane] = max(migrations.get(cell.lane, 0), cell.loads_acked)
         else:
-            total += cell.loads_acked
+            total += cell.own_loads
     return total + sum(migrations.values())
 
 

@@ -133,7 +133,7 @@ def _finding(group: FindingGroup, phases: Set[str]) -> str:
 
 
 def _how(doc: MatrixDoc) -> str:
-    acked = sum(cell.loads_acked for cell in doc.cells)
+    acked = sum(cell.own_loads for cell in doc.cells)
     qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
     lines = [
         f"{number(acked)} loads acknowledged in {number(len(doc.cells))} cells, "

@@ -152,7 +152,7 @@ class LiveProgress:
             self._running.pop(cell.id, None)
             self._done += 1
             self._total = max(self._total, self._done + len(self._running))
-            self._loads_done += cell.loads_acked
+            self._loads_done += cell.own_loads
             self._counts[cell.verdict] += 1
             key = None if cell.verdict is Verdict.OK else look_of(cell)
             told = self._console.is_terminal and key in self._seen

@@ -246,7 +246,7 @@ def _print_log(log: str, text: str, console: Console) -> None:
 
 
 def _print_totals(doc: MatrixDoc, console: Console) -> None:
-    acked = sum(cell.loads_acked for cell in doc.cells)
+    acked = sum(cell.own_loads for cell in doc.cells)
     state = "" if doc.complete else "stopped early: "
     text = f"{state}{number(len(doc.cells))} cells, {number(acked)} loads acknowledged, "
     text += f"{number(rate(doc.cells))} loads/s while loading, {duration(doc.seconds)} in all"

@@ -242,7 +242,7 @@ def loads_text(cells: Iterable[Cell]) -> str:
 
 def rate(cells: Iterable[Cell]) -> float:
     """Loads a second over the time spent loading, 0 when unknown."""
-    timed = [cell for cell in cells if cell.loads_per_second > 0 and cell.loads_acked]
+    timed = [cell for cell in cells if cell.loads_per_second > 0 and cell.own_loads]
     seconds = sum(cell.loads_acked / cell.loads_per_second for cell in timed)
     return sum(cell.loads_acked for cell in timed) / seconds if seconds else 0.0
 

@@ -64,6 +64,8 @@ class Cell:
     :param sections: the device's own that were loaded
     :param excluded: sections that were not sent, of this device or another
     :param warnings: what QEMU printed while it loaded, with the load at which it came first and how often it came
+    :param shared_with: another cell that tells of the same session, which carried this device too; else empty.
+        The loads count for each of these cells, and once in a total
     :param details: figures of the lane's oracle
     :param pack: path of the state pack that was loaded, empty when unknown
     :param signature: names a finding across runs and versions
@@ -80,6 +82,7 @@ class Cell:
     warnings: tuple[Warned, ...] = ()
     seconds: float = 0.0
     loads_per_second: float = 0.0
+    shared_with: str = ""
     details: dict[str, Any] = field(default_factory=dict)
     pack: str = ""
     signature: str | None = None
@@ -151,6 +154,11 @@ class Cell:
     @property
     def loads_acked(self) -> int:
         return self.outcome.loads_acked
+
+    @property
+    def own_loads(self) -> int:
+        """Acknowledged loads that no other cell stands for: what a total counts."""
+        return 0 if self.shared_with else self.outcome.loads_acked
 
     @property
     def checkpoints_acked(self) -> int:

@@ -135,6 +135,7 @@ def test_a_row_that_loads_is_ok(world: World, bench: Bench, handmade: Handmade) 
 def test_fewer_loads_than_asked_are_never_ok(world: World, bench: Bench) -> None:
     for acked in range(10):
         world.evidence = [evidence(acked)]
+        bench.sessions.clear()
         (cell,) = cells(plan("ahci", "bound"), bench)
         assert cell.verdict is Verdict.HARNESS_ERROR
         assert cell.outcome.causes == (Undecided(why=Why.LOADS, acked=acked, asked=10),)
@@ -166,15 +167,45 @@ def test_a_culprit_of_another_row_is_left_out_and_remembered_for_its_phase(world
     assert len(world.sessions) == 2
     # known from now on: no second search, in a walk over that phase neither
     (cell,) = cells(plan("virtio-blk", "bound"), bench)
-    assert (cell.verdict, cell.excluded, len(world.sessions)) == (Verdict.OK, ("i8259",), 3)
+    assert (cell.verdict, cell.excluded, len(world.sessions)) == (Verdict.OK, ("i8259",), 2)
     (cell,) = cells(plan("virtio-blk", "kernel", "bound", schedule=Schedule.WALK), bench)
-    assert (cell.excluded, len(world.sessions)) == (("i8259",), 4)
+    assert (cell.excluded, len(world.sessions)) == (("i8259",), 3)
     assert len(world.searches) == 1
     # and of no importance in another phase
     (cell,) = cells(plan("virtio-blk", "kernel"), bench)
     assert (cell.verdict, cell.excluded) == (Verdict.OK, ())
     # its own row is not spared
     assert [c.verdict for c in cells(plan("platform", "bound"), bench)] == [Verdict.CRASH, Verdict.OK]
+
+
+def test_one_session_of_the_whole_state_answers_for_every_device(
+    world: World, bench: Bench, handmade: Handmade
+) -> None:
+    world.kills = {"bound": {"i8259": 3, handmade.ahci: 5}}
+    found = {name: cells(plan(name, "bound"), bench) for name in ("platform", "ahci", "virtio-blk")}
+    # with everything, without the first culprit, without both: no session was made for a device alone
+    assert [sorted(session.selection.excluded) for session in world.sessions] == [
+        [], ["i8259"], sorted(["i8259", handmade.ahci])
+    ]  # fmt: skip
+    assert len(world.searches) == 2
+    assert {name: [(c.verdict, c.loads_acked) for c in mine] for name, mine in found.items()} == {
+        "platform": [(Verdict.CRASH, 2), (Verdict.OK, 10)],
+        "ahci": [(Verdict.CRASH, 4)],
+        "virtio-blk": [(Verdict.OK, 10)],
+    }
+    everything = [cell for mine in found.values() for cell in mine]
+    assert [cell.shared_with for cell in everything] == ["", "", "", "7.2.22/pc-i440fx-7.2/platform/bound/same+rest"]
+    # each load is counted once in a total
+    assert sum(cell.own_loads for cell in everything) == 2 + 10 + 4
+
+
+def test_loads_of_a_devices_own_sections_are_not_shared(world: World, bench: Bench) -> None:
+    options: tuple[dict[str, Any], ...] = ({"schedule": Schedule.BACK_TO_BACK}, {"mode": GuestMode.PARKED})
+    for more in options:
+        world.sessions.clear()
+        mine = [cell for name in ("ahci", "virtio-blk") for cell in cells(plan(name, "bound", **more), bench)]
+        assert [cell.shared_with for cell in mine] == ["", ""]
+        assert len(world.sessions) == 2
 
 
 def test_culprits_in_both_rows_do_not_hide_each_other(world: World, bench: Bench, handmade: Handmade) -> None:
