@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All sentences of reports are swapped for nonsense: signatures, known issues and smallest cases stay as they are."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from made_cells import ended, made_cell, refused
+
+import harness.report
+from harness.colo.messages import Step
+from harness.colo.primary import ENABLE_COLO
+from harness.engines.colo import Break, Buffers, Evidence
+from harness.engines.probe import ColoAbility
+from harness.oracles.load import judge
+from harness.packs.pack import StatePack
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
+from harness.report import sentences
+from harness.results.cause import Assertion, Broke, Cause, Drifted, DriftedField, Leaked, Resource
+from harness.results.document import Cell, MatrixDoc
+from harness.results.key import CellKey
+from harness.results.known import Issue, annotate
+from harness.results.outcome import Isolation, IsolationWay, Repeats
+from harness.results.signature import signature_of, signature_of_cell
+from harness.results.verdict import Verdict
+from harness.triage.case import Case
+from harness.triage.minimise import Search
+from harness.triage.reduced import Candidate
+from harness.triage.reduction import Reduction
+from harness.triage.smallest import Found, case_of
+from harness.triage.tries import Target, Tries
+
+TABLE = yaml.safe_load((Path(__file__).parents[1] / "results/signatures.yaml").read_text(encoding="utf-8"))
+#: It looks like all that was ever read out of a sentence.
+NONSENSE = (
+    "phase busy: hang in 2 of 3 runs, ok in the others: load 7: SIGSEGV: irq goes from 1 to 2; descriptors failover"
+)
+LINE = "qemu-system-x86_64: ../../softmmu/memory.c:2610: f: Assertion `!s->container' failed."
+
+
+def texts() -> Iterator[tuple[str, Callable[..., str]]]:
+    """Every function that makes a sentence."""
+    for name, member in vars(sentences).items():
+        made_here = inspect.isfunction(member) and member.__module__ == sentences.__name__
+        if made_here and inspect.signature(member).return_annotation == "str":
+            yield name, member
+
+
+def test_there_are_sentences_to_swap() -> None:
+    assert {"cause_text", "text_of", "outcome_text", "controls_text", "isolation_text"} <= {name for name, _ in texts()}
+
+
+def reword(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swap all sentences, wherever they were imported to."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(harness.__name__ + ".")]
+    for name, made in texts():
+        for module in modules:
+            if vars(module).get(name) is made:
+                monkeypatch.setattr(module, name, lambda *_, **__: NONSENSE)
+
+
+@pytest.fixture(params=["as they are", "reworded"])
+def wording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "reworded":
+        reword(monkeypatch)
+        assert sentences.text_of(made_cell(verdict=Verdict.CRASH)) == NONSENSE
+    return str(request.param)
+
+
+def seen(log: str, exit: str | None = None) -> Evidence:
+    numbers = {"SIGABRT": -6, "SIGSEGV": -11}
+    ended_by = None
+    if exit in numbers:
+        ended_by = Exit(status=numbers[exit], signal=exit)
+    elif exit:
+        ended_by = Exit(status=int(exit.split()[-1]))
+    broken = None if "runtime error" in log else Break(step=Step.LOAD, kind="closed", detail="x", load=3, phase="bound")
+    acked = 5 if broken is None else 2
+    return Evidence(loads_asked=5, loads_acked=acked, checkpoints_acked=2, broken=broken, exit=ended_by, log=log)
+
+
+@pytest.mark.usefixtures("wording")
+@pytest.mark.parametrize(
+    "entry", [entry for entry in TABLE if "leaks" not in entry], ids=lambda entry: entry["name"][:60]
+)
+def test_signatures_of_real_logs_stay(entry: dict[str, Any]) -> None:
+    for machine, log in entry["logs"]:
+        outcome = judge(seen(log, entry.get("exit"))).outcome
+        outcome = replace(outcome, sections=(entry["section"],)) if "section" in entry else outcome
+        found = signature_of(outcome, machine=machine, device=entry.get("device", ""))
+        assert found is not None
+        assert found.name == entry["name"]
+
+
+DRIFT = Drifted(section="timer", fields=(DriftedField(field="irr[3]", type="uint8", values=(1, 2)),), count=1, loads=50)
+LEAK = Leaked(section="slirp", resource=Resource.THREADS, per_load=1, low=1, high=1, unit="threads", loads=9)
+SELDOM = Repeats(seen=1, of=3, verdict=Verdict.HANG, others=(Verdict.OK,))
+OTHERS: list[tuple[Verdict, Cause, dict[str, Any], str]] = [
+    (Verdict.DRIFT, DRIFT, {"blamed": ("timer",)}, "drift:-:irr:timer:q35"),
+    (Verdict.LEAK, LEAK, {"blamed": ("slirp",)}, "leak:-:threads:slirp:q35"),
+    (Verdict.HANG, Broke(step=Step.FAILOVER, how="late"), {}, "hang:failover:-:-:q35"),
+    (Verdict.FLAKY, Broke(step=Step.REQUEST, how="late"), {"repeats": SELDOM}, "hang:request:-:-:q35"),
+    (Verdict.REJECT, refused("", how="closed"), {}, "reject:-:closed:-:q35"),
+]
+
+
+@pytest.mark.usefixtures("wording")
+@pytest.mark.parametrize(("verdict", "cause", "more", "name"), OTHERS)
+def test_signatures_of_cells_stay(verdict: Verdict, cause: Cause, more: dict[str, Any], name: str) -> None:
+    found = signature_of_cell(made_cell(verdict=verdict, causes=(cause,), **more))
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.usefixtures("wording")
+def test_known_issues_stay_known_and_others_unknown() -> None:
+    cells = tuple(made_cell(verdict=verdict, causes=(cause,), **more) for verdict, cause, more, _ in OTHERS)
+    doc = MatrixDoc(command=(), started="", seconds=1, complete=True, host={}, machines=(), cells=cells)
+    issues = [Issue(signature=name, affected=("*",), link="https://x.org/1") for *_, name in OTHERS[:3]]
+    held = annotate(doc, issues)
+    assert [bool(cell.known) for cell in held.doc.cells] == [True, True, True, False, False]
+    assert (held.exit_code, held.news) == (1, ())
+
+
+class Secondary:
+    """Crashes with the second load of i8259, when it was there from the beginning."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
+
+    def run(self) -> Evidence:
+        candidate = self._candidate
+        there = "i8259" in candidate.own and (candidate.start is None or "i8259" in candidate.start)
+        if candidate.loads >= 2 and there:
+            return replace(seen(LINE, "SIGABRT"), loads_acked=1)
+        loads = candidate.loads
+        return Evidence(loads_asked=loads, loads_acked=loads, checkpoints_acked=loads, broken=None, exit=None, log="")
+
+
+def smallest(pack: StatePack, binary: QemuBinary) -> Case:
+    cell = crashed(pack)
+    target = Target(
+        cell=cell,
+        binary=binary,
+        ability=ColoAbility(dialect=ENABLE_COLO, resets_before_load=False),
+        buffers=Buffers(pack),
+    )
+    tries = Tries(target)
+    search = Search(attempt=tries.attempt, key=lambda candidate: candidate.key)
+    result = Reduction(target, search).run()
+    return case_of(Found(target=target, result=result, search=search, evidence=tries.seen, leak={}))
+
+
+def crashed(pack: StatePack) -> Cell:
+    failed = Assertion(function="f", expression="!s->container", file="memory.c")
+    cell = made_cell(
+        "pc-i440fx-7.2/platform/bound/same",
+        Verdict.CRASH,
+        causes=(ended(LINE, load=3, phase="bound", assertion=failed),),
+        blamed=("i8259",),
+        sections=tuple(pack.sections_of("platform")),
+        loads_asked=5,
+        isolation=Isolation(way=IsolationWay.ALONE, loads=6),
+    )
+    assert cell.key == CellKey.parse("7.2.22/pc-i440fx-7.2/platform/bound/same")
+    return cell
+
+
+def test_the_smallest_case_stays(
+    make_pack: Callable[..., Path], binary: QemuBinary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tries, "session", lambda _, candidate: Secondary(candidate))
+    with StatePack(make_pack()) as pack:
+        before = smallest(pack, binary)
+        reword(monkeypatch)
+        after = smallest(pack, binary)
+    assert (before.sections, before.loads, before.expect.verdict) == (("i8259",), 2, "crash")
+    assert before.signature is not None
+    assert before.signature["name"] == "crash:f:!s->container:i8259:pc"
+    spent = before.spent
+    assert replace(after, sentence=before.sentence, expect=before.expect, spent=spent) == before
+    assert replace(after.expect, text=before.expect.text) == before.expect
+    assert (after.spent.sessions, after.spent.loads) == (spent.sessions, spent.loads)
