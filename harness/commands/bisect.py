@@ -15,6 +15,7 @@ from harness.errors import PostloadError, UsageError
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
 from harness.qemu.process import scratch_folder
+from harness.report.bundle import WRITING
 from harness.results.document import find_cell, read_matrix
 from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
@@ -60,7 +61,7 @@ def _case(cell: str, run: Path, bundle: Path | None, scratch: Path) -> Path:
         return bundle
     if kept_case(run, find_cell(read_matrix(run), cell)) is None:
         err.print("no minimised case of this cell: its own is taken")
-    return bundle_cell(cell, run, scratch).folder
+    return bundle_cell(cell, run, scratch, WRITING).folder
 
 
 def _binary(name: str) -> tuple[str, QemuBinary]:

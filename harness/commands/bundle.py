@@ -11,6 +11,7 @@ from rich.markup import escape
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import HarnessError
 from harness.qemu.binary import find_binary
+from harness.report.bundle import WRITING
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
 from harness.triage.interrupt import one_interrupt
 
@@ -29,7 +30,7 @@ def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: boo
     """
     others = [str(find_binary(name)) for name in qemus]
     with one_interrupt(), err.status("Making the case small and trying it"):
-        made = bundle_cell(cell, run, out, others)
+        made = bundle_cell(cell, run, out, WRITING, others)
     if as_json:
         print_json(_document(made))
     else:

@@ -17,6 +17,7 @@ from harness.engines.probe import probe_colo
 from harness.errors import Stopped, UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.report.cases import told_case
 from harness.results.document import Cell, find_cell, read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.case import Case
@@ -24,7 +25,7 @@ from harness.triage.interrupt import one_interrupt
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import RATE_TRIES, NotReproduced, Progress, Search
 from harness.triage.reduction import Reduction
-from harness.triage.smallest import Found, case_of
+from harness.triage.smallest import Found
 from harness.triage.tries import Target, Tries, check_target
 
 CASES = "cases"
@@ -112,7 +113,9 @@ def _search(target: Target, journal: FileJournal, shown: _Shown) -> Case:
         start_tries=_ISOLATED_TRIES if once_isolated else RATE_TRIES,
     )
     result = Reduction(target, search).run()
-    return case_of(Found(target=target, result=result, search=search, evidence=tries.seen, leak=tries.figures(search)))
+    return told_case(
+        Found(target=target, result=result, search=search, evidence=tries.seen, leak=tries.figures(search))
+    )
 
 
 def _pack_of(cell: Cell) -> Path:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.report.sentences import controls_text, text_of
 from harness.report.text import one_line, printable
 from harness.results.verdict import FailureClass
 from harness.triage import reproduce
-from harness.triage.bundle import Answer, Material
+from harness.triage.bundle import Answer, Material, Writing
 
 _LOG_CHARS = 3000
 #: A table of fields is cut here.
@@ -43,6 +44,10 @@ def describe(material: Material, document: dict[str, Any], answer: Answer, other
         files["backtrace.txt"] = material.backtrace.rstrip() + "\n"
     files["README.md"] = _readme(document, answer, others, files)
     return {name: without_home(text) for name, text in files.items()}
+
+
+#: For :func:`harness.triage.bundle.bundle_cell`.
+WRITING = Writing(describe=describe, sentence=text_of)
 
 
 def without_home(text: str) -> str:
@@ -212,7 +217,8 @@ def _class_text(document: dict[str, Any]) -> str:
 
 
 def _controls(material: Material) -> str:
-    return f"\n\nControls: {material.controls}." if material.controls else ""
+    told = controls_text(material.outcome) if material.outcome else ""
+    return f"\n\nControls: {told}." if told else ""
 
 
 def _guest(material: Material, document: dict[str, Any]) -> str:

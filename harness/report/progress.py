@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report.text import number, one_line
-from harness.report.view import finding_of, look_of
+from harness.report.view import finding_of
 from harness.results.document import Cell
 from harness.results.events import Event, Judged, Planned, Said
+from harness.results.signature import look_of
 from harness.results.verdict import Verdict, rank
 
 VERDICT_STYLE = {

@@ -10,11 +10,13 @@ from typing import Any
 
 from harness.qualify.model import qualify_schema
 from harness.results.document import matrix_schema
+from harness.studies.model import claims_schema
 
 FOLDER = Path(__file__).with_name("schema")
 SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "matrix-2.schema.json": matrix_schema,
     "qualify-1.schema.json": qualify_schema,
+    "claims-1.schema.json": claims_schema,
 }
 
 

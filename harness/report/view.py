@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from harness.report import sentences
 from harness.report.text import number, one_line
 from harness.results.document import LANES, PHASES, Cell, Colo, MachineResult, MatrixDoc, Qemu
+from harness.results.signature import look_of
 from harness.results.verdict import FailureClass, Verdict, rank, worst
 
 SCHEDULE_MEANING = {
@@ -341,15 +342,6 @@ def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     devices = ", ".join(dict.fromkeys(cell.device for cell in passed))
     but = f"; but {reasons}" if reasons else ""
     return f"{head}, because all {loads_text(passed)} loads of {devices} passed{but}."
-
-
-def look_of(cell: Cell) -> tuple[object, ...]:
-    """Equal for the same finding seen twice: by its signature, else by what its causes are."""
-    blamed = cell.blamed or (f"device {cell.device}",)
-    if cell.signature:
-        return cell.verdict, blamed, cell.signature
-    whats = tuple(sentences.what_text(cause) for cause in cell.outcome.causes)
-    return cell.verdict, blamed, whats
 
 
 def finding_of(cell: Cell) -> Finding | None:

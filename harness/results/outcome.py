@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from harness.results.cause import Cause, exit_of, load_of, phase_of
 from harness.results.verdict import FailureClass, Verdict
@@ -136,6 +136,12 @@ class Outcome:
     def exit(self) -> str | None:
         """How QEMU ended, where it did."""
         return _first(exit_of(cause) for cause in self.causes)
+
+
+def plain_causes(outcome: Outcome) -> list[dict[str, Any]]:
+    """The causes as plain JSON types."""
+    found: list[dict[str, Any]] = TypeAdapter(tuple[Cause, ...]).dump_python(outcome.causes, mode="json")
+    return found
 
 
 def _first(values: Iterable[T | None]) -> T | None:

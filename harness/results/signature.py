@@ -125,6 +125,17 @@ def name_of(cell: Cell) -> str:
     return cell.signature or (found.name if found else "")
 
 
+def look_of(cell: Cell) -> tuple[str, ...]:
+    """Equal for the same finding seen twice: by its signature, else by its causes, wherever they came."""
+    blamed = cell.blamed or (f"device {cell.device}",)
+    causes = (repr(replace(cause, **_nowhere(cause))) for cause in cell.outcome.causes)
+    return (str(cell.verdict), *blamed, *((cell.signature,) if cell.signature else causes))
+
+
+def _nowhere(cause: Cause) -> dict[str, Any]:
+    return {name: None for name in ("load", "phase") if hasattr(cause, name)}
+
+
 def _tells(found: Signature) -> bool:
     """Whether the complaint alone tells a bug from others: a signal, a step, or a symptom of the guest does not."""
     words = found.assertion

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from harness.engines.colo import Pace, Selection, Session
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.oracles.isolate import Isolator
-from harness.oracles.load import Judgement, judge
-from harness.report.sentences import outcome_text
+from harness.oracles.load import Judgement, crash_line, error_line, judge
+from harness.results.outcome import plain_causes
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
 from harness.studies.model import Column, Found, Lab, Question, Row
@@ -81,11 +81,12 @@ def _case(lab: Lab, name: str, plan: LoadPlan) -> tuple[Row, Judgement, int]:
         "asked": evidence.loads_asked,
         "acked": evidence.loads_acked,
         "verdict": str(judgement.verdict),
-        "text": outcome_text(judgement.outcome),
+        "text": crash_line(judgement.log) or error_line(judgement.log) or "",
+        "causes": plain_causes(judgement.outcome),
         "log": judgement.log,
         "left_out": sorted(lab.excluded),
         "sections": [],
-        "isolated": "",
+        "isolated": None,
     }
     return case, judgement, evidence.broken.load if evidence.broken else evidence.loads_acked
 
@@ -102,7 +103,7 @@ def _blame(lab: Lab, plan: LoadPlan, load: int, excluded: frozenset[str], verdic
         scope=lab.scope,
     )
     blame = isolator.find(before, phase, load, excluded, verdict)
-    return None if blame is None else {"sections": list(blame.sections), "isolated": blame.how}
+    return None if blame is None else {"sections": list(blame.sections), "isolated": asdict(blame.how)}
 
 
 def figures_of(cases: Sequence[Row]) -> Row:

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
 
 from harness.engines.colo import Buffers
 from harness.engines.probe import ColoAbility
@@ -131,19 +133,33 @@ class Answer:
     seconds: float = 0.0
     failed: str = ""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimsDoc:
+    """``claims.json``.
+
+    :param created: ISO 8601 in UTC
+    :param complete: every question was answered
+    """
+
+    schema: Literal["postload.claims/1"] = "postload.claims/1"
+    qemu: dict[str, str]
+    created: str
+    command: tuple[str, ...]
+    seconds: float
+    complete: bool
+    questions: tuple[Answer, ...]
+
     def to_json(self) -> Row:
-        """As in ``claims.json``."""
-        return {
-            "number": self.number,
-            "question": self.question,
-            "answer": self.answer,
-            "failed": self.failed,
-            "seconds": round(self.seconds, 1),
-            "figures": self.figures,
-            "columns": [{"key": c.key, "title": c.title} for c in self.columns],
-            "rows": list(self.rows),
-            "cases": list(self.cases),
-        }
+        """Plain JSON types."""
+        found: Row = TypeAdapter(ClaimsDoc).dump_python(self, mode="json")
+        return found
+
+
+def claims_schema() -> Row:
+    """The JSON Schema (2020-12) of ``claims.json``, made from the models."""
+    schema = TypeAdapter(ClaimsDoc).json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,19 +204,18 @@ class Question:
             columns=(Column(key="machine", title="machine"), *self.columns) if len(labs) > 1 else self.columns,
             rows=[{"machine": name, **row} for name, one in found.items() for row in one.rows],
             cases=[{"machine": name, **case} for name, one in found.items() for case in one.cases],
-            seconds=time.monotonic() - started,
+            seconds=round(time.monotonic() - started, 1),
             failed="; ".join(failed) or ("" if labs else "no machine to ask"),
         )
 
 
 def document(binary: QemuBinary, answers: Sequence[Answer], command: Sequence[str], seconds: float) -> Row:
     """``claims.json``."""
-    return {
-        "schema": SCHEMA,
-        "qemu": dict(binary.identity()),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
-        "seconds": round(seconds, 1),
-        "complete": all(not answer.failed for answer in answers),
-        "questions": [answer.to_json() for answer in answers],
-    }
+    return ClaimsDoc(
+        qemu=dict(binary.identity()),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=tuple(command),
+        seconds=round(seconds, 1),
+        complete=all(not answer.failed for answer in answers),
+        questions=tuple(answers),
+    ).to_json()

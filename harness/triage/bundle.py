@@ -35,8 +35,8 @@ from harness.files import temp_dir
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
-from harness.report.sentences import controls_text, text_of
 from harness.results.document import MIGRATIONS, Cell, find_cell, read_matrix
+from harness.results.outcome import Outcome
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
@@ -98,7 +98,7 @@ class Answer:
 class Material:
     """What a bundle is made of.
 
-    :param controls: one sentence on the controls of the cell
+    :param outcome: of the cell that it is about
     :param log: what QEMU printed
     :param backtrace: empty where none is known
     :param guest: what was recorded, in words
@@ -106,7 +106,7 @@ class Material:
     """
 
     case: Case
-    controls: str = ""
+    outcome: Outcome | None = None
     log: str = ""
     backtrace: str = ""
     guest: str = ""
@@ -127,6 +127,18 @@ class Bundle:
     answer: Answer
     others: tuple[Answer, ...] = ()
     changed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """Makes the texts of a bundle; triage knows none.
+
+    :param describe: further files, name to content, from material, ``case.json`` and what the QEMUs said
+    :param sentence: what happened in a cell that was not minimised
+    """
+
+    describe: Callable[[Material, dict[str, Any], Answer, Sequence[Answer]], dict[str, str]]
+    sentence: Callable[[Cell], str]
 
 
 def run_script(folder: Path, qemu: str, *options: str) -> Answer:
@@ -345,27 +357,25 @@ def size_of(folder: Path) -> int:
 # -- from a cell to its bundle ---------------------------------------------------------------------------------------
 
 
-def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> Bundle:
+def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Sequence[str] = ()) -> Bundle:
     """Make the bundle of a cell and try it.
 
     :param text: id of a cell of the run, or a part of it
     :param run: folder with ``matrix.json`` and, where the case was minimised, ``cases``
     :param out: the bundle's folder, new or empty
+    :param writing: makes its texts
     :param others: QEMUs that it is tried on too
     :raises UsageError: no such cell, it is no finding, or ``out`` is not empty
     :raises PackError: its state pack is gone or damaged
     :raises HarnessError: the script came to no answer
     """
-    # late: the texts need this module
-    from harness.report.bundle import describe
-
     check_new(out)
     cell = find_cell(read_matrix(run), text)
     if not cell.verdict.is_finding:
         raise UsageError(f"{cell.id}: {cell.verdict}; there is nothing to report")
     kept = kept_case(run, cell)
     with StatePack(Path(cell.pack)) if cell.pack else contextlib.nullcontext() as pack:
-        case = Case.load(kept) if kept else whole_case(cell, pack)
+        case = Case.load(kept) if kept else replace(whole_case(cell, pack), sentence=writing.sentence(cell))
         drifts = cell.lane == "drift" and pack is not None and not kept
         cases = list(drift_cases(cell, pack, case)) if drifts and pack else [case]
         vmdesc = _described(case, cell, pack)
@@ -382,7 +392,7 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
         bare = next((small for each in cases if (small := lean(each, still)) is not each), cases[0])
     material = Material(
         case=bare,
-        controls=controls_text(cell.outcome),
+        outcome=cell.outcome,
         log=cell.outcome.log,
         backtrace=_known_backtrace(run, cell) or _backtrace(bare, qemu),
         guest=guest,
@@ -392,7 +402,7 @@ def bundle_cell(text: str, run: Path, out: Path, others: Sequence[str] = ()) -> 
 
     def texts(folder: Path, document: dict[str, Any]) -> dict[str, str]:
         answers.extend(run_script(folder, path) for path in (qemu, *others))
-        return describe(material, document, answers[0], answers[1:])
+        return writing.describe(material, document, answers[0], answers[1:])
 
     write_bundle(material, out, texts)
     return Bundle(
@@ -445,7 +455,6 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
         cell=cell.id,
         verdict=cell.verdict,
         failure_class=cell.failure_class,
-        sentence=text_of(cell),
         kind="load",
         signature=signature.to_json() if signature else None,
         expect=Expect(
@@ -453,7 +462,6 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
             exit=outcome.exit if outcome.exit and outcome.exit.startswith("SIG") else None,
             function=signature.function or None if signature else None,
             assertion=signature.assertion or None if signature else None,
-            text=text_of(cell),
             reason=reason_of(cell),
         ),
         qemu=cell.load_qemu.to_json(),

@@ -76,7 +76,6 @@ class Expect:
     """How the failure is recognised.
 
     :param exit: name of the signal, or None
-    :param text: one line without version and addresses, for people
     :param reason: of a refused load what QEMU said is wrong, before it named what it gave up on
     """
 
@@ -84,7 +83,6 @@ class Expect:
     exit: str | None = None
     function: str | None = None
     assertion: str | None = None
-    text: str = ""
     reason: str | None = None
 
 
@@ -129,7 +127,7 @@ class Case:
 
     :param cell: id of the matrix cell that it comes of
     :param failure_class: ``class`` in JSON
-    :param sentence: what is needed, in words
+    :param sentence: what is needed, in words; for people alone
     :param kind: what it takes to recognise it: answers of a secondary, growth, or state
     :param signature: ``Signature.to_json()`` or None
     :param qemu: identity of the QEMU that it was found on
@@ -148,7 +146,6 @@ class Case:
     cell: str
     verdict: str
     failure_class: str | None
-    sentence: str
     kind: Kind
     signature: dict[str, Any] | None
     expect: Expect
@@ -174,6 +171,7 @@ class Case:
     leak: LeakFigures | None = None
     control: bytes | None = None
     recorded: dict[str, str] | None = None
+    sentence: str = ""
     files: dict[str, Path] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:

@@ -7,22 +7,19 @@ Nothing here starts a QEMU; :mod:`harness.triage.stack` repeats the failure unde
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from harness.devices.recipe import load_recipes
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.threads import THREADS
-from harness.report.sentences import controls_text
-from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, look_of, pair_text, phases_of
-from harness.results.cause import Drifted
-from harness.results.document import LANES, Cell, MachineResult, MatrixDoc
+from harness.results.document import LANES, PHASES, Cell, MachineResult, MatrixDoc
 from harness.results.known import Issue
 from harness.results.sanitizer import Report, parse_reports
-from harness.results.signature import Signature, family_of, name_of, signature_of_cell
+from harness.results.signature import Signature, family_of, look_of, name_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 from harness.triage.backtrace import Backtrace
@@ -30,7 +27,6 @@ from harness.triage.case import Case
 from harness.triage.cells import at_start, phase_of
 from harness.triage.stack import folder_of
 
-SCHEMA = "postload.explain/1"
 BUNDLES = "bundles"
 #: Stands for the address that the user puts in, and is a URL, so that the line can be tried.
 LINK_PLACE = "https://gitlab.com/qemu-project/qemu/-/issues/NUMBER"
@@ -57,12 +53,49 @@ class SectionFacts:
     about: str = ""
 
 
+class Purpose(StrEnum):
+    """What a command is for."""
+
+    JUDGE_AGAIN = "judge-again"
+    LOOK = "look"
+    MINIMISE = "minimise"
+    BUNDLE = "bundle"
+    SEE_AGAIN = "see-again"
+    BISECT = "bisect"
+    KNOWN = "known"
+
+
+class IssueNews(StrEnum):
+    """What is new about a known issue that a cell has."""
+
+    GUESTS_TOO = "guests-too"
+    FAILS_ALTHOUGH_FIXED = "fails-although-fixed"
+    UNLISTED = "unlisted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unseen:
+    """What an ok cell says nothing of.
+
+    :param lanes: that the run did not have for its device, and ``phases``
+    :param answers_alone: it is about the answers of QEMU alone
+    """
+
+    excluded: tuple[str, ...] = ()
+    lanes: tuple[str, ...] = ()
+    phases: tuple[str, ...] = ()
+    answers_alone: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.excluded or self.lanes or self.phases or self.answers_alone)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """A command to type, and what for; ``argv`` can be pasted once it is quoted."""
 
     argv: tuple[str, ...]
-    purpose: str
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +105,15 @@ class Explanation:
     :param machine: what the run says of its machine type; None when it does not
     :param signature: of its finding, None where it has none
     :param issue: the known issue that it is, None when the file is not given; ``cell.known`` has the link
-    :param issue_note: what is new about that issue
-    :param section_note: why ``sections`` has nothing to tell
+    :param issue_news: what is new about that issue
+    :param pack_note: why nothing is known of the sections
     :param stack: None where none was asked for or there is nothing to have one of
-    :param figures: what the oracle of the cell measured, a line each
     :param case_folder: where the smallest case lies, empty when there is none
     :param bundle: folder of the bundle in its usual place, empty when there is none
-    :param same: cells of the run with the same finding, in words; ``same_ids`` their ids
-    :param elsewhere: what the same cell came to on other QEMUs of the run
-    :param unseen: what was not looked at
+    :param same: cells of the run with the same finding
+    :param phases: those of the run that have cells of their own
+    :param elsewhere: the same cell on other QEMUs of the run
+    :param unseen: what an ok cell says nothing of
     :param steps: what to type next, the first first
     """
 
@@ -88,19 +121,18 @@ class Explanation:
     machine: MachineResult | None = None
     signature: Signature | None = None
     issue: Issue | None = None
-    issue_note: str = ""
+    issue_news: IssueNews | None = None
     sections: tuple[SectionFacts, ...] = ()
-    section_note: str = ""
+    pack_note: str = ""
     stack: Backtrace | None = None
     reports: tuple[Report, ...] = ()
-    figures: tuple[str, ...] = ()
     case: Case | None = None
     case_folder: str = ""
     bundle: str = ""
-    same: tuple[str, ...] = ()
-    same_ids: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
+    same: tuple[Cell, ...] = ()
+    phases: tuple[str, ...] = ()
+    elsewhere: tuple[Cell, ...] = ()
+    unseen: Unseen | None = None
     steps: tuple[Step, ...] = ()
 
     @property
@@ -117,33 +149,6 @@ class Explanation:
     def phase(self) -> str:
         """Where it failed, else all phases that it went over."""
         return phase_of(self.cell) if self.cell.verdict.is_finding else ", ".join(self.cell.phases)
-
-    def to_json(self) -> dict[str, Any]:
-        """``postload.explain/1``."""
-        cell, case = self.cell, self.case
-        return {
-            "schema": SCHEMA,
-            "cell": cell.to_json(),
-            "verdict": {"name": str(cell.verdict), "meaning": cell.verdict.meaning},
-            "class": _class_json(cell),
-            "controls": controls_text(cell.outcome) or None,
-            "signature": _signature_json(self),
-            "known": _known_json(self),
-            "machine": None if self.machine is None else self.machine.to_json(),
-            "sections": [asdict(section) for section in self.sections],
-            "section_note": self.section_note,
-            "phase": {"name": self.phase, "meaning": PHASE_MEANING.get(self.phase, "")},
-            "schedule": {"name": cell.lane, "meaning": SCHEDULE_MEANING.get(cell.lane, "")},
-            "stack": None if self.stack is None else self.stack.to_json(),
-            "reports": [report.to_json() for report in self.reports],
-            "figures": list(self.figures),
-            "case": None if case is None else {"folder": self.case_folder, **case.to_json()},
-            "bundle": self.bundle or None,
-            "same": list(self.same_ids),
-            "elsewhere": list(self.elsewhere),
-            "unseen": list(self.unseen),
-            "next": [{"argv": list(step.argv), "purpose": step.purpose} for step in self.steps],
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,11 +172,9 @@ class Material:
 def explain(cell: Cell, doc: MatrixDoc, material: Material) -> Explanation:
     """Put together what is known of a cell of a run. Starts nothing."""
     signature = signature_of_cell(cell)
-    alike = same_finding(cell, doc)
     issue, news = _issue(cell, material.issues)
     if issue and issue.expected_in(cell):
         cell = replace(cell, known=issue.link)
-    sections, section_note = _sections(cell, material)
     log = cell.outcome.log
     bundle = folder_of(material.run) / BUNDLES / cell.slug
     return Explanation(
@@ -179,38 +182,20 @@ def explain(cell: Cell, doc: MatrixDoc, material: Material) -> Explanation:
         machine=_machine(cell, doc),
         signature=signature,
         issue=issue,
-        issue_note=news,
-        sections=sections,
-        section_note=section_note,
+        issue_news=news,
+        sections=_sections(cell, material),
+        pack_note=material.pack_note,
         stack=material.stack,
         reports=parse_reports(log.partition(THREADS)[0]),
-        figures=figures_of(cell),
         case=material.case,
         case_folder=str(material.case_folder or ""),
         bundle=str(bundle) if bundle.is_dir() else "",
-        same=_words(cell, alike, doc),
-        same_ids=tuple(other.id for other in alike),
-        elsewhere=tuple(_elsewhere(cell, other) for other in other_qemus(cell, doc)),
+        same=same_finding(cell, doc),
+        phases=tuple(dict.fromkeys(each.phases[0] for each in doc.cells if len(each.phases) == 1)),
+        elsewhere=other_qemus(cell, doc),
         unseen=unseen(cell, doc),
         steps=next_steps(cell, doc, material),
     )
-
-
-def _class_json(cell: Cell) -> dict[str, str] | None:
-    found = cell.failure_class
-    return None if found is None else {"name": str(found), "meaning": found.meaning}
-
-
-def _signature_json(told: Explanation) -> dict[str, Any] | None:
-    parts = told.signature.to_json() if told.signature else {}
-    return {"name": told.name, **parts} if told.name else None
-
-
-def _known_json(told: Explanation) -> dict[str, Any] | None:
-    if not told.cell.known and told.issue is None:
-        return None
-    issue = told.issue.model_dump(mode="json") if told.issue else {}
-    return {"link": told.cell.known, **issue, "news": told.issue_note or None}
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
@@ -231,16 +216,6 @@ def same_finding(cell: Cell, doc: MatrixDoc) -> tuple[Cell, ...]:
     return tuple(o for o in others if (name_of(o) == name if name else look_of(o) == look_of(cell)))
 
 
-def _words(cell: Cell, alike: Sequence[Cell], doc: MatrixDoc) -> tuple[str, ...]:
-    """The cells by QEMU, machine and device."""
-    groups: dict[str, list[Cell]] = {}
-    for other in alike:
-        where = "" if other.load_qemu.sha256 == cell.load_qemu.sha256 else f" on QEMU {other.load_qemu.version}"
-        groups.setdefault(where, []).append(other)
-    phases = phases_of(doc.cells)
-    return tuple(f"{line}{where}" for where, found in groups.items() for line in cells_text(found, phases))
-
-
 def other_qemus(cell: Cell, doc: MatrixDoc) -> tuple[Cell, ...]:
     """The same place of the same machine family, on the other QEMUs of the run."""
     pair = (cell.record_qemu.sha256, cell.load_qemu.sha256)
@@ -253,56 +228,40 @@ def other_qemus(cell: Cell, doc: MatrixDoc) -> tuple[Cell, ...]:
     )
 
 
-def _elsewhere(cell: Cell, other: Cell) -> str:
-    told = f"{pair_text(other)}: {other.verdict}"
-    if not name_of(other) or not name_of(cell):
-        return told
-    return f"{told}, {'the same' if name_of(other) == name_of(cell) else f'another: {name_of(other)}'}"
-
-
-def _issue(cell: Cell, issues: Sequence[Issue]) -> tuple[Issue | None, str]:
+def _issue(cell: Cell, issues: Sequence[Issue]) -> tuple[Issue | None, IssueNews | None]:
     """The known issue of a cell's signature, and what is new about it."""
     name, version = name_of(cell), cell.load_qemu.version
     own = [issue for issue in issues if issue.signature == name]
     best = next((issue for issue in own if issue.expected_in(cell)), next(iter(own), None))
     if best is None or best.expected_in(cell):
-        return best, ""
+        return best, None
     if not best.takes(cell):
-        return best, f"news: guests of {cell.record_qemu.version} have it too"
-    if best.is_fixed(version):
-        return best, f"news: {version} fails, although it is said to be fixed in {best.fixed_in}"
-    return best, f"news: {version} is not among the versions that are said to have it"
+        return best, IssueNews.GUESTS_TOO
+    return best, IssueNews.FAILS_ALTHOUGH_FIXED if best.is_fixed(version) else IssueNews.UNLISTED
 
 
-def unseen(cell: Cell, doc: MatrixDoc) -> tuple[str, ...]:
+def unseen(cell: Cell, doc: MatrixDoc) -> Unseen | None:
     """What an ok cell says nothing of: sections left out, and what the run did not look at for this device."""
     if cell.verdict is not Verdict.OK:
-        return ()
-    notes = [f"sections that were left out: {', '.join(cell.excluded)}"] if cell.excluded else []
+        return None
     mine = [o for o in doc.cells if (o.machine, o.device, o.load_qemu) == (cell.machine, cell.device, cell.load_qemu)]
-    lanes = [lane for lane in LANES if lane not in {o.lane for o in mine}]
-    notes += [f"not in this run for {cell.device}: {', '.join(lanes)}"] if lanes else []
-    phases = [phase for phase in PHASE_MEANING if phase not in {p for o in mine for p in o.phases}]
-    notes += [f"phases not in this run: {', '.join(phases)}"] if phases else []
-    if cell.by_load:
-        notes.append("this cell is about the answers of QEMU alone: not state, memory, or the guest's own view")
-    return tuple(notes)
+    lanes, phases = {o.lane for o in mine}, {phase for o in mine for phase in o.phases}
+    return Unseen(
+        excluded=cell.excluded,
+        lanes=tuple(lane for lane in LANES if lane not in lanes),
+        phases=tuple(phase for phase in PHASES if phase not in phases),
+        answers_alone=cell.by_load,
+    )
 
 
 # -- the state pack --------------------------------------------------------------------------------------------------
 
 
-def _sections(cell: Cell, material: Material) -> tuple[tuple[SectionFacts, ...], str]:
-    labels = cell.blamed
-    if not labels:
-        count = len(cell.sections)
-        loaded = f"{count} section{'s' if count != 1 else ''} of {cell.device}"
-        note = f"no section is blamed; loaded were {loaded}" if cell.verdict.is_finding else loaded
-        return (), note
+def _sections(cell: Cell, material: Material) -> tuple[SectionFacts, ...]:
     if material.pack is None:
-        return tuple(SectionFacts(label=label) for label in labels), material.pack_note
+        return tuple(SectionFacts(label=label) for label in cell.blamed)
     phase = phase_of(cell)
-    return tuple(section_facts(material.pack, phase, label) for label in labels), ""
+    return tuple(section_facts(material.pack, phase, label) for label in cell.blamed)
 
 
 def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
@@ -326,78 +285,6 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
     )
 
 
-# -- what the oracles measured ---------------------------------------------------------------------------------------
-
-
-def figures_of(cell: Cell) -> tuple[str, ...]:
-    """The figures of an oracle's cell in words; nothing for a cell of loads."""
-    if cell.lane == "drift":
-        return tuple(line for cause in cell.outcome.causes if isinstance(cause, Drifted) for line in _drift(cause))
-    tellers = {"leak": _leak, "guest": _guest, "io-error": _io_error}
-    tell = tellers.get(cell.lane)
-    if tell is None:
-        return ()
-    named = cell.blamed if cell.verdict.is_finding else ()
-    entries_ = [(key, value) for key, value in cell.details.items() if isinstance(value, dict) and key != "run"]
-    wanted = [(key, value) for key, value in entries_ if key in named] or entries_
-    return tuple(line for key, value in wanted for line in tell(key, value))
-
-
-def _drift(drifted: Drifted) -> Iterable[str]:
-    for each in drifted.fields:
-        values = " -> ".join("absent" if value is None else str(value) for value in each.values)
-        notes = [f"{each.per_load:+.4g} each load"] if each.per_load else []
-        notes += ["always in one direction"] if each.creeps else []
-        notes += ["moves without loads as well"] if each.without_loads else []
-        yield f"{drifted.section} {each.field}: {values}" + (f" ({', '.join(notes)})" if notes else "")
-    more = drifted.count - len(drifted.fields)
-    if more > 0:
-        yield f"{drifted.section}: {more} more fields drift"
-
-
-def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
-    memory = told.get("memory_bytes_per_load")
-    if not isinstance(memory, dict):
-        return
-    looked = "confirmed in a second process" if told.get("confirmed") else "seen in one process"
-    floor = told.get("floor_bytes_per_load")
-    yield (
-        f"{label}: {_interval(memory)} bytes of memory each load; less than {floor} would be noise; "
-        f"{told.get('loads')} loads, {told.get('measured', '')}, {looked}"
-    )
-    chunks = [f"{chunk['per_load']:.2f} of {chunk['bytes']} bytes" for chunk in told.get("chunks") or []]
-    if chunks:
-        yield f"{label}: heap chunks each load: {', '.join(chunks)}"
-    for key, what in (("descriptors_per_load", "descriptors"), ("threads_per_load", "threads")):
-        slope = told.get(key) or {}
-        if slope.get("low", 0) > 0:
-            yield f"{label}: {_interval(slope)} {what} each load"
-
-
-def _interval(slope: Mapping[str, Any]) -> str:
-    return f"{slope.get('estimate', 0):.3g} [{slope.get('low', 0):.3g}, {slope.get('high', 0):.3g}]"
-
-
-def _guest(label: str, told: Mapping[str, Any]) -> Iterable[str]:
-    check = told.get("check")
-    if isinstance(check, dict):
-        said = " ".join(str(check.get("said", "")).split())
-        yield f"{label}: its check in the guest ended with {check.get('status')}{f': {said}' if said else ''}"
-    clock = told.get("clock")
-    if isinstance(clock, dict):
-        yield f"clock: {clock.get('host_s')} s passed on the host, {clock.get('up_s')} s in the guest"
-    for line in told.get("kernel_log") or []:
-        words = line.values() if isinstance(line, dict) else [line]
-        yield f"kernel: {' '.join(str(word) for word in words)}"
-
-
-def _io_error(label: str, told: Mapping[str, Any]) -> Iterable[str]:
-    acked, asked = (told.get("loads") or [0, 0])[:2]
-    states = ", ".join(dict.fromkeys(map(str, told.get("intervals") or []))) or "none"
-    after = told.get("after") or "gone"
-    yield f"{label}: {acked} of {asked} loads; guest between them: {states}; after them: {after}"
-
-
 # -- what to type next -----------------------------------------------------------------------------------------------
 
 
@@ -407,23 +294,23 @@ def next_steps(cell: Cell, doc: MatrixDoc, material: Material) -> tuple[Step, ..
         return ()
     if not cell.verdict.is_finding:
         wanted = bool(cell.verdict.is_undecided or unseen(cell, doc))
-        purpose = "judge it again" if cell.verdict.is_undecided else "look at what was not looked at"
+        purpose = Purpose.JUDGE_AGAIN if cell.verdict.is_undecided else Purpose.LOOK
         return (Step(argv=_again(cell, material, whole=True), purpose=purpose),) if wanted else ()
     run = str(material.run)
     shown = ("postload", "{}", cell.id, "--run", run)
     steps = []
     if material.case is None and _can_shrink(cell, material):
-        steps.append(Step(argv=_named(shown, "minimise"), purpose="make the smallest case"))
+        steps.append(Step(argv=_named(shown, "minimise"), purpose=Purpose.MINIMISE))
     bundle = folder_of(material.run) / BUNDLES / cell.slug
     if (material.case or steps or _can_bundle(cell, material)) and not bundle.exists():
         argv = (*_named(shown, "bundle"), "--out", str(bundle))
-        steps.append(Step(argv=argv, purpose="make a folder for a bug report"))
+        steps.append(Step(argv=argv, purpose=Purpose.BUNDLE))
     if not steps and not bundle.exists():
-        steps.append(Step(argv=_again(cell, material, whole=False), purpose="see it again"))
+        steps.append(Step(argv=_again(cell, material, whole=False), purpose=Purpose.SEE_AGAIN))
     steps += _bisect(cell, doc, shown) if material.case or material.pack else []
     if not cell.known:
         argv = ("postload", "known", "add", cell.id, "--run", run, "--link", LINK_PLACE)
-        steps.append(Step(argv=argv, purpose="once it is reported"))
+        steps.append(Step(argv=argv, purpose=Purpose.KNOWN))
     return tuple(steps)
 
 
@@ -454,7 +341,7 @@ def _bisect(cell: Cell, doc: MatrixDoc, shown: Sequence[str]) -> list[Step]:
     if good is None or good.load_qemu.sha256 == cell.load_qemu.sha256:
         return []
     ends = ("--good", good.load_qemu.path, "--bad", cell.load_qemu.path)
-    return [Step(argv=(*_named(shown, "bisect"), *ends), purpose="find the version that changed it")]
+    return [Step(argv=(*_named(shown, "bisect"), *ends), purpose=Purpose.BISECT)]
 
 
 def _again(cell: Cell, material: Material, *, whole: bool) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what a reduction found to a case: its bytes, and the sentence that says it."""
+"""From what a reduction found to a case: its bytes, and how the failure is recognised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from harness.engines.colo import Evidence, Selection
 from harness.packs.pack import incoming_body
 from harness.qemu.cmdline import Option
-from harness.report.sentences import text_of
 from harness.results.cause import Refused
 from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of_cell
@@ -21,12 +20,10 @@ from harness.triage.fields import Atom, needed
 from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate, Reduced
 from harness.triage.reduction import Result
-from harness.triage.registers import phrase, register_of
+from harness.triage.registers import register_of
 from harness.triage.reproduce import complaint
 from harness.triage.tries import Target
 
-#: More pieces of state than this are counted, not named.
-_MAX_PHRASES = 3
 #: Options whose value is a file that the case has to hold.
 _FILES = frozenset({"kernel", "initrd"})
 
@@ -61,7 +58,6 @@ def case_of(found: Found) -> Case:
         cell=cell.id,
         verdict=str(cell.verdict),
         failure_class=str(cell.failure_class) if cell.failure_class else None,
-        sentence=sentence(found, sections),
         kind="leak" if leak else "load",
         signature=None if signature is None else signature.to_json(),
         expect=_expect(found, signature),
@@ -154,7 +150,6 @@ def _expect(found: Found, signature: Signature | None) -> Expect:
         exit=ended if ended and ended.startswith("SIG") else None,
         function=signature.function or None if signature else None,
         assertion=signature.assertion or None if signature else None,
-        text=text_of(cell),
         reason=reason_of(cell),
     )
 
@@ -169,73 +164,16 @@ def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:
     return tuple(
         needed(atom, payload, named.title if named else None)
         for atom in found.result.needed
-        for payload in [_payload(found, reduced, atom)]
+        for payload in [payload_of(found, reduced, atom)]
         for named in [register_of(atom, payload)]
     )
 
 
-def _payload(found: Found, reduced: Reduced, atom: Atom) -> bytes:
+def payload_of(found: Found, reduced: Reduced, atom: Atom) -> bytes:
+    """The payload of the section that a piece is of, as it fails."""
     return reduced.payload(found.result.candidate.steps[-1].phase, atom.section)
-
-
-def sentence(found: Found, sections: Sequence[str]) -> str:
-    """What is needed, in words: ``one load of section 0000:00:1f.0/ICH9LPC in phase bound; RCBA enabled (rcba bit 0
-    = 1) is needed``."""
-    parts = [_loads(found, sections)]
-    parts += _memory(found)
-    atoms = found.result.needed
-    reduced = Reduced(found.target.buffers, found.result.candidate)
-    if atoms:
-        said = [phrase(a, _payload(found, reduced, a), register_of(a, _payload(found, reduced, a))) for a in atoms]
-        more = len(said) - _MAX_PHRASES
-        words = _list(said[:_MAX_PHRASES] if more <= 0 else [*said[:_MAX_PHRASES], f"{more} more"])
-        parts.append(f"{words} {'is' if len(said) == 1 else 'are'} needed")
-    elif found.result.field_note:
-        parts.append(found.result.field_note)
-    if found.result.failed < found.result.tried:
-        parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
-    return "; ".join(parts)
-
-
-def _loads(found: Found, sections: Sequence[str]) -> str:
-    candidate = found.result.candidate
-    phases = list(dict.fromkeys(step.phase for step in candidate.steps))
-    if candidate.incoming not in phases:
-        phases.insert(0, candidate.incoming)
-    where = f"in phase {phases[0]}" if len(phases) == 1 else f"in phases {_list(phases)}"
-    if len(sections) > 12:
-        what = f"{len(sections)} sections"
-    elif sections:
-        what = f"{'section' if len(sections) == 1 else 'sections'} {_list(list(sections))}"
-    else:
-        what = "no section at all"
-    mode = ", with the guest running" if candidate.mode is GuestMode.RUNNING else ""
-    if found.leak:
-        return f"each load of {what} {where} leaves {found.leak['bytes_per_load']:.3g} bytes behind"
-    if found.target.at_start:
-        return f"the incoming stream alone, with {what}, {where}{by_whom(found.target.cell)}{mode}"
-    count = "one load" if candidate.loads == 1 else f"{candidate.loads} loads"
-    together = " in one device buffer," if candidate.loads > 1 and len(candidate.steps) == 1 else ""
-    return f"{count} of {what}{together} {where}{by_whom(found.target.cell)}{mode}"
 
 
 def recorded_by(cell: Cell) -> dict[str, str] | None:
     """Identity of the QEMU that recorded, where another one loads."""
     return None if cell.record_qemu.sha256 == cell.load_qemu.sha256 else cell.record_qemu.to_json()
-
-
-def by_whom(cell: Cell) -> str:
-    """`` of a guest of QEMU 10.0.13`` where another one loads."""
-    return f" of a guest of QEMU {cell.record_qemu.version}" if recorded_by(cell) else ""
-
-
-def _memory(found: Found) -> list[str]:
-    candidate = found.result.candidate
-    if candidate.ram == ():
-        return []
-    count = Reduced(found.target.buffers, candidate).page_count()
-    return [f"{count} {'page' if count == 1 else 'pages'} of guest memory {'is' if count == 1 else 'are'} needed"]
-
-
-def _list(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -18,6 +18,7 @@ from made_cells import made_cell
 from harness.errors import UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.report.bundle import WRITING
 from harness.results.cause import Drifted, DriftedField
 from harness.results.document import Cell, Qemu, read_matrix
 from harness.results.verdict import Verdict
@@ -43,7 +44,7 @@ def run(postload: Callable[..., Done], q35_pack: StatePack, tmp_path_factory: py
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Bundle:
     """Its bundle, of a case that was not minimised."""
-    return bundle_cell("platform/bound/same", run, run.parent / "bundle")
+    return bundle_cell("platform/bound/same", run, run.parent / "bundle", WRITING)
 
 
 def reproduce(folder: Path, *words: str) -> Done:
@@ -97,9 +98,9 @@ def test_a_load_with_the_register_cleared_is_not_it(bundle: Bundle, binary: Qemu
 def test_a_cell_without_a_finding_and_a_full_folder_are_refused(run: Path, bundle: Bundle, tmp_path: Path) -> None:
     fine = next(cell.id for cell in read_matrix(run).cells if not cell.verdict.is_finding)
     with pytest.raises(UsageError, match="nothing to report"):
-        bundle_cell(fine, run, tmp_path / "b")
+        bundle_cell(fine, run, tmp_path / "b", WRITING)
     with pytest.raises(UsageError, match="does not overwrite"):
-        bundle_cell("platform/bound/same", run, bundle.folder)
+        bundle_cell("platform/bound/same", run, bundle.folder, WRITING)
     assert kept_case(run, read_matrix(run).cells[0]) is None
 
 

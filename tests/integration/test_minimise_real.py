@@ -21,6 +21,7 @@ from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.report.cases import told_case
 from harness.results.cause import Cause, Ended, Leaked, Refused, Resource
 from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
@@ -31,7 +32,7 @@ from harness.triage.case import Case
 from harness.triage.minimise import Attempt, Search
 from harness.triage.reduced import Candidate, Reduced, connected, without_options
 from harness.triage.reduction import Reduction, Result
-from harness.triage.smallest import Found, case_of
+from harness.triage.smallest import Found
 from harness.triage.tries import Target, Tries
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -137,7 +138,7 @@ def reduce_made_up(target: Target, fails: Callable[[Candidate], bool]) -> tuple[
     search: Search[Candidate] = Search(attempt=lambda c: Attempt(hit=fails(c), loads=c.loads), key=lambda c: c.key)
     result = Reduction(target, search).run()
     found = Found(target=target, result=result, search=search, evidence=None, leak={})
-    return result, case_of(found)
+    return result, told_case(found)
 
 
 def target_of(cell: Cell, pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> Target:
@@ -316,7 +317,7 @@ def test_a_rejected_incoming_stream_ends_in_its_section(
     tries = Tries(target)
     search = Search(attempt=tries.attempt, key=lambda c: c.key)
     result = Reduction(target, search).run()
-    case = case_of(Found(target=target, result=result, search=search, evidence=tries.seen, leak={}))
+    case = told_case(Found(target=target, result=result, search=search, evidence=tries.seen, leak={}))
     assert case.sections == (AHCI,)
     assert case.ram_pages == 0
     assert case.sentence.startswith(f"the incoming stream alone, with section {AHCI}, in phase bound")

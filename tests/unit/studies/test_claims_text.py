@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from threading import Event
@@ -27,9 +28,15 @@ def _doc(**more: Any) -> dict[str, Any]:
         answer=f"It may, 7 of 8. {HOSTILE}",
         columns=(Column(key="what", title="what"), Column(key="count", title="n")),
         rows=[{"what": "a section with a long name " * 4, "count": 12345}, {"what": HOSTILE, "count": 2}],
-    ).to_json()
+    )
     qemu = {"version": "7.2.0", "path": "/usr/bin/q"}
-    return {"schema": "postload.claims/1", "qemu": qemu, "seconds": 2.0, "complete": True, "questions": [answer | more]}
+    return {
+        "schema": "postload.claims/1",
+        "qemu": qemu,
+        "seconds": 2.0,
+        "complete": True,
+        "questions": [asdict(answer) | more],
+    }
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
@@ -94,7 +101,7 @@ def test_a_machine_that_cannot_say_does_not_silence_the_other() -> None:
 
     question = Question(number=2, text="?", columns=(Column(key="what", title="what"),), ask=ask)
     labs: Any = [_FakeLab("pc"), _FakeLab("q35")]
-    entry = question.answer(labs).to_json()
+    entry = asdict(question.answer(labs))
     assert entry["answer"] == "pc: fine."
     assert entry["failed"] == "q35: no pair"
     assert entry["rows"] == [{"machine": "pc", "what": "x"}]

@@ -16,6 +16,9 @@ import pytest
 from harness.errors import HarnessError, UsageError
 from harness.qemu.cmdline import Option
 from harness.report.bundle import describe, shell_line, title
+from harness.results.outcome import ControlName, ControlResult
+from harness.results.outcome import Outcome as CellOutcome
+from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
 from harness.triage.bisect import Build, Outcome, Tried, builds, check_ends, git_lines, judge
 from harness.triage.bundle import Answer, Material, candidates, kept_case, lean, subsections, write_bundle
@@ -48,6 +51,9 @@ VMDESC = json.dumps(
 ).encode()
 SUBSECTION = b"\x05\x07toy/new\0\0\0\x01\x01\x02\x03\x04"
 
+FRESH = ControlResult(name=ControlName.FRESH, verdict=Verdict.OK, asked=3, passed=3, decided=True)
+CONTROLLED = CellOutcome(verdict=Verdict.CRASH, controls=(FRESH,))
+
 
 def section(idstr: str, body: bytes, number: int) -> bytes:
     """A FULL section, instance 0, version 1, with its footer."""
@@ -72,7 +78,7 @@ def case(**changed: Any) -> Case:
         sentence="one load of section toy in phase bound; START is needed",
         kind="load",
         signature={"name": "crash:toy_load:!boom:toy:toy"},
-        expect=Expect(verdict="crash", exit="SIGABRT", function="toy_load", assertion="!boom", text="load 1"),
+        expect=Expect(verdict="crash", exit="SIGABRT", function="toy_load", assertion="!boom"),
         qemu={"version": "9.8.7", "build": "toys", "path": "/usr/bin/qemu-toy", "sha256": "00"},
         machine="toy-1",
         family="toy",
@@ -158,7 +164,7 @@ def write(folder: Path, made: Case | None = None, **more: Any) -> Path:
 
 
 def test_a_bundle_holds_all_that_is_told(tmp_path: Path) -> None:
-    folder = write(tmp_path / "out" / "b", controls="fresh: ok", backtrace="#0 toy_load")
+    folder = write(tmp_path / "out" / "b", outcome=CONTROLLED, backtrace="#0 toy_load")
     names = {file.name for file in folder.iterdir()}
     assert names == {
         *("README.md", "reproduce.py", "case.json", "head.bin", "body.bin", "c1.bin"),
@@ -174,7 +180,7 @@ def test_a_bundle_holds_all_that_is_told(tmp_path: Path) -> None:
 
 
 def test_the_issue_has_the_headings_of_the_template_in_order(tmp_path: Path) -> None:
-    text = (write(tmp_path / "b", controls="fresh: ok", backtrace="#0 toy_load") / "issue.md").read_text()
+    text = (write(tmp_path / "b", outcome=CONTROLLED, backtrace="#0 toy_load") / "issue.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Host environment",
         "## Emulated/Virtualized environment",
@@ -182,7 +188,14 @@ def test_the_issue_has_the_headings_of_the_template_in_order(tmp_path: Path) -> 
         "## Steps to reproduce",
         "## Additional information",
     ]
-    for told in ("9.8.7 (toys)", "-machine toy-1", "fresh: ok", "#0 toy_load", "qemu-toy: boom", "./reproduce.py"):
+    for told in (
+        "9.8.7 (toys)",
+        "-machine toy-1",
+        "fresh: ok in 3 of 3 processes",
+        "#0 toy_load",
+        "qemu-toy: boom",
+        "./reproduce.py",
+    ):
         assert told in text
     assert text.rstrip().endswith('/label ~"kind::Bug"')
 
@@ -326,7 +339,7 @@ def test_the_words_of_a_log_are_not_markup(tmp_path: Path) -> None:
 
 
 def test_a_title_cannot_end_the_comment_that_it_stands_in(tmp_path: Path) -> None:
-    expect = Expect(verdict="crash", exit=None, function=None, assertion="n-->0", text="")
+    expect = Expect(verdict="crash", exit=None, function=None, assertion="n-->0")
     head = texts(tmp_path / "bundle", expect=expect)["issue.md"].splitlines()[0]
     assert head.count("-->") == 1
     assert head.endswith(" -->")
@@ -336,7 +349,7 @@ def test_a_migration_says_from_where_to_where(tmp_path: Path) -> None:
     files = texts(
         tmp_path / "bundle",
         verdict="reject",
-        expect=Expect(verdict="reject", text="x", reason="VQ 0 vring.num 1024 exceeds allocated max 256"),
+        expect=Expect(verdict="reject", reason="VQ 0 vring.num 1024 exceeds allocated max 256"),
         recorded={"version": "9.8.6", "build": "older toys", "path": "/q", "sha256": "01"},
         checkpoints=(),
         loads=0,

@@ -21,7 +21,7 @@ CASE = Case(
     sentence="one load of section x",
     kind="load",
     signature={"kind": "crash"},
-    expect=Expect(verdict="crash", exit="SIGABRT", function="f", assertion="!a", text="f: a"),
+    expect=Expect(verdict="crash", exit="SIGABRT", function="f", assertion="!a"),
     qemu={"version": "7.2.22", "sha256": "00"},
     machine="pc-q35-7.2",
     family="q35",

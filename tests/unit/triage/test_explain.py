@@ -19,9 +19,20 @@ from made_cells import ended, made_cell
 from rich.console import Console
 
 from harness.colo.messages import Step
-from harness.commands.explain import command_lines, explain_command, print_page
+from harness.commands.explain import explain_command
 from harness.errors import MissingError, PostloadError, UsageError
 from harness.qemu.binary import QemuBinary
+from harness.report.explain import (
+    command_lines,
+    elsewhere_lines,
+    explain_json,
+    figures_of,
+    issue_note,
+    print_page,
+    same_lines,
+    section_note,
+    unseen_lines,
+)
 from harness.results.cause import (
     Assertion,
     Broke,
@@ -44,7 +55,7 @@ from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
 from harness.triage.backtrace import Backtrace
-from harness.triage.explain import LINK_PLACE, Explanation, Material, explain, figures_of
+from harness.triage.explain import LINK_PLACE, Explanation, Material, explain
 from harness.triage.stack import binary_of, has_stack, keep_stack, kept_stack, phase_before, told_stack
 
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2", path="/nowhere/q7", sha256="12" * 32)
@@ -191,17 +202,17 @@ def test_the_same_finding_is_told_by_its_name_and_not_by_its_line_number(tmp_pat
     moved = crashed("busy", NEW, causes=(died(line=LINE.replace("2610", "77")),), log="")
     other = crashed("kernel", causes=(Ended(step=Step.LOAD, load=1, signal="SIGSEGV"),), log="")
     found = told(tmp_path, crashed(), moved, other)
-    assert found.same_ids == (moved.id,)
-    assert found.same == ("pc-q35-11.1 platform: same (busy) on QEMU 11.1.3",)
+    assert [other.id for other in found.same] == [moved.id]
+    assert same_lines(found) == ["pc-q35-11.1 platform: same (busy) on QEMU 11.1.3"]
 
 
 def test_other_qemus_of_the_run_are_told_and_give_a_bisection(tmp_path: Path) -> None:
     found = told(tmp_path, crashed(), passed("bound", NEW), passed("busy", NEW), pack=pack())
-    assert found.elsewhere == ("11.1.3: ok",)
+    assert elsewhere_lines(found) == ["11.1.3: ok"]
     bisect = next(step for step in found.steps if step.argv[1] == "bisect")
     assert bisect.argv[-4:] == ("--good", NEW.path, "--bad", OLD.path)
     same = told(tmp_path, crashed(), crashed("bound", NEW), pack=pack())
-    assert same.elsewhere == ("11.1.3: crash, the same",)
+    assert elsewhere_lines(same) == ["11.1.3: crash, the same"]
     assert "bisect" not in commands(same)
 
 
@@ -211,7 +222,7 @@ def test_a_section_is_described_as_it_was_recorded(tmp_path: Path) -> None:
     both = crashed(blamed=(LPC, "gone"))
     assert [facts.size_bytes for facts in told(tmp_path, both, pack=pack()).sections] == [3, 0]
     nobody = told(tmp_path, crashed(blamed=()), pack=pack())
-    assert nobody.section_note == "no section is blamed; loaded were 2 sections of platform"
+    assert section_note(nobody) == "no section is blamed; loaded were 2 sections of platform"
 
 
 def test_next_is_minimise_then_bundle_then_known(tmp_path: Path) -> None:
@@ -254,7 +265,7 @@ def test_an_issue_that_was_fixed_is_news(tmp_path: Path) -> None:
     assert found.cell.known == ""
     assert "although it is said to be fixed in 7.2.20" in words(page(found))
     unlisted = replace_issue(issue, affected=("8.0",), fixed_in=None)
-    assert "not among the versions" in told(tmp_path, crashed(), issues=(unlisted,)).issue_note
+    assert "not among the versions" in issue_note(told(tmp_path, crashed(), issues=(unlisted,)))
     another = replace_issue(issue, signature="crash:f:x:ICH9LPC:q35")
     assert told(tmp_path, crashed(), issues=(another,)).issue is None
 
@@ -271,7 +282,7 @@ def test_an_ok_cell_says_what_was_not_looked_at(tmp_path: Path) -> None:
     assert text.startswith("ok  ")
     assert "100 of 100 loads acknowledged" in flat
     assert f"left out: {LPC}" in flat
-    missing = next(note for note in found.unseen if note.startswith("not in this run for platform"))
+    missing = next(note for note in unseen_lines(found) if note.startswith("not in this run for platform"))
     assert "drift" in missing
     assert "leak" not in missing
     assert "controls" in label_order(text)
@@ -398,7 +409,7 @@ def test_a_leak_is_told_with_its_interval_and_floor() -> None:
 def test_json_has_all_that_the_page_has(tmp_path: Path) -> None:
     stack = Backtrace(frames=(Frame(number=0, function="f"),), short="f", how="h", signal="SIGABRT")
     found = told(tmp_path, crashed(controls=(FRESH,)), crashed("busy"), stack=stack)
-    document_ = json.loads(json.dumps(found.to_json()))
+    document_ = json.loads(json.dumps(explain_json(found)))
     assert document_["schema"] == "postload.explain/1"
     assert document_["signature"]["name"] == NAME
     assert document_["signature"]["section"] == "ICH9LPC"

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The smallest case of a finding in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.results.document import Cell
+from harness.state.transforms import GuestMode
+from harness.triage.case import Case
+from harness.triage.reduced import Reduced
+from harness.triage.registers import phrase, register_of
+from harness.triage.smallest import Found, case_of, payload_of, recorded_by
+
+#: More pieces of state than this are counted, not named.
+_MAX_PHRASES = 3
+
+
+def told_case(found: Found) -> Case:
+    """The case of a finished reduction, with the sentence that says it."""
+    case = case_of(found)
+    return replace(case, sentence=case_sentence(found, case.sections))
+
+
+def case_sentence(found: Found, sections: Sequence[str]) -> str:
+    """What is needed, in words: ``one load of section 0000:00:1f.0/ICH9LPC in phase bound; RCBA enabled (rcba bit 0
+    = 1) is needed``.
+
+    :param sections: of the case
+    """
+    parts = [_loads(found, sections)]
+    parts += _memory(found)
+    atoms = found.result.needed
+    reduced = Reduced(found.target.buffers, found.result.candidate)
+    if atoms:
+        said = [phrase(a, payload_of(found, reduced, a), register_of(a, payload_of(found, reduced, a))) for a in atoms]
+        more = len(said) - _MAX_PHRASES
+        words = _list(said[:_MAX_PHRASES] if more <= 0 else [*said[:_MAX_PHRASES], f"{more} more"])
+        parts.append(f"{words} {'is' if len(said) == 1 else 'are'} needed")
+    elif found.result.field_note:
+        parts.append(found.result.field_note)
+    if found.result.failed < found.result.tried:
+        parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
+    return "; ".join(parts)
+
+
+def _loads(found: Found, sections: Sequence[str]) -> str:
+    candidate = found.result.candidate
+    phases = list(dict.fromkeys(step.phase for step in candidate.steps))
+    if candidate.incoming not in phases:
+        phases.insert(0, candidate.incoming)
+    where = f"in phase {phases[0]}" if len(phases) == 1 else f"in phases {_list(phases)}"
+    if len(sections) > 12:
+        what = f"{len(sections)} sections"
+    elif sections:
+        what = f"{'section' if len(sections) == 1 else 'sections'} {_list(list(sections))}"
+    else:
+        what = "no section at all"
+    mode = ", with the guest running" if candidate.mode is GuestMode.RUNNING else ""
+    if found.leak:
+        return f"each load of {what} {where} leaves {found.leak['bytes_per_load']:.3g} bytes behind"
+    if found.target.at_start:
+        return f"the incoming stream alone, with {what}, {where}{by_whom(found.target.cell)}{mode}"
+    count = "one load" if candidate.loads == 1 else f"{candidate.loads} loads"
+    together = " in one device buffer," if candidate.loads > 1 and len(candidate.steps) == 1 else ""
+    return f"{count} of {what}{together} {where}{by_whom(found.target.cell)}{mode}"
+
+
+def by_whom(cell: Cell) -> str:
+    """`` of a guest of QEMU 10.0.13`` where another one loads."""
+    return f" of a guest of QEMU {cell.record_qemu.version}" if recorded_by(cell) else ""
+
+
+def _memory(found: Found) -> list[str]:
+    candidate = found.result.candidate
+    if candidate.ram == ():
+        return []
+    count = Reduced(found.target.buffers, candidate).page_count()
+    return [f"{count} {'page' if count == 1 else 'pages'} of guest memory {'is' if count == 1 else 'are'} needed"]
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
