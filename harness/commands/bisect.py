@@ -16,7 +16,8 @@ from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
 from harness.qemu.process import scratch_folder
 from harness.report.bundle import WRITING
-from harness.results.document import find_cell, read_matrix
+from harness.results.document import find_cell
+from harness.results.folder import read_matrix
 from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE

@@ -22,7 +22,8 @@ from harness.report.terminal import LiveProgress, print_matrix
 from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
 from harness.results.events import EventLog, Started
-from harness.results.known import Issue, KnownRun, annotate, load_known
+from harness.results.folder import held_against
+from harness.results.known import Issue, KnownRun, load_known
 from harness.work.run import Options, Run
 
 
@@ -76,11 +77,6 @@ def _last_words(run: Run, started: Started, out: Path) -> Iterator[None]:
             with suppress(HostError):
                 write_reports(doc, out)
         raise
-
-
-def held_against(doc: MatrixDoc, started: Started) -> KnownRun:
-    """A document with the known issues that its run was held against, which may be none."""
-    return annotate(doc, [Issue.model_validate(issue) for issue in started.known or ()])
 
 
 def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:

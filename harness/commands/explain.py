@@ -15,7 +15,8 @@ from harness.errors import MissingError, PostloadError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.explain import explain_json, print_page
-from harness.results.document import Cell, find_cell, read_matrix
+from harness.results.document import Cell, find_cell
+from harness.results.folder import read_matrix
 from harness.results.known import load_known
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case

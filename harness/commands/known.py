@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.commands.options import json_option, print_json, run_option
-from harness.results.document import find_cell, read_matrix
+from harness.results.document import find_cell
+from harness.results.folder import read_matrix
 from harness.results.known import DEFAULT_FILE, add_known, load_known
 
 file_option = click.option(

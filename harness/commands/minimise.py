@@ -18,7 +18,8 @@ from harness.errors import Stopped, UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.cases import told_case
-from harness.results.document import Cell, find_cell, read_matrix
+from harness.results.document import Cell, find_cell
+from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.case import Case
 from harness.triage.interrupt import one_interrupt

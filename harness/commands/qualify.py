@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from harness.arch.accel import choose_accel, kvm_state
-from harness.commands.execute import begin, held_against, shown_run
+from harness.commands.execute import begin, shown_run
 from harness.commands.options import (
     accel_option,
     binaries_of,
@@ -55,6 +55,7 @@ from harness.report.qualify import forget_qualify, print_qualify, qualify_json, 
 from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MIGRATIONS, MatrixDoc
 from harness.results.events import Answered, EventLog
+from harness.results.folder import held_against
 from harness.results.known import load_known
 from harness.state.recorder import PHASES, ordered_phases
 from harness.state.transforms import GuestMode

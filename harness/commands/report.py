@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from harness.commands.execute import held_against, report_matrix
+from harness.commands.execute import report_matrix
 from harness.commands.options import DEFAULT_OUT, err, json_option, names
 from harness.commands.qualify import report_answer, write_answer
 from harness.errors import UsageError
@@ -19,6 +19,7 @@ from harness.report.qualify import qualify_plain
 from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MatrixDoc
 from harness.results.events import EVENTS_NAME, Fold, cut_bytes, fold_file, is_being_written
+from harness.results.folder import held_against
 
 
 @click.command()

@@ -20,9 +20,9 @@ from harness.report.qualify import qualify_html
 from harness.report.studies import JSON_NAME as CLAIMS_NAME
 from harness.report.studies import claims_html
 from harness.results.document import MatrixDoc
+from harness.results.folder import JSON_NAME
 from harness.studies.model import SCHEMA as CLAIMS_SCHEMA
 
-JSON_NAME = "matrix.json"
 HTML_NAME = "matrix.html"
 JUNIT_NAME = "junit.xml"
 MARKDOWN_NAME = "matrix.md"

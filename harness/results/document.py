@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -304,20 +303,6 @@ def find_cell(doc: MatrixDoc, text: str) -> Cell:
     :raises UsageError: there is none, or several; names some
     """
     return find_by_key(doc.cells, lambda cell: cell.key, text, lambda cell: cell.verdict.is_finding)
-
-
-def read_matrix(run: Path) -> MatrixDoc:
-    """The document of a run: ``matrix.json`` in a folder, or that file itself.
-
-    :raises UsageError: there is none, or it is not a matrix document
-    """
-    path = run / "matrix.json" if run.is_dir() else run
-    try:
-        return MatrixDoc.from_json(json.loads(path.read_text()))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; expected the folder that a run wrote with --out") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
 
 
 def matrix_schema() -> dict[str, Any]:

@@ -35,7 +35,8 @@ from harness.files import temp_dir
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
-from harness.results.document import MIGRATIONS, Cell, find_cell, read_matrix
+from harness.results.document import MIGRATIONS, Cell, find_cell
+from harness.results.folder import read_matrix
 from harness.results.outcome import Outcome
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict

@@ -32,7 +32,6 @@ from typing import Any
 from rich.console import Console
 
 from harness.colo.messages import Step
-from harness.commands.execute import held_against
 from harness.report.progress import LiveProgress
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import print_matrix
@@ -51,6 +50,7 @@ from harness.results.cause import (
 )
 from harness.results.document import Cell, MachineResult, Qemu, Warned
 from harness.results.events import Event, EventLog, Judged, MachineSeen, Planned, Started, fold_file
+from harness.results.folder import held_against
 from harness.results.key import CellKey, Route
 from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Outcome
 from harness.results.verdict import FailureClass, Verdict

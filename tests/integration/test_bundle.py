@@ -20,7 +20,8 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.bundle import WRITING
 from harness.results.cause import Drifted, DriftedField
-from harness.results.document import Cell, Qemu, read_matrix
+from harness.results.document import Cell, Qemu
+from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case, run_script, whole_case
 from harness.triage.driftcase import drift_cases

@@ -23,6 +23,7 @@ from harness.lanes import schedules
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.report import inspection
 from harness.results.document import Cell
+from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
 from harness.work import run as run_module
 
@@ -284,6 +285,30 @@ def test_report_of_a_run_that_was_killed(
     code, _, err = postload("report", out)
     assert code == 2
     assert f"{out}/cells.jsonl:3: damaged event" in err.replace("\n", "")
+
+
+def test_every_command_sees_all_cells_of_a_run_that_was_killed(
+    postload: Postload, make_pack: MakePack, verdicts: Callable[[dict[str, Verdict]], None], tmp_path: Path
+) -> None:
+    verdicts({"ahci": Verdict.CRASH})
+    out = tmp_path / "out"
+    assert postload("replay", make_pack(), "--quick", "--out", out)[0] == 1
+    whole = (out / "cells.jsonl").read_bytes().splitlines(keepends=True)
+    written = json.loads((out / "matrix.json").read_text())
+    # as it was after the first cell, which is not ahci's, and as it is after kill -9
+    first = {**written, "complete": False, "cells": written["cells"][-1:]}
+    (out / "matrix.json").write_text(json.dumps(first))
+    (out / "cells.jsonl").write_bytes(b"".join(whole[:-1]))
+    link = "https://gitlab.com/qemu-project/qemu/-/issues/1"
+    add = ("known", "add", "ahci/bound/same", "--run", out, "--link", link, "--file", tmp_path / "known.yaml")
+    assert postload(*add)[0] == 0
+    (out / "matrix.json").unlink()
+    assert len(read_matrix(out).cells) == len(written["cells"])
+    # the file itself is that file, and so is the document of another run in the same folder
+    (out / "matrix.json").write_text(json.dumps(first))
+    assert len(read_matrix(out / "matrix.json").cells) == 1
+    (out / "matrix.json").write_text(json.dumps({**first, "started": "2020-01-01T00:00:00+00:00"}))
+    assert len(read_matrix(out).cells) == 1
 
 
 def test_report_holds_a_run_against_the_known_issues_that_it_was_held_against(

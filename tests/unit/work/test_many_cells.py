@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness.results.document import read_matrix
 from harness.results.events import fold_file
+from harness.results.folder import read_matrix
 
 #: 10, 20 and 40 devices of one machine, with 23 cells each.
 FEW, MORE, MANY = 230, 460, 920
