@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from harness.commands.options import binaries_of, err, json_option, print_json, run_option, run_scope
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import probe_colo
 from harness.errors import Stopped, UsageError
 from harness.packs.pack import StatePack

@@ -11,12 +11,12 @@ INCOMING is the load, one at step RESUME the start of the guest or the short whi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence
-from harness.engines.incoming import Count, Incoming, State, break_at, evidence_of
+from harness.engines.evidence import ANSWER_TIMEOUT_S, Break, Count, Evidence, OnLoads, break_at, evidence_of
+from harness.engines.incoming import Incoming, State
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 
@@ -40,7 +40,7 @@ class Fresh:
     timeout_s: float = ANSWER_TIMEOUT_S
     scope: ProcessScope = field(default_factory=ProcessScope)
 
-    def run(self, on_loads: Callable[[int], None] = lambda _: None) -> Evidence:
+    def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
         """All processes as one piece of evidence; one that dies does not keep the others from being tried.
 
         :raises QemuError: a process did not even start

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Evidence, guest_events, own_words
-from harness.engines.secondary import DEATH_GRACE_S, connect_incoming
+from harness.engines.buffers import Buffers
+from harness.engines.secondary import connect_incoming
 from harness.errors import DeadlineError, QemuError
 from harness.guests.machine import Machine, firmware_sink
 from harness.packs.pack import incoming_body
@@ -23,7 +23,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import CommandRefused
-from harness.qemu.process import Exit, new_workdir
+from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
@@ -162,45 +162,6 @@ def ended_in_postcopy(step: Step, vm: Vm, what: str) -> ChannelBroken:
     if ended is not None and ended.signal and REFUSAL.search(vm.process.stderr()):
         return ChannelBroken(step, "died", f"QEMU refused {what}, and died of {ended} while it cleaned up")
     return ChannelBroken(step, "closed", f"QEMU ended in {what}")
-
-
-def break_at(error: ChannelBroken, load: int, phase: str) -> Break:
-    """Where a control engine broke."""
-    return Break(step=error.step, kind=error.kind, detail=error.detail, load=load, phase=phase)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Count:
-    """Loads asked for and passed, and the time that the passed ones took."""
-
-    asked: int
-    passed: int
-    load_seconds: float = 0.0
-
-
-def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float) -> Evidence:
-    """What is to be seen of a QEMU after a control.
-
-    :param started: ``time.monotonic()`` at the beginning
-    """
-    ended = _ended(vm, broken)
-    return Evidence(
-        loads_asked=count.asked,
-        loads_acked=count.passed,
-        checkpoints_acked=count.passed,
-        broken=broken,
-        exit=ended,
-        log=own_words(vm.process.stderr()),
-        # of one that broke it is known already that it is not well
-        events=() if ended else guest_events(vm, DEATH_GRACE_S if broken else ANSWER_TIMEOUT_S),
-        seconds=time.monotonic() - started,
-        load_seconds=count.load_seconds,
-    )
-
-
-def _ended(vm: Vm, broken: Break | None) -> Exit | None:
-    # a QEMU that aborts closes its sockets before it is gone
-    return vm.ended(DEATH_GRACE_S if broken is not None and broken.kind == "closed" else 0.0)
 
 
 def _send(sock: socket.socket, buffers: Sequence[Buffer], timeout_s: float) -> None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Buffers, Evidence
-from harness.engines.incoming import Count, Incoming, State, attempt, break_at, evidence_of
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import ANSWER_TIMEOUT_S, Count, Evidence, OnLoads, break_at, evidence_of
+from harness.engines.incoming import Incoming, State, attempt
 from harness.engines.schedule import LoadPlan
 from harness.errors import QemuError
 from harness.guests.machine import DiskKind, Machine
@@ -35,8 +35,6 @@ from harness.state.transforms import GuestMode
 #: How long the guest runs between two loads.
 RUN_S = 0.05
 _QUIT_TIMEOUT_S = 10.0
-
-OnLoads = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,20 +29,10 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import Evidence, own_words
-from harness.engines.incoming import (
-    Count,
-    Incoming,
-    State,
-    attempt,
-    break_at,
-    drain_console,
-    ended_in_postcopy,
-    evidence_of,
-)
+from harness.engines.evidence import DEATH_GRACE_S, Count, Evidence, OnLoads, break_at, evidence_of, own_words
+from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy
 from harness.engines.pair import wait_listening
 from harness.engines.postcopy import allow_postcopy
-from harness.engines.secondary import DEATH_GRACE_S
 from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.migrationstatus import Stage, stage_of
@@ -82,7 +72,7 @@ class RealMigration:
     timeout_s: float = MIGRATION_TIMEOUT_S
     scope: ProcessScope = field(default_factory=ProcessScope)
 
-    def run(self, on_loads: Callable[[int], None] = lambda _: None) -> Evidence:
+    def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
         """The evidence of the destination; the last line of its log is the source's fate.
 
         A break at INCOMING is the migration, at LOAD the device state of a postcopy that was started, at RESUME the

@@ -29,16 +29,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import Evidence, own_words
-from harness.engines.incoming import Count, Incoming, State, break_at, drain_console, evidence_of
-from harness.engines.secondary import DEATH_GRACE_S, capabilities
+from harness.engines.evidence import DEATH_GRACE_S, Count, Evidence, OnLoads, break_at, evidence_of, own_words
+from harness.engines.incoming import Incoming, State, drain_console
+from harness.engines.secondary import capabilities
 from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -58,8 +58,6 @@ _ANSWER_S = 2.0
 #: Names of the thread that migrates, of older and newer builds.
 _MIGRATION_THREADS = ("live_migration", "migration", "mig/src")
 _LISTENING = "00010000"  # __SO_ACCEPTCON in /proc/net/unix
-
-OnLoads = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

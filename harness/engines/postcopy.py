@@ -39,21 +39,22 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Evidence, own_words
-from harness.engines.fresh import merge
-from harness.engines.incoming import (
+from harness.engines.evidence import (
+    ANSWER_TIMEOUT_S,
+    DEATH_GRACE_S,
+    Break,
     Count,
-    Incoming,
-    State,
-    attempt,
+    Evidence,
+    OnLoads,
     break_at,
-    drain_console,
-    ended_in_postcopy,
     evidence_of,
+    own_words,
 )
+from harness.engines.fresh import merge
+from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy
 from harness.engines.pagesource import Page, PageCount, PageSource
 from harness.engines.postcopywire import Ping, encode_advise, encode_discards, encode_package, encode_ping, runs_of
-from harness.engines.secondary import DEATH_GRACE_S, connect_incoming
+from harness.engines.secondary import connect_incoming
 from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
@@ -160,7 +161,7 @@ class Postcopy:
     timeout_s: float = ANSWER_TIMEOUT_S
     scope: ProcessScope = field(default_factory=ProcessScope)
 
-    def run(self, on_loads: Callable[[int], None] = lambda _: None) -> PostcopyEvidence:
+    def run(self, on_loads: OnLoads = lambda _: None) -> PostcopyEvidence:
         """All processes as one piece of evidence.
 
         :raises QemuError: a process did not start, or the host cannot do it (see :func:`probe_postcopy`)

@@ -17,8 +17,6 @@ from harness.qemu.process import new_workdir, socket_path
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 
-#: How long a QEMU whose connection broke may take to die, and print why.
-DEATH_GRACE_S = 5.0
 FAILOVER_TIMEOUT_S = 10.0
 #: Run states that a secondary comes to after its failover.
 _SETTLED = ("running", "paused", "io-error", "guest-panicked", "shutdown")

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers
-from harness.engines.secondary import DEATH_GRACE_S, Secondary
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break
+from harness.engines.secondary import Secondary
 from harness.errors import QemuError, StreamError
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary

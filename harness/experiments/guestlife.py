@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.devices.device import Device
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers
-from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break
+from harness.engines.secondary import Secondary, end_colo
 from harness.errors import DeadlineError, QemuError
 from harness.experiments.interview import (
     CHECK_TIMEOUT_S,

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, own_words
-from harness.engines.secondary import DEATH_GRACE_S, Secondary, end_colo
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, own_words
+from harness.engines.secondary import Secondary, end_colo
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.console import Console
 from harness.guests.faults import halts

@@ -25,8 +25,16 @@ from pathlib import Path
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, Evidence, own_words
-from harness.engines.secondary import DEATH_GRACE_S, Secondary
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import (
+    ANSWER_TIMEOUT_S,
+    Break,
+    Count,
+    Evidence,
+    break_at,
+    evidence_of,
+)
+from harness.engines.secondary import Secondary
 from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
@@ -415,16 +423,8 @@ class _Meter:
 
     def _evidence(self, secondary: Secondary, error: ChannelBroken, began: float) -> Evidence:
         number = 0 if error.step is Step.INCOMING else self.acked + 1
-        dying = error.kind in ("closed", "unexpected")
-        return Evidence(
-            loads_asked=self.asked,
-            loads_acked=self.acked,
-            checkpoints_acked=secondary.primary.checkpoints,
-            broken=Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=self._bench.phase),
-            exit=secondary.vm.ended(DEATH_GRACE_S if dying else 0.0),
-            log=own_words(secondary.vm.process.stderr()),
-            seconds=time.monotonic() - began,
-        )
+        count = Count(asked=self.asked, passed=self.acked, checkpoints=secondary.primary.checkpoints)
+        return evidence_of(secondary.vm, count, break_at(error, number, self._bench.phase), began)
 
 
 class _Batch:

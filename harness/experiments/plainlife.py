@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from harness.colo.primary import ChannelBroken
 from harness.devices.device import Device
-from harness.engines.colo import ANSWER_TIMEOUT_S, Break, Buffers, own_words
-from harness.engines.incoming import Incoming, State, break_at
-from harness.engines.secondary import DEATH_GRACE_S
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, break_at, own_words
+from harness.engines.incoming import Incoming, State
 from harness.experiments.guestlife import GuestLife, guest_ends
 from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_devices
 from harness.guests.machine import DiskKind

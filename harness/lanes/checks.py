@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
+from harness.colo.primary import Dialect
 from harness.devices.device import Device
+from harness.engines.buffers import Buffers
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
 from harness.experiments.guestlife import guest_life
@@ -26,6 +28,8 @@ from harness.oracles.drift import DriftJudgement, judge_drift, load_rules
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import judge_leaks, run_details, suspects
+from harness.qemu.binary import QemuBinary
+from harness.qemu.scope import ProcessScope
 from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
@@ -267,8 +271,19 @@ def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Exper
     )
 
 
-def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> dict[str, Any]:
+class _Given(TypedDict):
     """What every experiment is given."""
+
+    binary: QemuBinary
+    dialect: Dialect
+    resets: bool
+    buffers: Buffers
+    phase: str
+    excluded: frozenset[str]
+    scope: ProcessScope
+
+
+def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> _Given:
     return {
         "binary": bench.binary,
         "dialect": bench.ability.dialect,

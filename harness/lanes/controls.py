@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
-from harness.engines.colo import Evidence, Selection, Session
+from harness.engines.buffers import Selection
+from harness.engines.colo import Session
+from harness.engines.evidence import Evidence
 from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.loadvm import Loadvm

@@ -11,7 +11,9 @@ from threading import Lock
 
 from harness.arch import architecture_of
 from harness.devices.device import Device
-from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Pace, Session
+from harness.engines.evidence import Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.errors import HarnessError, HostError, QemuError, Stopped

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.ddmin import ddmin
-from harness.engines.colo import Evidence
+from harness.engines.evidence import Evidence
 from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.postcopy import Postcopy, probe_postcopy

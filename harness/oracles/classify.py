@@ -42,7 +42,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.colo.messages import Step
-from harness.engines.colo import Evidence
+from harness.engines.evidence import Evidence
 from harness.oracles.load import Judgement, crash_line, error_line
 from harness.results.outcome import ControlName, ControlResult, Moment
 from harness.results.verdict import FailureClass, Verdict

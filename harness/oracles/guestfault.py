@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.colo.messages import Step
-from harness.engines.colo import Evidence
+from harness.engines.evidence import Evidence
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
 from harness.oracles.load import crash_line, end_of, judge
 from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted

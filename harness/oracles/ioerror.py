@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.colo.messages import Step
-from harness.engines.colo import Evidence
+from harness.engines.evidence import Evidence
 from harness.experiments.ioerror import Interval, IoErrors
 from harness.oracles.load import end_of, judge
 from harness.results.cause import Broke, Cause, Check, During, FailedCheck, GuestFaulted, Undecided, Why, located

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.ddmin import ddmin
-from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary
 from harness.oracles.load import Judgement, judge

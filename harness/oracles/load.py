@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.engines.incoming import REFUSAL
 from harness.oracles.words import (
     complaint_of,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.incoming import State
 from harness.engines.migration import RealMigration
 from harness.errors import PostloadError, QemuError

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from harness.engines.colo import Pace, Selection, Session
+from harness.engines.buffers import Selection
+from harness.engines.colo import Pace, Session
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.oracles.isolate import Isolator
 from harness.oracles.load import Judgement, crash_line, error_line, judge

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.errors import PostloadError, Stopped
 from harness.qemu.binary import QemuBinary

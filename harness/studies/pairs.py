@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.colo.messages import Message
 from harness.colo.primary import ChannelBroken
-from harness.engines.colo import own_words
+from harness.engines.evidence import own_words
 from harness.engines.incoming import Incoming, State
 from harness.engines.pair import let_cpu_threads_go_first
 from harness.engines.secondary import capabilities, connect_incoming

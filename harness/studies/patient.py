@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.colo.messages import SIZE_MESSAGE, U32, Message, name_of
 from harness.colo.primary import Buffer, Primary
-from harness.engines.colo import own_words
+from harness.engines.evidence import own_words
 from harness.engines.secondary import capabilities, connect_incoming
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.console import Console

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.arch import architecture_of
 from harness.devices.device import Device
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
 from harness.errors import HarnessError, PostloadError, UsageError

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.engines.colo import Evidence, Session
+from harness.engines.colo import Session
+from harness.engines.evidence import Evidence
 from harness.errors import PostloadError
 from harness.oracles.load import crash_line
 from harness.oracles.words import failed_assertion

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from harness.engines.colo import Buffers, Selection
+from harness.engines.buffers import Buffers, Selection
 from harness.engines.schedule import Checkpoint
 from harness.guests.machine import Machine
 from harness.packs.pack import Recording, StatePack

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.engines.colo import Evidence, Selection
+from harness.engines.buffers import Selection
+from harness.engines.evidence import Evidence
 from harness.packs.pack import incoming_body
 from harness.qemu.cmdline import Option
 from harness.results.cause import Refused

@@ -10,7 +10,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from harness.engines.colo import Buffers, Pace, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Pace, Session
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.errors import MissingError, PostloadError, UsageError

@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.engines.colo import Buffers, Evidence, Pace, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Pace, Session
+from harness.engines.evidence import Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan
 from harness.errors import HarnessError, HostError, QemuError, Stopped, UsageError

@@ -10,7 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, Protocol
 
-from harness.engines.colo import Buffers, Pace
+from harness.engines.buffers import Buffers
+from harness.engines.colo import Pace
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.errors import HostError, PackError
 from harness.lanes.controls import ControlRoom

@@ -25,7 +25,8 @@ from statistics import median
 from harness.colo.primary import SILENCE_S, Buffer
 from harness.devices.recipe import load_recipes
 from harness.engines import colo as engine
-from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary

@@ -16,7 +16,7 @@ from made_cells import words
 
 from harness.arch import AARCH64, X86_64
 from harness.arch.accel import prove_accel
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.secondary import Secondary
 from harness.errors import MissingError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.oracles.load import judge

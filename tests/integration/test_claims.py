@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary

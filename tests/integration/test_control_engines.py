@@ -11,7 +11,9 @@ from dataclasses import replace
 import pytest
 from made_cells import words
 
-from harness.engines.colo import Buffers, Evidence, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
+from harness.engines.evidence import Evidence
 from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.loadvm import Loadvm

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from harness.cache import CACHE_VARIABLE
-from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
 from harness.packs.pack import StatePack

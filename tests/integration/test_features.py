@@ -17,7 +17,7 @@ from harness.arch.accel import choose_accel
 from harness.colo.primary import ChannelBroken
 from harness.devices.backends import Netdev
 from harness.devices.recipe import load_recipe
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.incoming import Incoming, State
 from harness.guests.build import Guest
 from harness.guests.machine import Machine

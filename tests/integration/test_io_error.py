@@ -10,7 +10,7 @@ import pytest
 from made_cells import words
 
 from harness.devices.recipe import load_recipes
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.experiments.ioerror import BUSY_SECTOR, IoErrors, io_errors
 from harness.oracles.ioerror import judge_io_errors

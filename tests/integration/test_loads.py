@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from made_cells import words
 
-from harness.engines.colo import Buffers, Evidence, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
+from harness.engines.evidence import Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary

@@ -13,7 +13,8 @@ import pytest
 from made_cells import words
 
 from harness.colo.messages import Step
-from harness.engines.colo import Buffers, Pace
+from harness.engines.buffers import Buffers
+from harness.engines.colo import Pace
 from harness.engines.incoming import State
 from harness.engines.migration import RealMigration
 from harness.engines.postcopy import Postcopy, probe_postcopy

@@ -15,7 +15,9 @@ import pytest
 from made_cells import made_cell
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Buffers, Evidence, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
+from harness.engines.evidence import Break, Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.oracles.load import judge

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from made_cells import words
 
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.experiments.drift import Change, DriftExperiment, DriftRun
 from harness.oracles.drift import Comparison, Rule, judge_drift, load_rules, unused_rules

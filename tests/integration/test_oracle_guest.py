@@ -10,7 +10,7 @@ import pytest
 from made_cells import words as in_words
 
 from harness.devices.recipe import load_recipes
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.engines.secondary import Secondary
 from harness.experiments.guestlife import CHECK_TIMEOUT_S, GuestLife, guest_life

@@ -10,7 +10,8 @@ import time
 
 import psutil
 
-from harness.engines.colo import Buffers, Selection, Session
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Session
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
 from harness.oracles.load import judge

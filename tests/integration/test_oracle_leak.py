@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 
 from harness.colo.messages import Step
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.experiments.leak import LeakBudget, LeakResult, find_leaks
 from harness.oracles.leak import LeakJudgement, judge_leaks, run_details, suspects

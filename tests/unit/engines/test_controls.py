@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Buffers, Evidence
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import Break, Evidence
 from harness.engines.fresh import merge
 from harness.engines.incoming import State
 from harness.engines.pair import count_checkpoints

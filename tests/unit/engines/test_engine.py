@@ -15,7 +15,9 @@ from made_cells import words
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, OPEN_RETURN_PATH, ChannelBroken
 from harness.engines import colo as engine
-from harness.engines.colo import Buffers, Pace, Selection, Session
+from harness.engines import evidence
+from harness.engines.buffers import Buffers, Selection
+from harness.engines.colo import Pace, Session
 from harness.engines.schedule import Schedule, plan_loads
 from harness.engines.secondary import Secondary, capabilities
 from harness.errors import DeadlineError, QemuError, Stopped
@@ -100,7 +102,7 @@ class FakeSecondary:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeSecondary]:
     kind = type("Fake", (FakeSecondary,), {})
     monkeypatch.setattr(engine, "Secondary", kind)
-    monkeypatch.setattr(engine, "describe_threads", lambda pid: f"threads of {pid}")
+    monkeypatch.setattr(evidence, "describe_threads", lambda pid: f"threads of {pid}")
     return kind
 
 

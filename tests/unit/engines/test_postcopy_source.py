@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.engines.incoming import State
 from harness.engines.pagesource import PageSource
 from harness.engines.postcopy import probe_postcopy, split_pages

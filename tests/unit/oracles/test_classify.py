@@ -9,7 +9,7 @@ import pytest
 from made_cells import ended, refused
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.oracles.classify import Control, Controls, classify, results
 from harness.oracles.load import Judgement
 from harness.results.cause import Killed

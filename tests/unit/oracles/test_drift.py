@@ -12,7 +12,7 @@ import pytest
 from made_cells import words
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break
+from harness.engines.evidence import Break
 from harness.errors import ConfigError, StreamError
 from harness.experiments.drift import DriftRun, Snapshot, saved_after, split_saved
 from harness.oracles.drift import (

@@ -10,7 +10,7 @@ import pytest
 from made_cells import words as in_words
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break
+from harness.engines.evidence import Break
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
 from harness.guests.machine import DiskKind
 from harness.oracles.guestfault import LOG_RULES, LifeJudgement, judge_life

@@ -9,7 +9,7 @@ import pytest
 from made_cells import words as said
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break
+from harness.engines.evidence import Break
 from harness.experiments.ioerror import Interval, IoErrors
 from harness.oracles.ioerror import judge_io_errors
 from harness.qemu.process import Exit

@@ -12,7 +12,7 @@ import pytest
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, ChannelBroken
 from harness.engines import colo as engine
-from harness.engines.colo import Buffers
+from harness.engines.buffers import Buffers
 from harness.errors import Stopped
 from harness.oracles import isolate
 from harness.oracles.isolate import Isolator

@@ -11,7 +11,7 @@ import pytest
 from made_cells import words
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.errors import HarnessError
 from harness.experiments.leak import (
     BrokenSection,

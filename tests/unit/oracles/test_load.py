@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_cells import words
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.oracles.load import crash_line, error_line, judge, warnings_of
 from harness.qemu.process import Exit
 from harness.report.sentences import warning_text

@@ -7,7 +7,7 @@ import pytest
 from made_cells import words
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.oracles.load import judge
 from harness.qemu.kvm import is_kvm_assertion, kvm_refusals
 from harness.qemu.msr import MSR_NAMES, msr_label, msr_name

@@ -17,7 +17,8 @@ from made_cells import ended, made_cell, refused
 import harness.report
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO
-from harness.engines.colo import Break, Buffers, Evidence
+from harness.engines.buffers import Buffers
+from harness.engines.evidence import Break, Evidence
 from harness.engines.probe import ColoAbility
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack

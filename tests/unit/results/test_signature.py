@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.oracles.load import judge
 from harness.qemu.process import Exit
 from harness.qemu.threads import THREADS

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.arch import AARCH64, X86_64
-from harness.engines.colo import Buffers, Selection
+from harness.engines.buffers import Buffers, Selection
 from harness.errors import HarnessError
 from harness.packs.pack import StatePack
 from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, park, sections_for, without

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.colo.primary import ENABLE_COLO
-from harness.engines.colo import Buffers, Pace
+from harness.engines.buffers import Buffers
+from harness.engines.colo import Pace
 from harness.engines.probe import ColoAbility
 from harness.lanes.judge import Bench
 from harness.packs.pack import StatePack

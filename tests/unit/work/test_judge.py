@@ -10,7 +10,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule
 from harness.errors import HostError, QemuError, Stopped

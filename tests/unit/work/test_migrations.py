@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.colo.messages import Step
-from harness.engines.colo import Break, Evidence
+from harness.engines.evidence import Break, Evidence
 from harness.engines.incoming import State
 from harness.engines.postcopy import PostcopyAbility
 from harness.lanes import migrations as module

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What engines send: recorded states, selected and encoded, made once and shared."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar, cast
+
+from harness.errors import HarnessError
+from harness.guests.machine import Machine
+from harness.packs.pack import StatePack
+from harness.state.transforms import GuestMode, encode, only, sections_for, without
+
+_CACHE_ENTRIES = 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which sections go into a buffer.
+
+    :param own: labels of the row's sections: those repeated back to back, and those the verdict speaks of
+    :param excluded: labels left out of every buffer, because they were blamed before
+    :param whole: every other section is sent as well; without it, ``own`` alone, which wants a parked guest
+    :param again: ``own`` stands once more in the buffer, for a build that resets the machine before each load:
+        only this second time meets a used device
+    """
+
+    own: frozenset[str]
+    excluded: frozenset[str] = frozenset()
+    whole: bool = True
+    again: bool = False
+
+
+class Buffers:
+    """Encoded buffers of one pack, made once and shared by sessions.
+
+    RAM is kept as views into the pack, some 9 MB of small objects for 70 MB of pages; device buffers are bytes.
+    The least recently used go first when there are many.
+
+    :param machine: what the loading side shall be, when it is not just what was recorded
+    """
+
+    def __init__(self, pack: StatePack, machine: Machine | None = None) -> None:
+        self.pack = pack
+        self.machine = machine or pack.machine
+        self._lock = Lock()
+        self._kept: OrderedDict[object, Any] = OrderedDict()
+
+    def ram_whole(self, phase: str) -> list[bytes | memoryview]:
+        """See :meth:`StatePack.ram_whole`."""
+        return self._get(("whole", phase), lambda: self.pack.ram_whole(phase))
+
+    def ram_difference(self, phase: str, base: str) -> list[bytes | memoryview]:
+        """See :meth:`StatePack.ram_difference`."""
+        if phase == base:
+            return []
+        return self._get(("difference", phase, base), lambda: self.pack.ram_difference(phase, base))
+
+    def devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
+        """One device buffer: everything once, the row's own sections as often as asked."""
+        key = ("devices", phase, mode, selection, repeat)
+        return self._get(key, lambda: self._devices(phase, mode, selection, repeat))
+
+    def whole_state(self, phase: str, mode: GuestMode, absent: frozenset[str] = frozenset()) -> bytes:
+        """Every section once but the absent ones: what an incoming stream brings."""
+        recording = self.pack.recordings[phase]
+        return self._get(("state", phase, mode, absent), lambda: encode(without(sections_for(recording, mode), absent)))
+
+    def _devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
+        sections = without(sections_for(self.pack.recordings[phase], mode), selection.excluded)
+        own = encode(only(sections, selection.own))
+        if not own:
+            raise HarnessError(f"phase {phase}: none of the sections {sorted(selection.own)} is there to load")
+        extra = repeat - 1 + selection.again
+        return encode(sections) + own * extra if selection.whole else own * (1 + extra)
+
+    def _get(self, key: object, make: Callable[[], T]) -> T:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return cast(T, self._kept[key])
+        made = make()
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > _CACHE_ENTRIES:
+                self._kept.popitem(last=False)
+        return made
