@@ -63,7 +63,7 @@ def claims(**given: Any) -> int:
         questions=given["questions"] or tuple(QUESTIONS),
         accel=choose_accel(binaries[0], given["accel"]).name,
         devices=select_devices(profiles, []),
-        guest=guest_maker(given["guest"], machines or both, None),
+        guest=guest_maker(given["guest"], machines or both),
         workers=given["jobs"],
         scope=run_scope(),
         command=["postload", *sys.argv[1:]],

@@ -51,7 +51,7 @@ def check(file: Path, **given: Any) -> int:
     binaries = host_binaries(given["qemus"], device_types([device]), given["machines"])
     check_machines(binaries, given["machines"])
     accel = common_accel(binaries, given["accel"])
-    make = guest_maker(given["guest"], given["machines"], None)
+    make = guest_maker(given["guest"], given["machines"])
     steps: dict[str, list[CheckedStep]] = {}
     with run_scope() as scope:
         for binary, machine in _wanted(binaries, given["machines"]):

@@ -71,6 +71,7 @@ def matrix(**given: Any) -> int:
         devices=tuple(wanted),
         phases=tuple(ordered_phases(given["phases"] or PHASES)),
         fresh=given["fresh"],
+        cpus=given["cpus"],
         **replay_options(given),
     )
     guest = guest_maker(given["guest"], given["machines"], given["cpus"])

@@ -28,6 +28,7 @@ from harness.qemu.binary import AccelState, QemuBinary, find_binary, host_binary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
 from harness.report import inspection
+from harness.results.key import USUAL_CPUS
 from harness.results.plan import DEFAULT_LOADS
 from harness.state.recorder import PHASES, ordered_phases
 from harness.state.transforms import GuestMode
@@ -97,7 +98,7 @@ guest_option = click.option(
     "--guest", default="debian", show_default=True, help="Recipe: a name in guests/, or a YAML file."
 )
 cpus_option = click.option(
-    "--cpus", type=click.IntRange(1, 64), help="CPUs of the guest; as its recipe has it, which is 1."
+    "--cpus", type=click.IntRange(1, 64), default=USUAL_CPUS, show_default=True, help="CPUs of the guest."
 )
 profiles_option = click.option(
     "--profiles", type=click.Path(path_type=Path), help="Folder of device recipes; devices/."
@@ -183,17 +184,13 @@ def _own(machines: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(host_binary(program) for program in wanted))
 
 
-def guest_maker(recipe: str, machines: Sequence[str], cpus: int | None) -> GuestMaker:
+def guest_maker(recipe: str, machines: Sequence[str], cpus: int = USUAL_CPUS) -> GuestMaker:
     """Builds the guest of a machine's architecture; recipes are read at once, so that a wrong one is known before
-    anything is done.
-
-    :param cpus: in place of the recipe's
-    """
+    anything is done."""
     recipes = {found.name: load_recipe(recipe, found) for found in map(architecture_of, machines)}
 
     def make(architecture: Architecture) -> Guest:
-        guest = build_guest(recipes[architecture.name])
-        return replace(guest, cpus=cpus or guest.cpus)
+        return replace(build_guest(recipes[architecture.name]), cpus=cpus)
 
     return make
 

@@ -167,6 +167,7 @@ def _options(
         jobs=given["jobs"],
         run_s=given["run_ms"] / 1000,
         fresh=given["fresh"],
+        cpus=given["cpus"],
         migrations=MIGRATIONS,
         oracles=False,
         overrides=overrides(given["globals_"]),

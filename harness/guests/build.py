@@ -44,9 +44,9 @@ class Guest:
     initramfs: Path
     cmdline: str
     memory_mib: int
-    cpus: int
     pvh: bool
     identity: Mapping[str, Any]
+    cpus: int = 1
 
 
 #: Builds the guest of an architecture, when a recording has to be made.
@@ -111,7 +111,6 @@ def _guest(recipe: Recipe, folder: Path) -> Guest:
         initramfs=folder / "initramfs",
         cmdline=" ".join([f"console={recipe.architecture.console}", *recipe.cmdline]),
         memory_mib=recipe.memory_mib,
-        cpus=recipe.cpus,
         pvh=bool(identity["pvh"]),
         identity=identity,
     )

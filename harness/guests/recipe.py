@@ -68,7 +68,6 @@ class Recipe(_Strict):
     init: Path = Path("init.sh")
     drivers: Annotated[tuple[DriverName, ...], Field(min_length=1)]
     memory_mib: Annotated[int, Field(ge=64, le=65536)]
-    cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: tuple[Word, ...]
     pvh: bool = True
 

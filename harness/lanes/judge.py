@@ -158,6 +158,7 @@ class Bench:
             lane="",
             arch=architecture_of(manifest.machine).name,
             accel=manifest.accel,
+            cpus=manifest.plan.cpus,
         )
 
     def isolator(self, again: bool) -> Isolator:

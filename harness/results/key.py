@@ -84,7 +84,7 @@ class CellKey:
     @property
     def where(self) -> str:
         """The phases in one word: ``bound``, ``bound+busy``, or ``all`` for those of a usual recording."""
-        return ALL if self.phases == USUAL_PHASES else "+".join(self.phases)
+        return ALL if self.phases == _usual_phases(self.machine) else "+".join(self.phases)
 
     @property
     def row(self) -> str:
@@ -138,7 +138,7 @@ class CellKey:
             route=Route.parse(parts[0]),
             machine=machine,
             device=parts[2],
-            phases=USUAL_PHASES if parts[3] == ALL else tuple(parts[3].split("+")),
+            phases=_usual_phases(machine) if parts[3] == ALL else tuple(parts[3].split("+")),
             lane=parts[4],
             guest_mode=parts[5] if len(parts) == 6 else RUNNING,
             rest=int(match[1] or 1) if match else 0,
@@ -196,3 +196,7 @@ def labels(builds: Iterable[tuple[str, str]]) -> dict[str, str]:
             label, number = f"{wanted}~{number}", number + 1
         found[sha256] = label
     return found
+
+
+def _usual_phases(machine: str) -> tuple[str, ...]:
+    return tuple(filter(architecture_of(machine).has_phase, USUAL_PHASES))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.arch import architecture_of
 from harness.engines.schedule import Schedule
-from harness.results.key import USUAL_ACCEL, CellKey, Route
+from harness.results.key import USUAL_ACCEL, USUAL_CPUS, CellKey, Route
 from harness.state.transforms import GuestMode
 
 #: 14 cells a row with all phases and schedules, so 1,400 loads for each device on each machine.
@@ -49,6 +49,7 @@ def plan_cells(
     guest_modes: Sequence[GuestMode],
     loads: int,
     accel: str = USUAL_ACCEL,
+    cpus: int = USUAL_CPUS,
 ) -> list[CellPlan]:
     """The cells of one machine, row by row: a cell for each phase, and one over all phases where two are needed."""
     keys = (
@@ -61,6 +62,7 @@ def plan_cells(
             guest_mode=str(mode),
             arch=architecture_of(machine).name,
             accel=accel,
+            cpus=cpus,
         )
         for device in devices
         for mode in guest_modes

@@ -30,7 +30,7 @@ from harness.results.answer import Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.events import Ended, Event, Fold, Judged, MachineSeen, Place, Planned, Said, Started, stamped
-from harness.results.key import CellKey, labels
+from harness.results.key import USUAL_CPUS, CellKey, labels
 from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
@@ -89,6 +89,7 @@ class Options:
     :param migrations: ordinary migrations to be made before the checkpoints: ``plain``, ``postcopy``
     :param oracles: the experiments that look at more than the answers are made
     :param overrides: further options of the QEMU that loads, such as ``-global``
+    :param cpus: of the guests that are recorded
     :param processes: each task is carried out by a process of its own, instead of a thread
     """
 
@@ -109,6 +110,7 @@ class Options:
     migrations: tuple[str, ...] = ()
     oracles: bool = True
     overrides: tuple[Option, ...] = ()
+    cpus: int = USUAL_CPUS
     processes: bool = False
 
     @property
@@ -279,7 +281,11 @@ class Run:
             plan
             for d in rows
             for plan in self._plan(
-                seen, [d.name], _phases_of(guests.get(d.name), self._phases(name)), self._options.accel
+                seen,
+                [d.name],
+                _phases_of(guests.get(d.name), self._phases(name)),
+                self._options.accel,
+                self._options.cpus,
             )
         ]
         self._add(plans)
@@ -334,7 +340,8 @@ class Run:
         """The first tasks of a pack that is open already."""
         machine = pack.manifest.machine
         seen = self._see(machine, pack.manifest.family, binary, pack.manifest.qemu)
-        plans = self._plan(seen, list(self._options.devices), self._phases(machine), pack.manifest.accel)
+        accel, cpus = pack.manifest.accel, pack.manifest.plan.cpus
+        plans = self._plan(seen, list(self._options.devices), self._phases(machine), accel, cpus)
         self._add(plans)
         lacking = _lacking(pack, binary)
         if lacking is not None:
@@ -418,7 +425,7 @@ class Run:
             seen.ability = probe_colo(seen.binary, self._scope)
             self._emit(MachineSeen(machine=seen.result()))
 
-    def _plan(self, seen: Seen, devices: list[str], phases: Sequence[str], accel: str) -> list[CellPlan]:
+    def _plan(self, seen: Seen, devices: list[str], phases: Sequence[str], accel: str, cpus: int) -> list[CellPlan]:
         return plan_cells(
             route=seen.route,
             machine=seen.machine,
@@ -428,6 +435,7 @@ class Run:
             guest_modes=self._options.guest_modes,
             loads=self._options.loads,
             accel=accel,
+            cpus=cpus,
         )
 
     def _add(self, plans: Sequence[CellPlan]) -> None:

@@ -93,3 +93,12 @@ def test_a_whole_key_names_the_first_look_though_others_begin_like_it() -> None:
 def test_what_names_none_or_several_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="cell"):
         found(text)
+
+
+def test_all_phases_of_a_machine_without_firmware_are_those_that_it_has() -> None:
+    key = CellKey.parse("7.2.22/virt-7.2+cpus=2/virtio-blk/all/walk")
+    assert key.phases == ("kernel", "bound", "busy", "unbound", "rebound")
+    assert (key.arch, key.cpus) == ("aarch64", 2)
+    assert str(key) == "7.2.22/virt-7.2+cpus=2/virtio-blk/all/walk"
+    few = replace(key, phases=("kernel", "bound"))
+    assert str(few) == "7.2.22/virt-7.2+cpus=2/virtio-blk/kernel+bound/walk"
