@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.devices.device import section_label
@@ -170,14 +170,24 @@ def _complaints(log: str) -> Iterator[str]:
             yield line
 
 
-def _complaint(lines: Sequence[str]) -> str:
-    """The last complaint before QEMU names the field or the section that it gave up on."""
+def last_complaint(log: str) -> str:
+    """What QEMU said is wrong before it named what it gave up on, as it said it; empty when it said nothing."""
+    return _last(_complaints(log))
+
+
+def _last(lines: Iterable[str]) -> str:
     cause = ""
     for line in lines:
         if _LOADING.match(line) or _GIVEN_UP.match(line):
             break
         if not _GENERAL.match(line) and not line.lower().startswith("warning: "):
             cause = line
+    return cause
+
+
+def _complaint(lines: Sequence[str]) -> str:
+    """The last complaint, without what differs from one guest to the next."""
+    cause = _last(lines)
     features = _FEATURES.search(cause)
     if features:
         missing = int(features[1], 16) & ~int(features[2], 16)

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.guests.machine import filled, firmware_sink
+from harness.qemu.cmdline import CommandLine, Option
 from harness.report.sentences import controls_text, text_of
 from harness.report.text import one_line, printable
 from harness.results.verdict import FailureClass
-from harness.triage import reproduce
 from harness.triage.bundle import Answer, Material, Writing
+from harness.triage.case import CASE_PLACE
 
 _LOG_CHARS = 3000
 #: A table of fields is cut here.
@@ -265,9 +267,25 @@ def _command_file(document: dict[str, Any]) -> str:
 
 
 def shell_line(document: dict[str, Any]) -> str:
-    """The machine as one command line of a shell."""
-    argv = reproduce.command_line(document, "qemu-system-x86_64", "SCRATCH", "CASE")
-    return shlex.join([*argv, "-qmp", "stdio"])
+    """The machine as one command line of a shell; SCRATCH and CASE stand for the folders of its files."""
+    options = [Option(name=o["name"], first=o.get("first"), props=o.get("props") or {}) for o in document["options"]]
+    for mark, folder in (("{workdir}", Path("SCRATCH")), (CASE_PLACE, Path("CASE"))):
+        options = [filled(option, mark, folder) for option in options]
+    line = CommandLine(
+        binary="qemu-system-x86_64",
+        options=(
+            *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot", "S")),
+            Option(name="display", first="none"),
+            Option(name="machine", first=document["machine"]),
+            Option(name="accel", first=document["accel"]),
+            *options,
+            firmware_sink(),
+            Option(name="serial", first="null"),
+            Option(name="incoming", first="defer"),
+            Option(name="qmp", first="stdio"),
+        ),
+    )
+    return shlex.join(line.argv())
 
 
 def _operating_system() -> str:

@@ -4,7 +4,7 @@
 ::
 
     README.md          what it is, how to run it, what to expect
-    reproduce.py       :mod:`harness.triage.reproduce`: Python's standard library only
+    reproduce.py       ``harness/triage/reproduce.py``: Python's standard library only
     case.json          the case; head.bin, body.bin, c1.bin, ... are its bytes (.gz where that is smaller)
     qemu-command.txt   the machine as a command line
     issue.md           QEMU's template for bugs, filled in
@@ -46,7 +46,6 @@ from harness.stream.model import Stream
 from harness.stream.reader import read_stream
 from harness.stream.vmdesc import DeviceDesc, StructDesc, VmDesc
 from harness.stream.writer import encode_vmdesc
-from harness.triage import reproduce
 from harness.triage.backtrace import backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
 from harness.triage.cells import at_start, phase_of
@@ -56,6 +55,9 @@ from harness.triage.smallest import options_of_case, reason_of, recorded_by
 from harness.triage.stack import kept_stack
 
 SCRIPT = "reproduce.py"
+#: The script itself. It is a program of its own: nothing here imports it, and it imports nothing of this.
+_SCRIPT_FILE = Path(__file__).with_name(SCRIPT)
+REPRODUCED, NOT_REPRODUCED, UNTRIED = 0, 1, 125
 #: A file that is larger is packed, where that makes it a good deal smaller.
 GZIP_ABOVE_BYTES = 64 * 1024
 #: What a bug tracker takes without a word.
@@ -87,12 +89,12 @@ class Answer:
     @property
     def reproduced(self) -> bool:
         """Whether it is there."""
-        return self.code == reproduce.REPRODUCED
+        return self.code == REPRODUCED
 
     @property
     def tried(self) -> bool:
         """Whether it could be asked."""
-        return self.code in (reproduce.REPRODUCED, reproduce.NOT_REPRODUCED)
+        return self.code in (REPRODUCED, NOT_REPRODUCED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +150,7 @@ def run_script(folder: Path, qemu: str, *options: str) -> Answer:
     :raises HarnessError: it does not come to an answer
     """
     own = folder / SCRIPT
-    script = own if own.is_file() else Path(reproduce.__file__)
+    script = own if own.is_file() else _SCRIPT_FILE
     argv = [sys.executable, "-I", str(script), qemu, "--case", str(folder), *options]
     started = time.monotonic()
     try:
@@ -163,7 +165,7 @@ def run_script(folder: Path, qemu: str, *options: str) -> Answer:
     except subprocess.TimeoutExpired as error:
         raise HarnessError(f"{script} {qemu}: no answer within {SCRIPT_TIMEOUT_S:g} s") from error
     line = done.stdout.strip().splitlines()
-    if done.returncode not in (reproduce.REPRODUCED, reproduce.NOT_REPRODUCED, reproduce.UNTRIED) or not line:
+    if done.returncode not in (REPRODUCED, NOT_REPRODUCED, UNTRIED) or not line:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
         raise HarnessError(f"{script} {qemu}: exit code {done.returncode}: {said[-1]}")
     return Answer(qemu=qemu, code=done.returncode, line=line[-1], seconds=time.monotonic() - started)
@@ -289,7 +291,7 @@ def write_bundle(material: Material, folder: Path, describe: Callable[[Path, dic
             new = temp / "bundle"
             document = _write_case(material, new)
             script = new / SCRIPT
-            script.write_bytes(Path(reproduce.__file__).read_bytes())
+            script.write_bytes(_SCRIPT_FILE.read_bytes())
             script.chmod(0o755)
             for name, text in describe(new, document).items():
                 (new / name).write_text(text)

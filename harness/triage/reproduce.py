@@ -91,18 +91,28 @@ _LOAD_ERRORS = tuple(
         r"error while loading state for instance",
         r"Features 0x[0-9a-f]+ unsupported",
         r"unsupported version \d+ for",
-        r"Unknown savevm section",
+        r"Unknown (savevm )?section",
         r"Missing section footer",
         r"Failed to load",
         r"(?i)load.*(fail|error)|(fail|error).*load",
     )
 )
 _NAMED = re.compile(
-    r"(?:of device|unsupported version \d+ for|Unknown savevm section or instance) '([^']+)'|footer for (\S+)"
+    r"(?:of device|unsupported version \d+ for|Unknown (?:savevm )?section or instance) '([^']+)'|footer for (\S+)"
 )
 #: Lines in which QEMU names what it gave up on, and lines that tell nothing by themselves.
 _GIVES_UP = re.compile(r"error while loading state for instance|Failed to load (element of type )?\S+.*:|Loading VM s")
-_GENERAL = re.compile(r"(?i)warning: |COLO: |Failed to load|load of migration|loadvm failed|error while loading|Sectio")
+_GENERAL = re.compile(
+    r"(?i)warning: |COLO: |Failed to load|load of migration|loadvm failed|error while loading|Sectio|"
+    r"(post|pre) load hook "
+)
+#: Newer builds say the reason behind what they gave up on.
+_WHY = re.compile(r"error while loading state for instance 0x[0-9a-f]+ of device '[^']+': (.+)")
+#: A time (``-msg timestamp=on``), the program's name, and that it is an error.
+_PREFIX = re.compile(
+    r"^(?:\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d{4})?:? )?"
+    r"(?:(?:[^\s:]*/)?(?:qemu(?:-system)?(?:-[\w.-]+)?|kvm): )?(?:error: )?"
+)
 _NO_MACHINE = re.compile(r"unsupported machine type|machine type .*not (found|supported)", re.IGNORECASE)
 
 
@@ -724,7 +734,10 @@ def named(log: str) -> str | None:
 def complaint(log: str) -> str:
     """What was wrong, as QEMU says before it names what it gave up on; empty when it said nothing of its own."""
     said = ""
-    for line in map(without_program, log.splitlines()):
+    for line in (_PREFIX.sub("", line.strip()) for line in log.splitlines()):
+        why = _WHY.search(line)
+        if why and not _GENERAL.match(why.group(1)):
+            return why.group(1)
         if _GIVES_UP.search(line):
             break
         if line and not _GENERAL.match(line):

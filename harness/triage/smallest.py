@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.engines.buffers import Selection
 from harness.engines.evidence import Evidence
+from harness.oracles.words import last_complaint
 from harness.packs.pack import incoming_body
 from harness.qemu.cmdline import Option
 from harness.results.cause import Refused
@@ -22,7 +23,6 @@ from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate, Reduced
 from harness.triage.reduction import Result
 from harness.triage.registers import register_of
-from harness.triage.reproduce import complaint
 from harness.triage.tries import Target
 
 #: Options whose value is a file that the case has to hold.
@@ -158,7 +158,7 @@ def _expect(found: Found, signature: Signature | None) -> Expect:
 def reason_of(cell: Cell) -> str | None:
     """Of a refused load what QEMU said is wrong."""
     refused = any(isinstance(cause, Refused) for cause in cell.outcome.causes)
-    return (complaint(cell.outcome.log) or None) if refused else None
+    return (last_complaint(cell.outcome.log) or None) if refused else None
 
 
 def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:
