@@ -6,14 +6,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from harness.report.text import number, one_line
@@ -47,6 +45,36 @@ class _Running:
 
     since_s: float
     loads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """What the display shows: cells that are done, times, and the lines below the bar."""
+
+    done: int
+    total: int
+    times: str
+    lines: tuple[RenderableType, ...]
+
+
+class _Display(Progress):
+    """The bar of a run with its facts below it, asked for whenever it is drawn.
+
+    Times are not rich's own: it forgets what it knows of the speed with each cell that is planned later.
+    """
+
+    def __init__(self, console: Console, facts: Callable[[], _Facts]) -> None:
+        self._facts = facts
+        columns = (BarColumn(bar_width=None), TextColumn("{task.fields[times]}", markup=False))
+        super().__init__(*columns, console=console, refresh_per_second=6, transient=True, expand=True)
+        self.add_task("cells", times="")
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        facts = self._facts()
+        for number in self.task_ids:
+            self.update(number, completed=facts.done, total=facts.total, times=facts.times)
+        yield self.make_tasks_table(self.tasks)
+        yield from facts.lines
 
 
 class LiveProgress:
@@ -84,7 +112,7 @@ class LiveProgress:
         self._started_s = self._last_line_s = clock()
         self._first_cell_s: float | None = None
         self._samples: deque[tuple[float, int]] = deque()
-        self._live: Live | None = None
+        self._display: _Display | None = None
         self._stop = threading.Event()
         self._ticker: threading.Thread | None = None
 
@@ -92,8 +120,8 @@ class LiveProgress:
         self._started_s = self._last_line_s = self._clock()
         self._stop.clear()
         if self._console.is_terminal:
-            self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=6, transient=True)
-            self._live.start()
+            self._display = _Display(self._console, self._facts)
+            self._display.start()
         else:
             if self._total:
                 self._print(f"{number(self._total)} cells to judge")
@@ -108,9 +136,9 @@ class LiveProgress:
         if self._ticker is not None:
             self._ticker.join(timeout=5)
             self._ticker = None
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
 
     def take(self, event: Event) -> None:
         """What an event of a run changes in the display."""
@@ -226,16 +254,11 @@ class LiveProgress:
     def _sorted_counts(self) -> list[tuple[Verdict, int]]:
         return sorted(self._counts.items(), key=lambda item: rank(item[0]))
 
-    def _render(self) -> RenderableType:
+    def _facts(self) -> _Facts:
         with self._lock:
-            return Group(self._bar(), self._numbers(), *self._doing())
-
-    def _bar(self) -> RenderableType:
-        row = Table.grid(padding=(0, 2), expand=True)
-        row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
-        row.add_row(ProgressBar(total=max(1, self._total), completed=self._done), self._times())
-        return row
+            return _Facts(
+                done=self._done, total=max(1, self._total), times=self._times(), lines=(self._numbers(), *self._doing())
+            )
 
     def _numbers(self) -> Text:
         line = Text(f"{self._done}/{self._total} cells", no_wrap=True, overflow="ellipsis")
