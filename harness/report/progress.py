@@ -71,8 +71,8 @@ class _Display(Progress):
 
     def get_renderables(self) -> Iterator[RenderableType]:
         facts = self._facts()
-        for number in self.task_ids:
-            self.update(number, completed=facts.done, total=facts.total, times=facts.times)
+        for each in self.task_ids:
+            self.update(each, completed=facts.done, total=facts.total, times=facts.times)
         yield self.make_tasks_table(self.tasks)
         yield from facts.lines
 

@@ -51,7 +51,7 @@ from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCh
 from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
 from harness.triage.reduced import part_of
-from harness.triage.smallest import options_of_case, reason_of, recorded_by
+from harness.triage.smallest import line_of, options_of_case, reason_of, recorded_by
 from harness.triage.stack import kept_stack
 
 SCRIPT = "reproduce.py"
@@ -466,6 +466,7 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
             function=signature.function or None if signature else None,
             assertion=signature.assertion or None if signature else None,
             reason=reason_of(cell),
+            line=line_of(cell),
         ),
         qemu=cell.load_qemu.to_json(),
         machine=cell.machine,

@@ -77,6 +77,7 @@ class Expect:
 
     :param exit: name of the signal, or None
     :param reason: of a refused load what QEMU said is wrong, before it named what it gave up on
+    :param line: of a refused load the line of QEMU's log that says best what it gave up on
     """
 
     verdict: str
@@ -84,6 +85,7 @@ class Expect:
     function: str | None = None
     assertion: str | None = None
     reason: str | None = None
+    line: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

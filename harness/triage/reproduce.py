@@ -802,7 +802,7 @@ def _other_crash(expect: dict[str, Any], seen: Seen) -> str | None:
 
 
 def _other_reject(expect: dict[str, Any], seen: Seen) -> str | None:
-    wanted = expect.get("text") or ""
+    wanted = expect.get("line") or ""
     ours, theirs = named(seen.log), named(wanted)
     if ours and theirs and ours != theirs:
         return f"another device than {theirs}"

@@ -152,13 +152,22 @@ def _expect(found: Found, signature: Signature | None) -> Expect:
         function=signature.function or None if signature else None,
         assertion=signature.assertion or None if signature else None,
         reason=reason_of(cell),
+        line=line_of(cell),
     )
 
 
 def reason_of(cell: Cell) -> str | None:
     """Of a refused load what QEMU said is wrong."""
-    refused = any(isinstance(cause, Refused) for cause in cell.outcome.causes)
-    return (last_complaint(cell.outcome.log) or None) if refused else None
+    return (last_complaint(cell.outcome.log) or None) if _refusals(cell) else None
+
+
+def line_of(cell: Cell) -> str | None:
+    """Of a refused load the line that says best what QEMU gave up on."""
+    return next((cause.line for cause in _refusals(cell) if cause.line), None)
+
+
+def _refusals(cell: Cell) -> list[Refused]:
+    return [cause for cause in cell.outcome.causes if isinstance(cause, Refused)]
 
 
 def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:

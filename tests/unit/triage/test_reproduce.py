@@ -54,7 +54,7 @@ SUBSECTION = {"section": "toy", "name": "toy/new", "offset": 20, "size": 17}
 DOCUMENT: dict[str, Any] = {
     "schema": "postload.case/1",
     "kind": "load",
-    "expect": {"verdict": "crash", "exit": "SIGABRT", "function": "toy_load", "assertion": "!boom", "text": ""},
+    "expect": {"verdict": "crash", "exit": "SIGABRT", "function": "toy_load", "assertion": "!boom"},
     "machine": "toy-1",
     "family": "toy",
     "accel": "tcg",
@@ -149,16 +149,16 @@ def test_another_failure_is_told_and_is_not_it(run: Run, behaviour: str, why: st
 
 
 def test_a_hang_ends_at_the_deadline(run: Run) -> None:
-    expect = {"verdict": "hang", "exit": None, "function": None, "assertion": None, "text": ""}
+    expect = {"verdict": "hang", "exit": None, "function": None, "assertion": None}
     assert run("hang", "--timeout", "1", expect=expect).returncode == 0
     assert "hang instead of crash" in run("hang", "--timeout", "1").stdout
 
 
 def test_a_refused_section_is_known_by_its_name(run: Run) -> None:
     text = "load 1: error while loading state for instance 0x0 of device '0000:00:02.0/{}'"
-    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "text": text.format("toy")}
+    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "line": text.format("toy")}
     assert run("refuse", expect=expect).returncode == 0
-    done = run("refuse", expect={**expect, "text": text.format("brick")})
+    done = run("refuse", expect={**expect, "line": text.format("brick")})
     assert done.returncode == 1
     assert "another device than 0000:00:02.0/brick" in done.stdout
 
@@ -212,7 +212,7 @@ def test_a_flaky_case_is_tried_often_enough(run: Run) -> None:
 def test_state_that_drifts_is_read_back(run: Run) -> None:
     changed = {
         "kind": "drift",
-        "expect": {"verdict": "drift", "exit": None, "function": None, "assertion": None, "text": ""},
+        "expect": {"verdict": "drift", "exit": None, "function": None, "assertion": None},
         "checkpoints": [{"devices": "c1.bin", "ram": None, "times": 5}],
         "fields": [{"section": "toy", "path": "count", "offset": 0, "bit": None, "value": 1, "healthy": None}],
     }
@@ -350,7 +350,7 @@ def test_what_qemu_says_is_wrong(log: str, said: str) -> None:
     ],
 )
 def test_one_device_may_be_refused_for_two_reasons(tmp_path: Path, log: str, why: str | None) -> None:
-    expect = {"verdict": "reject", "text": f"load 1: {GAVE_UP[6:]}", "reason": RING}
+    expect = {"verdict": "reject", "line": f"load 1: {GAVE_UP[6:]}", "reason": RING}
     case = Case(case_folder(tmp_path / "case", expect=expect))
     told = differs(case, Seen("reject", "x", log))
     assert told is None if why is None else (told is not None and why in told)
@@ -358,13 +358,13 @@ def test_one_device_may_be_refused_for_two_reasons(tmp_path: Path, log: str, why
 
 @pytest.mark.parametrize(("behaviour", "code"), [("refuse-start", 0), ("ok", 1)])
 def test_a_migration_that_fails_needs_no_checkpoint(run: Run, behaviour: str, code: int) -> None:
-    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "text": GAVE_UP[6:]}
+    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "line": GAVE_UP[6:]}
     done = run(behaviour, expect=expect, loads=0, checkpoints=[])
     assert done.returncode == code, done.stdout + done.stderr
     assert ("in the incoming stream: " if code == 0 else "after the incoming stream") in done.stdout
 
 
 def test_the_line_says_what_was_wrong(run: Run) -> None:
-    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "text": GAVE_UP[6:]}
+    expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "line": GAVE_UP[6:]}
     done = run("refuse-start", expect=expect, loads=0, checkpoints=[])
     assert f"({RING})" in done.stdout

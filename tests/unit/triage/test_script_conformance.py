@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made_cells import ended, made_cell, refused
 
 from harness.oracles import words
 from harness.oracles.load import crash_line, error_line
 from harness.report.bundle import shell_line
+from harness.results.verdict import Verdict
 from harness.triage import bundle, reproduce
+from harness.triage.smallest import line_of, reason_of
 
 SIGNATURES = Path(__file__).parents[1] / "results" / "signatures.yaml"
 PACKAGE = Path(reproduce.__file__).parents[1]
@@ -85,3 +88,14 @@ def test_nothing_imports_the_script() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
                 assert not any("reproduce" in name for name in names), file
+
+
+def test_a_case_of_a_refused_load_says_what_was_refused_and_why() -> None:
+    line = "error while loading state for instance 0x0 of device 'a/net'"
+    log = f"qemu-system-x86_64: VQ 0 is broken\nqemu-system-x86_64: {line}"
+    cell = made_cell(verdict=Verdict.REJECT, causes=(refused(line),), log=log)
+    assert line_of(cell) == line
+    assert reason_of(cell) == "VQ 0 is broken"
+    assert reproduce.named(line) == "a/net"
+    crashed = made_cell(verdict=Verdict.CRASH, causes=(ended(),), log=log)
+    assert (line_of(crashed), reason_of(crashed)) == (None, None)
