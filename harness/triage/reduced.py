@@ -200,7 +200,7 @@ def part_of(vmdesc: VmDesc, keys: set[tuple[str, int]]) -> VmDesc:
 
 def without_options(machine: Machine, dropped: Iterable[int]) -> Machine:
     """The machine without some of its options, and without the images that no other option names."""
-    return replace(machine, dropped=frozenset(dropped))
+    return replace(machine, dropped=machine.dropped | frozenset(dropped))
 
 
 def connected(options: Sequence[Option]) -> list[frozenset[int]]:
