@@ -15,10 +15,11 @@ from harness.errors import PostloadError, UsageError
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
 from harness.qemu.process import scratch_folder
+from harness.report.bisect import change_text, check_ends, contradiction_texts
 from harness.report.bundle import WRITING
 from harness.results.document import find_cell
 from harness.results.folder import read_matrix
-from harness.triage.bisect import Build, Report, Tried, bisect, builds, check_ends, git_lines
+from harness.triage.bisect import Build, Report, Tried, bisect, builds, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
 from harness.triage.interrupt import one_interrupt
@@ -91,7 +92,7 @@ def _print(report: Report, lines: list[str]) -> None:
         table.add_row(each.build.version, escape(each.build.name), str(each.outcome), escape(_short(each)))
     Console(highlight=False).print(table)
     for change in report.changes:
-        click.echo(change.text)
+        click.echo(change_text(change))
     if lines:
         click.echo("\nThe commit, in a clone of QEMU's sources:\n")
         for line in lines:
@@ -111,10 +112,10 @@ def _document(cell: str, report: Report, lines: list[str]) -> dict[str, object]:
         "decided": report.decided,
         "builds": [{**_build(t.build), "outcome": t.outcome, "answer": t.answer.line} for t in report.tried],
         "changes": [
-            {"before": _build(c.before.build), "after": _build(c.after.build), "broke": c.broke, "text": c.text}
+            {"before": _build(c.before.build), "after": _build(c.after.build), "broke": c.broke, "text": change_text(c)}
             for c in report.changes
         ],
-        "contradictions": list(report.contradictions),
+        "contradictions": contradiction_texts(report),
         "git": lines,
     }
 

@@ -26,6 +26,7 @@ from harness.guests.recipe import load_recipe
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary, find_binary, host_binary, probe_binary
 from harness.qemu.cmdline import Option
+from harness.qemu.installed import entry
 from harness.qemu.scope import ProcessScope
 from harness.report import inspection
 from harness.results.key import USUAL_CPUS
@@ -174,8 +175,16 @@ def host_binaries(paths: Sequence[str | None], types: set[str], machines: Sequen
     :param types: device types that they are asked for
     :raises UsageError: one is no QEMU
     """
-    found = [path for given in (paths or HOSTS) for path in ([find_binary(given)] if given else _own(machines))]
-    return [probe_binary(path, types) for path in found]
+    found = [
+        (path, given) for given in (paths or HOSTS) for path in ([find_binary(given)] if given else _own(machines))
+    ]
+    return [replace(probe_binary(path, types), label=_label(given)) for path, given in found]
+
+
+def _label(given: str | None) -> str:
+    """How cells name a QEMU: by the name that the user gave to an own build, else (empty) by its version."""
+    installed = entry(given) if given else None
+    return installed.name if installed and installed.kind == "path" else ""
 
 
 def _own(machines: Sequence[str]) -> list[Path]:

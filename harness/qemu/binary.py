@@ -56,6 +56,7 @@ class QemuBinary:
     :param sha256: of the program file as it was packaged, so that one package on a host and installed here are one
     :param devices: of the device types that were asked for, those that it has
     :param capabilities: migration capabilities
+    :param label: how cells name it: the name that the user gave to an own build, else the version
     """
 
     path: str
@@ -66,6 +67,7 @@ class QemuBinary:
     machines: tuple[MachineType, ...]
     devices: frozenset[str]
     capabilities: frozenset[str]
+    label: str = ""
 
     @property
     def short(self) -> str:

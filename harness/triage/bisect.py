@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from harness.errors import HarnessError, UsageError
+from harness.errors import UsageError
 from harness.qemu.binary import QemuBinary
 from harness.triage.bundle import SCRIPT, Answer
 
@@ -39,7 +39,7 @@ class Build:
         return tuple(int(number) for number in re.findall(r"\d+", self.version)[:3])
 
 
-class Outcome(StrEnum):
+class Found(StrEnum):
     """What a build was found to be."""
 
     GOOD = "good"
@@ -48,7 +48,7 @@ class Outcome(StrEnum):
 
 
 #: What a build is when the ends were exchanged.
-_OTHER = {"good": Outcome.BAD, "bad": Outcome.GOOD}
+_OTHER = {"good": Found.BAD, "bad": Found.GOOD}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +59,11 @@ class Tried:
     answer: Answer
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Found:
         """Bad is reproduced."""
         if not self.answer.tried:
-            return Outcome.SKIPPED
-        return Outcome.BAD if self.answer.reproduced else Outcome.GOOD
+            return Found.SKIPPED
+        return Found.BAD if self.answer.reproduced else Found.GOOD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +80,7 @@ class Change:
     @property
     def broke(self) -> bool:
         """It came; else it went."""
-        return self.after.outcome is Outcome.BAD
-
-    @property
-    def text(self) -> str:
-        """One sentence."""
-        old, new = _named(self.before.build), _named(self.after.build)
-        told = f"last good is {old}, first bad is {new}" if self.broke else f"last bad is {old}, first good is {new}"
-        left = f"; could not be tried in between: {', '.join(_named(b) for b in self.skipped)}" if self.skipped else ""
-        return told + left
+        return self.after.outcome is Found.BAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +89,31 @@ class Report:
 
     :param tried: in version order
     :param changes: one, where it came or went once
-    :param contradictions: sentences: what does not fit together
     """
 
     tried: tuple[Tried, ...]
     changes: tuple[Change, ...]
-    contradictions: tuple[str, ...]
+
+    @property
+    def misgiven(self) -> tuple[Tried, ...]:
+        """Ends that are not what the user said they were, or could not be tried."""
+        return tuple(each for each in self.tried if each.build.given and each.build.given != each.outcome)
+
+    @property
+    def swapped(self) -> bool:
+        """The ends were exchanged, and nothing else is wrong."""
+        ends = [each for each in self.tried if each.build.given]
+        return len(self.changes) == 1 and all(each.outcome is _OTHER.get(each.build.given) for each in ends)
+
+    @property
+    def contradicts(self) -> bool:
+        """What was found does not fit together."""
+        return bool(self.misgiven) or len(self.changes) > 1
 
     @property
     def decided(self) -> bool:
         """One change, and nothing against it."""
-        return len(self.changes) == 1 and not self.contradictions
+        return len(self.changes) == 1 and not self.contradicts
 
 
 Named = tuple[str, QemuBinary]
@@ -155,25 +161,13 @@ def judge(tried: Sequence[Tried]) -> Report:
     last: Tried | None = None
     skipped: list[Build] = []
     for each in tried:
-        if each.outcome is Outcome.SKIPPED:
+        if each.outcome is Found.SKIPPED:
             skipped.append(each.build)
             continue
         if last is not None and each.outcome is not last.outcome:
             changes.append(Change(before=last, after=each, skipped=tuple(skipped)))
         last, skipped = each, []
-    return Report(tried=tuple(tried), changes=tuple(changes), contradictions=_contradictions(tried, changes))
-
-
-def _contradictions(tried: Sequence[Tried], changes: Sequence[Change]) -> tuple[str, ...]:
-    told = []
-    for each in tried:
-        if each.build.given and each.outcome is Outcome.SKIPPED:
-            told.append(f"{_named(each.build)} was given as {each.build.given} and could not be tried")
-        elif each.build.given and each.build.given != each.outcome:
-            told.append(f"{_named(each.build)} was given as {each.build.given} and is {each.outcome}")
-    if len(changes) > 1:
-        told.append(f"it changes {len(changes)} times: {'; '.join(change.text for change in changes)}")
-    return tuple(told)
+    return Report(tried=tuple(tried), changes=tuple(changes))
 
 
 def git_lines(change: Change, case: Path) -> list[str]:
@@ -201,20 +195,3 @@ def git_lines(change: Change, case: Path) -> list[str]:
 def _tag(build: Build) -> str:
     numbers = [*build.order, 0, 0][:2]
     return f"v{numbers[0]}.{numbers[1]}.0"
-
-
-def _named(build: Build) -> str:
-    return build.version if build.name == build.version else f"{build.version} ({build.name})"
-
-
-def check_ends(report: Report) -> None:
-    """Raise when nothing can be said.
-
-    :raises HarnessError: contradictions, or no change
-    """
-    if report.contradictions:
-        swapped = all(each.outcome is _OTHER.get(each.build.given) for each in report.tried if each.build.given)
-        hint = "; exchange --good and --bad" if swapped and len(report.changes) == 1 else ""
-        raise HarnessError(f"no version can be named: {'; '.join(report.contradictions)}{hint}")
-    if not report.changes:
-        raise HarnessError("no version can be named: nothing changed between them")

@@ -163,7 +163,7 @@ class Run:
         self._lock = Lock()
         self._began = time.monotonic()
         self._fold = Fold(started)
-        self._builds = [(each.sha256, each.version) for each in options.binaries]
+        self._builds = [(each.sha256, each.label or each.version) for each in options.binaries]
         self._chains: dict[object, tuple[Seen, Chain]] = {}
         self._here = LocalWorker(self._scope)
         self._worker: Worker = ProcessWorker(self._scope) if options.processes else self._here

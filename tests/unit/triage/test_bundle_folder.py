@@ -15,12 +15,12 @@ import pytest
 
 from harness.errors import HarnessError, UsageError
 from harness.qemu.cmdline import Option
+from harness.report.bisect import change_text, check_ends
 from harness.report.bundle import describe, shell_line, title
-from harness.results.outcome import ControlName, ControlResult
-from harness.results.outcome import Outcome as CellOutcome
+from harness.results.outcome import ControlName, ControlResult, Outcome
 from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
-from harness.triage.bisect import Build, Outcome, Tried, builds, check_ends, git_lines, judge
+from harness.triage.bisect import Build, Found, Tried, builds, git_lines, judge
 from harness.triage.bundle import Answer, Material, candidates, kept_case, lean, subsections, write_bundle
 from harness.triage.case import Case, CaseCheckpoint, Expect, Rate, Spent
 
@@ -52,7 +52,7 @@ VMDESC = json.dumps(
 SUBSECTION = b"\x05\x07toy/new\0\0\0\x01\x01\x02\x03\x04"
 
 FRESH = ControlResult(name=ControlName.FRESH, verdict=Verdict.OK, asked=3, passed=3, decided=True)
-CONTROLLED = CellOutcome(verdict=Verdict.CRASH, controls=(FRESH,))
+CONTROLLED = Outcome(verdict=Verdict.CRASH, controls=(FRESH,))
 
 
 def section(idstr: str, body: bytes, number: int) -> bytes:
@@ -270,7 +270,10 @@ def test_the_version_that_broke_it_is_named() -> None:
     report = judge(tried([1, 1, 125, 0, 0], ("good", "bad")))
     assert report.decided
     (change,) = report.changes
-    assert change.text == "last good is 2.0.0 (q1), first bad is 4.0.0 (q3); could not be tried in between: 3.0.0 (q2)"
+    assert (
+        change_text(change)
+        == "last good is 2.0.0 (q1), first bad is 4.0.0 (q3); could not be tried in between: 3.0.0 (q2)"
+    )
     start, run = git_lines(change, Path("/b"))[1:]
     assert start == "git bisect start v4.0.0 v2.0.0"
     assert "/b/reproduce.py --invert build/qemu-system-x86_64" in run
@@ -278,7 +281,7 @@ def test_the_version_that_broke_it_is_named() -> None:
 
 def test_the_version_that_mended_it_is_named() -> None:
     (change,) = judge(tried([0, 0, 1], ("bad", "good"))).changes
-    assert change.text == "last bad is 2.0.0 (q1), first good is 3.0.0 (q2)"
+    assert change_text(change) == "last bad is 2.0.0 (q1), first good is 3.0.0 (q2)"
     start, run = git_lines(change, Path("/b"))[1:]
     assert start == "git bisect start --term-old=fails --term-new=passes v3.0.0 v2.0.0"
     assert "--invert" not in run
@@ -381,4 +384,4 @@ def test_builds_stand_in_version_order_each_once_between_the_ends() -> None:
 
 
 def test_what_could_not_be_tried_says_nothing() -> None:
-    assert tried([125], ("", ""))[0].outcome is Outcome.SKIPPED
+    assert tried([125], ("", ""))[0].outcome is Found.SKIPPED

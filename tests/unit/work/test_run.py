@@ -534,3 +534,15 @@ def test_a_worker_that_ends_costs_its_own_cells(
     }
     ended = Undecided(why=Why.ERROR, said="the worker ended before its task was over: oops")
     assert {cell.outcome.causes for cell in doc.cells} == {(), (ended,)}
+
+
+def test_an_own_build_has_its_name_in_cells_and_another_of_one_version_a_number(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    judge(lambda plan, bench, _, __: iter([replace(cell_of(plan, bench.binary), key=plan.key)]))
+    mine = replace(binary, sha256="ab" * 32, label="mybuild")
+    twin = replace(binary, sha256="cd" * 32)
+    run, _, _ = make_run(binaries=(binary, mine, twin))
+    doc = load_pack_rows(run, pack)
+    assert [machine.qemu.label for machine in doc.machines] == ["7.2.22", "mybuild", "7.2.22~2"]
+    assert {str(cell.key.route) for cell in doc.cells} == {"7.2.22", "7.2.22>mybuild", "7.2.22>7.2.22~2"}
