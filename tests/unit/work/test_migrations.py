@@ -15,6 +15,7 @@ from harness.lanes import migrations as module
 from harness.lanes.checks import Check, Oracle, perform
 from harness.lanes.judge import Bench
 from harness.lanes.migrations import migration_check
+from harness.qemu.process import Exit
 from harness.report.sentences import text_of
 from harness.results.document import Cell
 from harness.results.outcome import Repeats
@@ -33,11 +34,14 @@ class Destination:
         self.names = True
         self.kind = "refused"
         self.once = False
+        self.wants_a_cpu = False
         self.tried: list[tuple[str, frozenset[str]]] = []
 
     def load(self, _bench: Bench, state: State) -> Evidence:
         self.tried.append((state.phase, state.excluded))
         bad = sorted(self.refuses.get(state.phase, set()) - state.excluded)
+        if self.wants_a_cpu and "cpu" in state.excluded:
+            return evidence(0, exit=Exit(status=0, signal=None))
         if not bad or (self.once and len(self.tried) > 1):
             return evidence(1)
         log = f"qemu: error while loading state for instance 0x0 of device '{bad[0]}'" if self.names else "qemu: no"
@@ -120,6 +124,16 @@ def test_a_load_that_fails_for_no_section_is_the_platforms(there: Destination, b
     assert [cells[row].verdict for row in ROWS] == [Verdict.HARNESS_ERROR, Verdict.HARNESS_ERROR, Verdict.REJECT]
     assert bench.refused == frozenset()
     assert {(cell.loads_asked, cell.loads_acked) for cell in cells.values()} == {(2, 1)}
+
+
+def test_a_section_that_nobody_names_is_found_though_no_guest_starts_without_its_cpu(
+    there: Destination, bench: Bench
+) -> None:
+    there.names, there.wants_a_cpu, there.refuses = False, True, {"kernel": {AHCI}, "bound": {AHCI}}
+    cells = plain(bench)
+    assert [cells[row].verdict for row in ROWS] == [Verdict.REJECT, Verdict.OK, Verdict.OK]
+    assert cells["ahci"].blamed == (AHCI,)
+    assert bench.refused == frozenset({AHCI})
 
 
 def test_a_failure_that_does_not_come_back_blames_no_section(there: Destination, bench: Bench) -> None:
