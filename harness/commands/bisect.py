@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.arch import architecture_named
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import PostloadError, UsageError
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
@@ -41,12 +42,14 @@ def bisect_command(
     CELL is the id of a cell in DIR/matrix.json, or a part of it. Every installed QEMU between GOOD and BAD is tried
     with the script of the cell's bundle, which is made for the purpose where --bundle does not name one.
     """
-    found = builds(_binary(good), _binary(bad), [_binary(name) for name in qemus], _installed())
+    passing = _binary(good)
+    guests = architecture_named(passing[1].target)
+    found = builds(passing, _binary(bad), [_binary(name) for name in qemus], _installed())
     with one_interrupt(), scratch_folder() as scratch:
         case = _case(cell, run, bundle, scratch / "bundle")
         report = bisect(found, lambda build: run_script(case, build.path), _tell)
     for_git = bundle.absolute() if bundle else Path("/path/to/bundle")
-    lines = [line for change in report.changes[:1] if report.decided for line in git_lines(change, for_git)]
+    lines = [line for change in report.changes[:1] if report.decided for line in git_lines(change, for_git, guests)]
     if as_json:
         print_json(_document(cell, report, lines))
     else:

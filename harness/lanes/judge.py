@@ -76,7 +76,7 @@ class Exclusion:
     """A section that is known to break a secondary, or to be refused in an ordinary migration.
 
     :param phase: in which it broke; one that is refused is so in all, and has none here
-    :param twice: it broke where it stood twice in a buffer of a build that resets before each load
+    :param twice: it broke where it stood twice in one buffer, and not where it stood there once
     """
 
     section: str
@@ -91,8 +91,7 @@ class Bench:
 
     :param devices: those that the guest has, as their recipes tell
     :param came: the guest came from elsewhere: another QEMU, or another host
-    :param blamed: sections that broke a secondary, by phase and by whether they stood twice in a buffer of a
-        build that resets before each load (elsewhere it makes no difference)
+    :param blamed: sections that broke a secondary, by phase and by whether they had to stand twice in a buffer
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
     :param refused: sections that this QEMU refuses already in an ordinary migration: only their own rows load them
@@ -174,19 +173,22 @@ class Bench:
             buffers=self.buffers,
             resets=bool(self.ability.resets_before_load),
             again=self._twice(again),
+            repeated=again,
             suspects=known,
             scope=self.scope,
         )
 
-    def blame(self, phase: str, again: bool, labels: tuple[str, ...]) -> None:
+    def blame(self, phase: str, blame: Blame) -> None:
         """Remember what broke in a phase."""
         with self.lock:
-            self.blamed.setdefault((phase, self._twice(again)), set()).update(labels)
+            self.blamed.setdefault((phase, blame.how.together), set()).update(blame.sections)
 
     def known(self, phases: tuple[str, ...], again: bool, own: frozenset[str]) -> frozenset[str]:
         """Sections of other rows that are known to break in these phases."""
         with self.lock:
-            broken = [self.blamed.get((phase, self._twice(again)), set()) for phase in phases]
+            # what breaks with one load does so with two, but for a build whose reset comes before the first
+            keys = {again, self._twice(again)}
+            broken = [self.blamed.get((phase, twice), set()) for phase in phases for twice in keys]
         return self.refused.union(*broken) - own
 
     def _twice(self, again: bool) -> bool:
@@ -245,7 +247,7 @@ class _Row:
                 yield self._controlled(cell, evidence, judgement)
             if blame is None or len(self._blamed) >= MAX_BLAMED:
                 return
-            self._bench.blame(self._failing_phase(evidence), self._again, blame.sections)
+            self._bench.blame(self._failing_phase(evidence), blame)
             if not foreign:
                 self._blamed += blame.sections
                 self._started = time.monotonic()

@@ -9,7 +9,7 @@ section does it alone, the smallest set that does is searched for by delta debug
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.ddmin import ddmin
@@ -52,6 +52,8 @@ class Isolator:
 
     :param resets: the build resets the machine before each load (see :class:`harness.engines.probe.ColoAbility`)
     :param again: load each section twice in one buffer
+    :param repeated: the sections stood more than once in a buffer when it broke: what does not break with each section
+        once in a buffer is searched for with each twice
     :param scope: of the run; told to stop, the search raises :class:`~harness.errors.Stopped`
     """
 
@@ -60,6 +62,7 @@ class Isolator:
     buffers: Buffers
     resets: bool
     again: bool = False
+    repeated: bool = False
     suspects: list[str] = field(default_factory=list)
     scope: ProcessScope = field(default_factory=ProcessScope)
 
@@ -70,6 +73,12 @@ class Isolator:
         :param verdict: what the whole state came to; only a break of this kind counts
         :return: None when the parked guest does not break at all
         """
+        found = self._found(before, phase, load, excluded, verdict)
+        if found is None and self.repeated and not self.again:
+            found = replace(self, again=True)._found(before, phase, load, excluded, verdict)
+        return found
+
+    def _found(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
         case = _Case(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
         case.absent = case.refused_at_start(excluded)

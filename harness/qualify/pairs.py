@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from packaging.version import Version
 
-from harness.arch import family_of
+from harness.arch import ARCHITECTURES, family_of
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
 
-_VERSIONED = re.compile(r"^pc-(?:i440fx|q35)-(\d+(?:\.\d+)+)$")
+_PREFIXES = "|".join(re.escape(prefix) for architecture in ARCHITECTURES for prefix in architecture.families)
+_VERSIONED = re.compile(rf"^(?:{_PREFIXES})(\d+(?:\.\d+)+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
 from harness.report.sentences import controls_text, text_of
@@ -98,8 +99,8 @@ def _readme(document: dict[str, Any], answer: Answer, others: Sequence[Answer], 
 
 ## Run it
 
-    ./reproduce.py /path/to/qemu-system-x86_64
-    ./reproduce.py build/qemu-system-x86_64 -v -- -L pc-bios      # options of QEMU stand behind --
+    ./reproduce.py /path/to/{_program(document)}
+    ./reproduce.py build/{_program(document)} -v -- -L pc-bios      # options of QEMU stand behind --
 
 It takes some seconds and needs no root, no guest image and no second QEMU. It prints one line and ends with
 
@@ -133,7 +134,7 @@ def _issue(material: Material, document: dict[str, Any], answer: Answer, others:
  - Operating system: {_operating_system()}
  - OS/kernel version: {" ".join(platform.uname()[index] for index in (0, 2, 3, 4))}
  - Architecture: {platform.machine()}
- - QEMU flavor: qemu-system-x86_64
+ - QEMU flavor: {_program(document)}
  - QEMU version: {qemu.get("version", "")}{f" ({qemu['build']})" if qemu.get("build") else ""}
  - QEMU command line:
    ```
@@ -143,7 +144,7 @@ def _issue(material: Material, document: dict[str, Any], answer: Answer, others:
 ## Emulated/Virtualized environment
  - Operating system: {_guest(material, document)}
  - OS/kernel version: {f"state recorded from {material.guest}" if material.guest else "not needed to reproduce it"}
- - Architecture: x86_64
+ - Architecture: {architecture_of(document["machine"]).name}
 
 ## Description of problem
 
@@ -153,7 +154,7 @@ def _issue(material: Material, document: dict[str, Any], answer: Answer, others:
 
 ## Steps to reproduce
 1. Unpack the attached folder.
-2. Run `./reproduce.py /path/to/qemu-system-x86_64` (Python's standard library only; it starts QEMU with the command
+2. Run `./reproduce.py /path/to/{_program(document)}` (Python's standard library only; it starts QEMU with the command
    line above, {_what_is_sent(document)}).
 3. It prints, for the QEMU above:
 
@@ -272,7 +273,7 @@ def shell_line(document: dict[str, Any]) -> str:
     for mark, folder in (("{workdir}", Path("SCRATCH")), (CASE_PLACE, Path("CASE"))):
         options = [filled(option, mark, folder) for option in options]
     line = CommandLine(
-        binary="qemu-system-x86_64",
+        binary=_program(document),
         options=(
             *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot", "S")),
             Option(name="display", first="none"),
@@ -286,6 +287,10 @@ def shell_line(document: dict[str, Any]) -> str:
         ),
     )
     return shlex.join(line.argv())
+
+
+def _program(document: dict[str, Any]) -> str:
+    return architecture_of(document["machine"]).program.name
 
 
 def _operating_system() -> str:

@@ -306,7 +306,7 @@ def guest_answers(vm: Vm, timeout_s: float) -> float | None:
 def witnesses(lab: Lab) -> list[tuple[int, bytes]]:
     """Pages of guest memory that differ between the two phases: physical address, and content in ``lab.after``.
 
-    Only of the first 256 MiB of the largest block, which lies at address 0 on ``pc`` and ``q35``.
+    Only of the first 256 MiB of the largest block, which lies where the architecture has it.
     """
     pack = lab.buffers.pack
     before, after = pack.recordings[lab.before].index, pack.recordings[lab.after].index
@@ -320,7 +320,8 @@ def witnesses(lab: Lab) -> list[tuple[int, bytes]]:
     # the first megabyte is the firmware's, and partly not RAM
     different = [n for n in range(_FIRST_PAGE, count) if before[start + n] != after[start + n]]
     chosen = different[:: max(1, len(different) // WITNESSES)][:WITNESSES]
-    return [(n * PAGE_SIZE, bytes(pack.page(after[start + n]) or bytes(PAGE_SIZE))) for n in chosen]
+    base = pack.architecture.ram_base
+    return [(base + n * PAGE_SIZE, bytes(pack.page(after[start + n]) or bytes(PAGE_SIZE))) for n in chosen]
 
 
 def _telling(log: str) -> str:

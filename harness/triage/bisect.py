@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from harness.arch import Architecture
 from harness.errors import UsageError
 from harness.qemu.binary import QemuBinary
 from harness.triage.bundle import SCRIPT, Answer
@@ -170,13 +171,14 @@ def judge(tried: Sequence[Tried]) -> Report:
     return Report(tried=tuple(tried), changes=tuple(changes))
 
 
-def git_lines(change: Change, case: Path) -> list[str]:
+def git_lines(change: Change, case: Path, guests: Architecture) -> list[str]:
     """Commands that find the commit in a clone of QEMU's sources.
 
     Distributions add to a release; the tags are those of the releases themselves. ``git bisect run`` takes exit code 0
     for the old state, so the script's codes are turned round where the failure is the new state.
 
     :param case: the bundle
+    :param guests: the architecture of its machine
     """
     old, new = _tag(change.before.build), _tag(change.after.build)
     if old == new:
@@ -185,10 +187,10 @@ def git_lines(change: Change, case: Path) -> list[str]:
     start = "git bisect start" if change.broke else "git bisect start --term-old=fails --term-new=passes"
     invert = " --invert" if change.broke else ""
     return [
-        "mkdir -p build && (cd build && ../configure --target-list=x86_64-softmmu --enable-replication)",
+        f"mkdir -p build && (cd build && ../configure --target-list={guests.name}-softmmu --enable-replication)",
         f"{start} {new} {old}",
-        "git bisect run sh -c 'make -C build qemu-system-x86_64 >/dev/null 2>&1 || exit 125; "
-        f"{script}{invert} build/qemu-system-x86_64 -- -L pc-bios'",
+        f"git bisect run sh -c 'make -C build {guests.program.name} >/dev/null 2>&1 || exit 125; "
+        f"{script}{invert} build/{guests.program.name} -- -L pc-bios'",
     ]
 
 

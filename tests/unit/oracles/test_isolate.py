@@ -32,6 +32,7 @@ class Fake:
 
     bug: frozenset[bytes] = frozenset()
     takes = 1
+    in_one_buffer = 1
     started: list[Fake] = []  # noqa: RUF012 - of all, on purpose
     dies_at_start = False
     refuses: bytes = b""
@@ -50,7 +51,7 @@ class Fake:
 
     def checkpoint(self, devices: bytes, ram: Sequence[bytes] = (), **_: object) -> None:
         self.checkpoints.append(devices)
-        self.hits += all(section in devices for section in self.bug)
+        self.hits += all(devices.count(section) >= self.in_one_buffer for section in self.bug)
         if self.bug and self.hits >= self.takes:
             self._die(Step.LOAD)
 
@@ -114,6 +115,17 @@ def test_a_section_that_does_it_alone_is_found_by_the_sweep(
     assert len(fake.started) == 2
     assert fake.started[1].checkpoints == [handmade.full(number, 0x22)]
     assert searcher.suspects == [handmade.sections[number]]
+
+
+def test_what_breaks_only_twice_in_one_buffer_is_searched_so_where_it_stood_so(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug, fake.in_one_buffer = frozenset({handmade.full(3, 0x22)}), 2
+    assert find(isolator()) is None
+    blame = find(isolator(repeated=True))
+    assert blame.sections == (handmade.sections[3],)
+    assert (blame.how.way, blame.how.together) == (IsolationWay.ALONE, True)
+    assert fake.started[-1].checkpoints == [handmade.full(3, 0x22) * 2]
 
 
 def test_a_known_suspect_is_tried_first(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness.arch import X86_64
 from harness.errors import HarnessError, UsageError
 from harness.qemu.cmdline import Option
 from harness.report.bisect import change_text, check_ends
@@ -274,7 +275,7 @@ def test_the_version_that_broke_it_is_named() -> None:
         change_text(change)
         == "last good is 2.0.0 (q1), first bad is 4.0.0 (q3); could not be tried in between: 3.0.0 (q2)"
     )
-    start, run = git_lines(change, Path("/b"))[1:]
+    start, run = git_lines(change, Path("/b"), X86_64)[1:]
     assert start == "git bisect start v4.0.0 v2.0.0"
     assert "/b/reproduce.py --invert build/qemu-system-x86_64" in run
 
@@ -282,7 +283,7 @@ def test_the_version_that_broke_it_is_named() -> None:
 def test_the_version_that_mended_it_is_named() -> None:
     (change,) = judge(tried([0, 0, 1], ("bad", "good"))).changes
     assert change_text(change) == "last bad is 2.0.0 (q1), first good is 3.0.0 (q2)"
-    start, run = git_lines(change, Path("/b"))[1:]
+    start, run = git_lines(change, Path("/b"), X86_64)[1:]
     assert start == "git bisect start --term-old=fails --term-new=passes v3.0.0 v2.0.0"
     assert "--invert" not in run
 

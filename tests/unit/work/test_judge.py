@@ -340,15 +340,21 @@ def test_a_build_that_resets_is_always_given_the_whole_state(world: World, bench
     assert world.sessions[0].selection.whole
 
 
+def blame_of(section: str, *, together: bool) -> Blame:
+    judgement = Judgement(verdict=Verdict.CRASH)
+    return Blame(sections=(section,), how=Isolation(way=IsolationWay.ALONE, together=together), judgement=judgement)
+
+
 def test_where_a_build_resets_loads_in_one_buffer_are_remembered_apart(world: World, bench: Bench) -> None:
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
-    bench.blame("bound", True, ("i8259",))
+    bench.blame("bound", blame_of("i8259", together=True))
     assert bench.known(("bound",), True, frozenset()) == {"i8259"}
     assert bench.known(("bound",), False, frozenset()) == frozenset()
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=None)
-    bench.blame("kernel", True, ("cpu",))
-    assert bench.known(("kernel",), False, frozenset()) == {"cpu"}
-    assert bench.known(("kernel",), False, frozenset({"cpu"})) == frozenset()
+    bench.blame("bound", blame_of("cpu", together=False))
+    assert bench.known(("bound",), False, frozenset()) == {"cpu"}
+    assert bench.known(("bound",), True, frozenset()) == {"i8259", "cpu"}
+    assert bench.known(("bound",), True, frozenset({"cpu"})) == {"i8259"}
 
 
 @pytest.mark.parametrize(("resets", "verdict"), [(True, Verdict.HARNESS_ERROR), (False, Verdict.GUEST_FAULT)])

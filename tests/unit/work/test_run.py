@@ -21,7 +21,7 @@ from harness.errors import HarnessError, HostError
 from harness.guests.plan import PlacedDevice
 from harness.lanes import checks, schedules
 from harness.lanes.checks import Check
-from harness.lanes.judge import Bench
+from harness.lanes.judge import Bench, Exclusion, Reason
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit, Process
@@ -247,7 +247,7 @@ def test_a_wave_leaves_out_what_the_waves_before_it_broke_on(
         place = plan.key.place
         told[place] = bench.known(plan.phases, plan.schedule is Schedule.BACK_TO_BACK, frozenset())
         if place == "platform/bound/same":
-            bench.blame("bound", False, ("i8259",))
+            bench.tell([Exclusion(section="i8259", reason=Reason.BROKE, phase="bound")])
         yield cell_of(plan, bench.binary)
 
     judge(blames)
