@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.results.document import Cell
 from harness.state.transforms import GuestMode
+from harness.stream.vmdesc import field_value
 from harness.triage.case import Case
+from harness.triage.fields import Atom, bit_of, is_count, is_number
 from harness.triage.reduced import Reduced
-from harness.triage.registers import phrase, register_of
+from harness.triage.registers import Named, number_of_bit, register_of
 from harness.triage.smallest import Found, case_of, payload_of, recorded_by
 
 #: More pieces of state than this are counted, not named.
@@ -82,3 +85,44 @@ def _memory(found: Found) -> list[str]:
 
 def _list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def phrase(atom: Atom, payload: bytes, named: Named | None) -> str:
+    """``RCBA enabled (rcba bit 0 = 1)``, or the field's path where no register is known."""
+    ours = payload[atom.offset : atom.offset + atom.size]
+    bit = bit_of(atom)
+    if atom.healthy is None:
+        return f"subsection {atom.path}"
+    if named is not None:
+        what = named.name.lower()
+        if named.bit is not None and bit is not None:
+            return f"{named.title} ({what} bit {named.bit} = {ours[0] >> bit & 1})"
+        return f"{named.name} ({what} {_value(atom, ours)})"
+    if bit is not None:
+        return f"{_place(atom)} = {ours[0] >> bit & 1}"
+    place = atom.path if is_number(atom) or atom.offset == atom.field_offset else _place(atom)
+    return f"{place} {_value(atom, ours)}"
+
+
+def _place(atom: Atom) -> str:
+    bit = bit_of(atom)
+    width = _width(atom.kind)
+    if width and bit is not None:
+        return f"{atom.path} bit {number_of_bit(atom, atom.field_offset, width)}"
+    at = f"{atom.path} byte 0x{atom.offset - atom.field_offset:x}"
+    return at if bit is None else f"{at} bit {bit}"
+
+
+def _width(kind: str) -> int:
+    """Bytes of a number's type; 0 for what is none."""
+    match = re.fullmatch(r"(?:u?int|le)(8|16|32|64)(?: .*)?", kind)
+    return int(match[1]) // 8 if match else 0
+
+
+def _value(atom: Atom, ours: bytes) -> str:
+    value = field_value(atom.kind, ours) if atom.size > 1 or is_number(atom) else ours[0]
+    if isinstance(value, int) and is_count(atom):
+        return f"= {value}"
+    if isinstance(value, int):
+        return f"= {value:#x}" if abs(value) > 9 else f"= {value}"
+    return f"= {value[:16]}{'...' if len(value) > 16 else ''} (hex)"

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from harness.stream.vmdesc import field_value
-from harness.triage.fields import Atom, bit_of, is_count, is_number
+from harness.triage.fields import Atom, bit_of
 from harness.yamlfile import load_model
 
 _FILE = Path(__file__).with_name("registers.yaml")
@@ -133,44 +133,3 @@ def number_of_bit(atom: Atom, start: int, width: int) -> int:
 
 def _big_endian(atom: Atom, width: int) -> bool:
     return not atom.kind.startswith("le") and isinstance(field_value(atom.kind, bytes(width)), int)
-
-
-def phrase(atom: Atom, payload: bytes, named: Named | None) -> str:
-    """``RCBA enabled (rcba bit 0 = 1)``, or the field's path where no register is known."""
-    ours = payload[atom.offset : atom.offset + atom.size]
-    bit = bit_of(atom)
-    if atom.healthy is None:
-        return f"subsection {atom.path}"
-    if named is not None:
-        what = named.name.lower()
-        if named.bit is not None and bit is not None:
-            return f"{named.title} ({what} bit {named.bit} = {ours[0] >> bit & 1})"
-        return f"{named.name} ({what} {_value(atom, ours)})"
-    if bit is not None:
-        return f"{_place(atom)} = {ours[0] >> bit & 1}"
-    place = atom.path if is_number(atom) or atom.offset == atom.field_offset else _place(atom)
-    return f"{place} {_value(atom, ours)}"
-
-
-def _place(atom: Atom) -> str:
-    bit = bit_of(atom)
-    width = _width(atom.kind)
-    if width and bit is not None:
-        return f"{atom.path} bit {number_of_bit(atom, atom.field_offset, width)}"
-    at = f"{atom.path} byte 0x{atom.offset - atom.field_offset:x}"
-    return at if bit is None else f"{at} bit {bit}"
-
-
-def _width(kind: str) -> int:
-    """Bytes of a number's type; 0 for what is none."""
-    match = re.fullmatch(r"(?:u?int|le)(8|16|32|64)(?: .*)?", kind)
-    return int(match[1]) // 8 if match else 0
-
-
-def _value(atom: Atom, ours: bytes) -> str:
-    value = field_value(atom.kind, ours) if atom.size > 1 or is_number(atom) else ours[0]
-    if isinstance(value, int) and is_count(atom):
-        return f"= {value}"
-    if isinstance(value, int):
-        return f"= {value:#x}" if abs(value) > 9 else f"= {value}"
-    return f"= {value[:16]}{'...' if len(value) > 16 else ''} (hex)"

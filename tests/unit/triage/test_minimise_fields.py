@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from harness.report.cases import phrase
 from harness.stream.vmdesc import Field
 from harness.triage.fields import Atom, apply, differences, needed, split_bits, split_bytes
-from harness.triage.registers import load_registers, phrase, register_of
+from harness.triage.registers import load_registers, register_of
 
 LPC = "0000:00:1f.0/ICH9LPC"
 CONFIG_AT = 4
