@@ -69,11 +69,6 @@ class QemuBinary:
     capabilities: frozenset[str]
     label: str = ""
 
-    @property
-    def short(self) -> str:
-        """Version and eight digits of the hash: tells two builds of one version apart."""
-        return f"{self.version}-{self.sha256[:8]}"
-
     def machine(self, name: str) -> MachineType | None:
         """The machine type of a name or alias, None when this build has none."""
         for machine in self.machines:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,6 @@ def qualify_plain(doc: QualifyDoc) -> Doc:
 def qualify_json(doc: Doc) -> str:
     """The document as text."""
     return json.dumps(doc, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def shipped_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of ``qualify.json``, as it is shipped."""
-    text = (resources.files("harness.report") / "schema" / "qualify-1.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
 
 
 def write_qualify(doc: Doc, out: Path, formats: Sequence[str] = ("json", "md")) -> list[Path]:

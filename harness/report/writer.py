@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ JUNIT_NAME = "junit.xml"
 MARKDOWN_NAME = "matrix.md"
 #: The reports, by the names that ``--format`` takes.
 FORMATS = {"json": JSON_NAME, "html": HTML_NAME, "junit": JUNIT_NAME, "md": MARKDOWN_NAME}
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of ``matrix.json``, as it is shipped."""
-    text = (resources.files("harness.report") / "schema" / "matrix-2.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
 
 
 _dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False, default=str)

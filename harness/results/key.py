@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from harness.arch import architecture_of
@@ -100,11 +100,6 @@ class CellKey:
     def slug(self) -> str:
         """As the name of a file or folder."""
         return _NOT_IN_NAMES.sub("_", str(self).replace(">", "..").replace("/", "_")).strip("._") or "cell"
-
-    @property
-    def first(self) -> CellKey:
-        """The key of the first look."""
-        return replace(self, rest=0)
 
     @property
     def _machine(self) -> str:

@@ -82,12 +82,6 @@ class Signature:
             "family": self.family,
         }
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Signature:
-        """What :meth:`to_json` gave; keys that are missing are empty."""
-        names = ("kind", "function", "assertion", "file", "section", "family")
-        return cls(**{name: str(document.get(name) or "") for name in names})
-
 
 def signature_of(outcome: Outcome, *, machine: str, device: str = "", function: str = "") -> Signature | None:
     """Name a failure by its causes and sections.

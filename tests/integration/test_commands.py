@@ -15,7 +15,7 @@ import pytest
 
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.report.writer import json_schema
+from harness.report.schemas import shipped
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,7 +98,7 @@ def test_a_pack_is_replayed(postload: Run, small_pack: Path, tmp_path: Path) -> 
     done = postload("replay", small_pack, "--quick", "--loads", "7", "--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr[-4000:]
     document = json.loads(done.stdout)
-    jsonschema.validate(document, json_schema())
+    jsonschema.validate(document, shipped("matrix-2.schema.json"))
     assert document["complete"] is True
     assert {c["key"]["device"] for c in document["cells"]} == {"virtio-blk", "platform"}
     for cell in document["cells"]:

@@ -27,7 +27,7 @@ from harness.errors import GuestError
 from harness.guests.recipe import guests_folder
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.report.writer import json_schema
+from harness.report.schemas import shipped
 from harness.state import recorder
 from harness.state.recorder import Plan, record
 
@@ -68,7 +68,7 @@ def _judged(out: Path) -> list[dict[str, Any]]:
 
 
 def _assert_partial(document: dict[str, Any]) -> None:
-    jsonschema.validate(document, json_schema())
+    jsonschema.validate(document, shipped("matrix-2.schema.json"))
     assert document["complete"] is False
     assert 0 < len(document["cells"]) < LONG_CELLS
     for cell in document["cells"]:
@@ -288,7 +288,7 @@ def test_a_full_disk_under_the_reports(postload: Run, pc_pack: StatePack, scratc
 def _assert_partial_reports(out: Path) -> None:
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
     document = json.loads((out / "matrix.json").read_text())
-    jsonschema.validate(document, json_schema())
+    jsonschema.validate(document, shipped("matrix-2.schema.json"))
     assert document["complete"] is False
     assert document["cells"]
     assert {cell["outcome"]["verdict"] for cell in document["cells"]} == {"ok"}

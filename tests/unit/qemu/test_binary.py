@@ -165,4 +165,3 @@ def test_what_cannot_be_run_is_named(script: MakeScript, tmp_path: Path, monkeyp
 def test_a_machine_goes_by_name_and_alias(binary: QemuBinary) -> None:
     assert binary.machine("pc") is binary.machine("pc-i440fx-7.2") is binary.machines[0]
     assert binary.machine("virt") is None
-    assert binary.short == "7.2.22-12345678"

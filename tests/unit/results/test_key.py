@@ -52,7 +52,6 @@ def test_place_and_row_are_parts_of_it() -> None:
     key = replace(KEY, guest_mode="parked", rest=2)
     assert key.place == "virtio-blk/bound/same"
     assert key.row == "7.2.22/pc-q35-7.2/virtio-blk"
-    assert key.first == replace(key, rest=0)
 
 
 def test_a_slug_is_the_name_of_a_file() -> None:

@@ -339,7 +339,6 @@ def test_what_is_no_finding_has_no_name(verdict: Verdict) -> None:
     assert signature_of(Outcome(verdict=verdict, causes=(cause,)), machine="q35") is None
 
 
-def test_json_and_back() -> None:
+def test_the_name_stands_in_json_too() -> None:
     found = Signature(kind="crash", function="f", assertion="a:b", file="x.c", section="s", family="pc")
-    assert Signature.from_json(found.to_json()) == found
     assert found.to_json()["name"] == "crash:f:a:b:s:pc"
