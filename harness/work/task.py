@@ -88,9 +88,10 @@ class Task:
             raise UsageError(f"not a task: {part}: {problem['msg']}") from error
 
     @property
-    def place(self) -> tuple[str, str, tuple[Option, ...], bool]:
+    def place(self) -> tuple[str, str, tuple[str, ...], bool]:
         """What tasks have in common that are carried out with the same things open."""
-        return (self.recording.content, self.loader.sha256, self.overrides, self.pair)
+        overrides = tuple(word for option in self.overrides for word in option.argv())
+        return (self.recording.content, self.loader.sha256, overrides, self.pair)
 
     def cell_of(self, device: str) -> CellKey:
         """The cell of one device."""

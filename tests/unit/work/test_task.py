@@ -50,6 +50,12 @@ def test_a_task_goes_to_json_and_back() -> None:
     assert json.loads(text)["excluded"][1] == {"section": "i8259", "reason": "broke", "phase": "bound", "twice": True}
 
 
+def test_tasks_of_one_place_meet_there_whatever_options_the_loader_has() -> None:
+    places = {TASK.place: "with an option", replace(TASK, overrides=()).place: "without"}
+    assert places[Task.from_json(TASK.to_json()).place] == "with an option"
+    assert len(places) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"loader": {"path": "/x"}}, "loader.sha256"), ({"answers": "ahci"}, "answers"), ({"request": None}, "request")],
