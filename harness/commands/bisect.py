@@ -20,7 +20,7 @@ from harness.report.bisect import change_text, check_ends, contradiction_texts
 from harness.report.bundle import WRITING
 from harness.results.document import find_cell
 from harness.results.folder import read_matrix
-from harness.triage.bisect import Build, Report, Tried, bisect, builds, git_lines
+from harness.triage.bisect import BisectReport, Build, Tried, bisect, builds, git_lines
 from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
 from harness.triage.interrupt import one_interrupt
@@ -87,7 +87,7 @@ def _tell(tried: Tried) -> None:
     err.print(f"{escape(tried.build.name)}: {tried.outcome}")
 
 
-def _print(report: Report, lines: list[str]) -> None:
+def _print(report: BisectReport, lines: list[str]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("version", "QEMU", "", "answer"):
         table.add_column(name, overflow="fold")
@@ -108,7 +108,7 @@ def _short(tried: Tried) -> str:
     return line.partition(", machine ")[2] or line.partition(": ")[2] or line
 
 
-def _document(cell: str, report: Report, lines: list[str]) -> dict[str, object]:
+def _document(cell: str, report: BisectReport, lines: list[str]) -> dict[str, object]:
     return {
         "schema": "postload.bisect/1",
         "cell": cell,

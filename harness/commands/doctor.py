@@ -23,7 +23,7 @@ _NEEDED_FREE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class HostCheck:
     """One thing that a run wants of the host.
 
     :param needed: without it nothing runs; else it only limits
@@ -50,52 +50,52 @@ def host_facts(accels: dict[str, AccelState]) -> dict[str, Any]:
     }
 
 
-def check_host(qemu: str | None) -> list[Check]:
+def check_host(qemu: str | None) -> list[HostCheck]:
     """Everything that ``postload doctor`` shows, the needed things first."""
     own = [_qemu_check(qemu), *_binary_checks(qemu)]
     checks = [*own, *_tool_checks(), *_other_checks(), _cache_check(), _memory_check()]
     return sorted(checks, key=lambda check: not check.needed)
 
 
-def _other_checks() -> list[Check]:
+def _other_checks() -> list[HostCheck]:
     """What guests of further architectures want: never needed, as those of the first do without."""
     return [_other_check(architecture) for architecture in ARCHITECTURES[1:]]
 
 
-def _other_check(architecture: Architecture) -> Check:
+def _other_check(architecture: Architecture) -> HostCheck:
     machines = ",".join(dict.fromkeys(architecture.families.values()))
     name = f"{architecture.name} guests"
     program = architecture.program
     path = shutil.which(program.name)
     if path is None:
         remedy = f"only for --machine {machines}: apt-get install --no-install-recommends {program.package}"
-        return Check(name=name, ok=False, needed=False, found=f"no {program.name}", remedy=remedy)
+        return HostCheck(name=name, ok=False, needed=False, found=f"no {program.name}", remedy=remedy)
     try:
         binary = probe_binary(Path(path).resolve())
         dialect = probe_colo(binary).dialect.name
     except PostloadError as error:
-        return Check(name=name, ok=False, needed=False, found=str(error), remedy=f"only for --machine {machines}")
-    return Check(
+        return HostCheck(name=name, ok=False, needed=False, found=str(error), remedy=f"only for --machine {machines}")
+    return HostCheck(
         name=name, ok=True, needed=False, found=f"{binary.version} {path}, dialect {dialect}, --machine {machines}"
     )
 
 
-def _qemu_check(qemu: str | None) -> Check:
+def _qemu_check(qemu: str | None) -> HostCheck:
     try:
         binary = probe_binary(find_binary(qemu) if qemu else host_binary(ARCHITECTURES[0].program))
     except PostloadError as error:
         remedy = "apt-get install --no-install-recommends qemu-system-x86 ipxe-qemu, or give a path with --qemu"
-        return Check(name="QEMU", ok=False, needed=True, found=str(error), remedy=remedy)
-    return Check(name="QEMU", ok=True, needed=True, found=f"{binary.version} ({binary.build}) {binary.path}")
+        return HostCheck(name="QEMU", ok=False, needed=True, found=str(error), remedy=remedy)
+    return HostCheck(name="QEMU", ok=True, needed=True, found=f"{binary.version} ({binary.build}) {binary.path}")
 
 
-def _binary_checks(qemu: str | None) -> list[Check]:
+def _binary_checks(qemu: str | None) -> list[HostCheck]:
     try:
         binary = probe_binary(find_binary(qemu) if qemu else host_binary(ARCHITECTURES[0].program))
     except PostloadError:
         return []
     accels = [
-        Check(
+        HostCheck(
             name=f"accelerator {name}",
             ok=state.usable,
             needed=name == "tcg",
@@ -108,18 +108,18 @@ def _binary_checks(qemu: str | None) -> list[Check]:
     return [_colo_check(binary), *accels]
 
 
-def _colo_check(binary: QemuBinary) -> Check:
+def _colo_check(binary: QemuBinary) -> HostCheck:
     try:
         ability = probe_colo(binary)
     except PostloadError as error:
         remedy = "a QEMU built with --enable-replication, as Debian's is"
-        return Check(name="COLO secondary", ok=False, needed=True, found=str(error), remedy=remedy)
+        return HostCheck(name="COLO secondary", ok=False, needed=True, found=str(error), remedy=remedy)
     resets = {True: "resets before each load", False: "loads without a reset", None: "reset not known"}
     found = f"dialect {ability.dialect.name}, {resets[ability.resets_before_load]}"
-    return Check(name="COLO secondary", ok=True, needed=True, found=found)
+    return HostCheck(name="COLO secondary", ok=True, needed=True, found=found)
 
 
-def _tool_checks() -> list[Check]:
+def _tool_checks() -> list[HostCheck]:
     tools = (
         ("setpriv", "util-linux", True),
         ("apt-get", "apt: on another distribution name a kernel and a busybox in the guest's YAML", False),
@@ -127,7 +127,7 @@ def _tool_checks() -> list[Check]:
         ("gdb", "gdb: for backtraces", False),
     )
     return [
-        Check(
+        HostCheck(
             name=name,
             ok=shutil.which(name) is not None,
             needed=needed,
@@ -138,23 +138,27 @@ def _tool_checks() -> list[Check]:
     ]
 
 
-def _cache_check() -> Check:
+def _cache_check() -> HostCheck:
     root = cache_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(root).free
     except OSError as error:
-        return Check(name="cache", ok=False, needed=True, found=f"{root}: {error}", remedy="set POSTLOAD_CACHE")
+        return HostCheck(name="cache", ok=False, needed=True, found=f"{root}: {error}", remedy="set POSTLOAD_CACHE")
     enough = free >= _NEEDED_FREE_BYTES
     remedy = "" if enough else "free some space, or set POSTLOAD_CACHE to a folder with 2 GiB"
-    return Check(name="cache", ok=enough, needed=True, found=f"{root}, {free / (1 << 30):.1f} GiB free", remedy=remedy)
+    return HostCheck(
+        name="cache", ok=enough, needed=True, found=f"{root}, {free / (1 << 30):.1f} GiB free", remedy=remedy
+    )
 
 
-def _memory_check() -> Check:
+def _memory_check() -> HostCheck:
     available = psutil.virtual_memory().available
     enough = available >= _NEEDED_FREE_BYTES
     remedy = "" if enough else "2 GiB are comfortable; use --jobs 1"
-    return Check(name="memory", ok=enough, needed=False, found=f"{available / (1 << 30):.1f} GiB free", remedy=remedy)
+    return HostCheck(
+        name="memory", ok=enough, needed=False, found=f"{available / (1 << 30):.1f} GiB free", remedy=remedy
+    )
 
 
 def _os_release() -> str:

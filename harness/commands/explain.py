@@ -20,7 +20,7 @@ from harness.results.folder import read_matrix
 from harness.results.known import load_known
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
-from harness.triage.explain import Material, explain
+from harness.triage.explain import ExplainMaterial, explain
 from harness.triage.interrupt import one_interrupt
 from harness.triage.stack import binary_of, given_binary, has_stack, kept_stack, repeat_under_gdb, told_stack
 
@@ -45,7 +45,7 @@ def explain_command(cell: str, run: Path, backtrace: bool, qemu: str | None, kno
     case, folder = _case(run, found)
     with one_interrupt(), contextlib.ExitStack() as stack:
         pack, note = _pack(found, stack)
-        material = Material(run=run, pack=pack, pack_note=note, case=case, case_folder=folder, issues=issues)
+        material = ExplainMaterial(run=run, pack=pack, pack_note=note, case=case, case_folder=folder, issues=issues)
         material = replace(material, stack=_stack(found, material, binary, backtrace))
         told = explain(found, doc, material)
     if as_json:
@@ -78,7 +78,7 @@ def _case(run: Path, cell: Cell) -> tuple[Case | None, Path | None]:
         return None, None
 
 
-def _stack(cell: Cell, material: Material, given: QemuBinary | None, wanted: bool) -> Backtrace | None:
+def _stack(cell: Cell, material: ExplainMaterial, given: QemuBinary | None, wanted: bool) -> Backtrace | None:
     """The stack: kept, or in the log, or of a repetition under gdb."""
     if not has_stack(cell):
         return None

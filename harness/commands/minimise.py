@@ -26,7 +26,7 @@ from harness.triage.interrupt import one_interrupt
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import RATE_TRIES, NotReproduced, Progress, Search
 from harness.triage.reduction import Reduction
-from harness.triage.smallest import Found
+from harness.triage.smallest import SmallestFound
 from harness.triage.tries import Target, Tries, check_target
 
 CASES = "cases"
@@ -115,7 +115,7 @@ def _search(target: Target, journal: FileJournal, shown: _Shown) -> Case:
     )
     result = Reduction(target, search).run()
     return told_case(
-        Found(target=target, result=result, search=search, evidence=tries.seen, leak=tries.figures(search))
+        SmallestFound(target=target, result=result, search=search, evidence=tries.seen, leak=tries.figures(search))
     )
 
 

@@ -47,7 +47,7 @@ from harness.errors import UsageError
 from harness.facts import collect_facts, kvm_statement
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
-from harness.qualify.evidence import Witness
+from harness.qualify.evidence import GuestWitness
 from harness.qualify.model import DECIDING, USES, Answer, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
@@ -186,7 +186,7 @@ def _qualify(
 ) -> int:
     issues = load_known(given["known"]) if given["known"] else None
     binaries = {binary.sha256: binary for binary in options.binaries}
-    witness = Witness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say, scope=run_scope())
+    witness = GuestWitness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say, scope=run_scope())
     context = Context(
         binaries=binaries,
         deciding=uses,
@@ -231,7 +231,7 @@ def report_answer(answer: dict[str, Any], cells: int, out: Path, *, as_json: boo
     return exit_code(Answer(answer["answer"])) if answer["complete"] else 3
 
 
-def _told(doc: MatrixDoc, context: Context, witness: Witness) -> QualifyDoc:
+def _told(doc: MatrixDoc, context: Context, witness: GuestWitness) -> QualifyDoc:
     """The answer with its causes, found in a thread: Ctrl-C then ends the QEMUs that are asked, and cuts no talk with
     one short."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="witness") as pool:

@@ -2,13 +2,13 @@
 """Facts of a host and of its QEMUs, and what two sets of them have to do with a load that failed."""
 
 from harness.facts.collect import SCHEMA, collect_facts
-from harness.facts.compare import Change, Weight, compare_facts, incomparable
+from harness.facts.compare import FactChange, Weight, compare_facts, incomparable
 from harness.facts.explain import explaining
 from harness.facts.kvm import kvm_statement
 
 __all__ = [
     "SCHEMA",
-    "Change",
+    "FactChange",
     "Weight",
     "collect_facts",
     "compare_facts",

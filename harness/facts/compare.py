@@ -31,7 +31,7 @@ class Weight(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class FactChange:
     """One difference.
 
     :param what: in words, such as ``virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM``
@@ -59,7 +59,7 @@ class Change:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
-def compare_facts(old: Facts, new: Facts) -> list[Change]:
+def compare_facts(old: Facts, new: Facts) -> list[FactChange]:
     """Everything that differs, what can break a load first; what either side does not know is left out, and said.
 
     :param old: facts of the recording side; its first QEMU is the one that recorded. Empty for a pack without any
@@ -83,9 +83,9 @@ def compare_facts(old: Facts, new: Facts) -> list[Change]:
     return sorted(changes, key=lambda change: order.index(change.weight))
 
 
-def incomparable(why: str) -> Change:
+def incomparable(why: str) -> FactChange:
     """Stands for all changes where they cannot be known."""
-    return Change(what=HOST_FACTS, old="", new="", weight=Weight.NOTE, why=why, kind="system")
+    return FactChange(what=HOST_FACTS, old="", new="", weight=Weight.NOTE, why=why, kind="system")
 
 
 def _recorded_under_kvm(old: Facts) -> bool | None:
@@ -104,7 +104,7 @@ def _weigh(kvm: bool | None, weight: Weight, why: str) -> tuple[Weight, str]:
     return weight, why
 
 
-def _system(old: Facts, new: Facts, kvm: bool | None) -> Iterator[Change]:
+def _system(old: Facts, new: Facts, kvm: bool | None) -> Iterator[FactChange]:
     before, after = old.get("system") or {}, new.get("system") or {}
     for key, weight, why in (
         ("os", Weight.NOTE, "another distribution release brings other builds of QEMU, firmware and kernel"),
@@ -115,7 +115,7 @@ def _system(old: Facts, new: Facts, kvm: bool | None) -> Iterator[Change]:
             yield _change(key, before[key], after[key], weight, why, kind="system", subject=key)
 
 
-def _cpu(old: Facts, new: Facts, kvm: bool | None) -> Iterator[Change]:
+def _cpu(old: Facts, new: Facts, kvm: bool | None) -> Iterator[FactChange]:
     before, after = old.get("cpu") or {}, new.get("cpu") or {}
     for key in _CPU_KEYS:
         if _differ(before.get(key), after.get(key)):
@@ -129,7 +129,7 @@ def _cpu(old: Facts, new: Facts, kvm: bool | None) -> Iterator[Change]:
     yield from _flags(before.get("flags"), after.get("flags"), kvm, _cpu_model(old) in _HOST_CPU_MODELS)
 
 
-def _flags(before: list[str] | None, after: list[str] | None, kvm: bool | None, passed: bool) -> Iterator[Change]:
+def _flags(before: list[str] | None, after: list[str] | None, kvm: bool | None, passed: bool) -> Iterator[FactChange]:
     if before is None or after is None:
         return
     lost = Weight.EXPLAINS if passed else Weight.MAY_MATTER
@@ -143,7 +143,7 @@ def _flags(before: list[str] | None, after: list[str] | None, kvm: bool | None, 
         yield _change("CPU flags", "", f"{len(gained)} more: {' '.join(gained)}", Weight.NOTE, why, kind="flag")
 
 
-def _kvm(before: Facts, after: Facts, kvm: bool | None) -> Iterator[Change]:
+def _kvm(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
     if before.get("usable") and after.get("usable") is False:
         weight, why = _weigh(kvm, Weight.EXPLAINS, "a guest that ran under KVM cannot run here as it did")
         yield _change("KVM", "usable", f"not usable: {after.get('reason')}", weight, why, kind="kvm")
@@ -153,7 +153,7 @@ def _kvm(before: Facts, after: Facts, kvm: bool | None) -> Iterator[Change]:
     yield from _cpuid(before.get("cpuid") or {}, after.get("cpuid") or {}, kvm)
 
 
-def _capabilities(before: Mapping[str, int], after: Mapping[str, int], kvm: bool | None) -> Iterator[Change]:
+def _capabilities(before: Mapping[str, int], after: Mapping[str, int], kvm: bool | None) -> Iterator[FactChange]:
     for name in before:
         if name not in after or before[name] == after[name]:
             continue
@@ -165,7 +165,7 @@ def _capabilities(before: Mapping[str, int], after: Mapping[str, int], kvm: bool
 
 def _msrs(
     before: list[dict[str, str]] | None, after: list[dict[str, str]] | None, kvm: bool | None
-) -> Iterator[Change]:
+) -> Iterator[FactChange]:
     if before is None or after is None:
         return
     for index in sorted({e["index"] for e in before} - {e["index"] for e in after}):
@@ -175,7 +175,7 @@ def _msrs(
         yield _change(label, "listed by KVM", "not listed", weight, why, kind="msr", subject=index)
 
 
-def _feature_msrs(before: Facts, after: Facts, kvm: bool | None) -> Iterator[Change]:
+def _feature_msrs(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
     for index in before:
         if index in after and _differ(before[index], after[index]):
             words = "KVM checks what a guest sets against it"
@@ -184,7 +184,7 @@ def _feature_msrs(before: Facts, after: Facts, kvm: bool | None) -> Iterator[Cha
             yield _change(label, before[index], after[index], weight, why, kind="feature-msr", subject=index)
 
 
-def _cpuid(before: Mapping[str, str], after: Mapping[str, str], kvm: bool | None) -> Iterator[Change]:
+def _cpuid(before: Mapping[str, str], after: Mapping[str, str], kvm: bool | None) -> Iterator[FactChange]:
     for register, value in before.items():
         lost = int(value, 16) & ~int(after.get(register, "0x0"), 16)
         if lost:
@@ -194,7 +194,7 @@ def _cpuid(before: Mapping[str, str], after: Mapping[str, str], kvm: bool | None
             yield _change(what, "offered by KVM", "not offered", weight, why, kind="cpuid", subject=register)
 
 
-def _modules(before: Facts, after: Facts, kvm: bool | None) -> Iterator[Change]:
+def _modules(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
     for name in sorted(set(before) - set(after)):
         why = "not loaded on this host; it may come when something asks for it"
         yield _change(f"module {name}", "loaded", "not loaded", Weight.NOTE, why, kind="module", subject=name)
@@ -208,7 +208,7 @@ def _modules(before: Facts, after: Facts, kvm: bool | None) -> Iterator[Change]:
                 yield _change(f"parameter {subject}", old, new, weight, why, kind="module", subject=subject)
 
 
-def _qemus(old: Facts, new: Facts) -> Iterator[Change]:
+def _qemus(old: Facts, new: Facts) -> Iterator[FactChange]:
     builds = old.get("qemu") or []
     if not builds:
         return
@@ -220,7 +220,7 @@ def _qemus(old: Facts, new: Facts) -> Iterator[Change]:
         yield from _devices(builds[0], build)
 
 
-def _machine(before: Facts, after: Facts) -> Iterator[Change]:
+def _machine(before: Facts, after: Facts) -> Iterator[FactChange]:
     name = before.get("machine")
     if name is None:
         return
@@ -234,7 +234,7 @@ def _machine(before: Facts, after: Facts) -> Iterator[Change]:
         yield _change(what, "supported", "deprecated", Weight.MAY_MATTER, why, kind="machine", subject=name)
 
 
-def _devices(before: Facts, after: Facts) -> Iterator[Change]:
+def _devices(before: Facts, after: Facts) -> Iterator[FactChange]:
     if before.get("virtio") is None or after.get("virtio") is None:
         return
     new = {_device_key(device): device for device in after["virtio"]}
@@ -251,7 +251,7 @@ def _devices(before: Facts, after: Facts) -> Iterator[Change]:
         yield from _features(where, device["features"], other["features"])
 
 
-def _features(where: str, before: list[str], after: list[str]) -> Iterator[Change]:
+def _features(where: str, before: list[str], after: list[str]) -> Iterator[FactChange]:
     for name in (name for name in before if name not in after):
         why = "a driver that uses it cannot be loaded where it is not offered"
         what = f"{where}: feature {name}"
@@ -262,7 +262,7 @@ def _features(where: str, before: list[str], after: list[str]) -> Iterator[Chang
         yield _change(what, "not offered", "offered", Weight.NOTE, why, kind="feature", subject=name, where=where)
 
 
-def _unknown(old: Facts, new: Facts) -> Iterator[Change]:
+def _unknown(old: Facts, new: Facts) -> Iterator[FactChange]:
     """What could not be compared because one side alone could not be asked."""
     before, after = old.get("unknown") or {}, new.get("unknown") or {}
     for name in sorted(set(before) ^ set(after)):
@@ -275,8 +275,8 @@ def _unknown(old: Facts, new: Facts) -> Iterator[Change]:
 
 def _change(
     what: str, old: object, new: object, weight: Weight, why: str, *, kind: str, subject: str = "", where: str = ""
-) -> Change:
-    return Change(
+) -> FactChange:
+    return FactChange(
         what=what, old=str(old), new=str(new), weight=weight, why=why, kind=kind, subject=subject, where=where
     )
 

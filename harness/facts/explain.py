@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.facts.compare import Change, Weight
+from harness.facts.compare import FactChange, Weight
 from harness.qemu.kvm import kvm_refusals
 from harness.stream.virtio import feature_names
 
@@ -51,7 +51,7 @@ class _Clues:
     text: str
 
 
-def explaining(changes: Iterable[Change], *, log: str, section: str | None) -> list[Change]:
+def explaining(changes: Iterable[FactChange], *, log: str, section: str | None) -> list[FactChange]:
     """Those that the failure of a load speaks of, the closest first; mere notes only when the log names them.
 
     :param log: what QEMU printed, or why it did not start
@@ -76,7 +76,7 @@ def _read(log: str, section: str | None) -> _Clues:
     )
 
 
-def _rank(change: Change, clues: _Clues) -> int | None:
+def _rank(change: FactChange, clues: _Clues) -> int | None:
     """0 for what the log names, 1 for what belongs to it, 2 for what may be behind it; None for the rest."""
     if change.kind in ("feature", "backend", "device"):
         return _rank_device(change, clues)
@@ -86,7 +86,7 @@ def _rank(change: Change, clues: _Clues) -> int | None:
     return _rank_kvm(change, clues) if clues.msrs or clues.ioctls else None
 
 
-def _rank_device(change: Change, clues: _Clues) -> int | None:
+def _rank_device(change: FactChange, clues: _Clues) -> int | None:
     if clues.devices and not any(_is_of(change.where, label) for label in clues.devices):
         return None
     if change.kind == "feature":
@@ -97,7 +97,7 @@ def _rank_device(change: Change, clues: _Clues) -> int | None:
     return 0 if clues.devices and _NO_SECTION.search(clues.text) else None
 
 
-def _is_refused(change: Change, seen: int, allowed: int) -> bool:
+def _is_refused(change: FactChange, seen: int, allowed: int) -> bool:
     kind = change.where.partition(" ")[0]
     if change.subject in feature_names(kind, allowed):
         return False
@@ -112,7 +112,7 @@ def _is_of(where: str, label: str) -> bool:
     return name == kind and (not path or path.endswith(slot))
 
 
-def _rank_kvm(change: Change, clues: _Clues) -> int | None:
+def _rank_kvm(change: FactChange, clues: _Clues) -> int | None:
     if change.kind in ("msr", "feature-msr"):
         return 0 if int(change.subject, 16) in clues.msrs else None
     if change.kind == "flag":

@@ -40,7 +40,7 @@ MOUNT_POINTS = ("proc", "sys", "dev", "tmp", "run", "root", "mnt", "etc", "lib")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class CpioEntry:
     """One member of the archive.
 
     :param path: without a leading slash
@@ -60,28 +60,28 @@ class Archive:
     """A tree of members; parents are added by themselves and members are written in the order of their
     paths."""
 
-    _entries: dict[str, Entry] = field(default_factory=dict)
+    _entries: dict[str, CpioEntry] = field(default_factory=dict)
 
     def folder(self, path: str) -> None:
         """Add a folder, with its parents, unless it is there."""
         for parent in reversed(PurePosixPath(path).parents):
             if str(parent) != ".":
-                self._entries.setdefault(str(parent), Entry(path=str(parent), mode=stat.S_IFDIR | 0o755))
-        self._entries.setdefault(path, Entry(path=path, mode=stat.S_IFDIR | 0o755))
+                self._entries.setdefault(str(parent), CpioEntry(path=str(parent), mode=stat.S_IFDIR | 0o755))
+        self._entries.setdefault(path, CpioEntry(path=path, mode=stat.S_IFDIR | 0o755))
 
     def file(self, path: str, data: bytes, permissions: int = 0o644) -> None:
         """Add a file, with its parents."""
-        self._add(Entry(path=path, mode=stat.S_IFREG | permissions, data=data))
+        self._add(CpioEntry(path=path, mode=stat.S_IFREG | permissions, data=data))
 
     def symlink(self, path: str, target: str) -> None:
         """Add a symbolic link, with its parents."""
-        self._add(Entry(path=path, mode=stat.S_IFLNK | 0o777, data=target.encode()))
+        self._add(CpioEntry(path=path, mode=stat.S_IFLNK | 0o777, data=target.encode()))
 
     def device(self, path: str, major: int, minor: int) -> None:
         """Add a character device, with its parents."""
-        self._add(Entry(path=path, mode=stat.S_IFCHR | 0o600, rdev=(major, minor)))
+        self._add(CpioEntry(path=path, mode=stat.S_IFCHR | 0o600, rdev=(major, minor)))
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: CpioEntry) -> None:
         parent = str(PurePosixPath(entry.path).parent)
         if parent != ".":
             self.folder(parent)
@@ -92,11 +92,11 @@ class Archive:
         # The order of whole paths would put "a-b" before "a/c": the order of their parts keeps parents first.
         entries = sorted(self._entries.values(), key=lambda entry: entry.path.split("/"))
         parts = [_member(entry, ino) for ino, entry in enumerate(entries, start=1)]
-        parts.append(_member(Entry(path=TRAILER, mode=0), 0))
+        parts.append(_member(CpioEntry(path=TRAILER, mode=0), 0))
         return b"".join(parts)
 
 
-def _member(entry: Entry, ino: int) -> bytes:
+def _member(entry: CpioEntry, ino: int) -> bytes:
     name = entry.path.encode() + b"\0"
     nlink = 2 if stat.S_ISDIR(entry.mode) else 1
     fields = (ino, entry.mode, 0, 0, nlink, 0, len(entry.data), 0, 0, *entry.rdev, len(name), 0)

@@ -19,18 +19,18 @@ PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]*$")]
 DriverName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-class _Strict(BaseModel):
+class _RecipeModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PackagedKernel(_Strict):
+class PackagedKernel(_RecipeModel):
     """A Debian kernel: the package itself, or one that depends on the versioned one
     (``linux-image-amd64``)."""
 
     package: PackageName
 
 
-class GivenKernel(_Strict):
+class GivenKernel(_RecipeModel):
     """A kernel by hand: what the machine boots (on x86_64 an ELF with a PVH note too), and its folder
     ``lib/modules/VERSION``."""
 
@@ -38,19 +38,19 @@ class GivenKernel(_Strict):
     modules: Path
 
 
-class PackagedBusybox(_Strict):
+class PackagedBusybox(_RecipeModel):
     """A Debian package with a static ``bin/busybox``."""
 
     package: PackageName
 
 
-class GivenBusybox(_Strict):
+class GivenBusybox(_RecipeModel):
     """A static busybox by hand."""
 
     path: Path
 
 
-class Recipe(_Strict):
+class Recipe(_RecipeModel):
     """One guest.
 
     ``drivers`` are what ``load`` in the guest can insert, each with all that it needs. Relative paths start

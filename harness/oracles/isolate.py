@@ -79,7 +79,7 @@ class Isolator:
         return found
 
     def _found(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
-        case = _Case(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
+        case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
         case.absent = case.refused_at_start(excluded)
         labels = [label_of(section) for section in self.buffers.pack.recordings[phase].sections]
@@ -91,7 +91,7 @@ class Isolator:
         return case.sweep(labels) or case.minimise(labels)
 
 
-class _Case:
+class _Isolation:
     """One search."""
 
     def __init__(self, owner: Isolator, before: str, phase: str, repeats: int, verdict: Verdict) -> None:
@@ -166,7 +166,7 @@ class _Case:
 class _Sweep:
     """Sections one by one into one secondary."""
 
-    def __init__(self, case: _Case, labels: Sequence[str]) -> None:
+    def __init__(self, case: _Isolation, labels: Sequence[str]) -> None:
         self._case = case
         self._labels = labels
 
@@ -210,5 +210,5 @@ class _Sweep:
         return True
 
 
-def _alone(label: str, judgement: Judgement, case: _Case) -> Blame:
+def _alone(label: str, judgement: Judgement, case: _Isolation) -> Blame:
     return Blame(sections=(label,), how=case.isolation(IsolationWay.ALONE, of=1), judgement=judgement)

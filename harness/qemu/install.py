@@ -55,7 +55,7 @@ _NOISE = re.compile(
 _SPARE_BYTES = 64 << 20
 
 
-class Report(Protocol):
+class InstallReport(Protocol):
     """Told how far an installation is."""
 
     def step(self, text: str) -> None:
@@ -85,7 +85,9 @@ class Packages:
         return sum(package.size_bytes for package in self.packages)
 
 
-def install_version(name: str, report: Report, *, full: bool = False, refresh: bool = False) -> tuple[Installed, str]:
+def install_version(
+    name: str, report: InstallReport, *, full: bool = False, refresh: bool = False
+) -> tuple[Installed, str]:
     """Install a version of Debian's; returns it and what of it came from the cache, in words.
 
     :param full: with the modules for OpenGL, SPICE and remote disks
@@ -180,7 +182,7 @@ def _own_folder(path: Path) -> Path:
     return folder
 
 
-def _install_packages(name: str, full: bool, packages: Packages, report: Report) -> Installed:
+def _install_packages(name: str, full: bool, packages: Packages, report: InstallReport) -> Installed:
     what = load_versions()
     emulator = what.emulator(name)
     hashes = sorted(package.sha256 for package in packages.packages)
@@ -223,7 +225,7 @@ def _install_packages(name: str, full: bool, packages: Packages, report: Report)
     return installed
 
 
-def _fetch_version(name: str, full: bool, report: Report, refresh: bool) -> Packages:
+def _fetch_version(name: str, full: bool, report: InstallReport, refresh: bool) -> Packages:
     """The packages of a version from the first source that has it."""
     why: list[str] = []
     unreachable: set[str] = set()
@@ -247,7 +249,7 @@ def _fetch_version(name: str, full: bool, report: Report, refresh: bool) -> Pack
     )
 
 
-def _fetch_source(name: str, full: bool, source: Source, report: Report, refresh: bool) -> Packages:
+def _fetch_source(name: str, full: bool, source: Source, report: InstallReport, refresh: bool) -> Packages:
     report.step(f"asking {source} for QEMU {name}")
     root = AptRoot(source.suite, load_versions().arch, source.apt_mirror(), OTHERWISE)
     try:
@@ -263,7 +265,7 @@ def _fetch_source(name: str, full: bool, source: Source, report: Report, refresh
         return _fetch_from(root, name, full, source, report)
 
 
-def _fetch_from(root: AptRoot, name: str, full: bool, source: Source, report: Report) -> Packages:
+def _fetch_from(root: AptRoot, name: str, full: bool, source: Source, report: InstallReport) -> Packages:
     version = load_versions().versions[name]
     wanted = [*version.packages, *(version.full if full else ())]
     plan = root.plan(wanted)

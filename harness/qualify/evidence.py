@@ -12,7 +12,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.incoming import State
 from harness.engines.migration import RealMigration
 from harness.errors import PostloadError, QemuError
-from harness.facts import Change, collect_facts, compare_facts, explaining, incomparable
+from harness.facts import FactChange, collect_facts, compare_facts, explaining, incomparable
 from harness.guests.machine import Machine
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
@@ -34,7 +34,7 @@ from harness.state.recordings import VMSTATE
 
 
 @dataclass(slots=True, kw_only=True)
-class Witness:
+class GuestWitness:
     """Asks the QEMUs of a run.
 
     :param binaries: every QEMU of the run by its hash
@@ -50,7 +50,7 @@ class Witness:
     say: Callable[[str], None] = lambda _: None
     scope: ProcessScope = field(default_factory=ProcessScope)
     _packs: dict[str, StatePack] = field(default_factory=dict)
-    _changes: dict[tuple[str, str], list[Change]] = field(default_factory=dict)
+    _changes: dict[tuple[str, str], list[FactChange]] = field(default_factory=dict)
     _confirmed: dict[tuple[str, str, str, str], Confirmation] = field(default_factory=dict)
 
     def explain(self, cell: Cell, reason: Reason) -> Reason:
@@ -72,13 +72,13 @@ class Witness:
             reason = replace(reason, cause="; ".join([reason.cause, *told] if reason.cause else told))
         return replace(reason, confirmed=self._confirm(cell, reason, pack, loader))
 
-    def changes(self, leg: Leg) -> list[Change]:
+    def changes(self, leg: Leg) -> list[FactChange]:
         """What differs between the two sides of a leg."""
         pack = next((self._pack(cell) for cell in leg.cells if cell.pack), None)
         loader = self.binaries.get(leg.loader.sha256)
         return [] if pack is None or loader is None else self.changes_of(pack, loader)
 
-    def changes_of(self, pack: StatePack, loader: QemuBinary) -> list[Change]:
+    def changes_of(self, pack: StatePack, loader: QemuBinary) -> list[FactChange]:
         """What differs between the host and QEMU that recorded and those here."""
         key = (str(pack.path), loader.sha256)
         self._go_on()

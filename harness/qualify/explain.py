@@ -14,7 +14,7 @@ from harness.qualify.fields import explain_fields, parse_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
+class PageReason:
     """Why a load failed.
 
     :param section: label of the section, or None when nothing names it
@@ -29,7 +29,7 @@ class Reason:
     remedy: str
 
 
-def explain_load(log: str, pack: StatePack, phase: str, machine: Machine, binary: QemuBinary) -> list[Reason]:
+def explain_load(log: str, pack: StatePack, phase: str, machine: Machine, binary: QemuBinary) -> list[PageReason]:
     """The reasons of one failed load, features by name where it failed for them; empty when the log says nothing.
 
     Starts a QEMU of the loading build once or twice, for a fraction of a second each.
@@ -38,7 +38,7 @@ def explain_load(log: str, pack: StatePack, phase: str, machine: Machine, binary
     :param machine: what it was, with the user's own options
     """
     lost = [
-        Reason(section=feature.section, field=feature.name, text=feature.text, remedy=feature.remedy)
+        PageReason(section=feature.section, field=feature.name, text=feature.text, remedy=feature.remedy)
         for feature in explain_features(log, pack, phase, machine, binary)
     ]
     if lost:
@@ -48,7 +48,7 @@ def explain_load(log: str, pack: StatePack, phase: str, machine: Machine, binary
     except QemuError as error:
         why = f"the loading QEMU's own state could not be saved to compare with: {error}"
         return [
-            Reason(section=e.section, field=e.field, text=f"{e.text}; {why}", remedy=e.remedy)
+            PageReason(section=e.section, field=e.field, text=f"{e.text}; {why}", remedy=e.remedy)
             for e in parse_errors(log)
         ]
-    return [Reason(section=e.section, field=e.field, text=e.sentence, remedy=e.remedy) for e in evidence]
+    return [PageReason(section=e.section, field=e.field, text=e.sentence, remedy=e.remedy) for e in evidence]

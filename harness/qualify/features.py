@@ -28,7 +28,7 @@ from harness.errors import ConfigError, HarnessError, StreamError
 from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qualify.qom import Answers, VirtioDevice, ask_virtio, by_command_line, netdev_or_drive, origin
+from harness.qualify.qom import QomAnswers, VirtioDevice, ask_virtio, by_command_line, netdev_or_drive, origin
 from harness.state.transforms import label_of
 from harness.stream.virtio import decode_virtio, feature_names
 from harness.stream.vmdesc import Field, find
@@ -77,7 +77,7 @@ class LostFeature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class FeatureRefusal:
     """What a log says about features.
 
     :param section: idstr of the section that failed, or None when the log does not tell
@@ -92,11 +92,11 @@ class Refusal:
     headers: str = ""
 
 
-class _Strict(BaseModel):
+class _RuleModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BackendRule(_Strict):
+class BackendRule(_RuleModel):
     """An entry of ``backends`` in the data file.
 
     :param switch: a property of the device that may be what switched the backend's own feature off
@@ -109,7 +109,7 @@ class BackendRule(_Strict):
     old: str
 
 
-class FeatureRule(_Strict):
+class FeatureRule(_RuleModel):
     """An entry of ``features`` in the data file."""
 
     property: str | None = None
@@ -123,7 +123,7 @@ class FeatureRule(_Strict):
         return (*([self.property] if self.property else []), *self.needs)
 
 
-class Rules(_Strict):
+class Rules(_RuleModel):
     """``virtio-features.yaml``."""
 
     backends: dict[str, BackendRule]
@@ -161,22 +161,24 @@ def explain_features(log: str, pack: StatePack, phase: str, machine: Machine, bi
     return [lost for refusal in refusals for lost in _explain(refusal, guests, answers, rules)]
 
 
-def parse_refusals(log: str) -> list[Refusal]:
+def parse_refusals(log: str) -> list[FeatureRefusal]:
     """What a log says about features, one entry for each device."""
-    found: list[Refusal] = []
+    found: list[FeatureRefusal] = []
     for line in log.splitlines():
         if match := _REFUSED.search(line):
-            found.append(Refusal(section=None, seen=int(match["seen"], 16), allowed=int(match["allowed"], 16)))
+            found.append(FeatureRefusal(section=None, seen=int(match["seen"], 16), allowed=int(match["allowed"], 16)))
         elif match := _HEADERS.search(line):
-            found.append(Refusal(section=None, headers=match["what"]))
+            found.append(FeatureRefusal(section=None, headers=match["what"]))
         elif (match := _DEVICE.search(line)) and found and found[-1].section is None:
             last = found.pop()
-            found.append(Refusal(section=match["section"], seen=last.seen, allowed=last.allowed, headers=last.headers))
+            found.append(
+                FeatureRefusal(section=match["section"], seen=last.seen, allowed=last.allowed, headers=last.headers)
+            )
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
+class GuestFeatures:
     """What the guest of a recording had negotiated with one device.
 
     :param kind: vmsd name of the section, such as ``virtio-net``
@@ -188,7 +190,7 @@ class Guest:
     features: int
 
 
-def guest_features(pack: StatePack, phase: str) -> list[Guest]:
+def guest_features(pack: StatePack, phase: str) -> list[GuestFeatures]:
     """The negotiated features of every virtio device of a recording.
 
     :raises HarnessError: a section is not laid out as virtio
@@ -204,7 +206,7 @@ def guest_features(pack: StatePack, phase: str) -> list[Guest]:
         except StreamError as error:
             raise HarnessError(f"section {label_of(section)} is not laid out as virtio: {error}") from error
         found.append(
-            Guest(
+            GuestFeatures(
                 section=label_of(section),
                 idstr=section.idstr,
                 kind=desc.vmsd_name,
@@ -230,7 +232,9 @@ def _number(fields: list[Field], path: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _explain(refusal: Refusal, guests: Sequence[Guest], answers: Answers, rules: Rules) -> Iterator[LostFeature]:
+def _explain(
+    refusal: FeatureRefusal, guests: Sequence[GuestFeatures], answers: QomAnswers, rules: Rules
+) -> Iterator[LostFeature]:
     for guest in _meant(refusal, guests):
         device = answers.devices.get(guest.idstr.rpartition("/")[0])
         if refusal.headers:
@@ -240,7 +244,7 @@ def _explain(refusal: Refusal, guests: Sequence[Guest], answers: Answers, rules:
             yield explain_bit(guest, bit, device, answers, rules)
 
 
-def _meant(refusal: Refusal, guests: Sequence[Guest]) -> list[Guest]:
+def _meant(refusal: FeatureRefusal, guests: Sequence[GuestFeatures]) -> list[GuestFeatures]:
     """The device of a refusal: by its name, else the one whose features were printed (or are left over)."""
     if refusal.section is not None:
         return [guest for guest in guests if guest.idstr == refusal.section]
@@ -258,7 +262,7 @@ def _bits(number: int) -> list[int]:
 
 
 def _without_headers(
-    refusal: Refusal, guest: Guest, device: VirtioDevice | None, answers: Answers, rules: Rules
+    refusal: FeatureRefusal, guest: GuestFeatures, device: VirtioDevice | None, answers: QomAnswers, rules: Rules
 ) -> Iterator[LostFeature]:
     """The features that need headers which the backend does not have, else the headers themselves."""
     used = [
@@ -273,11 +277,13 @@ def _without_headers(
         yield _by_backend(guest, None, name, device, answers, rules, _VNET_BACKEND)
 
 
-def _name(guest: Guest, bit: int) -> str:
+def _name(guest: GuestFeatures, bit: int) -> str:
     return feature_names(guest.kind, 1 << bit)[0]
 
 
-def explain_bit(guest: Guest, bit: int, device: VirtioDevice | None, answers: Answers, rules: Rules) -> LostFeature:
+def explain_bit(
+    guest: GuestFeatures, bit: int, device: VirtioDevice | None, answers: QomAnswers, rules: Rules
+) -> LostFeature:
     """Who took one feature away.
 
     :param device: the device on the loading side, None when it was not found there
@@ -306,7 +312,7 @@ def _is_off(value: object, off_when: Iterable[str]) -> bool:
 
 
 def _by_property(
-    guest: Guest, bit: int, name: str, device: VirtioDevice, answers: Answers, prop: str, wanted: str
+    guest: GuestFeatures, bit: int, name: str, device: VirtioDevice, answers: QomAnswers, prop: str, wanted: str
 ) -> LostFeature:
     value = device.values[prop]
     word = {"true": "on", "false": "off"}.get(str(value).lower(), str(value))
@@ -322,11 +328,11 @@ def _by_property(
 
 
 def _by_backend(
-    guest: Guest,
+    guest: GuestFeatures,
     bit: int | None,
     name: str,
     device: VirtioDevice | None,
-    answers: Answers,
+    answers: QomAnswers,
     rules: Rules,
     backend: str,
 ) -> LostFeature:
@@ -345,7 +351,14 @@ def _by_backend(
 
 
 def _lost(
-    guest: Guest, bit: int | None, name: str, device: VirtioDevice | None, cause: Cause, by: str, why: str, remedy: str
+    guest: GuestFeatures,
+    bit: int | None,
+    name: str,
+    device: VirtioDevice | None,
+    cause: Cause,
+    by: str,
+    why: str,
+    remedy: str,
 ) -> LostFeature:
     ident = device.ident if device else ""
     what = f"{name} (feature bit {bit})" if bit is not None else name

@@ -52,7 +52,7 @@ class VirtioDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class QomAnswers:
     """The virtio devices of a machine, by ``section_path``, and the machine type's compat properties.
 
     :param compat: (type, property) to value; None when this build does not tell
@@ -77,7 +77,7 @@ def stopped(binary: QemuBinary, machine: Machine) -> Iterator[Vm]:
         yield vm
 
 
-def ask_virtio(binary: QemuBinary, machine: Machine, properties: Iterable[str]) -> Answers:
+def ask_virtio(binary: QemuBinary, machine: Machine, properties: Iterable[str]) -> QomAnswers:
     """Start a QEMU of this machine, and ask it for these properties of each of its virtio devices.
 
     :raises QemuError: it does not start, or dies of a question
@@ -86,7 +86,7 @@ def ask_virtio(binary: QemuBinary, machine: Machine, properties: Iterable[str]) 
     with stopped(binary, machine) as vm:
         found = [_device(vm, path, driver, wanted) for path, driver in _proxies(vm)]
         compat = _compat(vm, machine.name)
-    return Answers(
+    return QomAnswers(
         machine=machine.name,
         devices={device.section_path: device for device in found},
         compat=compat,
@@ -94,7 +94,7 @@ def ask_virtio(binary: QemuBinary, machine: Machine, properties: Iterable[str]) 
     )
 
 
-def origin(answers: Answers, device: VirtioDevice, name: str) -> str:
+def origin(answers: QomAnswers, device: VirtioDevice, name: str) -> str:
     """Who gave a property its value, in words; "" when nothing tells."""
     given = _on_device(answers.options, device, name) or _by_global(answers.options, device, name)
     if given:
@@ -113,12 +113,12 @@ def origin(answers: Answers, device: VirtioDevice, name: str) -> str:
     return f"machine type {answers.machine} (the default of this QEMU is {_word(default)})"
 
 
-def by_command_line(answers: Answers, device: VirtioDevice, name: str) -> bool:
+def by_command_line(answers: QomAnswers, device: VirtioDevice, name: str) -> bool:
     """Whether the user's own command line sets a property."""
     return bool(_on_device(answers.options, device, name) or _by_global(answers.options, device, name))
 
 
-def netdev_or_drive(answers: Answers, device: VirtioDevice) -> str:
+def netdev_or_drive(answers: QomAnswers, device: VirtioDevice) -> str:
     """The backend of a device with its kind: ``net0 (user)``."""
     for option in answers.options:
         if option.name == "netdev" and option.props.get("id") == device.drive:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
-from harness.qualify.evidence import Witness
+from harness.qualify.evidence import GuestWitness
 from harness.qualify.model import DECIDING, Answer, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, at_home, ending
 from harness.results.document import MatrixDoc
@@ -28,7 +28,7 @@ class Context:
 
     binaries: Mapping[str, QemuBinary]
     deciding: Sequence[str] = DECIDING
-    witness: Witness | None = None
+    witness: GuestWitness | None = None
     travelled: bool = False
     notes: Sequence[str] = ()
 

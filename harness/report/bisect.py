@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from harness.errors import HarnessError
-from harness.triage.bisect import Build, Change, Found, Report, Tried
+from harness.triage.bisect import BisectReport, Build, BuildChange, Found, Tried
 
 
-def change_text(change: Change) -> str:
+def change_text(change: BuildChange) -> str:
     """Between which builds it changed."""
     old, new = _named(change.before.build), _named(change.after.build)
     told = f"last good is {old}, first bad is {new}" if change.broke else f"last bad is {old}, first good is {new}"
@@ -15,7 +15,7 @@ def change_text(change: Change) -> str:
     return f"{told}; could not be tried in between: {skipped}" if skipped else told
 
 
-def contradiction_texts(report: Report) -> list[str]:
+def contradiction_texts(report: BisectReport) -> list[str]:
     """What does not fit together, a sentence each."""
     told = [_misgiven(each) for each in report.misgiven]
     if len(report.changes) > 1:
@@ -23,7 +23,7 @@ def contradiction_texts(report: Report) -> list[str]:
     return told
 
 
-def check_ends(report: Report) -> None:
+def check_ends(report: BisectReport) -> None:
     """Raise when nothing can be said.
 
     :raises HarnessError: contradictions, or no change

@@ -16,7 +16,7 @@ from harness.qemu.cmdline import CommandLine, Option
 from harness.report.sentences import controls_text, text_of
 from harness.report.text import one_line, printable
 from harness.results.verdict import FailureClass
-from harness.triage.bundle import Answer, Material, Writing
+from harness.triage.bundle import BundleMaterial, ScriptAnswer, Writing
 from harness.triage.case import CASE_PLACE
 
 _LOG_CHARS = 3000
@@ -34,7 +34,9 @@ _FILES = {
 }
 
 
-def describe(material: Material, document: dict[str, Any], answer: Answer, others: Sequence[Answer]) -> dict[str, str]:
+def describe(
+    material: BundleMaterial, document: dict[str, Any], answer: ScriptAnswer, others: Sequence[ScriptAnswer]
+) -> dict[str, str]:
     """Further files of a bundle: name to content.
 
     :param document: ``case.json``
@@ -89,7 +91,9 @@ def _migration_title(document: dict[str, Any], sections: str) -> str:
     return one_line(f"{told} ({why})" if why else told)
 
 
-def _readme(document: dict[str, Any], answer: Answer, others: Sequence[Answer], files: dict[str, str]) -> str:
+def _readme(
+    document: dict[str, Any], answer: ScriptAnswer, others: Sequence[ScriptAnswer], files: dict[str, str]
+) -> str:
     rows = [f"    {name:<18}{_FILES[name]}" for name in _FILES if name in files or not name.endswith((".md", ".txt"))]
     checkpoints = [name for entry in document["checkpoints"] for name in (entry["devices"], entry["ram"]) if name]
     rows[4:4] = [f"    {name:<18}what a checkpoint loads" for name in checkpoints]
@@ -126,7 +130,9 @@ and where that does not know an optional part of the state, without that part; t
 """
 
 
-def _issue(material: Material, document: dict[str, Any], answer: Answer, others: Sequence[Answer]) -> str:
+def _issue(
+    material: BundleMaterial, document: dict[str, Any], answer: ScriptAnswer, others: Sequence[ScriptAnswer]
+) -> str:
     qemu = document["qemu"]
     return f"""<!-- title: {title(document).replace("--", "- -")} -->
 
@@ -186,7 +192,7 @@ def _what_is_sent(document: dict[str, Any]) -> str:
     return "sends it a recorded migration stream over a unix socket"
 
 
-def _details(material: Material, document: dict[str, Any], others: Sequence[Answer]) -> str:
+def _details(material: BundleMaterial, document: dict[str, Any], others: Sequence[ScriptAnswer]) -> str:
     parts = []
     if document["fields"]:
         drift = document["kind"] == "drift"
@@ -219,12 +225,12 @@ def _class_text(document: dict[str, Any]) -> str:
     return f"\nClass of this failure: {document['class']} ({FailureClass(document['class']).meaning})."
 
 
-def _controls(material: Material) -> str:
+def _controls(material: BundleMaterial) -> str:
     told = controls_text(material.outcome) if material.outcome else ""
     return f"\n\nControls: {told}." if told else ""
 
 
-def _guest(material: Material, document: dict[str, Any]) -> str:
+def _guest(material: BundleMaterial, document: dict[str, Any]) -> str:
     if document["guest_mode"] == "parked":
         return "none runs (the recorded CPUs are halted, no guest code is executed)"
     return "Linux, recorded"
@@ -242,7 +248,7 @@ def _field_table(fields: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _code(answers: Sequence[Answer]) -> str:
+def _code(answers: Sequence[ScriptAnswer]) -> str:
     return _fenced("\n".join(answer.line for answer in answers))
 
 

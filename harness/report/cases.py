@@ -14,19 +14,19 @@ from harness.triage.case import Case
 from harness.triage.fields import Atom, bit_of, is_count, is_number
 from harness.triage.reduced import Reduced
 from harness.triage.registers import Named, number_of_bit, register_of
-from harness.triage.smallest import Found, case_of, payload_of, recorded_by
+from harness.triage.smallest import SmallestFound, case_of, payload_of, recorded_by
 
 #: More pieces of state than this are counted, not named.
 _MAX_PHRASES = 3
 
 
-def told_case(found: Found) -> Case:
+def told_case(found: SmallestFound) -> Case:
     """The case of a finished reduction, with the sentence that says it."""
     case = case_of(found)
     return replace(case, sentence=case_sentence(found, case.sections))
 
 
-def case_sentence(found: Found, sections: Sequence[str]) -> str:
+def case_sentence(found: SmallestFound, sections: Sequence[str]) -> str:
     """What is needed, in words: ``one load of section 0000:00:1f.0/ICH9LPC in phase bound; RCBA enabled (rcba bit 0
     = 1) is needed``.
 
@@ -48,7 +48,7 @@ def case_sentence(found: Found, sections: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def _loads(found: Found, sections: Sequence[str]) -> str:
+def _loads(found: SmallestFound, sections: Sequence[str]) -> str:
     candidate = found.result.candidate
     phases = list(dict.fromkeys(step.phase for step in candidate.steps))
     if candidate.incoming not in phases:
@@ -75,7 +75,7 @@ def by_whom(cell: Cell) -> str:
     return f" of a guest of QEMU {cell.record_qemu.version}" if recorded_by(cell) else ""
 
 
-def _memory(found: Found) -> list[str]:
+def _memory(found: SmallestFound) -> list[str]:
     candidate = found.result.candidate
     if candidate.ram == ():
         return []

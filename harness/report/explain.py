@@ -24,7 +24,7 @@ from harness.results.document import Cell
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
 from harness.triage.case import NeededField
-from harness.triage.explain import Explanation, IssueNews, Purpose, SectionFacts, Step
+from harness.triage.explain import Explanation, IssueNews, NextStep, Purpose, SectionFacts
 
 SCHEMA = "postload.explain/1"
 MAX_FRAMES, MAX_FIGURES, MAX_FIELDS, MAX_SECTIONS, MAX_REPORTS, MAX_CELLS = 12, 12, 4, 4, 3, 8
@@ -263,7 +263,7 @@ def _print_row(label: str, line: Line, console: Console) -> None:
         _put(console, Text(each[:_LABEL_WIDTH], style="dim").append(each[_LABEL_WIDTH:], style=line.style or "not dim"))
 
 
-def _print_steps(steps: Sequence[Step], console: Console) -> None:
+def _print_steps(steps: Sequence[NextStep], console: Console) -> None:
     if not steps:
         return
     _put(console, Text())

@@ -152,7 +152,7 @@ def _record_folder(
         raise DeviceFailed(name, reason)
     writer = PackWriter(path)
     try:
-        labels = _Session(plan, writer, progress, scope).run()
+        labels = _Boot(plan, writer, progress, scope).run()
         # the kernel first: in this order a travelling pack is the smaller
         writer.add_file(KERNEL, plan.guest.kernel)
         writer.add_file(INITRAMFS, plan.guest.initramfs)
@@ -178,7 +178,7 @@ def _owned(labels: Sequence[str], owners: Owners, guest: PlannedGuest) -> list[D
     return [DeviceModel(name=name, sections=sections) for name, sections in owned.items()]
 
 
-class _Session:
+class _Boot:
     """One guest being recorded."""
 
     def __init__(self, plan: Plan, writer: PackWriter, progress: Progress, scope: ProcessScope | None) -> None:

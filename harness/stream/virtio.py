@@ -140,7 +140,7 @@ def decode_virtio(payload: bytes, kind: str) -> list[Field]:
         of a subsection belongs to its field but to none of its children
     :raises StreamError: cut or damaged, or another transport than PCI; the offset counts from the payload's start
     """
-    reader = _Reader(payload)
+    reader = _Payload(payload)
     short = _short(kind)
     pci, has_msix = _pci(reader)
     fields = [pci, *_registers(reader, short), *_queues(reader, has_msix)]
@@ -174,7 +174,7 @@ def _short(kind: str) -> str:
     return "serial" if short == "console" else short
 
 
-class _Reader:
+class _Payload:
     """A place in a payload. Every read is checked against its end, so no count in it can ask for memory."""
 
     def __init__(self, payload: bytes) -> None:
@@ -284,14 +284,14 @@ def _rows_bytes(rows: Sequence[Row]) -> int:
 
 
 #: The versions of a subsection that are understood, and what reads its fields.
-Layout = tuple[frozenset[int], Callable[[_Reader, str, int], list[Field]]]
+Layout = tuple[frozenset[int], Callable[[_Payload, str, int], list[Field]]]
 
 
 def _fixed(*rows: Row) -> Layout:
     return frozenset({1}), lambda reader, prefix, version: reader.rows(prefix, rows)
 
 
-def _pci(reader: _Reader) -> tuple[Field, bool]:
+def _pci(reader: _Payload) -> tuple[Field, bool]:
     """The transport, ``virtio_pci_save_config``; and whether it has MSI-X, which decides about later fields."""
     fields = [reader.leaf("pci.", "version_id", "int32")]
     reader.need(_PCI_CONFIG_BYTES, "pci.config")
@@ -336,7 +336,7 @@ def _msix_vectors(config: bytes, caps: Mapping[int, int]) -> int:
     return (int.from_bytes(config[at + 2 : at + 4], "little") & 0x7FF) + 1 if at else 0
 
 
-def _registers(reader: _Reader, short: str) -> list[Field]:
+def _registers(reader: _Payload, short: str) -> list[Field]:
     fields = reader.rows("", (("status", "uint8"), ("isr", "uint8"), ("queue_sel", "uint16")))
     reader.guest_features_lo = reader.number(fields, "", "guest_features_lo", "uint32")
     size_bytes = reader.number(fields, "", "config_len", "uint32")
@@ -347,7 +347,7 @@ def _registers(reader: _Reader, short: str) -> list[Field]:
     return fields
 
 
-def _queues(reader: _Reader, has_msix: bool) -> list[Field]:
+def _queues(reader: _Payload, has_msix: bool) -> list[Field]:
     fields: list[Field] = []
     count = reader.number(fields, "", "queue_count", "uint32")
     if count > QUEUE_MAX:
@@ -361,7 +361,7 @@ def _queues(reader: _Reader, has_msix: bool) -> list[Field]:
     return fields
 
 
-def _device(reader: _Reader, short: str) -> list[Field]:
+def _device(reader: _Payload, short: str) -> list[Field]:
     """What ``vdc->save`` and ``vdc->vmsd`` write."""
     start = reader.pos
     if short not in _DEVICES:
@@ -371,7 +371,7 @@ def _device(reader: _Reader, short: str) -> list[Field]:
     return [reader.parent(short, short, start, fields)] if fields else []
 
 
-def _tail(reader: _Reader) -> list[Field]:
+def _tail(reader: _Payload) -> list[Field]:
     """The subsections of ``vmstate_virtio``; one that is not known is raw up to the next known one."""
     fields = reader.subsections(_VIRTIO, "")
     unknown = 0
@@ -385,7 +385,7 @@ def _tail(reader: _Reader) -> list[Field]:
     return fields
 
 
-def _next_subsection(reader: _Reader, start: int) -> int:
+def _next_subsection(reader: _Payload, start: int) -> int:
     """Where the next known subsection of ``vmstate_virtio`` starts, or the end."""
     found = (reader.payload.find(_header(name), start) for name in _VIRTIO)
     return min((at for at in found if at >= 0), default=len(reader.payload))
@@ -395,7 +395,7 @@ def _header(name: str) -> bytes:
     return bytes([SectionType.SUBSECTION, len(name)]) + name.encode()
 
 
-def _net(reader: _Reader, prefix: str) -> list[Field]:
+def _net(reader: _Payload, prefix: str) -> list[Field]:
     """``hw/net/virtio-net.c``, ``vmstate_virtio_net_device``."""
     fields = reader.rows(
         prefix,
@@ -418,7 +418,7 @@ def _net(reader: _Reader, prefix: str) -> list[Field]:
     return fields + reader.subsections(_NET, prefix)
 
 
-def _net_pairs(reader: _Reader, prefix: str, behind_bytes: int) -> list[Field]:
+def _net_pairs(reader: _Payload, prefix: str, behind_bytes: int) -> list[Field]:
     """The number of queue pairs, there with more than one. Nothing on the wire says so but what follows:
     a subsection or the end must be where these fields, or without them ``behind_bytes``, end."""
     start = reader.pos
@@ -434,7 +434,7 @@ def _net_pairs(reader: _Reader, prefix: str, behind_bytes: int) -> list[Field]:
     return fields
 
 
-def _net_rss(reader: _Reader, prefix: str, version: int) -> list[Field]:
+def _net_rss(reader: _Payload, prefix: str, version: int) -> list[Field]:
     fields = reader.rows(prefix, [(f"rss_data.{name}", "bool") for name in ("enabled", "redirect", "populate_hash")])
     fields.append(reader.leaf(prefix, "rss_data.hash_types", "uint32"))
     if version > 1:
@@ -446,7 +446,7 @@ def _net_rss(reader: _Reader, prefix: str, version: int) -> list[Field]:
     return fields
 
 
-def _blk(reader: _Reader, prefix: str) -> list[Field]:
+def _blk(reader: _Payload, prefix: str) -> list[Field]:
     """``hw/block/virtio-blk.c``, ``virtio_blk_save_device``: requests in flight, each behind a byte that is not 0."""
     fields: list[Field] = []
     reader.need(1, f"{prefix}end")
@@ -461,7 +461,7 @@ def _blk(reader: _Reader, prefix: str) -> list[Field]:
     return [*fields, reader.leaf(prefix, "end", "int8")]
 
 
-def _element(reader: _Reader, prefix: str) -> list[Field]:
+def _element(reader: _Payload, prefix: str) -> list[Field]:
     """``qemu_put_virtqueue_element``: ``VirtQueueElementOld``, a struct of a 64-bit little-endian host."""
     fields: list[Field] = []
     if reader.has_packed:
@@ -479,7 +479,7 @@ def _element(reader: _Reader, prefix: str) -> list[Field]:
     return fields
 
 
-def _entries(reader: _Reader, prefix: str, name: str, used: int, row: Sequence[Row] | str) -> list[Field]:
+def _entries(reader: _Payload, prefix: str, name: str, used: int, row: Sequence[Row] | str) -> list[Field]:
     """The entries in use, and the others as one buffer."""
     size = _SIZES_BYTES[row] if isinstance(row, str) else _rows_bytes(row)
     reader.need(size * _ELEMENT_ENTRIES, prefix + name)
@@ -488,7 +488,7 @@ def _entries(reader: _Reader, prefix: str, name: str, used: int, row: Sequence[R
     return [*found, reader.leaf(prefix, f"{name}[{used}..{_ELEMENT_ENTRIES - 1}]", rest)] if rest else found
 
 
-def _serial(reader: _Reader, prefix: str) -> list[Field]:
+def _serial(reader: _Payload, prefix: str) -> list[Field]:
     """``hw/char/virtio-serial-bus.c``, ``virtio_serial_save_device``."""
     fields = reader.rows(prefix, (("config.cols", "uint16"), ("config.rows", "uint16")))
     ports = reader.number(fields, prefix, "config.max_nr_ports", "uint32")
@@ -505,13 +505,13 @@ def _serial(reader: _Reader, prefix: str) -> list[Field]:
     return fields
 
 
-def _balloon(reader: _Reader, prefix: str) -> list[Field]:
+def _balloon(reader: _Payload, prefix: str) -> list[Field]:
     """``hw/virtio/virtio-balloon.c``, ``vmstate_virtio_balloon_device``."""
     fields = reader.rows(prefix, (("num_pages", "uint32"), ("actual", "uint32")))
     return fields + reader.subsections(_BALLOON, prefix)
 
 
-def _nothing(reader: _Reader, prefix: str) -> list[Field]:
+def _nothing(reader: _Payload, prefix: str) -> list[Field]:
     return []
 
 
@@ -520,7 +520,7 @@ def _per_queue(*rows: Row) -> Layout:
     return frozenset({1}), lambda reader, prefix, version: _all_queues(reader, prefix, "vq", rows)
 
 
-def _all_queues(reader: _Reader, prefix: str, name: str, rows: Sequence[Row]) -> list[Field]:
+def _all_queues(reader: _Payload, prefix: str, name: str, rows: Sequence[Row]) -> list[Field]:
     """The queues up to the last that exists or differs from those behind it, and the others as one buffer."""
     size = _rows_bytes(rows)
     reader.need(size * QUEUE_MAX, prefix + name)
@@ -533,7 +533,7 @@ def _all_queues(reader: _Reader, prefix: str, name: str, rows: Sequence[Row]) ->
     return [*found, reader.leaf(prefix, f"{name}[{shown}..{QUEUE_MAX - 1}]", rest)] if rest else found
 
 
-def _modern_state(reader: _Reader, prefix: str, version: int) -> list[Field]:
+def _modern_state(reader: _Payload, prefix: str, version: int) -> list[Field]:
     """``hw/virtio/virtio-pci.c``, ``vmstate_virtio_pci_modern_state_sub``."""
     fields = reader.rows(prefix, (("dfselect", "uint32"), ("gfselect", "uint32")))
     fields.append(reader.array(prefix, "guest_features", 2, "uint32"))
@@ -547,7 +547,7 @@ def _modern_state(reader: _Reader, prefix: str, version: int) -> list[Field]:
     return fields + reader.subsections(_MODERN_STATE, prefix)
 
 
-def _extra_state(reader: _Reader, prefix: str, version: int) -> list[Field]:
+def _extra_state(reader: _Payload, prefix: str, version: int) -> list[Field]:
     return reader.subsections(_VIRTIO_PCI, prefix)
 
 
@@ -580,6 +580,6 @@ _VIRTIO: dict[str, Layout] = {
     ),
     "virtio/disabled": _fixed(("disabled", "bool")),
 }  # fmt: skip
-_DEVICES: dict[str, Callable[[_Reader, str], list[Field]]] = {
+_DEVICES: dict[str, Callable[[_Payload, str], list[Field]]] = {
     "net": _net, "blk": _blk, "serial": _serial, "balloon": _balloon, "scsi": _nothing, "rng": _nothing,
 }  # fmt: skip

@@ -18,17 +18,17 @@ from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode, label_of, sections_for, without
 from harness.stream.model import Section
 from harness.stream.vmdesc import DeviceDesc, FieldDesc
-from harness.studies.model import Column, Found, Lab, Question, Row
+from harness.studies.model import Lab, Question, Row, StudyColumn, StudyResult
 from harness.studies.patient import EOF, SEND, Patient, Reaction, size_message
 
 COLUMNS = (
-    Column(key="sections", title="sections"),
-    Column(key="described", title="vmdesc"),
-    Column(key="count", title="n"),
-    Column(key="lengths", title="varies"),
-    Column(key="exact", title="exact"),
-    Column(key="more", title="+1"),
-    Column(key="less", title="-1"),
+    StudyColumn(key="sections", title="sections"),
+    StudyColumn(key="described", title="vmdesc"),
+    StudyColumn(key="count", title="n"),
+    StudyColumn(key="lengths", title="varies"),
+    StudyColumn(key="exact", title="exact"),
+    StudyColumn(key="more", title="+1"),
+    StudyColumn(key="less", title="-1"),
 )
 _NAMED = 4
 
@@ -58,7 +58,7 @@ def altered(section: Section) -> dict[str, Section]:
     return found
 
 
-def ask(lab: Lab) -> Found:
+def ask(lab: Lab) -> StudyResult:
     """Every section in all three ways.
 
     :raises HarnessError: a healthy secondary was not
@@ -68,7 +68,7 @@ def ask(lab: Lab) -> Found:
     lab.stage(f"{lab.family}: {len(sections)} sections, each exact, one byte too long, one too short")
     cases = lab.each(partial(_section_case, lab), sections)
     figures = figures_of(cases)
-    return Found(text=text_of(figures, lab.before), figures=figures, rows=summary(cases), cases=cases)
+    return StudyResult(text=text_of(figures, lab.before), figures=figures, rows=summary(cases), cases=cases)
 
 
 def _section_case(lab: Lab, section: Section) -> Row:

@@ -20,7 +20,7 @@ from harness.colo.primary import ChannelBroken
 from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode, label_of
 from harness.stream.model import Section
-from harness.studies.model import Column, Found, Lab, Question, Row
+from harness.studies.model import Lab, Question, Row, StudyColumn, StudyResult
 from harness.studies.pairs import primary_cases
 from harness.studies.patient import (
     CONSOLE_S,
@@ -48,15 +48,15 @@ KINDS = {
     "connection silent": "the primary says no more, and stays connected",
 }
 COLUMNS = (
-    Column(key="case", title="what went wrong"),
-    Column(key="cases", title="n"),
-    Column(key="loaded", title="acked"),
-    Column(key="reported", title="COLO_EXIT"),
-    Column(key="died", title="died"),
-    Column(key="further", title="again"),
-    Column(key="took over", title="takeover"),
-    Column(key="alive", title="lives"),
-    Column(key="torn", title="RAM N+1"),
+    StudyColumn(key="case", title="what went wrong"),
+    StudyColumn(key="cases", title="n"),
+    StudyColumn(key="loaded", title="acked"),
+    StudyColumn(key="reported", title="COLO_EXIT"),
+    StudyColumn(key="died", title="died"),
+    StudyColumn(key="further", title="again"),
+    StudyColumn(key="took over", title="takeover"),
+    StudyColumn(key="alive", title="lives"),
+    StudyColumn(key="torn", title="RAM N+1"),
 )
 #: Share of the way through a payload at which it is cut.
 _MIDDLE = 0.5
@@ -66,7 +66,7 @@ _MOSTLY = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class HalfCase:
     """Something that goes wrong.
 
     :param feed: does it to a healthy secondary; whether its answers can still be read
@@ -81,25 +81,25 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class HalfOutcome:
     """What one case came to.
 
     :param further: whether the connection took a further checkpoint; None when it could not be asked
     :param ram: share of witness pages that are N+1's before the takeover; None when QEMU did not say
     """
 
-    case: Case
+    case: HalfCase
     reaction: Reaction
     further: bool | None
     ram: float | None
     takeover: Takeover
 
 
-def cases_of(lab: Lab) -> list[Case]:
+def cases_of(lab: Lab) -> list[HalfCase]:
     """All cases, as many as the effort asks for."""
     sections = sections_of(lab, lab.after, GuestMode.RUNNING)
     return [
-        Case(kind="whole", where="no failure", feed=_whole(sections), incomplete=False),
+        HalfCase(kind="whole", where="no failure", feed=_whole(sections), incomplete=False),
         *_boundaries(sections, lab.effort.boundaries),
         *_inside(sections, lab.effort.inside),
         *_bad(sections, lab.effort.boundaries),
@@ -108,7 +108,7 @@ def cases_of(lab: Lab) -> list[Case]:
     ]
 
 
-def run_case(lab: Lab, console_s: float, case: Case) -> Outcome:
+def run_case(lab: Lab, console_s: float, case: HalfCase) -> HalfOutcome:
     """One case in one new secondary.
 
     :param console_s: how long its guest may take to answer
@@ -123,7 +123,7 @@ def run_case(lab: Lab, console_s: float, case: Case) -> Outcome:
             ram = patient.ram_of_next()
             further = _further(patient, reaction, lab.before) if listen else None
             takeover = patient.take_over(console_s)
-            return Outcome(case=case, reaction=reaction, further=further, ram=ram, takeover=takeover)
+            return HalfOutcome(case=case, reaction=reaction, further=further, ram=ram, takeover=takeover)
     except ChannelBroken as error:
         raise HarnessError(f"{case.kind}, {case.where}: the secondary was not healthy before: {error}") from error
 
@@ -150,20 +150,20 @@ def _whole(sections: Sequence[Section]) -> Callable[[Patient], bool]:
     return partial(_checkpoint, encode(sections) + EOF)
 
 
-def _boundaries(sections: Sequence[Section], every: int) -> Iterator[Case]:
+def _boundaries(sections: Sequence[Section], every: int) -> Iterator[HalfCase]:
     """An empty buffer, and one behind each section; also with more bytes promised, at some of them."""
     whole = len(encode(sections)) + 1
     numbers = list(range(0, len(sections) + 1, every))
     for number in numbers:
         where = f"behind {label_of(sections[number - 1])}" if number else "before the first section"
         cut = encode(sections[:number])
-        yield Case(kind="cut between sections", where=where, feed=partial(_checkpoint, cut))
+        yield HalfCase(kind="cut between sections", where=where, feed=partial(_checkpoint, cut))
         if number in numbers[:: max(1, len(numbers) // 5)]:
             feed = partial(_checkpoint, cut, promised=whole, close=True)
-            yield Case(kind="shorter than VMSTATE_SIZE", where=where, feed=feed)
+            yield HalfCase(kind="shorter than VMSTATE_SIZE", where=where, feed=feed)
 
 
-def _inside(sections: Sequence[Section], count: int) -> Iterator[Case]:
+def _inside(sections: Sequence[Section], count: int) -> Iterator[HalfCase]:
     """Cuts inside the sections with the largest state, and in the last one."""
     largest = sorted(range(len(sections)), key=lambda i: len(sections[i].payload), reverse=True)
     for index in sorted({*largest[: max(0, count - 1)], len(sections) - 1}):
@@ -172,10 +172,10 @@ def _inside(sections: Sequence[Section], count: int) -> Iterator[Case]:
         inside = section.header_size + int(len(section.payload) * _MIDDLE)
         cut = encode(sections[:index]) + encoded[:inside]
         where = f"byte {inside} of {len(encoded)} of {label_of(section)}"
-        yield Case(kind="cut inside a section", where=where, feed=partial(_checkpoint, cut))
+        yield HalfCase(kind="cut inside a section", where=where, feed=partial(_checkpoint, cut))
 
 
-def _bad(sections: Sequence[Section], every: int) -> Iterator[Case]:
+def _bad(sections: Sequence[Section], every: int) -> Iterator[HalfCase]:
     """One section wrong in the middle of an otherwise whole buffer."""
     count = len(sections)
     for index in sorted({0, count // 2, count - 1} if every == 1 else {count // 2}):
@@ -187,17 +187,19 @@ def _bad(sections: Sequence[Section], every: int) -> Iterator[Case]:
         }
         for what, encoded in wrong.items():
             buffer = encode(sections[:index]) + encoded + encode(sections[index + 1 :]) + EOF
-            yield Case(kind="bad section", where=f"{what} of {label}", feed=partial(_checkpoint, buffer))
+            yield HalfCase(kind="bad section", where=f"{what} of {label}", feed=partial(_checkpoint, buffer))
 
 
-def _left_out(sections: Sequence[Section]) -> Iterator[Case]:
+def _left_out(sections: Sequence[Section]) -> Iterator[HalfCase]:
     """What a primary that loses sections would send: nothing on the wire says how many there should be."""
     for number in (0, len(sections) // 2, len(sections) - 1):
         where = f"{len(sections) - number} of {len(sections)} left out at the end"
-        yield Case(kind="sections left out", where=where, feed=partial(_checkpoint, encode(sections[:number]) + EOF))
+        yield HalfCase(
+            kind="sections left out", where=where, feed=partial(_checkpoint, encode(sections[:number]) + EOF)
+        )
 
 
-def _steps(sections: Sequence[Section]) -> Iterator[Case]:
+def _steps(sections: Sequence[Section]) -> Iterator[HalfCase]:
     buffer = encode(sections) + EOF
     size = size_message(len(buffer))
     half = len(buffer) // 2
@@ -215,12 +217,14 @@ def _steps(sections: Sequence[Section]) -> Iterator[Case]:
             ("before its last byte", lambda p: [SEND, *p.ram(p.lab.after), EOF, size, buffer[:-1]]),
         ]
         for where, pieces in plain:
-            yield Case(kind=kind, where=where, feed=partial(step, pieces), wait_s=3.0 if close else 0.3)
+            yield HalfCase(kind=kind, where=where, feed=partial(step, pieces), wait_s=3.0 if close else 0.3)
         if close:
-            yield Case(kind=kind, where="after CHECKPOINT_REQUEST", feed=_lost_in_request)
-            yield Case(kind=kind, where="after the buffer", feed=partial(_whole_and_close, buffer), incomplete=False)
+            yield HalfCase(kind=kind, where="after CHECKPOINT_REQUEST", feed=_lost_in_request)
+            yield HalfCase(
+                kind=kind, where="after the buffer", feed=partial(_whole_and_close, buffer), incomplete=False
+            )
             late = partial(_loaded_and_close, buffer)
-            yield Case(kind=kind, where="after VMSTATE_LOADED", feed=late, incomplete=False)
+            yield HalfCase(kind=kind, where="after VMSTATE_LOADED", feed=late, incomplete=False)
 
 
 def _half(pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -253,7 +257,7 @@ def _loaded_and_close(buffer: bytes, patient: Patient) -> bool:
     return False
 
 
-def case_row(outcome: Outcome) -> Row:
+def case_row(outcome: HalfOutcome) -> Row:
     """One case for ``claims.json``."""
     return {
         "kind": outcome.case.kind,
@@ -376,7 +380,7 @@ def _none(count: int) -> str:
     return "none was" if count == 0 else f"{count} were"
 
 
-def ask(lab: Lab) -> Found:
+def ask(lab: Lab) -> StudyResult:
     """Every case, then the real primary.
 
     :raises HarnessError: a healthy secondary was not, or a case could not be run
@@ -401,7 +405,7 @@ def ask(lab: Lab) -> Found:
         raise HarnessError(f"no real pair got to its checkpoints: {primary[0]['undecided']}")
     figures = {**figures_of(rows, primary), "guest_answer_limit_s": round(console_s, 2)}
     table = summary(rows) + [_primary_row(case) for case in primary]
-    return Found(text=text_of(figures), figures=figures, rows=table, cases=[*rows, *primary])
+    return StudyResult(text=text_of(figures), figures=figures, rows=table, cases=[*rows, *primary])
 
 
 def _primary_row(case: Row) -> Row:

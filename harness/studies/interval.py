@@ -16,18 +16,18 @@ from harness.colo.messages import U32, Message
 from harness.colo.primary import ChannelBroken
 from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode
-from harness.studies.model import Column, Found, Lab, Question, Row
+from harness.studies.model import Lab, Question, Row, StudyColumn, StudyResult
 from harness.studies.patient import EOF, REQUEST, SEND, Patient, sections_of, size_message
 
 COLUMNS = (
-    Column(key="interval", title="guest runs"),
-    Column(key="checkpoints", title="checkpoints"),
-    Column(key="survived", title="survived"),
-    Column(key="mean", title="mean ms"),
-    Column(key="p95", title="p95 ms"),
-    Column(key="load", title="load ms"),
-    Column(key="stopped", title="stopped"),
-    Column(key="loading", title="loading"),
+    StudyColumn(key="interval", title="guest runs"),
+    StudyColumn(key="checkpoints", title="checkpoints"),
+    StudyColumn(key="survived", title="survived"),
+    StudyColumn(key="mean", title="mean ms"),
+    StudyColumn(key="p95", title="p95 ms"),
+    StudyColumn(key="load", title="load ms"),
+    StudyColumn(key="stopped", title="stopped"),
+    StudyColumn(key="loading", title="loading"),
 )
 _ANSWER_S = 10.0
 
@@ -148,14 +148,14 @@ def _interval(case: Row) -> float:
     return float(case["interval_ms"])
 
 
-def ask(lab: Lab) -> Found:
+def ask(lab: Lab) -> StudyResult:
     """Every interval, one after the other: times are not to be shared with another QEMU of ours."""
     cases = []
     for interval_ms in lab.effort.intervals_ms:
         lab.stage(f"{lab.family}: checkpoints, the guest runs {interval_ms:g} ms between them")
         cases.append(case_of(interval_ms, *watch(lab, interval_ms)))
     figures = {f"{case['interval_ms']:g} ms": case for case in cases}
-    return Found(text=text_of(cases), figures=figures, rows=[row_of(case) for case in cases], cases=cases)
+    return StudyResult(text=text_of(cases), figures=figures, rows=[row_of(case) for case in cases], cases=cases)
 
 
 QUESTION = Question(

@@ -15,21 +15,21 @@ from harness.oracles.load import Judgement, crash_line, error_line, judge
 from harness.results.outcome import plain_causes
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
-from harness.studies.model import Column, Found, Lab, Question, Row
+from harness.studies.model import Lab, Question, Row, StudyColumn, StudyResult
 
 COLUMNS = (
-    Column(key="loads", title="whole state"),
-    Column(key="asked", title="loads"),
-    Column(key="acked", title="passed"),
-    Column(key="verdict", title="verdict"),
-    Column(key="sections", title="broken by"),
+    StudyColumn(key="loads", title="whole state"),
+    StudyColumn(key="asked", title="loads"),
+    StudyColumn(key="acked", title="passed"),
+    StudyColumn(key="verdict", title="verdict"),
+    StudyColumn(key="sections", title="broken by"),
 )
 RUN_S = 0.002
 #: Sections that are blamed and left out before the rest is given up.
 _MAX_BLAMED = 5
 
 
-def ask(lab: Lab) -> Found:
+def ask(lab: Lab) -> StudyResult:
     """Whole states of every phase, then a walk over all of them; what breaks them is isolated and left out."""
     phases = lab.buffers.pack.phases
     work = [(phase, plan_loads(Schedule.SAME, [phase], lab.effort.loads)) for phase in phases]
@@ -40,7 +40,7 @@ def ask(lab: Lab) -> Found:
     rest = replace(lab, excluded=excluded)
     cases += [case for part in rest.each(lambda item: _cases(rest, *item), work[1:]) for case in part]
     figures = figures_of(cases)
-    return Found(text=text_of(figures), figures=figures, rows=summary(cases), cases=cases)
+    return StudyResult(text=text_of(figures), figures=figures, rows=summary(cases), cases=cases)
 
 
 def find_broken(lab: Lab, name: str, plan: LoadPlan) -> tuple[frozenset[str], list[Row]]:

@@ -105,7 +105,7 @@ class Lab:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class StudyColumn:
     """A column of the compact table: key in its rows, and title."""
 
     key: str
@@ -113,7 +113,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class StudyAnswer:
     """One question, answered.
 
     :param answer: sentences with numbers; empty when it could not be answered
@@ -127,7 +127,7 @@ class Answer:
     question: str
     answer: str
     figures: Row = field(default_factory=dict)
-    columns: tuple[Column, ...] = ()
+    columns: tuple[StudyColumn, ...] = ()
     rows: Sequence[Row] = ()
     cases: Sequence[Row] = ()
     seconds: float = 0.0
@@ -148,7 +148,7 @@ class ClaimsDoc:
     command: tuple[str, ...]
     seconds: float
     complete: bool
-    questions: tuple[Answer, ...]
+    questions: tuple[StudyAnswer, ...]
 
     def to_json(self) -> Row:
         """Plain JSON types."""
@@ -163,7 +163,7 @@ def claims_schema() -> Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class StudyResult:
     """What one question came to on one machine: a sentence, its figures, rows and cases."""
 
     text: str
@@ -181,13 +181,13 @@ class Question:
 
     number: int
     text: str
-    columns: tuple[Column, ...]
-    ask: Callable[[Lab], Found]
+    columns: tuple[StudyColumn, ...]
+    ask: Callable[[Lab], StudyResult]
 
-    def answer(self, labs: Sequence[Lab]) -> Answer:
+    def answer(self, labs: Sequence[Lab]) -> StudyAnswer:
         """Ask every machine; what one cannot say is kept in ``failed``, and the others still count."""
         started = time.monotonic()
-        found: dict[str, Found] = {}
+        found: dict[str, StudyResult] = {}
         failed = []
         for lab in labs:
             try:
@@ -196,12 +196,12 @@ class Question:
                 raise
             except PostloadError as error:
                 failed.append(f"{lab.family}: {error}")
-        return Answer(
+        return StudyAnswer(
             number=self.number,
             question=self.text,
             answer=" ".join(f"{name}: {one.text}" for name, one in found.items()),
             figures={name: one.figures for name, one in found.items()},
-            columns=(Column(key="machine", title="machine"), *self.columns) if len(labs) > 1 else self.columns,
+            columns=(StudyColumn(key="machine", title="machine"), *self.columns) if len(labs) > 1 else self.columns,
             rows=[{"machine": name, **row} for name, one in found.items() for row in one.rows],
             cases=[{"machine": name, **case} for name, one in found.items() for case in one.cases],
             seconds=round(time.monotonic() - started, 1),
@@ -209,7 +209,7 @@ class Question:
         )
 
 
-def document(binary: QemuBinary, answers: Sequence[Answer], command: Sequence[str], seconds: float) -> Row:
+def document(binary: QemuBinary, answers: Sequence[StudyAnswer], command: Sequence[str], seconds: float) -> Row:
     """``claims.json``."""
     return ClaimsDoc(
         qemu=dict(binary.identity()),

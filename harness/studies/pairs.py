@@ -134,7 +134,7 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
+class _PairSeen:
     """A primary at one moment: ``query-status``, and whether its guest answers."""
 
     status: str
@@ -274,12 +274,12 @@ def _observe(fault: str, relay: Relay, primary: Vm, secondary: Vm) -> Row:
     }
 
 
-def _look(vm: Vm) -> _Seen:
+def _look(vm: Vm) -> _PairSeen:
     try:
         status = str(vm.qmp("query-status", ANSWER_S)["status"])
     except (QemuError, DeadlineError):
-        return _Seen(status="gone" if vm.ended(DEATH_S) is not None else "no-answer", alive=False)
-    return _Seen(status=status, alive=status == "running" and guest_answers(vm, ANSWER_S) is not None)
+        return _PairSeen(status="gone" if vm.ended(DEATH_S) is not None else "no-answer", alive=False)
+    return _PairSeen(status=status, alive=status == "running" and guest_answers(vm, ANSWER_S) is not None)
 
 
 def _tell(vm: Vm) -> str:

@@ -23,7 +23,7 @@ from harness.state.owners import settled
 from harness.state.recorder import PHASES, Plan
 from harness.state.recordings import planned_guests, recording_plan
 from harness.studies import framing, half, interval, loads
-from harness.studies.model import Answer, Effort, Lab, Question, Row, document
+from harness.studies.model import Effort, Lab, Question, Row, StudyAnswer, document
 
 _ALL = (loads.QUESTION, half.QUESTION, framing.QUESTION, interval.QUESTION)
 QUESTIONS: Mapping[int, Question] = {question.number: question for question in _ALL}
@@ -61,7 +61,7 @@ def answer_all(asked: Asked) -> Row:
     :raises PostloadError: no guest, no recording, or this QEMU cannot do COLO
     """
     started = time.monotonic()
-    answers: list[Answer] = []
+    answers: list[StudyAnswer] = []
     with ExitStack() as stack, _ends_all(asked.scope):
         labs = {name: stack.enter_context(_lab(asked, name)) for name in dict.fromkeys(_names(asked))}
         ready: dict[str, Lab] = {}

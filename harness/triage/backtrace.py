@@ -200,7 +200,7 @@ class _Launcher:
         return False
 
 
-class _Watch:
+class _GdbWatch:
     """Interrupts a QEMU that does not get on, and ends a gdb that takes too long."""
 
     def __init__(self, launcher: _Launcher, answer_s: float, timeout_s: float) -> None:
@@ -229,8 +229,8 @@ class _Watch:
 
 
 @contextlib.contextmanager
-def _watch(launcher: _Launcher, answer_s: float, timeout_s: float) -> Iterator[_Watch]:
-    watch = _Watch(launcher, min(answer_s, timeout_s * 2 / 3), timeout_s)
+def _watch(launcher: _Launcher, answer_s: float, timeout_s: float) -> Iterator[_GdbWatch]:
+    watch = _GdbWatch(launcher, min(answer_s, timeout_s * 2 / 3), timeout_s)
     thread = threading.Thread(target=watch.loop, name="postload-gdb-watch", daemon=True)
     thread.start()
     try:
@@ -240,7 +240,7 @@ def _watch(launcher: _Launcher, answer_s: float, timeout_s: float) -> Iterator[_
         thread.join()
 
 
-def _read(output: str, log: str, failed: str, watch: _Watch) -> Backtrace:
+def _read(output: str, log: str, failed: str, watch: _GdbWatch) -> Backtrace:
     stopped = _STOPPED.search(output)
     name = (stopped[1] or stopped[2]) if stopped else ""
     if watch.expired:

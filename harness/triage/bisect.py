@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.arch import Architecture
 from harness.errors import UsageError
 from harness.qemu.binary import QemuBinary
-from harness.triage.bundle import SCRIPT, Answer
+from harness.triage.bundle import SCRIPT, ScriptAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Tried:
     """A build and what the script said."""
 
     build: Build
-    answer: Answer
+    answer: ScriptAnswer
 
     @property
     def outcome(self) -> Found:
@@ -68,7 +68,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class BuildChange:
     """Two builds, next to each other in what could be tried, between which it changed.
 
     :param skipped: builds in between that could not be tried
@@ -85,7 +85,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class BisectReport:
     """What the versions say.
 
     :param tried: in version order
@@ -93,7 +93,7 @@ class Report:
     """
 
     tried: tuple[Tried, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[BuildChange, ...]
 
     @property
     def misgiven(self) -> tuple[Tried, ...]:
@@ -142,7 +142,7 @@ def _build(name: str, binary: QemuBinary) -> Build:
     return Build(name=name, path=binary.path, version=binary.version, sha256=binary.sha256)
 
 
-def bisect(found: Sequence[Build], run: Callable[[Build], Answer], each: Callable[[Tried], None]) -> Report:
+def bisect(found: Sequence[Build], run: Callable[[Build], ScriptAnswer], each: Callable[[Tried], None]) -> BisectReport:
     """Try all of them.
 
     :param run: the case's script
@@ -156,9 +156,9 @@ def bisect(found: Sequence[Build], run: Callable[[Build], Answer], each: Callabl
     return judge(tried)
 
 
-def judge(tried: Sequence[Tried]) -> Report:
+def judge(tried: Sequence[Tried]) -> BisectReport:
     """What some answers, in version order, come to. Pure."""
-    changes: list[Change] = []
+    changes: list[BuildChange] = []
     last: Tried | None = None
     skipped: list[Build] = []
     for each in tried:
@@ -166,12 +166,12 @@ def judge(tried: Sequence[Tried]) -> Report:
             skipped.append(each.build)
             continue
         if last is not None and each.outcome is not last.outcome:
-            changes.append(Change(before=last, after=each, skipped=tuple(skipped)))
+            changes.append(BuildChange(before=last, after=each, skipped=tuple(skipped)))
         last, skipped = each, []
-    return Report(tried=tuple(tried), changes=tuple(changes))
+    return BisectReport(tried=tuple(tried), changes=tuple(changes))
 
 
-def git_lines(change: Change, case: Path, guests: Architecture) -> list[str]:
+def git_lines(change: BuildChange, case: Path, guests: Architecture) -> list[str]:
     """Commands that find the commit in a clone of QEMU's sources.
 
     Distributions add to a release; the tags are those of the releases themselves. ``git bisect run`` takes exit code 0

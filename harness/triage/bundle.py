@@ -74,7 +74,7 @@ _NO_VMDESC = encode_vmdesc(b"{}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class ScriptAnswer:
     """What the script said of one QEMU.
 
     :param code: 0 reproduced, 1 not, 125 could not be tried
@@ -98,7 +98,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
+class BundleMaterial:
     """What a bundle is made of.
 
     :param outcome: of the cell that it is about
@@ -127,8 +127,8 @@ class Bundle:
 
     folder: Path
     size_bytes: int
-    answer: Answer
-    others: tuple[Answer, ...] = ()
+    answer: ScriptAnswer
+    others: tuple[ScriptAnswer, ...] = ()
     changed: bool = False
 
 
@@ -140,11 +140,11 @@ class Writing:
     :param sentence: what happened in a cell that was not minimised
     """
 
-    describe: Callable[[Material, dict[str, Any], Answer, Sequence[Answer]], dict[str, str]]
+    describe: Callable[[BundleMaterial, dict[str, Any], ScriptAnswer, Sequence[ScriptAnswer]], dict[str, str]]
     sentence: Callable[[Cell], str]
 
 
-def run_script(folder: Path, qemu: str, *options: str) -> Answer:
+def run_script(folder: Path, qemu: str, *options: str) -> ScriptAnswer:
     """Run a case's script, or for a plain case folder the one of this program, on one QEMU.
 
     :raises HarnessError: it does not come to an answer
@@ -168,7 +168,7 @@ def run_script(folder: Path, qemu: str, *options: str) -> Answer:
     if done.returncode not in (REPRODUCED, NOT_REPRODUCED, UNTRIED) or not line:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
         raise HarnessError(f"{script} {qemu}: exit code {done.returncode}: {said[-1]}")
-    return Answer(qemu=qemu, code=done.returncode, line=line[-1], seconds=time.monotonic() - started)
+    return ScriptAnswer(qemu=qemu, code=done.returncode, line=line[-1], seconds=time.monotonic() - started)
 
 
 # -- making it small -------------------------------------------------------------------------------------------------
@@ -276,7 +276,9 @@ def _places(data: bytes, start: int, stop: int, desc: StructDesc) -> Iterator[tu
 # -- writing it ------------------------------------------------------------------------------------------------------
 
 
-def write_bundle(material: Material, folder: Path, describe: Callable[[Path, dict[str, Any]], dict[str, str]]) -> Path:
+def write_bundle(
+    material: BundleMaterial, folder: Path, describe: Callable[[Path, dict[str, Any]], dict[str, str]]
+) -> Path:
     """Write the folder; it appears whole.
 
     :param describe: from the bundle as it stands, where its script can be run already, and its ``case.json``, to
@@ -313,7 +315,7 @@ def check_new(folder: Path) -> None:
         raise UsageError(f"{folder}: it exists already; a bundle does not overwrite anything")
 
 
-def _write_case(material: Material, folder: Path) -> dict[str, Any]:
+def _write_case(material: BundleMaterial, folder: Path) -> dict[str, Any]:
     material.case.save(folder)
     document: dict[str, Any] = json.loads((folder / CASE_FILE).read_text())
     document["subsections"] = list(material.subsections)
@@ -393,7 +395,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         bare = case
     else:
         bare = next((small for each in cases if (small := lean(each, still)) is not each), cases[0])
-    material = Material(
+    material = BundleMaterial(
         case=bare,
         outcome=cell.outcome,
         log=cell.outcome.log,
@@ -401,7 +403,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         guest=guest,
         subsections=tuple(subsections(bare, vmdesc)) if vmdesc else (),
     )
-    answers: list[Answer] = []
+    answers: list[ScriptAnswer] = []
 
     def texts(folder: Path, document: dict[str, Any]) -> dict[str, str]:
         answers.extend(run_script(folder, path) for path in (qemu, *others))

@@ -91,7 +91,7 @@ class Unseen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class NextStep:
     """A command to type, and what for; ``argv`` can be pasted once it is quoted."""
 
     argv: tuple[str, ...]
@@ -133,7 +133,7 @@ class Explanation:
     phases: tuple[str, ...] = ()
     elsewhere: tuple[Cell, ...] = ()
     unseen: Unseen | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[NextStep, ...] = ()
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
+class ExplainMaterial:
     """What is known besides the run's document.
 
     :param run: the folder, as the user named it
@@ -169,7 +169,7 @@ class Material:
     issues: tuple[Issue, ...] = ()
 
 
-def explain(cell: Cell, doc: MatrixDoc, material: Material) -> Explanation:
+def explain(cell: Cell, doc: MatrixDoc, material: ExplainMaterial) -> Explanation:
     """Put together what is known of a cell of a run. Starts nothing."""
     signature = signature_of_cell(cell)
     issue, news = _issue(cell, material.issues)
@@ -257,7 +257,7 @@ def unseen(cell: Cell, doc: MatrixDoc) -> Unseen | None:
 # -- the state pack --------------------------------------------------------------------------------------------------
 
 
-def _sections(cell: Cell, material: Material) -> tuple[SectionFacts, ...]:
+def _sections(cell: Cell, material: ExplainMaterial) -> tuple[SectionFacts, ...]:
     if material.pack is None:
         return tuple(SectionFacts(label=label) for label in cell.blamed)
     phase = phase_of(cell)
@@ -288,29 +288,29 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
 # -- what to type next -----------------------------------------------------------------------------------------------
 
 
-def next_steps(cell: Cell, doc: MatrixDoc, material: Material) -> tuple[Step, ...]:
+def next_steps(cell: Cell, doc: MatrixDoc, material: ExplainMaterial) -> tuple[NextStep, ...]:
     """The commands that make sense now, in their order."""
     if cell.verdict is Verdict.UNSUPPORTED:
         return ()
     if not cell.verdict.is_finding:
         wanted = bool(cell.verdict.is_undecided or unseen(cell, doc))
         purpose = Purpose.JUDGE_AGAIN if cell.verdict.is_undecided else Purpose.LOOK
-        return (Step(argv=_again(cell, material, whole=True), purpose=purpose),) if wanted else ()
+        return (NextStep(argv=_again(cell, material, whole=True), purpose=purpose),) if wanted else ()
     run = str(material.run)
     shown = ("postload", "{}", cell.id, "--run", run)
     steps = []
     if material.case is None and _can_shrink(cell, material):
-        steps.append(Step(argv=_named(shown, "minimise"), purpose=Purpose.MINIMISE))
+        steps.append(NextStep(argv=_named(shown, "minimise"), purpose=Purpose.MINIMISE))
     bundle = folder_of(material.run) / BUNDLES / cell.slug
     if (material.case or steps or _can_bundle(cell, material)) and not bundle.exists():
         argv = (*_named(shown, "bundle"), "--out", str(bundle))
-        steps.append(Step(argv=argv, purpose=Purpose.BUNDLE))
+        steps.append(NextStep(argv=argv, purpose=Purpose.BUNDLE))
     if not steps and not bundle.exists():
-        steps.append(Step(argv=_again(cell, material, whole=False), purpose=Purpose.SEE_AGAIN))
+        steps.append(NextStep(argv=_again(cell, material, whole=False), purpose=Purpose.SEE_AGAIN))
     steps += _bisect(cell, doc, shown) if material.case or material.pack else []
     if not cell.known:
         argv = ("postload", "known", "add", cell.id, "--run", run, "--link", LINK_PLACE)
-        steps.append(Step(argv=argv, purpose=Purpose.KNOWN))
+        steps.append(NextStep(argv=argv, purpose=Purpose.KNOWN))
     return tuple(steps)
 
 
@@ -318,7 +318,7 @@ def _named(shown: Sequence[str], command: str) -> tuple[str, ...]:
     return tuple(command if word == "{}" else word for word in shown)
 
 
-def _can_shrink(cell: Cell, material: Material) -> bool:
+def _can_shrink(cell: Cell, material: ExplainMaterial) -> bool:
     # late: it needs everything that loads state
     from harness.triage.reduction import check_target
 
@@ -329,22 +329,22 @@ def _can_shrink(cell: Cell, material: Material) -> bool:
     return material.pack is not None
 
 
-def _can_bundle(cell: Cell, material: Material) -> bool:
+def _can_bundle(cell: Cell, material: ExplainMaterial) -> bool:
     """Whether a cell that was never minimised has a case of its own."""
     loads = (cell.by_load or cell.lane == "drift" or at_start(cell)) and cell.verdict is not Verdict.GUEST_FAULT
     return loads and material.pack is not None
 
 
-def _bisect(cell: Cell, doc: MatrixDoc, shown: Sequence[str]) -> list[Step]:
+def _bisect(cell: Cell, doc: MatrixDoc, shown: Sequence[str]) -> list[NextStep]:
     """Another QEMU of the run without the failure makes it worth while."""
     good = next((other for other in other_qemus(cell, doc) if other.verdict is Verdict.OK), None)
     if good is None or good.load_qemu.sha256 == cell.load_qemu.sha256:
         return []
     ends = ("--good", good.load_qemu.path, "--bad", cell.load_qemu.path)
-    return [Step(argv=(*_named(shown, "bisect"), *ends), purpose=Purpose.BISECT)]
+    return [NextStep(argv=(*_named(shown, "bisect"), *ends), purpose=Purpose.BISECT)]
 
 
-def _again(cell: Cell, material: Material, *, whole: bool) -> tuple[str, ...]:
+def _again(cell: Cell, material: ExplainMaterial, *, whole: bool) -> tuple[str, ...]:
     """The command that judges the cell again.
 
     :param whole: with every schedule and oracle of the phase

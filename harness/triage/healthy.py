@@ -20,7 +20,7 @@ SAVE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class HealthyState:
     """One section."""
 
     payload: bytes
@@ -32,7 +32,7 @@ class Donor:
     """Sections by their label, and where they come from, in words."""
 
     name: str
-    state: Mapping[str, State]
+    state: Mapping[str, HealthyState]
 
 
 def recorded_donors(pack: StatePack, phase: str, labels: Sequence[str]) -> Iterator[Donor]:
@@ -68,10 +68,10 @@ def _payloads(pack: StatePack, phase: str, labels: Sequence[str]) -> tuple[bytes
     return tuple(s.payload for s in pack.recordings[phase].sections if label_of(s) in labels)
 
 
-def _states(sections: Sequence[Section], vmdesc: VmDesc, labels: Sequence[str]) -> dict[str, State]:
+def _states(sections: Sequence[Section], vmdesc: VmDesc, labels: Sequence[str]) -> dict[str, HealthyState]:
     found = {}
     for section in sections:
         desc = vmdesc.device(section.idstr, section.instance_id)
         if label_of(section) in labels and desc is not None:
-            found[label_of(section)] = State(payload=section.payload, fields=decode(section.payload, desc))
+            found[label_of(section)] = HealthyState(payload=section.payload, fields=decode(section.payload, desc))
     return found

@@ -30,7 +30,7 @@ _FILES = frozenset({"kernel", "initrd"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class SmallestFound:
     """All that a case is made of.
 
     :param evidence: of a session that failed; None when every try came out of a journal
@@ -44,7 +44,7 @@ class Found:
     leak: dict[str, Any]
 
 
-def case_of(found: Found) -> Case:
+def case_of(found: SmallestFound) -> Case:
     """The case of a finished reduction."""
     target, candidate = found.target, found.result.candidate
     reduced = Reduced(target.buffers, candidate)
@@ -113,7 +113,7 @@ def _checkpoints(candidate: Candidate, reduced: Reduced) -> tuple[CaseCheckpoint
     return tuple(found)
 
 
-def _leak_checkpoints(found: Found, reduced: Reduced) -> tuple[CaseCheckpoint, ...]:
+def _leak_checkpoints(found: SmallestFound, reduced: Reduced) -> tuple[CaseCheckpoint, ...]:
     candidate, figures = found.result.candidate, found.leak
     per, loads = int(figures["loads_per_checkpoint"]), int(figures["loads"])
     devices = _prefixed(found.target, candidate, reduced, candidate.own, per)
@@ -143,7 +143,7 @@ def options_of_case(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict
     return tuple(moved), files
 
 
-def _expect(found: Found, signature: Signature | None) -> Expect:
+def _expect(found: SmallestFound, signature: Signature | None) -> Expect:
     cell, evidence = found.target.cell, found.evidence
     ended = str(evidence.exit) if evidence and evidence.exit else cell.outcome.exit
     return Expect(
@@ -170,7 +170,7 @@ def _refusals(cell: Cell) -> list[Refused]:
     return [cause for cause in cell.outcome.causes if isinstance(cause, Refused)]
 
 
-def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:
+def _fields(found: SmallestFound, reduced: Reduced) -> tuple[NeededField, ...]:
     return tuple(
         needed(atom, payload, named.title if named else None)
         for atom in found.result.needed
@@ -179,7 +179,7 @@ def _fields(found: Found, reduced: Reduced) -> tuple[NeededField, ...]:
     )
 
 
-def payload_of(found: Found, reduced: Reduced, atom: Atom) -> bytes:
+def payload_of(found: SmallestFound, reduced: Reduced, atom: Atom) -> bytes:
     """The payload of the section that a piece is of, as it fails."""
     return reduced.payload(found.result.candidate.steps[-1].phase, atom.section)
 

@@ -13,17 +13,17 @@ from harness.engines.probe import ColoAbility
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.studies.half import KINDS
-from harness.studies.model import Answer, Effort, Lab
+from harness.studies.model import Effort, Lab, StudyAnswer
 from harness.studies.run import QUESTIONS
 
-Ask = Callable[[int], Answer]
+Ask = Callable[[int], StudyAnswer]
 
 EFFORT = Effort(loads=10, boundaries=18, inside=2, sections=6, intervals_ms=(1.0, 20.0), watch_s=0.5, pairs=False)
 
 
 @pytest.fixture(scope="module")
 def ask(binary: QemuBinary, ability: ColoAbility, pc_pack: StatePack) -> Ask:
-    def answer(number: int) -> Answer:
+    def answer(number: int) -> StudyAnswer:
         lab = Lab(binary=binary, ability=ability, buffers=Buffers(pc_pack), effort=EFFORT)
         answer = QUESTIONS[number].answer([lab])
         assert answer.failed == ""

@@ -34,7 +34,7 @@ from harness.triage.case import Case
 from harness.triage.minimise import Attempt, Search
 from harness.triage.reduced import Candidate, Reduced, connected, without_options
 from harness.triage.reduction import Reduction, Result
-from harness.triage.smallest import Found
+from harness.triage.smallest import SmallestFound
 from harness.triage.tries import Target, Tries
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -139,7 +139,7 @@ def unknown_section() -> Cause:
 def reduce_made_up(target: Target, fails: Callable[[Candidate], bool]) -> tuple[Result, Case]:
     search: Search[Candidate] = Search(attempt=lambda c: Attempt(hit=fails(c), loads=c.loads), key=lambda c: c.key)
     result = Reduction(target, search).run()
-    found = Found(target=target, result=result, search=search, evidence=None, leak={})
+    found = SmallestFound(target=target, result=result, search=search, evidence=None, leak={})
     return result, told_case(found)
 
 
@@ -319,7 +319,7 @@ def test_a_rejected_incoming_stream_ends_in_its_section(
     tries = Tries(target)
     search = Search(attempt=tries.attempt, key=lambda c: c.key)
     result = Reduction(target, search).run()
-    case = told_case(Found(target=target, result=result, search=search, evidence=tries.seen, leak={}))
+    case = told_case(SmallestFound(target=target, result=result, search=search, evidence=tries.seen, leak={}))
     assert case.sections == (AHCI,)
     assert case.ram_pages == 0
     assert case.sentence.startswith(f"the incoming stream alone, with section {AHCI}, in phase bound")

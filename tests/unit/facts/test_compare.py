@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.facts import SCHEMA, Change, Weight, collect_facts, compare_facts, explaining
+from harness.facts import SCHEMA, FactChange, Weight, collect_facts, compare_facts, explaining
 from harness.qemu.binary import AccelState, QemuBinary
 
 NET = ["VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_MRG_RXBUF", "VIRTIO_F_VERSION_1"]
@@ -47,7 +47,7 @@ def host(change: Callable[[dict[str, Any]], object] = lambda facts: None) -> dic
     return facts
 
 
-def changed(change: Callable[[dict[str, Any]], object], before: dict[str, Any] | None = None) -> list[Change]:
+def changed(change: Callable[[dict[str, Any]], object], before: dict[str, Any] | None = None) -> list[FactChange]:
     return compare_facts(before or host(), host(change))
 
 

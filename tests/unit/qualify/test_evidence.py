@@ -12,7 +12,7 @@ from made_cells import made_cell
 from harness.errors import Stopped
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.answer import Leg
-from harness.qualify.evidence import Witness, passed_sections
+from harness.qualify.evidence import GuestWitness, passed_sections
 from harness.qualify.model import Reason
 from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
@@ -46,7 +46,7 @@ def test_what_no_load_brought_is_not_said_to_have_passed() -> None:
 
 
 def test_a_stopped_witness_asks_nobody(binary: QemuBinary) -> None:
-    witness = Witness(binaries={NEW.sha256: binary})
+    witness = GuestWitness(binaries={NEW.sha256: binary})
     witness.scope.stop()
     with pytest.raises(Stopped):
         witness.explain(cell("ahci"), Reason(use="migration", verdict="reject"))
@@ -54,6 +54,6 @@ def test_a_stopped_witness_asks_nobody(binary: QemuBinary) -> None:
 
 def test_a_machine_type_that_is_gone_comes_with_a_remedy(binary: QemuBinary) -> None:
     machines = (MachineType(name="pc-i440fx-9.0", alias="pc", deprecated=False),)
-    witness = Witness(binaries={NEW.sha256: replace(binary, machines=machines)})
+    witness = GuestWitness(binaries={NEW.sha256: replace(binary, machines=machines)})
     told = witness.explain(cell("ahci", verdict=Verdict.UNSUPPORTED), Reason(use="colo", verdict="unsupported"))
     assert "pc-i440fx-9.0" in told.remedy

@@ -13,7 +13,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.errors import HostError
-from harness.facts.compare import Change, Weight, compare_facts
+from harness.facts.compare import FactChange, Weight, compare_facts
 from harness.qualify.model import Answer, Confirmation, DeviceAnswer, PairAnswer, QualifyDoc, Reason, qualify_schema
 from harness.report.qualify import forget_qualify, markdown, qualify_plain, write_qualify
 from harness.report.schemas import shipped
@@ -24,7 +24,7 @@ from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2+dfsg-7+deb12u18+b3", path="/usr/bin/qemu", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new/qemu", sha256="b" * 64)
-GONE = Change(
+GONE = FactChange(
     what="virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM", old="offered", new="not offered", weight=Weight.EXPLAINS,
     why="a driver that uses it cannot be loaded where it is not offered", kind="feature", subject="VIRTIO_NET_F_CSUM",
     where="virtio-net 00:05.0",

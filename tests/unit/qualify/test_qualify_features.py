@@ -13,8 +13,8 @@ from harness.errors import ConfigError
 from harness.packs.pack import StatePack
 from harness.qemu.cmdline import Option
 from harness.qualify.features import (
-    Guest,
-    Refusal,
+    FeatureRefusal,
+    GuestFeatures,
     _meant,
     _without_headers,
     explain_bit,
@@ -23,7 +23,7 @@ from harness.qualify.features import (
     load_rules,
     parse_refusals,
 )
-from harness.qualify.qom import Answers, VirtioDevice, _slot, netdev_or_drive, origin
+from harness.qualify.qom import QomAnswers, VirtioDevice, _slot, netdev_or_drive, origin
 from harness.stream.virtio import feature_names
 from harness.stream.vmdesc import Field
 
@@ -60,14 +60,16 @@ def device(**values: object) -> VirtioDevice:
     )
 
 
-def answers(*options: Option, compat: dict[tuple[str, str], str] | None = None) -> Answers:
+def answers(*options: Option, compat: dict[tuple[str, str], str] | None = None) -> QomAnswers:
     found = device()
     netdev = Option(name="netdev", first="user", props={"id": "net0"})
-    return Answers(machine="pc-q35-7.2", devices={found.section_path: found}, compat=compat, options=(netdev, *options))
+    return QomAnswers(
+        machine="pc-q35-7.2", devices={found.section_path: found}, compat=compat, options=(netdev, *options)
+    )
 
 
-def guest(*bits: int, kind: str = "virtio-net") -> Guest:
-    return Guest(section=NET, idstr=NET, kind=kind, features=sum(1 << bit for bit in bits))
+def guest(*bits: int, kind: str = "virtio-net") -> GuestFeatures:
+    return GuestFeatures(section=NET, idstr=NET, kind=kind, features=sum(1 << bit for bit in bits))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def guest(*bits: int, kind: str = "virtio-net") -> Guest:
     [(LOG_7_2, 0x10130AF8024, 0x10179BF0064), (LOG_11_1, 0x130AF0024, 0x179BF0064)],
 )
 def test_refusals_of_real_builds(log: str, seen: int, allowed: int) -> None:
-    assert parse_refusals(log) == [Refusal(section=NET, seen=seen, allowed=allowed)]
+    assert parse_refusals(log) == [FeatureRefusal(section=NET, seen=seen, allowed=allowed)]
 
 
 def test_two_refusals_and_other_words() -> None:
@@ -91,8 +93,8 @@ def test_a_refusal_without_a_name_is_found_by_its_features() -> None:
     ours = guest(5, 15)
     allowed = 1 << 5
     for seen in (ours.features, ours.features & allowed):  # as up to 10.0, and as 11.1
-        assert _meant(Refusal(section=None, seen=seen, allowed=allowed), [other, ours]) == [ours]
-    assert _meant(Refusal(section=None, seen=1 << 20, allowed=allowed), [other, ours]) == []
+        assert _meant(FeatureRefusal(section=None, seen=seen, allowed=allowed), [other, ours]) == [ours]
+    assert _meant(FeatureRefusal(section=None, seen=1 << 20, allowed=allowed), [other, ours]) == []
 
 
 def test_off_by_a_global() -> None:

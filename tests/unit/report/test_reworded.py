@@ -37,7 +37,7 @@ from harness.triage.case import Case
 from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate
 from harness.triage.reduction import Reduction
-from harness.triage.smallest import Found
+from harness.triage.smallest import SmallestFound
 from harness.triage.tries import Target, Tries
 
 TABLE = yaml.safe_load((Path(__file__).parents[1] / "results/signatures.yaml").read_text(encoding="utf-8"))
@@ -159,7 +159,7 @@ def smallest(pack: StatePack, binary: QemuBinary) -> Case:
     tries = Tries(target)
     search = Search(attempt=tries.attempt, key=lambda candidate: candidate.key)
     result = Reduction(target, search).run()
-    return told_case(Found(target=target, result=result, search=search, evidence=tries.seen, leak={}))
+    return told_case(SmallestFound(target=target, result=result, search=search, evidence=tries.seen, leak={}))
 
 
 def crashed(pack: StatePack) -> Cell:

@@ -16,17 +16,17 @@ from rich.console import Console
 
 from harness.errors import HarnessError
 from harness.report.studies import claims_html, claims_json, claims_markdown, print_claims, write_claims
-from harness.studies.model import Answer, Column, Found, Question
+from harness.studies.model import Question, StudyAnswer, StudyColumn, StudyResult
 
 HOSTILE = "<script>alert(1)</script> [link](x) |pipe| [bold]"
 
 
 def _doc(**more: Any) -> dict[str, Any]:
-    answer = Answer(
+    answer = StudyAnswer(
         number=1,
         question="May it?",
         answer=f"It may, 7 of 8. {HOSTILE}",
-        columns=(Column(key="what", title="what"), Column(key="count", title="n")),
+        columns=(StudyColumn(key="what", title="what"), StudyColumn(key="count", title="n")),
         rows=[{"what": "a section with a long name " * 4, "count": 12345}, {"what": HOSTILE, "count": 2}],
     )
     qemu = {"version": "7.2.0", "path": "/usr/bin/q"}
@@ -94,12 +94,12 @@ class _FakeLab:
 
 
 def test_a_machine_that_cannot_say_does_not_silence_the_other() -> None:
-    def ask(lab: Any) -> Found:
+    def ask(lab: Any) -> StudyResult:
         if lab.family == "q35":
             raise HarnessError("no pair")
-        return Found(text="fine.", figures={"n": 1}, rows=[{"what": "x"}])
+        return StudyResult(text="fine.", figures={"n": 1}, rows=[{"what": "x"}])
 
-    question = Question(number=2, text="?", columns=(Column(key="what", title="what"),), ask=ask)
+    question = Question(number=2, text="?", columns=(StudyColumn(key="what", title="what"),), ask=ask)
     labs: Any = [_FakeLab("pc"), _FakeLab("q35")]
     entry = asdict(question.answer(labs))
     assert entry["answer"] == "pc: fine."

@@ -22,7 +22,7 @@ from harness.results.outcome import ControlName, ControlResult, Outcome
 from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
 from harness.triage.bisect import Build, Found, Tried, builds, git_lines, judge
-from harness.triage.bundle import Answer, Material, candidates, kept_case, lean, subsections, write_bundle
+from harness.triage.bundle import BundleMaterial, ScriptAnswer, candidates, kept_case, lean, subsections, write_bundle
 from harness.triage.case import Case, CaseCheckpoint, Expect, Rate, Spent
 
 HEAD = b"QEVM\0\0\0\x03\x07\0\0\0\x05toy-1"
@@ -108,9 +108,9 @@ def case(**changed: Any) -> Case:
     return replace(made, **changed)
 
 
-def answer(code: int, line: str = "") -> Answer:
+def answer(code: int, line: str = "") -> ScriptAnswer:
     """Of the script."""
-    return Answer(qemu="/usr/bin/qemu-toy", code=code, line=line or f"answer {code}")
+    return ScriptAnswer(qemu="/usr/bin/qemu-toy", code=code, line=line or f"answer {code}")
 
 
 def test_the_barest_case_that_still_fails_is_taken() -> None:
@@ -158,7 +158,7 @@ def test_subsections_are_found_in_every_file_by_their_headers() -> None:
 
 def write(folder: Path, made: Case | None = None, **more: Any) -> Path:
     """A bundle whose script is not run."""
-    material = Material(case=made or case(), log="qemu-toy: boom", **more)
+    material = BundleMaterial(case=made or case(), log="qemu-toy: boom", **more)
     return write_bundle(
         material, folder, lambda _, document: describe(material, document, answer(0, "reproduced: x"), ())
     )
@@ -216,7 +216,7 @@ def test_a_bundle_that_could_not_be_described_is_not_there(tmp_path: Path) -> No
         raise HarnessError("no answer")
 
     with pytest.raises(HarnessError):
-        write_bundle(Material(case=case()), tmp_path / "b", fail)
+        write_bundle(BundleMaterial(case=case()), tmp_path / "b", fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -314,7 +314,7 @@ def test_ends_that_were_exchanged_are_told() -> None:
 
 def texts(folder: Path, *, log: str = "", line: str = "", **changed: Any) -> dict[str, str]:
     """All files of a bundle."""
-    material = Material(case=case(**changed), log=log)
+    material = BundleMaterial(case=case(**changed), log=log)
     write_bundle(material, folder, lambda _, document: describe(material, document, answer(0, line), ()))
     return {file.name: file.read_text() for file in folder.iterdir() if file.suffix != ".bin"}
 

@@ -55,7 +55,7 @@ from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
 from harness.triage.backtrace import Backtrace
-from harness.triage.explain import LINK_PLACE, Explanation, Material, explain
+from harness.triage.explain import LINK_PLACE, ExplainMaterial, Explanation, explain
 from harness.triage.stack import binary_of, has_stack, keep_stack, kept_stack, phase_before, told_stack
 
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2", path="/nowhere/q7", sha256="12" * 32)
@@ -144,7 +144,7 @@ def pack() -> Any:
 
 
 def told(tmp_path: Path, cell: Cell, *others: Cell, **material: Any) -> Explanation:
-    return explain(cell, document(cell, *others), Material(run=tmp_path, **material))
+    return explain(cell, document(cell, *others), ExplainMaterial(run=tmp_path, **material))
 
 
 def page(explanation: Explanation, width: int = 80) -> str:
@@ -229,7 +229,7 @@ def test_next_is_minimise_then_bundle_then_known(tmp_path: Path) -> None:
     cell = crashed()
     run = tmp_path / "my runs"
     run.mkdir()
-    found = explain(cell, document(cell), Material(run=run, pack=pack()))
+    found = explain(cell, document(cell), ExplainMaterial(run=run, pack=pack()))
     assert commands(found) == ["minimise", "bundle", "known"]
     assert found.steps[0].argv == ("postload", "minimise", cell.id, "--run", str(run))
     assert found.steps[-1].argv[-1] == LINK_PLACE
