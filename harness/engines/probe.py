@@ -23,9 +23,10 @@ from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.transforms import encode, label_of, park, without
+from harness.stream.fields import find, patch
 from harness.stream.model import Section, Stream
 from harness.stream.reader import open_stream, read_stream
-from harness.stream.vmdesc import VmDesc, decode, find, patch
+from harness.stream.vmdesc import VmDesc, decode
 
 PROBE_TIMEOUT_S = 10.0
 _SCHEMA = 1

@@ -26,8 +26,9 @@ from harness.experiments.drift import DriftRun, Snapshot
 from harness.results.cause import Drifted, DriftedField, Undecided, Why
 from harness.results.verdict import Verdict
 from harness.stream import wire
+from harness.stream.fields import Field, walk
 from harness.stream.model import Section
-from harness.stream.vmdesc import DeviceDesc, Field, FieldDesc, StructDesc, VmDesc, decode, walk
+from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, VmDesc, decode
 from harness.yamlfile import load_model
 
 RULES_FILE = Path(__file__).with_name("drift-rules.yaml")

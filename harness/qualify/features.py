@@ -30,8 +30,8 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qualify.qom import QomAnswers, VirtioDevice, ask_virtio, by_command_line, netdev_or_drive, origin
 from harness.state.transforms import label_of
+from harness.stream.fields import Field, find
 from harness.stream.virtio import decode_virtio, feature_names
-from harness.stream.vmdesc import Field, find
 from harness.yamlfile import load_model
 
 DATA = Path(__file__).with_name("virtio-features.yaml")

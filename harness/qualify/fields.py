@@ -22,10 +22,11 @@ from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.qualify.features import features_of
 from harness.state.transforms import label_of
+from harness.stream.fields import Field, find
 from harness.stream.model import RamBlock, Section
 from harness.stream.reader import open_stream
 from harness.stream.virtio import decode_virtio
-from harness.stream.vmdesc import DeviceDesc, Field, FieldDesc, StructDesc, VmDesc, decode, find
+from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, VmDesc, decode
 
 SAVE_TIMEOUT_S = 60.0
 RAM = "ram"

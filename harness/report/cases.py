@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from harness.results.document import Cell
 from harness.state.transforms import GuestMode
-from harness.stream.vmdesc import field_value
+from harness.stream.fields import field_value
 from harness.triage.case import Case
 from harness.triage.fields import Atom, bit_of, is_count, is_number
 from harness.triage.reduced import Reduced

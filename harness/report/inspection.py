@@ -15,10 +15,11 @@ from harness.devices.device import section_label
 from harness.errors import StreamError, UsageError
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
+from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
 from harness.stream.reader import open_stream
 from harness.stream.virtio import field_features
-from harness.stream.vmdesc import Field, VmDesc, decode
+from harness.stream.vmdesc import VmDesc, decode
 from harness.stream.wire import SectionType
 
 SCHEMA = "postload.inspect/1"

@@ -11,8 +11,9 @@ from harness.arch import Architecture
 from harness.devices.device import section_label
 from harness.errors import HarnessError
 from harness.packs.pack import Recording
+from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import VmDesc, decode, find, patch
+from harness.stream.vmdesc import VmDesc, decode
 
 
 class GuestMode(StrEnum):

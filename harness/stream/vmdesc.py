@@ -26,10 +26,8 @@ from typing import Any
 
 from harness.errors import StreamError
 from harness.stream import wire
-from harness.stream.fields import Field, field_value, find, is_number, patch, walk
+from harness.stream.fields import Field, field_value, is_number
 from harness.stream.virtio import decode_virtio
-
-__all__ = ["DeviceDesc", "Field", "FieldDesc", "StructDesc", "VmDesc", "decode", "field_value", "find", "patch", "walk"]
 
 _MAX_DEPTH = 64
 _SUBSECTION_FIXED_BYTES = 6

@@ -15,7 +15,8 @@ from harness.packs.pack import Recording, StatePack
 from harness.results.cause import Drifted
 from harness.results.document import Cell
 from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, sections_for, without
-from harness.stream.vmdesc import decode, walk
+from harness.stream.fields import walk
+from harness.stream.vmdesc import decode
 from harness.triage.case import Case, CaseCheckpoint, NeededField
 from harness.triage.cells import phase_of
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.stream.vmdesc import Field, field_value, walk
+from harness.stream.fields import Field, field_value, walk
 from harness.triage.case import NeededField
 
 #: Types whose bits mean nothing by themselves.

@@ -12,9 +12,10 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.transforms import label_of
+from harness.stream.fields import Field
 from harness.stream.model import Section
 from harness.stream.reader import open_stream
-from harness.stream.vmdesc import Field, VmDesc, decode
+from harness.stream.vmdesc import VmDesc, decode
 
 SAVE_TIMEOUT_S = 30.0
 

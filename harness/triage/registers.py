@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.stream.vmdesc import field_value
+from harness.stream.fields import field_value
 from harness.triage.fields import Atom, bit_of
 from harness.yamlfile import load_model
 

@@ -28,8 +28,9 @@ from harness.qemu.binary import QemuBinary
 from harness.results.outcome import Moment
 from harness.results.verdict import FailureClass, Verdict
 from harness.state.transforms import GuestMode, label_of
+from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import decode, find, patch
+from harness.stream.vmdesc import decode
 
 Packs = Callable[[QemuBinary, str], StatePack]
 

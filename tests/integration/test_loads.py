@@ -26,8 +26,9 @@ from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
+from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import VmDesc, decode, find, patch
+from harness.stream.vmdesc import VmDesc, decode
 
 ANSWER_TIMEOUT_S = 20.0
 PAGE = 4096

@@ -29,7 +29,8 @@ from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
 from harness.state.recorder import Plan, record
 from harness.state.transforms import GuestMode, label_of
-from harness.stream.vmdesc import Field, decode, walk
+from harness.stream.fields import Field, walk
+from harness.stream.vmdesc import decode
 from harness.triage.case import Case
 from harness.triage.minimise import Attempt, Search
 from harness.triage.reduced import Candidate, Reduced, connected, without_options

@@ -19,8 +19,9 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
+from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import VmDesc, decode, find, patch
+from harness.stream.vmdesc import VmDesc, decode
 
 LOADS = 50
 #: Known to end a q35 secondary; judged by other tests.

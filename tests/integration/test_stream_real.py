@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from harness.stream.fields import find, walk
 from harness.stream.ram import RamImage
 from harness.stream.reader import open_stream, read_devices, read_stream
-from harness.stream.vmdesc import decode, find, walk
+from harness.stream.vmdesc import decode
 
 pytestmark = pytest.mark.integration
 

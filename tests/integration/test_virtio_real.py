@@ -18,9 +18,9 @@ import pytest
 
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.stream.fields import Field, find, walk
 from harness.stream.reader import open_stream
 from harness.stream.virtio import decode_virtio, feature_names
-from harness.stream.vmdesc import Field, find, walk
 
 _TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1

@@ -24,8 +24,8 @@ from harness.qualify.features import (
     parse_refusals,
 )
 from harness.qualify.qom import QomAnswers, VirtioDevice, _slot, netdev_or_drive, origin
+from harness.stream.fields import Field
 from harness.stream.virtio import feature_names
-from harness.stream.vmdesc import Field
 
 NET = "0000:00:05.0/virtio-net"
 LOG_7_2 = """\

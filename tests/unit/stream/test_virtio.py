@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import StreamError, UsageError
+from harness.stream.fields import Field, find, patch, walk
 from harness.stream.virtio import decode_virtio, feature_names, field_features
-from harness.stream.vmdesc import Field, VmDesc, decode, find, patch, walk
+from harness.stream.vmdesc import VmDesc, decode
 
 QUEUES = 1024
 MAC = bytes.fromhex("525400123456")

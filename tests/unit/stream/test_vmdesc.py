@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from harness.errors import StreamError, UsageError
-from harness.stream.vmdesc import DeviceDesc, Field, VmDesc, decode, find, patch, walk
+from harness.stream.fields import Field, find, patch, walk
+from harness.stream.vmdesc import DeviceDesc, VmDesc, decode
 
 from . import build
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from harness.report.cases import phrase
-from harness.stream.vmdesc import Field
+from harness.stream.fields import Field
 from harness.triage.fields import Atom, apply, differences, needed, split_bits, split_bytes
 from harness.triage.registers import load_registers, register_of
 
