@@ -7,7 +7,7 @@ a value is doubled. The JSON form of ``-device`` and ``-blockdev`` is newer than
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Scalar = str | int | bool
@@ -59,8 +59,3 @@ class CommandLine:
     def argv(self) -> list[str]:
         """Everything as arguments for exec."""
         return [self.binary, *(arg for option in self.options for arg in option.argv())]
-
-
-def flags(*names: str) -> Iterable[Option]:
-    """Options without a value."""
-    return (Option(name=name) for name in names)

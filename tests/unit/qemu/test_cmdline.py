@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.qemu.cmdline import CommandLine, Option, Scalar, encode_value, flags
+from harness.qemu.cmdline import CommandLine, Option, Scalar, encode_value
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_options(option: Option, argv: list[str]) -> None:
 
 
 def test_a_line_is_extended_and_not_changed() -> None:
-    line = CommandLine(binary="qemu", options=tuple(flags("S", "nodefaults")))
+    line = CommandLine(binary="qemu", options=(Option(name="S"), Option(name="nodefaults")))
     longer = line.plus(Option(name="m", first="1"))
     assert line.argv() == ["qemu", "-S", "-nodefaults"]
     assert longer.argv() == ["qemu", "-S", "-nodefaults", "-m", "1"]
