@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from harness.arch import architecture_named
 from harness.arch.accel import choose_accel
 from harness.commands.options import (
     accel_option,
@@ -55,7 +56,7 @@ def claims(**given: Any) -> int:
     binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"])
     machines = given["machines"]
     check_machines(binaries, machines)
-    both = [name for name in ("pc", "q35") if binaries[0].machine(name)]
+    both = [name for name in architecture_named(binaries[0].target).probe_machines if binaries[0].machine(name)]
     asked = Asked(
         binary=binaries[0],
         machines=machines or both,

@@ -84,7 +84,8 @@ def _qemu_check(qemu: str | None) -> HostCheck:
     try:
         binary = probe_binary(find_binary(qemu) if qemu else host_binary(ARCHITECTURES[0].program))
     except PostloadError as error:
-        remedy = "apt-get install --no-install-recommends qemu-system-x86 ipxe-qemu, or give a path with --qemu"
+        package = ARCHITECTURES[0].program.package
+        remedy = f"apt-get install --no-install-recommends {package} ipxe-qemu, or give a path with --qemu"
         return HostCheck(name="QEMU", ok=False, needed=True, found=str(error), remedy=remedy)
     return HostCheck(name="QEMU", ok=True, needed=True, found=f"{binary.version} ({binary.build}) {binary.path}")
 

@@ -138,7 +138,7 @@ def _tells(found: Signature) -> bool:
 
 # Machines and sections
 
-_MACHINES = re.compile(r"\bpc-(q35|i440fx)-[\w.+-]*\w")
+_MACHINES = re.compile(r"\b(?:pc-(?:q35|i440fx)-[\w.+-]*\w|virt-(?:rhel)?\d+\.[\w.]*\w)")
 _VERSION_TAIL = re.compile(r"-(rhel|focal|jammy|noble|bionic|xenial|trusty|\d)[\w.]*(-hpb)?$")
 _BUS_PART = re.compile(r"[0-9a-fA-F]+(?:[:.][0-9a-fA-F]+)*")
 
