@@ -10,18 +10,15 @@ meet a used device: there the state stands n times in one buffer instead.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from harness.colo.messages import Step
-from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.buffers import Buffers
-from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break
+from harness.colo.primary import ChannelBroken
+from harness.engines.evidence import DEATH_GRACE_S, Break, break_at
 from harness.engines.secondary import Secondary
+from harness.engines.setting import Setting
 from harness.errors import QemuError, StreamError
-from harness.packs.pack import incoming_body
-from harness.qemu.binary import QemuBinary
-from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, sections_for, without
 from harness.stream import wire
@@ -76,27 +73,17 @@ class DriftRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DriftExperiment:
+class DriftExperiment(Setting):
     """Loads one phase n times into one parked secondary and reads its state back.
 
-    :param resets: the build resets the machine before each device buffer
-    :param excluded: labels of sections that come with the incoming stream only
     :param loads: 2 or more
     :param idle_s: how long the parked machine runs before the save that no load comes before
     :param change: makes a state wrong on purpose: the control of the oracle
     """
 
-    binary: QemuBinary
-    dialect: Dialect
-    resets: bool
-    buffers: Buffers
-    phase: str
-    excluded: frozenset[str] = frozenset()
     loads: int = DRIFT_LOADS
     idle_s: float = IDLE_S
     change: Change | None = None
-    timeout_s: float = ANSWER_TIMEOUT_S
-    scope: ProcessScope = field(default_factory=ProcessScope)
 
     def run(self) -> DriftRun:
         """Load and save; a secondary that breaks is a result.
@@ -106,15 +93,11 @@ class DriftExperiment:
         :raises Stopped: the run was told to stop
         """
         started = time.monotonic()
-        pack = self.buffers.pack
-        recording = pack.recordings[self.phase]
+        recording = self.recording
         parked = sections_for(recording, GuestMode.PARKED)
         session = _Session(self, without(parked, self.excluded), recording.vmdesc)
-        body = incoming_body(recording, self.buffers.ram_whole(self.phase), encode(parked))
-        with Secondary(
-            self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s, scope=self.scope
-        ) as secondary:
-            broken = session.run(secondary, recording.head, body)
+        with self.secondary() as secondary:
+            broken = session.run(secondary)
         return DriftRun(
             machine=self.buffers.machine.name,
             phase=self.phase,
@@ -148,9 +131,9 @@ class _Session:
         self._vmdesc = vmdesc
         self._change = owner.change or (lambda section, _: section)
 
-    def run(self, secondary: Secondary, head: bytes, body: Sequence[bytes | memoryview]) -> Break | None:
+    def run(self, secondary: Secondary) -> Break | None:
         try:
-            secondary.start(head, body)
+            self._owner.begin(secondary, GuestMode.PARKED)
             for first, last in self._buffers():
                 self._owner.scope.check()
                 secondary.primary.checkpoint(b"".join(self._state(load) for load in range(first, last + 1)))
@@ -160,12 +143,12 @@ class _Session:
                     self.snapshots.append(self._saved(secondary.vm))
             self.idle = self._idle(secondary.vm)
         except ChannelBroken as error:
-            load = 0 if error.step is Step.INCOMING else self.acked + 1
-            return self._broken(error.step, error.kind, error.detail, load)
+            return self._owner.broken(error, self.acked)
         except QemuError as error:
             if not secondary.vm.ended(DEATH_GRACE_S):
                 raise
-            return self._broken(Step.LOAD, "closed", f"it died when its state was saved: {error}", self.acked)
+            died = ChannelBroken(Step.LOAD, "closed", f"it died when its state was saved: {error}")
+            return break_at(died, self.acked, self._owner.phase)
         return None
 
     def sent(self, load: int) -> list[Section]:
@@ -188,9 +171,6 @@ class _Session:
         vm.qmp("cont")
         self._owner.scope.wait(self._owner.idle_s)
         return self._saved(vm)
-
-    def _broken(self, step: Step, kind: str, detail: str, load: int) -> Break:
-        return Break(step=step, kind=kind, detail=detail, load=load, phase=self._owner.phase)
 
 
 def by_label(sections: Iterable[Section]) -> dict[str, Section]:

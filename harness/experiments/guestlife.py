@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
-from harness.colo.primary import ChannelBroken, Dialect
+from harness.colo.primary import ChannelBroken
 from harness.devices.device import Device
-from harness.engines.buffers import Buffers
-from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break
+from harness.engines.evidence import DEATH_GRACE_S, Break
 from harness.engines.secondary import Secondary, end_colo
+from harness.engines.setting import Setting
 from harness.errors import DeadlineError, QemuError
 from harness.experiments.interview import (
     CHECK_TIMEOUT_S,
@@ -29,10 +29,7 @@ from harness.experiments.interview import (
     recorded_devices,
 )
 from harness.guests.machine import DiskKind
-from harness.packs.pack import incoming_body
-from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
-from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
@@ -82,14 +79,8 @@ class GuestLife:
 
 
 def guest_life(
+    setting: Setting,
     *,
-    binary: QemuBinary,
-    dialect: Dialect,
-    resets: bool,
-    buffers: Buffers,
-    phase: str,
-    excluded: frozenset[str],
-    scope: ProcessScope,
     devices: Iterable[Device] | None = None,
     loads: int = LOADS,
     run_s: float = RUN_S,
@@ -97,11 +88,11 @@ def guest_life(
     check_timeout_s: float = CHECK_TIMEOUT_S,
     disks: DiskKind = DiskKind.REPLICATION,
 ) -> GuestLife:
-    """Load ``phase`` into a secondary ``loads`` times, fail over, and see how its guest is.
+    """Load a phase into a secondary ``loads`` times, fail over, and see how its guest is.
 
-    :param resets: the build resets before each load: every buffer then holds the whole state, and a second time
-        behind it what is not excluded, for devices in use
-    :param excluded: labels of sections left out of every checkpoint
+    Where the build resets before each load, every buffer holds the whole state, and a second time behind it what is not
+    excluded, for devices in use.
+
     :param devices: those the pack was recorded with; the installed ones when None
     :param last: another recording for the last checkpoint, for controls
     :param check_timeout_s: how long one device's check may take
@@ -110,24 +101,14 @@ def guest_life(
     :raises Stopped: the run was told to stop
     """
     interview = Interview(
-        plan=buffers.pack.manifest.plan,
-        phase=phase,
-        devices=recorded_devices(buffers.pack, devices),
-        scope=scope,
+        plan=setting.buffers.pack.manifest.plan,
+        phase=setting.phase,
+        devices=recorded_devices(setting.buffers.pack, devices),
+        scope=setting.scope,
         check_timeout_s=check_timeout_s,
     )
-    experiment = _Experiment(
-        binary=binary,
-        dialect=dialect,
-        buffers=buffers,
-        phase=phase,
-        excluded=excluded,
-        interview=interview,
-        loads=loads,
-        run_s=run_s,
-        last=last or phase,
-        resets=resets,
-    )
+    last = last or setting.phase
+    experiment = _Experiment.of(setting, interview=interview, loads=loads, run_s=run_s, last=last)
     if disks is DiskKind.PLAIN:
         return experiment.run(DiskKind.PLAIN, "asked for")
     try:
@@ -153,26 +134,18 @@ class _Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Experiment:
-    binary: QemuBinary
-    dialect: Dialect
-    buffers: Buffers
-    phase: str
-    excluded: frozenset[str]
+class _Experiment(Setting):
     interview: Interview
     loads: int
     run_s: float
     last: str
-    resets: bool
 
     def run(self, disks: DiskKind, why: str) -> GuestLife:
         started = time.monotonic()
         pack = self.buffers.pack
         machine = self.interview.machine(self.buffers.machine, disks)
         seen = _Seen()
-        with Secondary(
-            self.binary, machine, self.dialect, timeout_s=ANSWER_TIMEOUT_S, scope=self.interview.scope
-        ) as secondary:
+        with self.secondary(machine) as secondary:
             self._load_all(secondary, seen)
             if seen.broken is None:
                 self._live(secondary, seen)
@@ -200,12 +173,9 @@ class _Experiment:
             )
 
     def _load_all(self, secondary: Secondary, seen: _Seen) -> None:
-        recording = self.buffers.pack.recordings[self.phase]
-        ram = self.buffers.ram_whole(self.phase)
-        body = incoming_body(recording, ram, encode(sections_for(recording, GuestMode.RUNNING)))
         devices = self._devices(self.phase)
         try:
-            secondary.start(recording.head, body)
+            self.begin(secondary, GuestMode.RUNNING)
             while seen.loads < self.loads - 1:
                 self.interview.check_stop()
                 secondary.primary.checkpoint(devices)
@@ -214,9 +184,7 @@ class _Experiment:
             secondary.primary.checkpoint(self._devices(self.last), self.buffers.ram_difference(self.last, self.phase))
             seen.loads += 1
         except ChannelBroken as error:
-            number = 0 if error.step is Step.INCOMING else seen.loads + 1
-            at = self.last if number == self.loads else self.phase
-            seen.broken = Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=at)
+            seen.broken = self.broken(error, seen.loads, self.last if seen.loads + 1 == self.loads else None)
 
     def _devices(self, phase: str) -> bytes:
         sections = sections_for(self.buffers.pack.recordings[phase], GuestMode.RUNNING)

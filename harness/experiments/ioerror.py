@@ -15,17 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
-from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.buffers import Buffers
-from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, own_words
-from harness.engines.secondary import Secondary, end_colo
+from harness.colo.primary import ChannelBroken
+from harness.engines.evidence import DEATH_GRACE_S, Break, own_words
+from harness.engines.secondary import end_colo
+from harness.engines.setting import Setting
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.console import Console
 from harness.guests.faults import halts
-from harness.packs.pack import incoming_body
-from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
-from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
@@ -84,25 +81,19 @@ class IoErrors:
 
 
 def io_errors(
+    setting: Setting,
     *,
-    binary: QemuBinary,
-    dialect: Dialect,
-    resets: bool,
-    buffers: Buffers,
-    phase: str,
-    excluded: frozenset[str],
-    scope: ProcessScope,
     faults: Mapping[str, int],
     disks: tuple[str, ...] = (),
     once: bool = False,
     loads: int = LOADS,
     halt_timeout_s: float = HALT_TIMEOUT_S,
 ) -> IoErrors:
-    """Load ``phase`` ``loads`` times into a secondary whose disks fail or not, let it fail between, and fail over.
+    """Load a phase ``loads`` times into a secondary whose disks fail or not, let it fail between, and fail over.
 
-    :param resets: the build resets before each load: every buffer then holds the whole state, and a second time
-        behind it what is not excluded, for devices in use
-    :param excluded: labels of sections left out of every checkpoint
+    Where the build resets before each load, every buffer holds the whole state, and a second time behind it what is not
+    excluded, for devices in use.
+
     :param faults: failing disks of the secondary; each interval lasts until one of them has stopped the machine
     :param disks: guest disks whose request of phase ``io-error`` is asked for in the end
     :param once: only the first request to a failing sector fails
@@ -110,35 +101,32 @@ def io_errors(
     :raises Stopped: the run was told to stop
     """
     started = time.monotonic()
-    recording = buffers.pack.recordings[phase]
-    sections = sections_for(recording, GuestMode.RUNNING)
-    loaded = encode(without(sections, excluded))
+    sections = sections_for(setting.recording, GuestMode.RUNNING)
+    loaded = encode(without(sections, setting.excluded))
     seen = _Seen()
-    machine = buffers.machine.with_faults(faults, once=once)
-    with Secondary(binary, machine, dialect, timeout_s=ANSWER_TIMEOUT_S, scope=scope) as secondary:
+    with setting.secondary(setting.buffers.machine.with_faults(faults, once=once)) as secondary:
         vm = secondary.vm
         try:
-            secondary.start(recording.head, incoming_body(recording, buffers.ram_whole(phase), encode(sections)))
+            setting.begin(secondary, GuestMode.RUNNING)
             while seen.loads < loads:
-                scope.check()
+                setting.scope.check()
                 before = len(halts(vm))
-                secondary.primary.checkpoint(encode(sections) + loaded if resets else loaded)
+                secondary.primary.checkpoint(encode(sections) + loaded if setting.resets else loaded)
                 seen.loads += 1
                 wait = bool(faults) and not (once and before)
                 seen.intervals.append(_interval(vm, before, halt_timeout_s if wait else 0.0))
         except ChannelBroken as error:
-            number = 0 if error.step is Step.INCOMING else seen.loads + 1
-            seen.broken = Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=phase)
+            seen.broken = setting.broken(error, seen.loads)
         except (QemuError, DeadlineError) as error:
             detail = f"between the loads: {error}"
-            seen.broken = Break(step=Step.RESUME, kind="closed", detail=detail, load=seen.loads, phase=phase)
+            seen.broken = Break(step=Step.RESUME, kind="closed", detail=detail, load=seen.loads, phase=setting.phase)
         if seen.broken is None:
             _fail_over(vm, seen, bool(faults) and not once)
             _ask(vm, seen, disks)
         dying = seen.broken is not None or bool(seen.failover)
         ended = vm.ended(DEATH_GRACE_S if dying else 0.0)
         return IoErrors(
-            phase=phase,
+            phase=setting.phase,
             faults=dict(faults),
             once=once,
             loads_asked=loads,

@@ -24,21 +24,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.colo.messages import Step
-from harness.colo.primary import ChannelBroken, Dialect
-from harness.engines.buffers import Buffers
+from harness.colo.primary import ChannelBroken
 from harness.engines.evidence import (
-    ANSWER_TIMEOUT_S,
     Break,
     Count,
     Evidence,
-    break_at,
     evidence_of,
 )
 from harness.engines.secondary import Secondary
+from harness.engines.setting import Setting
 from harness.errors import DeadlineError, HarnessError, QemuError
-from harness.packs.pack import incoming_body
-from harness.qemu.binary import QemuBinary
-from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 
@@ -216,14 +211,8 @@ class LeakResult:
 
 
 def find_leaks(
+    setting: Setting,
     *,
-    binary: QemuBinary,
-    dialect: Dialect,
-    resets: bool,
-    buffers: Buffers,
-    phase: str,
-    excluded: frozenset[str],
-    scope: ProcessScope,
     suspects: Suspects,
     labels: Sequence[str] | None = None,
     budget: LeakBudget | None = None,
@@ -237,17 +226,7 @@ def find_leaks(
     :raises QemuError: the secondary did not start
     :raises Stopped: the run was told to stop
     """
-    bench = LeakBench(
-        binary=binary,
-        dialect=dialect,
-        resets=resets,
-        buffers=buffers,
-        phase=phase,
-        excluded=excluded,
-        scope=scope,
-        budget=budget or LeakBudget(),
-        between=between,
-    )
+    bench = LeakBench.of(setting, budget=budget or LeakBudget(), between=between)
     first = bench.run(bench.labels if labels is None else labels)
     named = [series.label for series in first.sections if series.label in suspects(first)]
     second = replace(bench, budget=bench.budget.times(confirm_factor)).run(named) if named else None
@@ -255,19 +234,11 @@ def find_leaks(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeakBench:
-    """One phase of a pack under one QEMU."""
+class LeakBench(Setting):
+    """Measures what the sections of a phase leave behind."""
 
-    binary: QemuBinary
-    dialect: Dialect
-    resets: bool
-    buffers: Buffers
-    phase: str
-    excluded: frozenset[str]
-    scope: ProcessScope
     budget: LeakBudget = field(default_factory=LeakBudget)
     between: Between | None = None
-    timeout_s: float = ANSWER_TIMEOUT_S
 
     @property
     def labels(self) -> list[str]:
@@ -316,14 +287,7 @@ def _as_run(
 
 def tuned_secondary(bench: LeakBench) -> Secondary:
     """A secondary whose allocator can be looked into."""
-    return Secondary(
-        bench.binary,
-        bench.buffers.machine,
-        bench.dialect,
-        timeout_s=bench.timeout_s,
-        scope=bench.scope,
-        env={**os.environ, **MALLOC_ENV},
-    )
+    return bench.secondary(env={**os.environ, **MALLOC_ENV})
 
 
 class _Meter:
@@ -331,7 +295,7 @@ class _Meter:
 
     def __init__(self, bench: LeakBench) -> None:
         self._bench = bench
-        self._sections = sections_for(bench.buffers.pack.recordings[bench.phase], GuestMode.PARKED)
+        self._sections = sections_for(bench.recording, GuestMode.PARKED)
         # a build that resets the machine needs the whole state, else the reset CPU starts to run the firmware
         self._prefix = encode(without(self._sections, bench.excluded)) if bench.resets else b""
         blocks = bench.buffers.pack.manifest.blocks
@@ -345,11 +309,9 @@ class _Meter:
     def measure(self, todo: Sequence[str]) -> BrokenSection | None:
         """Measure until all is done, or until a section breaks the secondary; that one is returned."""
         bench, began = self._bench, time.monotonic()
-        recording = bench.buffers.pack.recordings[bench.phase]
-        body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(self._sections))
         with tuned_secondary(bench) as secondary:
             try:
-                secondary.start(recording.head, body)
+                bench.begin(secondary, GuestMode.PARKED)
                 self._warm_up(secondary)
                 for label in todo:
                     self.done.append(self._series(secondary, label))
@@ -422,9 +384,8 @@ class _Meter:
             self._bench.between(vm, label, loads, checkpoints)
 
     def _evidence(self, secondary: Secondary, error: ChannelBroken, began: float) -> Evidence:
-        number = 0 if error.step is Step.INCOMING else self.acked + 1
         count = Count(asked=self.asked, passed=self.acked, checkpoints=secondary.primary.checkpoints)
-        return evidence_of(secondary.vm, count, break_at(error, number, self._bench.phase), began)
+        return evidence_of(secondary.vm, count, self._bench.broken(error, self.acked), began)
 
 
 class _Batch:

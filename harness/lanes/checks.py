@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
-from harness.colo.primary import Dialect
 from harness.devices.device import Device
-from harness.engines.buffers import Buffers
+from harness.engines.setting import Setting
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
 from harness.experiments.guestlife import guest_life
@@ -24,12 +23,11 @@ from harness.experiments.ioerror import io_errors
 from harness.experiments.leak import find_leaks
 from harness.lanes.judge import Bench, OnLoads, RunControls
 from harness.lanes.lane import Group, Judge, Lane, Request, Wave, by_phase
-from harness.oracles.drift import DriftJudgement, judge_drift, load_rules
+from harness.oracles.drift import judge_drift
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import judge_leaks, run_details, suspects
-from harness.qemu.binary import QemuBinary
-from harness.qemu.scope import ProcessScope
+from harness.oracles.oracle import Opinion
 from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
@@ -64,6 +62,17 @@ class Told:
     log: str = ""
     repeats: Repeats | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, opinion: Opinion, section: str | None = None) -> Told:
+        """An opinion of an oracle."""
+        return cls(
+            verdict=opinion.verdict,
+            section=section,
+            causes=opinion.causes,
+            log=opinion.log,
+            details=opinion.details,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,19 +161,16 @@ def drift_check(phase: str, rows: Sequence[str]) -> Check:
 def _drift(bench: Bench, check: Check) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
-    run = DriftExperiment(
-        **_given(bench, phase, excluded),
-    ).run()
-    judged = judge_drift(run, load_rules())
+    run = DriftExperiment.of(_setting(bench, phase, excluded)).run()
+    judged = judge_drift(run)
     rows = _by_row(bench, check, judged)
     told = {row: [_drift_told(label, judged[label]) for label in labels] for row, labels in rows}
     return Experiment(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
 
 
-def _drift_told(label: str, judgement: DriftJudgement) -> Told:
-    details = {key: value for key, value in judgement.details.items() if value and key != "loads"}
-    causes = () if judgement.cause is None else (judgement.cause,)
-    return Told(verdict=judgement.verdict, section=label, causes=causes, details=details)
+def _drift_told(label: str, opinion: Opinion) -> Told:
+    details = {key: value for key, value in opinion.details.items() if value and key != "loads"}
+    return replace(Told.of(opinion, label), details=details)
 
 
 def leak_check(phase: str, rows: Sequence[str]) -> Check:
@@ -176,18 +182,15 @@ def _leak(bench: Bench, check: Check) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     result = find_leaks(
-        **_given(bench, phase, excluded),
+        _setting(bench, phase, excluded),
         suspects=suspects,
     )
     judged = judge_leaks(result)
     told = {
         row: [
-            Told(
-                verdict=judged[name].verdict,
-                section=name,
+            replace(
+                Told.of(judged[name], name),
                 causes=tuple(located(cause, phase=phase) for cause in judged[name].causes),
-                log=judged[name].log,
-                details=judged[name].details,
             )
             for name in labels
         ]
@@ -213,19 +216,12 @@ def guest_check(phase: str, rows: Sequence[str]) -> Check:
 def _guest(bench: Bench, check: Check) -> Experiment:
     excluded = _excluded(bench, check)
     life = guest_life(
-        **_given(bench, check.phases[0], excluded),
+        _setting(bench, check.phases[0], excluded),
         devices=bench.devices,
     )
     judged = judge_life(life)
     missing = Told(verdict=Verdict.HARNESS_ERROR, causes=(Undecided(why=Why.NOT_ASKED),))
-    told = {
-        row: [
-            Told(verdict=judged[row].verdict, causes=judged[row].causes, log=life.log, details=judged[row].details)
-            if row in judged
-            else missing
-        ]
-        for row in check.rows
-    }
+    told = {row: [replace(Told.of(judged[row]), log=life.log) if row in judged else missing] for row in check.rows}
     return Experiment(
         told=told,
         loads_asked=life.loads_asked,
@@ -248,19 +244,15 @@ def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Exper
     excluded = _excluded(bench, check)
     seen = {
         name: io_errors(
-            **_given(bench, IO_ERROR_PHASE, excluded),
+            _setting(bench, IO_ERROR_PHASE, excluded),
             faults=failing,
         )
         for name, failing in (("healthy disk", {}), ("failing disk", faults))
     }
     judged = {name: judge_io_errors(result) for name, result in seen.items()}
     told = [
-        Told(
-            verdict=judgement.verdict,
-            causes=() if judgement.cause is None else (judgement.cause,),
-            log=seen[name].log if judgement.verdict is not Verdict.OK else "",
-        )
-        for name, judgement in judged.items()
+        replace(Told.of(opinion), log=seen[name].log if opinion.verdict is not Verdict.OK else "", details={})
+        for name, opinion in judged.items()
     ]
     return Experiment(
         told={check.rows[0]: told},
@@ -271,28 +263,16 @@ def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Exper
     )
 
 
-class _Given(TypedDict):
-    """What every experiment is given."""
-
-    binary: QemuBinary
-    dialect: Dialect
-    resets: bool
-    buffers: Buffers
-    phase: str
-    excluded: frozenset[str]
-    scope: ProcessScope
-
-
-def _given(bench: Bench, phase: str, excluded: frozenset[str]) -> _Given:
-    return {
-        "binary": bench.binary,
-        "dialect": bench.ability.dialect,
-        "resets": bool(bench.ability.resets_before_load),
-        "buffers": bench.buffers,
-        "phase": phase,
-        "excluded": excluded,
-        "scope": bench.scope,
-    }
+def _setting(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
+    return Setting(
+        binary=bench.binary,
+        dialect=bench.ability.dialect,
+        resets=bool(bench.ability.resets_before_load),
+        buffers=bench.buffers,
+        phase=phase,
+        excluded=excluded,
+        scope=bench.scope,
+    )
 
 
 def _excluded(bench: Bench, check: Check) -> frozenset[str]:

@@ -23,6 +23,7 @@ from pydantic import Field as Limits
 
 from harness.errors import StreamError
 from harness.experiments.drift import DriftRun, Snapshot
+from harness.oracles.oracle import Opinion
 from harness.results.cause import Drifted, DriftedField, Undecided, Why
 from harness.results.verdict import Verdict
 from harness.stream import wire
@@ -117,21 +118,7 @@ class Change:
     new: Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftJudgement:
-    """What one section came to.
-
-    :param cause: None when all is well
-    :param details: fit for JSON: ``loads``, ``back_to_back``, and lists ``by_nature``, ``changed_by_load`` and
-        ``changed_by_nature``; ``changed_by_load_fields`` counts all
-    """
-
-    verdict: Verdict
-    cause: Drifted | Undecided | None
-    details: dict[str, object]
-
-
-def judge_drift(run: DriftRun, rules: Sequence[Rule]) -> dict[str, DriftJudgement]:
+def judge_drift(run: DriftRun, rules: Sequence[Rule] | None = None) -> dict[str, Opinion]:
     """A verdict on each section that was loaded, and on each that appeared, by its label.
 
     :return: drift or ok; harness-error for every section when the secondary broke before there were two states
@@ -139,21 +126,22 @@ def judge_drift(run: DriftRun, rules: Sequence[Rule]) -> dict[str, DriftJudgemen
     """
     appeared = {label for snapshot in run.snapshots for label in snapshot.sections} - run.excluded
     labels = [*run.sent, *sorted(appeared - set(run.sent))]
+    rules = load_rules() if rules is None else rules
     return {label: _judge(run, rules, label) for label in labels}
 
 
-def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> DriftJudgement:
+def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> Opinion:
     details: dict[str, object] = {"loads": run.loads_acked, "back_to_back": run.back_to_back}
     by_load = _sort(rules, run.machine, label, Comparison.RECORDING, changed_by_load(run, label))
     details |= {"changed_by_load": _told(by_load[0]), "changed_by_nature": _told(by_load[1])}
     details["changed_by_load_fields"] = len(by_load[0])
     if len(run.snapshots) < 2:
         early = Undecided(why=Why.TOO_EARLY, load=run.broken.load if run.broken else None, phase=run.phase)
-        return DriftJudgement(verdict=Verdict.HARNESS_ERROR, cause=early, details=details)
+        return Opinion(verdict=Verdict.HARNESS_ERROR, causes=(early,), details=details)
     moved, natural = _sort(rules, run.machine, label, Comparison.N, changed_by_loads(run, label))
     details["by_nature"] = _told(natural)
     if not moved:
-        return DriftJudgement(verdict=Verdict.OK, cause=None, details=details)
+        return Opinion(verdict=Verdict.OK, details=details)
     cause = Drifted(
         section=label,
         fields=tuple(_drift(run, label, change) for change, _ in moved[:MAX_TOLD]),
@@ -161,7 +149,7 @@ def _judge(run: DriftRun, rules: Sequence[Rule], label: str) -> DriftJudgement:
         loads=run.loads_acked,
         phase=run.phase,
     )
-    return DriftJudgement(verdict=Verdict.DRIFT, cause=cause, details=details)
+    return Opinion(verdict=Verdict.DRIFT, causes=(cause,), details=details)
 
 
 def changed_by_load(run: DriftRun, label: str) -> list[Change]:

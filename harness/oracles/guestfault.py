@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Evidence
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
 from harness.oracles.load import crash_line, end_of, judge
+from harness.oracles.oracle import Opinion
 from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted
 from harness.results.verdict import Verdict
 
@@ -67,19 +68,7 @@ LOG_RULES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LifeJudgement:
-    """A verdict on one device.
-
-    :param causes: empty when all is well
-    """
-
-    verdict: Verdict
-    causes: tuple[Cause, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def judge_life(life: GuestLife) -> dict[str, LifeJudgement]:
+def judge_life(life: GuestLife) -> dict[str, Opinion]:
     """A verdict for every device that was asked; the platform answers for what names no device.
 
     A device that could not be asked, because the loads broke or the guest did not answer, or that did not answer
@@ -113,7 +102,7 @@ def _judgement(
     noted: list[dict[str, str]],
     verdict: Verdict,
     cause: Cause | None,
-) -> LifeJudgement:
+) -> Opinion:
     """What one device comes to.
 
     :param cause: what kept the guest from being asked, with its ``verdict``
@@ -125,7 +114,7 @@ def _judgement(
         asked = _faulted(life, once)
         found = tuple(each for each in (cause, asked if once else None) if each is not None)
     worse = verdict if cause is not None else Verdict.GUEST_FAULT
-    return LifeJudgement(verdict=worse if found else Verdict.OK, causes=found, details=_details(life, device, noted))
+    return Opinion(verdict=worse if found else Verdict.OK, causes=found, details=_details(life, device, noted))
 
 
 def _not_alive(life: GuestLife) -> tuple[Verdict, Cause | None]:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Evidence
 from harness.experiments.ioerror import Interval, IoErrors
 from harness.oracles.load import end_of, judge
+from harness.oracles.oracle import Opinion
 from harness.results.cause import Broke, Cause, Check, During, FailedCheck, GuestFaulted, Undecided, Why, located
 from harness.results.verdict import Verdict
 
@@ -17,27 +17,14 @@ from harness.results.verdict import Verdict
 _TRANSITION = "invalid runstate transition"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IoJudgement:
-    """A verdict on one secondary.
-
-    :param cause: None when it is well
-    :param details: what it rests on, for a JSON document
-    """
-
-    verdict: Verdict
-    cause: Cause | None
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def judge_io_errors(seen: IoErrors) -> IoJudgement:
+def judge_io_errors(seen: IoErrors) -> Opinion:
     """Judge a secondary. It is well when every load is acknowledged, the failover ends, and no request is lost.
 
     A machine that stops again after the failover is well too, as long as its disk fails for good: it holds its
     request back, as ``werror=stop`` asks for.
     """
     verdict, cause = _verdict(seen)
-    return IoJudgement(verdict=verdict, cause=cause, details=_details(seen))
+    return Opinion(verdict=verdict, causes=() if cause is None else (cause,), details=_details(seen))
 
 
 def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:

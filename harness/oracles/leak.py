@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.experiments.leak import FRAMEWORK, LeakResult, LeakRun, Sample, Series
 from harness.oracles import load
-from harness.results.cause import Cause, During, Leaked, Resource, located
+from harness.oracles.oracle import Opinion
+from harness.results.cause import During, Leaked, Resource, located
 from harness.results.verdict import Verdict
 
 #: Bytes a load. The smallest allocation takes 32 bytes of heap, so one that every second load loses is seen.
@@ -88,21 +89,6 @@ class Growth:
         return tuple(name for name, grows in found.items() if grows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeakJudgement:
-    """What one section came to.
-
-    :param causes: what leaks; or why the session broke
-    :param details: can be written as JSON
-    :param log: what QEMU printed, of a session that broke
-    """
-
-    verdict: Verdict
-    causes: tuple[Cause, ...]
-    details: dict[str, Any]
-    log: str = ""
-
-
 def theil_sen(points: Sequence[tuple[float, float]]) -> Slope:
     """Median of the slopes between all pairs of points, with Sen's 99 % interval.
 
@@ -166,7 +152,7 @@ def suspects(run: LeakRun) -> frozenset[str]:
     return frozenset(series.label for series in run.sections if growth(run, series).leaks)
 
 
-def judge_leaks(result: LeakResult) -> dict[str, LeakJudgement]:
+def judge_leaks(result: LeakResult) -> dict[str, Opinion]:
     """A judgement for every section that was loaded; none for those that were not come to.
 
     A session that broke before any section was loaded alone is in ``result.broken`` and says nothing of a section.
@@ -179,7 +165,7 @@ def judge_leaks(result: LeakResult) -> dict[str, LeakJudgement]:
                 continue
             found = load.judge(broken.evidence)
             causes = () if found.cause is None else (located(found.cause, during=During.LEAKS),)
-            judged[broken.label] = LeakJudgement(verdict=found.verdict, causes=causes, details={}, log=found.log)
+            judged[broken.label] = Opinion(verdict=found.verdict, causes=causes, log=found.log)
     return judged
 
 
@@ -202,7 +188,7 @@ def _floor(run: LeakRun) -> float:
     return widths[(len(widths) * 9 - 1) // 10] if widths else 0.0
 
 
-def _judge(result: LeakResult, series: Series, again: Series | None) -> LeakJudgement:
+def _judge(result: LeakResult, series: Series, again: Series | None) -> Opinion:
     first = growth(result.first, series)
     second = growth(result.second, again) if result.second and again else None
     common = tuple(name for name in first.reasons if second and name in second.reasons)
@@ -213,9 +199,9 @@ def _judge(result: LeakResult, series: Series, again: Series | None) -> LeakJudg
     details["first_look"] = {"memory_bytes_per_load": first.memory.as_json(), "loads": first.loads}
     if common:
         causes = tuple(_leaked(Resource(name), best, seen) for name in common)
-        return LeakJudgement(verdict=Verdict.LEAK, causes=causes, details=details)
+        return Opinion(verdict=Verdict.LEAK, causes=causes, details=details)
     details["unconfirmed"] = list(first.reasons)
-    return LeakJudgement(verdict=Verdict.OK, causes=(), details=details)
+    return Opinion(verdict=Verdict.OK, details=details)
 
 
 def _leaked(resource: Resource, best: Growth, series: Series) -> Leaked:

@@ -13,7 +13,6 @@ from typing import Final
 
 from harness.colo.primary import ChannelBroken
 from harness.experiments.leak import LeakBench, _alive, _look, _Meter, tuned_secondary
-from harness.packs.pack import incoming_body
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
 
@@ -33,17 +32,15 @@ def still_leaks(bench: LeakBench, label: str, wanted_bytes: float) -> tuple[bool
     :raises Stopped: the bench was told to stop
     """
     meter = _Meter(bench)
-    recording = bench.buffers.pack.recordings[bench.phase]
-    sections = sections_for(recording, GuestMode.PARKED)
+    sections = sections_for(bench.recording, GuestMode.PARKED)
     own = encode(only(sections, frozenset({label})))
     if not own:
         return False, 0
     repeat = max(1, min(bench.budget.repeat, bench.budget.buffer_bytes // max(1, len(own))))
     prefix = encode([s for s in sections if label_of(s) not in bench.excluded]) if bench.resets else b""
-    body = incoming_body(recording, bench.buffers.ram_whole(bench.phase), encode(sections))
     try:
         with tuned_secondary(bench) as secondary:
-            secondary.start(recording.head, body)
+            bench.begin(secondary, GuestMode.PARKED)
             growths: list[float] = []
             before: float | None = None
             for _ in range(BATCHES + 1):

@@ -12,6 +12,7 @@ from made_cells import words
 from harness.devices.recipe import load_recipes
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
+from harness.engines.setting import Setting
 from harness.experiments.ioerror import BUSY_SECTOR, IoErrors, io_errors
 from harness.oracles.ioerror import judge_io_errors
 from harness.packs.pack import StatePack
@@ -39,7 +40,7 @@ def io_pack(
 @pytest.fixture
 def fail(binary: QemuBinary, ability: ColoAbility, io_pack: StatePack) -> Fail:
     def run(phase: str, faults: dict[str, int], loads: int, **more: object) -> IoErrors:
-        return io_errors(
+        setting = Setting(
             binary=binary,
             dialect=ability.dialect,
             resets=bool(ability.resets_before_load),
@@ -47,6 +48,9 @@ def fail(binary: QemuBinary, ability: ColoAbility, io_pack: StatePack) -> Fail:
             phase=phase,
             excluded=frozenset(),
             scope=ProcessScope(),
+        )
+        return io_errors(
+            setting,
             faults=faults,
             loads=loads,
             **more,  # type: ignore[arg-type]

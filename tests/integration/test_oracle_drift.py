@@ -108,10 +108,10 @@ def test_a_field_that_rises_with_each_load_is_caught(
     judged = judge_drift(run, load_rules())
     assert [name for name, j in judged.items() if j.verdict is not Verdict.OK] == [label]
     assert judged[label].verdict is Verdict.DRIFT
-    (entry,) = judged[label].details["drift"]  # type: ignore[misc]
-    assert entry == {  # type: ignore[has-type]
+    (entry,) = judged[label].details["drift"]
+    assert entry == {
         "field": path,
-        "type": entry["type"],  # type: ignore[has-type]
+        "type": entry["type"],
         "values": [1, 25, 50],
         "per_load": 1.0,
         "creeps": True,
@@ -124,8 +124,8 @@ def test_a_field_that_flips_is_caught_and_does_not_creep(drifted: Drifted, pc_pa
     change = moving(pc_pack, "bound", "i8259#1", "imr", lambda load: 0xA5 if load % 2 else 0x5A)
     judged = judge_drift(drifted(pc_pack, "bound", change=change), load_rules())
     assert [name for name, j in judged.items() if j.verdict is Verdict.DRIFT] == ["i8259#1"]
-    (entry,) = judged["i8259#1"].details["drift"]  # type: ignore[misc]
-    assert (entry["values"], entry["creeps"]) == ([0xA5, 0xA5, 0x5A], False)  # type: ignore[has-type]
+    (entry,) = judged["i8259#1"].details["drift"]
+    assert (entry["values"], entry["creeps"]) == ([0xA5, 0xA5, 0x5A], False)
 
 
 def test_a_bit_that_no_rule_lets_move_is_caught_beside_one_that_may(drifted: Drifted, pc_pack: StatePack) -> None:

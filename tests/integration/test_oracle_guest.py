@@ -13,10 +13,12 @@ from harness.devices.recipe import load_recipes
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.engines.secondary import Secondary
+from harness.engines.setting import Setting
 from harness.experiments.guestlife import CHECK_TIMEOUT_S, GuestLife, guest_life
 from harness.guests.console import Console
 from harness.guests.machine import DiskKind
-from harness.oracles.guestfault import LifeJudgement, judge_life
+from harness.oracles.guestfault import judge_life
+from harness.oracles.oracle import Opinion
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -40,7 +42,7 @@ def live(binary: QemuBinary, ability: ColoAbility) -> Live:
     """Runs the experiment on a pack: ``live(pack, "bound", loads=3)``."""
 
     def run(pack: StatePack, phase: str, excluded: frozenset[str] = frozenset(), **more: object) -> GuestLife:
-        return guest_life(
+        setting = Setting(
             binary=binary,
             dialect=ability.dialect,
             resets=bool(ability.resets_before_load),
@@ -48,13 +50,16 @@ def live(binary: QemuBinary, ability: ColoAbility) -> Live:
             phase=phase,
             excluded=excluded,
             scope=ProcessScope(),
+        )
+        return guest_life(
+            setting,
             **more,  # type: ignore[arg-type]
         )
 
     return run
 
 
-def verdicts(judged: dict[str, LifeJudgement]) -> dict[str, Verdict]:
+def verdicts(judged: dict[str, Opinion]) -> dict[str, Verdict]:
     return {device: judgement.verdict for device, judgement in judged.items()}
 
 

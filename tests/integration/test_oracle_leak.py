@@ -13,8 +13,10 @@ import pytest
 from harness.colo.messages import Step
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
+from harness.engines.setting import Setting
 from harness.experiments.leak import LeakBudget, LeakResult, find_leaks
-from harness.oracles.leak import LeakJudgement, judge_leaks, run_details, suspects
+from harness.oracles.leak import judge_leaks, run_details, suspects
+from harness.oracles.oracle import Opinion
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -36,15 +38,19 @@ Find = Callable[..., LeakResult]
 def find(binary: QemuBinary, ability: ColoAbility, pc_pack: StatePack) -> Find:
     """Looks for leaks in the parked guest; takes another pack's sections, labels, a budget and a disturbance."""
 
-    def run(pack: StatePack | None = None, **more: object) -> LeakResult:
-        arguments: dict[str, object] = {"budget": BUDGET, "excluded": frozenset(), **more}
-        return find_leaks(
+    def run(pack: StatePack | None = None, excluded: frozenset[str] = frozenset(), **more: object) -> LeakResult:
+        arguments: dict[str, object] = {"budget": BUDGET, **more}
+        setting = Setting(
             binary=binary,
             dialect=ability.dialect,
             resets=bool(ability.resets_before_load),
             buffers=Buffers(pack or pc_pack),
             phase=PHASE,
             scope=ProcessScope(),
+            excluded=excluded,
+        )
+        return find_leaks(
+            setting,
             suspects=suspects,
             **arguments,  # type: ignore[arg-type]
         )
@@ -66,7 +72,7 @@ class Hoard:
             self.made += 1
 
 
-def memory(judgement: LeakJudgement) -> dict[str, float]:
+def memory(judgement: Opinion) -> dict[str, float]:
     found: dict[str, float] = judgement.details["memory_bytes_per_load"]
     return found
 

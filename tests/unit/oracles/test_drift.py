@@ -267,7 +267,7 @@ def test_a_rule_explains_its_field_in_its_comparison_only() -> None:
     run = run_of(pit(1), pit(2), pit(3), pit(4))
     judged = judge_drift(run, [rule("count", Comparison.N)])["pit"]
     assert judged.verdict is Verdict.OK
-    assert [entry["reason"] for entry in judged.details["by_nature"]] == [REASON]  # type: ignore[attr-defined]
+    assert [entry["reason"] for entry in judged.details["by_nature"]] == [REASON]
     assert judged.details["changed_by_load"]
     judged = judge_drift(run, [rule("count", Comparison.RECORDING)])["pit"]
     assert judged.verdict is Verdict.DRIFT

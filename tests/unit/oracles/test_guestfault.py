@@ -13,7 +13,8 @@ from harness.colo.messages import Step
 from harness.engines.evidence import Break
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
 from harness.guests.machine import DiskKind
-from harness.oracles.guestfault import LOG_RULES, LifeJudgement, judge_life
+from harness.oracles.guestfault import LOG_RULES, judge_life
+from harness.oracles.oracle import Opinion
 from harness.qemu.process import Exit
 from harness.results.verdict import Verdict
 
@@ -47,7 +48,7 @@ def life(**changes: Any) -> GuestLife:
     return GuestLife(**given | changes)
 
 
-def faulty(judged: dict[str, LifeJudgement]) -> set[str]:
+def faulty(judged: dict[str, Opinion]) -> set[str]:
     assert {j.verdict for j in judged.values()} <= {Verdict.OK, Verdict.GUEST_FAULT}
     return {device for device, j in judged.items() if j.verdict is Verdict.GUEST_FAULT}
 
