@@ -15,8 +15,11 @@ from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.experiments.drift import Change, DriftExperiment, DriftRun
 from harness.oracles.drift import Comparison, Rule, judge_drift, load_rules, unused_rules
+from harness.oracles.oracle import Opinion
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.results.cause import Drifted as Drift
+from harness.results.cause import DriftedField
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 from harness.stream.fields import find, patch
@@ -56,6 +59,11 @@ def with_field(section: Section, vmdesc: VmDesc, path: str, value: int) -> Secti
     desc = vmdesc.device(section.idstr, section.instance_id)
     assert desc is not None
     return replace(section, payload=patch(section.payload, find(decode(section.payload, desc), path), value))
+
+
+def fields_of(opinion: Opinion) -> tuple[DriftedField, ...]:
+    assert isinstance(opinion.cause, Drift)
+    return opinion.cause.fields
 
 
 def moving(pack: StatePack, phase: str, label: str, path: str, value: Callable[[int], int]) -> Change:
@@ -108,15 +116,9 @@ def test_a_field_that_rises_with_each_load_is_caught(
     judged = judge_drift(run, load_rules())
     assert [name for name, j in judged.items() if j.verdict is not Verdict.OK] == [label]
     assert judged[label].verdict is Verdict.DRIFT
-    (entry,) = judged[label].details["drift"]
-    assert entry == {
-        "field": path,
-        "type": entry["type"],
-        "values": [1, 25, 50],
-        "per_load": 1.0,
-        "creeps": True,
-        "without_loads": False,
-    }
+    (moved,) = fields_of(judged[label])
+    assert (moved.field, moved.values, moved.per_load) == (path, (1, 25, 50), 1.0)
+    assert (moved.creeps, moved.without_loads) == (True, False)
     assert f"{path} goes from 1 to 50, +1 per load" in words(judged[label])
 
 
@@ -124,8 +126,8 @@ def test_a_field_that_flips_is_caught_and_does_not_creep(drifted: Drifted, pc_pa
     change = moving(pc_pack, "bound", "i8259#1", "imr", lambda load: 0xA5 if load % 2 else 0x5A)
     judged = judge_drift(drifted(pc_pack, "bound", change=change), load_rules())
     assert [name for name, j in judged.items() if j.verdict is Verdict.DRIFT] == ["i8259#1"]
-    (entry,) = judged["i8259#1"].details["drift"]
-    assert (entry["values"], entry["creeps"]) == ([0xA5, 0xA5, 0x5A], False)
+    (moved,) = fields_of(judged["i8259#1"])
+    assert (moved.values, moved.creeps) == ((0xA5, 0xA5, 0x5A), False)
 
 
 def test_a_bit_that_no_rule_lets_move_is_caught_beside_one_that_may(drifted: Drifted, pc_pack: StatePack) -> None:
