@@ -110,10 +110,12 @@ def test_pc_is_ok_in_every_cell(outcome: Outcome) -> None:
 
 def test_the_document_says_which_qemu_recorded_and_which_loaded(outcome: Outcome, binary: QemuBinary) -> None:
     for cell in outcome.doc["cells"]:
-        assert cell["load_qemu"] == binary.identity()
+        named = {**binary.identity(), "label": binary.version}
+        assert cell["load_qemu"] == named
         # kept recordings are found by the build, which may have more than one path
-        assert cell["record_qemu"] == {**binary.identity(), "path": cell["record_qemu"]["path"]}
-        assert cell["accel"] in ("tcg", "kvm")
+        assert cell["record_qemu"] == {**named, "path": cell["record_qemu"]["path"]}
+        assert cell["key"]["route"] == {"recorder": binary.version, "loader": binary.version}
+        assert cell["key"]["accel"] in ("tcg", "kvm")
     assert outcome.machine("pc")["machine"].startswith("pc-i440fx-")
     assert outcome.machine("q35")["machine"].startswith("pc-q35-")
 
