@@ -97,12 +97,13 @@ def test_a_wrong_device_costs_itself_alone(postload: Postload, recipes: Path, ow
     assert f"{recipes / 'broken.yaml'}:4:" in done.stderr.replace("\n", "")
     assert "did you mean 'on'" in done.stderr.replace("\n", " ")
     document = json.loads(done.stdout)
-    verdicts = {cell["device"]: cell["verdict"] for cell in document["cells"]}
+    verdicts = {cell["key"]["device"]: cell["outcome"]["verdict"] for cell in document["cells"]}
     assert verdicts == {
         "blk": "ok", "platform": "ok",
         "refused": "unsupported", "silent": "unsupported", "unbound": "harness-error",
     }  # fmt: skip
-    said = {cell["device"]: cell["finding"]["text"] for cell in document["cells"] if cell["finding"]}
+    outcomes = {cell["key"]["device"]: cell["outcome"] for cell in document["cells"]}
+    said = {device: json.dumps(outcome["causes"]) for device, outcome in outcomes.items() if outcome["causes"]}
     assert "does not run with it" in said["refused"]
     assert "saves no section of its own for it" in said["silent"]
     assert "bind: guest command" in said["unbound"]
