@@ -293,9 +293,8 @@ class Run:
             reason = lacking[plan.device]
             if reason is not None:
                 whose = recorder if never[plan.device] else binary
-                self._unsupported(
-                    [plan], seen, reason.replace("this QEMU", f"QEMU {whose.version}"), never=whose is recorder
-                )
+                text = reason.replace("this QEMU", f"QEMU {whose.version}")
+                self._unsupported([plan], seen, text, never=never[plan.device] is not None)
         able = [plan for plan in plans if lacking[plan.device] is None]
         tasks = []
         for guest in planned.guests:
