@@ -366,7 +366,7 @@ class Run:
             loader=QemuFile(path=seen.binary.path, sha256=seen.binary.sha256),
             request=Request(lane="", machine=seen.machine, phases=(), devices=()),
             answers=(),
-            guest=recorded_devices(pack, self._options.profiles),
+            guest=recorded_devices(pack, self._options.profiles or None),
             came=came,
             run_s=self._options.run_s,
             controls=self._options.controls,
