@@ -159,12 +159,13 @@ disk_failed() {
 net_up() {
     ip link set eth0 up || { echo "net_up: eth0 cannot be set up" >&2; return 1; }
     ip addr add 10.0.2.15/24 dev eth0 || { echo "net_up: eth0 takes no address" >&2; return 1; }
-    tries=30
-    while [ "$tries" -gt 0 ]; do
+    # by the clock: a ping over a link that is down may fail at once, or after its second
+    read -r now _ < /proc/uptime
+    end=$((${now%%.*} + 30))
+    while [ "${now%%.*}" -lt "$end" ]; do
         ping -c 1 -W 1 10.0.2.2 > /dev/null 2>&1 && return 0
-        tries=$((tries - 1))
-        # a ping over a link that is down fails at once
         [ "$(cat /sys/class/net/eth0/carrier 2> /dev/null)" = 1 ] || sleep 1
+        read -r now _ < /proc/uptime
     done
     echo "net_up: no answer of 10.0.2.2 within 30 s; link of eth0: $(cat /sys/class/net/eth0/operstate)" >&2
     return 1
