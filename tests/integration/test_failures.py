@@ -198,9 +198,10 @@ def test_a_guest_that_hangs_at_boot(
     monkeypatch.setattr(recorder, "BOOT_TIMEOUT_S", 5.0)
     plan = plan_of(binary, "pc")
     # it panics, says so, and with panic=0 stays there
-    guest = replace(plan.guest, cmdline="console=ttyS0 rdinit=/nonexistent panic=0 no_timer_check mitigations=off")
+    words = {"cmdline": "console=ttyS0 rdinit=/nonexistent panic=0 no_timer_check mitigations=off"}
+    planned = replace(plan.planned, plan=plan.planned.plan.model_copy(update=words))
     with pytest.raises(GuestError, match="did not boot within 5 s; the console's last words"):
-        record(replace(plan, guest=guest), tmp_path / "pack")
+        record(replace(plan, planned=planned), tmp_path / "pack")
     assert list(tmp_path.iterdir()) == []
 
 
