@@ -37,8 +37,8 @@ Strays = Callable[[], list[int]]
 Eventually = Callable[..., None]
 
 END_TIMEOUT_S = 60.0
-#: 24 cells, of which the first is judged within seconds and the last after half a minute or more.
-LONG = ["matrix", "--quick", "--machine", "pc", "--schedule", "same", "--loads", "300", "--jobs", "2"]
+#: 24 cells of six sessions, four cells a session: the first end after seconds, the last after a quarter of a minute.
+LONG = ["matrix", "--quick", "--machine", "pc", "--schedule", "same", "--loads", "1500", "--jobs", "2"]
 SHORT = [
     "matrix",
     "--quick",
