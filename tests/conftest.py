@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 
 # A deadline would be an assertion about time, and fail on a busy machine.
 hypothesis.settings.register_profile("postload", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("postload")
+
+# A shell without job control starts what it puts into the background with SIGINT ignored, and every child inherits
+# that. Ctrl-C is a part of the program, so it works here however pytest was started.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
