@@ -60,6 +60,16 @@ def test_every_pair_migrates_and_q35_dies_under_colo(both_ways: tuple[Done, Path
         assert all(entry["loads"] for entry in pair["devices"]), "a go without a load"
 
 
+def test_the_reports_are_folds_of_the_events(postload: Postload, both_ways: tuple[Done, Path], tmp_path: Path) -> None:
+    """The answer of the run, its causes and its pages, byte by byte, without a QEMU that is asked again."""
+    done, out = both_ways
+    again = postload("report", out, "--out", tmp_path)
+    assert (again.returncode, again.stdout) == (done.returncode, done.stdout)
+    written = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "cells.jsonl"}
+    assert len(written) == 6
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
 def test_a_crash_that_was_there_before_is_not_called_new(both_ways: tuple[Done, Path]) -> None:
     done, out = both_ways
     q35 = [pair for pair in answer_of(out)["pairs"] if pair["family"] == "q35" and not pair["home"]]
