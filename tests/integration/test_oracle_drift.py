@@ -168,6 +168,11 @@ def due_soon(pack: StatePack, phase: str) -> Change:
                 return with_field(section, vmdesc, "timer_expiry", due_ns)
             case "hpet":
                 return with_field(section, vmdesc, "timer[2].qemu_timer", due_ns)
+            case "i8254":
+                # a tick in the time before the first save would leave nothing to move: line 0 stays pending
+                return with_field(section, vmdesc, "channels[0].next_transition_time", due_ns)
+            case "i8259" if section.instance_id == 0:
+                return _without_line_0(_without_line_0(section, vmdesc, "irr"), vmdesc, "last_irr")
             case "mc146818rtc":
                 # by the host's clock, from the first load on
                 host_due_ns.append(time.time_ns() + SOON_NS)
@@ -181,6 +186,10 @@ def due_soon(pack: StatePack, phase: str) -> Change:
         return section
 
     return change
+
+
+def _without_line_0(section: Section, vmdesc: VmDesc, path: str) -> Section:
+    return with_field(section, vmdesc, path, _number(section, vmdesc, path) & ~1)
 
 
 def _number(section: Section, vmdesc: VmDesc, path: str) -> int:
