@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from harness.devices.backends import Backend
+from harness.devices.backends import Backend, Model
 from harness.errors import UsageError
 
 Scalar = bool | int | str
@@ -53,8 +53,7 @@ class BuiltIn:
     without: Mapping[str, bool | int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestCommands:
+class GuestCommands(Model):
     """Lines for the guest's shell; a status other than 0 fails the phase.
 
     ``{slot}`` is the PCI address of the device as the guest sees it. ``life`` is asked of a bound device after a
@@ -98,7 +97,7 @@ class Device:
     drivers: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
     kernel_names: tuple[str, ...] = ()
-    guest: GuestCommands = GuestCommands()
+    guest: GuestCommands = field(default_factory=GuestCommands)
 
     @property
     def aliases(self) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from harness.devices.backends import Backend, Chardev, Disk, Netdev
-from harness.devices.device import NOTHING, Attachment, BuiltIn, Device, GuestCommands
+from harness.devices.backends import Backend, Chardev, Disk, Model, Netdev
+from harness.devices.device import Attachment, BuiltIn, Device, GuestCommands
 from harness.errors import ConfigError, UsageError
 from harness.files import data_dir
 from harness.yamlfile import load_model
@@ -30,11 +30,7 @@ Type = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,-]*$"
 Size = Annotated[str, StringConstraints(pattern=r"^[0-9]+[KMG]?$")]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Attachment(_Strict):
+class _Attachment(Model):
     type: Type
     name: Word = "dev"
     on: str = "pci"
@@ -42,7 +38,7 @@ class _Attachment(_Strict):
     backends: dict[Word, Word] = Field(default_factory=dict)
 
 
-class _Disk(_Strict):
+class _Disk(Model):
     """``pattern`` is what the guest calls the disk that ``bind`` writes the pattern to."""
 
     kind: Literal["disk"]
@@ -53,27 +49,16 @@ class _Disk(_Strict):
     fails_at: Annotated[int, Field(ge=0)] | None = None
 
 
-class _BuiltIn(_Strict):
+class _BuiltIn(Model):
     bus: str
     address: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
     without: dict[Word, bool | int] = Field(default_factory=dict)
 
 
-class _Commands(_Strict):
-    bind: str = NOTHING
-    busy: str = NOTHING
-    check: str = NOTHING
-    idle: str = NOTHING
-    unbind: str = NOTHING
-    rebind: str = NOTHING
-    life: str = NOTHING
-    fail: str = NOTHING
-
-
 _Backend = Annotated[_Disk | Netdev | Chardev, Field(discriminator="kind")]
 
 
-class _Recipe(_Strict):
+class _Recipe(Model):
     name: Name
     about: str
     rest: bool = False
@@ -84,7 +69,7 @@ class _Recipe(_Strict):
     drivers: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     kernel_names: tuple[str, ...] = ()
-    guest: _Commands = _Commands()
+    guest: GuestCommands = GuestCommands()
 
     @model_validator(mode="after")
     def _fits_together(self) -> _Recipe:
@@ -155,7 +140,7 @@ def _device(recipe: _Recipe) -> Device:
         drivers=recipe.drivers,
         takes=frozenset(recipe.takes),
         kernel_names=recipe.kernel_names,
-        guest=GuestCommands(**recipe.guest.model_dump()),
+        guest=recipe.guest,
     )
 
 
