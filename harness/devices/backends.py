@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What stands behind a device on the host's side: typed, so that no file name and no option of a user's is in it.
 
-A kind that is added here is rendered in :mod:`harness.guests.options`, and nowhere else.
+A kind that is added here is rendered in :mod:`harness.guests.machine`, and nowhere else.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class PairAnswer:
 
     :param home: the recorder's own loads of its state, there for comparison only
     :param endings: where the machine type is deprecated or removed, a sentence each
-    :param changes: what differs between the two sides, as :class:`harness.facts.Change` tells it
+    :param changes: what differs between the two sides, as :class:`harness.facts.compare.FactChange` tells it
     :param loads: acknowledged, each once; a migration counts for every device in their own ``loads``
     :param strays: sections that were left out because they break under COLO, and that no device which is judged owns
     :param kvm_refused: what this host's KVM refused, to the number of cells
