@@ -23,6 +23,7 @@ from harness.report.view import (
     pair_text,
     rate,
     rate_text,
+    sessions,
     verdict_counts,
 )
 from harness.results.document import LANES, Cell, MatrixDoc, Qemu
@@ -44,7 +45,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
-    environment.filters.update(rate=rate, rate_text=rate_text)
+    environment.filters.update(rate=rate, rate_text=rate_text, sessions=sessions)
     environment.globals.update(finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts)
     return environment
 

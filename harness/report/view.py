@@ -234,16 +234,21 @@ def _pair(a: Qemu, b: Qemu) -> str:
     return f"{a.version} ({a.build or a.sha256[:8]}) -> {b.version} ({b.build or b.sha256[:8]})"
 
 
+def sessions(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell for each session: what a session loaded for several devices counts once in a total."""
+    return list({cell.shared_with or cell.id: cell for cell in cells}.values())
+
+
 def loads_text(cells: Iterable[Cell]) -> str:
     """``1,400``, or ``6/1,400`` when not all were acknowledged."""
-    cells = tuple(cells)
+    cells = sessions(cells)
     acked, asked = sum(c.loads_acked for c in cells), sum(c.loads_asked for c in cells)
     return number(acked) if acked >= asked else f"{number(acked)}/{number(asked)}"
 
 
 def rate(cells: Iterable[Cell]) -> float:
     """Loads a second over the time spent loading, 0 when unknown."""
-    timed = [cell for cell in cells if cell.loads_per_second > 0 and cell.own_loads]
+    timed = [cell for cell in sessions(cells) if cell.loads_per_second > 0]
     seconds = sum(cell.loads_acked / cell.loads_per_second for cell in timed)
     return sum(cell.loads_acked for cell in timed) / seconds if seconds else 0.0
 

@@ -23,7 +23,7 @@ from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
 from harness.report.terminal import print_matrix
 from harness.report.text import duration, number, printable
-from harness.report.view import anchors, blocks, finding_groups
+from harness.report.view import anchors, blocks, finding_groups, loads_text, rate_text
 from harness.report.writer import write_reports
 from harness.results.cause import Broke
 from harness.results.document import Cell, MatrixDoc, Qemu, Warned
@@ -301,3 +301,21 @@ def test_the_answers_of_the_claims_in_the_same_folder_are_in_the_page(doc: Matri
     (tmp_path / "claims.json").write_text("{")
     write_reports(doc, tmp_path)
     assert "Yes &amp; no." not in (tmp_path / "matrix.html").read_text()
+
+
+# --- Sessions that several devices share --------------------------------------------------------------------
+
+
+def test_a_shared_session_has_its_rate_in_each_row_and_counts_once_over_several(
+    with_cells: Callable[..., MatrixDoc], one_cell: Callable[..., Cell]
+) -> None:
+    told = one_cell(device="platform", loads_acked=100, loads_asked=100, loads_per_second=200.0)
+    shared = one_cell(device="ahci", loads_acked=100, loads_asked=100, loads_per_second=200.0, shared_with=told.id)
+    alone = one_cell(device="virtio-blk", loads_acked=50, loads_asked=50, loads_per_second=100.0)
+    # a row of the table: the loads are this device's as well, and so is the speed
+    assert (loads_text([shared]), rate_text([shared])) == ("100", "200")
+    # 100 loads in half a second and 50 in half a second
+    assert (loads_text([told, shared, alone]), rate_text([told, shared, alone])) == ("150", "150")
+    page = render_html(with_cells(told, shared, alone))
+    assert "150 acknowledged of 150 asked" in page
+    assert "250 acknowledged" not in page
