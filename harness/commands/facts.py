@@ -20,9 +20,10 @@ from harness.commands.options import (
     shared,
 )
 from harness.devices.device import Device
-from harness.facts import collect_facts, kvm_statement
+from harness.facts import collect_facts, kvm_tried
 from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
+from harness.report.reasons import kvm_text
 from harness.state.recordings import machine_names, missing, planned_guests
 
 _INDENT = " " * 12
@@ -68,7 +69,7 @@ def lines_of(facts: dict[str, Any]) -> Iterator[str]:
         f"CPU         {cpu['model_name']} ({cpu['vendor']} family {cpu['family']} model {cpu['model']} "
         f"stepping {cpu['stepping']}), microcode {cpu['microcode']}, {len(cpu['flags'] or ())} flags"
     )
-    yield kvm_statement(facts).replace("KVM state: ", "KVM         state ")
+    yield kvm_text(kvm_tried(facts)).replace("KVM state: ", "KVM         state ")
     if kvm["extensions"] is not None:
         offered = sum(1 for value in kvm["extensions"].values() if value)
         yield (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,11 @@ from harness.commands.options import (
 from harness.devices.device import Device, select_devices
 from harness.engines.schedule import Schedule
 from harness.errors import UsageError
-from harness.facts import collect_facts, kvm_statement
+from harness.facts import KvmTried, collect_facts, kvm_tried
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import GuestWitness
-from harness.qualify.model import DECIDING, USES, Answer, QualifyDoc, exit_code
+from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
 from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
@@ -192,10 +192,12 @@ def _qualify(
         deciding=uses,
         witness=witness,
         travelled=travelled,
-        notes=[_kvm_note(accel, options.binaries)],
+        kvm=_kvm_tried(accel, options.binaries),
     )
     out: Path = given["out"]
-    started = begin(accel, issues, {"deciding": list(uses), "travelled": travelled, "notes": list(context.notes)})
+    started = begin(
+        accel, issues, {"deciding": list(uses), "travelled": travelled, "kvm": context.kvm and asdict(context.kvm)}
+    )
     forget_qualify(out)
     with EventLog(out) as log:
         with shown_run(options, started, log, **more) as run:
@@ -209,28 +211,29 @@ def _qualify(
             witness.close()
         plain = qualify_plain(answer)
         run.tell(Answered(qualify=plain))
+    answer = QualifyDoc.from_json(plain)
     # as postload report reads it: the search for causes is a part of the run's time
     doc = held_against(run.document(), started).doc
-    write_answer(plain, doc, out)
-    return report_answer(plain, len(doc.cells), out, as_json=given["as_json"])
+    write_answer(answer, doc, out)
+    return report_answer(answer, len(doc.cells), out, as_json=given["as_json"])
 
 
-def write_answer(answer: dict[str, Any], doc: MatrixDoc, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> None:
+def write_answer(answer: QualifyDoc, doc: MatrixDoc, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> None:
     """The answer's files, and the matrix's with the answer in its page."""
     write_qualify(answer, out, formats)
     write_reports(doc, out, formats)
 
 
-def report_answer(answer: dict[str, Any], cells: int, out: Path, *, as_json: bool) -> int:
+def report_answer(answer: QualifyDoc, cells: int, out: Path, *, as_json: bool) -> int:
     """Print an answer whose files are written; returns the exit code of its run."""
     if as_json:
         click.echo(qualify_json(answer), nl=False)
     print_qualify(answer, err if as_json else Console(highlight=False))
     files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml"
     err.print(f"reports: {escape(str(out))}/{files}", soft_wrap=True)
-    if not answer["complete"]:
+    if not answer.complete:
         err.print(f"postload: interrupted: {cells} cells were judged", soft_wrap=True)
-    return exit_code(Answer(answer["answer"])) if answer["complete"] else 3
+    return exit_code(answer.answer) if answer.complete else 3
 
 
 def _told(doc: MatrixDoc, context: Context, witness: GuestWitness) -> QualifyDoc:
@@ -251,7 +254,7 @@ def _say(text: str) -> None:
     err.print(escape(text), soft_wrap=True)
 
 
-def _kvm_note(accel: AccelState, binaries: Sequence[QemuBinary]) -> str:
+def _kvm_tried(accel: AccelState, binaries: Sequence[QemuBinary]) -> KvmTried:
     """Whether state that KVM refuses could be seen; where it could, which builds would not say so."""
     kvm = kvm_state(binaries[0], accel)
-    return kvm_statement(collect_facts(binaries, machine=None, accel=kvm) if kvm.usable else kvm)
+    return kvm_tried(collect_facts(binaries, machine=None, accel=kvm) if kvm.usable else kvm)

@@ -14,10 +14,12 @@ from harness.commands.execute import report_matrix
 from harness.commands.options import DEFAULT_OUT, err, json_option, names
 from harness.commands.qualify import report_answer, write_answer
 from harness.errors import UsageError
+from harness.facts import KvmTried
+from harness.qualify.model import QualifyDoc
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import qualify_plain
 from harness.report.writer import FORMATS, write_reports
-from harness.results.document import MatrixDoc
+from harness.results.document import MatrixDoc, read_model
 from harness.results.events import EVENTS_NAME, Fold, cut_bytes, fold_file, is_being_written
 from harness.results.folder import held_against
 
@@ -46,8 +48,8 @@ def report(run: Path, formats: list[str], out: Path | None, as_json: bool) -> in
     if fold.started.qualify is None:
         write_reports(held.doc, into, wanted)
         return report_matrix(held, into, as_json=as_json)
-    answer = fold.answer or _bare_answer(fold, held.doc)
-    write_answer(answer, replace(held.doc, complete=answer["complete"]), into, wanted)
+    answer = QualifyDoc.from_json(fold.answer or _bare_answer(fold, held.doc))
+    write_answer(answer, replace(held.doc, complete=answer.complete), into, wanted)
     return report_answer(answer, len(held.doc.cells), into, as_json=as_json)
 
 
@@ -61,5 +63,6 @@ def _notes(path: Path) -> list[str]:
 def _bare_answer(fold: Fold, doc: MatrixDoc) -> dict[str, Any]:
     """What the cells alone say: the run was stopped before it could ask the QEMUs for causes."""
     asked = fold.started.qualify or {}
-    context = Context(binaries={}, deciding=asked["deciding"], travelled=asked["travelled"], notes=asked["notes"])
+    kvm = read_model(KvmTried, asked["kvm"], "a run of postload qualify") if asked["kvm"] else None
+    context = Context(binaries={}, deciding=asked["deciding"], travelled=asked["travelled"], kvm=kvm)
     return qualify_plain(qualify_doc(replace(doc, complete=False), context))

@@ -4,15 +4,16 @@
 from harness.facts.collect import SCHEMA, collect_facts
 from harness.facts.compare import FactChange, Weight, compare_facts, incomparable
 from harness.facts.explain import explaining
-from harness.facts.kvm import kvm_statement
+from harness.facts.kvm import KvmTried, kvm_tried
 
 __all__ = [
     "SCHEMA",
     "FactChange",
+    "KvmTried",
     "Weight",
     "collect_facts",
     "compare_facts",
     "explaining",
     "incomparable",
-    "kvm_statement",
+    "kvm_tried",
 ]

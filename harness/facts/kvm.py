@@ -21,6 +21,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,33 @@ def ask_kvm(ask: Ask) -> Part:
     return part
 
 
-def kvm_statement(known: Mapping[str, Any] | AccelState | None) -> str:
-    """One sentence for reports: whether KVM state could be tried, and if not, why.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvmTried:
+    """Whether state that KVM refuses could be seen on a host.
+
+    :param reason: what came of running code under KVM
+    :param silent: versions of QEMU that go on without a word when KVM refuses anything but an MSR
+    """
+
+    usable: bool
+    reason: str
+    silent: tuple[str, ...] = ()
+
+
+def kvm_tried(known: Mapping[str, Any] | AccelState | None) -> KvmTried:
+    """Whether KVM state can be tried.
 
     :param known: host facts, or what came of running code under KVM, or None
     """
     if isinstance(known, AccelState):
-        usable, reason = known.usable, known.reason
-        builds: Sequence[Mapping[str, Any]] = ()
-    else:
-        kvm = (known or {}).get("kvm") or {}
-        usable, reason = bool(kvm.get("usable")), str(kvm.get("reason") or "nothing is known of this host's KVM")
-        builds = (known or {}).get("qemu") or ()
-    if not usable:
-        return f"KVM state: could not be tried: {reason}"
-    silent = ", ".join(str(build["version"]) for build in builds if build.get("says_refused_state") is False)
-    but = f"; QEMU {silent} goes on without a word when KVM refuses anything but an MSR" if silent else ""
-    return f"KVM state: could be tried: {reason}{but}"
+        return KvmTried(usable=known.usable, reason=known.reason)
+    kvm = (known or {}).get("kvm") or {}
+    builds: Sequence[Mapping[str, Any]] = (known or {}).get("qemu") or ()
+    return KvmTried(
+        usable=bool(kvm.get("usable")),
+        reason=str(kvm.get("reason") or "nothing is known of this host's KVM"),
+        silent=tuple(str(build["version"]) for build in builds if build.get("says_refused_state") is False),
+    )
 
 
 def _why_not_open(error: Exception, device: Path) -> str:

@@ -192,7 +192,6 @@ def _reasons(cells: Sequence[Cell], leg: Leg, home: Leg | None, explain: Explain
             section=", ".join(cell.blamed) or None,
             phase=cell.outcome.phase,
             log=cell.outcome.log,
-            cause=f"this host's KVM refuses {refused}" if refused else "",
             at_home=_at_home(cell, leg, home),
             known=cell.known,
             cells=(cell.id,),

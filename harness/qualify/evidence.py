@@ -22,10 +22,10 @@ from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.answer import Leg, use_of
 from harness.qualify.explain import explain_load
-from harness.qualify.fields import UNNAMED
+from harness.qualify.explained import FieldEvidence, HostsDiffer, LostFeature, NotLookedFor
 from harness.qualify.model import Confirmation, Reason
 from harness.qualify.pairs import other_types
-from harness.qualify.static import check_sections, compare_static_dynamic, sections_at_hand
+from harness.qualify.static import StaticNote, check_sections, compare_static_dynamic, sections_at_hand
 from harness.results.cause import Undecided, Why
 from harness.results.document import Cell
 from harness.results.outcome import Outcome
@@ -58,18 +58,18 @@ class GuestWitness:
         pack, loader = self._pack(cell), self.binaries.get(cell.load_qemu.sha256)
         self._go_on()
         if loader is not None and cell.verdict is Verdict.UNSUPPORTED and loader.machine(cell.machine) is None:
-            return replace(reason, remedy=other_types(loader, cell.machine))
+            types = other_types(loader, cell.machine)
+            return replace(reason, explained=(types,) if types else ())
         if pack is None or loader is None or cell.verdict is Verdict.UNSUPPORTED:
             return reason
         phase = self._phase(cell, reason, pack)
         reason = replace(reason, phase=phase)
         if cell.verdict is Verdict.REJECT:
             reason = self._caused(reason, pack, loader)
-        changes = explaining(self.changes_of(pack, loader), log=reason.log, section=reason.section)
-        reason = replace(reason, changes=tuple(change.what for change in changes))
-        told = [f"{change.what}: {change.why}" for change in changes]
-        if told and (not reason.cause or cell.verdict is Verdict.HOST):
-            reason = replace(reason, cause="; ".join([reason.cause, *told] if reason.cause else told))
+        changes = tuple(explaining(self.changes_of(pack, loader), log=reason.log, section=reason.section))
+        reason = replace(reason, changes=changes)
+        if changes and not reason.explained:
+            reason = replace(reason, explained=(HostsDiffer(changes=changes),))
         return replace(reason, confirmed=self._confirm(cell, reason, pack, loader))
 
     def changes(self, leg: Leg) -> list[FactChange]:
@@ -93,27 +93,27 @@ class GuestWitness:
                 self._changes[key] = [incomparable(str(error))]
         return self._changes[key]
 
-    def static(self, leg: Leg) -> dict[str, str]:
-        """For each device where ``-dump-vmstate`` of both builds and the loads disagree; ``""`` is the whole leg's."""
+    def static(self, leg: Leg) -> dict[str, tuple[StaticNote, ...]]:
+        """For each device where ``-dump-vmstate`` of both builds and the loads disagree.
+
+        :raises PostloadError: a build gives no dump
+        """
         pack = next((self._pack(cell) for cell in leg.cells if cell.pack), None)
         loader = self.binaries.get(leg.loader.sha256)
         if pack is None or loader is None:
             return {}
-        try:
-            saved = self._dump(pack, leg)
-            loaded = dump_vmstate(loader, leg.machine)
-        except PostloadError as error:
-            return {"": f"the static check could not be made: {error}"}
+        saved = self._dump(pack, leg)
+        loaded = dump_vmstate(loader, leg.machine)
         at_hand = {section.label: section for r in pack.recordings.values() for section in sections_at_hand(r)}
         found = check_sections(saved, loaded, at_hand.values())
         passed = passed_sections(leg)
-        told = {}
+        notes = {}
         for device in pack.manifest.devices:
             mine = {label: found[label] for label in device.sections if label in found}
-            said = compare_static_dynamic(mine, {label: passed.get(label) for label in mine})
-            if said:
-                told[device.name] = said
-        return told
+            disagree = compare_static_dynamic(mine, {label: passed.get(label) for label in mine})
+            if disagree:
+                notes[device.name] = disagree
+        return notes
 
     def _caused(self, reason: Reason, pack: StatePack, loader: QemuBinary) -> Reason:
         assert reason.phase is not None  # filled in before
@@ -121,19 +121,18 @@ class GuestWitness:
         try:
             found = explain_load(reason.log, pack, reason.phase, self._machine(pack), loader)
         except PostloadError as error:
-            return replace(reason, cause=f"the cause could not be looked for: {error}")
+            return replace(reason, explained=(NotLookedFor(said=str(error)),))
         if not found:
             return reason
         # QEMU repeats a failure at each level: the line that has the field says the most
-        found = [r for r in found if r.field] or found
-        first = found[0]
-        return replace(
-            reason,
-            section=reason.section or first.section,
-            field=", ".join(dict.fromkeys(r.field for r in found if r.field)) or None,
-            cause="; ".join(dict.fromkeys(r.text for r in found)).replace(UNNAMED, reason.section or UNNAMED),
-            remedy="; ".join(dict.fromkeys(r.remedy for r in found if r.remedy)),
-        )
+        found = [one for one in found if field_of(one)] or found
+        section = reason.section or found[0].section
+        fields = ", ".join(dict.fromkeys(field_of(one) for one in found if field_of(one)))
+        named = [
+            replace(one, section=section) if isinstance(one, FieldEvidence) and not one.section else one
+            for one in found
+        ]
+        return replace(reason, section=section, field=fields or None, explained=tuple(dict.fromkeys(named)))
 
     def _confirm(self, cell: Cell, reason: Reason, pack: StatePack, loader: QemuBinary) -> Confirmation | None:
         """The same guest from one real QEMU to the other, where ordinary migration fails and both are here."""
@@ -193,6 +192,11 @@ class GuestWitness:
         for pack in self._packs.values():
             pack.close()
         self._packs.clear()
+
+
+def field_of(found: LostFeature | FieldEvidence) -> str:
+    """The field or the feature that a load fell over; "" where nothing names one."""
+    return found.name if isinstance(found, LostFeature) else found.field or ""
 
 
 def passed_sections(leg: Leg) -> dict[str, bool]:

@@ -10,7 +10,8 @@ took them away.
 In 11.1 the first number has lost the refused bits already, so the guest's features are taken from the recorded
 section and not from the text. The second one is what the device offers, properties and backend taken together.
 A QEMU of the same command line, stopped before its first instruction, then tells the two apart: a property that
-is off took the feature away, one that is on did not.
+is off took the feature away, one that is on did not. What follows from that is data, see
+:class:`harness.qualify.explained.LostFeature`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,7 +29,8 @@ from harness.errors import ConfigError, HarnessError, StreamError
 from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qualify.qom import QomAnswers, VirtioDevice, ask_virtio, by_command_line, netdev_or_drive, origin
+from harness.qualify.explained import LostBy, LostFeature
+from harness.qualify.qom import QomAnswers, VirtioDevice, ask_virtio, backend_kind, origin
 from harness.state.transforms import label_of
 from harness.stream.fields import Field, find
 from harness.stream.virtio import decode_virtio, feature_names
@@ -49,31 +51,6 @@ _FEATURE_FIELDS = (
     ("virtio/128bit_features/guest_features_ex[1]", 64),
 )
 _OFF: tuple[str, ...] = ("off", "false")
-
-Cause = Literal["property", "backend", "build", "unknown"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LostFeature:
-    """A feature that the guest uses and the loading side does not offer.
-
-    :param section: label of the device's section
-    :param device: its ``id`` on the loading side, or ""
-    :param bit: number of the feature bit, or None for something that is no bit (headers of a network backend)
-    :param cause: who took it away: a property, the backend, a build that does not know it, or nobody that is known
-    :param by: the property or the backend
-    :param remedy: what to set, at both ends
-    :param text: one sentence: who lost what, and by whom
-    """
-
-    section: str
-    device: str
-    bit: int | None
-    name: str
-    cause: Cause
-    by: str
-    remedy: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,22 +76,23 @@ class _RuleModel(BaseModel):
 class BackendRule(_RuleModel):
     """An entry of ``backends`` in the data file.
 
+    :param option: what names the backend
     :param switch: a property of the device that may be what switched the backend's own feature off
     """
 
     option: Literal["netdev", "drive"]
     switch: str | None = None
-    because: str
-    new: str
-    old: str
 
 
 class FeatureRule(_RuleModel):
-    """An entry of ``features`` in the data file."""
+    """An entry of ``features`` in the data file.
+
+    :param set: what to give the property for the feature to be there, None for what it is on the old host
+    """
 
     property: str | None = None
     off_when: tuple[str, ...] = _OFF
-    set: str = "on"
+    set: str | None = "on"
     needs: tuple[str, ...] = ()
     backend: str | None = None
 
@@ -291,20 +269,16 @@ def explain_bit(
     name = _name(guest, bit)
     rule = rules.features.get(name)
     if rule is None or device is None:
-        why = "nothing is known about what decides on it" if device else "the new host has no such device"
-        return _lost(guest, bit, name, device, "unknown", "", why, f"do without {name} on the old host")
+        return _lost(guest, bit, name, device, lost_by=LostBy.UNKNOWN if device else LostBy.NO_DEVICE)
     for prop in rule.asked():
         own = prop == rule.property
         if prop not in device.values:
-            why = f"the new host's QEMU has no property {prop}: it does not know the feature"
-            remedy = f"start the guest on the old host with {prop}=off, which takes a restart of the guest"
-            return _lost(guest, bit, name, device, "build", prop, why, remedy)
+            return _lost(guest, bit, name, device, lost_by=LostBy.BUILD, property=prop)
         if _is_off(device.values[prop], rule.off_when if own else _OFF):
             return _by_property(guest, bit, name, device, answers, prop, rule.set if own else "on")
     if rule.backend is not None:
         return _by_backend(guest, bit, name, device, answers, rules, rule.backend)
-    why = f"property {rule.property} is on, so that something else took it away"
-    return _lost(guest, bit, name, device, "unknown", "", why, f"do without {name} on the old host")
+    return _lost(guest, bit, name, device, lost_by=LostBy.OTHER, property=rule.property or "")
 
 
 def _is_off(value: object, off_when: Iterable[str]) -> bool:
@@ -312,19 +286,26 @@ def _is_off(value: object, off_when: Iterable[str]) -> bool:
 
 
 def _by_property(
-    guest: GuestFeatures, bit: int, name: str, device: VirtioDevice, answers: QomAnswers, prop: str, wanted: str
+    guest: GuestFeatures,
+    bit: int,
+    name: str,
+    device: VirtioDevice,
+    answers: QomAnswers,
+    prop: str,
+    wanted: str | None,
 ) -> LostFeature:
-    value = device.values[prop]
-    word = {"true": "on", "false": "off"}.get(str(value).lower(), str(value))
-    who = origin(answers, device, prop)
-    why = f"its property {prop} is {word}" + (f", by {who}" if who else "")
-    new = f"-global {device.driver}.{prop}={wanted}" if " " not in wanted else f"{prop} to the {wanted}"
-    instead = f" instead of {who}" if by_command_line(answers, device, prop) else ""
-    remedy = (
-        f"set {new} on the new host{instead}; "
-        f"or start the guest on the old host with {prop}={word}, which takes a restart of the guest"
+    value = str(device.values[prop]).lower()
+    return _lost(
+        guest,
+        bit,
+        name,
+        device,
+        lost_by=LostBy.PROPERTY,
+        property=prop,
+        value={"true": "on", "false": "off"}.get(value, str(device.values[prop])),
+        wanted=wanted or "",
+        origin=origin(answers, device, prop),
     )
-    return _lost(guest, bit, name, device, "property", prop, why, remedy)
 
 
 def _by_backend(
@@ -338,38 +319,27 @@ def _by_backend(
 ) -> LostFeature:
     rule = rules.backends[backend]
     feature = rules.features.get(name)
-    words = {
-        "backend": netdev_or_drive(answers, device) if device else "of the device",
-        "driver": device.driver if device else f"{guest.kind}-pci",
-        "off": f"{feature.property}=off" if feature and feature.property else "the same kind of backend as here",
-    }
-    why = rule.because.format_map(words)
-    if device and rule.switch and _is_off(device.values.get(rule.switch), _OFF):
-        why += f" (by {origin(answers, device, rule.switch)})"
-    remedy = f"{rule.new.format_map(words)}; or {rule.old.format_map(words)}, which takes a restart of the guest"
-    return _lost(guest, bit, name, device, "backend", f"{rule.option} {words['backend']}", why, remedy)
+    switched = device is not None and rule.switch is not None and _is_off(device.values.get(rule.switch), _OFF)
+    return _lost(
+        guest,
+        bit,
+        name,
+        device,
+        lost_by=LostBy.BACKEND,
+        property=(feature.property if feature else None) or "",
+        origin=origin(answers, device, rule.switch) if switched and device and rule.switch else None,
+        backend=backend,
+        backend_id=device.drive if device else "",
+        backend_kind=backend_kind(answers, device) if device else "",
+    )
 
 
-def _lost(
-    guest: GuestFeatures,
-    bit: int | None,
-    name: str,
-    device: VirtioDevice | None,
-    cause: Cause,
-    by: str,
-    why: str,
-    remedy: str,
-) -> LostFeature:
-    ident = device.ident if device else ""
-    what = f"{name} (feature bit {bit})" if bit is not None else name
-    who = f"{guest.section}{f' ({ident})' if ident else ''}"
+def _lost(guest: GuestFeatures, bit: int | None, name: str, device: VirtioDevice | None, **more: Any) -> LostFeature:
     return LostFeature(
         section=guest.section,
-        device=ident,
+        device=device.ident if device else "",
+        driver=device.driver if device else f"{guest.kind}-pci",
         bit=bit,
         name=name,
-        cause=cause,
-        by=by,
-        remedy=remedy,
-        text=f"{who}: the guest uses {what}, which is not on offer here: {why}",
+        **more,
     )

@@ -20,6 +20,15 @@ from harness.packs.pack import Recording, StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
+from harness.qualify.explained import (
+    CONFIGURATION,
+    RAM,
+    STREAM,
+    Differs,
+    FieldEvidence,
+    Setting,
+    StructureDifference,
+)
 from harness.qualify.features import features_of
 from harness.state.transforms import label_of
 from harness.stream.fields import Field, find
@@ -29,11 +38,8 @@ from harness.stream.virtio import decode_virtio
 from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, VmDesc, decode
 
 SAVE_TIMEOUT_S = 60.0
-RAM = "ram"
-CONFIGURATION = "configuration"
 _FEATURES = "guest_features"
 _SHOWN_CHARS = 40
-_SHOWN_DIFFERENCES = 3
 
 _DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
 _FAILED = (
@@ -46,8 +52,6 @@ _PROGRAM = re.compile(r"^\S*qemu\S*: ")
 #: 11.1 says all in one line, and 10.0 only the first half of it.
 _OVER = re.compile(r"^load of migration failed: [^:]+: ")
 _NOISE = re.compile(r"\bwarning: |^load of migration failed|^Failed to load device state|^Section footer error")
-#: In place of a section's label.
-UNNAMED = "a section that QEMU does not name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +60,18 @@ class LoadError:
 
     :param section: label of the section, or None when the log does not name it
     :param field: as QEMU names it, or a path into the decoded section; None when the log names none
-    :param text: QEMU's own words
-    :param recorded: the value in the stream, where the text has it
-    :param loading: the value on the loading side, where the text has it
-    :param remedy: what to set, where that is known
+    :param said: QEMU's own words
+    :param recorded: the value in the stream, where the words have it
+    :param loading: the value on the loading side, where the words have it
+    :param setting: what has to be set alike, where that is known
     """
 
     section: str | None
-    text: str
+    said: str
     field: str | None = None
-    recorded: str = ""
-    loading: str = ""
-    remedy: str = ""
+    recorded: str | None = None
+    loading: str | None = None
+    setting: Setting | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +80,13 @@ class _Phrase:
 
     :param path: what it is about; ``{name}`` stands for a group
     :param section: label of the section; ``{name}`` stands for a group, "" where the text does not tell
-    :param remedy: what to set; ``{name}`` stands for a group
+    :param setting: what has to be set alike
     """
 
     pattern: re.Pattern[str]
     path: str
     section: str = ""
-    remedy: str = ""
+    setting: Setting | None = None
 
 
 #: ``migration/vmstate.c``, ``migration/savevm.c``, ``migration/ram.c``, ``hw/virtio/virtio.c``, ``hw/pci/pci.c``;
@@ -91,9 +95,7 @@ _PHRASES = (
     _Phrase(
         pattern=re.compile(r"VQ (?P<n>\d+) vring\.num (?P<recorded>\d+) exceeds allocated max (?P<loading>\d+)"),
         path="vq[{n}].vring.num",
-        remedy="give the device queues of {recorded} entries on the loading side (queue-size of virtio-blk, "
-        "virtqueue_size of virtio-scsi, rx_queue_size of virtio-net; transmit queues and the control queue of "
-        "virtio-net stay as they are with most backends, and then only a QEMU that saves the true size helps)",
+        setting=Setting.QUEUE_SIZE,
     ),
     _Phrase(pattern=re.compile(r"VQ (?P<n>\d+) (?:size|address) "), path="vq[{n}].last_avail_idx"),
     _Phrase(
@@ -110,13 +112,13 @@ _PHRASES = (
         ),
         path="{block}",
         section=RAM,
-        remedy="give the loading side the same memory size and ROM sizes (-m, romsize= of the device)",
+        setting=Setting.MEMORY_SIZE,
     ),
     _Phrase(
         pattern=re.compile(r'Unknown ramblock "(?P<block>[^"]+)"'),
         path="{block}",
         section=RAM,
-        remedy="give the loading side the device that owns the block",
+        setting=Setting.BLOCK_OWNER,
     ),
     _Phrase(
         pattern=re.compile(r"unsupported version (?P<recorded>\d+) for '(?P<idstr>[^']+)' v(?P<loading>\d+)"),
@@ -134,7 +136,7 @@ _PHRASES = (
         pattern=re.compile(r"Machine type received is '(?P<recorded>[^']+)' and local is '(?P<loading>[^']+)'"),
         path="machine",
         section=CONFIGURATION,
-        remedy="use machine type {recorded} on the loading side",
+        setting=Setting.MACHINE_TYPE,
     ),
     # get_int32_equal and the like (migration/vmstate-types.c) print their own value first
     _Phrase(pattern=re.compile(r"^(?P<loading>[0-9a-f]+) != (?P<recorded>[0-9a-f]+)$"), path=""),
@@ -178,7 +180,7 @@ def _of_device(label: str, told: Sequence[LoadError], chain: Sequence[str], text
     """What was told before the device was named; innermost field first in ``chain``."""
     inner = chain[0] if chain else None
     if not told:
-        return [LoadError(section=label, field=inner, text=text)]
+        return [LoadError(section=label, field=inner, said=text)]
     return [replace(error, section=label, field=error.field or inner) for error in told]
 
 
@@ -189,19 +191,19 @@ def _complaint(text: str) -> LoadError | None:
             return LoadError(
                 section=phrase.section.format_map(groups) or None,
                 field=phrase.path.format_map(groups) or None,
-                text=text,
-                recorded=groups.get("recorded", ""),
-                loading=groups.get("loading", ""),
-                remedy=phrase.remedy.format_map(groups),
+                said=text,
+                recorded=groups.get("recorded"),
+                loading=groups.get("loading"),
+                setting=phrase.setting,
             )
     for pattern in _SECTION_ONLY:
         if match := pattern.search(text):
             instance = match.groupdict().get("instance") or "0"
-            return LoadError(section=section_label(match["idstr"], int(instance)), text=text)
+            return LoadError(section=section_label(match["idstr"], int(instance)), said=text)
     if not text or _NOISE.search(text) or (any(True for _ in _failed(text)) and "validation" not in text):
         return None
-    section = "the stream" if _STREAM_ONLY.search(text) else None
-    return LoadError(section=section, text=text)
+    section = STREAM if _STREAM_ONLY.search(text) else None
+    return LoadError(section=section, said=text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,58 +236,6 @@ def _saved(vm: Vm, sink: Path) -> OwnState:
             vmdesc=stream.vmdesc,
             blocks=tuple(stream.ram_blocks),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StructureDifference:
-    """The recorded section and the loading side's own are not described alike.
-
-    :param kind: ``section``, ``version``, ``missing`` (on the loading side), ``new`` (there), ``size``, ``block``
-    """
-
-    section: str
-    path: str
-    kind: str
-    recorded: str
-    loading: str
-
-    @property
-    def text(self) -> str:
-        """One line."""
-        where = f"{self.section} {self.path}".strip()
-        return f"{where} ({self.kind}): {self.recorded} in the recording, {self.loading} on the loading side"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldEvidence:
-    """Why one load failed.
-
-    :param recorded: value in the recording, "" when not known
-    :param loading: value in the loading side's own state, "" when not known
-    :param differences: how the section is described on both sides, where that differs
-    :param remedy: what to set, where that is known
-    """
-
-    section: str | None
-    field: str | None
-    text: str
-    recorded: str = ""
-    loading: str = ""
-    differences: tuple[StructureDifference, ...] = ()
-    remedy: str = ""
-
-    @property
-    def sentence(self) -> str:
-        """All of it, in words."""
-        what = " ".join(part for part in (self.section or UNNAMED, self.field) if part)
-        sides = [f"{value} {where}" for value, where in self._sides() if value]
-        more = "; ".join(difference.text for difference in self.differences[:_SHOWN_DIFFERENCES])
-        rest = len(self.differences) - _SHOWN_DIFFERENCES
-        more += f"; {rest} more differences" if rest > 0 else ""
-        return f"{what}: {', '.join([*sides, repr(self.text)])}{f'; {more}' if more else ''}"
-
-    def _sides(self) -> tuple[tuple[str, str], ...]:
-        return (self.recorded, "in the recording"), (self.loading, "on the loading side")
 
 
 def explain_fields(log: str, pack: StatePack, phase: str, machine: Machine, binary: QemuBinary) -> list[FieldEvidence]:
@@ -323,22 +273,26 @@ def _evidence(
     label = error.section
     here = _value(recorded.get(label or ""), vmdesc, error.field)
     there = _value(own.sections.get(label or ""), own.vmdesc, error.field)
-    told = tuple(d for d in differences if d.section == label or (label is None and d.kind in ("section", "block")))
+    told = tuple(
+        d
+        for d in differences
+        if d.section == label or (label is None and d.differs in (Differs.SECTION, Differs.BLOCK))
+    )
     return FieldEvidence(
         section=label,
         field=error.field,
-        text=error.text,
-        recorded=here or error.recorded,
-        loading=error.loading or there,
+        said=error.said,
+        recorded=error.recorded if here is None else here,
+        loading=there if error.loading is None else error.loading,
         differences=told,
-        remedy=error.remedy,
+        setting=error.setting,
     )
 
 
-def _value(section: Section | None, vmdesc: VmDesc, path: str | None) -> str:
-    """A field's value as it is shown; "" when there is no such field, or it is no single value."""
+def _value(section: Section | None, vmdesc: VmDesc, path: str | None) -> int | str | None:
+    """A field's value; None when there is no such field, or it is no single value. Long bytes are cut."""
     if section is None or path is None:
-        return ""
+        return None
     fields = decode_section(section, vmdesc)
     if path == _FEATURES and fields:
         return f"{features_of(fields):#x}"
@@ -347,10 +301,10 @@ def _value(section: Section | None, vmdesc: VmDesc, path: str | None) -> str:
             value = find(fields, name).value
         except KeyError:
             continue
-        if isinstance(value, int):
-            return str(value) if -10 < value < 10 else f"{value} ({value:#x})"
-        return "" if value is None else value if len(value) <= _SHOWN_CHARS else f"{value[:_SHOWN_CHARS]}..."
-    return ""
+        if isinstance(value, str) and len(value) > _SHOWN_CHARS:
+            return f"{value[:_SHOWN_CHARS]}..."
+        return value
+    return None
 
 
 def decode_section(section: Section, vmdesc: VmDesc) -> list[Field]:
@@ -372,8 +326,7 @@ def compare_ram(recorded: Iterable[RamBlock], own: Iterable[RamBlock]) -> Iterat
     theirs = {block.name: block.size_bytes for block in own}
     for name in dict.fromkeys((*ours, *theirs)):
         if ours.get(name) != theirs.get(name):
-            sizes = [f"{side[name]} bytes" if name in side else "not there" for side in (ours, theirs)]
-            yield StructureDifference(section=RAM, path=name, kind="block", recorded=sizes[0], loading=sizes[1])
+            yield _difference(RAM, name, Differs.BLOCK, ours.get(name), theirs.get(name))
 
 
 def compare_sections(
@@ -387,20 +340,19 @@ def compare_sections(
     for label in dict.fromkeys((*recorded, *own)):
         mine, other = recorded.get(label), own.get(label)
         if mine is None or other is None:
-            words = ["not there" if side is None else "there" for side in (mine, other)]
-            yield StructureDifference(section=label, path="", kind="section", recorded=words[0], loading=words[1])
+            yield _difference(label, "", Differs.SECTION, None if mine is None else 0, None if other is None else 0)
             continue
         if mine.version_id != other.version_id:
-            yield _version(label, "", mine.version_id, other.version_id)
+            yield _difference(label, "", Differs.VERSION, mine.version_id, other.version_id)
         ours, theirs = vmdesc.device(*mine.key), own_vmdesc.device(*other.key)
         if ours is not None and theirs is not None and not ours.open_coded:
             yield from _compare_structs(label, "", ours, theirs)
 
 
-def _version(label: str, path: str, mine: int | None, other: int | None) -> StructureDifference:
-    return StructureDifference(
-        section=label, path=path, kind="version", recorded=f"version {mine}", loading=f"version {other}"
-    )
+def _difference(
+    label: str, path: str, differs: Differs, recorded: int | None, loading: int | None
+) -> StructureDifference:
+    return StructureDifference(section=label, path=path, differs=differs, recorded=recorded, loading=loading)
 
 
 def _compare_structs(
@@ -411,16 +363,16 @@ def _compare_structs(
         yield from _compare_fields(label, f"{path}{name}", ours.get(name), theirs.get(name))
     inner, outer = ({s.vmsd_name: s for s in side.subsections} for side in (mine, other))
     for name in dict.fromkeys((*inner, *outer)):
-        if name not in inner or name not in outer:
-            kind = "missing" if name in inner else "new"
-            words = ["there" if name in side else "not there" for side in (inner, outer)]
-            yield StructureDifference(
-                section=label, path=f"{path}{name}", kind=kind, recorded=words[0], loading=words[1]
-            )
-            continue
-        if inner[name].version != outer[name].version:
-            yield _version(label, f"{path}{name}", inner[name].version, outer[name].version)
-        yield from _compare_structs(label, f"{path}{name}/", inner[name], outer[name])
+        where = f"{path}{name}"
+        if name not in outer:
+            yield _difference(label, where, Differs.MISSING, 0, None)
+        elif name not in inner:
+            yield _difference(label, where, Differs.NEW, None, 0)
+        else:
+            versions = inner[name].version, outer[name].version
+            if versions[0] != versions[1]:
+                yield _difference(label, where, Differs.VERSION, *versions)
+            yield from _compare_structs(label, f"{where}/", inner[name], outer[name])
 
 
 def _named(fields: Iterable[FieldDesc]) -> dict[str, FieldDesc]:
@@ -440,7 +392,7 @@ def _compare_fields(
     if mine is not None and other is not None and mine.struct is not None and other.struct is not None:
         yield from _compare_structs(label, f"{path}.", mine.struct, other.struct)
         return
-    kind = "missing" if other is None else "new" if mine is None else "size"
-    if mine is None or other is None or mine.wire_bytes != other.wire_bytes:
-        words = ["not there" if side is None else f"{side.wire_bytes} bytes" for side in (mine, other)]
-        yield StructureDifference(section=label, path=path, kind=kind, recorded=words[0], loading=words[1])
+    differs = Differs.MISSING if other is None else Differs.NEW if mine is None else Differs.SIZE
+    sizes = [None if side is None else side.wire_bytes for side in (mine, other)]
+    if sizes[0] != sizes[1]:
+        yield _difference(label, path, differs, *sizes)

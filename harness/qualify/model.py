@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -11,8 +11,13 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from harness import __version__
+from harness.facts.compare import FactChange
+from harness.facts.kvm import KvmTried
+from harness.qualify.explained import Explained
+from harness.qualify.pairs import EndingState
+from harness.qualify.static import StaticNote
 from harness.results.cause import Cause
-from harness.results.document import Qemu
+from harness.results.document import Qemu, read_model
 from harness.results.outcome import Outcome, Repeats
 
 SCHEMA = "postload.qualify/1"
@@ -67,11 +72,10 @@ class Reason:
     :param field: field of it, where the evidence goes that deep
     :param causes: what happened
     :param repeats: how often it came back, where it was tried again
-    :param cause: in the words of the cause: which feature bit, which property, which values on both sides
-    :param remedy: what to set or to do, empty when nothing is known
+    :param explained: why: which feature bit, which property, which values on both sides; empty where nobody knows
     :param log: QEMU's own words
     :param at_home: whether the QEMU that recorded breaks by its own state in the same way; None when it was not tried
-    :param changes: which of the pair's changes explain it, by their ``what``
+    :param changes: which of the pair's changes explain it
     :param confirmed: a migration between two real QEMUs, None where none makes sense
     :param known: link of the known issue that it is, empty when it is none
     """
@@ -83,11 +87,10 @@ class Reason:
     section: str | None = None
     field: str | None = None
     phase: str | None = None
-    cause: str = ""
-    remedy: str = ""
+    explained: tuple[Explained, ...] = ()
     log: str = ""
     at_home: bool | None = None
-    changes: tuple[str, ...] = ()
+    changes: tuple[FactChange, ...] = ()
     confirmed: Confirmation | None = None
     known: str = ""
     cells: tuple[str, ...] = ()
@@ -99,7 +102,7 @@ class DeviceAnswer:
 
     :param uses: an answer for each of :data:`USES`
     :param loads: acknowledged, of both kinds
-    :param static: what the static comparison of the device's sections says next to the loads, a sentence each
+    :param static: where the static comparison of the device's sections and the loads disagree
     """
 
     device: str
@@ -107,7 +110,15 @@ class DeviceAnswer:
     uses: dict[str, Answer]
     loads: int
     because: tuple[Reason, ...] = ()
-    static: tuple[str, ...] = ()
+    static: tuple[StaticNote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A machine type that a QEMU has not for long, no more, or not yet."""
+
+    state: EndingState
+    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +126,12 @@ class PairAnswer:
     """One machine type from one QEMU to another.
 
     :param home: the recorder's own loads of its state, there for comparison only
-    :param endings: where the machine type is deprecated or removed, a sentence each
-    :param changes: what differs between the two sides, as :class:`harness.facts.compare.FactChange` tells it
+    :param endings: where the machine type is deprecated or removed
+    :param changes: what differs between the two sides
     :param loads: acknowledged, each once; a migration counts for every device in their own ``loads``
     :param strays: sections that were left out because they break under COLO, and that no device which is judged owns
     :param kvm_refused: what this host's KVM refused, to the number of cells
-    :param notes: further sentences: what could not be tried
+    :param no_static: why the static comparison could not be made, "" where it was
     """
 
     machine: str
@@ -132,11 +143,11 @@ class PairAnswer:
     devices: tuple[DeviceAnswer, ...]
     loads: int = 0
     home: bool = False
-    endings: tuple[str, ...] = ()
-    changes: tuple[dict[str, str], ...] = ()
+    endings: tuple[Ending, ...] = ()
+    changes: tuple[FactChange, ...] = ()
     strays: tuple[str, ...] = ()
     kvm_refused: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    no_static: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +155,7 @@ class QualifyDoc:
     """The whole answer.
 
     :param deciding: the uses that count for ``answer``
-    :param notes: what could not be tried on this host
+    :param kvm: whether state that KVM refuses could be seen on this host; None when nobody looked
     """
 
     schema: Literal["postload.qualify/1"] = "postload.qualify/1"
@@ -156,13 +167,21 @@ class QualifyDoc:
     deciding: tuple[str, ...]
     loads: int
     pairs: tuple[PairAnswer, ...]
-    notes: tuple[str, ...] = ()
+    kvm: KvmTried | None = None
     program: dict[str, str] = field(default_factory=lambda: {"name": "postload", "version": __version__})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         found: dict[str, Any] = TypeAdapter(QualifyDoc).dump_python(self, mode="json", by_alias=True)
         return found
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> QualifyDoc:
+        """Read a document back.
+
+        :raises UsageError: it is none, or of another version
+        """
+        return read_model(cls, document, "an answer of postload qualify")
 
 
 def qualify_schema() -> dict[str, Any]:

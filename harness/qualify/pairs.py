@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from packaging.version import Version
 
 from harness.arch import ARCHITECTURES, family_of
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
+from harness.qualify.explained import OtherTypes
 
 _PREFIXES = "|".join(re.escape(prefix) for architecture in ARCHITECTURES for prefix in architecture.families)
 _VERSIONED = re.compile(rf"^(?:{_PREFIXES})(\d+(?:\.\d+)+)$")
@@ -80,23 +82,30 @@ def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | 
     return ours[max(both)] if both else ours[newest]
 
 
-def ending(binary: QemuBinary, machine: str) -> str:
-    """Whether a build has a machine type for long: empty, ``deprecated``, ``removed``, or ``not yet``."""
+class EndingState(StrEnum):
+    """How long a build has a machine type."""
+
+    DEPRECATED = "deprecated"
+    REMOVED = "removed"
+    NOT_YET = "not yet"
+
+
+def ending(binary: QemuBinary, machine: str) -> EndingState | None:
+    """Whether a build has a machine type no more, not for long, or not yet; None where it simply has it."""
     found: MachineType | None = binary.machine(machine)
     if found is not None:
-        return "deprecated" if found.deprecated else ""
+        return EndingState.DEPRECATED if found.deprecated else None
     match = _VERSIONED.match(machine)
     newest = max(_types(binary, family_of(machine)), default=Version("0"))
-    return "not yet" if match and newest < Version(match[1]) else "removed"
+    return EndingState.NOT_YET if match and newest < Version(match[1]) else EndingState.REMOVED
 
 
-def other_types(binary: QemuBinary, machine: str) -> str:
-    """What to do about a machine type that a build has not; empty when it has none of its family."""
+def other_types(binary: QemuBinary, machine: str) -> OtherTypes | None:
+    """What a build has in place of a machine type; None when it has none of its family."""
     types = _types(binary, family_of(machine))
     if not types:
-        return ""
-    ours = f"{types[min(types)]} to {types[max(types)]}"
-    return f"restart the guest with a machine type that both sides have: QEMU {binary.version} has {ours}"
+        return None
+    return OtherTypes(version=binary.version, oldest=types[min(types)], newest=types[max(types)])
 
 
 def _types(binary: QemuBinary, family: str) -> dict[Version, str]:

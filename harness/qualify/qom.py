@@ -21,6 +21,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm
+from harness.qualify.explained import Origin, SetBy
 
 _PLACES = ("/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached")
 _BACKEND = "virtio-backend"
@@ -94,8 +95,8 @@ def ask_virtio(binary: QemuBinary, machine: Machine, properties: Iterable[str]) 
     )
 
 
-def origin(answers: QomAnswers, device: VirtioDevice, name: str) -> str:
-    """Who gave a property its value, in words; "" when nothing tells."""
+def origin(answers: QomAnswers, device: VirtioDevice, name: str) -> Origin | None:
+    """Who gave a property its value; None when nothing tells."""
     given = _on_device(answers.options, device, name) or _by_global(answers.options, device, name)
     if given:
         return given
@@ -103,29 +104,26 @@ def origin(answers: QomAnswers, device: VirtioDevice, name: str) -> str:
         for kind in (device.driver, device.inner, *_ANCESTORS):
             for spelling in _spellings(name):
                 if (kind, spelling) in answers.compat:
-                    given = answers.compat[kind, spelling]
-                    return f"machine type {answers.machine}, which sets {kind}.{spelling}={given}"
+                    value = answers.compat[kind, spelling]
+                    return Origin(
+                        by=SetBy.MACHINE_TYPE, driver=kind, property=spelling, value=value, machine=answers.machine
+                    )
     default = device.defaults.get(name)
     if default is None:
-        return ""
+        return None
     if device.values.get(name) == default:
-        return f"the default of this QEMU, which is {_word(default)}"
-    return f"machine type {answers.machine} (the default of this QEMU is {_word(default)})"
+        return Origin(by=SetBy.DEFAULT, value=_word(default))
+    return Origin(by=SetBy.NOT_DEFAULT, value=_word(default), machine=answers.machine)
 
 
-def by_command_line(answers: QomAnswers, device: VirtioDevice, name: str) -> bool:
-    """Whether the user's own command line sets a property."""
-    return bool(_on_device(answers.options, device, name) or _by_global(answers.options, device, name))
-
-
-def netdev_or_drive(answers: QomAnswers, device: VirtioDevice) -> str:
-    """The backend of a device with its kind: ``net0 (user)``."""
+def backend_kind(answers: QomAnswers, device: VirtioDevice) -> str:
+    """The type of a device's backend, such as ``user``; "" when no option tells."""
     for option in answers.options:
         if option.name == "netdev" and option.props.get("id") == device.drive:
-            return f"{device.drive} ({option.first or option.props.get('type', 'unknown')})"
+            return str(option.first or option.props.get("type", ""))
         if option.name == "blockdev" and option.props.get("node-name") == device.drive:
-            return f"{device.drive} ({option.first or option.props.get('driver', 'unknown')})"
-    return device.drive or "(none)"
+            return str(option.first or option.props.get("driver", ""))
+    return ""
 
 
 def _word(value: object) -> str:
@@ -136,25 +134,25 @@ def _spellings(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((name, name.replace("-", "_"), name.replace("_", "-"))))
 
 
-def _on_device(options: Sequence[Option], device: VirtioDevice, name: str) -> str:
+def _on_device(options: Sequence[Option], device: VirtioDevice, name: str) -> Origin | None:
     for option in options:
         if option.name != "device" or not device.ident or option.props.get("id") != device.ident:
             continue
         for spelling in _spellings(name):
             if spelling in option.props:
-                return f"{spelling}={_word(option.props[spelling])} on its -device"
-    return ""
+                return Origin(by=SetBy.DEVICE, property=spelling, value=_word(option.props[spelling]))
+    return None
 
 
-def _by_global(options: Sequence[Option], device: VirtioDevice, name: str) -> str:
+def _by_global(options: Sequence[Option], device: VirtioDevice, name: str) -> Origin | None:
     """The last ``-global`` that reaches the property, in both of its forms."""
-    found = ""
+    found = None
     for option in options:
         if option.name != "global":
             continue
         for driver, prop, value in _globals_of(option):
             if prop in _spellings(name) and _reaches(driver, device):
-                found = f"-global {driver}.{prop}={_word(value)}"
+                found = Origin(by=SetBy.GLOBAL, driver=driver, property=prop, value=_word(value))
     return found
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness.errors import PostloadError, Stopped
+from harness.facts.kvm import KvmTried
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import GuestWitness
-from harness.qualify.model import DECIDING, Answer, PairAnswer, QualifyDoc, worst
+from harness.qualify.model import DECIDING, Answer, Ending, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, at_home, ending
 from harness.results.document import MatrixDoc
 from harness.work.run import Subject
@@ -23,14 +25,14 @@ class Context:
     :param deciding: the uses that count
     :param witness: asks the QEMUs for causes; None gives the bare answers
     :param travelled: the guests came in a pack, so that the build that recorded is no mere comparison
-    :param notes: what could not be tried on this host
+    :param kvm: whether state that KVM refuses could be seen on this host
     """
 
     binaries: Mapping[str, QemuBinary]
     deciding: Sequence[str] = DECIDING
     witness: GuestWitness | None = None
     travelled: bool = False
-    notes: Sequence[str] = ()
+    kvm: KvmTried | None = None
 
 
 def pair_subjects(pairs: Sequence[Pair]) -> list[Subject]:
@@ -76,7 +78,7 @@ def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
         deciding=tuple(context.deciding),
         loads=sum(answer.loads for answer in answers),
         pairs=answers,
-        notes=tuple(context.notes),
+        kvm=context.kvm,
     )
 
 
@@ -101,26 +103,23 @@ def _answered(leg: Leg, home: Leg | None, context: Context) -> PairAnswer:
     answer = replace(answer, home=stays, endings=tuple(_endings(leg, context)))
     if witness is None:
         return answer
-    static = witness.static(leg)
-    devices = tuple(
-        replace(device, static=(static[device.device],)) if device.device in static else device
-        for device in answer.devices
-    )
-    return replace(
-        answer,
-        devices=devices,
-        changes=tuple(change.to_json() for change in witness.changes(leg)),
-        notes=(*answer.notes, static[""]) if "" in static else answer.notes,
-    )
+    try:
+        static, no_static = witness.static(leg), ""
+    except Stopped:
+        raise
+    except PostloadError as error:
+        static, no_static = {}, str(error)
+    devices = tuple(replace(device, static=static.get(device.device, ())) for device in answer.devices)
+    return replace(answer, devices=devices, changes=tuple(witness.changes(leg)), no_static=no_static)
 
 
 def _home_key(leg: Leg) -> tuple[str, str]:
     return leg.machine, leg.recorder.sha256
 
 
-def _endings(leg: Leg, context: Context) -> Iterator[str]:
+def _endings(leg: Leg, context: Context) -> Iterator[Ending]:
     for qemu in dict.fromkeys((leg.recorder, leg.loader)):
         binary = context.binaries.get(qemu.sha256)
-        state = ending(binary, leg.machine) if binary else ""
+        state = ending(binary, leg.machine) if binary else None
         if state:
-            yield f"{state} in {qemu.version}"
+            yield Ending(state=state, version=qemu.version)

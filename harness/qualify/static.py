@@ -37,37 +37,82 @@ class StaticState(StrEnum):
     NOT_DESCRIBED = "not described"
 
 
+class StaticKind(StrEnum):
+    """How a type is described otherwise; ``type``: all of it is gone, ``too-new`` and ``too-old``: its version."""
+
+    REMOVED = "removed"
+    ADDED = "added"
+    SIZE = "size"
+    TOO_NEW = "too-new"
+    TOO_OLD = "too-old"
+    SUBSECTION = "subsection"
+    TYPE = "type"
+    RENAMED = "renamed"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticDifference:
     """One difference between what is saved and what is loaded.
 
     :param path: vmsd names and field names, such as ``ich9_ahci/ahci/dev.port_no``
-    :param kind: ``removed``, ``added``, ``size``, ``version``, ``subsection``, ``type`` (all of it gone), ``renamed``
-    :param subsection: its name, where the difference is one
-    :param alarm: whether a load can fail of it; a rename of equal size cannot
+    :param name: of the field, the subsection or the vmstate; ``name_loading`` what it is on the loading side
+    :param saved: bytes of the field, or version, where it is saved
+    :param loading: the same where it is loaded: the newest version, or the oldest that it takes
+    :param sometimes: a function decides whether the field is there
+    :param in_recording: whether this recording has it; None where that says nothing
     """
 
     path: str
-    kind: str
-    text: str
-    alarm: bool = True
-    subsection: str = ""
+    kind: StaticKind
+    name: str = ""
+    name_loading: str = ""
+    saved: int | None = None
+    loading: int | None = None
+    sometimes: bool = False
+    in_recording: bool | None = None
+
+    @property
+    def alarm(self) -> bool:
+        """Whether a load can fail of it; a rename of equal size cannot."""
+        return self.kind is not StaticKind.RENAMED
+
+
+class Undescribed(StrEnum):
+    """Why the dump says nothing of a section: its code writes the bytes itself, or no device type has its vmstate."""
+
+    OPEN_CODED = "open-coded"
+    NO_TYPE = "no-type"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticFinding:
-    """What the static check says of one section."""
+    """What the static check says of one section.
+
+    :param vmsd: its vmsd's name
+    :param undescribed: why the dump says nothing of it
+    """
 
     section: str
     state: StaticState
+    vmsd: str = ""
     differences: tuple[StaticDifference, ...] = ()
-    why: str = ""
+    undescribed: Undescribed | None = None
 
-    @property
-    def text(self) -> str:
-        """One line."""
-        alarms = [d.text for d in self.differences if d.alarm]
-        return f"{self.state}: {'; '.join(alarms) or self.why}" if alarms or self.why else str(self.state)
+
+class Disagreement(StrEnum):
+    """How the static check and the loads disagree of a section."""
+
+    ALARM_AND_PASSED = "alarm-and-passed"
+    CLEAN_AND_FAILED = "clean-and-failed"
+    BLIND_AND_FAILED = "blind-and-failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticNote:
+    """Sections of a device of which the static check and the loads disagree, in one way."""
+
+    how: Disagreement
+    findings: tuple[StaticFinding, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,17 +171,16 @@ def _check_section(
     section: SectionAtHand, ours: Mapping[str, Mapping[str, Any]], theirs: Mapping[str, Mapping[str, Any]]
 ) -> StaticFinding:
     if section.open_coded:
-        return _silent(section, "its code writes the bytes itself, the dump has no fields of it")
+        return _silent(section, Undescribed.OPEN_CODED)
     saved = ours.get(section.vmsd)
     if saved is None:
-        return _silent(section, f"no device type has vmstate {section.vmsd} in the dump")
+        return _silent(section, Undescribed.NO_TYPE)
     loaded = theirs.get(section.vmsd)
     if loaded is None:
         loaded = _renamed(saved, theirs)
     if loaded is None:
-        text = f"vmstate {section.vmsd} is not in the loading QEMU's dump (gone, or registered without a device type)"
-        gone = StaticDifference(path=section.vmsd, kind="type", text=text)
-        return StaticFinding(section=section.label, state=StaticState.ALARM, differences=(gone,))
+        gone = StaticDifference(path=section.vmsd, kind=StaticKind.TYPE, name=section.vmsd)
+        return StaticFinding(section=section.label, state=StaticState.ALARM, vmsd=section.vmsd, differences=(gone,))
     # several types may share a vmstate, and then any of the common ones may be the device
     common = [name for name in saved if name in loaded]
     pairs = [(saved[name], loaded[name]) for name in common] or [
@@ -144,19 +188,18 @@ def _check_section(
     ]
     found = dict.fromkeys(_at_hand(d, section) for mine, other in pairs for d in compare_descriptions(mine, other))
     state = StaticState.ALARM if any(d.alarm for d in found) else StaticState.CLEAN
-    return StaticFinding(section=section.label, state=state, differences=tuple(found))
+    return StaticFinding(section=section.label, state=state, vmsd=section.vmsd, differences=tuple(found))
 
 
 def _at_hand(difference: StaticDifference, section: SectionAtHand) -> StaticDifference:
-    """A subsection or field that is not always saved: say whether this recording has it."""
-    if difference.kind not in ("subsection", "removed") or not section.names:
+    """A subsection or field that is not always saved: whether this recording has it."""
+    if difference.kind not in (StaticKind.SUBSECTION, StaticKind.REMOVED) or not section.names:
         return difference
-    there = (difference.subsection or difference.path.rpartition("/")[2]) in section.names
-    return replace(difference, text=f"{difference.text} ({'in' if there else 'not in'} the recording)")
+    return replace(difference, in_recording=difference.name in section.names)
 
 
-def _silent(section: SectionAtHand, why: str) -> StaticFinding:
-    return StaticFinding(section=section.label, state=StaticState.NOT_DESCRIBED, why=why)
+def _silent(section: SectionAtHand, why: Undescribed) -> StaticFinding:
+    return StaticFinding(section=section.label, state=StaticState.NOT_DESCRIBED, vmsd=section.vmsd, undescribed=why)
 
 
 def _by_vmsd(dump: Dump) -> dict[str, dict[str, Any]]:
@@ -189,9 +232,8 @@ def compare_descriptions(saved: Dump, loaded: Dump, path: str = "") -> Iterator[
     for subsection in saved.get("Subsections", []):
         other = others.get(subsection["name"])
         if other is None:
-            text = f"subsection {subsection['name']} of {path} is unknown to the loading QEMU"
             name = subsection["name"]
-            yield StaticDifference(path=f"{path}/{name}", kind="subsection", text=text, subsection=name)
+            yield StaticDifference(path=f"{path}/{name}", kind=StaticKind.SUBSECTION, name=name)
         else:
             yield from compare_descriptions(subsection, other, f"{path}/")
 
@@ -199,11 +241,9 @@ def compare_descriptions(saved: Dump, loaded: Dump, path: str = "") -> Iterator[
 def _versions(saved: Dump, loaded: Dump, path: str) -> Iterator[StaticDifference]:
     version, newest, oldest = saved["version_id"], loaded["version_id"], loaded["minimum_version_id"]
     if version > newest:
-        text = f"{path} is saved as version {version}, and the loading QEMU knows up to {newest}"
-        yield StaticDifference(path=path, kind="version", text=text)
+        yield StaticDifference(path=path, kind=StaticKind.TOO_NEW, saved=version, loading=newest)
     elif version < oldest:
-        text = f"{path} is saved as version {version}, and the loading QEMU wants at least {oldest}"
-        yield StaticDifference(path=path, kind="version", text=text)
+        yield StaticDifference(path=path, kind=StaticKind.TOO_OLD, saved=version, loading=oldest)
 
 
 def _fields(saved: Dump, loaded: Dump, path: str) -> Iterator[StaticDifference]:
@@ -237,22 +277,28 @@ def _same_field(mine: Dump, other: Dump, path: str) -> Iterator[StaticDifference
     if inside is not None and outside is not None:
         yield from compare_descriptions(inside, outside, f"{where}:")
     elif mine["size"] != other["size"]:
-        text = f"field {where} has {mine['size']} bytes where it is saved and {other['size']} where it is loaded"
-        yield StaticDifference(path=where, kind="size", text=text)
+        name, sizes = mine["field"], {"saved": mine["size"], "loading": other["size"]}
+        yield StaticDifference(path=where, kind=StaticKind.SIZE, name=name, **sizes)
 
 
 def _unmatched(gone: list[Any], new: list[Any], path: str) -> Iterator[StaticDifference]:
     """Fields without a partner. Those that have the same bytes in all are a rename, or became unused."""
     if gone and new and _bytes(gone) == _bytes(new):
-        text = f"{_names(gone)} of {path} is {_names(new)} where it is loaded, {_bytes(gone)} bytes as before"
-        yield StaticDifference(path=f"{path}/{gone[0]['field']}", kind="renamed", text=text, alarm=False)
+        yield StaticDifference(
+            path=f"{path}/{gone[0]['field']}",
+            kind=StaticKind.RENAMED,
+            name=_names(gone),
+            name_loading=_names(new),
+            saved=_bytes(gone),
+            loading=_bytes(new),
+        )
         return
-    for field, kind, word in [(f, "removed", "is not") for f in gone] + [(f, "added", "is only") for f in new]:
-        if field["field"] == _UNUSED and not field["size"]:
-            continue
-        sometimes = ", if a function says so" if field["field_exists"] else ""
-        text = f"field {path}/{field['field']} ({field['size']} bytes{sometimes}) {word} in the loading QEMU"
-        yield StaticDifference(path=f"{path}/{field['field']}", kind=kind, text=text)
+    for field, kind in [(f, StaticKind.REMOVED) for f in gone] + [(f, StaticKind.ADDED) for f in new]:
+        name, size = field["field"], field["size"]
+        if name != _UNUSED or size:
+            side = "saved" if kind is StaticKind.REMOVED else "loading"
+            maybe = bool(field["field_exists"])
+            yield StaticDifference(path=f"{path}/{name}", kind=kind, name=name, sometimes=maybe, **{side: size})
 
 
 def _bytes(fields: Iterable[Any]) -> int:
@@ -263,30 +309,23 @@ def _names(fields: Iterable[Any]) -> str:
     return ", ".join(f["field"] for f in fields)
 
 
-def compare_static_dynamic(static: Mapping[str, StaticFinding], loads: Mapping[str, bool | None]) -> str:
-    """Where the static check and the loads disagree, in words; "" where they agree.
+def compare_static_dynamic(
+    static: Mapping[str, StaticFinding], loads: Mapping[str, bool | None]
+) -> tuple[StaticNote, ...]:
+    """Where the static check and the loads disagree.
 
     :param loads: by section: whether its loads passed, None for one that is not known (another one failed first)
     """
-    passed, failed, blind = [], [], []
+    found: dict[Disagreement, list[StaticFinding]] = {how: [] for how in Disagreement}
     for section, finding in static.items():
-        loaded = loads.get(section)
-        if finding.state is StaticState.ALARM and loaded:
-            passed.append(f"{section} ({_first(finding)})")
-        elif finding.state is StaticState.CLEAN and loaded is False:
-            failed.append(section)
-        elif finding.state is StaticState.NOT_DESCRIBED and loaded is False:
-            blind.append(f"{section} ({finding.why})")
-    said = []
-    if passed:
-        said.append(f"the static check alarms and the load passes: {'; '.join(passed)}")
-    if failed:
-        said.append(f"the load fails and the static check sees nothing: {', '.join(failed)}")
-    if blind:
-        said.append(f"the load fails where the static check cannot look: {'; '.join(blind)}")
-    return ". ".join(said)
+        how = _DISAGREE.get((finding.state, loads.get(section)))
+        if how is not None:
+            found[how].append(finding)
+    return tuple(StaticNote(how=how, findings=tuple(findings)) for how, findings in found.items() if findings)
 
 
-def _first(finding: StaticFinding) -> str:
-    alarms = [d.text for d in finding.differences if d.alarm]
-    return f"{alarms[0]}{f', and {len(alarms) - 1} more' if len(alarms) > 1 else ''}"
+_DISAGREE: Mapping[tuple[StaticState, bool | None], Disagreement] = {
+    (StaticState.ALARM, True): Disagreement.ALARM_AND_PASSED,
+    (StaticState.CLEAN, False): Disagreement.CLEAN_AND_FAILED,
+    (StaticState.NOT_DESCRIBED, False): Disagreement.BLIND_AND_FAILED,
+}

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The answer for people: terminal, markdown, and a fragment of HTML. All work on the JSON document alone."""
+"""The answer for people: terminal, markdown, and a fragment of HTML."""
 
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
@@ -18,15 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import HostError
-from harness.facts.compare import HOST_FACTS, Weight
+from harness.facts.compare import HOST_FACTS, FactChange, Weight
 from harness.files import write_atomically
-from harness.qualify.model import USES, Answer, QualifyDoc
+from harness.qualify.explained import Explained, FieldEvidence
+from harness.qualify.model import USES, Answer, Confirmation, PairAnswer, QualifyDoc, Reason
+from harness.report.reasons import ending_text, kvm_text, reason_cause_text, reason_remedy_text, static_text
 from harness.report.sentences import outcome_text
 from harness.report.text import duration, number, one_line
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
-
-Doc = dict[str, Any]
 
 JSON_NAME = "qualify.json"
 MARKDOWN_NAME = "qualify.md"
@@ -40,24 +40,23 @@ _STYLE = {
 }
 
 
-_HEX = re.compile(r" \(0x[0-9a-f]+\)")
 #: What a change can do that explains nothing that broke here.
-_EFFECTS = {Weight.EXPLAINS.value: "can break a load: ", Weight.MAY_MATTER.value: "may matter: "}
+_EFFECTS = {Weight.EXPLAINS: "can break a load: ", Weight.MAY_MATTER: "may matter: "}
 
 
-def qualify_plain(doc: QualifyDoc) -> Doc:
+def qualify_plain(doc: QualifyDoc) -> dict[str, Any]:
     """The document as it is read back: plain JSON types alone, and bytes that were no UTF-8 as question marks."""
     text = json.dumps(doc.to_json(), ensure_ascii=False, allow_nan=False, default=str)
-    plain: Doc = json.loads(text.encode("utf-8", "replace"))
+    plain: dict[str, Any] = json.loads(text.encode("utf-8", "replace"))
     return plain
 
 
-def qualify_json(doc: Doc) -> str:
+def qualify_json(doc: QualifyDoc) -> str:
     """The document as text."""
-    return json.dumps(doc, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(qualify_plain(doc), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_qualify(doc: Doc, out: Path, formats: Sequence[str] = ("json", "md")) -> list[Path]:
+def write_qualify(doc: QualifyDoc, out: Path, formats: Sequence[str] = ("json", "md")) -> list[Path]:
     """Write ``qualify.json`` and ``qualify.md``, or one of them.
 
     :raises HostError: the folder cannot be written
@@ -65,7 +64,7 @@ def write_qualify(doc: Doc, out: Path, formats: Sequence[str] = ("json", "md")) 
     makers = {"json": (JSON_NAME, qualify_json), "md": (MARKDOWN_NAME, markdown)}
     wanted = [makers[name] for name in makers if name in formats]
     for name, make in wanted:
-        write_atomically(out / name, make(doc).encode())
+        write_atomically(out / name, make(doc).encode("utf-8", "replace"))
     return [out / name for name, _ in wanted]
 
 
@@ -82,63 +81,60 @@ def forget_qualify(out: Path) -> None:
         raise HostError(f"cannot write in {out}: {error.strerror}") from error
 
 
-def print_qualify(doc: Doc, console: Console) -> None:
+def print_qualify(doc: QualifyDoc, console: Console) -> None:
     """The tables, the reasons, what changed between the hosts, and last the answer."""
-    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
-    if len(abroad) <= MAX_DETAILED:
-        for pair in abroad:
+    if len(abroad(doc)) <= MAX_DETAILED:
+        for pair in abroad(doc):
             console.print(Text(_title(pair), style="bold"))
             console.print(Padding(_device_table(pair), (0, 0, 1, 1), expand=False))
     else:
-        console.print(Padding(_pair_table(doc["pairs"]), (0, 0, 1, 0), expand=False))
-    for lines in _reasons(abroad):
+        console.print(Padding(_pair_table(doc.pairs), (0, 0, 1, 0), expand=False))
+    for lines in _reasons(abroad(doc)):
         _print_reason(lines, console)
-    for line in _notes(doc, abroad):
+    for line in _notes(doc):
         _print_hanging(line, console, "dim")
-    style = _STYLE[Answer(doc["answer"])]
-    console.print(Text(summary(doc), style=style))
+    console.print(Text(summary(doc), style=_STYLE[doc.answer]))
 
 
-def summary(doc: Doc) -> str:
+def abroad(doc: QualifyDoc) -> list[PairAnswer]:
+    """The pairs that count."""
+    return [pair for pair in doc.pairs if not pair.home]
+
+
+def summary(doc: QualifyDoc) -> str:
     """The answer in one sentence."""
-    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
-    counts = {answer: sum(pair["answer"] == answer for pair in abroad) for answer in Answer}
-    told = ", ".join(f"{count} {answer}" for answer, count in counts.items() if count)
-    state = "" if doc["complete"] else "stopped early; "
-    uses = " and ".join(doc["deciding"])
-    loads = f"{number(doc['loads'])} loads acknowledged, {duration(doc['seconds'])}"
-    return f"{doc['answer']} for {uses}: {state}{told or 'nothing was judged'}; {loads}"
+    counts = Counter(pair.answer for pair in abroad(doc))
+    answers = ", ".join(f"{counts[answer]} {answer}" for answer in Answer if counts[answer])
+    state = "" if doc.complete else "stopped early; "
+    uses = " and ".join(doc.deciding)
+    loads = f"{number(doc.loads)} loads acknowledged, {duration(doc.seconds)}"
+    return f"{doc.answer} for {uses}: {state}{answers or 'nothing was judged'}; {loads}"
 
 
-def markdown(doc: Doc) -> str:
+def markdown(doc: QualifyDoc) -> str:
     """The answer as GitHub's markdown."""
-    parts = ["# postload qualify", f"**{doc['answer']}**: {_md(summary(doc))}"]
-    for pair in doc["pairs"]:
+    parts = ["# postload qualify", f"**{doc.answer}**: {_md(summary(doc))}"]
+    for pair in doc.pairs:
         head = ["device", *USES, "loads", "answer"]
-        rows = [
-            [_md(d["device"]), *(d["uses"][use] for use in USES), number(d["loads"]), d["answer"]]
-            for d in pair["devices"]
-        ]
+        rows = [[_md(d.device), *(d.uses[use] for use in USES), number(d.loads), d.answer] for d in pair.devices]
         parts += [f"## {_md(_title(pair))}", _md_table(head, rows)]
-    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
-    reasons = ["- " + "\n  ".join(map(_md, lines)) for lines in _reasons(abroad)]
+    reasons = ["- " + "\n  ".join(map(_md, lines)) for lines in _reasons(abroad(doc))]
     if reasons:
         parts += ["## Because", "\n".join(reasons)]
-    notes = [f"- {_md(line)}" for line in _notes(doc, abroad)]
+    notes = [f"- {_md(line)}" for line in _notes(doc)]
     if notes:
         parts += ["## Beside it", "\n".join(notes)]
     return "\n\n".join(parts) + "\n"
 
 
-def qualify_html(doc: Doc) -> str:
+def qualify_html(doc: QualifyDoc) -> str:
     """A section for the matrix's page."""
     head = "".join(f"<th>{name}</th>" for name in ("recorded", "loaded", "machine", "device", *USES, "answer"))
-    rows = "".join(_html_rows(pair) for pair in doc["pairs"])
-    abroad = [pair for pair in doc["pairs"] if not pair["home"]]
+    rows = "".join(_html_rows(pair) for pair in doc.pairs)
     reasons = "".join(
-        "<li>" + "<br>".join(escape(one_line(line)) for line in lines) + "</li>" for lines in _reasons(abroad)
+        "<li>" + "<br>".join(escape(one_line(line)) for line in lines) + "</li>" for lines in _reasons(abroad(doc))
     )
-    notes = "".join(f"<li>{escape(one_line(line))}</li>" for line in _notes(doc, abroad))
+    notes = "".join(f"<li>{escape(one_line(line))}</li>" for line in _notes(doc))
     return (
         f'<section id="qualify"><h2>Upgrade</h2><p><strong>{escape(summary(doc))}</strong></p>'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
@@ -146,137 +142,161 @@ def qualify_html(doc: Doc) -> str:
     )
 
 
-def _html_rows(pair: Doc) -> str:
-    names = [pair["recorder"]["version"], pair["loader"]["version"], pair["machine"]]
+def _html_rows(pair: PairAnswer) -> str:
+    names = [pair.recorder.version, pair.loader.version, pair.machine]
     rows = []
-    for device in pair["devices"]:
-        words = [device["device"], *(device["uses"][use] for use in USES), device["answer"]]
+    for device in pair.devices:
+        words = [device.device, *(device.uses[use] for use in USES), device.answer]
         rows.append("".join(f"<td>{escape(str(word))}</td>" for word in (*names, *words)))
     return "".join(f"<tr>{row}</tr>" for row in rows)
 
 
-def _title(pair: Doc) -> str:
-    way = f"{pair['machine']}, {pair['recorder']['version']} -> {pair['loader']['version']}"
-    return f"{way} ({'; '.join(pair['endings'])})" if pair["endings"] else way
+def _title(pair: PairAnswer) -> str:
+    endings = "; ".join(map(ending_text, pair.endings))
+    return f"{_way(pair, comma=',')} ({endings})" if endings else _way(pair, comma=",")
+
+
+def _way(pair: PairAnswer, comma: str = "") -> str:
+    return f"{pair.machine}{comma} {pair.recorder.version} -> {pair.loader.version}"
 
 
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
 
 
-def _device_table(pair: Doc) -> Table:
+def _device_table(pair: PairAnswer) -> Table:
     table = _table()
     for name in ("device", *USES, "loads", "answer"):
         table.add_column(name, justify="right" if name == "loads" else "left")
-    for device in pair["devices"]:
-        uses = [_word(device["uses"][use]) for use in USES]
-        table.add_row(device["device"], *uses, number(device["loads"]), _word(device["answer"]))
+    for device in pair.devices:
+        uses = [_word(device.uses[use]) for use in USES]
+        table.add_row(device.device, *uses, number(device.loads), _word(device.answer))
     return table
 
 
-def _pair_table(pairs: Sequence[Doc]) -> Table:
+def _pair_table(pairs: Sequence[PairAnswer]) -> Table:
     table = _table()
     for name in ("recorded", "loaded", "machine", *USES, "loads", "answer"):
         table.add_column(name, justify="right" if name == "loads" else "left", no_wrap=True)
     for pair in pairs:
-        loaded = "itself" if pair["home"] else pair["loader"]["version"]
-        uses = [_word(pair["uses"][use]) for use in USES]
-        ends = (number(pair["loads"]), _word(pair["answer"]))
-        table.add_row(pair["recorder"]["version"], loaded, pair["machine"], *uses, *ends)
+        loaded = "itself" if pair.home else pair.loader.version
+        uses = [_word(pair.uses[use]) for use in USES]
+        ends = (number(pair.loads), _word(pair.answer))
+        table.add_row(pair.recorder.version, loaded, pair.machine, *uses, *ends)
     return table
 
 
-def _word(answer: str) -> Text:
-    return Text(answer, style=_STYLE[Answer(answer)])
+def _word(answer: Answer) -> Text:
+    return Text(answer, style=_STYLE[answer])
 
 
-def _reasons(pairs: Sequence[Doc]) -> Iterator[list[str]]:
+@dataclass(slots=True)
+class _Shared:
+    """A reason, and who has it: devices, uses and ways."""
+
+    reason: Reason
+    devices: list[str] = field(default_factory=list)
+    uses: list[str] = field(default_factory=list)
+    ways: list[str] = field(default_factory=list)
+
+
+def _reasons(pairs: Sequence[PairAnswer]) -> Iterator[list[str]]:
     """Each reason as lines, the pairs and uses that share it in one."""
-    ways: dict[tuple[str, ...], list[str]] = {}
-    uses: dict[tuple[str, ...], list[str]] = {}
-    firsts: dict[tuple[str, ...], Doc] = {}
-    devices: dict[tuple[str, ...], list[str]] = {}
+    found: dict[object, _Shared] = {}
     for pair in pairs:
-        for device in pair["devices"]:
-            for reason in device["because"]:
-                # with the description of the stream at hand, the values stand in hexadecimal as well
-                bare = "" if reason["section"] else reason["use"] + _text(reason)
-                told = _HEX.sub("", reason["cause"]) or bare
-                # what the new side lacks may keep every device from coming: that is one reason
-                whose = "" if reason["verdict"] == Verdict.UNSUPPORTED else device["device"]
-                key: tuple[str, ...] = (whose, reason["verdict"], str(reason["section"]), told)
-                way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
-                known = {True: " (as at home)", False: " (new)", None: ""}[reason["at_home"]]
-                ways.setdefault(key, []).append(way + known)
-                uses.setdefault(key, []).append(reason["use"])
-                devices.setdefault(key, []).append(device["device"])
-                firsts.setdefault(key, reason)
-    for found, first in firsts.items():
-        where = f" in {' and '.join(dict.fromkeys(uses[found]))}" if first["verdict"] != Verdict.UNSUPPORTED else ""
-        head = f"{first['verdict']}{where}: {', '.join(dict.fromkeys(devices[found]))}"
-        yield [line for line in _lines(head, first, ways[found]) if line]
+        for device in pair.devices:
+            for reason in device.because:
+                shared = found.setdefault(_same(device.device, reason), _Shared(reason))
+                known = {True: " (as at home)", False: " (new)", None: ""}[reason.at_home]
+                shared.devices.append(device.device)
+                shared.uses.append(reason.use)
+                shared.ways.append(_way(pair) + known)
+    for shared in found.values():
+        yield [line for line in _lines(shared) if line]
 
 
-def _lines(head: str, reason: Doc, ways: Sequence[str]) -> Iterator[str]:
-    where = f": {reason['section']}" if reason["section"] else ""
-    yield head + where + (f", field {reason['field']}" if reason["field"] else "")
+def _same(device: str, reason: Reason) -> object:
+    """What two reasons share that are told as one."""
+    # what the new side lacks may keep every device from coming: that is one reason
+    whose = "" if reason.verdict == Verdict.UNSUPPORTED else device
+    why: object = tuple(map(_bare, reason.explained))
+    if not (reason.section or reason.explained):
+        why = (reason.use, reason.causes)
+    return whose, reason.verdict, reason.section, why
+
+
+def _bare(explained: Explained) -> object:
+    """Without what one use's log tells and another's does not: a value is the same as number and as QEMU's word."""
+    if isinstance(explained, FieldEvidence):
+        return explained.section, explained.field, str(explained.recorded), str(explained.loading)
+    return explained
+
+
+def _lines(shared: _Shared) -> Iterator[str]:
+    reason = shared.reason
+    where = f": {reason.section}" if reason.section else ""
+    use = f" in {' and '.join(dict.fromkeys(shared.uses))}" if reason.verdict != Verdict.UNSUPPORTED else ""
+    head = f"{reason.verdict}{use}: {', '.join(dict.fromkeys(shared.devices))}"
+    yield head + where + (f", field {reason.field}" if reason.field else "")
     yield _text(reason)
-    yield f"cause: {reason['cause']}" if reason["cause"] else ""
-    yield f"remedy: {reason['remedy']}" if reason["remedy"] else ""
-    yield f"confirmed: {_confirmed(reason['confirmed'])}" if reason["confirmed"] else ""
-    yield f"known: {reason['known']}" if reason["known"] else ""
-    yield f"in {', '.join(dict.fromkeys(ways))}"
+    cause, remedy = reason_cause_text(reason), reason_remedy_text(reason)
+    yield f"cause: {cause}" if cause else ""
+    yield f"remedy: {remedy}" if remedy else ""
+    yield f"confirmed: {_confirmed(reason.confirmed)}" if reason.confirmed else ""
+    yield f"known: {reason.known}" if reason.known else ""
+    yield f"in {', '.join(dict.fromkeys(shared.ways))}"
 
 
-def _text(reason: Doc) -> str:
+def _text(reason: Reason) -> str:
     """What happened, in one line."""
-    given = {"verdict": reason["verdict"], "causes": reason["causes"], "repeats": reason["repeats"]}
-    return outcome_text(_outcome(given)) or Verdict(reason["verdict"]).meaning
+    verdict = Verdict(reason.verdict)
+    return outcome_text(Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)) or verdict.meaning
 
 
-def _confirmed(confirmed: Doc) -> str:
+def _confirmed(confirmed: Confirmation) -> str:
     """What a migration between two real QEMUs gave."""
-    if confirmed["outcome"] is None:
-        return f"not tried: QEMU {confirmed['recorder']} that recorded is not among the QEMUs of this run"
-    outcome = _outcome(confirmed["outcome"])
-    way = f"QEMU {confirmed['recorder']} migrating to QEMU {confirmed['loader']} without this program between them"
+    outcome = confirmed.outcome
+    if outcome is None:
+        return f"not tried: QEMU {confirmed.recorder} that recorded is not among the QEMUs of this run"
+    way = f"QEMU {confirmed.recorder} migrating to QEMU {confirmed.loader} without this program between them"
     result = "passed" if outcome.verdict is Verdict.OK else f"{outcome.verdict}: {outcome_text(outcome)}"
-    return f"{way}, {confirmed['phase']}: {result}"
+    return f"{way}, {confirmed.phase}: {result}"
 
 
-def _outcome(document: Doc) -> Outcome:
-    found: Outcome = TypeAdapter(Outcome).validate_json(json.dumps(document))
-    return found
+def _notes(doc: QualifyDoc) -> list[str]:
+    notes = [kvm_text(doc.kvm)] if doc.kvm else []
+    for pair in abroad(doc):
+        notes += [f"{_way(pair)}: {note}" for note in _pair_notes(pair)]
+    return list(dict.fromkeys(notes))
 
 
-def _notes(doc: Doc, pairs: Sequence[Doc]) -> list[str]:
-    told = list(doc["notes"])
-    for pair in pairs:
-        way = f"{pair['machine']} {pair['recorder']['version']} -> {pair['loader']['version']}"
-        told += [f"{way}: {_change(change, pair)}" for change in pair["changes"] if _is_weighty(change)]
-        stray = "breaks under COLO and was left out; no device that is judged owns it"
-        told += [f"{way}: {label} {stray}" for label in pair["strays"]]
-        refused = ", ".join(f"{group} in {_cells(count)}" for group, count in pair["kvm_refused"].items())
-        told += [f"{way}: this host's KVM refused {refused}"] if refused else []
-        told += [f"{way}: {note}" for note in pair["notes"]]
-        told += [f"{way}: {note}" for device in pair["devices"] for note in device["static"]]
-    return list(dict.fromkeys(told))
+def _pair_notes(pair: PairAnswer) -> Iterator[str]:
+    yield from (_change(change, pair) for change in pair.changes if _is_weighty(change))
+    for label in pair.strays:
+        yield f"{label} breaks under COLO and was left out; no device that is judged owns it"
+    refused = ", ".join(f"{group} in {_cells(count)}" for group, count in pair.kvm_refused.items())
+    if refused:
+        yield f"this host's KVM refused {refused}"
+    if pair.no_static:
+        yield f"the static check could not be made: {pair.no_static}"
+    for device in pair.devices:
+        yield from map(static_text, device.static)
 
 
 def _cells(count: int) -> str:
     return f"{count} cell{'' if count == 1 else 's'}"
 
 
-def _is_weighty(change: Doc) -> bool:
-    return bool(change["weight"] != Weight.NOTE or change["what"] == HOST_FACTS)
+def _is_weighty(change: FactChange) -> bool:
+    return change.weight is not Weight.NOTE or change.what == HOST_FACTS
 
 
-def _change(change: Doc, pair: Doc) -> str:
+def _change(change: FactChange, pair: PairAnswer) -> str:
     """What differs between the hosts, and which failure it explains."""
-    hurt = [d["device"] for d in pair["devices"] if any(change["what"] in reason["changes"] for reason in d["because"])]
-    sides = f": {change['old']} -> {change['new']}" if change["old"] or change["new"] else ""
-    effect = f"explains what breaks {', '.join(hurt)}: " if hurt else _EFFECTS.get(change["weight"], "")
-    return f"{effect}{change['what']}{sides}: {change['why']}"
+    hurt = [d.device for d in pair.devices if any(change in reason.changes for reason in d.because)]
+    sides = f": {change.old} -> {change.new}" if change.old or change.new else ""
+    effect = f"explains what breaks {', '.join(hurt)}: " if hurt else _EFFECTS.get(change.weight, "")
+    return f"{effect}{change.what}{sides}: {change.why}"
 
 
 def _print_reason(lines: Sequence[str], console: Console) -> None:

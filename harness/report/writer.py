@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UsageError
 from harness.files import write_together
 from harness.qualify.model import SCHEMA as QUALIFY_SCHEMA
+from harness.qualify.model import QualifyDoc
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
@@ -49,7 +51,7 @@ def write_reports(doc: MatrixDoc, out_dir: Path, formats: Collection[str] = tupl
     """
     # what postload claims and qualify left in the same folder
     claims = _section(out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, claims_html)
-    qualified = _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, qualify_html)
+    qualified = _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, lambda doc: qualify_html(QualifyDoc.from_json(doc)))
     makers = {
         JSON_NAME: partial(render_json, doc),
         HTML_NAME: partial(render_html, doc, claims, qualified),
@@ -66,5 +68,5 @@ def _section(path: Path, schema: str, render: Callable[[dict[str, Any]], str]) -
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         return render(document) if document["schema"] == schema else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
         return ""

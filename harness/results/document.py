@@ -180,7 +180,7 @@ class Cell:
 
         :raises UsageError: a key missing or of the wrong type; names the key
         """
-        return _read(Cell, document, "a cell")
+        return read_model(Cell, document, "a cell")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +294,7 @@ class MatrixDoc:
             raise UsageError(f'not a matrix document: expected an object with "schema": "{SCHEMA}"')
         if document["schema"] != SCHEMA:
             raise UsageError(f'not a matrix document: schema is {document["schema"]!r}, expected "{SCHEMA}"')
-        return _read(MatrixDoc, document, f"a {SCHEMA} document")
+        return read_model(MatrixDoc, document, f"a {SCHEMA} document")
 
 
 def find_cell(doc: MatrixDoc, text: str) -> Cell:
@@ -319,7 +319,12 @@ def _adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)
 
 
-def _read(model: type[M], document: object, what: str) -> M:
+def read_model(model: type[M], document: object, what: str) -> M:
+    """A document as the model that wrote it.
+
+    :param what: what it should be, for the message
+    :raises UsageError: it is none
+    """
     try:
         found: M = _adapter(cast(Any, model)).validate_json(json.dumps(document), strict=True)
         return found

@@ -26,8 +26,10 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.scope import ProcessScope
-from harness.qualify.features import LostFeature, explain_features, guest_features
+from harness.qualify.explained import LostFeature
+from harness.qualify.features import explain_features, guest_features
 from harness.qualify.fields import explain_fields
+from harness.report.reasons import explained_text, remedy_text
 from harness.state.recorder import record
 from harness.state.recordings import planned_guests, recording_plan
 
@@ -80,9 +82,9 @@ def test_net_property(binary: QemuBinary, pc_pack: StatePack) -> None:
     assert list(lost) == ["VIRTIO_NET_F_MRG_RXBUF"]
     feature = lost["VIRTIO_NET_F_MRG_RXBUF"]
     assert (feature.section, feature.device, feature.bit) == (NET, "virtio-net-dev", 15)
-    assert (feature.cause, feature.by) == ("property", "mrg_rxbuf")
-    assert "by -global virtio-net-pci.mrg_rxbuf=off" in feature.text
-    assert "-global virtio-net-pci.mrg_rxbuf=on" in feature.remedy
+    assert (feature.lost_by, feature.property) == ("property", "mrg_rxbuf")
+    assert "by -global virtio-net-pci.mrg_rxbuf=off" in explained_text(feature)
+    assert "-global virtio-net-pci.mrg_rxbuf=on" in remedy_text(feature)
     # as advised
     mended = with_globals(off, virtio_net_pci__mrg_rxbuf="on")
     assert load(binary, mended, pc_pack, "bound") is None
@@ -91,7 +93,7 @@ def test_net_property(binary: QemuBinary, pc_pack: StatePack) -> None:
 def test_blk_property(binary: QemuBinary, pc_pack: StatePack) -> None:
     off = with_globals(pc_pack.machine, virtio_blk_pci__discard="off")
     lost = explained(binary, off, pc_pack, "bound")
-    assert [(f.name, f.cause, f.by, f.bit) for f in lost.values()] == [
+    assert [(f.name, f.lost_by, f.property, f.bit) for f in lost.values()] == [
         ("VIRTIO_BLK_F_DISCARD", "property", "discard", 13)
     ]
     mended = with_globals(off, virtio_blk_pci__discard="on")
@@ -102,13 +104,16 @@ def test_blk_write_cache_is_the_backend(binary: QemuBinary, pc_pack: StatePack) 
     plan = pc_pack.machine.plan
     off = dataclasses.replace(pc_pack.machine, plan=plan.model_copy(update={"devices": _without_write_cache(plan)}))
     lost = explained(binary, off, pc_pack, "bound")
-    assert {name: f.cause for name, f in lost.items()} == {
+    assert {name: f.lost_by for name, f in lost.items()} == {
         "VIRTIO_BLK_F_FLUSH": "backend",
         "VIRTIO_BLK_F_CONFIG_WCE": "property",
     }
-    assert lost["VIRTIO_BLK_F_FLUSH"].by == "drive virtio-blk-disk (raw)"
-    assert "write-cache=off on its -device" in lost["VIRTIO_BLK_F_FLUSH"].text
-    assert "config-wce=off on its -device" in lost["VIRTIO_BLK_F_CONFIG_WCE"].text
+    assert (lost["VIRTIO_BLK_F_FLUSH"].backend_id, lost["VIRTIO_BLK_F_FLUSH"].backend_kind) == (
+        "virtio-blk-disk",
+        "raw",
+    )
+    assert "write-cache=off on its -device" in explained_text(lost["VIRTIO_BLK_F_FLUSH"])
+    assert "config-wce=off on its -device" in explained_text(lost["VIRTIO_BLK_F_CONFIG_WCE"])
 
 
 def _without_write_cache(plan: GuestPlan) -> tuple[PlacedDevice, ...]:
@@ -169,5 +174,6 @@ def test_net_backend_without_headers(binary: QemuBinary, tap_pack: StatePack) ->
     user = dataclasses.replace(machine, plan=plan)
     lost = explained(binary, user, tap_pack, "bound")
     assert {"VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_HOST_TSO4", "VIRTIO_NET_F_GUEST_TSO6"} <= set(lost)
-    assert {(f.section, f.cause, f.by) for f in lost.values()} == {(TAP_NET, "backend", "netdev tap-net-net (user)")}
-    assert "vnet_hdr=on" in lost["VIRTIO_NET_F_CSUM"].remedy
+    told = {(f.section, f.backend, f.backend_id, f.backend_kind) for f in lost.values()}
+    assert told == {(TAP_NET, "vnet-header", "tap-net-net", "user")}
+    assert "vnet_hdr=on" in remedy_text(lost["VIRTIO_NET_F_CSUM"])

@@ -136,8 +136,9 @@ def test_a_feature_that_is_taken_away_is_a_named_no_go(
     assert {reason["use"] for reason in reasons} >= {"migration", "colo"}
     reason = reasons[0]
     assert (reason["verdict"], reason["field"]) == ("reject", bit)
-    assert f"(feature bit {number})" in reason["cause"]
-    advised = re.search(r"set -global (\S+)=on on the new host", reason["remedy"])
+    (lost,) = reason["explained"]
+    assert (lost["kind"], lost["name"], lost["bit"], lost["lost_by"]) == ("lost-feature", bit, number, "property")
+    advised = re.search(r"set -global (\S+)=on on the new host", done.stdout.replace("\n", " "))
     assert advised is not None
     assert advised[1] == setting
     assert reason["confirmed"]["outcome"]["verdict"] == "reject"
@@ -166,7 +167,7 @@ def test_a_machine_type_that_is_not_there_is_a_no_go(
     done = postload("qualify", *words, timeout_s=TIMEOUT_S)
     assert done.returncode == 1
     (pair,) = answer_of(tmp_path)["pairs"]
-    assert pair["endings"] == [f"not yet in {pair['loader']['version']}"]
+    assert pair["endings"] == [{"state": "not yet", "version": pair["loader"]["version"]}]
     assert pair["uses"]["migration"] == "no-go"
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DeadlineError
-from harness.facts.kvm import CAPABILITIES, ask_kvm, kvm_facts, kvm_statement
+from harness.facts.kvm import CAPABILITIES, ask_kvm, kvm_facts, kvm_tried
 from harness.facts.part import within
 from harness.qemu.binary import AccelState
+from harness.report.reasons import kvm_text
 
 MSRS = (0xC0000082, 0x10, 0x9999)
 FEATURE_MSRS = {0x10A: 0xC00E16D, 0x8B: None, 0x345: 0}
@@ -89,7 +90,7 @@ def test_a_host_without_the_device_says_so_everywhere(tmp_path: Path) -> None:
     assert (part.values["present"], part.values["openable"], part.values["usable"]) == (False, False, False)
     assert part.unknown["msrs"] == part.values["reason"] == f"{missing} is missing"
     assert part.values["msrs"] is None
-    assert kvm_statement({"kvm": part.values}) == f"KVM state: could not be tried: {missing} is missing"
+    assert kvm_text(kvm_tried({"kvm": part.values})) == f"KVM state: could not be tried: {missing} is missing"
 
 
 def test_a_device_that_is_something_else_says_so(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_device_that_is_something_else_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_the_statement(known: AccelState | dict[str, object] | None, sentence: str) -> None:
-    assert kvm_statement(known) == f"KVM state: {sentence}"
+    assert kvm_text(kvm_tried(known)) == f"KVM state: {sentence}"
 
 
 def test_a_call_that_does_not_come_back_is_left_behind() -> None:

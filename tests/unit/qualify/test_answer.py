@@ -12,9 +12,11 @@ from rich.console import Console
 
 from harness.colo.messages import Step
 from harness.qualify.answer import Leg, answer_leg, legs_of
+from harness.qualify.explained import NotLookedFor
 from harness.qualify.model import DECIDING, USES, Answer, Reason, exit_code, worst
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import markdown, print_qualify, qualify_html
+from harness.report.reasons import reason_cause_text
 from harness.results.cause import KvmRefused, Side, Unsupported
 from harness.results.document import Cell, MachineResult, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
@@ -129,7 +131,7 @@ def test_what_kvm_refused_is_named_by_register() -> None:
     answer = answer_leg(leg(*cells), None, DECIDING)
     assert (answer.answer, answer.uses["colo"]) == (Answer.UNKNOWN, Answer.UNKNOWN)
     platform = answer.devices[0]
-    assert [(reason.cause, len(reason.cells)) for reason in platform.because] == [
+    assert [(reason_cause_text(reason), len(reason.cells)) for reason in platform.because] == [
         ("this host's KVM refuses MSR 0x48 (MSR_IA32_SPEC_CTRL)", 2),
         ("this host's KVM refuses MSR 0xda0 (MSR_IA32_XSS)", 1),
     ]
@@ -177,10 +179,10 @@ def test_the_recorder_at_home_says_whether_it_is_new() -> None:
 
 def test_explanations_are_put_in() -> None:
     def explain(_: Cell, reason: Reason) -> Reason:
-        return replace(reason, cause="because of csum", remedy="set csum=on")
+        return replace(reason, explained=(NotLookedFor(said="no time"),))
 
     (device,) = answer_leg(leg(cell(verdict=Verdict.REJECT)), None, DECIDING, explain).devices
-    assert (device.because[0].cause, device.because[0].remedy) == ("because of csum", "set csum=on")
+    assert device.because[0].explained == (NotLookedFor(said="no time"),)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +254,7 @@ def test_a_pack_that_comes_home_counts_beside_other_targets(run_doc: MatrixDoc) 
 
 
 def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
-    doc = qualify_doc(run_doc, Context(binaries={})).to_json()
+    doc = qualify_doc(run_doc, Context(binaries={}))
     console = Console(width=100, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115, PTH123
     print_qualify(doc, console)
     text = console.export_text()
@@ -266,7 +268,7 @@ def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
 def test_what_keeps_every_device_away_is_one_reason(run_doc: MatrixDoc) -> None:
     gone = {"causes": (Unsupported(side=Side.LOADER, said="QEMU 10.0.13 has no machine pc-q35-7.2"),), "blamed": ()}
     cells = [cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, **gone) for name in ("ahci", "platform")]
-    text = markdown(qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json())
+    text = markdown(qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})))
     assert text.count("unsupported: ahci, platform") == text.count("has no machine") == 1
 
 
@@ -275,7 +277,7 @@ def test_html_holds_no_markup_of_a_log(run_doc: MatrixDoc) -> None:
         changed(c, causes=(refused("<script>alert(1)</script>"),), blamed=("a<b",)) if c.outcome.causes else c
         for c in run_doc.cells
     ]
-    doc = qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})).to_json()
+    doc = qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={}))
     assert "<script>" not in qualify_html(doc)
     assert "a<b" not in qualify_html(doc)
 
@@ -285,4 +287,4 @@ def test_a_known_issue_is_named_and_counts_all_the_same(run_doc: MatrixDoc) -> N
     cells = tuple(replace(c, known=link) if c.verdict is Verdict.REJECT else c for c in run_doc.cells)
     doc = qualify_doc(replace(run_doc, cells=cells), Context(binaries={}))
     assert doc.answer is Answer.NO_GO
-    assert f"known: {link}" in markdown(doc.to_json()).replace("\\", "")
+    assert f"known: {link}" in markdown(doc).replace("\\", "")

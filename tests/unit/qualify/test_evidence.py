@@ -14,6 +14,7 @@ from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify.answer import Leg
 from harness.qualify.evidence import GuestWitness, passed_sections
 from harness.qualify.model import Reason
+from harness.report.reasons import reason_remedy_text
 from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
 
@@ -56,4 +57,5 @@ def test_a_machine_type_that_is_gone_comes_with_a_remedy(binary: QemuBinary) -> 
     machines = (MachineType(name="pc-i440fx-9.0", alias="pc", deprecated=False),)
     witness = GuestWitness(binaries={NEW.sha256: replace(binary, machines=machines)})
     told = witness.explain(cell("ahci", verdict=Verdict.UNSUPPORTED), Reason(use="colo", verdict="unsupported"))
-    assert "pc-i440fx-9.0" in told.remedy
+    assert [explained.kind for explained in told.explained] == ["other-types"]
+    assert "pc-i440fx-9.0" in reason_remedy_text(told)

@@ -10,7 +10,9 @@ import pytest
 from harness.arch import family_of
 from harness.errors import NothingToRun
 from harness.qemu.binary import MachineType, QemuBinary
+from harness.qualify.explained import OtherTypes
 from harness.qualify.pairs import at_home, ending, machine_for, other_types, plan_pairs
+from harness.report.reasons import remedy_text
 
 
 def build(binary: QemuBinary, mark: str, *names: str, deprecated: tuple[str, ...] = ()) -> QemuBinary:
@@ -106,7 +108,7 @@ def test_versions_of_virt_are_versions_too(binary: QemuBinary) -> None:
 def test_a_deprecated_type_is_near_its_end(binary: QemuBinary) -> None:
     there = build(binary, "e", "pc-q35-5.2", "pc-q35-10.0", deprecated=("pc-q35-5.2",))
     names = ("pc-q35-5.2", "pc-q35-10.0", "pc-q35-4.2", "pc-q35-11.0", "pc-i440fx-5.2")
-    assert [ending(there, name) for name in names] == ["deprecated", "", "removed", "not yet", "not yet"]
+    assert [ending(there, name) for name in names] == ["deprecated", None, "removed", "not yet", "not yet"]
 
 
 def test_a_named_type_that_the_recorder_has_not_is_nobodys_guest(old: QemuBinary, new: QemuBinary) -> None:
@@ -118,5 +120,7 @@ def test_a_named_type_that_the_recorder_has_not_is_nobodys_guest(old: QemuBinary
 
 
 def test_a_type_that_is_not_there_comes_with_those_that_are(old: QemuBinary, new: QemuBinary) -> None:
-    assert other_types(old, "pc-i440fx-10.0").endswith("QEMU 7.2.22 has pc-i440fx-4.2 to pc-i440fx-5.2")
-    assert other_types(replace(old, machines=()), "pc-i440fx-10.0") == ""
+    types = OtherTypes(version="7.2.22", oldest="pc-i440fx-4.2", newest="pc-i440fx-5.2")
+    assert other_types(old, "pc-i440fx-10.0") == types
+    assert remedy_text(types).endswith("QEMU 7.2.22 has pc-i440fx-4.2 to pc-i440fx-5.2")
+    assert other_types(replace(old, machines=()), "pc-i440fx-10.0") is None

@@ -12,6 +12,7 @@ import pytest
 from harness.errors import ConfigError
 from harness.packs.pack import StatePack
 from harness.qemu.cmdline import Option
+from harness.qualify.explained import LostBy, LostFeature, Origin, SetBy
 from harness.qualify.features import (
     FeatureRefusal,
     GuestFeatures,
@@ -23,7 +24,8 @@ from harness.qualify.features import (
     load_rules,
     parse_refusals,
 )
-from harness.qualify.qom import QomAnswers, VirtioDevice, _slot, netdev_or_drive, origin
+from harness.qualify.qom import QomAnswers, VirtioDevice, _slot, backend_kind, origin
+from harness.report.reasons import explained_text, origin_text, remedy_text
 from harness.stream.fields import Field
 from harness.stream.virtio import feature_names
 
@@ -100,10 +102,10 @@ def test_a_refusal_without_a_name_is_found_by_its_features() -> None:
 def test_off_by_a_global() -> None:
     by = answers(Option(name="global", props={"virtio-net-pci.mrg_rxbuf": "off"}))
     lost = explain_bit(guest(15), 15, device(mrg_rxbuf=False), by, load_rules())
-    assert (lost.cause, lost.by, lost.name, lost.bit) == ("property", "mrg_rxbuf", "VIRTIO_NET_F_MRG_RXBUF", 15)
-    assert "property mrg_rxbuf is off, by -global virtio-net-pci.mrg_rxbuf=off" in lost.text
-    assert "set -global virtio-net-pci.mrg_rxbuf=on on the new host instead of -global" in lost.remedy
-    assert "start the guest on the old host with mrg_rxbuf=off" in lost.remedy
+    assert (lost.lost_by, lost.property, lost.name, lost.bit) == ("property", "mrg_rxbuf", "VIRTIO_NET_F_MRG_RXBUF", 15)
+    assert "property mrg_rxbuf is off, by -global virtio-net-pci.mrg_rxbuf=off" in explained_text(lost)
+    assert "set -global virtio-net-pci.mrg_rxbuf=on on the new host instead of -global" in remedy_text(lost)
+    assert "start the guest on the old host with mrg_rxbuf=off" in remedy_text(lost)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,16 @@ def test_off_by_a_global() -> None:
     ],
 )
 def test_forms_of_a_global(option: Option) -> None:
-    assert origin(answers(option), device(mrg_rxbuf=False), "mrg_rxbuf") == "-global virtio-net-device.mrg-rxbuf=off"
+    found = origin(answers(option), device(mrg_rxbuf=False), "mrg_rxbuf")
+    assert found == Origin(by=SetBy.GLOBAL, driver="virtio-net-device", property="mrg-rxbuf", value="off")
+    assert origin_text(found) == "-global virtio-net-device.mrg-rxbuf=off"
 
 
 def test_a_global_of_another_device_is_not_blamed() -> None:
     other = Option(name="global", props={"virtio-blk-pci.mrg_rxbuf": "off"})
-    assert "virtio-blk" not in origin(answers(other), device(mrg_rxbuf=False), "mrg_rxbuf")
+    found = origin(answers(other), device(mrg_rxbuf=False), "mrg_rxbuf")
+    assert found is not None
+    assert found.by is SetBy.NOT_DEFAULT
 
 
 def test_device_comes_before_global() -> None:
@@ -128,58 +134,66 @@ def test_device_comes_before_global() -> None:
         Option(name="global", props={"virtio-net-pci.mrg_rxbuf": "on"}),
         Option(name="device", first="virtio-net-pci", props={"id": "vnet0", "mrg_rxbuf": False}),
     )
-    assert origin(both, device(mrg_rxbuf=False), "mrg_rxbuf") == "mrg_rxbuf=off on its -device"
+    found = origin(both, device(mrg_rxbuf=False), "mrg_rxbuf")
+    assert found == Origin(by=SetBy.DEVICE, property="mrg_rxbuf", value="off")
+    assert origin_text(found) == "mrg_rxbuf=off on its -device"
 
 
 def test_off_by_the_machine_type() -> None:
     told = answers(compat={("virtio-device", "queue_reset"): "false"})
     lost = explain_bit(guest(40), 40, device(queue_reset=False), told, load_rules())
-    assert "by machine type pc-q35-7.2, which sets virtio-device.queue_reset=false" in lost.text
-    assert "instead of" not in lost.remedy
+    assert "by machine type pc-q35-7.2, which sets virtio-device.queue_reset=false" in explained_text(lost)
+    assert "instead of" not in remedy_text(lost)
     guessed = origin(answers(), device(queue_reset=False), "queue_reset")
-    assert guessed == "machine type pc-q35-7.2 (the default of this QEMU is on)"
+    assert guessed is not None
+    assert origin_text(guessed) == "machine type pc-q35-7.2 (the default of this QEMU is on)"
 
 
 def test_off_by_default() -> None:
     lost = explain_bit(guest(57), 57, device(hash=False), answers(), load_rules())
-    assert "by the default of this QEMU, which is off" in lost.text
+    assert "by the default of this QEMU, which is off" in explained_text(lost)
 
 
 def test_a_number_and_not_a_switch() -> None:
     lost = explain_bit(guest(3), 3, device(host_mtu=0), answers(), load_rules())
-    assert (lost.cause, lost.by) == ("property", "host_mtu")
-    assert "set host_mtu to the MTU of the old host" in lost.remedy
-    assert "-global virtio-net-pci.host_mtu=MTU" not in lost.remedy
+    assert (lost.lost_by, lost.property) == ("property", "host_mtu")
+    assert "set host_mtu to what it is on the old host" in remedy_text(lost)
+    assert "-global virtio-net-pci.host_mtu=" not in remedy_text(lost)
 
 
 def test_a_property_that_it_needs() -> None:
     lost = explain_bit(guest(11), 11, device(host_tso4=True, csum=False), answers(), load_rules())
-    assert (lost.cause, lost.by) == ("property", "csum")
+    assert (lost.lost_by, lost.property) == ("property", "csum")
 
 
 def test_on_and_still_gone_is_the_backend() -> None:
     lost = explain_bit(guest(0), 0, device(csum=True), answers(), load_rules())
-    assert (lost.cause, lost.by) == ("backend", "netdev net0 (user)")
-    assert "vnet_hdr=on" in lost.remedy
-    assert "csum=off" in lost.remedy
+    assert (lost.lost_by, lost.backend, lost.backend_id, lost.backend_kind) == (
+        "backend",
+        "vnet-header",
+        "net0",
+        "user",
+    )
+    assert "vnet_hdr=on" in remedy_text(lost)
+    assert "csum=off" in remedy_text(lost)
 
 
 def test_headers_name_every_feature_that_needs_them() -> None:
     (refusal,) = parse_refusals(LOG_HEADERS)
     used = guest(0, 5, 11, 15, 32)
     found = list(_without_headers(refusal, used, device(), answers(), load_rules()))
-    assert [(f.name, f.cause) for f in found] == [
+    assert [(f.name, f.lost_by) for f in found] == [
         ("VIRTIO_NET_F_CSUM", "backend"),
         ("VIRTIO_NET_F_HOST_TSO4", "backend"),
     ]
     (bare,) = _without_headers(refusal, guest(5), device(), answers(), load_rules())
     assert (bare.bit, bare.name) == (None, "vnet_hdr")
-    assert "None" not in bare.text
+    assert "None" not in explained_text(bare)
 
 
 def test_a_build_that_does_not_know_it() -> None:
     lost = explain_bit(guest(40), 40, device(), answers(), load_rules())
-    assert (lost.cause, lost.by) == ("build", "queue_reset")
+    assert (lost.lost_by, lost.property) == ("build", "queue_reset")
 
 
 def test_write_cache() -> None:
@@ -189,22 +203,33 @@ def test_write_cache() -> None:
         Option(name="device", first="virtio-blk-pci", props={"id": "vnet0", "write-cache": "off"}),
     )
     lost = explain_bit(guest(9, kind="virtio-blk"), 9, disk, by, load_rules())
-    assert (lost.cause, lost.by) == ("backend", "drive disk (raw)")
-    assert "(by write-cache=off on its -device)" in lost.text
-    assert "-global virtio-blk-pci.write-cache=on" in lost.remedy
+    assert lost.lost_by == "backend"
+    assert (lost.backend, lost.backend_id, lost.backend_kind) == ("write-cache", "disk", "raw")
+    assert "(by write-cache=off on its -device)" in explained_text(lost)
+    assert "-global virtio-blk-pci.write-cache=on" in remedy_text(lost)
 
 
 def test_nobody_known() -> None:
     rules = load_rules()
-    assert explain_bit(guest(50), 50, device(), answers(), rules).cause == "unknown"
-    assert explain_bit(guest(15), 15, None, answers(), rules).cause == "unknown"
-    assert explain_bit(guest(61), 61, device(guest_rsc_ext=True), answers(), rules).cause == "unknown"
+    assert explain_bit(guest(50), 50, device(), answers(), rules).lost_by == "unknown"
+    assert explain_bit(guest(15), 15, None, answers(), rules).lost_by == "no-device"
+    assert explain_bit(guest(61), 61, device(guest_rsc_ext=True), answers(), rules).lost_by == "other"
 
 
-def test_backend_in_words() -> None:
-    assert netdev_or_drive(answers(), device()) == "net0 (user)"
-    assert netdev_or_drive(answers(), dataclasses.replace(device(), drive="")) == "(none)"
-    assert netdev_or_drive(answers(), dataclasses.replace(device(), drive="x")) == "x"
+def test_the_kind_of_a_backend() -> None:
+    assert backend_kind(answers(), device()) == "user"
+    assert backend_kind(answers(), dataclasses.replace(device(), drive="")) == ""
+    assert backend_kind(answers(), dataclasses.replace(device(), drive="x")) == ""
+
+
+@pytest.mark.parametrize("name", load_rules().backends)
+def test_each_backend_has_its_sentences(name: str) -> None:
+    lost = LostFeature(
+        section=NET, device="net", driver="virtio-net-pci", bit=0, name="F", lost_by=LostBy.BACKEND, property="csum",
+        backend=name, backend_id="net0", backend_kind="user",
+    )  # fmt: skip
+    assert "{" not in explained_text(lost) + remedy_text(lost)
+    assert remedy_text(lost).endswith("which takes a restart of the guest")
 
 
 def test_slots() -> None:

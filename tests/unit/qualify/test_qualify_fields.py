@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.packs.pack import StatePack
+from harness.qualify.explained import FieldEvidence, Setting
 from harness.qualify.fields import (
     LoadError,
     OwnState,
@@ -19,6 +20,7 @@ from harness.qualify.fields import (
     explain_errors,
     parse_errors,
 )
+from harness.report.reasons import difference_text, explained_text, remedy_text
 from harness.state.transforms import label_of
 from harness.stream.model import RamBlock, Section
 from harness.stream.reader import read_stream
@@ -28,7 +30,7 @@ BLK = "0000:00:04.0/virtio-blk"
 P = "qemu-system-x86_64: "
 
 
-def parsed(*lines: str) -> list[tuple[str | None, str | None, str, str]]:
+def parsed(*lines: str) -> list[tuple[str | None, ...]]:
     return [(e.section, e.field, e.recorded, e.loading) for e in parse_errors("\n".join(P + line for line in lines))]
 
 
@@ -56,7 +58,7 @@ DEVICE = f"error while loading state for instance 0x0 of device '{BLK}'"
             ),
             [(BLK, "PCI config byte 0x9a", "3", "4")],
         ),
-        (("Failed to load i8259:imr", "Failed to load outer:inner", DEVICE), [(BLK, "i8259:imr", "", "")]),
+        (("Failed to load i8259:imr", "Failed to load outer:inner", DEVICE), [(BLK, "i8259:imr", None, None)]),
         (("3 != 4", "Failed to load mc146818rtc:period", DEVICE), [(BLK, "mc146818rtc:period", "4", "3")]),
         (
             ("Size mismatch: pc.ram: 0x8000000 != 0x14000000: Invalid argument", DEVICE.replace(BLK, "ram")),
@@ -64,20 +66,23 @@ DEVICE = f"error while loading state for instance 0x0 of device '{BLK}'"
         ),
         (
             ('Unknown ramblock "0000:00:05.0/virtio-net-pci.rom", cannot accept migration',),
-            [("ram", "0000:00:05.0/virtio-net-pci.rom", "", "")],
+            [("ram", "0000:00:05.0/virtio-net-pci.rom", None, None)],
         ),
-        (("savevm: unsupported version 3 for 'apic' v2",), [("apic", "version_id", "3", "2")]),
+        (
+            ("savevm: unsupported version 3 for 'apic' v2",),
+            [("apic", "version_id", "3", "2")],
+        ),
         (
             ("ahci: incoming version_id 2 is too new for local version_id 1", DEVICE),
             [(BLK, "ahci:version_id", "2", "1")],
         ),
         (
             ("Unknown savevm section or instance 'i8259' 1. Make sure that your current VM setup matches",),
-            [("i8259#1", None, "", "")],
+            [("i8259#1", None, None, None)],
         ),
         (
             ("load of migration failed: Invalid argument: Unknown section or instance 'kvm-tpr-opt' 0. Make sure",),
-            [("kvm-tpr-opt", None, "", "")],
+            [("kvm-tpr-opt", None, None, None)],
         ),
         (
             (
@@ -85,31 +90,35 @@ DEVICE = f"error while loading state for instance 0x0 of device '{BLK}'"
                 "Section footer error, section_id: 32",
                 "load of migration failed: Invalid argument",
             ),
-            [("0000:00:01.3/piix4_pm", None, "", "")],
+            [("0000:00:01.3/piix4_pm", None, None, None)],
         ),
         (
             ("Machine type received is 'pc-i440fx-7.2' and local is 'pc-i440fx-10.0'",),
             [("configuration", "machine", "pc-i440fx-7.2", "pc-i440fx-10.0")],
         ),
-        (("Expected vmdescription section, but got 0",), [("the stream", None, "", "")]),
-        (("Input validation failed: ahci/dev", DEVICE), [(BLK, "ahci:dev", "", "")]),
-        ((DEVICE,), [(BLK, None, "", "")]),
+        (("Expected vmdescription section, but got 0",), [("stream", None, None, None)]),
+        (("Input validation failed: ahci/dev", DEVICE), [(BLK, "ahci:dev", None, None)]),
+        ((DEVICE,), [(BLK, None, None, None)]),
         (("warning: Machine type 'pc-i440fx-5.2' is deprecated",), []),
         ((), []),
     ],
 )
-def test_logs(lines: tuple[str, ...], found: list[tuple[str | None, str | None, str, str]]) -> None:
+def test_logs(lines: tuple[str, ...], found: list[tuple[str | None, ...]]) -> None:
     assert parsed(*lines) == found
 
 
 def test_words_of_the_device_itself_are_kept() -> None:
     (error,) = parse_errors(f"{P}virtio-net: saved image requires vnet_hdr=on\n{P}{DEVICE}\n")
-    assert (error.section, error.text) == (BLK, "virtio-net: saved image requires vnet_hdr=on")
+    assert (error.section, error.said) == (BLK, "virtio-net: saved image requires vnet_hdr=on")
 
 
 def test_a_fix_is_told_where_one_is_known() -> None:
-    assert "queues of 1024 entries" in parse_errors("VQ 0 vring.num 1024 exceeds allocated max 256")[0].remedy
-    assert parse_errors("something else broke")[0].remedy == ""
+    (size,) = parse_errors("VQ 0 vring.num 1024 exceeds allocated max 256")
+    assert size.setting is Setting.QUEUE_SIZE
+    evidence = FieldEvidence(section=BLK, said="", recorded=1024, loading=256, setting=size.setting)
+    assert "queues of 1024 entries" in remedy_text(evidence)
+    assert parse_errors("something else broke")[0].setting is None
+    assert remedy_text(replace(evidence, setting=None)) == ""
 
 
 def vmdesc(*devices: dict[str, Any]) -> VmDesc:
@@ -131,21 +140,23 @@ def section(idstr: str, payload: bytes, version: int = 1) -> Section:
     )  # fmt: skip
 
 
-def differences(mine: dict[str, Any], other: dict[str, Any], version: int = 1) -> list[tuple[str, str, str, str]]:
+def differences(mine: dict[str, Any], other: dict[str, Any], version: int = 1) -> list[str]:
+    """Each in words, without the section's name; first the recording, then the loading side."""
     dev = {"dev": section("dev", b"")}
     theirs = {"dev": section("dev", b"", version)}
     found = compare_sections(dev, vmdesc(mine), theirs, vmdesc(other))
-    return [(d.path, d.kind, d.recorded, d.loading) for d in found]
+    texts = [difference_text(d).removeprefix("dev ") for d in found]
+    return [text.replace(" in the recording", "").replace(" on the loading side", "") for text in texts]
 
 
 def test_structures() -> None:
     mine = described([number("a", 4), number("b", 2)])
     assert differences(mine, mine) == []
-    assert differences(mine, described([number("a", 4)])) == [("b", "missing", "2 bytes", "not there")]
-    assert differences(described([number("a", 4)]), mine) == [("b", "new", "not there", "2 bytes")]
+    assert differences(mine, described([number("a", 4)])) == ["b (missing): 2 bytes, not there"]
+    assert differences(described([number("a", 4)]), mine) == ["b (new): not there, 2 bytes"]
     wider = described([number("a", 4), number("b", 4)])
-    assert differences(mine, wider) == [("b", "size", "2 bytes", "4 bytes")]
-    assert differences(mine, mine, version=2) == [("", "version", "version 1", "version 2")]
+    assert differences(mine, wider) == ["b (size): 2 bytes, 4 bytes"]
+    assert differences(mine, mine, version=2) == ["(version): version 1, version 2"]
 
 
 def test_nested_structures_and_subsections() -> None:
@@ -155,18 +166,18 @@ def test_nested_structures_and_subsections() -> None:
         return described([held], subsections=list(subsections))
 
     sub = {"vmsd_name": "dev/sub", "version": 1, "fields": [number("y", 1)]}
-    assert differences(outer(2), outer(4)) == [("s.x", "size", "2 bytes", "4 bytes")]
-    assert differences(outer(2, sub), outer(2)) == [("dev/sub", "missing", "there", "not there")]
+    assert differences(outer(2), outer(4)) == ["s.x (size): 2 bytes, 4 bytes"]
+    assert differences(outer(2, sub), outer(2)) == ["dev/sub (missing): there, not there"]
     newer = {**sub, "version": 2}
-    assert differences(outer(2, sub), outer(2, newer)) == [("dev/sub", "version", "version 1", "version 2")]
+    assert differences(outer(2, sub), outer(2, newer)) == ["dev/sub (version): version 1, version 2"]
 
 
 def test_ram_blocks() -> None:
     mine = [RamBlock(name="pc.ram", size_bytes=4096), RamBlock(name="net.rom", size_bytes=4096)]
     other = [RamBlock(name="pc.ram", size_bytes=8192)]
     assert [(d.path, d.recorded, d.loading) for d in compare_ram(mine, other)] == [
-        ("pc.ram", "4096 bytes", "8192 bytes"),
-        ("net.rom", "4096 bytes", "not there"),
+        ("pc.ram", 4096, 8192),
+        ("net.rom", 4096, None),
     ]
 
 
@@ -182,16 +193,16 @@ def test_values_of_both_sides(make_pack: Any, handmade: Any) -> None:
     with StatePack(path) as pack:
         blocks = [RamBlock(name=b.name, size_bytes=b.size_bytes) for b in pack.manifest.blocks]
         errors = [
-            LoadError(section="i8259", field="i8259:imr", text="no"),
-            LoadError(section="cpu", field="env.eip", text="no"),
-            LoadError(section="ram", field="vga.rom", text="no"),
-            LoadError(section=None, text="what?"),
+            LoadError(section="i8259", field="i8259:imr", said="no"),
+            LoadError(section="cpu", field="env.eip", said="no"),
+            LoadError(section="ram", field="vga.rom", said="no"),
+            LoadError(section=None, said="what?"),
         ]
         imr, eip, ram, unknown = explain_errors(errors, pack.recordings["bound"], blocks, state)
-    assert (imr.recorded, imr.loading) == ("34 (0x22)", "119 (0x77)")
-    assert imr.sentence == "i8259 i8259:imr: 34 (0x22) in the recording, 119 (0x77) on the loading side, 'no'"
-    assert (eip.recorded, eip.loading) == (f"{0xFFF0 + 0x22} ({0xFFF0 + 0x22:#x})", "")
-    assert [d.kind for d in eip.differences] == ["section"]
+    assert (imr.recorded, imr.loading) == (34, 119)
+    assert explained_text(imr) == "i8259 i8259:imr: 34 (0x22) in the recording, 119 (0x77) on the loading side, 'no'"
+    assert (eip.recorded, eip.loading) == (0xFFF0 + 0x22, None)
+    assert [d.differs for d in eip.differences] == ["section"]
     assert [d.path for d in ram.differences] == ["vga.rom"]
-    assert [d.kind for d in unknown.differences] == ["block", "section"]
-    assert unknown.sentence.startswith("a section that QEMU does not name: 'what?'; ram vga.rom (block)")
+    assert [d.differs for d in unknown.differences] == ["block", "section"]
+    assert explained_text(unknown).startswith("a section that QEMU does not name: 'what?'; ram vga.rom (block)")

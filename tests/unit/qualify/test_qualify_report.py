@@ -11,6 +11,7 @@ import pytest
 from made_cells import made_cell, refused
 
 from harness.commands.report import report
+from harness.facts import KvmTried
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import qualify_plain
 from harness.results.document import Cell, MachineResult, Qemu
@@ -21,7 +22,11 @@ OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
 MACHINE = "pc-q35-7.2"
 FILES = ["cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md", "qualify.json", "qualify.md"]
-ASKED: dict[str, Any] = {"deciding": ["migration", "colo"], "travelled": False, "notes": ["KVM was not tried"]}
+ASKED: dict[str, Any] = {
+    "deciding": ["migration", "colo"],
+    "travelled": False,
+    "kvm": {"usable": False, "reason": "no KVM", "silent": []},
+}
 
 
 def cell(lane: str, verdict: Verdict) -> Cell:
@@ -57,7 +62,7 @@ def test_without_its_answer_a_run_is_no_go_at_most(tmp_path: Path, ended: list[E
     """Killed among its cells, or behind them, while it asked the QEMUs for causes."""
     code, answer, matrix = reported(tmp_path, [*events(), *ended])
     assert (code, answer["answer"], answer["complete"], matrix["complete"]) == (3, "unknown", False, False)
-    assert answer["notes"] == ["KVM was not tried"]
+    assert answer["kvm"] == ASKED["kvm"]
     assert answer["pairs"][0]["devices"][0]["uses"] == {"migration": "go", "postcopy": "-", "colo": "unknown"}
     code, answer, _ = reported(tmp_path, [*events(Verdict.REJECT), *ended])
     assert (code, answer["answer"]) == (3, "no-go")
@@ -70,7 +75,9 @@ def test_the_answer_that_was_given_is_told_again(tmp_path: Path, verdict: Verdic
     fold = Fold(Started(command=(), host={}))
     for event in kept:
         fold.add(event)
-    plain = qualify_plain(qualify_doc(fold.document(), Context(binaries={}, notes=["the QEMUs were asked"])))
+    plain = qualify_plain(
+        qualify_doc(fold.document(), Context(binaries={}, kvm=KvmTried(usable=True, reason="the QEMUs were asked")))
+    )
     ended, answer, matrix = reported(tmp_path, [*kept, Answered(qualify=plain)])
     assert (ended, answer["answer"], matrix["complete"]) == (code, said, True)
     assert answer == plain
