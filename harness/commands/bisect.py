@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness.arch import architecture_named
 from harness.commands.options import err, json_option, print_json, run_option
-from harness.errors import PostloadError, UsageError
+from harness.errors import PackError, PostloadError, UsageError
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
 from harness.qemu.process import scratch_folder
@@ -21,8 +21,9 @@ from harness.report.bundle import WRITING
 from harness.results.document import find_cell
 from harness.results.folder import read_matrix
 from harness.triage.bisect import BisectReport, Build, Tried, bisect, builds, git_lines
-from harness.triage.bundle import SCRIPT, bundle_cell, kept_case, run_script
+from harness.triage.bundle import SCRIPT, UNTRIED, ScriptAnswer, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
+from harness.triage.elsewhere import check_case
 from harness.triage.interrupt import one_interrupt
 
 
@@ -47,7 +48,8 @@ def bisect_command(
     found = builds(passing, _binary(bad), [_binary(name) for name in qemus], _installed())
     with one_interrupt(), scratch_folder() as scratch:
         case = _case(cell, run, bundle, scratch / "bundle")
-        report = bisect(found, lambda build: run_script(case, build.path), _tell)
+        check_case(case, [passing[1].path])
+        report = bisect(found, lambda build: _answer(case, build.path), _tell)
     for_git = bundle.absolute() if bundle else Path("/path/to/bundle")
     lines = [line for change in report.changes[:1] if report.decided for line in git_lines(change, for_git, guests)]
     if as_json:
@@ -67,6 +69,15 @@ def _case(cell: str, run: Path, bundle: Path | None, scratch: Path) -> Path:
     if kept_case(run, find_cell(read_matrix(run), cell)) is None:
         err.print("no minimised case of this cell: its own is taken")
     return bundle_cell(cell, run, scratch, WRITING).folder
+
+
+def _answer(case: Path, qemu: str) -> ScriptAnswer:
+    """What a build says; one that has not what a case from elsewhere names is not given it."""
+    try:
+        check_case(case, [qemu])
+    except PackError as error:
+        return ScriptAnswer(qemu=qemu, code=UNTRIED, line=f"not tried: {error}", seconds=0.0)
+    return run_script(case, qemu)
 
 
 def _binary(name: str) -> tuple[str, QemuBinary]:

@@ -22,6 +22,7 @@ from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.case import Case
+from harness.triage.elsewhere import loader_path, remember_case
 from harness.triage.interrupt import one_interrupt
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import RATE_TRIES, NotReproduced, Progress, Search
@@ -75,7 +76,7 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
     """
     check_target(cell)
     pack_path = _pack_of(cell)
-    binary = binaries_of([qemu or cell.load_qemu.path])[0][0]
+    binary = binaries_of([qemu or loader_path(cell)])[0][0]
     if qemu is None and binary.sha256 != cell.load_qemu.sha256:
         err.print(f"{escape(binary.path)} is not the program any more that the run was made with", soft_wrap=True)
     with (
@@ -98,6 +99,7 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
             err.print("the same command goes on from here", soft_wrap=True)
             raise KeyboardInterrupt from error
         case.save(folder)
+        remember_case(folder)
         journal.close(done=True)
     return case
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from harness.arch import architecture_of, family_of
 from harness.devices.backends import Backend, Chardev, Disk, Netdev
-from harness.errors import HostError
+from harness.errors import HostError, PackError
+from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import CommandLine, Option, Scalar
+from harness.qemu.listed import listing
 
 
 class DiskKind(StrEnum):
@@ -61,6 +63,7 @@ class Machine:
     :param patterns: disk that holds the pattern, to the name that the guest has for it
     :param extra: further options of the user's, behind all others
     :param dropped: options that are left out, by their number: what turned out not to be needed
+    :param foreign: where the plan came from, when that is not this user's own cache: it is checked before each use
     """
 
     plan: GuestPlan
@@ -71,6 +74,7 @@ class Machine:
     patterns: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[Option, ...] = ()
     dropped: frozenset[int] = frozenset()
+    foreign: Path | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +100,11 @@ class Machine:
         return tuple((name, size) for name, size in disks.items() if f"/{name}" in text)
 
     def command(self, binary: str, workdir: Path, *extra: Option) -> CommandLine:
-        """The command line of one process, its machine stopped (``-S``) until told."""
+        """The command line of one process, its machine stopped (``-S``) until told.
+
+        :raises PackError: the plan is from elsewhere, and asks for more than a guest needs
+        """
+        self.check(binary)
         options = (
             *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot", "S")),
             Option(name="display", first="none"),
@@ -105,6 +113,19 @@ class Machine:
             *(filled(option, "{workdir}", workdir) for option in self.options),
         )
         return CommandLine(binary=binary, options=options + extra)
+
+    def check(self, binary: str) -> None:
+        """Hold a plan from elsewhere against the QEMU that shall load it; see :mod:`harness.guests.foreign`.
+
+        :raises PackError: it asks for more than a guest needs; names the file, what was met and what was expected
+        """
+        if self.foreign is None:
+            return
+        try:
+            check_plan(self.plan, self.accel)
+            check_listed(self.plan, listing(binary, self.name, self.plan.types()), binary)
+        except PackError as error:
+            raise PackError(f"{self.foreign}: {error}") from error
 
     def with_faults(self, faults: Mapping[str, int], *, once: bool = False) -> Machine:
         """The machine with disks that fail: the id of a disk to the sector that does."""

@@ -175,4 +175,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in first["loc"])
-        raise PackError(f"{where}: {at}{': ' if at else ''}{first['msg'].removeprefix('Value error, ')}") from error
+        found = f", found {first['input']!r:.80}" if isinstance(first["input"], str | int | float) else ""
+        text = f"{at}{': ' if at else ''}{first['msg'].removeprefix('Value error, ')}"
+        raise PackError(f"{where}: {shown(text)}{found}") from error
+
+
+def shown(text: str) -> str:
+    """Text of a document from elsewhere, its control characters as they are written in Python."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -21,6 +21,7 @@ import hashlib
 import json
 import mmap
 import shutil
+import stat
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.arch import Architecture, architecture_of
+from harness.cache import cache_root, publish_dir
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
+from harness.guests.foreign import check_plan
 from harness.guests.machine import Boot, Machine
 from harness.packs.manifest import (
     INITRAMFS,
@@ -38,11 +41,12 @@ from harness.packs.manifest import (
     PAGES,
     RAM_FILES,
     DeviceModel,
+    FileModel,
     Manifest,
     PhaseModel,
     read_manifest,
 )
-from harness.packs.packfile import unpacked
+from harness.packs.packfile import is_foreign, unpacked
 from harness.packs.packwriter import PackWriter
 from harness.stream.model import Section
 from harness.stream.ram import ram_section_buffers
@@ -108,12 +112,16 @@ class StatePack:
     :raises PackError: not a pack, another schema, or a file is missing, cut or changed
     :raises HostError: no space to unpack it
 
-    ``source`` is the path as it was given, ``path`` the folder.
+    ``source`` is the path as it was given, ``path`` the folder. A pack that was not recorded into this user's own cache
+    is ``foreign``: its plan is checked here, and by its machine against each QEMU that loads it.
     """
 
     def __init__(self, path: Path) -> None:
         self.source = path
         self.path, self.manifest = _verified(path) if path.is_dir() else _verified_file(path)
+        self.foreign = is_foreign(self.path)
+        if self.foreign:
+            self._check_plan()
         self._pages = _map(self.path / PAGES)
         self.recordings = {phase.name: self._load(phase) for phase in self.manifest.phases}
 
@@ -125,10 +133,13 @@ class StatePack:
     @property
     def machine(self) -> Machine:
         """The guest machine that a secondary must be, with its files where they are now."""
-        folder = self.path.absolute()
-        boot = Boot(kernel=folder / KERNEL, initramfs=folder / INITRAMFS)
         plan = self.manifest.plan
-        return Machine(plan=plan, accel=self.manifest.accel, boot=None if plan.kernel is None else boot)
+        folder = self.path.absolute()
+        boot = None
+        if plan.kernel is not None:
+            folder = _own_guest(folder, self.manifest) if self.foreign else folder
+            boot = Boot(kernel=folder / KERNEL, initramfs=folder / INITRAMFS)
+        return Machine(plan=plan, accel=self.manifest.accel, boot=boot, foreign=self.source if self.foreign else None)
 
     @property
     def content(self) -> str:
@@ -206,6 +217,12 @@ class StatePack:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check_plan(self) -> None:
+        try:
+            check_plan(self.manifest.plan, self.manifest.accel)
+        except PackError as error:
+            raise PackError(f"{self.source}: {MANIFEST}: {error}") from error
+
     def _pages_of(self, recording: Recording, base: array[int] | None) -> Iterator[tuple[str, int, memoryview | None]]:
         start = 0
         for block in self.manifest.blocks:
@@ -251,6 +268,27 @@ def incoming_body(recording: Recording, ram: Sequence[bytes | memoryview], devic
     return [*ram, devices + b"\0", encode_vmdesc(recording.vmdesc.raw[5:])]
 
 
+def _own_guest(folder: Path, manifest: Manifest) -> Path:
+    """Where QEMU reads kernel and initramfs of a pack from elsewhere: a folder of the cache, under names of ours.
+
+    In the pack's own folder somebody else could still change them, or make links of them.
+    """
+    if folder.parent == cache_root() / "packs":
+        return folder
+    names = [name for name in (KERNEL, INITRAMFS) if name in manifest.files]
+    key = "-".join(manifest.files[name].sha256[:32] for name in names)
+    return publish_dir(f"imported/{key}", lambda own: _copy_checked(folder, own, {n: manifest.files[n] for n in names}))
+
+
+def _copy_checked(folder: Path, own: Path, files: dict[str, FileModel]) -> None:
+    for name, wanted in files.items():
+        target = own / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / name, target)
+        if _sha256(target) != wanted.sha256:
+            raise PackError(f"{folder / name}: its SHA-256 is not the one in {MANIFEST}; the pack was changed")
+
+
 def _verified_file(path: Path) -> tuple[Path, Manifest]:
     folder = unpacked(path)
     try:
@@ -266,9 +304,12 @@ def _verified(path: Path) -> tuple[Path, Manifest]:
     for name, wanted in manifest.files.items():
         file = path / name
         try:
-            size = file.stat().st_size
+            found = file.lstat()
         except OSError as error:
             raise PackError(f"{file}: {error.strerror}; the pack is not complete") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise PackError(f"{file}: expected a plain file, no link and no device")
+        size = found.st_size
         if size != wanted.size_bytes:
             raise PackError(f"{file}: {size} bytes, expected {wanted.size_bytes}; the pack was cut or changed")
         if _sha256(file) != wanted.sha256:

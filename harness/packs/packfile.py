@@ -34,11 +34,11 @@ from typing import IO, NamedTuple
 
 import zstandard
 
-from harness.cache import publish_dir
+from harness.cache import cache_root, publish_dir
 from harness.errors import HostError, PackError
 from harness.files import sha256_file
+from harness.guests.foreign import check_plan
 from harness.packs.manifest import MANIFEST, FileModel, Manifest, parse_manifest
-from harness.packs.trust import refuse_host_access
 
 #: What a file needs to be called for ``record`` to make one.
 SUFFIX = ".pack"
@@ -53,6 +53,7 @@ _BEGINNING = struct.pack("<II8s", MAGIC, HEAD.size - 8, NAME)
 LAYOUT = 1
 WINDOW_LOG = 27
 _MANIFEST_LIMIT = 16 << 20
+_IMPORTED = "imported-"
 CHUNK = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
 
@@ -69,6 +70,8 @@ def is_packfile(path: Path) -> bool:
 def unpacked(path: Path) -> Path:
     """The folder of a pack that is a file: in the cache, made when it is not there.
 
+    Its name tells it from a recording of this user's own: see :func:`is_foreign`.
+
     :raises PackError: no pack, of a newer layout or schema, cut or changed, or a member that has no place in it; names
         file, offset or member, and what was expected
     :raises HostError: no space
@@ -77,10 +80,17 @@ def unpacked(path: Path) -> Path:
         raise PackError(f"{path} is not a state pack: no such file or folder")
     try:
         head = _read_head(path)
-        key = f"packs/imported-{sha256_file(path)}"
+        key = f"packs/{_IMPORTED}{sha256_file(path)}"
     except OSError as error:
         raise PackError(f"{path}: {error.strerror}") from error
     return publish_dir(key, lambda folder: _unpack(path, head, folder))
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a pack's folder is anything but a recording that this program made in this user's cache."""
+    own = (cache_root() / "packs").resolve()
+    there = folder.resolve()
+    return there.parent != own or there.name.startswith(_IMPORTED)
 
 
 class _Head(NamedTuple):
@@ -141,7 +151,7 @@ def _unpack(path: Path, head: _Head, folder: Path) -> None:
 
 def _check_options(path: Path, manifest: Manifest) -> None:
     try:
-        refuse_host_access(manifest)
+        check_plan(manifest.plan, manifest.accel)
     except PackError as error:
         raise PackError(f"{path}: {MANIFEST}: {error}") from error
 

@@ -194,6 +194,21 @@ def launched(path: Path) -> Launched:
     return Launched(program=program, sha256=digest or sha256_file(program), key=key)
 
 
+def used_before(path: Path) -> bool:
+    """Whether this user has named this very program, or installed it: what a document names is run only then.
+
+    A launcher outside of the cache says of itself what it starts, and is not believed.
+    """
+    there = path.resolve()
+    if there.is_relative_to(qemus_folder().resolve()):
+        return True
+    try:
+        digest = sha256_file(there)
+    except OSError:
+        return False
+    return any((cache_root() / "probe").glob(f"{digest}-*.json"))
+
+
 def launcher_text(
     program: Path,
     datadirs: Sequence[Path],

@@ -50,6 +50,7 @@ from harness.triage.backtrace import backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
 from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
+from harness.triage.elsewhere import check_case, loader_path, remember_case
 from harness.triage.reduced import part_of
 from harness.triage.smallest import line_of, options_of_case, reason_of, recorded_by
 from harness.triage.stack import kept_stack
@@ -145,13 +146,11 @@ class Writing:
 
 
 def run_script(folder: Path, qemu: str, *options: str) -> ScriptAnswer:
-    """Run a case's script, or for a plain case folder the one of this program, on one QEMU.
+    """Run a case on one QEMU by the script of this program: a bundle's own may be anybody's.
 
     :raises HarnessError: it does not come to an answer
     """
-    own = folder / SCRIPT
-    script = own if own.is_file() else _SCRIPT_FILE
-    argv = [sys.executable, "-I", str(script), qemu, "--case", str(folder), *options]
+    argv = [sys.executable, "-I", str(_SCRIPT_FILE), qemu, "--case", str(folder), *options]
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -163,11 +162,11 @@ def run_script(folder: Path, qemu: str, *options: str) -> ScriptAnswer:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise HarnessError(f"{script} {qemu}: no answer within {SCRIPT_TIMEOUT_S:g} s") from error
+        raise HarnessError(f"{_SCRIPT_FILE} {qemu}: no answer within {SCRIPT_TIMEOUT_S:g} s") from error
     line = done.stdout.strip().splitlines()
     if done.returncode not in (REPRODUCED, NOT_REPRODUCED, UNTRIED) or not line:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
-        raise HarnessError(f"{script} {qemu}: exit code {done.returncode}: {said[-1]}")
+        raise HarnessError(f"{_SCRIPT_FILE} {qemu}: exit code {done.returncode}: {said[-1]}")
     return ScriptAnswer(qemu=qemu, code=done.returncode, line=line[-1], seconds=time.monotonic() - started)
 
 
@@ -378,14 +377,18 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
     cell = find_cell(read_matrix(run), text)
     if not cell.verdict.is_finding:
         raise UsageError(f"{cell.id}: {cell.verdict}; there is nothing to report")
-    kept = kept_case(run, cell)
+    kept, qemu = kept_case(run, cell), loader_path(cell)
+    if kept:
+        check_case(kept, [qemu, *others])
     with StatePack(Path(cell.pack)) if cell.pack else contextlib.nullcontext() as pack:
         case = Case.load(kept) if kept else replace(whole_case(cell, pack), sentence=writing.sentence(cell))
         drifts = cell.lane == "drift" and pack is not None and not kept
         cases = list(drift_cases(cell, pack, case)) if drifts and pack else [case]
         vmdesc = _described(case, cell, pack)
         guest = _guest_words(pack) if pack else ""
-    qemu = cell.load_qemu.path
+        for loader in (qemu, *others):
+            if pack:
+                pack.machine.check(loader)
 
     def still(small: Case) -> bool:
         return _still(small, qemu)
@@ -410,6 +413,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         return writing.describe(material, document, answers[0], answers[1:])
 
     write_bundle(material, out, texts)
+    remember_case(out)
     return Bundle(
         folder=out,
         size_bytes=size_of(out),

@@ -19,7 +19,7 @@ from harness.files import write_atomically
 from harness.oracles.isolate import ISOLATE_TIMEOUT_S, MAX_REPEATS
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
-from harness.qemu.installed import entries, launched
+from harness.qemu.installed import entries, launched, used_before
 from harness.qemu.threads import THREADS
 from harness.results.document import Cell
 from harness.results.frames import Frame, short_form
@@ -128,7 +128,7 @@ def binary_of(cell: Cell) -> QemuBinary:
     paths = [Path(wanted.path), *(each.launcher for each in entries() if each.whole)]
     for path in paths:
         try:
-            if path.is_file() and launched(path).sha256 == wanted.sha256:
+            if path.is_file() and used_before(path) and launched(path).sha256 == wanted.sha256:
                 return probe_binary(path)
         except (PostloadError, OSError):
             continue

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.cache import CACHE_VARIABLE
 from harness.errors import HostError, PackError
 from harness.packs.pack import PackWriter, StatePack, incoming_body
 from harness.stream.reader import read_stream
@@ -117,16 +118,26 @@ def test_roms_are_named_with_what_they_held_in_the_first_phase(make_pack: MakePa
         assert pack.manifest.roms["vga.rom"].sha256 == hashlib.sha256(handmade.page(5)).hexdigest()
 
 
-def test_the_guests_files_are_in_the_pack_and_found_there(tmp_path: Path, handmade: Handmade) -> None:
+def test_the_guests_files_are_in_the_pack_and_found_there(
+    tmp_path: Path, handmade: Handmade, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bzImage").write_bytes(b"a kernel")
     writer = writer_with_a_phase(tmp_path / "pack", handmade)
     writer.add_file("guest/kernel", tmp_path / "bzImage")
     digest = hashlib.sha256(b"a kernel").hexdigest()
     plan = handmade.described["plan"].model_copy(update={"kernel": digest})
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     with StatePack(writer.publish(**{**handmade.described, "plan": plan})) as pack:
         kernel = tmp_path / "pack/guest/kernel"
-        assert ["-kernel", str(kernel)] in [o.argv() for o in pack.machine.options]
-        assert kernel.read_bytes() == b"a kernel"
+        kernel.rename(tmp_path / "was")
+        kernel.write_bytes(b"another")
+        with pytest.raises(PackError, match="guest/kernel: its SHA-256 is not"):
+            pack.machine  # noqa: B018
+        (tmp_path / "was").rename(kernel)
+        # QEMU reads it where nobody else can change it
+        (option,) = [o for o in pack.machine.options if o.name == "kernel"]
+        assert option.first == str(tmp_path / f"cache/imported/{digest[:32]}/guest/kernel")
+        assert Path(option.first).read_bytes() == b"a kernel"
     kernel.unlink()
     with pytest.raises(PackError, match="guest/kernel: No such file"):
         StatePack(tmp_path / "pack")

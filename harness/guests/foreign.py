@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest plan from elsewhere may ask of QEMU: nothing that reaches for the host.
+
+A plan holds no option and no path, and its backends are made anew from their shape. What is left is what a device can
+do by itself. So each device type and each property must be one that the loading QEMU lists; its value is a number, a
+boolean or a word of an enumeration, as that QEMU has it. A string is taken from a short list of properties that are no
+more than strings (``romfile``, ``sdrfile`` and many others open files). Types that stand on the host's own hardware,
+processes or files are refused by name and by the properties that give them away.
+
+:func:`check_plan` can be asked without a QEMU; :func:`check_listed` holds a plan against one.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+from harness.arch import architecture_of, family_of
+from harness.devices.backends import Chardev, Disk, Model, Netdev
+from harness.errors import PackError
+from harness.guests.plan import GuestPlan, PlacedDevice
+from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
+
+#: Types that stand on the host's own hardware, processes, files or sound.
+_HOST_TYPES = (
+    *("*vfio*", "vhost*", "*vhost-*", "xen*", "usb-host*", "usb-mtp", "usb-braille", "u2f-*", "canokey", "ivshmem*"),
+    *("*loader", "*passthr*", "tpm*", "*tpm-*", "*rutabaga*", "*-gl", "*-gl-pci", "virtio-input-host*", "x-*"),
+    *("pvrdma", "virtio-9p*", "ccid-card-emulated", "hv-syndbg", "igd-*", "scsi-generic", "scsi-block", "sev-*"),
+    *("tdx-*", "sgx-*", "*nitro*", "migration"),
+)
+#: Properties that only such types have.
+_HOST_PROPERTIES = frozenset(
+    {"sysfsdev", "hostbus", "hostaddr", "hostdevice", "hostport", "host_ip", "vhostfd", "vhostdev", "wwpn"}
+    | {"evdev", "hidraw", "rootdir", "fsdev", "file", "fd", "ibdev", "jsonfile", "kernel", "tpmdev", "guest-cid"}
+    | {"wayland-socket-path"}
+)
+#: Properties whose strings are no more than strings.
+_STRINGS = frozenset(
+    {"mac", "serial", "model", "ver", "wwn", "device_id", "drive-id", "product_id", "product", "vendor"}
+)
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
+#: What a device option says beside its properties: these are the plan's own fields.
+_OWN_KEYS = frozenset({"id", "bus", "addr", "driver"})
+#: Properties of machines that are about the machine alone.
+_MACHINE = frozenset({"acpi", "hpet", "i8042", "kernel-irqchip", "nvdimm", "pcspk", "pit", "sata", "smbus", "smm"})
+_ACCELS = frozenset({"kvm", "tcg"})
+#: By kind of backend: the properties that name one.
+_BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
+    Disk: re.compile(r"drive"),
+    Netdev: re.compile(r"netdev"),
+    Chardev: re.compile(r"chardev[0-7]?"),
+}
+_BUS_TAIL = re.compile(r"\.[0-9]{1,3}")
+
+
+def check_plan(plan: GuestPlan, accel: str) -> None:
+    """Check what can be checked without a QEMU.
+
+    :raises PackError: a part that could run a program of this host, or reach a file or network of it; says which, what
+        was met, and what was expected
+    """
+    if accel not in _ACCELS:
+        raise PackError(f"accel: {accel!r}: expected one of {', '.join(sorted(_ACCELS))}")
+    _check_machine(plan)
+    for name, backend in plan.backends.items():
+        if isinstance(backend, Netdev) and backend.type != "user":
+            raise PackError(
+                f"plan: backend {name}: a {backend.type} device belongs to the host that recorded; expected type user"
+            )
+    for device in plan.devices:
+        _check_device(plan, device)
+
+
+def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
+    """Hold a plan against what the QEMU that loads lists.
+
+    :param binary: named in errors
+    :raises PackError: a device type or property that it does not list, or a value that does not fit its type. A machine
+        type that it does not have it refuses itself
+    """
+    for key, setting in plan.machine_properties.items():
+        _check_value(f"machine: property {key!r}", key, setting, listing.machine.get(key), binary)
+    for device in plan.devices:
+        where = f"device {device.id}"
+        listed = listing.devices.get(device.type)
+        if listed is None:
+            raise PackError(f"plan: {where}: type {device.type}: expected a device type that {binary} lists")
+        told = sorted(_HOST_PROPERTIES & listed.keys())
+        if told:
+            raise PackError(f"plan: {where}: {device.type} stands on the host's own {told[0]}; no such type is taken")
+        if "audiodev" in listed and "audiodev" not in device.backends:
+            raise PackError(f"plan: {where}: {device.type} would use the host's sound; expected a backend of its own")
+        for key, value in device.properties.items():
+            _check_value(f"{where}: {key}={value!r}", key, value, listed.get(key), binary)
+        for key in device.backends:
+            if key not in listed:
+                raise PackError(f"plan: {where}: {key}: expected a property of {device.type} that {binary} lists")
+
+
+def _check_machine(plan: GuestPlan) -> None:
+    families = architecture_of(plan.machine).families
+    if not plan.machine.startswith(tuple(families)) or family_of(plan.machine) != plan.family:
+        known = ", ".join(f"{prefix}*" for prefix in families)
+        raise PackError(f"plan: machine {plan.machine!r} of family {plan.family!r}: expected a type such as {known}")
+    for key in plan.machine_properties:
+        if key not in _MACHINE:
+            raise PackError(f"plan: machine: property {key!r}: expected one of {', '.join(sorted(_MACHINE))}")
+
+
+def _check_device(plan: GuestPlan, device: PlacedDevice) -> None:
+    where = f"plan: device {device.id}"
+    if any(fnmatchcase(device.type, pattern) for pattern in _HOST_TYPES):
+        raise PackError(f"{where}: {device.type} stands on the host's own hardware or files; no such type is taken")
+    if device.bus is not None and not _is_bus(plan, device.bus):
+        raise PackError(f"{where}: bus {device.bus!r}: expected the machine's root bus or that of a device of the plan")
+    for key, value in device.properties.items():
+        if key in _OWN_KEYS:
+            raise PackError(f"{where}: property {key!r}: expected it in the plan's own field")
+        if isinstance(value, str) and not _WORD.fullmatch(value):
+            raise PackError(f"{where}: {key}={value!r}: expected a word of at most 64 letters, digits and ' ._:+-'")
+    for key, name in device.backends.items():
+        pattern = _BACKEND_KEYS.get(type(plan.backends[name]))
+        if key in device.properties or pattern is None or not pattern.fullmatch(key):
+            wanted = "no such property" if pattern is None else pattern.pattern
+            raise PackError(f"{where}: {key} names {name}, a {plan.backends[name].kind}: expected {wanted}")
+
+
+def _is_bus(plan: GuestPlan, bus: str) -> bool:
+    """The root bus, one that the chipset has (``ide.0``), or one of a device: its id, with a number or without."""
+    root = architecture_of(plan.machine).buses.get(plan.family)
+    names = {device.id for device in plan.devices} | {"ide"}
+    return (root is not None and bus == root.name) or any(
+        bus.startswith(name) and (bus == name or _BUS_TAIL.fullmatch(bus[len(name) :])) for name in names
+    )
+
+
+def _check_value(where: str, key: str, value: bool | int | str, listed: Listed | None, binary: str) -> None:
+    if listed is None:
+        raise PackError(f"plan: {where}: expected a property that {binary} lists")
+    wanted = {
+        NUMBER: "a number",
+        BOOLEAN: "a boolean",
+        ENUM: f"one of {', '.join(listed.words)}",
+        STRING: f"no string but of {', '.join(sorted(_STRINGS))}",
+    }.get(listed.kind, "no such property in a pack that travels")
+    if not _fits(key, value, listed):
+        raise PackError(f"plan: {where}: its type is {listed.type}; expected {wanted}")
+
+
+def _fits(key: str, value: bool | int | str, listed: Listed) -> bool:
+    word = ("off", "on")[value] if isinstance(value, bool) else str(value)
+    if listed.kind == NUMBER:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if listed.kind == BOOLEAN:
+        return isinstance(value, bool) or value in ("on", "off")
+    if listed.kind == ENUM:
+        return word in listed.words
+    return listed.kind == STRING and key in _STRINGS and isinstance(value, str)

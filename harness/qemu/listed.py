@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which properties a QEMU lists for its device types and machines, with the type of each; kept by the build's hash.
+
+What a state pack from elsewhere asks for is held against these answers (:mod:`harness.guests.foreign`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from harness.cache import cache_root
+from harness.errors import QemuError
+from harness.files import write_atomically
+from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.installed import launched
+from harness.qemu.monitor import CommandRefused
+from harness.qemu.vm import Vm
+
+#: Raise it when other things are kept: answers of another number are not used.
+_ANSWERS = 1
+_NUMBER = re.compile(r"u?int(8|16|32|64)?(_t)?|size(32)?|busnr")
+#: How QEMU writes the values of an enumeration in a description: ``Error handling policy (report/ignore/enospc)``.
+_WORDS = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)+")
+_NOT_ENUMS = re.compile(r"str|string|list|.*List|link<.*|child<.*|QemuUUID|.*Info(rmation)?|guest statistics|.*Array")
+_LOCK = Lock()
+
+Kind = str
+NUMBER, BOOLEAN, ENUM, STRING, OTHER = "number", "boolean", "enumeration", "string", "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One property.
+
+    :param type: as QEMU calls it
+    :param kind: ``number``, ``boolean``, ``enumeration``, ``string``, or ``other``: a link, a list, a structure
+    :param words: values of an enumeration, as far as QEMU lists them
+    """
+
+    type: str
+    kind: Kind
+    words: tuple[str, ...] = ()
+
+
+#: By name.
+Properties = Mapping[str, Listed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What one QEMU lists.
+
+    :param devices: of the types that were asked for, those that it has
+    :param machine: of the machine type that was asked for
+    """
+
+    devices: Mapping[str, Properties]
+    machine: Properties
+
+
+def listing(binary: str, machine: str, device_types: Iterable[str]) -> Listing:
+    """Ask a QEMU, or what it answered before.
+
+    :raises QemuError: it does not start
+    """
+    with _LOCK:
+        return _listing(binary, machine, frozenset(device_types))
+
+
+@cache
+def _listing(binary: str, machine: str, device_types: frozenset[str]) -> Listing:
+    try:
+        program = launched(Path(binary))
+    except OSError as error:
+        raise QemuError(f"{binary}: {error.strerror}") from error
+    where = f"-{program.key}" if program.key else ""
+    kept = cache_root() / "probe" / f"{program.sha256}{where}-listed-{_ANSWERS}.json"
+    try:
+        answers = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        answers = {"devices": {}, "machine": {}}
+    if not device_types <= answers["devices"].keys() or machine not in answers["machine"]:
+        _ask(binary, machine, device_types, answers)
+        write_atomically(kept, json.dumps(answers).encode())
+    return Listing(
+        devices={name: _read(answers["devices"][name]) for name in device_types if answers["devices"][name]},
+        machine=_read(answers["machine"][machine]),
+    )
+
+
+def _ask(binary: str, machine: str, device_types: frozenset[str], answers: dict[str, Any]) -> None:
+    options = (
+        *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
+        Option(name="display", first="none"),
+        Option(name="machine", first="none"),
+    )
+    with Vm(CommandLine(binary=binary, options=options)) as vm:
+        for name in sorted(device_types - answers["devices"].keys()):
+            answers["devices"][name] = _plain(vm.qmp, "device-list-properties", name)
+        answers["machine"][machine] = _plain(vm.qmp, "qom-list-properties", f"{machine}-machine")
+
+
+def _plain(qmp: Callable[..., Any], command: str, name: str) -> dict[str, Any]:
+    try:
+        found = qmp(command, typename=name)
+    except CommandRefused:
+        return {}
+    return {each["name"]: asdict(classified(each["type"], each.get("description", ""))) for each in found}
+
+
+def _read(answers: Mapping[str, Any]) -> Properties:
+    return {name: Listed(type=a["type"], kind=a["kind"], words=tuple(a["words"])) for name, a in answers.items()}
+
+
+def classified(type_name: str, description: str) -> Listed:
+    """A property by what ``device-list-properties`` says of it.
+
+    Only the description has the values of an enumeration. A type of which nothing is known is ``other``.
+    """
+    if type_name == "bool":
+        return Listed(type=type_name, kind=BOOLEAN)
+    if _NUMBER.fullmatch(type_name):
+        return Listed(type=type_name, kind=NUMBER)
+    if type_name in ("str", "string"):
+        return Listed(type=type_name, kind=STRING)
+    words = _WORDS.findall(description)
+    if words and not _NOT_ENUMS.fullmatch(type_name):
+        return Listed(type=type_name, kind=ENUM, words=tuple(words[-1].split("/")))
+    return Listed(type=type_name, kind=OTHER)
