@@ -48,7 +48,7 @@ from harness.facts import KvmTried, collect_facts, kvm_tried
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import GuestWitness
-from harness.qualify.model import DECIDING, USES, QualifyDoc, exit_code
+from harness.qualify.model import DECIDING, DECIDING_BETWEEN_VERSIONS, USES, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
 from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
@@ -81,7 +81,13 @@ Work = Callable[[Run, Context], MatrixDoc]
 @click.option("--to", "targets", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests go to.")
 @click.option("--both-ways", is_flag=True, help="The way back as well: recorded by the new QEMU, loaded by the old.")
 @click.option(
-    "--for", "uses", multiple=True, callback=names, help=f"What decides: {', '.join(USES)}; {', '.join(DECIDING)}."
+    "--for",
+    "uses",
+    multiple=True,
+    callback=names,
+    metavar="USE",
+    help=f"Uses that decide the answer: {', '.join(USES)}.  "
+    f"[default: {','.join(DECIDING_BETWEEN_VERSIONS)}, and {DECIDING[-1]} between hosts of one version]",
 )
 @click.option("--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads a cell.")
 @click.option("--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules; {','.join(SCHEDULES)}.")
@@ -120,7 +126,7 @@ def _uses(given: list[str]) -> tuple[str, ...]:
     for name in given:
         if name not in USES:
             raise UsageError(f"--for {name!r}: expected one of {', '.join(USES)}")
-    return tuple(use for use in USES if use in (given or DECIDING))
+    return tuple(use for use in USES if use in given)
 
 
 def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:

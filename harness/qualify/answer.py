@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 
 from harness.arch import family_of
 from harness.engines.schedule import Schedule
-from harness.qualify.model import USES, Answer, DeviceAnswer, PairAnswer, Reason, worst
+from harness.qualify.model import (
+    DECIDING,
+    DECIDING_BETWEEN_VERSIONS,
+    USES,
+    Answer,
+    DeviceAnswer,
+    PairAnswer,
+    Reason,
+    Stray,
+    worst,
+)
 from harness.results.cause import KvmRefused, Side, Unsupported
 from harness.results.document import MIGRATIONS, Cell, MachineResult, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
@@ -34,6 +44,11 @@ class Leg:
     @property
     def at_home(self) -> bool:
         return self.recorder.sha256 == self.loader.sha256
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """The uses that count where nothing else is asked for."""
+        return DECIDING if self.recorder.version == self.loader.version else DECIDING_BETWEEN_VERSIONS
 
 
 def legs_of(doc: MatrixDoc) -> list[Leg]:
@@ -67,24 +82,26 @@ def answer_leg(leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Exp
     """The answer of one leg.
 
     :param home: the same recorder and machine type, loaded by the recorder itself
-    :param deciding: the uses that count
+    :param deciding: the uses that count; empty for those of the leg
     """
+    deciding = tuple(deciding) or leg.deciding
     names = list(dict.fromkeys(cell.device for cell in leg.cells))
     devices = tuple(_device(name, leg, home, deciding, explain) for name in names)
     uses = {use: worst(d.uses[use] for d in devices if d.uses[use] is not Answer.NONE) for use in USES}
-    hidden = tuple(_strays(leg))
-    if hidden and "colo" in deciding:
-        uses["colo"] = worst((uses["colo"], Answer.UNKNOWN))
+    strays = _strays(leg)
+    hurt = {use for stray in strays for use in stray.uses}
+    uses |= {use: worst((uses[use], Answer.UNKNOWN)) for use in hurt}
     return PairAnswer(
         machine=leg.machine,
         family=family_of(leg.machine),
         recorder=leg.recorder,
         loader=leg.loader,
-        answer=worst([device.answer for device in devices] + [uses["colo"]] * bool(hidden and "colo" in deciding)),
+        answer=worst([device.answer for device in devices] + [uses[use] for use in deciding if use in hurt]),
         uses=uses,
         devices=devices,
         loads=loads_of(leg.cells),
-        strays=hidden,
+        deciding=deciding,
+        strays=strays,
         kvm_refused=_refused_by_kvm(leg.cells),
     )
 
@@ -101,11 +118,17 @@ def loads_of(cells: Iterable[Cell]) -> int:
     return total + sum(migrations.values())
 
 
-def _strays(leg: Leg) -> list[str]:
+def _strays(leg: Leg) -> tuple[Stray, ...]:
     """Sections that were left out of loads that count, because they break, and that no finding names."""
-    counted = [c for c in leg.cells if use_of(c) == "colo" and not (leg.resets and c.schedule == Schedule.BACK_TO_BACK)]
+    counted = [c for c in leg.cells if not (leg.resets and c.schedule == Schedule.BACK_TO_BACK)]
     named = {label for cell in leg.cells if cell.verdict.is_finding for label in cell.blamed}
-    return sorted({label for cell in counted for label in cell.excluded} - named)
+    found: dict[str, set[str]] = {}
+    for cell in counted:
+        for label in set(cell.excluded) - named:
+            found.setdefault(label, set()).add(use_of(cell))
+    return tuple(
+        Stray(section=label, uses=tuple(use for use in USES if use in found[label])) for label in sorted(found)
+    )
 
 
 def _refused_by_kvm(cells: Iterable[Cell]) -> dict[str, int]:

@@ -23,8 +23,11 @@ from harness.results.outcome import Outcome, Repeats
 SCHEMA = "postload.qualify/1"
 #: What a guest is asked to survive; the columns of the table.
 USES = ("migration", "postcopy", "colo")
-#: Which of them decide, when nothing else is asked for. Postcopy is told apart and decides only when asked.
+#: Which of them decide between hosts of one version, when nothing else is asked for. Postcopy is told apart and
+#: decides only when asked.
 DECIDING = ("migration", "colo")
+#: And between versions: upstream supports COLO with the same version on both sides only.
+DECIDING_BETWEEN_VERSIONS = ("migration",)
 
 
 class Answer(StrEnum):
@@ -122,6 +125,17 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """A section that breaks, was left out of the loads, and belongs to no device that is judged.
+
+    :param uses: what it breaks in, of :data:`USES`
+    """
+
+    section: str
+    uses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairAnswer:
     """One machine type from one QEMU to another.
 
@@ -129,7 +143,8 @@ class PairAnswer:
     :param endings: where the machine type is deprecated or removed
     :param changes: what differs between the two sides
     :param loads: acknowledged, each once; a migration counts for every device in their own ``loads``
-    :param strays: sections that were left out because they break under COLO, and that no device which is judged owns
+    :param deciding: the uses that count for ``answer``
+    :param strays: sections that were left out because they break, and that no device which is judged owns
     :param kvm_refused: what this host's KVM refused, to the number of cells
     :param no_static: why the static comparison could not be made, "" where it was
     """
@@ -145,7 +160,8 @@ class PairAnswer:
     home: bool = False
     endings: tuple[Ending, ...] = ()
     changes: tuple[FactChange, ...] = ()
-    strays: tuple[str, ...] = ()
+    deciding: tuple[str, ...] = ()
+    strays: tuple[Stray, ...] = ()
     kvm_refused: dict[str, int] = field(default_factory=dict)
     no_static: str = ""
 
@@ -154,7 +170,7 @@ class PairAnswer:
 class QualifyDoc:
     """The whole answer.
 
-    :param deciding: the uses that count for ``answer``
+    :param deciding: the uses that count for ``answer`` in one pair or another
     :param kvm: whether state that KVM refuses could be seen on this host; None when nobody looked
     """
 

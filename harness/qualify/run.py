@@ -11,7 +11,7 @@ from harness.facts.kvm import KvmTried
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import GuestWitness
-from harness.qualify.model import DECIDING, Answer, Ending, PairAnswer, QualifyDoc, worst
+from harness.qualify.model import DECIDING, USES, Answer, Ending, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, at_home, ending
 from harness.results.document import MatrixDoc
 from harness.work.run import Subject
@@ -22,14 +22,14 @@ class Context:
     """What is known beside the cells.
 
     :param binaries: every QEMU of the run by its hash
-    :param deciding: the uses that count
+    :param deciding: the uses that count; empty for those that count by the versions of a pair
     :param witness: asks the QEMUs for causes; None gives the bare answers
     :param travelled: the guests came in a pack, so that the build that recorded is no mere comparison
     :param kvm: whether state that KVM refuses could be seen on this host
     """
 
     binaries: Mapping[str, QemuBinary]
-    deciding: Sequence[str] = DECIDING
+    deciding: Sequence[str] = ()
     witness: GuestWitness | None = None
     travelled: bool = False
     kvm: KvmTried | None = None
@@ -45,7 +45,8 @@ def home_subjects(pairs: Sequence[Pair], doc: MatrixDoc, context: Context) -> li
     broken: dict[tuple[str, str], set[str]] = {}
     for leg in legs_of(doc):
         answered = answer_leg(leg, None, context.deciding).devices
-        failed = {d.device for d in answered if d.answer not in (Answer.GO, Answer.NONE)}
+        # what does not decide is a reason all the same, and asks as well whether it is new
+        failed = {d.device for d in answered if d.answer is Answer.UNKNOWN or Answer.NO_GO in d.uses.values()}
         broken.setdefault(_home_key(leg), set()).update(failed)
     there = (pair for pair in pairs if pair.loader.machine(pair.machine) is not None)
     homes = [(pair, broken.get((pair.machine, pair.recorder.sha256))) for pair in at_home(there)]
@@ -69,13 +70,14 @@ def qualify_doc(doc: MatrixDoc, context: Context) -> QualifyDoc:
         answers = tuple(_stopped(answer) for answer in answers)
     abroad = [answer for answer in answers if not answer.home]
     whole = worst(answer.answer for answer in abroad)
+    deciding = {use for answer in abroad for use in answer.deciding} or set(context.deciding or DECIDING)
     return QualifyDoc(
         command=doc.command,
         started=doc.started,
         seconds=doc.seconds,
         complete=doc.complete,
         answer=Answer.UNKNOWN if whole is Answer.NONE or (whole is Answer.GO and not doc.complete) else whole,
-        deciding=tuple(context.deciding),
+        deciding=tuple(use for use in USES if use in deciding),
         loads=sum(answer.loads for answer in answers),
         pairs=answers,
         kvm=context.kvm,

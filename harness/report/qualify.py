@@ -22,7 +22,15 @@ from harness.facts.compare import HOST_FACTS, FactChange, Weight
 from harness.files import write_atomically
 from harness.qualify.explained import Explained, FieldEvidence
 from harness.qualify.model import USES, Answer, Confirmation, PairAnswer, QualifyDoc, Reason
-from harness.report.reasons import ending_text, kvm_text, reason_cause_text, reason_remedy_text, static_text
+from harness.report.reasons import (
+    COLO_BETWEEN_VERSIONS,
+    ending_text,
+    kvm_text,
+    reason_cause_text,
+    reason_remedy_text,
+    static_text,
+    stray_text,
+)
 from harness.report.sentences import outcome_text
 from harness.report.text import duration, number, one_line
 from harness.results.outcome import Outcome
@@ -192,9 +200,13 @@ def _word(answer: Answer) -> Text:
 
 @dataclass(slots=True)
 class _Shared:
-    """A reason, and who has it: devices, uses and ways."""
+    """A reason, and who has it: devices, uses and ways.
+
+    :param decides: it counts for the answer of one of these
+    """
 
     reason: Reason
+    decides: bool = False
     devices: list[str] = field(default_factory=list)
     uses: list[str] = field(default_factory=list)
     ways: list[str] = field(default_factory=list)
@@ -211,7 +223,8 @@ def _reasons(pairs: Sequence[PairAnswer]) -> Iterator[list[str]]:
                 shared.devices.append(device.device)
                 shared.uses.append(reason.use)
                 shared.ways.append(_way(pair) + known)
-    for shared in found.values():
+                shared.decides |= reason.use in pair.deciding
+    for shared in sorted(found.values(), key=lambda shared: not shared.decides):
         yield [line for line in _lines(shared) if line]
 
 
@@ -237,7 +250,8 @@ def _lines(shared: _Shared) -> Iterator[str]:
     where = f": {reason.section}" if reason.section else ""
     use = f" in {' and '.join(dict.fromkeys(shared.uses))}" if reason.verdict != Verdict.UNSUPPORTED else ""
     head = f"{reason.verdict}{use}: {', '.join(dict.fromkeys(shared.devices))}"
-    yield head + where + (f", field {reason.field}" if reason.field else "")
+    beside = "" if shared.decides else " (decides nothing here)"
+    yield head + where + (f", field {reason.field}" if reason.field else "") + beside
     yield _text(reason)
     cause, remedy = reason_cause_text(reason), reason_remedy_text(reason)
     yield f"cause: {cause}" if cause else ""
@@ -265,6 +279,7 @@ def _confirmed(confirmed: Confirmation) -> str:
 
 def _notes(doc: QualifyDoc) -> list[str]:
     notes = [kvm_text(doc.kvm)] if doc.kvm else []
+    notes += [COLO_BETWEEN_VERSIONS] if any(pair.recorder.version != pair.loader.version for pair in doc.pairs) else []
     for pair in abroad(doc):
         notes += [f"{_way(pair)}: {note}" for note in _pair_notes(pair)]
     return list(dict.fromkeys(notes))
@@ -272,8 +287,7 @@ def _notes(doc: QualifyDoc) -> list[str]:
 
 def _pair_notes(pair: PairAnswer) -> Iterator[str]:
     yield from (_change(change, pair) for change in pair.changes if _is_weighty(change))
-    for label in pair.strays:
-        yield f"{label} breaks under COLO and was left out; no device that is judged owns it"
+    yield from map(stray_text, pair.strays)
     refused = ", ".join(f"{group} in {_cells(count)}" for group, count in pair.kvm_refused.items())
     if refused:
         yield f"this host's KVM refused {refused}"

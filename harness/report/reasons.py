@@ -24,7 +24,7 @@ from harness.qualify.explained import (
     Setting,
     StructureDifference,
 )
-from harness.qualify.model import Ending, Reason
+from harness.qualify.model import Ending, Reason, Stray
 from harness.qualify.static import (
     Disagreement,
     StaticDifference,
@@ -256,6 +256,18 @@ def hosts_differ_text(hosts: HostsDiffer) -> str:
 def ending_text(ending: Ending) -> str:
     """For how long a QEMU has a machine type."""
     return f"{ending.state} in {ending.version}"
+
+
+COLO_BETWEEN_VERSIONS = (
+    "COLO between two versions: upstream supports COLO only with the same version on both sides, "
+    "so this column decides only where --for names colo"
+)
+
+
+def stray_text(stray: Stray) -> str:
+    """A section that breaks and that nobody asked for."""
+    uses = " and ".join(stray.uses)
+    return f"{stray.section} breaks in {uses} and was left out: no device that is judged owns it"
 
 
 def kvm_text(tried: KvmTried) -> str:

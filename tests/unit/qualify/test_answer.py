@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.colo.messages import Step
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.explained import NotLookedFor
-from harness.qualify.model import DECIDING, USES, Answer, Reason, exit_code, worst
+from harness.qualify.model import DECIDING, USES, Answer, Reason, Stray, exit_code, worst
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import markdown, print_qualify, qualify_html
 from harness.report.reasons import reason_cause_text
@@ -96,14 +96,36 @@ def test_only_loads_that_do_not_count_are_no_go_ahead() -> None:
     assert (answer.uses["colo"], answer.answer) == (Answer.NONE, Answer.UNKNOWN)
 
 
+LPC = "0000:00:1f.0/ICH9LPC"
+
+
 def test_a_section_of_nobodys_row_that_was_left_out_leaves_the_host_unknown() -> None:
-    cells = (cell(), cell(lane="same", excluded=("0000:00:1f.0/ICH9LPC",)))
+    cells = (cell(), cell(lane="same", excluded=(LPC,)))
     answer = answer_leg(leg(*cells), None, DECIDING)
     assert (answer.devices[0].answer, answer.answer) == (Answer.GO, Answer.UNKNOWN)
-    assert answer.strays == ("0000:00:1f.0/ICH9LPC",)
+    assert answer.strays == (Stray(section=LPC, uses=("colo",)),)
     assert answer_leg(leg(*cells), None, ("migration",)).answer is Answer.GO
-    crash = cell(device="platform", lane="same", verdict=Verdict.CRASH, blamed=("0000:00:1f.0/ICH9LPC",))
+    crash = cell(device="platform", lane="same", verdict=Verdict.CRASH, blamed=(LPC,))
     assert answer_leg(leg(*cells, crash), None, DECIDING).strays == ()
+
+
+def test_a_section_of_nobodys_row_that_migration_refuses_costs_no_row_its_answer() -> None:
+    cells = (cell(excluded=(LPC,)), cell(lane="same", excluded=(LPC,)))
+    answer = answer_leg(leg(*cells), None, ())
+    assert (answer.devices[0].answer, answer.devices[0].because) == (Answer.GO, ())
+    assert answer.strays == (Stray(section=LPC, uses=("migration", "colo")),)
+    assert (answer.uses["migration"], answer.answer) == (Answer.UNKNOWN, Answer.UNKNOWN)
+
+
+def test_colo_decides_between_hosts_of_one_version_only() -> None:
+    cells = (cell(), cell(lane="same", verdict=Verdict.CRASH))
+    between = answer_leg(leg(*cells), None, ())
+    assert (between.answer, between.uses["colo"], between.deciding) == (Answer.GO, Answer.NO_GO, ("migration",))
+    assert [reason.use for reason in between.devices[0].because] == ["colo"]
+    other_host = replace(NEW, version=OLD.version)
+    alike = answer_leg(replace(leg(*cells), loader=other_host), None, ())
+    assert (alike.answer, alike.deciding) == (Answer.NO_GO, ("migration", "colo"))
+    assert answer_leg(leg(*cells), None, ("colo",)).answer is Answer.NO_GO
 
 
 @pytest.mark.parametrize(("side", "wanted"), [(Side.LOADER, Answer.NO_GO), (Side.RECORDER, Answer.NONE)])
@@ -223,7 +245,7 @@ def test_legs_do_not_mix(run_doc: MatrixDoc) -> None:
 
 
 def test_guests_that_stayed_at_home_do_not_count(run_doc: MatrixDoc) -> None:
-    doc = qualify_doc(run_doc, Context(binaries={}))
+    doc = qualify_doc(run_doc, Context(binaries={}, deciding=DECIDING))
     assert doc.answer is Answer.NO_GO
     assert [pair.answer for pair in doc.pairs] == [Answer.NO_GO, Answer.NO_GO]
     alone = qualify_doc(run_doc, Context(binaries={}, deciding=("migration",)))
@@ -262,7 +284,13 @@ def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
         assert "reject in migration: ahci: 0000:00:1f.2/ich9_ahci" in told
         assert "7.2.22 -> 10.0.13 (new)" in told
         assert "7.2.22 -> 10.0.13 (as at home)" in told
-        assert "no-go for migration and colo: 1 no-go" in told
+        assert "no-go for migration: 1 no-go" in told
+        assert "crash in colo: platform: 0000:00:1f.2/ich9_ahci (decides nothing here)" in told
+        assert "upstream supports COLO only with the same version on both sides" in told
+        assert told.index("reject in migration") < told.index("crash in colo")
+    both = qualify_doc(run_doc, Context(binaries={}, deciding=DECIDING))
+    assert "no-go for migration and colo: 1 no-go" in markdown(both)
+    assert "decides nothing" not in markdown(both)
 
 
 def test_what_keeps_every_device_away_is_one_reason(run_doc: MatrixDoc) -> None:

@@ -24,6 +24,7 @@ from harness.qualify.model import (
     PairAnswer,
     QualifyDoc,
     Reason,
+    Stray,
     qualify_schema,
 )
 from harness.qualify.pairs import EndingState
@@ -51,6 +52,7 @@ CSUM = LostFeature(
     origin=Origin(by=SetBy.GLOBAL, driver="virtio-net-pci", property="csum", value="off"),
 )  # fmt: skip
 ENDING = Ending(state=EndingState.DEPRECATED, version="10.0.13")
+STRAY = Stray(section="i8259", uses=("migration", "colo"))
 NO_KVM = KvmTried(usable=False, reason="no KVM")
 GROWN = StaticDifference(path="i8259/imr", kind=StaticKind.SIZE, name="imr", saved=1, loading=2)
 STATIC = StaticNote(
@@ -81,7 +83,7 @@ def doc() -> QualifyDoc:
     )
     pair = PairAnswer(
         machine="pc-i440fx-7.2", family="pc", recorder=OLD, loader=NEW, answer=Answer.NO_GO, uses=uses,
-        devices=(device,), loads=7, endings=(ENDING,), changes=(GONE,), strays=("i8259",),
+        devices=(device,), loads=7, endings=(ENDING,), changes=(GONE,), strays=(STRAY,),
         kvm_refused={"MSR 0x48": 2}, no_static="no dump",
     )  # fmt: skip
     home = replace(pair, loader=OLD, home=True, changes=(), endings=(), no_static="")
@@ -135,7 +137,7 @@ def test_what_is_told_of_the_causes(doc: QualifyDoc) -> None:
         "confirmed: QEMU 7.2.22 migrating to QEMU 10.0.13 without this program between them, bound: reject: load 1"
         in text
     )
-    assert "i8259 breaks under COLO and was left out; no device that is judged owns it" in text
+    assert "i8259 breaks in migration and colo and was left out: no device that is judged owns it" in text
     assert "this host's KVM refused MSR 0x48 in 2 cells" in text
     assert "cause: 0000:00:05.0/virtio-net (net): the guest uses VIRTIO_NET_F_CSUM (feature bit 0)" in text
     assert "remedy: set -global virtio-net-pci.csum=on on the new host instead of -global" in text

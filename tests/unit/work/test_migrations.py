@@ -16,7 +16,7 @@ from harness.lanes.checks import Check, Oracle, perform
 from harness.lanes.judge import Bench
 from harness.lanes.migrations import migration_check
 from harness.qemu.process import Exit
-from harness.report.sentences import text_of
+from harness.results.cause import Undecided, Why
 from harness.results.document import Cell
 from harness.results.outcome import Repeats
 from harness.results.verdict import Verdict
@@ -155,12 +155,29 @@ def test_more_refused_sections_than_are_searched_for_leave_nobody_ok(
     assert [cells[row].verdict for row in ROWS] == [Verdict.REJECT, Verdict.HARNESS_ERROR, Verdict.REJECT]
 
 
-def test_a_row_that_is_not_judged_and_breaks_leaves_the_others_undecided(there: Destination, bench: Bench) -> None:
+def test_a_section_of_a_row_that_is_not_judged_is_left_out_and_named(there: Destination, bench: Bench) -> None:
     there.refuses = {"kernel": {AHCI}}
-    check = migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",))
-    (cell,) = perform(check, bench)
-    assert cell.verdict is Verdict.HARNESS_ERROR
-    assert AHCI in text_of(cell)
+    (cell,) = perform(migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",)), bench)
+    assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.OK, 2, 2)
+    assert cell.excluded == (AHCI,)
+    assert bench.refused == {AHCI}
+
+
+def test_a_load_that_fails_for_no_section_and_without_the_platform_leaves_the_others_undecided(
+    there: Destination, bench: Bench
+) -> None:
+    there.names, there.refuses = False, {"kernel": {"a RAM block"}}
+    (cell,) = perform(migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",)), bench)
+    assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.HARNESS_ERROR, 2, 1)
+    assert cell.outcome.causes == (Undecided(why=Why.OTHERS, acked=1, asked=2),)
+
+
+def test_a_failure_that_does_not_come_back_is_not_hidden_where_the_platform_is_not_judged(
+    there: Destination, bench: Bench
+) -> None:
+    there.names, there.refuses, there.once = False, {"kernel": {AHCI}}, True
+    (cell,) = perform(migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",)), bench)
+    assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.HARNESS_ERROR, 3, 2)
 
 
 def test_postcopy_that_cannot_be_is_the_hosts_and_not_ok(
