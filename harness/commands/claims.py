@@ -32,6 +32,7 @@ from harness.commands.options import (
 )
 from harness.devices.device import select_devices
 from harness.errors import UsageError
+from harness.report.claims import question_text
 from harness.report.studies import claims_json, print_claims, write_claims
 from harness.report.writer import write_reports
 from harness.results.document import MatrixDoc
@@ -68,6 +69,7 @@ def claims(**given: Any) -> int:
         workers=given["jobs"],
         scope=run_scope(),
         command=["postload", *sys.argv[1:]],
+        begin=lambda number: err.print(f"question {number}: {question_text(number)}", soft_wrap=True),
         stage=lambda text: err.print(escape(text), soft_wrap=True),
     )
     doc = answer_all(asked)

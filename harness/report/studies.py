@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The answers for people: terminal, markdown, and a fragment of HTML. All work on the JSON document alone."""
+"""The answers of ``postload claims`` for people: terminal, markdown, and a fragment of HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -17,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.files import write_atomically
+from harness.report.claims import Told, Values, told
 from harness.report.text import duration, number, one_line
-
-Doc = dict[str, Any]
+from harness.studies.model import ClaimsDoc
 
 JSON_NAME = "claims.json"
 MARKDOWN_NAME = "claims.md"
@@ -29,61 +28,59 @@ _NUMBER = re.compile(r"-|\d+/\d+|[\d.,]+(%| ms)?")
 _MAX_WIDTH = 100
 
 
-def print_claims(doc: Doc, console: Console) -> None:
+def print_claims(doc: ClaimsDoc, console: Console) -> None:
     """Each question, its answer and its table; fits 80 columns by wrapping texts."""
     width = min(console.width, _MAX_WIDTH)
-    for entry in doc["questions"]:
-        console.print(Text(f"{entry['number']}. {entry['question']}", style="bold"), width=width)
-        if entry["answer"]:
-            console.print(Padding(Text(one_line(entry["answer"]), style="cyan"), (0, 0, 0, 2)), width=width)
-        if entry["failed"]:
-            failed = Text(f"not answered: {one_line(entry['failed'])}", style="bold red")
+    for entry in told(doc):
+        console.print(Text(f"{entry.number}. {entry.question}", style="bold"), width=width)
+        if entry.answer:
+            console.print(Padding(Text(one_line(entry.answer), style="cyan"), (0, 0, 0, 2)), width=width)
+        if entry.failed:
+            failed = Text(f"not answered: {one_line(entry.failed)}", style="bold red")
             console.print(Padding(failed, (0, 0, 0, 2)), width=width)
-        if entry["rows"]:
+        if entry.rows:
             console.print(Padding(_table(entry), (1, 0, 0, 1)), width=width)
         console.print()
     console.print(Text(_footer(doc), style="dim"), width=width)
 
 
-def _table(entry: Doc) -> Table:
+def _table(entry: Told) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
-    for column in entry["columns"]:
-        right = _is_number_column(entry, column["key"])
-        table.add_column(column["title"], justify="right" if right else "left", overflow="fold", no_wrap=right)
-    for row in entry["rows"]:
-        table.add_row(*(Text(value) for value in _values(entry, row)))
+    for index, title in enumerate(entry.columns):
+        right = _is_number_column(entry, index)
+        table.add_column(title, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    for row in entry.rows:
+        table.add_row(*(Text(value) for value in _values(row)))
     return table
 
 
-def _values(entry: Doc, row: Doc) -> list[str]:
-    values = (row.get(column["key"], "") for column in entry["columns"])
-    return [number(v) if isinstance(v, int) and not isinstance(v, bool) else one_line(str(v)) for v in values]
+def _values(row: Values) -> list[str]:
+    return [number(value) if isinstance(value, int) else one_line(value) for value in row]
 
 
-def _is_number_column(entry: Doc, key: str) -> bool:
-    return all(_NUMBER.fullmatch(str(row.get(key, ""))) for row in entry["rows"])
+def _is_number_column(entry: Told, index: int) -> bool:
+    return all(_NUMBER.fullmatch(str(row[index])) for row in entry.rows)
 
 
-def _footer(doc: Doc) -> str:
-    qemu = doc["qemu"]
-    return f"QEMU {qemu.get('version', '?')} ({qemu.get('path', '?')}), {duration(doc['seconds'])} in all"
+def _footer(doc: ClaimsDoc) -> str:
+    return f"QEMU {doc.qemu.version} ({doc.qemu.path}), {duration(doc.seconds)} in all"
 
 
-def claims_markdown(doc: Doc) -> str:
+def claims_markdown(doc: ClaimsDoc) -> str:
     """The document as markdown."""
     parts = ["# postload claims", _plain(_footer(doc))]
-    for entry in doc["questions"]:
-        parts.append(f"## {entry['number']}. {_plain(entry['question'])}")
-        parts += [_plain(entry["answer"])] if entry["answer"] else []
-        parts += [f"**Not answered:** {_plain(entry['failed'])}"] if entry["failed"] else []
-        parts += [_markdown_table(entry)] if entry["rows"] else []
+    for entry in told(doc):
+        parts.append(f"## {entry.number}. {_plain(entry.question)}")
+        parts += [_plain(entry.answer)] if entry.answer else []
+        parts += [f"**Not answered:** {_plain(entry.failed)}"] if entry.failed else []
+        parts += [_markdown_table(entry)] if entry.rows else []
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(entry: Doc) -> str:
-    titles = [_plain(column["title"]) for column in entry["columns"]]
-    rules = ["---:" if _is_number_column(entry, column["key"]) else "---" for column in entry["columns"]]
-    rows = [[_plain(value) for value in _values(entry, row)] for row in entry["rows"]]
+def _markdown_table(entry: Told) -> str:
+    titles = [_plain(title) for title in entry.columns]
+    rules = ["---:" if _is_number_column(entry, index) else "---" for index in range(len(titles))]
+    rows = [[_plain(value) for value in _values(row)] for row in entry.rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, rules, *rows])
 
 
@@ -91,20 +88,20 @@ def _plain(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
-def claims_html(doc: Doc) -> str:
+def claims_html(doc: ClaimsDoc) -> str:
     """One ``<section class="claims">`` without script, style sheet or link, to be put into a page."""
     parts = ['<section class="claims">', "<h2>Questions of the mailing list</h2>", f"<p>{_html(_footer(doc))}</p>"]
-    for entry in doc["questions"]:
-        parts.append(f"<h3>{_html(str(entry['number']))}. {_html(entry['question'])}</h3>")
-        parts += [f"<p><strong>{_html(entry['answer'])}</strong></p>"] if entry["answer"] else []
-        parts += [f"<p>Not answered: {_html(entry['failed'])}</p>"] if entry["failed"] else []
-        parts += _html_table(entry) if entry["rows"] else []
+    for entry in told(doc):
+        parts.append(f"<h3>{_html(str(entry.number))}. {_html(entry.question)}</h3>")
+        parts += [f"<p><strong>{_html(entry.answer)}</strong></p>"] if entry.answer else []
+        parts += [f"<p>Not answered: {_html(entry.failed)}</p>"] if entry.failed else []
+        parts += _html_table(entry) if entry.rows else []
     return "\n".join([*parts, "</section>"]) + "\n"
 
 
-def _html_table(entry: Doc) -> list[str]:
-    head = "".join(f'<th scope="col">{_html(column["title"])}</th>' for column in entry["columns"])
-    rows = ["".join(f"<td>{_html(value)}</td>" for value in _values(entry, row)) for row in entry["rows"]]
+def _html_table(entry: Told) -> list[str]:
+    head = "".join(f'<th scope="col">{_html(title)}</th>' for title in entry.columns)
+    rows = ["".join(f"<td>{_html(value)}</td>" for value in _values(row)) for row in entry.rows]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return ['<table class="claims">', f"<thead><tr>{head}</tr></thead>", f"<tbody>\n{body}\n</tbody>", "</table>"]
 
@@ -113,13 +110,13 @@ def _html(text: str) -> str:
     return escape(one_line(text))
 
 
-def claims_json(doc: Doc) -> str:
+def claims_json(doc: ClaimsDoc) -> str:
     """The document as text; bytes of a log that were no UTF-8 become question marks."""
-    text = json.dumps(doc, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def write_claims(doc: Doc, out: Path) -> Sequence[Path]:
+def write_claims(doc: ClaimsDoc, out: Path) -> Sequence[Path]:
     """``claims.json`` and ``claims.md``.
 
     :raises HostError: the folder cannot be written

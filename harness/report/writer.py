@@ -23,6 +23,7 @@ from harness.report.studies import claims_html
 from harness.results.document import MatrixDoc
 from harness.results.folder import JSON_NAME
 from harness.studies.model import SCHEMA as CLAIMS_SCHEMA
+from harness.studies.model import ClaimsDoc
 
 HTML_NAME = "matrix.html"
 JUNIT_NAME = "junit.xml"
@@ -50,7 +51,7 @@ def write_reports(doc: MatrixDoc, out_dir: Path, formats: Collection[str] = tupl
     :raises HostError: the folder cannot be written; earlier files are still whole, and of one run
     """
     # what postload claims and qualify left in the same folder
-    claims = _section(out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, claims_html)
+    claims = _section(out_dir / CLAIMS_NAME, CLAIMS_SCHEMA, lambda doc: claims_html(ClaimsDoc.from_json(doc)))
     qualified = _section(out_dir / QUALIFY_NAME, QUALIFY_SCHEMA, lambda doc: qualify_html(QualifyDoc.from_json(doc)))
     makers = {
         JSON_NAME: partial(render_json, doc),

@@ -16,19 +16,10 @@ from harness.colo.messages import U32, Message
 from harness.colo.primary import ChannelBroken
 from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode
-from harness.studies.model import Lab, Question, Row, StudyColumn, StudyResult
+from harness.studies.findings import IntervalCase, IntervalFigures, IntervalFinding
+from harness.studies.model import Lab, Question
 from harness.studies.patient import EOF, REQUEST, SEND, Patient, sections_of, size_message
 
-COLUMNS = (
-    StudyColumn(key="interval", title="guest runs"),
-    StudyColumn(key="checkpoints", title="checkpoints"),
-    StudyColumn(key="survived", title="survived"),
-    StudyColumn(key="mean", title="mean ms"),
-    StudyColumn(key="p95", title="p95 ms"),
-    StudyColumn(key="load", title="load ms"),
-    StudyColumn(key="stopped", title="stopped"),
-    StudyColumn(key="loading", title="loading"),
-)
 _ANSWER_S = 10.0
 
 
@@ -98,69 +89,32 @@ def _receive(patient: Patient, wanted: Message) -> bool:
     return bool(U32.unpack(data)[0] == wanted)
 
 
-def case_of(interval_ms: float, times: Sequence[Times], asked: int, seconds: float, broken: str) -> Row:
+def case_of(interval_ms: float, times: Sequence[Times], asked: int, seconds: float, broken: str) -> IntervalCase:
     """The figures of one interval; times in milliseconds, shares of the time that passed."""
     totals = sorted(t.total_s * 1000 for t in times) or [0.0]
     loads = [t.load_s * 1000 for t in times] or [0.0]
-    return {
-        "interval_ms": interval_ms,
-        "asked": asked,
-        "survived": len(times),
-        "seconds": round(seconds, 3),
-        "mean_ms": round(statistics.fmean(totals), 3),
-        "p95_ms": round(totals[min(len(totals) - 1, int(0.95 * len(totals)))], 3),
-        "load_mean_ms": round(statistics.fmean(loads), 3),
-        "stopped_share": round(sum(totals) / 1000 / seconds, 4) if seconds else 0.0,
-        "loading_share": round(sum(loads) / 1000 / seconds, 4) if seconds else 0.0,
-        "broken": broken,
-    }
-
-
-def row_of(case: Row) -> Row:
-    """The same for the table."""
-    return {
-        "interval": f"{case['interval_ms']:g} ms",
-        "checkpoints": case["asked"],
-        "survived": case["survived"],
-        "mean": f"{case['mean_ms']:.2f}",
-        "p95": f"{case['p95_ms']:.2f}",
-        "load": f"{case['load_mean_ms']:.2f}",
-        "stopped": f"{case['stopped_share']:.1%}",
-        "loading": f"{case['loading_share']:.1%}",
-    }
-
-
-def text_of(cases: Sequence[Row]) -> str:
-    """The answer in sentences."""
-    asked, survived = sum(c["asked"] for c in cases), sum(c["survived"] for c in cases)
-    shortest, longest = min(cases, key=_interval), max(cases, key=_interval)
-    means = [c["mean_ms"] for c in cases]
-    return (
-        f"{survived} of {asked} checkpoints survived over {len(cases)} intervals; each stops the guest for "
-        f"{min(means):.1f} to {max(means):.1f} ms on average, so at {shortest['interval_ms']:g} ms between checkpoints "
-        f"the guest stands still for {shortest['stopped_share']:.0%} of the time ({shortest['loading_share']:.0%} in "
-        f"the load, where a failure leaves half a state), at {longest['interval_ms']:g} ms for "
-        f"{longest['stopped_share']:.1%} ({longest['loading_share']:.1%})."
+    return IntervalCase(
+        interval_ms=interval_ms,
+        asked=asked,
+        survived=len(times),
+        seconds=round(seconds, 3),
+        mean_ms=round(statistics.fmean(totals), 3),
+        p95_ms=round(totals[min(len(totals) - 1, int(0.95 * len(totals)))], 3),
+        load_mean_ms=round(statistics.fmean(loads), 3),
+        stopped_share=round(sum(totals) / 1000 / seconds, 4) if seconds else 0.0,
+        loading_share=round(sum(loads) / 1000 / seconds, 4) if seconds else 0.0,
+        broken=broken,
     )
 
 
-def _interval(case: Row) -> float:
-    return float(case["interval_ms"])
-
-
-def ask(lab: Lab) -> StudyResult:
+def ask(lab: Lab) -> IntervalFinding:
     """Every interval, one after the other: times are not to be shared with another QEMU of ours."""
     cases = []
     for interval_ms in lab.effort.intervals_ms:
         lab.stage(f"{lab.family}: checkpoints, the guest runs {interval_ms:g} ms between them")
         cases.append(case_of(interval_ms, *watch(lab, interval_ms)))
-    figures = {f"{case['interval_ms']:g} ms": case for case in cases}
-    return StudyResult(text=text_of(cases), figures=figures, rows=[row_of(case) for case in cases], cases=cases)
+    figures = IntervalFigures(asked=sum(c.asked for c in cases), survived=sum(c.survived for c in cases))
+    return IntervalFinding(figures=figures, cases=tuple(cases))
 
 
-QUESTION = Question(
-    number=4,
-    text="How often may checkpoints be taken: loads survived, and the time spent in them?",
-    columns=COLUMNS,
-    ask=ask,
-)
+QUESTION = Question(number=4, ask=ask)

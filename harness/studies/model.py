@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,10 +18,11 @@ from harness.engines.probe import ColoAbility
 from harness.errors import PostloadError, Stopped
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
+from harness.results.document import Qemu, read_model
+from harness.studies.findings import StudyFinding
 
 SCHEMA = "postload.claims/1"
 
-Row = dict[str, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -105,33 +106,32 @@ class Lab:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyColumn:
-    """A column of the compact table: key in its rows, and title."""
+class MachineFinding:
+    """What a question came to on one machine, which is named by its family."""
 
-    key: str
-    title: str
+    machine: str
+    found: StudyFinding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineFailure:
+    """A machine that could not say, and why; the name is empty where there was none to ask."""
+
+    machine: str
+    said: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyAnswer:
     """One question, answered.
 
-    :param answer: sentences with numbers; empty when it could not be answered
-    :param figures: by machine family
-    :param rows: the compact table; its cells are strings and numbers
-    :param cases: every single experiment, for whoever wants to count again
-    :param failed: why it could not be answered, or empty
+    :param failed: the machines that could not say; the others count all the same
     """
 
     number: int
-    question: str
-    answer: str
-    figures: Row = field(default_factory=dict)
-    columns: tuple[StudyColumn, ...] = ()
-    rows: Sequence[Row] = ()
-    cases: Sequence[Row] = ()
+    machines: tuple[MachineFinding, ...] = ()
+    failed: tuple[MachineFailure, ...] = ()
     seconds: float = 0.0
-    failed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,79 +143,69 @@ class ClaimsDoc:
     """
 
     schema: Literal["postload.claims/1"] = "postload.claims/1"
-    qemu: dict[str, str]
+    qemu: Qemu
     created: str
     command: tuple[str, ...]
     seconds: float
     complete: bool
     questions: tuple[StudyAnswer, ...]
 
-    def to_json(self) -> Row:
+    def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: Row = TypeAdapter(ClaimsDoc).dump_python(self, mode="json")
+        found: dict[str, Any] = TypeAdapter(ClaimsDoc).dump_python(self, mode="json", by_alias=True)
         return found
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> ClaimsDoc:
+        """Read a document back.
 
-def claims_schema() -> Row:
+        :raises UsageError: it is none, or of another version
+        """
+        return read_model(cls, document, "a document of postload claims")
+
+
+def claims_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``claims.json``, made from the models."""
-    schema = TypeAdapter(ClaimsDoc).json_schema(mode="serialization")
+    schema = TypeAdapter(ClaimsDoc).json_schema(mode="serialization", by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyResult:
-    """What one question came to on one machine: a sentence, its figures, rows and cases."""
-
-    text: str
-    figures: Row
-    rows: Sequence[Row]
-    cases: Sequence[Row] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question and how to answer it on one machine.
+    """A question and how to answer it on one machine; its text is :data:`harness.report.claims.QUESTIONS`.
 
     :param ask: raises :class:`PostloadError` when it cannot be answered
     """
 
     number: int
-    text: str
-    columns: tuple[StudyColumn, ...]
-    ask: Callable[[Lab], StudyResult]
+    ask: Callable[[Lab], StudyFinding]
 
     def answer(self, labs: Sequence[Lab]) -> StudyAnswer:
         """Ask every machine; what one cannot say is kept in ``failed``, and the others still count."""
         started = time.monotonic()
-        found: dict[str, StudyResult] = {}
-        failed = []
+        machines, failed = [], []
         for lab in labs:
             try:
-                found[lab.family] = self.ask(lab)
+                machines.append(MachineFinding(machine=lab.family, found=self.ask(lab)))
             except Stopped:
                 raise
             except PostloadError as error:
-                failed.append(f"{lab.family}: {error}")
+                failed.append(MachineFailure(machine=lab.family, said=str(error)))
         return StudyAnswer(
             number=self.number,
-            question=self.text,
-            answer=" ".join(f"{name}: {one.text}" for name, one in found.items()),
-            figures={name: one.figures for name, one in found.items()},
-            columns=(StudyColumn(key="machine", title="machine"), *self.columns) if len(labs) > 1 else self.columns,
-            rows=[{"machine": name, **row} for name, one in found.items() for row in one.rows],
-            cases=[{"machine": name, **case} for name, one in found.items() for case in one.cases],
+            machines=tuple(machines),
+            failed=tuple(failed) if labs else (MachineFailure(machine="", said="no machine to ask"),),
             seconds=round(time.monotonic() - started, 1),
-            failed="; ".join(failed) or ("" if labs else "no machine to ask"),
         )
 
 
-def document(binary: QemuBinary, answers: Sequence[StudyAnswer], command: Sequence[str], seconds: float) -> Row:
+def document(binary: QemuBinary, answers: Sequence[StudyAnswer], command: Sequence[str], seconds: float) -> ClaimsDoc:
     """``claims.json``."""
     return ClaimsDoc(
-        qemu=dict(binary.identity()),
+        qemu=Qemu(**binary.identity()),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=tuple(command),
         seconds=round(seconds, 1),
         complete=all(not answer.failed for answer in answers),
         questions=tuple(answers),
-    ).to_json()
+    )

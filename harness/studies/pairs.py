@@ -27,7 +27,8 @@ from harness.qemu.cmdline import Option
 from harness.qemu.process import socket_path
 from harness.qemu.vm import Vm
 from harness.stream import wire
-from harness.studies.model import Lab, Row
+from harness.studies.findings import Fault, PrimaryCase
+from harness.studies.model import Lab
 from harness.studies.patient import DEATH_S, colo_exit, guest_answers
 
 #: Long enough for the fault to be there before the next checkpoint begins.
@@ -45,8 +46,7 @@ _PIECE_BYTES = 1 << 20
 _TRIES = 3
 
 #: What goes wrong, in the order of the table.
-REFUSES = "secondary refuses"
-FAULTS = ("secondary killed", REFUSES, "connection closed", "connection silent")
+FAULTS = (Fault.KILLED, Fault.REFUSES, Fault.CLOSED, Fault.SILENT)
 
 
 class Relay:
@@ -141,7 +141,7 @@ class _PairSeen:
     alive: bool
 
 
-def primary_cases(lab: Lab) -> list[Row]:
+def primary_cases(lab: Lab) -> list[PrimaryCase]:
     """Each fault in a pair of its own, one after the other: every primary is kept on the same host CPU.
 
     A pair that does not get to its checkpoints gives a row with ``undecided``.
@@ -149,11 +149,11 @@ def primary_cases(lab: Lab) -> list[Row]:
     :raises Stopped: the run was told to stop
     """
     # nothing can be left out of what a real primary sends: where a section breaks the secondary, that is the fault
-    faults = FAULTS if not lab.excluded else ("its secondary's own failure",)
+    faults = FAULTS if not lab.excluded else (Fault.OWN,)
     return [_with_tries(lab, fault) for fault in faults]
 
 
-def _with_tries(lab: Lab, fault: str) -> Row:
+def _with_tries(lab: Lab, fault: Fault) -> PrimaryCase:
     """A primary under TCG can hang by itself before anything went wrong (see :mod:`harness.engines.pair`)."""
     why = ""
     for _ in range(_TRIES):
@@ -162,10 +162,10 @@ def _with_tries(lab: Lab, fault: str) -> Row:
             return primary_case(lab, fault)
         except HarnessError as error:
             why = str(error)
-    return {"kind": "real primary", "where": fault, "undecided": why}
+    return PrimaryCase(fault=fault, undecided=why)
 
 
-def primary_case(lab: Lab, fault: str) -> Row:
+def primary_case(lab: Lab, fault: Fault) -> PrimaryCase:
     """One pair, one fault.
 
     :raises HarnessError: the pair did not get to its checkpoints
@@ -210,13 +210,13 @@ def _joined(lab: Lab, primary: Vm, secondary: Vm) -> Relay:
     return relay
 
 
-def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: str) -> None:
+def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: Fault) -> None:
     """Until it is time for the fault."""
     yielding = False
     end = time.monotonic() + TIMEOUT_S
     while relay.loaded < HEALTHY:
-        ready = relay.ready and fault == REFUSES
-        if ready or (fault not in FAULTS and secondary.ended() is not None):
+        ready = relay.ready and fault is Fault.REFUSES
+        if ready or (fault is Fault.OWN and secondary.ended() is not None):
             return
         events = primary.monitor.drain_events()
         if not yielding and _in_colo(events):
@@ -227,17 +227,18 @@ def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: str
         time.sleep(_POLL_S)
 
 
-def _break(fault: str, relay: Relay, secondary: Vm) -> None:
-    actions: dict[str, Callable[[], object]] = {
-        "secondary killed": secondary.process.kill,
-        REFUSES: relay.spoil,
-        "connection closed": relay.close,
-        "connection silent": relay.silence,
+def _break(fault: Fault, relay: Relay, secondary: Vm) -> None:
+    actions: dict[Fault, Callable[[], object]] = {
+        Fault.KILLED: secondary.process.kill,
+        Fault.REFUSES: relay.spoil,
+        Fault.CLOSED: relay.close,
+        Fault.SILENT: relay.silence,
+        Fault.OWN: lambda: None,
     }
-    actions.get(fault, lambda: None)()
+    actions[fault]()
 
 
-def _observe(fault: str, relay: Relay, primary: Vm, secondary: Vm) -> Row:
+def _observe(fault: Fault, relay: Relay, primary: Vm, secondary: Vm) -> PrimaryCase:
     """First without a word to the primary, then after ``x-colo-lost-heartbeat``."""
     end = time.monotonic() + NOTICE_S
     while time.monotonic() < end and primary.ended() is None and colo_exit(primary) is None:
@@ -245,7 +246,7 @@ def _observe(fault: str, relay: Relay, primary: Vm, secondary: Vm) -> Row:
     # the time that it takes to go on, or not
     time.sleep(0.3)
     reason = colo_exit(primary)
-    if fault == REFUSES and not relay.spoiled:
+    if fault is Fault.REFUSES and not relay.spoiled:
         raise HarnessError("the pair ended before a section could be spoiled")
     untold = _look(primary)
     if untold.status == "no-answer":
@@ -254,24 +255,22 @@ def _observe(fault: str, relay: Relay, primary: Vm, secondary: Vm) -> Row:
     told = _look(primary)
     ended = primary.ended(DEATH_S if told.status == "gone" else 0.0)
     other = secondary.ended()
-    return {
-        "kind": "real primary",
-        "where": fault,
-        "undecided": "",
-        "noticed": reason is not None or ended is not None,
-        "colo_exit": reason,
-        "exit": None if ended is None else str(ended),
-        "said": _said(primary),
-        "status_untold": untold.status,
-        "alive_untold": untold.alive,
-        "refused": refused,
-        "status_told": told.status,
-        "alive_told": told.alive,
-        "checkpoints_before": relay.loaded,
-        "secondary_exit": None if other is None else str(other),
-        "secondary_said": _said(secondary),
-        "secondary_colo_exit": None if other is not None else colo_exit(secondary),
-    }
+    return PrimaryCase(
+        fault=fault,
+        noticed=reason is not None or ended is not None,
+        colo_exit=reason,
+        exit=None if ended is None else str(ended),
+        said=_said(primary),
+        status_untold=untold.status,
+        alive_untold=untold.alive,
+        refused=refused,
+        status_told=told.status,
+        alive_told=told.alive,
+        checkpoints_before=relay.loaded,
+        secondary_exit=None if other is None else str(other),
+        secondary_said=_said(secondary),
+        secondary_colo_exit=None if other is not None else colo_exit(secondary),
+    )
 
 
 def _look(vm: Vm) -> _PairSeen:

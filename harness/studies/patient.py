@@ -26,6 +26,7 @@ from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 from harness.stream.model import Section
 from harness.stream.wire import PAGE_SIZE
+from harness.studies.findings import How, Takeover
 from harness.studies.model import Lab
 
 START_TIMEOUT_S = 20.0
@@ -78,33 +79,15 @@ class Reaction:
         return Message.VMSTATE_LOADED.name in self.messages
 
     @property
-    def how(self) -> str:
-        """One word: ``crash``, ``ended``, ``loaded``, ``refused``, ``closed`` or ``silent``."""
+    def how(self) -> How:
+        """All of it in one word."""
         if self.exit is not None:
-            return "ended" if self.exit == "exit status 0" else "crash"
+            return How.ENDED if self.exit == "exit status 0" else How.CRASH
         if self.loaded:
-            return "loaded"
+            return How.LOADED
         if self.colo_exit is not None:
-            return "refused"
-        return "closed" if self.closed else "silent"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Takeover:
-    """What came of ``x-colo-lost-heartbeat``.
-
-    :param status: of ``query-status`` at the end; ``gone`` when QEMU ended, ``no-answer`` when it hangs
-    :param refused: QEMU's words when it did not want to
-    :param told: it stood still until ``cont``
-    :param alive: the guest's shell answered; None when not asked
-    :param answer_s: how long that took, or None
-    """
-
-    status: str
-    refused: str = ""
-    told: bool = False
-    alive: bool | None = None
-    answer_s: float | None = None
+            return How.REFUSED
+        return How.CLOSED if self.closed else How.SILENT
 
 
 class Patient:

@@ -23,13 +23,12 @@ from harness.state.owners import settled
 from harness.state.recorder import PHASES, Plan
 from harness.state.recordings import planned_guests, recording_plan
 from harness.studies import framing, half, interval, loads
-from harness.studies.model import Effort, Lab, Question, Row, StudyAnswer, document
+from harness.studies.model import ClaimsDoc, Effort, Lab, Question, StudyAnswer, document
 
 _ALL = (loads.QUESTION, half.QUESTION, framing.QUESTION, interval.QUESTION)
 QUESTIONS: Mapping[int, Question] = {question.number: question for question in _ALL}
 #: Loads of the whole state after which a machine counts as healthy enough for the questions behind the first.
 _TRIAL_LOADS = 3
-#: Prefixes of versioned machine names by family.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +37,8 @@ class Asked:
 
     :param machines: asked question 1
     :param others: machines asked the other questions, which take longer
+    :param begin: told the number of each question when its turn comes
+    :param stage: told what is going on
     """
 
     binary: QemuBinary
@@ -50,11 +51,12 @@ class Asked:
     workers: int = 2
     effort: Effort = field(default_factory=Effort)
     command: Sequence[str] = ()
+    begin: Callable[[int], None] = lambda _: None
     stage: Callable[[str], None] = lambda _: None
     scope: ProcessScope = field(default_factory=ProcessScope)
 
 
-def answer_all(asked: Asked) -> Row:
+def answer_all(asked: Asked) -> ClaimsDoc:
     """The document; a question that could not be answered says why.
 
     :raises UsageError: this QEMU has no such machine
@@ -67,7 +69,7 @@ def answer_all(asked: Asked) -> Row:
         ready: dict[str, Lab] = {}
         for number in sorted(set(asked.questions)):
             question = QUESTIONS[number]
-            asked.stage(f"question {number}: {question.text}")
+            asked.begin(number)
             if number == loads.QUESTION.number:
                 answers.append(question.answer([labs[name] for name in asked.machines]))
                 continue
@@ -144,6 +146,6 @@ def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
     return recordings.machine_names(binary, wanted)
 
 
-def exit_status(doc: Row) -> int:
+def exit_status(doc: ClaimsDoc) -> int:
     """0 when every question was answered, else 3."""
-    return 0 if doc["complete"] else PostloadError.exit_code
+    return 0 if doc.complete else PostloadError.exit_code

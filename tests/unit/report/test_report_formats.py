@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from harness.colo.messages import Step
 from harness.report.html import render_html
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
+from harness.report.studies import write_claims
 from harness.report.terminal import print_matrix
 from harness.report.text import duration, number, printable
 from harness.report.view import anchors, blocks, finding_groups, loads_text, rate_text
@@ -28,6 +28,8 @@ from harness.report.writer import write_reports
 from harness.results.cause import Broke
 from harness.results.document import Cell, MatrixDoc, Qemu, Warned
 from harness.results.verdict import Verdict
+from harness.studies.findings import IntervalCase, IntervalFigures, IntervalFinding
+from harness.studies.model import ClaimsDoc, MachineFinding, StudyAnswer
 
 LPC = "0000:00:1f.0/ICH9LPC"
 NOT_SAFE = f"not safe for COLO, because {LPC}: crash: SIGABRT: ../../softmmu/memory.c:2545: "
@@ -291,16 +293,23 @@ def test_cells_of_an_unknown_machine_are_not_lost(doc: MatrixDoc) -> None:
 
 
 def test_the_answers_of_the_claims_in_the_same_folder_are_in_the_page(doc: MatrixDoc, tmp_path: Path) -> None:
-    entry = {"number": 1, "question": "May it?", "answer": "Yes & no.", "failed": "", "rows": [], "columns": {}}
-    qemu = {"version": "7.2.22", "build": ""}
-    claims: dict[str, object] = {"schema": "postload.claims/1", "qemu": qemu, "questions": [entry]}
-    claims |= {"seconds": 1.0, "machines": [], "command": [], "started": "", "accel": "tcg"}
-    (tmp_path / "claims.json").write_text(json.dumps(claims))
+    figures = IntervalFigures(asked=9, survived=8)
+    case = IntervalCase(
+        interval_ms=5.0, asked=9, survived=8, seconds=1.0, mean_ms=4.0, p95_ms=4.0, load_mean_ms=2.0,
+        stopped_share=0.4, loading_share=0.2,
+    )  # fmt: skip
+    found = MachineFinding(machine="pc & co", found=IntervalFinding(figures=figures, cases=(case,)))
+    claims = ClaimsDoc(
+        qemu=doc.machines[0].qemu, created="", command=(), seconds=1.0, complete=True,
+        questions=(StudyAnswer(number=4, machines=(found,)),),
+    )  # fmt: skip
+    write_claims(claims, tmp_path)
     write_reports(doc, tmp_path)
-    assert "Yes &amp; no." in (tmp_path / "matrix.html").read_text()
-    (tmp_path / "claims.json").write_text("{")
-    write_reports(doc, tmp_path)
-    assert "Yes &amp; no." not in (tmp_path / "matrix.html").read_text()
+    assert "pc &amp; co: 8 of 9 checkpoints survived" in (tmp_path / "matrix.html").read_text()
+    for damaged in ("{", '{"schema": "postload.claims/1"}'):
+        (tmp_path / "claims.json").write_text(damaged)
+        write_reports(doc, tmp_path)
+        assert "checkpoints survived" not in (tmp_path / "matrix.html").read_text()
 
 
 # --- Sessions that several devices share --------------------------------------------------------------------

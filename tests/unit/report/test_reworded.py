@@ -24,7 +24,7 @@ from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
-from harness.report import cases, reasons, sentences
+from harness.report import cases, claims, reasons, sentences
 from harness.report.cases import told_case
 from harness.results.cause import Assertion, Broke, Cause, Drifted, DriftedField, Leaked, Resource
 from harness.results.document import Cell, MatrixDoc
@@ -50,7 +50,7 @@ LINE = "qemu-system-x86_64: ../../softmmu/memory.c:2610: f: Assertion `!s->conta
 
 def texts() -> Iterator[tuple[str, Callable[..., str]]]:
     """Every function that makes a sentence."""
-    for module in (sentences, cases, reasons):
+    for module in (sentences, cases, reasons, claims):
         for name, member in vars(module).items():
             made_here = inspect.isfunction(member) and member.__module__ == module.__name__
             if made_here and inspect.signature(member).return_annotation == "str":

@@ -1,100 +1,134 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The sentences and tables of ``postload claims`` follow from the cases alone."""
+"""The figures of ``postload claims`` follow from the cases alone, and its sentences and tables from both."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from made_claims import (
+    frame_case,
+    framing_of,
+    half_case,
+    half_of,
+    intervals_of,
+    load_case,
+    loads_of,
+    primary_case,
+)
 
+from harness.report.claims import finding_text, place_text, table_rows
+from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
-from harness.studies import framing, half, interval, loads
-
-Row = dict[str, Any]
-
-
-def _load_case(name: str, acked: int, verdict: str = "ok", **more: Any) -> Row:
-    case: Row = {"name": name, "asked": 10, "acked": acked, "verdict": verdict, "text": "", "sections": []}
-    return case | {"left_out": [], "log": "", "isolated": ""} | more
+from harness.studies import framing, interval
+from harness.studies.findings import (
+    Damage,
+    Described,
+    Fault,
+    Framed,
+    Half,
+    How,
+    LostAt,
+    Place,
+    PrimaryCase,
+    Takeover,
+    Way,
+    WrongLength,
+)
 
 
 def test_loads_that_all_pass() -> None:
-    cases = [_load_case("bound", 10), _load_case("busy", 10)]
-    assert loads.text_of(loads.figures_of(cases)).startswith("All 20 loads")
-    assert loads.summary(cases) == [
-        {"loads": "bound, busy", "asked": 20, "acked": 20, "verdict": "ok", "sections": "", "why": ""}
-    ]
+    found = loads_of(load_case("bound"), load_case("busy"))
+    assert (found.figures.loads, found.figures.loads_passed, found.figures.sessions_failed) == (20, 20, 0)
+    assert finding_text(found).startswith("All 20 loads")
+    assert table_rows(found) == [("bound, busy", 20, 20, "ok", "")]
 
 
 def test_a_load_that_fails_is_counted_and_named() -> None:
-    crash = _load_case("bound", 3, "crash", text="load 4: SIGABRT", sections=["dev/X"])
-    cases = [crash, _load_case("bound", 10, left_out=["dev/X"])]
-    figures = loads.figures_of(cases)
-    assert (figures["loads"], figures["loads_passed"], figures["sections_failed"]) == (14, 13, ["dev/X"])
-    text = loads.text_of(figures)
+    crash = load_case("bound", 3, Verdict.CRASH, line="load 4: SIGABRT", sections=("dev/X",))
+    found = loads_of(crash, load_case("bound", left_out=("dev/X",)))
+    figures = found.figures
+    assert (figures.loads, figures.loads_passed, figures.sections_failed) == (14, 13, ("dev/X",))
+    text = finding_text(found)
     assert text.startswith("No: 1 of 2 sessions")
     assert "dev/X (crash: load 4: SIGABRT)" in text
-    assert [row["loads"] for row in loads.summary(cases)] == ["bound", "bound, without dev/X"]
-
-
-def _half_case(kind: str, **more: Any) -> Row:
-    case: Row = {"kind": kind, "where": "here", "messages": ("VMSTATE_RECEIVED",), "colo_exit": "error", "said": "x"}
-    case |= {"exit": None, "further_checkpoint": False, "ram_of_next": True, "incomplete": True}
-    return case | {"takeover": {"status": "running", "alive": False}} | more
+    assert [row[0] for row in table_rows(found)] == ["bound", "bound, without dev/X"]
 
 
 def test_a_buffer_that_is_acknowledged_is_never_called_refused() -> None:
-    good = [_half_case("cut between sections"), _half_case("bad section")]
-    assert "none was acknowledged" in half.text_of(half.figures_of(good, []))
-    wrong = _half_case("cut inside a section", messages=("VMSTATE_RECEIVED", "VMSTATE_LOADED"), colo_exit=None)
-    figures = half.figures_of([*good, wrong], [])
-    assert (figures["bad_buffers"], figures["bad_acknowledged"], figures["bad_reported"]) == (3, 1, 2)
-    assert "1 were acknowledged" in half.text_of(figures)
+    good = [half_case(Half.CUT_BETWEEN), half_case(Half.BAD_SECTION)]
+    assert "none was acknowledged" in finding_text(half_of(*good))
+    messages = ("VMSTATE_RECEIVED", "VMSTATE_LOADED")
+    wrong = half_case(Half.CUT_INSIDE, messages=messages, how=How.LOADED, colo_exit=None)
+    found = half_of(*good, wrong)
+    figures = found.figures
+    assert (figures.bad_buffers, figures.bad_acknowledged, figures.bad_reported) == (3, 1, 2)
+    assert "1 was acknowledged" in finding_text(found)
+    assert "2 were acknowledged" in finding_text(half_of(wrong, wrong))
 
 
 def test_a_further_checkpoint_that_is_taken_changes_the_answer() -> None:
-    refused = half.text_of(half.figures_of([_half_case("bad section")], []))
-    taken = half.text_of(half.figures_of([_half_case("bad section", further_checkpoint=True)], []))
-    assert "cannot be loaded again" in refused
-    assert "cannot be loaded again" not in taken
+    assert "cannot be loaded again" in finding_text(half_of(half_case(Half.BAD_SECTION)))
+    taken = half_of(half_case(Half.BAD_SECTION, further_checkpoint=True))
+    assert "cannot be loaded again" not in finding_text(taken)
+    assert "a further checkpoint in 1 of 1 case." in finding_text(taken)
 
 
 def test_a_hung_monitor_is_said() -> None:
-    case = _half_case("connection silent", colo_exit=None, ram_of_next=None, further_checkpoint=None)
-    case["takeover"] = {"status": "no-answer", "alive": None}
-    figures = half.figures_of([case], [])
-    assert (figures["lost"], figures["lost_took_over"]) == (1, 0)
-    assert "QMP itself hung in 1" in half.text_of(figures)
-    assert half.summary([case])[0]["took over"] == "0/1"
+    silent = half_case(
+        Half.SILENT, place=Place(lost_at=LostAt.IN_RAM), how=How.SILENT, colo_exit=None, ram_of_next=None,
+        further_checkpoint=None, takeover=Takeover(status="no-answer"),
+    )  # fmt: skip
+    found = half_of(silent)
+    assert (found.figures.lost, found.figures.lost_took_over) == (1, 0)
+    assert "QMP itself hung in 1 of these: in the RAM." in finding_text(found)
+    assert table_rows(found) == [("connection silent", 1, 0, 0, 0, "-", "0/1", "-", "-")]
 
 
 def test_primaries_that_were_not_decided_do_not_count() -> None:
-    seen: Row = {"kind": "real primary", "where": "secondary killed", "undecided": "", "noticed": True}
-    seen |= {"alive_untold": False, "alive_told": True, "colo_exit": "error", "exit": None, "status_told": "running"}
-    figures = half.figures_of([], [seen, {"kind": "real primary", "where": "x", "undecided": "hung"}])
-    assert (figures["primary_cases"], figures["primary_undecided"], figures["primary_alone"]) == (1, 1, 0)
-    assert "1 real pairs did not get" in half.text_of(figures)
+    found = half_of(primary=(primary_case(), PrimaryCase(fault=Fault.SILENT, undecided="hung")))
+    figures = found.figures
+    assert (figures.primary_cases, figures.primary_undecided, figures.primary_alone) == (1, 1, 0)
+    assert "1 real pair did not get to its checkpoints" in finding_text(found)
+    assert table_rows(found) == [
+        ("primary: secondary killed", 1, "-", 1, 0, "-", "1/1", "1/1", "-"),
+        ("primary: connection silent", 0, "-", "-", "-", "-", "-", "-", "-"),
+    ]
 
 
-def _frame_case(section: str, **more: Any) -> Row:
-    case: Row = {"section": section, "bytes": 4, "vmdesc_bytes": 4, "described": "fields", "lengths": [4]}
-    return case | {"exact": "loaded", "more": "refused", "less": "refused"} | more
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        (Place(), "before the first section"),
+        (Place(section="dev"), "behind dev"),
+        (Place(section="dev", byte=3, of=9), "byte 3 of 9 of dev"),
+        (Place(section="dev", damage=Damage.IDSTR), "idstr of dev"),
+        (Place(left_out=4, of=9), "4 of 9 left out at the end"),
+        (Place(lost_at=LostAt.AFTER_REPLY), "after CHECKPOINT_REPLY"),
+        (Place(lost_at=LostAt.BEFORE_LAST_BYTE), "before its last byte"),
+    ],
+)
+def test_places(place: Place, text: str) -> None:
+    assert place_text(place) == text
 
 
 def test_framing_of_sections_that_stop_at_their_footers() -> None:
-    cases = [_frame_case("a"), _frame_case("b", described="open-coded", lengths=[4, 8])]
-    figures = framing.figures_of(cases)
-    assert (figures["open_coded_sections"], figures["varying_sections"]) == (["b"], ["b"])
-    assert framing.text_of(figures, "bound").startswith("By the devices' own loads yes")
-    assert [row["count"] for row in framing.summary(cases)] == [1, 1]
+    found = framing_of(frame_case("a"), frame_case("b", described=Described.OPEN_CODED, lengths=(4, 8)))
+    assert (found.figures.open_coded_sections, found.figures.varying_sections) == (("b",), ("b",))
+    assert finding_text(found).startswith("By the devices' own loads yes")
+    assert table_rows(found) == [
+        ("a", "fields", 1, "no", "taken", "refused", "refused"),
+        ("b", "open-coded", 1, "yes", "taken", "refused", "refused"),
+    ]
 
 
-@pytest.mark.parametrize("more", [{"more": "loaded"}, {"less": "crash"}, {"exact": "refused"}])
-def test_framing_of_a_section_that_does_not(more: Row) -> None:
-    figures = framing.figures_of([_frame_case("a"), _frame_case("b", **more)])
-    assert framing.text_of(figures, "bound").startswith("Not safely")
-    assert bool(figures["crashed"]) == (more == {"less": "crash"})
-    assert bool(figures["taken_wrongly"]) == (more == {"more": "loaded"})
+@pytest.mark.parametrize(("way", "how"), [(Way.MORE, How.LOADED), (Way.LESS, How.CRASH), (Way.EXACT, How.REFUSED)])
+def test_framing_of_a_section_that_does_not(way: Way, how: How) -> None:
+    found = framing_of(frame_case("a"), frame_case("b", **{str(way): Framed(how=how)}))
+    assert finding_text(found).startswith("Not safely")
+    wrong = (WrongLength(section="b", way=way),)
+    assert found.figures.crashed == (wrong if how is How.CRASH else ())
+    assert found.figures.taken_wrongly == (wrong if how is How.LOADED else ())
 
 
 def _desc(fields: str) -> VmDesc:
@@ -111,16 +145,16 @@ def _desc(fields: str) -> VmDesc:
         ('{"name": "x", "type": "uint8", "size": 1}, {"name": "q", "type": "qtailq", "size": 9}', "partly"),
     ],
 )
-def test_how_far_a_vmdesc_describes(fields: str, expected: str) -> None:
+def test_how_far_a_vmdesc_describes(fields: str, expected: Any) -> None:
     assert framing.description(_desc(fields).device("a", 0)) == expected
-    assert framing.description(None) == "none"
+    assert framing.description(None) is Described.NONE
 
 
 def test_shares_of_an_interval() -> None:
     times = [interval.Times(stop_s=0.001, receive_s=0.001, load_s=0.002)] * 100
     case = interval.case_of(5.0, times, 101, 1.0, "gone")
-    assert (case["survived"], case["asked"]) == (100, 101)
-    assert (case["mean_ms"], case["p95_ms"], case["load_mean_ms"]) == (4.0, 4.0, 2.0)
-    assert (case["stopped_share"], case["loading_share"]) == (0.4, 0.2)
-    assert interval.text_of([case]).startswith("100 of 101 checkpoints survived")
-    assert interval.case_of(5.0, [], 1, 1.0, "gone")["stopped_share"] == 0
+    assert (case.survived, case.asked) == (100, 101)
+    assert (case.mean_ms, case.p95_ms, case.load_mean_ms) == (4.0, 4.0, 2.0)
+    assert (case.stopped_share, case.loading_share) == (0.4, 0.2)
+    assert finding_text(intervals_of(case)).startswith("100 of 101 checkpoints survived over 1 interval;")
+    assert interval.case_of(5.0, [], 1, 1.0, "gone").stopped_share == 0
