@@ -12,6 +12,7 @@
     |   +-- MissingError   (3)    a program or package is missing; says how to get it
     +-- HarnessError       (3)    this program could not decide
     |   +-- DeadlineError  (3)    a wait ended without an answer
+    |   +-- HinderedError  (3)    the host kept a QEMU, or this program, from running
     |   +-- GuestError     (3)    the guest did not reach a phase
     |   +-- QemuError      (3)    QEMU refused a command, or died while it was prepared
     |   +-- Stopped        (3)    the run was told to stop
@@ -82,6 +83,10 @@ class HarnessError(PostloadError):
 
 class DeadlineError(HarnessError):
     """A wait ended without an answer."""
+
+
+class HinderedError(HarnessError):
+    """The host kept a QEMU, or this program, from running: what came of it says nothing, and is tried again."""
 
 
 class GuestError(HarnessError):

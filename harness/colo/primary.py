@@ -15,7 +15,6 @@ The exchange of one checkpoint (``colo_do_checkpoint_transaction`` and ``colo_in
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from harness.colo.messages import (
     Step,
     name_of,
 )
+from harness.deadline import Clock, Deadline
 from harness.stream.wire import Command
 from harness.stream.writer import encode_command
 
@@ -88,14 +88,20 @@ class Primary:
     """One COLO session.
 
     :param sock: connected to the secondary's incoming address; closed by :meth:`close`
-    :param timeout_s: deadline for each answer and for each whole send
+    :param clocks: of the secondary: time in which it could not run counts for no deadline
+    :param timeout_s: deadline for each answer and for each whole send, from the first moment of silence on
     :param watch: asked now and then while the secondary is silent; a sentence when it has given up, else None
     """
 
     def __init__(
-        self, sock: socket.socket, *, timeout_s: float, watch: Callable[[], str | None] = lambda: None
+        self,
+        sock: socket.socket,
+        *clocks: Clock,
+        timeout_s: float,
+        watch: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._sock = sock
+        self._clocks = clocks
         self._timeout_s = timeout_s
         self._watch = watch
         self.checkpoints = 0
@@ -156,33 +162,38 @@ class Primary:
             raise ChannelBroken(step, "unexpected", f"{name_of(value)} instead of {wanted.name}")
 
     def _send(self, step: Step, *buffers: Buffer) -> None:
-        end = time.monotonic() + self._timeout_s
+        deadline: Deadline | None = None
         for start in range(0, len(buffers), _IOV_MAX):
-            self._send_some(step, end, buffers[start : start + _IOV_MAX])
+            deadline = self._send_some(step, deadline, buffers[start : start + _IOV_MAX])
 
-    def _send_some(self, step: Step, end: float, buffers: Sequence[Buffer]) -> None:
+    def _send_some(self, step: Step, deadline: Deadline | None, buffers: Sequence[Buffer]) -> Deadline | None:
         """Send at most IOV_MAX buffers in one call, and what that left over in further ones."""
         left = list(buffers)
         while left:
             try:
                 sent = self._sock.sendmsg(left)
-                if time.monotonic() > end:
-                    self._silence(step, end, "took too little data")
             except TimeoutError:
-                self._silence(step, end, "took no more data")
+                deadline = deadline or self._deadline()
+                self._silence(step, deadline, "took no more data")
                 continue
             except OSError as error:
                 raise _closed(step, f" ({error.strerror})") from error
             left = _behind(left, sent)
+            if left:
+                deadline = deadline or self._deadline()
+                if deadline.over:
+                    self._silence(step, deadline, "took too little data")
+        return deadline
 
     def _receive(self, step: Step, count: int, more_s: float = 0.0) -> bytes:
         data = b""
-        end = time.monotonic() + self._timeout_s + more_s
+        deadline: Deadline | None = None
         while len(data) < count:
             try:
                 piece = self._sock.recv(count - len(data))
             except TimeoutError:
-                self._silence(step, end, "gave no answer")
+                deadline = deadline or self._deadline(more_s)
+                self._silence(step, deadline, "gave no answer")
                 continue
             except OSError as error:
                 raise _closed(step, f" ({error.strerror})") from error
@@ -191,12 +202,16 @@ class Primary:
             data += piece
         return data
 
-    def _silence(self, step: Step, end: float, what: str) -> None:
+    def _deadline(self, more_s: float = 0.0) -> Deadline:
+        """Made when something is slow for the first time: most answers come at once, some thousand a second."""
+        return Deadline(self._timeout_s + more_s, *self._clocks)
+
+    def _silence(self, step: Step, deadline: Deadline, what: str) -> None:
         """Nothing moved for a slice of time: it may have given up in silence, or be over its deadline."""
         why = self._watch()
         if why is not None:
             raise ChannelBroken(step, "refused", why)
-        if time.monotonic() > end:
+        if deadline.over:
             raise ChannelBroken(step, "late", f"the secondary {what} for {self._timeout_s:g} s")
 
 

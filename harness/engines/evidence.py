@@ -104,8 +104,10 @@ def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float) -> E
 
     :param started: ``time.monotonic()`` at the beginning
     """
-    ended = vm.ended(grace_s(broken))
+    ended = end_within(vm, grace_s(broken))
     hung = broken is not None and broken.kind == "late" and ended is None
+    if hung:
+        vm.process.clock.close()  # what a debugger does to it now is not the host's doing
     return Evidence(
         loads_asked=count.asked,
         loads_acked=count.passed,
@@ -127,6 +129,15 @@ def grace_s(broken: Break | None) -> float:
     return DEATH_GRACE_S if broken is not None and broken.kind in ("closed", "unexpected") else 0.0
 
 
+def end_within(vm: Vm, within_s: float) -> Exit | None:
+    """How QEMU ended; one that somebody told to end by a signal is waited for, as it says so before it leaves."""
+    ended = vm.ended(within_s)
+    if ended is None and any(_reason(event) == _BY_SIGNAL for event in vm.monitor.drain_events()):
+        return vm.ended(DEATH_GRACE_S)
+    return ended
+
+
+_BY_SIGNAL = "host-signal"
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
@@ -137,12 +148,21 @@ def guest_events(vm: Vm, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[str, ...]
         vm.qmp("query-status", timeout_s=timeout_s)
     except (QemuError, DeadlineError):
         return ("NO-ANSWER",)
-    return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS and not _asked_for(e))
+    return guest_ends(vm)
 
 
-def _asked_for(event: dict[str, Any]) -> bool:
-    """A reset that is part of loading a snapshot, and not the guest's."""
-    return bool(event.get("data", {}).get("reason") == "snapshot-load")
+def guest_ends(vm: Vm) -> tuple[str, ...]:
+    """Names of the events of the guest's end that came so far."""
+    return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS and not _by_others(e))
+
+
+def _by_others(event: dict[str, Any]) -> bool:
+    """A reset that is part of loading a snapshot, or an end that somebody on the host wanted: not the guest's."""
+    return _reason(event) in ("snapshot-load", _BY_SIGNAL)
+
+
+def _reason(event: dict[str, Any]) -> str:
+    return str(event.get("data", {}).get("reason", ""))
 
 
 #: Said because of what this program does: it ends QEMU by a signal, and speaks QMP through an old option.

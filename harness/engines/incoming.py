@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
+from harness.deadline import Deadline, send_in_time
 from harness.engines.buffers import Buffers
 from harness.engines.secondary import connect_incoming
 from harness.errors import DeadlineError, QemuError
@@ -87,7 +87,7 @@ class Incoming:
         :raises QemuError: it does not even listen
         """
         with connect_incoming(self.vm, self._timeout_s) as sock:
-            _send(sock, state.stream(), self._timeout_s)
+            _send(sock, state.stream(), self.vm, self._timeout_s)
             self._wait_loaded()
 
     def resume(self, run_s: float) -> None:
@@ -164,14 +164,23 @@ def ended_in_postcopy(step: Step, vm: Vm, what: str) -> ChannelBroken:
     return ChannelBroken(step, "closed", f"QEMU ended in {what}")
 
 
-def _send(sock: socket.socket, buffers: Sequence[Buffer], timeout_s: float) -> None:
+def _send(sock: socket.socket, buffers: Sequence[Buffer], vm: Vm, timeout_s: float) -> None:
     """Send everything; that QEMU hangs up is for its status to explain."""
-    end = time.monotonic() + timeout_s
-    for start in range(0, len(buffers), _SEND_BUFFERS):
-        sock.settimeout(max(0.1, end - time.monotonic()))
-        try:
-            sock.sendall(b"".join(buffers[start : start + _SEND_BUFFERS]))
-        except TimeoutError as error:
-            raise ChannelBroken(Step.INCOMING, "late", f"QEMU took no more data for {timeout_s:g} s") from error
-        except OSError:
-            return
+    try:
+        send_all(sock, buffers, vm.deadline(timeout_s))
+    except TimeoutError as error:
+        raise ChannelBroken(Step.INCOMING, "late", f"QEMU took no more data for {timeout_s:g} s") from error
+
+
+def send_all(sock: socket.socket, buffers: Sequence[Buffer], deadline: Deadline) -> None:
+    """Send everything, or as much as is taken before the other side hangs up.
+
+    :raises TimeoutError: it was not taken in time
+    """
+    try:
+        for start in range(0, len(buffers), _SEND_BUFFERS):
+            send_in_time(sock, b"".join(buffers[start : start + _SEND_BUFFERS]), deadline)
+    except TimeoutError:
+        raise
+    except OSError:
+        return

@@ -29,6 +29,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
+from harness.deadline import Deadline
 from harness.engines.evidence import DEATH_GRACE_S, Count, Evidence, OnLoads, break_at, evidence_of, own_words
 from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy
 from harness.engines.pair import wait_listening
@@ -144,7 +145,7 @@ class _Move:
         self._destination = destination
         self._step = Step.INCOMING
         self._begun = time.monotonic()
-        self._end = self._begun + owner.timeout_s
+        self._deadline = Deadline(owner.timeout_s, source.process.clock, destination.process.clock)
         self.seconds = 0.0
 
     def run(self) -> None:
@@ -209,7 +210,7 @@ class _Move:
             if not _answers(self._destination):
                 raise ChannelBroken(self._step, "refused", f"the destination does not come to its end: {self._where()}")
             raise _SourceFailed
-        if time.monotonic() > self._end:
+        if self._deadline.over:
             raise ChannelBroken(self._step, "late", f"{self._where()}, not done within {self._owner.timeout_s:g} s")
 
     def _check_destination(self, within_s: float = 0.0) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Condition, Event, Thread
 
+from harness.deadline import Clock, Deadline, send_in_time
 from harness.engines.postcopywire import PageRequest, Ping, ReturnMessage, ReturnPath
-from harness.errors import StreamError
+from harness.errors import HinderedError, StreamError
 from harness.stream import wire
 from harness.stream.ram import ram_section_buffers
 
@@ -55,10 +56,14 @@ class PageSource:
         and nobody else writes to it behind the package
     :param late: the pages that are sent when asked for, or at the end
     :param section_id: of the RAM section
+    :param clocks: of the destination
     :param timeout_s: deadline for each send
     """
 
-    def __init__(self, sock: socket.socket, late: Iterable[Page], section_id: int, *, timeout_s: float) -> None:
+    def __init__(
+        self, sock: socket.socket, late: Iterable[Page], section_id: int, *clocks: Clock, timeout_s: float
+    ) -> None:
+        self._clocks = clocks
         self._sock = sock
         self._left = {(block, at): page for block, at, page in late}
         self._section_id = section_id
@@ -122,7 +127,7 @@ class PageSource:
                 if not self._turn():
                     why = "the destination closed the connection"
                     break
-        except (OSError, StreamError) as error:
+        except (OSError, StreamError, HinderedError) as error:
             why = str(error)
         with self._changed:
             self.gone = why
@@ -178,5 +183,4 @@ class PageSource:
         return ram_section_buffers(kind, self._section_id, pages)
 
     def _send(self, buffers: Iterable[bytes | memoryview]) -> None:
-        self._sock.settimeout(self._timeout_s)
-        self._sock.sendall(b"".join(buffers))
+        send_in_time(self._sock, b"".join(buffers), Deadline(self._timeout_s, *self._clocks))

@@ -36,6 +36,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
+from harness.deadline import Deadline
 from harness.engines.evidence import DEATH_GRACE_S, Count, Evidence, OnLoads, break_at, evidence_of, own_words
 from harness.engines.incoming import Incoming, State, drain_console
 from harness.engines.secondary import capabilities
@@ -151,8 +152,8 @@ class _Watch:
         self.passed = 0
         self.begun = 0
         self.seconds = 0.0
-        self._moved = time.monotonic()
         self._first: float | None = None
+        self._progress()
 
     @property
     def number(self) -> int:
@@ -173,6 +174,12 @@ class _Watch:
                 self._check(events)
                 time.sleep(_POLL_S)
 
+    def _progress(self) -> None:
+        """Something moved: both deadlines begin anew."""
+        clocks = self._primary.process.clock, self._secondary.process.clock
+        self._stall = Deadline(_STALL_S, *clocks)
+        self._late = Deadline(self._owner.timeout_s, *clocks)
+
     def _count(self, events: list[dict[str, Any]]) -> bool:
         """Whether loads passed since the last time."""
         before = self.passed
@@ -181,8 +188,9 @@ class _Watch:
             self._first = time.monotonic()
         if self.passed == before:
             return False
-        self._moved = time.monotonic()
-        self.seconds = self._moved - (self._first or self._moved)
+        self._progress()
+        now = time.monotonic()
+        self.seconds = now - (self._first or now)
         self._on_loads(self.passed - before)
         return True
 
@@ -193,10 +201,9 @@ class _Watch:
         if reason:
             raise self._broken("refused", f"the secondary left COLO (event COLO_EXIT, reason {reason})")
         self._check_primary()
-        idle_s = time.monotonic() - self._moved
-        if idle_s > _STALL_S and not _answers(self._primary):
+        if self._stall.over and not _answers(self._primary):
             raise _PrimaryFailed
-        if idle_s > self._owner.timeout_s:
+        if self._late.over:
             raise self._broken("late", f"no checkpoint was finished for {self._owner.timeout_s:g} s")
 
     def _check_primary(self) -> None:
@@ -274,9 +281,9 @@ def wait_listening(path: Path, vm: Vm, timeout_s: float) -> None:
 
     :raises QemuError: it does not listen within ``timeout_s``
     """
-    end = time.monotonic() + timeout_s
+    deadline = vm.deadline(timeout_s)
     while not _listens(path):
-        if vm.ended() or time.monotonic() > end:
+        if vm.ended() or deadline.over:
             raise QemuError(f"QEMU does not listen for its incoming stream: {vm.process.stderr()[-400:]}")
         time.sleep(_POLL_S)
 

@@ -51,7 +51,7 @@ from harness.engines.evidence import (
     own_words,
 )
 from harness.engines.fresh import merge
-from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy
+from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy, send_all
 from harness.engines.pagesource import Page, PageCount, PageSource
 from harness.engines.postcopywire import Ping, encode_advise, encode_discards, encode_package, encode_ping, runs_of
 from harness.engines.secondary import connect_incoming
@@ -73,7 +73,6 @@ CAPABILITY = "postcopy-ram"
 #: Without PONG 3 for so long, the rest of the pages is pushed: device state loads in hundredths of a second.
 PATIENCE_S = 2.0
 _PROBE_TIMEOUT_S = 10.0
-_SEND_BUFFERS = 1024
 _LOOK_EVERY_S = 0.1
 _STATUS_TIMEOUT_S = 1.0
 _UNPRIVILEGED = Path("/proc/sys/vm/unprivileged_userfaultfd")
@@ -275,7 +274,7 @@ class _Load:
         self._stream = stream
         self._run_s = run_s
         self._timeout_s = timeout_s
-        self.source = PageSource(sock, stream.late, stream.section_id, timeout_s=timeout_s)
+        self.source = PageSource(sock, stream.late, stream.section_id, vm.process.clock, timeout_s=timeout_s)
         #: When the last device was loaded.
         self.loaded: float | None = None
 
@@ -306,9 +305,9 @@ class _Load:
 
     def _resume(self) -> None:
         """Start the guest; before RUN is through, ``cont`` would only note that the guest shall be started."""
-        end = time.monotonic() + self._timeout_s
+        deadline = self._vm.deadline(self._timeout_s)
         while attempt(Step.RESUME, self._vm, "query-status", self._timeout_s)["status"] == "inmigrate":
-            if time.monotonic() > end:
+            if deadline.over:
                 raise ChannelBroken(Step.RESUME, "late", f"the guest could not be started for {self._timeout_s:g} s")
             time.sleep(0.002)
         attempt(Step.RESUME, self._vm, "cont", self._timeout_s)
@@ -330,10 +329,13 @@ class _Load:
         if self.source.shut:
             why = f"the destination's SHUT says {self.source.shut}"
             raise ChannelBroken(Step.RESUME, "refused", f"the rest of the pages: {why}")
-        end = time.monotonic() + self._timeout_s
+        deadline = self._vm.deadline(self._timeout_s)
         while stage_of(info := self._info(Step.RESUME)) is not Stage.COMPLETED:
-            if stage_of(info).bad or time.monotonic() > end:
+            if stage_of(info).bad:
                 raise ChannelBroken(Step.RESUME, "refused", f"the incoming migration ended as {info.get('status')}")
+            if deadline.over:
+                where = f"the incoming migration is still {info.get('status')}"
+                raise ChannelBroken(Step.RESUME, "late", f"{where} after {self._timeout_s:g} s")
             time.sleep(0.005)
 
     def _pong(self, step: Step, ping: Ping, what: str) -> None:
@@ -341,13 +343,13 @@ class _Load:
 
     def _until(self, step: Step, done: Callable[[], bool], what: str) -> None:
         """Wait for something on the return path, and find out how it ended when it does not come."""
-        end = time.monotonic() + self._timeout_s
+        deadline = self._vm.deadline(self._timeout_s)
         while not self.source.wait(done, _LOOK_EVERY_S):
             if self.source.gone is not None or self.source.shut:
                 raise self._given_up(step, what)
             if stage_of(info := self._info(step)).bad:
                 raise ChannelBroken(step, "refused", f"{what}: the incoming migration is {info['status']}")
-            if time.monotonic() > end:
+            if deadline.over:
                 raise ChannelBroken(step, "late", f"{what}: no answer for {self._timeout_s:g} s")
 
     def _given_up(self, step: Step, what: str) -> ChannelBroken:
@@ -371,11 +373,7 @@ class _Load:
 
     def _send(self, step: Step, buffers: Sequence[Buffer], what: str) -> None:
         """Send everything; that QEMU hangs up is for its status to explain."""
-        self._sock.settimeout(self._timeout_s)
         try:
-            for start in range(0, len(buffers), _SEND_BUFFERS):
-                self._sock.sendall(b"".join(buffers[start : start + _SEND_BUFFERS]))
+            send_all(self._sock, buffers, self._vm.deadline(self._timeout_s))
         except TimeoutError as error:
             raise ChannelBroken(step, "late", f"{what}: no data was taken for {self._timeout_s:g} s") from error
-        except OSError:
-            return

@@ -19,6 +19,7 @@ from harness.errors import PostloadError, QemuError, Stopped
 from harness.files import write_atomically
 from harness.guests.machine import Machine, firmware_sink, small_machine
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import undisturbed
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -63,7 +64,9 @@ def probe_colo(binary: QemuBinary, scope: ProcessScope | None = None) -> ColoAbi
             resets_before_load=answer["resets_before_load"],
         )
     except (OSError, ValueError, KeyError):
-        ability = _try_all(binary, scope or ProcessScope())
+        ability = undisturbed(
+            lambda: _try_all(binary, scope or ProcessScope()), lambda found, _: found.resets_before_load is None
+        )
     text = json.dumps({"dialect": ability.dialect.name, "resets_before_load": ability.resets_before_load})
     write_atomically(kept, text.encode())
     return ability

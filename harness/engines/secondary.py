@@ -50,7 +50,7 @@ class Secondary:
         self.vm = Vm(command, workdir=workdir, env=env, scope=scope)
         try:
             sock = _connect(self.vm, dialect, timeout_s)
-            self.primary = Primary(sock, timeout_s=timeout_s, watch=self._given_up)
+            self.primary = Primary(sock, self.vm.process.clock, timeout_s=timeout_s, watch=self._given_up)
         except BaseException:
             self.vm.close()
             raise
@@ -121,14 +121,14 @@ def connect_incoming(vm: Vm, timeout_s: float) -> socket.socket:
 
 def _connected(vm: Vm, address: Path, timeout_s: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    end = time.monotonic() + timeout_s
+    deadline = vm.deadline(timeout_s)
     while True:
         try:
             sock.connect(str(address))
             return sock
         except OSError as error:
             # 11.1 answers the command before it listens
-            if vm.ended() or time.monotonic() > end:
+            if vm.ended() or deadline.over:
                 sock.close()
                 said = vm.process.stderr()[-400:]
                 raise QemuError(f"QEMU does not listen for its incoming stream: {error}: {said}") from error

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
 from harness.devices.device import Device
-from harness.engines.evidence import DEATH_GRACE_S, Break
+from harness.engines.evidence import DEATH_GRACE_S, Break, end_within, guest_ends
 from harness.engines.secondary import Secondary, end_colo
 from harness.engines.setting import Setting
 from harness.errors import DeadlineError, QemuError
@@ -38,7 +38,6 @@ __all__ = ["CHECK_TIMEOUT_S", "Clock", "DeviceCheck", "GuestLife", "guest_life"]
 LOADS = 30
 #: How long the guest runs after each load.
 RUN_S = 0.01
-_GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +148,9 @@ class _Experiment(Setting):
             self._load_all(secondary, seen)
             if seen.broken is None:
                 self._live(secondary, seen)
-            seen.exit = secondary.vm.ended(_grace_s(seen))
+            seen.exit = end_within(secondary.vm, _grace_s(seen))
             if seen.exit is None:
-                seen.events = guest_ends(secondary.vm)
+                seen.events = answered_ends(secondary.vm)
             return GuestLife(
                 phase=self.phase,
                 devices=tuple(entry.name for entry in pack.manifest.devices),
@@ -217,11 +216,11 @@ def _grace_s(seen: _Seen) -> float:
     return DEATH_GRACE_S if closed else 1.0 if seen.failover or seen.answers.stuck else 0.0
 
 
-def guest_ends(vm: Vm) -> tuple[str, ...]:
-    """Names of the events of the guest's end that came so far."""
+def answered_ends(vm: Vm) -> tuple[str, ...]:
+    """Names of the events of the guest's end, with those that are on their way."""
     with contextlib.suppress(QemuError, DeadlineError):
         vm.qmp("query-status")
-    return tuple(e["event"] for e in vm.monitor.drain_events() if e["event"] in _GUEST_ENDS)
+    return guest_ends(vm)
 
 
 def _last_line(text: str) -> str:

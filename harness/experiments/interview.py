@@ -19,6 +19,7 @@ from harness.guests.console import Console
 from harness.guests.machine import DiskKind, Machine
 from harness.guests.plan import GuestPlan, guest_command, guest_slot
 from harness.packs.pack import StatePack
+from harness.qemu.hosttime import HostClock
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 
@@ -46,6 +47,7 @@ class Clock:
     :param beats: count of a loop that sleeps 50 ms each time
     :param up_s: seconds since boot
     :param epoch_s: its calendar clock
+    :param lost_s: host time until it was asked in which its QEMU could not run
     """
 
     asked_s: float
@@ -53,6 +55,7 @@ class Clock:
     beats: int
     up_s: float
     epoch_s: int
+    lost_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +109,7 @@ class Interview:
         :raises Stopped: the run was told to stop
         """
         try:
-            self._ask(Console(vm.console), answers)
+            self._ask(vm, Console(vm.console, vm.process.clock), answers)
         except GuestError as error:
             answers.stuck = str(error)
 
@@ -130,21 +133,23 @@ class Interview:
         """:raises Stopped: the run was told to stop"""
         self.scope.check()
 
-    def _ask(self, console: Console, answers: Answers) -> None:
+    def _ask(self, vm: Vm, console: Console, answers: Answers) -> None:
         if self.phase == "firmware":
             console.wait_ready(READY_TIMEOUT_S)
             # no mark: the whole of the kernel's log was said after the loads
             console.run("beat_start", CONSOLE_TIMEOUT_S)
-        answers.clocks.append(_read_clock(console))
+        answers.clocks.append(_read_clock(console, vm.process.clock))
+        span = vm.deadline(CLOCK_SPAN_S)
         checks = [(d.name, self._check_line(d)) for d in self.devices if d.guest.life != NOTHING]
         if self.phase in _TOGETHER:
-            self._run_checks(console, checks, answers)
+            self._run_checks(vm, console, checks, answers)
         else:
             # a driver's modules are inserted one by one
             for check in checks:
-                self._run_checks(console, [check], answers)
-        time.sleep(max(0.0, CLOCK_SPAN_S - (time.monotonic() - answers.clocks[0].answered_s)))
-        answers.clocks.append(_read_clock(console))
+                self._run_checks(vm, console, [check], answers)
+        while left_s := span.left_s:
+            time.sleep(left_s)
+        answers.clocks.append(_read_clock(console, vm.process.clock))
         answers.kernel_log = tuple(console.run("log_new", CONSOLE_TIMEOUT_S).splitlines())
 
     def _check_line(self, device: Device) -> str:
@@ -153,33 +158,36 @@ class Interview:
         lines = [guest_command(device, name, self.plan) for name in (*names, "life")]
         return " && ".join(line for line in lines if line != NOTHING)
 
-    def _run_checks(self, console: Console, checks: Sequence[tuple[str, str]], answers: Answers) -> None:
+    def _run_checks(self, vm: Vm, console: Console, checks: Sequence[tuple[str, str]], answers: Answers) -> None:
         if not checks:
             return
         started = time.monotonic()
+        deadline = vm.deadline(self.check_timeout_s)
         left = [device for device, _ in checks]
         begin = "; ".join(f"life_begin {shlex.quote(device)} {shlex.quote(line)}" for device, line in checks)
         console.run(begin, CONSOLE_TIMEOUT_S)
         while left:
             self.check_stop()
             time.sleep(_POLL_S)
-            late = time.monotonic() - started > self.check_timeout_s
+            late = deadline.over
             states = _states(console, left)
             for device in [device for device in left if late or states.get(device) is not None]:
                 left.remove(device)
                 answers.checks.append(_ended(console, device, states.get(device), time.monotonic() - started))
 
 
-def _read_clock(console: Console) -> Clock:
+def _read_clock(console: Console, host: HostClock) -> Clock:
     """The clocks, asked again when the line is not whole: the console may still bring what was typed before."""
     printed = ""
     for _ in range(_CLOCK_TRIES):
+        lost_s = host.lost().total_s
         asked = time.monotonic()
         printed = console.run("clock", CONSOLE_TIMEOUT_S)
         match = _CLOCK.search(printed)
         if match:
             beats, up, epoch = int(match[1]), float(match[2]), int(match[3])
-            return Clock(asked_s=asked, answered_s=time.monotonic(), beats=beats, up_s=up, epoch_s=epoch)
+            answered = time.monotonic()
+            return Clock(asked_s=asked, answered_s=answered, beats=beats, up_s=up, epoch_s=epoch, lost_s=lost_s)
     raise GuestError(f"the guest's clock reads {printed.strip()!r}")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.evidence import DEATH_GRACE_S, Break, own_words
+from harness.engines.evidence import DEATH_GRACE_S, Break, end_within, own_words
 from harness.engines.secondary import end_colo
 from harness.engines.setting import Setting
 from harness.errors import DeadlineError, GuestError, QemuError
@@ -124,7 +124,7 @@ def io_errors(
             _fail_over(vm, seen, bool(faults) and not once)
             _ask(vm, seen, disks)
         dying = seen.broken is not None or bool(seen.failover)
-        ended = vm.ended(DEATH_GRACE_S if dying else 0.0)
+        ended = end_within(vm, DEATH_GRACE_S if dying else 0.0)
         return IoErrors(
             phase=setting.phase,
             faults=dict(faults),
@@ -160,10 +160,10 @@ def _interval(vm: Vm, before: int, timeout_s: float) -> Interval:
 
     :param before: how many requests had been held back when it began
     """
-    end = time.monotonic() + timeout_s
+    deadline = vm.deadline(timeout_s)
     while True:
         status = str(vm.qmp("query-status")["status"])
-        if status == "io-error" or time.monotonic() >= end:
+        if status == "io-error" or deadline.over:
             held = halts(vm)[before:]
             return Interval(status=status, held={disk: held.count(disk) for disk in sorted(set(held))})
         time.sleep(_POLL_S)
@@ -188,11 +188,11 @@ def _ask(vm: Vm, seen: _Seen, disks: tuple[str, ...]) -> None:
     if seen.after is None or seen.after.status != "running":
         return
     try:
-        console = Console(vm.console)
+        console = Console(vm.console, vm.process.clock)
         console.run("clock", GUEST_TIMEOUT_S)
-        end = time.monotonic() + GUEST_TIMEOUT_S
+        deadline = vm.deadline(GUEST_TIMEOUT_S)
         for disk in disks:
-            while (state := _request(console, disk)) == "waiting" and time.monotonic() < end:
+            while (state := _request(console, disk)) == "waiting" and not deadline.over:
                 time.sleep(10 * _POLL_S)
             seen.requests[disk] = state
     except GuestError as error:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from harness.colo.primary import ChannelBroken
 from harness.devices.device import Device
 from harness.engines.buffers import Buffers
-from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, break_at, own_words
+from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, break_at, end_within, own_words
 from harness.engines.incoming import Incoming, State
-from harness.experiments.guestlife import GuestLife, guest_ends
+from harness.experiments.guestlife import GuestLife, answered_ends
 from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_devices
 from harness.guests.machine import DiskKind
 from harness.qemu.binary import QemuBinary
@@ -110,5 +110,5 @@ def _start(qemu: Incoming, state: State) -> Break | None:
 
 def _ended(qemu: Incoming, broken: Break | None, answers: Answers) -> _Ended:
     dying = broken is not None and broken.kind == "closed"
-    ended = qemu.vm.ended(DEATH_GRACE_S if dying else _SILENT_GRACE_S if answers.stuck else 0.0)
-    return _Ended(exit=ended, events=() if ended else guest_ends(qemu.vm), log=own_words(qemu.vm.process.stderr()))
+    ended = end_within(qemu.vm, DEATH_GRACE_S if dying else _SILENT_GRACE_S if answers.stuck else 0.0)
+    return _Ended(exit=ended, events=() if ended else answered_ends(qemu.vm), log=own_words(qemu.vm.process.stderr()))

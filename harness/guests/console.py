@@ -9,6 +9,7 @@ import socket
 import pexpect
 from pexpect.socket_pexpect import SocketSpawn
 
+from harness.deadline import Clock, Deadline
 from harness.errors import GuestError
 
 _PROMPT = re.compile(rb"postload# ")
@@ -20,9 +21,11 @@ class Console:
     """A shell on a serial line; the guest prints ``POSTLOAD READY`` and shows the prompt when it is up.
 
     :param sock: connected to the serial port
+    :param clocks: of the QEMU: time in which it could not run counts for no deadline
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *clocks: Clock) -> None:
+        self._clocks = clocks
         self._spawn = SocketSpawn(sock, timeout=10)
         self._spawn.delaybeforesend = None
 
@@ -66,8 +69,11 @@ class Console:
             raise GuestError(f"guest command {command!r}: the console is gone ({error})") from error
 
     def _expect(self, pattern: re.Pattern[bytes], timeout_s: float, what: str) -> None:
+        deadline = Deadline(timeout_s, *self._clocks)
         try:
-            self._spawn.expect([pattern], timeout=timeout_s)
+            while self._spawn.expect([pattern, pexpect.TIMEOUT], timeout=deadline.slice_s):
+                if deadline.over:
+                    raise pexpect.TIMEOUT("late")
         except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
             tail = self._spawn.buffer or self._spawn.before
             said = tail[-_TAIL_CHARS:].decode(errors="replace").strip() if isinstance(tail, bytes) else ""

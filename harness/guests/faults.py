@@ -28,13 +28,13 @@ def wait_halted(vm: Vm, disks: Collection[str], timeout_s: float) -> None:
     :param disks: nodes as in the faults
     :raises DeadlineError: it did not come to that
     """
-    end = time.monotonic() + timeout_s
+    deadline = vm.deadline(timeout_s)
     while True:
         halted = vm.qmp("query-status")["status"] == "io-error"
         seen = set(halts(vm))
         if halted and seen >= set(disks):
             return
-        if time.monotonic() > end:
+        if deadline.over:
             lacking = ", ".join(sorted(set(disks) - seen)) or "none of them"
             raise DeadlineError(f"no failing request stopped the machine within {timeout_s:g} s: {lacking}")
         if halted:

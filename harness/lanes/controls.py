@@ -20,6 +20,7 @@ from harness.lanes.judge import Bench, Classed
 from harness.oracles.classify import Control, Controls, classify, results
 from harness.oracles.load import Judgement, judge
 from harness.oracles.marker import moment_of
+from harness.qemu.disturbance import attempt
 from harness.results.cause import Undecided, Why
 from harness.results.outcome import Moment
 from harness.results.verdict import Verdict
@@ -65,14 +66,20 @@ class ControlRoom:
         with self._lock:
             lock = self._locks.setdefault(case, Lock())
         with lock:
-            if case not in self._kept:
-                self._kept[case] = self._run(case)
-        controls = self._kept[case]
+            controls = self._kept.get(case) or self._run_undisturbed(case)
         return Classed(
             failure_class=classify(found, evidence, controls),
             controls=results(controls, found),
             moment=controls.moment,
         )
+
+    def _run_undisturbed(self, case: Case) -> Controls:
+        """Those that the host disturbed are not kept: their finding will be tried again."""
+        with attempt() as account:
+            controls = self._run(case)
+        if not account.hindered:
+            self._kept[case] = controls
+        return controls
 
     def _run(self, case: Case) -> Controls:
         controls = Controls(

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
+from harness.deadline import Clock, Deadline
 from harness.errors import DeadlineError, QemuError
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -43,11 +44,13 @@ class Monitor:
     """A QMP session over a connected socket.
 
     :param sock: the harness's end of a socket pair
+    :param clocks: of the QEMU at the other end: time in which it could not run counts for no deadline
     :raises QemuError: QEMU closed the socket before or while it greeted
     :raises DeadlineError: no greeting within ``timeout_s``
     """
 
-    def __init__(self, sock: socket.socket, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    def __init__(self, sock: socket.socket, *clocks: Clock, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self._clocks = clocks
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("postload", readbuflen=_REPLY_LIMIT_BYTES)
         self.events: list[dict[str, Any]] = []
@@ -77,12 +80,12 @@ class Monitor:
 
         :raises DeadlineError: not done within ``timeout_s``
         """
-        end = time.monotonic() + timeout_s
+        deadline = Deadline(timeout_s, *self._clocks)
         while True:
-            answer = self.execute(command, timeout_s=max(0.1, end - time.monotonic()))
+            answer = self.execute(command, timeout_s=max(0.1, deadline.left_s))
             if done(answer):
                 return answer
-            if time.monotonic() > end:
+            if deadline.over:
                 raise DeadlineError(f"{command}: still {answer!r} after {timeout_s:g} s")
             time.sleep(interval_s)
             interval_s = min(interval_s * 1.5, 0.1)
@@ -109,10 +112,21 @@ class Monitor:
 
     def _run(self, work: Any, timeout_s: float, what: str) -> Any:
         try:
-            return self._loop.run_until_complete(asyncio.wait_for(work, timeout_s))
+            return self._loop.run_until_complete(self._within(work, Deadline(timeout_s, *self._clocks)))
         except TimeoutError as error:
             raise DeadlineError(f"QMP {what}: no answer within {timeout_s:g} s") from error
         except ExecuteError:
             raise
         except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
             raise QemuError(f"QMP {what}: QEMU closed the session ({type(error).__name__})") from error
+
+    async def _within(self, work: Any, deadline: Deadline) -> Any:
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=deadline.slice_s)
+                if deadline.over and not task.done():
+                    raise TimeoutError
+        finally:
+            task.cancel()
+        return task.result()

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from harness.deadline import Deadline
 from harness.errors import MissingError, QemuError, Stopped
+from harness.qemu.disturbance import current_account, ended_by_host, signal_told
+from harness.qemu.hosttime import HostClock
 from harness.qemu.scope import ProcessScope
 
 #: How much of stderr is read back; a QEMU that repeats itself must not fill memory.
@@ -26,9 +29,16 @@ STDERR_LIMIT_BYTES = 256 * 1024
 _GUARD = 'test "$PPID" = "$1" || exit 125; shift; exec "$@"'
 
 
+#: Signals that a process brings upon itself. All others come from outside, or tell of a limit of the host's.
+_OWN_FAULT = frozenset({"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exit:
-    """How a process ended: a status, or the signal that killed it."""
+    """How a process ended: a status, or a signal.
+
+    :param signal: that killed it; with status 0 that somebody told QEMU to end by, which then leaves in an orderly way
+    """
 
     status: int
     signal: str | None = None
@@ -38,18 +48,22 @@ class Exit:
 
     @property
     def crashed(self) -> bool:
-        """Ended by a signal other than the harness's own SIGKILL or a plain SIGTERM."""
-        return self.signal not in (None, "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
+        """Ended by a signal that it brought upon itself."""
+        return self.signal in _OWN_FAULT
 
 
-def _exit_of(returncode: int) -> Exit:
+def _exit_of(returncode: int, stderr: str) -> Exit:
+    told = signal_told(stderr)
     if returncode >= 0:
-        return Exit(status=returncode)
+        return Exit(status=returncode, signal=_name_of(told[0]) if told and not returncode else None)
+    return Exit(status=returncode, signal=_name_of(-returncode))
+
+
+def _name_of(number: int) -> str:
     try:
-        name = signal.Signals(-returncode).name
+        return signal.Signals(number).name
     except ValueError:
-        name = f"signal {-returncode}"
-    return Exit(status=returncode, signal=name)
+        return f"signal {number}"
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
@@ -104,6 +118,12 @@ class Process:
         except Stopped:
             shutil.rmtree(self.workdir, ignore_errors=True)
             raise
+        self._exit: Exit | None = None
+        self._killed = False
+        #: Knows which time it could use.
+        self.clock = HostClock.of(self.pid)
+        self._account = current_account()
+        self._account.follow(self.clock)
 
     @property
     def pid(self) -> int:
@@ -116,15 +136,25 @@ class Process:
         return None if code is None else self._reaped(code)
 
     def wait(self, timeout_s: float) -> Exit | None:
-        """Wait for the end; None when it still runs after ``timeout_s``."""
-        try:
-            return self._reaped(self._popen.wait(timeout=timeout_s))
-        except subprocess.TimeoutExpired:
-            return None
+        """Wait for the end; None when it still runs after ``timeout_s`` in which it could have.
+
+        :raises HinderedError: it was kept from running for too long
+        """
+        deadline = self.deadline(timeout_s)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._reaped(self._popen.wait(timeout=deadline.slice_s))
+            if deadline.over:
+                return None
+
+    def deadline(self, timeout_s: float) -> Deadline:
+        """A wait for this process: time in which it could not run does not count."""
+        return Deadline(timeout_s, self.clock)
 
     def kill(self) -> Exit:
         """SIGKILL and reap; the exit tells how it had ended if it was dead before."""
         if self._popen.poll() is None:
+            self._killed = True
             self._popen.kill()
         return self._reaped(self._popen.wait())
 
@@ -152,7 +182,17 @@ class Process:
 
     def _reaped(self, code: int) -> Exit:
         self._scope.discard(self._popen)
-        return _exit_of(code)
+        if self._exit is None:
+            self.clock.close()
+            said = self.stderr()
+            self._exit = _exit_of(code, said)
+            told = signal_told(said)
+            ours = self._killed or self._scope.stopped
+            by = _name_of(told[0]) if told else None if ours else self._exit.signal
+            end = ended_by_host(self.pid, by, self._exit.crashed, said)
+            if end is not None:
+                self._account.ended(end)
+        return self._exit
 
     def __enter__(self) -> Process:
         return self

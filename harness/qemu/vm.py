@@ -8,12 +8,13 @@ either side dies.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.deadline import Deadline, in_time
 from harness.errors import DeadlineError, HostError, QemuError
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.migrationstatus import Stage, stage_of
@@ -63,7 +64,7 @@ class Vm:
             qmp_child.close()
             console_child.close()
         try:
-            self.monitor = Monitor(qmp, timeout_s=START_TIMEOUT_S)
+            self.monitor = Monitor(qmp, self.process.clock, timeout_s=START_TIMEOUT_S)
         except (QemuError, DeadlineError) as error:
             ended = self.process.wait(1.0)
             text = self.process.stderr().strip()
@@ -84,6 +85,10 @@ class Vm:
     def ended(self, within_s: float = 0.0) -> Exit | None:
         """How QEMU ended, or None while it runs."""
         return self.process.wait(within_s) if within_s else self.process.poll()
+
+    def deadline(self, timeout_s: float) -> Deadline:
+        """A wait for this QEMU; see :meth:`Process.deadline`."""
+        return self.process.deadline(timeout_s)
 
     def console_text(self) -> str:
         """Everything the serial console printed so far."""
@@ -122,37 +127,31 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
     :raises DeadlineError: not complete within ``timeout_s``
     :raises HostError: no space for the stream
     """
-    end = time.monotonic() + timeout_s
+    deadline = vm.deadline(timeout_s)
     with socket.socket(socket.AF_UNIX) as server, socket_path(sock_path) as address:
         server.bind(str(address))
         server.listen(1)
-        server.settimeout(timeout_s)
         vm.qmp("migrate", uri=f"unix:{address}")
         try:
-            size = _drain(server, sink, end)
+            size = _drain(server, sink, deadline)
         finally:
             sock_path.unlink(missing_ok=True)
-    info = vm.monitor.poll_until(
-        "query-migrate", lambda info: stage_of(info).over, timeout_s=max(0.5, end - time.monotonic())
-    )
+    info = vm.monitor.poll_until("query-migrate", lambda info: stage_of(info).over, timeout_s=max(0.5, deadline.left_s))
     if stage_of(info) is not Stage.COMPLETED:
         raise QemuError(f"migrate: {info['status']}: {info.get('error-desc', 'no reason given')}")
     return size
 
 
-def _drain(server: socket.socket, sink: Path, end: float) -> int:
+def _drain(server: socket.socket, sink: Path, deadline: Deadline) -> int:
     size = 0
     buffer = bytearray(1 << 20)
     try:
-        connection, _ = server.accept()
+        connection, _ = in_time(server, deadline, server.accept)
         with connection, sink.open("wb") as file:
-            while True:
-                connection.settimeout(max(0.1, end - time.monotonic()))
-                count = connection.recv_into(buffer)
-                if not count:
-                    return size
+            while count := in_time(connection, deadline, partial(connection.recv_into, buffer)):
                 file.write(memoryview(buffer)[:count])
                 size += count
+            return size
     except TimeoutError as error:
         raise DeadlineError(f"migrate: the stream stopped after {size} bytes") from error
     except OSError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.colo.messages import Step
+from harness.qemu.disturbance import Hindered, How
 from harness.results.cause import (
     At,
     Broke,
@@ -22,7 +23,6 @@ from harness.results.cause import (
     Ended,
     FailedCheck,
     GuestFaulted,
-    Killed,
     KvmRefused,
     Leaked,
     Refused,
@@ -238,9 +238,34 @@ def kvm_refused_text(refused: KvmRefused) -> str:
     return f"this host's KVM did not {way} {refused.group}{value}{by}{f': {refused.error}' if refused.error else ''}"
 
 
-def killed_text(killed: Killed) -> str:
-    """Somebody else's doing."""
-    return f"QEMU was killed from outside by {killed.signal} (out of memory?)"
+def hindered_text(hindered: Hindered) -> str:
+    """What the host did."""
+    said = f" ({hindered.said})" if hindered.said else ""
+    match hindered.how:
+        case How.ENDED:
+            return f"QEMU was ended from outside by {hindered.signal}{said}"
+        case How.OUT_OF_MEMORY:
+            return f"the host has no memory left for QEMU{said}"
+        case How.STOPPED:
+            return f"QEMU was stopped from outside, or held by the host's kernel, for {_figure(hindered.seconds)} s"
+        case How.STOOD_STILL:
+            return f"this program, or the whole host, stood still for {_figure(hindered.seconds)} s"
+        case How.STARVED:
+            pressed = f"; the host had too few CPUs for {hindered.pressure:.0%} of it" if hindered.pressure else ""
+            share = f", {hindered.share:.0%} of its time{pressed}" if hindered.share else ""
+            return f"QEMU was ready to run and got no CPU for {_figure(hindered.seconds)} s{share}"
+
+
+def _figure(seconds: float | None) -> str:
+    return f"{seconds or 0.0:g}"
+
+
+def tried_again_text(outcome: Outcome) -> str:
+    """Why it was tried again, empty when it was not."""
+    if not outcome.hindered:
+        return ""
+    causes = "; ".join(dict.fromkeys(hindered_text(each) for each in outcome.hindered))
+    return f"tried again, because the host disturbed it: {causes}"
 
 
 def unsupported_text(unsupported: Unsupported) -> str:
@@ -286,7 +311,7 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
     Leaked: leaked_text,
     GuestFaulted: guest_faulted_text,
     KvmRefused: kvm_refused_text,
-    Killed: killed_text,
+    Hindered: hindered_text,
     Unsupported: unsupported_text,
     Undecided: undecided_text,
 }

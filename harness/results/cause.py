@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.colo.messages import Step
+from harness.qemu.disturbance import Hindered
 
 
 class During(StrEnum):
@@ -248,14 +249,6 @@ class KvmRefused(At):
     kind: Literal["kvm-refused"] = "kvm-refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Killed(At):
-    """QEMU was killed by somebody else."""
-
-    signal: str
-    kind: Literal["killed"] = "killed"
-
-
 class Side(StrEnum):
     """Of a route."""
 
@@ -315,7 +308,7 @@ class Undecided:
 
 
 Cause = Annotated[
-    Broke | Ended | Refused | Drifted | Leaked | GuestFaulted | KvmRefused | Killed | Unsupported | Undecided,
+    Broke | Ended | Refused | Drifted | Leaked | GuestFaulted | KvmRefused | Hindered | Unsupported | Undecided,
     Field(discriminator="kind"),
 ]
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter
 
+from harness.qemu.disturbance import Hindered
 from harness.results.cause import Cause, exit_of, load_of, phase_of
 from harness.results.verdict import FailureClass, Verdict
 
@@ -102,6 +103,7 @@ class Outcome:
     :param controls: what the controls of the finding gave; empty where none was run
     :param moment: when the load that broke did, where it was looked for
     :param isolation: how the sections were found; None where QEMU names them, or nobody looked
+    :param hindered: what the host did to the tries before this one, which are worth nothing
     """
 
     verdict: Verdict
@@ -116,6 +118,7 @@ class Outcome:
     controls: tuple[ControlResult, ...] = ()
     moment: Moment | None = None
     isolation: Isolation | None = None
+    hindered: tuple[Hindered, ...] = ()
 
     @property
     def came_to(self) -> Verdict:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.arch import family_of as machine_family
+from harness.qemu.disturbance import Hindered
 from harness.results.cause import (
     Broke,
     Cause,
@@ -22,7 +23,6 @@ from harness.results.cause import (
     Ended,
     FailedCheck,
     GuestFaulted,
-    Killed,
     KvmRefused,
     Leaked,
     Refused,
@@ -283,9 +283,9 @@ def _kvm_refused(causes: Sequence[Cause]) -> Signature:
     return Signature(kind="host", assertion=f"failed to {way} MSR {refused.msr:#x}")
 
 
-def _killed(causes: Sequence[Cause]) -> Signature:
-    (killed,) = _of(Killed, causes[:1])
-    return Signature(kind="host", assertion=f"killed by {killed.signal}")
+def _hindered(causes: Sequence[Cause]) -> Signature:
+    (hindered,) = _of(Hindered, causes[:1])
+    return Signature(kind="host", assertion=f"killed by {hindered.signal}" if hindered.signal else str(hindered.how))
 
 
 def _undecided(causes: Sequence[Cause]) -> Signature:
@@ -305,6 +305,6 @@ _NAMERS: Mapping[type, Callable[[Sequence[Cause]], Signature | None]] = {
     Leaked: _leaked,
     GuestFaulted: _guest_faulted,
     KvmRefused: _kvm_refused,
-    Killed: _killed,
+    Hindered: _hindered,
     Undecided: _undecided,
 }

@@ -108,7 +108,7 @@ class DeviceCheck:
             command = machine.command(self.binary.path, workdir, firmware_sink())
             with Vm(command, workdir=workdir, scope=self.scope) as vm:
                 vm.qmp("cont")
-                console = Console(vm.console)
+                console = Console(vm.console, vm.process.clock)
                 console.wait_ready(BOOT_TIMEOUT_S)
                 console.run("beat_start")
                 yield from self._commands(name, device, plan, console)

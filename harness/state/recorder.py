@@ -204,7 +204,7 @@ class _Boot:
     def _drive(self, vm: Vm) -> None:
         # no bandwidth limit, and the source is stopped anyway: one pass
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
-        console = Console(vm.console)
+        console = Console(vm.console, vm.process.clock)
         has_phase = self._plan.architecture.has_phase
         last = max(ALL_PHASES.index(name) for name in filter(has_phase, self._plan.phases))
         for phase in filter(has_phase, ALL_PHASES[: 1 + last]):
@@ -273,12 +273,12 @@ def _labels(stream: Stream) -> list[str]:
 
 def _wait_for_mark(vm: Vm, mark: bytes) -> None:
     """Follow the firmware's log up to the mark."""
-    end = time.monotonic() + FIRMWARE_TIMEOUT_S
+    deadline = vm.deadline(FIRMWARE_TIMEOUT_S)
     log = vm.workdir / _FIRMWARE_LOG
     while mark not in log.read_bytes():
         if vm.ended():
             raise GuestError(f"QEMU ended in its firmware: {vm.process.stderr().strip()[-400:]}")
-        if time.monotonic() > end:
+        if deadline.over:
             last = log.read_bytes()[-200:].decode(errors="replace").strip() or "nothing"
             raise DeadlineError(f"the firmware did not get to its mark within {FIRMWARE_TIMEOUT_S:g} s: {last}")
         time.sleep(0.002)

@@ -280,7 +280,7 @@ def guest_answers(vm: Vm, timeout_s: float) -> float | None:
     """Seconds until the guest's shell answered on its console; None when it did not in time."""
     started = time.monotonic()
     try:
-        Console(vm.console).run("echo alive", timeout_s)
+        Console(vm.console, vm.process.clock).run("echo alive", timeout_s)
     except (GuestError, OSError):
         return None
     return time.monotonic() - started

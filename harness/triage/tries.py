@@ -17,11 +17,13 @@ from harness.experiments.leak import LeakBench, LeakBudget
 from harness.oracles.leak import MIN_LEAK_BYTES, growth
 from harness.oracles.load import judge
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import Disturbed, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.cause import Leaked, Resource
 from harness.results.document import MIGRATIONS, Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
+from harness.results.voided import is_void
 from harness.state.transforms import cpu_labels, label_of
 from harness.triage.cells import at_start, phase_of
 from harness.triage.minimise import Attempt, NotReproduced, Search
@@ -124,6 +126,7 @@ class Tries:
         """One try in a new secondary.
 
         :raises HostError: no space
+        :raises Disturbed: the host disturbed each try, so that nobody knows whether it fails
         :raises Stopped: told to stop
         """
         self._target.scope.check()
@@ -131,7 +134,7 @@ class Tries:
         run = self._leak if self._target.kind == "leak" else self._load
         try:
             hit, loads = run(candidate)
-        except (HostError, Stopped):
+        except (HostError, Stopped, Disturbed):
             raise
         except (QemuError, HarnessError):
             # QEMU refuses the command line, or the pack has nothing to send: not the failure that is looked for
@@ -159,7 +162,9 @@ class Tries:
         return signature_of(outcome, machine=cell.machine, device=cell.device)
 
     def _load(self, candidate: Candidate) -> tuple[bool, int]:
-        evidence = self.session(candidate).run()
+        evidence = undisturbed(
+            self.session(candidate).run, lambda seen, hindered: is_void(judge(seen).verdict, hindered)
+        )
         if not judge(evidence).verdict.is_finding:
             return False, evidence.loads_acked
         found = self.signature(evidence)
@@ -190,6 +195,12 @@ class Tries:
         )
 
     def _leak(self, candidate: Candidate) -> tuple[bool, int]:
+        return undisturbed(
+            lambda: self._leak_once(candidate),
+            lambda result, hindered: not result[0] and any(each.fatal for each in hindered),
+        )
+
+    def _leak_once(self, candidate: Candidate) -> tuple[bool, int]:
         if self._wanted_bytes is None:
             return self.measure_leak(candidate)
         (label,) = candidate.own

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from harness.lanes.registry import LANES, MIGRATIONS, ORACLES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.disturbance import Disturbed, Hindrances, How, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.answer import Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
@@ -35,7 +37,7 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.owners import settled
+from harness.state.owners import Owners, settled
 from harness.state.recorder import PHASES, DeviceFailed, ordered_phases
 from harness.state.recordings import Recordings, machine_names, missing, planned_guests, reached, recording_plan
 from harness.state.transforms import GuestMode
@@ -308,11 +310,12 @@ class Run:
         """Have one guest recorded; a device that it cannot have costs its own cells and no others."""
         try:
             self._probe(seen)
-            guest, owners = settled(recorder, guest, self._options.accel, self._scope)
+            ask = partial(settled, recorder, guest, self._options.accel, self._scope)
+            guest, owners = undisturbed(ask, _may_be_false)
             for name, reason in owners.refused.items():
                 self._unsupported([plan for plan in plans if plan.device == name], seen, reason, never=True)
             plans = [plan for plan in plans if plan.device not in owners.refused]
-            pack = self._pack(recorder, guest) if plans else None
+            pack = undisturbed(partial(self._pack, recorder, guest)) if plans else None
         except (HostError, Stopped):
             raise
         except DeviceFailed as error:
@@ -356,7 +359,7 @@ class Run:
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.route} {seen.machine}: {error}")
         for plan in plans:
-            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)))
+            self._fail(plan, seen, error)
 
     def _tasks_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Task]:
         """The first tasks of one open pack; ordinary migration comes before all checkpoints."""
@@ -484,21 +487,26 @@ class Run:
             raise
         except HarnessError as error:
             self._scope.check()
-            cause = Undecided(why=Why.ERROR, said=str(error))
             for key in task.answers:
                 if str(key) not in judged:
-                    plan = CellPlan(key=key, loads=task.request.loads)
-                    self._settle(plan, seen, Verdict.HARNESS_ERROR, cause)
+                    self._fail(CellPlan(key=key, loads=task.request.loads), seen, error)
         self._scope.check()
         with self._lock:
             return chain.done(learnt)
 
-    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, cause: Cause) -> None:
+    def _fail(self, plan: CellPlan, seen: Seen, error: Exception) -> None:
+        """Nothing can be said: the host did not let it be tried, or this program could not."""
+        if isinstance(error, Disturbed):
+            self._settle(plan, seen, Verdict.HOST, *error.hindered)
+        else:
+            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)))
+
+    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, *causes: Cause) -> None:
         cell = Cell(
             key=plan.key,
             record_qemu=seen.recorder,
             load_qemu=seen.loader,
-            outcome=Outcome(verdict=verdict, causes=(cause,), loads_asked=plan.loads),
+            outcome=Outcome(verdict=verdict, causes=causes, loads_asked=plan.loads),
         )
         self._keep(str(plan.key), cell)
 
@@ -506,6 +514,11 @@ class Run:
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
         self._emit(Judged(planned=planned, cell=cell))
+
+
+def _may_be_false(found: tuple[PlannedGuest, Owners], hindered: Hindrances) -> bool:
+    """A QEMU that was stopped or ended looks like one that does not start with a device."""
+    return bool(found[1].refused) and any(each.how is not How.STARVED for each in hindered)
 
 
 def _place_of(lane: Lane) -> Place:

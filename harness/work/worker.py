@@ -19,8 +19,11 @@ from harness.lanes.judge import Bench, Exclusion
 from harness.lanes.registry import LANES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, probe_binary
+from harness.qemu.disturbance import TRIES, Account, Hindered, attempt, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.document import Cell
+from harness.results.key import CellKey
+from harness.results.voided import is_void, voided
 from harness.work.task import Task
 
 #: Encoded buffers of a machine take some 100 MB: those of the machines that are judged at a time are kept.
@@ -99,9 +102,18 @@ class LocalWorker:
             self._binaries[binary.sha256] = binary, ability
 
     def run(self, task: Task, tell: Tell) -> None:
-        """See :meth:`Worker.run`."""
-        place = self._place(task)
-        bench = self._bench(task, place)
+        """See :meth:`Worker.run`. Where the host disturbed it, what came to nothing is tried again."""
+        place = undisturbed(lambda: self._place(task))
+        tries = _Tries(tell)
+        while not tries.over:
+            bench = self._bench(task, place)
+            with attempt() as account:
+                self._try(task, place, bench, tries.begin(account))
+            tries.end()
+        learnt = bench.exclusions - frozenset(task.excluded)
+        tell(Learnt(exclusions=tuple(learnt)))
+
+    def _try(self, task: Task, place: _Place, bench: Bench, tell: Tell) -> None:
         control = place.controls.judge if task.controls else None
         lane = LANES[task.request.lane]
         cells = lane.judge(bench, task.request, lambda cell, total: tell(Loaded(cell=cell, total=total)), control)
@@ -109,8 +121,6 @@ class LocalWorker:
             self._scope.check()  # its QEMU may have been killed by the stop
             tell(CellDone(planned=str(task.cell_of(cell.device)), cell=cell))
         self._scope.check()
-        learnt = bench.exclusions - frozenset(task.excluded)
-        tell(Learnt(exclusions=tuple(learnt)))
 
     def _bench(self, task: Task, place: _Place) -> Bench:
         bench = Bench(
@@ -164,3 +174,47 @@ class LocalWorker:
                 raise HostError(f"{wanted.path}: the program is another one than that of the task")
             self._binaries[wanted.sha256] = binary, probe_colo(binary, self._scope)
         return self._binaries[wanted.sha256]
+
+
+class _Tries:
+    """The tries of one task. What is not void is told at once, each cell once; the rest waits for the next try.
+
+    A device that has one void cell is judged anew as a whole, but what was told of it stands.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._left = TRIES
+        self._told: set[CellKey] = set()
+        self._void: dict[str, list[CellDone]] = {}
+        self._before: tuple[Hindered, ...] = ()
+        self._account = Account()
+        self.over = False
+
+    def begin(self, account: Account) -> Tell:
+        """A new try; returns who is to be told what comes of it."""
+        self._account = account
+        self._void = {}
+        self._left -= 1
+        return self._take
+
+    def end(self) -> None:
+        """A try is over."""
+        hindered = self._account.hindered
+        self.over = not self._void or not self._left
+        if self.over:
+            for done in (done for each in self._void.values() for done in each):
+                self._say(replace(done, cell=voided(done.cell, hindered)))
+        self._before += hindered
+
+    def _take(self, said: Reported) -> None:
+        if not isinstance(said, CellDone):
+            self._tell(said)
+        elif said.cell.key not in self._told:
+            held = said.planned in self._void or is_void(said.cell.verdict, self._account.hindered)
+            self._void.setdefault(said.planned, []).append(said) if held else self._say(said)
+
+    def _say(self, done: CellDone) -> None:
+        self._told.add(done.cell.key)
+        outcome = replace(done.cell.outcome, hindered=tuple(dict.fromkeys(self._before)))
+        self._tell(replace(done, cell=replace(done.cell, outcome=outcome)))

@@ -74,6 +74,13 @@ class FakeSecondary:
         if len(self.sent) == self.breaks_at:
             raise ChannelBroken(Step.LOAD, self.kind, "as told")
 
+    @property
+    def clock(self) -> FakeSecondary:
+        return self
+
+    def close(self) -> None:
+        """Time is not counted any more."""
+
     def ended(self, within_s: float) -> Exit | None:
         self.waited.append(within_s)
         return self.exit

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -27,11 +28,19 @@ class Qemu:
     """A QEMU on paper that may be dead, silent, or whole."""
 
     pid = 4321
+    reason = "guest-reset"
 
     def __init__(self, exit: Exit | None = None) -> None:
         self.exit = exit
         self.waited: list[float] = []
-        self.process = self
+        self.process = self.clock = self.monitor = self
+        self.timed = True
+
+    def close(self) -> None:
+        self.timed = False
+
+    def drain_events(self) -> list[dict[str, Any]]:
+        return [{"event": "SHUTDOWN", "data": {"guest": False, "reason": self.reason}}]
 
     def ended(self, within_s: float = 0.0) -> Exit | None:
         self.waited.append(within_s)
@@ -82,8 +91,33 @@ def test_one_that_hung_up_is_given_time_to_die(kind: str, waited_s: float) -> No
 
 
 def test_of_one_that_hangs_the_threads_are_told() -> None:
-    found = seen(Qemu(), broken("late"))
+    qemu = Qemu()
+    found = seen(qemu, broken("late"))
     assert (found.exit, found.events, found.log) == (None, (), "qemu: oops\nthreads of 4321")
+    assert not qemu.timed  # the debugger that looks at its threads stops it
+
+
+def test_one_that_somebody_told_to_end_is_waited_for() -> None:
+    qemu = Qemu()
+    qemu.reason = "host-signal"
+    seen(qemu, None)
+    assert qemu.waited == [0.0, DEATH_GRACE_S]
+
+
+@pytest.mark.parametrize(
+    ("event", "reason", "names"),
+    [
+        ("SHUTDOWN", "guest-reset", ("SHUTDOWN",)),
+        ("SHUTDOWN", "host-signal", ()),
+        ("RESET", "snapshot-load", ()),
+        ("RESET", "guest-reset", ("RESET",)),
+        ("STOP", "", ()),
+    ],
+)
+def test_only_ends_that_the_guest_came_to_are_its_own(event: str, reason: str, names: tuple[str, ...]) -> None:
+    told = [{"event": event, "data": {"reason": reason} if reason else {}}]
+    qemu = SimpleNamespace(monitor=SimpleNamespace(drain_events=lambda: told))
+    assert module.guest_ends(cast(Any, qemu)) == names
 
 
 def test_one_that_refused_and_lives_is_asked_with_less_patience() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
+from harness.deadline import Deadline, Lost
 from harness.engines import migration, pair
 from harness.engines import postcopy as postcopy_engine
 from harness.engines.incoming import Incoming, ended_in_postcopy
@@ -30,8 +31,9 @@ class FakeVm:
     def __init__(self, status: str | None, *, end: Exit | None = None, log: str = "") -> None:
         self._status = status
         self._end = end
-        self.process = SimpleNamespace(stderr=lambda: log)
+        self.process = SimpleNamespace(stderr=lambda: log, clock=SimpleNamespace(lost=Lost))
         self.monitor = self
+        self.deadline = Deadline
 
     def qmp(self, command: str, *_: object, **__: object) -> dict[str, Any]:
         assert command == "query-migrate"

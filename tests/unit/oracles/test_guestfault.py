@@ -113,6 +113,47 @@ def test_a_clock_that_is_wrong(beats: int, up_s: float, epoch_s: int, words: str
     assert words in in_words(judged["platform"])
 
 
+#: With eight busy processes beside it, a reading takes seconds; its QEMU got no CPU for most of the time.
+BUSY_FIRST = Clock(asked_s=100.0, answered_s=101.8, beats=36, up_s=5.0, epoch_s=1795392856, lost_s=3.0)
+
+
+@pytest.mark.parametrize(
+    ("up_s", "epoch_s"),
+    [
+        (29.39, 1795392878),  # 22 s against 24.39 s: the second reading of the calendar came earlier than the first
+        (17.0, 1795392868),  # it lost half of the time, as one may that gets no CPU
+    ],
+)
+def test_a_guest_that_gets_no_cpu_has_no_broken_clock(up_s: float, epoch_s: int) -> None:
+    last = Clock(asked_s=124.0, answered_s=126.2, beats=60, up_s=up_s, epoch_s=epoch_s, lost_s=21.0)
+    assert faulty(judge_life(life(clocks=(BUSY_FIRST, last)))) == set()
+
+
+@pytest.mark.parametrize(
+    ("beats", "up_s", "epoch_s", "words"),
+    [
+        (60, 5.0, 1795392856, "clock went on by 0.00 s"),  # 4.2 s could have been used
+        (60, 6.5, 1795392857, "clock went on by 1.50 s"),
+        (36, 17.0, 1795392868, "heartbeat"),
+        (60, 17.0, 1795392856, "the guest's calendar went on by 0 s while its clock went on by 12.00 s"),
+        (60, 50.0, 1795392901, "clock went on by 45.00 s"),
+    ],
+)
+def test_a_clock_that_is_broken_is_found_beside_busy_processes(
+    beats: int, up_s: float, epoch_s: int, words: str
+) -> None:
+    last = Clock(asked_s=124.0, answered_s=126.2, beats=beats, up_s=up_s, epoch_s=epoch_s, lost_s=21.0)
+    judged = judge_life(life(clocks=(BUSY_FIRST, last)))
+    assert faulty(judged) == {"platform"}
+    assert words in in_words(judged["platform"])
+
+
+def test_a_qemu_that_somebody_ended_is_no_fault_of_its_guest() -> None:
+    judged = judge_life(life(exit=Exit(status=0, signal="SIGTERM"), clocks=(), checks=()))
+    assert judged["platform"].verdict is Verdict.HOST
+    assert "ended from outside by SIGTERM" in in_words(judged["platform"])
+
+
 def test_a_reading_that_took_long_is_no_fault() -> None:
     # read somewhere within the 10 s that the answer took: the guest's 11 s fit, and so do 2 s
     for up_s, epoch_s in ((15.9, 1795392867), (6.5, 1795392858)):

@@ -176,9 +176,11 @@ TABLE = [
      "the guest ended during the loads: SHUTDOWN, RESET", None),
     # somebody else ended it
     (evidence(broken=at("closed"), exit=Exit(status=-9, signal="SIGKILL"), log=NET), Verdict.HOST,
-     "load 3: QEMU was killed from outside by SIGKILL (out of memory?)", "0000:00:05.0/virtio-net"),
+     "QEMU was ended from outside by SIGKILL", "0000:00:05.0/virtio-net"),
     (evidence(broken=at("closed"), exit=Exit(status=-15, signal="SIGTERM")), Verdict.HOST,
-     "load 3: QEMU was killed from outside by SIGTERM (out of memory?)", None),
+     "QEMU was ended from outside by SIGTERM", None),
+    # told by SIGINT, it left in an orderly way
+    (evidence(exit=Exit(status=0, signal="SIGINT")), Verdict.HOST, "QEMU was ended from outside by SIGINT", None),
 ]  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_a_signal_without_a_name_is_numbered() -> None:
     with sh("ulimit -c 0; kill -40 $$") as process:
         ended = process.wait(GENEROUS_S)
     assert ended is not None
-    assert ended.crashed
+    assert not ended.crashed
     assert "40" in str(ended) or "SIGRTMIN" in str(ended)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
+from harness.qemu.disturbance import Hindered, How
 from harness.report.schemas import shipped
 from harness.report.writer import render_json, write_reports
 from harness.results.cause import (
@@ -26,7 +27,6 @@ from harness.results.cause import (
     Ended,
     FailedCheck,
     GuestFaulted,
-    Killed,
     KvmRefused,
     Leaked,
     Refused,
@@ -143,6 +143,7 @@ def test_cell_keys_are_those_of_the_format(one_cell: Callable[..., Cell]) -> Non
         "controls": [],
         "moment": None,
         "isolation": {"way": "alone", "loads": 6, "together": False, "of": 1},
+        "hindered": [],
     }
     assert Cell.from_json(document) == cell
 
@@ -164,7 +165,7 @@ ONE_OF_EACH: list[Cause] = [
     ),
     GuestFaulted(step=Step.AFTER, checks=(FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0}),)),
     KvmRefused(step=Step.LOAD, load=1, group="MSR 0x48", ioctl="KVM_SET_MSRS", msr=0x48, value=4),
-    Killed(step=Step.AFTER, load=3, signal="SIGKILL"),
+    Hindered(how=How.ENDED, signal="SIGKILL"),
     Unsupported(side=Side.RECORDER, said="no such machine"),
     Undecided(why=Why.LOADS, acked=1, asked=2),
 ]

@@ -10,6 +10,7 @@ import pytest
 from made_cells import ended, made_cell, refused
 
 from harness.colo.messages import Step
+from harness.qemu.disturbance import Hindered, How
 from harness.report import sentences
 from harness.results.cause import (
     Broke,
@@ -21,7 +22,6 @@ from harness.results.cause import (
     Ended,
     FailedCheck,
     GuestFaulted,
-    Killed,
     KvmRefused,
     Leaked,
     Refused,
@@ -107,8 +107,25 @@ TEXTS: list[tuple[Cause, str]] = [
         "load 1: this host's KVM did not take MSR 0x48 = 0x4 by KVM_SET_MSRS: EINVAL",
     ),
     (
-        Killed(step=Step.LOAD, load=1, signal="SIGKILL"),
-        "load 1: QEMU was killed from outside by SIGKILL (out of memory?)",
+        Hindered(how=How.ENDED, signal="SIGKILL"),
+        "QEMU was ended from outside by SIGKILL",
+    ),
+    (
+        Hindered(how=How.ENDED, signal="SIGTERM", said="from pid 7 (bash)"),
+        "QEMU was ended from outside by SIGTERM (from pid 7 (bash))",
+    ),
+    (
+        Hindered(how=How.OUT_OF_MEMORY, signal="SIGKILL", said="Out of memory: Killed process 9 (qemu)"),
+        "the host has no memory left for QEMU (Out of memory: Killed process 9 (qemu))",
+    ),
+    (
+        Hindered(how=How.STOPPED, seconds=21.5),
+        "QEMU was stopped from outside, or held by the host's kernel, for 21.5 s",
+    ),
+    (Hindered(how=How.STOOD_STILL, seconds=25.0), "this program, or the whole host, stood still for 25 s"),
+    (
+        Hindered(how=How.STARVED, seconds=16.2, share=0.72, pressure=0.99),
+        "QEMU was ready to run and got no CPU for 16.2 s, 72% of its time; the host had too few CPUs for 99% of it",
     ),
     (Unsupported(side=Side.LOADER, said="QEMU 9 has no machine x"), "QEMU 9 has no machine x"),
     (Undecided(why=Why.LOADS, acked=1, asked=2), "1 of 2 loads acknowledged"),
@@ -176,9 +193,9 @@ def control(
                 Verdict.HOST,
                 2,
                 decided=False,
-                cause=Killed(step=Step.LOAD, load=1, signal="SIGKILL"),
+                cause=Hindered(how=How.ENDED, signal="SIGKILL"),
             ),
-            "fresh: undecided (load 1: QEMU was killed from outside by SIGKILL (out of memory?)), 2 of 5 passed",
+            "fresh: undecided (QEMU was ended from outside by SIGKILL), 2 of 5 passed",
         ),
         (
             control(ControlName.SAME, Verdict.CRASH, 0, brought_in=False, cause=ended("x")),

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from made_cells import ended, made_cell
 
-from harness.colo.messages import Step
 from harness.errors import ConfigError, UsageError
+from harness.qemu.disturbance import Hindered, How
 from harness.report.sentences import known_text
-from harness.results.cause import Assertion, Killed
+from harness.results.cause import Assertion
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.known import Issue, NewsKind, add_known, annotate, load_known, version_matches
 from harness.results.verdict import Verdict
@@ -131,7 +131,7 @@ def test_a_failure_that_is_said_to_be_fixed_is_news_and_fails() -> None:
 
 
 def test_what_could_not_be_decided_is_not_excused() -> None:
-    killed = Killed(step=Step.LOAD, load=1, signal="SIGKILL")
+    killed = Hindered(how=How.ENDED, signal="SIGKILL")
     assert annotate(doc(cell(), cell(verdict=Verdict.HOST, causes=(killed,))), [issue()]).exit_code == 3
 
 

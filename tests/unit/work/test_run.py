@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import _thread
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,20 +16,22 @@ import pytest
 from made_cells import changed, ended, made_cell
 
 from harness.colo.primary import ENABLE_COLO
+from harness.devices.recipe import load_recipes
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
-from harness.errors import HarnessError, HostError
+from harness.errors import HarnessError, HostError, QemuError
 from harness.guests.plan import PlacedDevice
 from harness.lanes import checks, schedules
 from harness.lanes.checks import Check
 from harness.lanes.judge import Bench, Exclusion, Reason
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import TRIES, Hindered, How, current_account
 from harness.qemu.process import Exit, Process
 from harness.report.sentences import colo_reason_text
 from harness.results.answer import Seen, machine_result
 from harness.results.cause import Undecided, Why
-from harness.results.document import Cell, Colo, ColoReason, MachineResult, Qemu
+from harness.results.document import Cell, Colo, ColoReason, MachineResult, MatrixDoc, Qemu
 from harness.results.events import Ended, EventLog, Fold, Judged, Started, fold_file
 from harness.results.events import Event as RunEvent
 from harness.results.key import CellKey
@@ -546,3 +549,118 @@ def test_an_own_build_has_its_name_in_cells_and_another_of_one_version_a_number(
     doc = load_pack_rows(run, pack)
     assert [machine.qemu.label for machine in doc.machines] == ["7.2.22", "mybuild", "7.2.22~2"]
     assert {str(cell.key.route) for cell in doc.cells} == {"7.2.22", "7.2.22>mybuild", "7.2.22>7.2.22~2"}
+
+
+STOPPED = Hindered(how=How.STOPPED, seconds=21.0)
+TERM = Hindered(how=How.ENDED, signal="SIGTERM")
+
+
+class Host:
+    """Disturbs the first tries of each cell; the cells come to what is told, try by try."""
+
+    def __init__(self, *verdicts: Verdict, by: Hindered = TERM) -> None:
+        self._verdicts = verdicts
+        self._by = by
+        self.tries: Counter[str] = Counter()
+
+    def __call__(self, plan: CellPlan, bench: Bench, _on_loads: Any, _control: Any) -> Iterator[Cell]:
+        key = str(plan.key)
+        number = self.tries[key]
+        self.tries[key] += 1
+        verdict = self._verdicts[min(number, len(self._verdicts) - 1)]
+        if number < len(self._verdicts) - (self._verdicts[-1] is Verdict.OK):
+            current_account().ended(self._by)
+        yield cell_of(plan, bench.binary, verdict)
+
+
+def judged_on(host: Host, make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack) -> MatrixDoc:
+    judge(host)
+    run, _, _ = make_run(devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
+    return load_pack_rows(run, pack)
+
+
+def test_what_the_host_disturbed_is_right_at_the_second_try(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    host = Host(Verdict.HANG, Verdict.OK)
+    (cell,) = judged_on(host, make_run, judge, pack).cells
+    assert (cell.verdict, cell.outcome.causes, cell.outcome.hindered) == (Verdict.OK, (), (TERM,))
+    assert host.tries.total() == 2
+
+
+def test_what_the_host_disturbs_each_time_is_the_hosts_and_no_devices(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    host = Host(Verdict.GUEST_FAULT, Verdict.FLAKY, Verdict.HANG)
+    (cell,) = judged_on(host, make_run, judge, pack).cells
+    assert (cell.verdict, cell.outcome.causes, cell.blamed) == (Verdict.HOST, (TERM,), ())
+    assert host.tries.total() == TRIES == 3
+
+
+def test_what_passed_all_the_same_is_not_tried_again(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    host = Host(Verdict.OK, Verdict.OK)
+    (cell,) = judged_on(host, make_run, judge, pack).cells
+    assert (cell.verdict, cell.outcome.hindered, host.tries.total()) == (Verdict.OK, (), 1)
+
+
+def test_a_crash_while_a_qemu_was_stopped_is_a_crash(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    host = Host(Verdict.CRASH, by=STOPPED)
+    (cell,) = judged_on(host, make_run, judge, pack).cells
+    assert (cell.verdict, host.tries.total()) == (Verdict.CRASH, 1)
+
+
+def test_a_finding_that_nobody_disturbed_stands_at_once(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    tries: list[str] = []
+
+    def hang(plan: CellPlan, bench: Bench, _on_loads: Any, _control: Any) -> Iterator[Cell]:
+        tries.append(str(plan.key))
+        yield cell_of(plan, bench.binary, Verdict.HANG)
+
+    judge(hang)
+    run, _, _ = make_run(devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
+    (cell,) = load_pack_rows(run, pack).cells
+    assert (cell.verdict, len(tries)) == (Verdict.HANG, 1)
+
+
+def test_of_a_device_whose_rest_is_void_the_finding_is_told_once(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    tries: list[str] = []
+
+    def crash_and_rest(plan: CellPlan, bench: Bench, _on_loads: Any, _control: Any) -> Iterator[Cell]:
+        tries.append(plan.device)
+        yield cell_of(plan, bench.binary, Verdict.CRASH)
+        verdict = Verdict.OK
+        if len(tries) == 1:
+            current_account().ended(TERM)
+            verdict = Verdict.HOST
+        rest = cell_of(plan, bench.binary, verdict, blamed=(), excluded=("i8259",))
+        yield changed(rest, rest=1)
+
+    judge(crash_and_rest)
+    run, _, seen = make_run(devices=("platform",), schedules=(Schedule.SAME,), phases=("bound",))
+    doc = load_pack_rows(run, pack)
+    assert [(cell.key.rest, cell.verdict) for cell in doc.cells] == [(0, Verdict.CRASH), (1, Verdict.OK)]
+    assert len(tries) == 2
+    assert sum(isinstance(event, Judged) for event in seen) == 2
+
+
+def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
+    make_run: Callable[..., Any], pack: StatePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settles(*_: object) -> None:
+        current_account().ended(TERM)
+        raise QemuError("QEMU closed the session")
+
+    monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
+    monkeypatch.setattr(run_module, "settled", settles)
+    devices = tuple(load_recipes().devices.values())
+    run, _, _ = make_run(profiles=devices, devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
+    (cell,) = run.execute().cells
+    assert (cell.verdict, cell.outcome.causes) == (Verdict.HOST, (TERM,))

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much of the time that passed a process could use, and so could whoever waits for it.
+
+Some ten times a second a thread of its own looks at a process, and at the clock:
+
+=========================  ===========================================================================================
+what is seen               what it means
+=========================  ===========================================================================================
+it looks too late          this program stood still: it was stopped, or the host was suspended or starved
+state ``T`` or ``t``       somebody stopped the process, or a debugger holds it (``/proc/PID/stat``)
+state ``D``                the kernel holds it, for a disk of the host's
+run delay has grown        its threads were ready and got no CPU (second figure of ``/proc/PID/task/*/schedstat``)
+=========================  ===========================================================================================
+
+Only the thread that waited longest counts: a QEMU is as slow as that one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+from harness.deadline import Lost
+
+TICK_S = 0.1
+#: A look that comes later than this shows that this program stood still; less is the scheduler's ordinary noise.
+LATE_S = 0.5
+_HELD = frozenset("TtD")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """A process at one moment.
+
+    :param state: as ``/proc/PID/stat`` has it
+    :param waited_s: thread to the seconds in which it was ready and had no CPU, since it began
+    """
+
+    state: str
+    waited_s: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTimes:
+    """What became of the time of one process.
+
+    :param passed_s: since it began
+    :param stopped_s: it was stopped, or held by the kernel
+    :param starved_s: it was ready and got no CPU
+    :param stood_still_s: the longest time in which this program did not run
+    :param pressure: share of the time in which something on this host waited for a CPU, where the kernel counts that
+    """
+
+    passed_s: float
+    stopped_s: float
+    starved_s: float
+    stood_still_s: float
+    pressure: float | None = None
+
+
+def look_at(pid: int) -> Sight | None:
+    """The process as it is now; None when it is gone."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        tasks = list((folder / "task").iterdir())
+    except (OSError, IndexError):
+        return None
+    waited = {}
+    for task in tasks:
+        with suppress(OSError, IndexError, ValueError):  # a thread that ended, or a kernel that does not count
+            waited[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    return Sight(state=state, waited_s=waited)
+
+
+def cpu_pressure_s() -> float | None:
+    """Seconds in which something on this host waited for a CPU, since it booted (``/proc/pressure/cpu``)."""
+    try:
+        return int(Path("/proc/pressure/cpu").read_text().split("total=")[1].split()[0]) / 1e6
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+class HostClock:
+    """Follows one process from now on.
+
+    A look is due every :data:`TICK_S`; whoever asks makes it when it is overdue, so that time in which this program
+    stood still is known before anybody concludes something from it.
+
+    :param look: sees the process
+    :param clock: monotonic seconds
+    :param pressure: see :func:`cpu_pressure_s`
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], Sight | None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pressure: Callable[[], float | None] = cpu_pressure_s,
+    ) -> None:
+        self._look = look
+        self._clock = clock
+        self._pressure = pressure
+        self._lock = Lock()
+        self._over = Event()
+        self._begun = self._last = clock()
+        self._pressed = pressure()
+        self._before: Mapping[int, float] = {}
+        self._total_s = self._held_s = 0.0
+        self._stopped_s = self._starved_s = self._stood_still_s = 0.0
+        self._end: HostTimes | None = None
+
+    @classmethod
+    def of(cls, pid: int) -> HostClock:
+        """Follow a process, with a thread of its own, until :meth:`close`."""
+        clock = cls(lambda: look_at(pid))
+        Thread(target=clock._follow, name=f"postload-clock-{pid}", daemon=True).start()
+        return clock
+
+    def lost(self) -> Lost:
+        """See :class:`harness.deadline.Clock`."""
+        with self._lock:
+            self._sample()
+            return Lost(total_s=self._total_s, held_s=self._held_s)
+
+    @property
+    def times(self) -> HostTimes:
+        """What became of the time, up to now or to the end."""
+        with self._lock:
+            self._sample()
+            return self._end or self._times()
+
+    def close(self) -> None:
+        """The process is over, and its time with it."""
+        self._over.set()
+        with self._lock:
+            self._sample()
+            self._end = self._end or self._times()
+
+    def _follow(self) -> None:
+        while not self._over.wait(TICK_S):
+            self.lost()
+
+    def _times(self) -> HostTimes:
+        passed_s = self._last - self._begun
+        now = self._pressure()
+        share = None if now is None or self._pressed is None or not passed_s else (now - self._pressed) / passed_s
+        return HostTimes(
+            passed_s=passed_s,
+            stopped_s=self._stopped_s,
+            starved_s=self._starved_s,
+            stood_still_s=self._stood_still_s,
+            pressure=share,
+        )
+
+    def _sample(self) -> None:
+        now = self._clock()
+        passed_s = now - self._last
+        if self._end is not None or passed_s < TICK_S / 2:
+            return
+        seen = self._look()
+        self._last = now
+        still_s = passed_s - TICK_S if passed_s > LATE_S else 0.0
+        self._stood_still_s = max(self._stood_still_s, still_s)
+        held_s = 0.0
+        if seen is not None and seen.state in _HELD:
+            held_s = passed_s - still_s
+            self._stopped_s += held_s
+        elif seen is not None:
+            starved_s = self._starved(seen)
+            self._starved_s += starved_s
+            held_s = max(0.0, starved_s - still_s)
+        self._total_s += still_s + held_s
+        self._held_s += held_s
+
+    def _starved(self, seen: Sight) -> float:
+        """How long the thread that waited longest did since the last look."""
+        waited_s = [after - self._before.get(thread, 0.0) for thread, after in seen.waited_s.items()]
+        self._before = seen.waited_s
+        return max(waited_s, default=0.0)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which verdicts stand though the host disturbed what they rest on."""
+
+from __future__ import annotations
+
+import pytest
+from made_cells import made_cell
+
+from harness.colo.messages import Step
+from harness.qemu.disturbance import Hindered, How
+from harness.results.cause import Broke
+from harness.results.verdict import Verdict
+from harness.results.voided import is_void, voided
+
+ENDED = Hindered(how=How.ENDED, signal="SIGTERM")
+MEMORY = Hindered(how=How.OUT_OF_MEMORY)
+STOPPED = Hindered(how=How.STOPPED, seconds=20.0)
+STILL = Hindered(how=How.STOOD_STILL, seconds=25.0)
+STARVED = Hindered(how=How.STARVED, seconds=9.0, share=0.8)
+
+#: Which of them make a verdict void.
+VOID = {
+    Verdict.OK: (),
+    Verdict.UNSUPPORTED: (),
+    Verdict.CRASH: (ENDED, MEMORY),
+    Verdict.REJECT: (ENDED, MEMORY),
+    Verdict.HANG: (ENDED, MEMORY, STOPPED, STILL),
+    **dict.fromkeys(
+        (
+            Verdict.GUEST_FAULT, Verdict.DRIFT, Verdict.LEAK, Verdict.FLAKY, Verdict.HOST, Verdict.HARNESS_ERROR
+        ),
+        (ENDED, MEMORY, STOPPED, STILL, STARVED),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_what_a_disturbance_makes_void(verdict: Verdict) -> None:
+    assert not is_void(verdict, ())
+    for each in (ENDED, MEMORY, STOPPED, STILL, STARVED):
+        assert is_void(verdict, (each,)) is (each in VOID[verdict]), each
+    assert is_void(verdict, (STARVED, ENDED)) is (ENDED in VOID[verdict])
+
+
+def test_a_void_cell_blames_nobody() -> None:
+    cause = Broke(step=Step.LOAD, load=3, phase="bound", how="late", said="no answer")
+    cell = made_cell(verdict=Verdict.HANG, causes=(cause,), blamed=("s",), log="words")
+    found = voided(cell, (STOPPED, STARVED))
+    assert (found.key, found.verdict, found.blamed, found.failure_class) == (cell.key, Verdict.HOST, (), None)
+    assert found.outcome.causes == (STOPPED, STARVED)
+    assert (found.outcome.log, found.loads_asked) == ("words", cell.loads_asked)
