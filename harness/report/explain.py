@@ -15,7 +15,7 @@ from rich.text import Text
 
 from harness.qemu.threads import THREADS
 from harness.report.progress import VERDICT_STYLE
-from harness.report.sentences import controls_text, isolation_text, text_of, warning_text
+from harness.report.sentences import controls_text, isolation_text, text_of, tried_again_text, warning_text
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
@@ -363,6 +363,8 @@ def _section(told: Explanation) -> Lines:
     outcome = told.cell.outcome
     if outcome.isolation:
         yield Line(text=isolation_text(outcome.isolation, outcome.sections))
+    if outcome.hindered:
+        yield Line(text=tried_again_text(outcome), style="dim")
     if told.cell.excluded and told.cell.verdict is not Verdict.OK:
         yield Line(text=f"left out: {', '.join(told.cell.excluded)}", style="dim")
 

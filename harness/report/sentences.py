@@ -268,6 +268,17 @@ def tried_again_text(outcome: Outcome) -> str:
     return f"tried again, because the host disturbed it: {causes}"
 
 
+def disturbed_text(cells: Iterable[Cell]) -> str:
+    """How many cells the host disturbed, and what became of them; empty when it disturbed none."""
+    again = [cell for cell in cells if cell.outcome.hindered]
+    if not again:
+        return ""
+    failed = sum(cell.verdict is Verdict.HOST for cell in again)
+    end = f", {failed} of them in vain: their verdict is host" if failed else ""
+    count = "1 cell was" if len(again) == 1 else f"{len(again)} cells were"
+    return f"{count} tried again, because the host disturbed the first try{end}"
+
+
 def unsupported_text(unsupported: Unsupported) -> str:
     """What is lacking."""
     return unsupported.said

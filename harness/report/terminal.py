@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.report.progress import VERDICT_STYLE, LiveProgress
+from harness.report.sentences import disturbed_text
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import (
     MANY_FINDINGS,
@@ -251,6 +252,9 @@ def _print_totals(doc: MatrixDoc, console: Console) -> None:
     text = f"{state}{number(len(doc.cells))} cells, {number(acked)} loads acknowledged, "
     text += f"{number(rate(doc.cells))} loads/s while loading, {duration(doc.seconds)} in all"
     _wrapped(console, text, 0, "dim" if doc.complete else "yellow")
+    disturbed = disturbed_text(doc.cells)
+    if disturbed:
+        _wrapped(console, disturbed, 0, "yellow")
 
 
 def _print_answer(block: Block, console: Console) -> None:

@@ -242,6 +242,23 @@ def test_reasons_of_an_answer() -> None:
     assert set(sentences.COLO_TEXTS) == set(Colo)
 
 
+def test_what_was_tried_again_is_counted_and_told() -> None:
+    stopped = Hindered(how=How.STOPPED, seconds=20.0)
+    right = replace(made_cell(), outcome=Outcome(verdict=Verdict.OK, hindered=(stopped, stopped)))
+    vain = replace(made_cell(), outcome=Outcome(verdict=Verdict.HOST, causes=(stopped,), hindered=(stopped,)))
+    assert sentences.disturbed_text([made_cell()]) == sentences.tried_again_text(made_cell().outcome) == ""
+    assert sentences.disturbed_text([made_cell(), right]) == (
+        "1 cell was tried again, because the host disturbed the first try"
+    )
+    assert sentences.disturbed_text([right, vain, right]) == (
+        "3 cells were tried again, because the host disturbed the first try, 1 of them in vain: their verdict is host"
+    )
+    assert sentences.tried_again_text(right.outcome) == (
+        "tried again, because the host disturbed it: QEMU was stopped from outside, or held by the host's kernel, "
+        "for 20 s"
+    )
+
+
 def test_a_warning_says_when_and_how_often() -> None:
     assert sentences.warning_text(Warned(text="w", load=0)) == "before the first load: w"
     assert sentences.warning_text(Warned(text="w", load=3, times=2)) == "load 3, 2 times: w"
