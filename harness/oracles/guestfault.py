@@ -13,7 +13,7 @@ from harness.engines.evidence import Evidence
 from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
 from harness.oracles.load import crash_line, end_of, judge
 from harness.oracles.oracle import Opinion
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted
 from harness.results.verdict import Verdict
 
@@ -130,7 +130,7 @@ def _not_alive(life: GuestLife) -> tuple[Verdict, Cause | None]:
         if life.exit.crashed or line is not None:
             return Verdict.CRASH, end_of(life.log, life.exit, {"step": Step.FAILOVER, "phase": life.phase}, line or "")
         if life.exit.signal:
-            return Verdict.HOST, Hindered(how=How.ENDED, signal=life.exit.signal)
+            return Verdict.HOST, Hindered(how=Disturbance.ENDED, signal=life.exit.signal)
         exited = FailedCheck(check=Check.EXITED, status=life.exit.status)
         return Verdict.GUEST_FAULT, _faulted(life, [exited])
     if life.failover:

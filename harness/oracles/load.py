@@ -18,7 +18,7 @@ from harness.oracles.words import (
     own_words,
     sanitizer_report,
 )
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.qemu.kvm import Refusal, is_kvm_assertion, kvm_refusals
 from harness.qemu.process import Exit
 from harness.results.cause import (
@@ -195,7 +195,7 @@ def kvm_cause(refusal: Refusal, at: dict[str, Any]) -> KvmRefused:
 def _ended(evidence: Evidence, ended: Exit, at: dict[str, Any]) -> tuple[Verdict, Cause]:
     line = crash_line(evidence.log)
     if ended.signal == "SIGKILL" or (ended.signal and not ended.crashed and line is None):
-        return Verdict.HOST, Hindered(how=How.ENDED, signal=ended.signal)
+        return Verdict.HOST, Hindered(how=Disturbance.ENDED, signal=ended.signal)
     if ended.crashed or line is not None:
         return Verdict.CRASH, end_of(evidence.log, ended, at, line or "")
     if ended.status == 0:

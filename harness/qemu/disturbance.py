@@ -37,7 +37,7 @@ _SANE_BYTES = 1 << 30
 _KMSG_BYTES = 8192
 
 
-class How(StrEnum):
+class Disturbance(StrEnum):
     """What the host did. The last three do not end a QEMU, they keep it from working."""
 
     ENDED = "ended"
@@ -58,7 +58,7 @@ class Hindered:
     :param pressure: share of that time in which something on this host waited for a CPU
     """
 
-    how: How
+    how: Disturbance
     seconds: float | None = None
     signal: str | None = None
     said: str = ""
@@ -69,7 +69,7 @@ class Hindered:
     @property
     def fatal(self) -> bool:
         """Whether a QEMU ended by it: then nothing at all can be said."""
-        return self.how in (How.ENDED, How.OUT_OF_MEMORY)
+        return self.how in (Disturbance.ENDED, Disturbance.OUT_OF_MEMORY)
 
 
 class Disturbed(HinderedError):
@@ -87,15 +87,15 @@ def hindered_by(times: HostTimes) -> list[Hindered]:
     """What kept a process from working, as far as it matters."""
     found = []
     if times.stopped_s >= STOPPED_S:
-        found.append(Hindered(how=How.STOPPED, seconds=round(times.stopped_s, 1)))
+        found.append(Hindered(how=Disturbance.STOPPED, seconds=round(times.stopped_s, 1)))
     if times.stood_still_s >= STOOD_STILL_S:
-        found.append(Hindered(how=How.STOOD_STILL, seconds=round(times.stood_still_s, 1)))
+        found.append(Hindered(how=Disturbance.STOOD_STILL, seconds=round(times.stood_still_s, 1)))
     awake_s = times.passed_s - times.stopped_s
     if times.starved_s >= max(STARVED_S, STARVED_SHARE * awake_s):
         share, pressure = times.starved_s / max(awake_s, times.starved_s), times.pressure
         found.append(
             Hindered(
-                how=How.STARVED,
+                how=Disturbance.STARVED,
                 seconds=round(times.starved_s, 1),
                 share=round(share, 2),
                 pressure=None if pressure is None else round(min(1.0, pressure), 2),
@@ -126,14 +126,14 @@ def ended_by_host(pid: int, signal: str | None, crashed: bool, stderr: str) -> H
     """
     memory = _NO_MEMORY.search(stderr)
     if memory is not None and int(memory["bytes"] or 0) <= _SANE_BYTES:
-        return Hindered(how=How.OUT_OF_MEMORY, signal=signal, said=memory[0])
+        return Hindered(how=Disturbance.OUT_OF_MEMORY, signal=signal, said=memory[0])
     if signal is None or crashed:
         return None
     if signal == "SIGKILL":
         oom = _kernel_says(f"Killed process {pid} ")
-        return Hindered(how=How.OUT_OF_MEMORY if oom else How.ENDED, signal=signal, said=oom)
+        return Hindered(how=Disturbance.OUT_OF_MEMORY if oom else Disturbance.ENDED, signal=signal, said=oom)
     told = signal_told(stderr)
-    return Hindered(how=How.ENDED, signal=signal, said=told[1] if told else "")
+    return Hindered(how=Disturbance.ENDED, signal=signal, said=told[1] if told else "")
 
 
 def _kernel_says(text: str) -> str:
@@ -182,11 +182,11 @@ class Account:
     @property
     def hindered(self) -> tuple[Hindered, ...]:
         """What the host did: each end, and of what takes time the longest of each kind."""
-        worst: dict[How, Hindered] = {}
+        worst: dict[Disturbance, Hindered] = {}
         for each in (found for clock in self._clocks for found in hindered_by(clock.times)):
             if each.how not in worst or (each.seconds or 0.0) > (worst[each.how].seconds or 0.0):
                 worst[each.how] = each
-        return (*dict.fromkeys(self._ends), *(worst[how] for how in How if how in worst))
+        return (*dict.fromkeys(self._ends), *(worst[how] for how in Disturbance if how in worst))
 
 
 _CURRENT: ContextVar[Account | None] = ContextVar("postload_account", default=None)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.colo.messages import Step
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.results.cause import (
     At,
     Broke,
@@ -242,15 +242,15 @@ def hindered_text(hindered: Hindered) -> str:
     """What the host did."""
     said = f" ({hindered.said})" if hindered.said else ""
     match hindered.how:
-        case How.ENDED:
+        case Disturbance.ENDED:
             return f"QEMU was ended from outside by {hindered.signal}{said}"
-        case How.OUT_OF_MEMORY:
+        case Disturbance.OUT_OF_MEMORY:
             return f"the host has no memory left for QEMU{said}"
-        case How.STOPPED:
+        case Disturbance.STOPPED:
             return f"QEMU was stopped from outside, or held by the host's kernel, for {_figure(hindered.seconds)} s"
-        case How.STOOD_STILL:
+        case Disturbance.STOOD_STILL:
             return f"this program, or the whole host, stood still for {_figure(hindered.seconds)} s"
-        case How.STARVED:
+        case Disturbance.STARVED:
             pressed = f"; the host had too few CPUs for {hindered.pressure:.0%} of it" if hindered.pressure else ""
             share = f", {hindered.share:.0%} of its time{pressed}" if hindered.share else ""
             return f"QEMU was ready to run and got no CPU for {_figure(hindered.seconds)} s{share}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.results.document import Cell
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
@@ -28,7 +28,7 @@ def is_void(verdict: Verdict, hindered: Sequence[Hindered]) -> bool:
         return True
     if verdict in _BEYOND_TIME:
         return False
-    return any(each.how is not How.STARVED or verdict is not Verdict.HANG for each in hindered)
+    return any(each.how is not Disturbance.STARVED or verdict is not Verdict.HANG for each in hindered)
 
 
 def voided(cell: Cell, hindered: Sequence[Hindered]) -> Cell:

@@ -26,7 +26,7 @@ from harness.lanes.registry import LANES, MIGRATIONS, ORACLES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.disturbance import Disturbed, Hindrances, How, undisturbed
+from harness.qemu.disturbance import Disturbance, Disturbed, Hindrances, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.answer import Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
@@ -518,7 +518,7 @@ class Run:
 
 def _may_be_false(found: tuple[PlannedGuest, Owners], hindered: Hindrances) -> bool:
     """A QEMU that was stopped or ended looks like one that does not start with a device."""
-    return bool(found[1].refused) and any(each.how is not How.STARVED for each in hindered)
+    return bool(found[1].refused) and any(each.how is not Disturbance.STARVED for each in hindered)
 
 
 def _place_of(lane: Lane) -> Place:

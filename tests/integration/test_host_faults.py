@@ -29,7 +29,7 @@ from harness.errors import HinderedError
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import Account, Hindered, How, attempt
+from harness.qemu.disturbance import Account, Disturbance, Hindered, attempt
 from harness.results.verdict import Verdict
 from harness.results.voided import is_void
 from harness.state.transforms import GuestMode
@@ -126,7 +126,7 @@ def acted(hand: Hand) -> None:
     hand._done.set()
 
 
-def kinds(account: Account) -> set[How]:
+def kinds(account: Account) -> set[Disturbance]:
     return {each.how for each in account.hindered}
 
 
@@ -141,7 +141,7 @@ def test_one_that_is_stopped_for_longer_than_its_deadline_goes_on(binary: QemuBi
     with attempt() as account:
         evidence = session(binary, pc_pack, LOADS, DEADLINE_S).run(hand.told)
     assert (judge(evidence).verdict, evidence.loads_acked) == (Verdict.OK, LOADS)
-    assert How.STOPPED in kinds(account)
+    assert Disturbance.STOPPED in kinds(account)
 
 
 def test_one_that_stays_stopped_is_given_up_and_is_no_hang(
@@ -156,7 +156,7 @@ def test_one_that_stays_stopped_is_given_up_and_is_no_hang(
     hand = Hand(stop)
     with attempt() as account, pytest.raises(HinderedError, match="kept from running"):
         session(binary, pc_pack, LOADS, DEADLINE_S).run(hand.told)
-    assert How.STOPPED in kinds(account)
+    assert Disturbance.STOPPED in kinds(account)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
@@ -172,9 +172,9 @@ def test_one_that_somebody_ends_is_the_hosts_and_says_by_whom(
         evidence = session(binary, pc_pack, LOADS, DEADLINE_S).run(hand.told)
     judgement = judge(evidence)
     assert judgement.verdict is Verdict.HOST
-    assert judgement.cause == Hindered(how=How.ENDED, signal=number.name)
+    assert judgement.cause == Hindered(how=Disturbance.ENDED, signal=number.name)
     (found,) = account.hindered
-    assert (found.how, found.signal) == (How.ENDED, number.name)
+    assert (found.how, found.signal) == (Disturbance.ENDED, number.name)
     assert number is signal.SIGKILL or f"from pid {os.getpid()}" in found.said
 
 

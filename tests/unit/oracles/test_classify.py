@@ -12,7 +12,7 @@ from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
 from harness.oracles.classify import Control, Controls, classify, results
 from harness.oracles.load import Judgement
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.results.outcome import Moment
 from harness.results.verdict import FailureClass, Verdict
 
@@ -23,7 +23,7 @@ CRASH = Judgement(verdict=Verdict.CRASH, cause=ended(ASSERTION, load=3), log=ASS
 REJECT = Judgement(verdict=Verdict.REJECT, cause=refused("refused", load=3), named=LPC)
 OK = Judgement(verdict=Verdict.OK)
 GUEST_FAULT = Judgement(verdict=Verdict.GUEST_FAULT)
-HOST = Judgement(verdict=Verdict.HOST, cause=Hindered(how=How.ENDED, signal="SIGKILL"))
+HOST = Judgement(verdict=Verdict.HOST, cause=Hindered(how=Disturbance.ENDED, signal="SIGKILL"))
 
 
 def evidence(step: Step = Step.LOAD, load: int = 3) -> Evidence:

@@ -14,9 +14,9 @@ from harness.qemu.disturbance import (
     STOOD_STILL_S,
     STOPPED_S,
     TRIES,
+    Disturbance,
     Disturbed,
     Hindered,
-    How,
     attempt,
     current_account,
     ended_by_host,
@@ -47,14 +47,16 @@ def test_what_is_too_little_to_doubt_a_finding_is_not_told() -> None:
 
 
 def test_what_kept_a_process_from_working() -> None:
-    assert hindered_by(times(stopped_s=20.04)) == [Hindered(how=How.STOPPED, seconds=20.0)]
-    assert hindered_by(times(stood_still_s=25.0)) == [Hindered(how=How.STOOD_STILL, seconds=25.0)]
-    assert hindered_by(times(starved_s=60.0)) == [Hindered(how=How.STARVED, seconds=60.0, share=0.6, pressure=1.0)]
+    assert hindered_by(times(stopped_s=20.04)) == [Hindered(how=Disturbance.STOPPED, seconds=20.0)]
+    assert hindered_by(times(stood_still_s=25.0)) == [Hindered(how=Disturbance.STOOD_STILL, seconds=25.0)]
+    assert hindered_by(times(starved_s=60.0)) == [
+        Hindered(how=Disturbance.STARVED, seconds=60.0, share=0.6, pressure=1.0)
+    ]
 
 
 def test_time_in_which_it_was_stopped_is_none_that_it_could_have_had() -> None:
     found = hindered_by(times(stopped_s=60.0, starved_s=30.0))
-    assert [each.how for each in found] == [How.STOPPED, How.STARVED]
+    assert [each.how for each in found] == [Disturbance.STOPPED, Disturbance.STARVED]
     assert found[1].share == 0.75
 
 
@@ -76,20 +78,27 @@ def test_qemu_says_who_told_it_to_end(stderr: str, told: tuple[int, str] | None)
     ("signal_name", "crashed", "stderr", "how"),
     [
         (None, False, "", None),
-        ("SIGTERM", False, TERM, How.ENDED),
-        ("SIGKILL", False, "", How.ENDED),
-        ("SIGXCPU", False, "", How.ENDED),
+        ("SIGTERM", False, TERM, Disturbance.ENDED),
+        ("SIGKILL", False, "", Disturbance.ENDED),
+        ("SIGXCPU", False, "", Disturbance.ENDED),
         ("SIGABRT", True, "qemu: x: Assertion `y' failed.", None),
         ("SIGSEGV", True, "", None),
         # out of memory: what this host does not have, and what no host has
-        (None, False, "qemu: cannot set up guest memory 'pc.ram': Cannot allocate memory", How.OUT_OF_MEMORY),
-        ("SIGTRAP", True, "GLib-ERROR **: ../glib/gmem.c:106: failed to allocate 65536 bytes", How.OUT_OF_MEMORY),
+        (None, False, "qemu: cannot set up guest memory 'pc.ram': Cannot allocate memory", Disturbance.OUT_OF_MEMORY),
+        (
+            "SIGTRAP",
+            True,
+            "GLib-ERROR **: ../glib/gmem.c:106: failed to allocate 65536 bytes",
+            Disturbance.OUT_OF_MEMORY,
+        ),
         ("SIGTRAP", True, "GLib-ERROR **: failed to allocate 18446744073709551615 bytes", None),
         # a device that returned ENOMEM refused the load
         (None, False, "qemu: load of migration failed: Cannot allocate memory", None),
     ],
 )
-def test_whether_the_host_ended_it(signal_name: str | None, crashed: bool, stderr: str, how: How | None) -> None:
+def test_whether_the_host_ended_it(
+    signal_name: str | None, crashed: bool, stderr: str, how: Disturbance | None
+) -> None:
     found = ended_by_host(4711, signal_name, crashed, stderr)
     assert (found and found.how) == how
     assert found is None or found.fatal
@@ -108,7 +117,9 @@ def test_one_that_the_kernel_took_for_want_of_memory(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "open", lambda path, flags: 99)
     monkeypatch.setattr(os, "read", read)
     monkeypatch.setattr(os, "close", lambda log: None)
-    assert ended_by_host(4711, "SIGKILL", False, "") == Hindered(how=How.OUT_OF_MEMORY, signal="SIGKILL", said=line)
+    assert ended_by_host(4711, "SIGKILL", False, "") == Hindered(
+        how=Disturbance.OUT_OF_MEMORY, signal="SIGKILL", said=line
+    )
 
 
 def sh(script: str, scope: ProcessScope | None = None) -> Process:
@@ -120,13 +131,13 @@ def test_the_account_has_what_somebody_else_ended(number: signal.Signals) -> Non
     with attempt() as account, sh("exec sleep 1000") as process:
         os.kill(process.pid, number)
         assert process.wait(GENEROUS_S) == Exit(status=-number, signal=number.name)
-    assert [(each.how, each.signal) for each in account.hindered] == [(How.ENDED, number.name)]
+    assert [(each.how, each.signal) for each in account.hindered] == [(Disturbance.ENDED, number.name)]
 
 
 def test_one_that_was_told_to_end_has_the_signal_though_it_left_with_status_0() -> None:
     with attempt() as account, sh(f"echo '{TERM.strip()}' >&2") as process:
         assert process.wait(GENEROUS_S) == Exit(status=0, signal="SIGTERM")
-    assert account.hindered == (Hindered(how=How.ENDED, signal="SIGTERM", said="from pid 4242 (bash)"),)
+    assert account.hindered == (Hindered(how=Disturbance.ENDED, signal="SIGTERM", said="from pid 4242 (bash)"),)
 
 
 def test_one_that_was_told_to_end_and_did_not_before_it_was_killed() -> None:
@@ -168,11 +179,11 @@ def test_of_each_kind_the_longest_is_told_and_a_signal_once() -> None:
         for seen in (times(stopped_s=3.0), times(stopped_s=9.0), times(stopped_s=5.0, stood_still_s=6.0)):
             account.follow(Clock(seen))  # type: ignore[arg-type]
         for _ in range(2):
-            account.ended(Hindered(how=How.ENDED, signal="SIGKILL"))
+            account.ended(Hindered(how=Disturbance.ENDED, signal="SIGKILL"))
     assert account.hindered == (
-        Hindered(how=How.ENDED, signal="SIGKILL"),
-        Hindered(how=How.STOPPED, seconds=9.0),
-        Hindered(how=How.STOOD_STILL, seconds=6.0),
+        Hindered(how=Disturbance.ENDED, signal="SIGKILL"),
+        Hindered(how=Disturbance.STOPPED, seconds=9.0),
+        Hindered(how=Disturbance.STOOD_STILL, seconds=6.0),
     )
 
 
@@ -187,7 +198,7 @@ class Work:
     def __call__(self) -> object:
         self.tries += 1
         if self.tries <= self.disturbed:
-            current_account().ended(Hindered(how=How.ENDED, signal="SIGTERM"))
+            current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
@@ -221,7 +232,7 @@ def test_in_the_end_it_is_the_host_that_is_told_of() -> None:
     with pytest.raises(Disturbed, match="gone") as caught:
         undisturbed(work, lambda *_: True)
     assert work.tries == TRIES
-    assert caught.value.hindered == (Hindered(how=How.ENDED, signal="SIGTERM"),)
+    assert caught.value.hindered == (Hindered(how=Disturbance.ENDED, signal="SIGTERM"),)
     assert isinstance(caught.value, HarnessError)
 
 

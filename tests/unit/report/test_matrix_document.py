@@ -15,7 +15,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report.schemas import shipped
 from harness.report.writer import render_json, write_reports
 from harness.results.cause import (
@@ -165,7 +165,7 @@ ONE_OF_EACH: list[Cause] = [
     ),
     GuestFaulted(step=Step.AFTER, checks=(FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0}),)),
     KvmRefused(step=Step.LOAD, load=1, group="MSR 0x48", ioctl="KVM_SET_MSRS", msr=0x48, value=4),
-    Hindered(how=How.ENDED, signal="SIGKILL"),
+    Hindered(how=Disturbance.ENDED, signal="SIGKILL"),
     Unsupported(side=Side.RECORDER, said="no such machine"),
     Undecided(why=Why.LOADS, acked=1, asked=2),
 ]

@@ -10,7 +10,7 @@ import pytest
 from made_cells import ended, made_cell, refused
 
 from harness.colo.messages import Step
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report import sentences
 from harness.results.cause import (
     Broke,
@@ -107,24 +107,24 @@ TEXTS: list[tuple[Cause, str]] = [
         "load 1: this host's KVM did not take MSR 0x48 = 0x4 by KVM_SET_MSRS: EINVAL",
     ),
     (
-        Hindered(how=How.ENDED, signal="SIGKILL"),
+        Hindered(how=Disturbance.ENDED, signal="SIGKILL"),
         "QEMU was ended from outside by SIGKILL",
     ),
     (
-        Hindered(how=How.ENDED, signal="SIGTERM", said="from pid 7 (bash)"),
+        Hindered(how=Disturbance.ENDED, signal="SIGTERM", said="from pid 7 (bash)"),
         "QEMU was ended from outside by SIGTERM (from pid 7 (bash))",
     ),
     (
-        Hindered(how=How.OUT_OF_MEMORY, signal="SIGKILL", said="Out of memory: Killed process 9 (qemu)"),
+        Hindered(how=Disturbance.OUT_OF_MEMORY, signal="SIGKILL", said="Out of memory: Killed process 9 (qemu)"),
         "the host has no memory left for QEMU (Out of memory: Killed process 9 (qemu))",
     ),
     (
-        Hindered(how=How.STOPPED, seconds=21.5),
+        Hindered(how=Disturbance.STOPPED, seconds=21.5),
         "QEMU was stopped from outside, or held by the host's kernel, for 21.5 s",
     ),
-    (Hindered(how=How.STOOD_STILL, seconds=25.0), "this program, or the whole host, stood still for 25 s"),
+    (Hindered(how=Disturbance.STOOD_STILL, seconds=25.0), "this program, or the whole host, stood still for 25 s"),
     (
-        Hindered(how=How.STARVED, seconds=16.2, share=0.72, pressure=0.99),
+        Hindered(how=Disturbance.STARVED, seconds=16.2, share=0.72, pressure=0.99),
         "QEMU was ready to run and got no CPU for 16.2 s, 72% of its time; the host had too few CPUs for 99% of it",
     ),
     (Unsupported(side=Side.LOADER, said="QEMU 9 has no machine x"), "QEMU 9 has no machine x"),
@@ -193,7 +193,7 @@ def control(
                 Verdict.HOST,
                 2,
                 decided=False,
-                cause=Hindered(how=How.ENDED, signal="SIGKILL"),
+                cause=Hindered(how=Disturbance.ENDED, signal="SIGKILL"),
             ),
             "fresh: undecided (QEMU was ended from outside by SIGKILL), 2 of 5 passed",
         ),
@@ -243,7 +243,7 @@ def test_reasons_of_an_answer() -> None:
 
 
 def test_what_was_tried_again_is_counted_and_told() -> None:
-    stopped = Hindered(how=How.STOPPED, seconds=20.0)
+    stopped = Hindered(how=Disturbance.STOPPED, seconds=20.0)
     right = replace(made_cell(), outcome=Outcome(verdict=Verdict.OK, hindered=(stopped, stopped)))
     vain = replace(made_cell(), outcome=Outcome(verdict=Verdict.HOST, causes=(stopped,), hindered=(stopped,)))
     assert sentences.disturbed_text([made_cell()]) == sentences.tried_again_text(made_cell().outcome) == ""

@@ -10,7 +10,7 @@ import pytest
 from made_cells import ended, made_cell
 
 from harness.errors import ConfigError, UsageError
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report.sentences import known_text
 from harness.results.cause import Assertion
 from harness.results.document import Cell, MatrixDoc, Qemu
@@ -131,7 +131,7 @@ def test_a_failure_that_is_said_to_be_fixed_is_news_and_fails() -> None:
 
 
 def test_what_could_not_be_decided_is_not_excused() -> None:
-    killed = Hindered(how=How.ENDED, signal="SIGKILL")
+    killed = Hindered(how=Disturbance.ENDED, signal="SIGKILL")
     assert annotate(doc(cell(), cell(verdict=Verdict.HOST, causes=(killed,))), [issue()]).exit_code == 3
 
 

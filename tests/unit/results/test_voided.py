@@ -7,16 +7,16 @@ import pytest
 from made_cells import made_cell
 
 from harness.colo.messages import Step
-from harness.qemu.disturbance import Hindered, How
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.results.cause import Broke
 from harness.results.verdict import Verdict
 from harness.results.voided import is_void, voided
 
-ENDED = Hindered(how=How.ENDED, signal="SIGTERM")
-MEMORY = Hindered(how=How.OUT_OF_MEMORY)
-STOPPED = Hindered(how=How.STOPPED, seconds=20.0)
-STILL = Hindered(how=How.STOOD_STILL, seconds=25.0)
-STARVED = Hindered(how=How.STARVED, seconds=9.0, share=0.8)
+ENDED = Hindered(how=Disturbance.ENDED, signal="SIGTERM")
+MEMORY = Hindered(how=Disturbance.OUT_OF_MEMORY)
+STOPPED = Hindered(how=Disturbance.STOPPED, seconds=20.0)
+STILL = Hindered(how=Disturbance.STOOD_STILL, seconds=25.0)
+STARVED = Hindered(how=Disturbance.STARVED, seconds=9.0, share=0.8)
 
 #: Which of them make a verdict void.
 VOID = {

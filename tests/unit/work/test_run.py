@@ -26,7 +26,7 @@ from harness.lanes.checks import Check
 from harness.lanes.judge import Bench, Exclusion, Reason
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import TRIES, Hindered, How, current_account
+from harness.qemu.disturbance import TRIES, Disturbance, Hindered, current_account
 from harness.qemu.process import Exit, Process
 from harness.report.sentences import colo_reason_text
 from harness.results.answer import Seen, machine_result
@@ -551,8 +551,8 @@ def test_an_own_build_has_its_name_in_cells_and_another_of_one_version_a_number(
     assert {str(cell.key.route) for cell in doc.cells} == {"7.2.22", "7.2.22>mybuild", "7.2.22>7.2.22~2"}
 
 
-STOPPED = Hindered(how=How.STOPPED, seconds=21.0)
-TERM = Hindered(how=How.ENDED, signal="SIGTERM")
+STOPPED = Hindered(how=Disturbance.STOPPED, seconds=21.0)
+TERM = Hindered(how=Disturbance.ENDED, signal="SIGTERM")
 
 
 class Host:
