@@ -97,6 +97,10 @@ class QemuError(HarnessError):
     """QEMU refused a command or died while it was being prepared."""
 
 
+class Unmigratable(QemuError):
+    """QEMU does not migrate the machine, and so does not start COLO with it either: a device blocks that."""
+
+
 class Stopped(HarnessError):
     """The run was told to stop; what was acknowledged until then is lost for this session only."""
 

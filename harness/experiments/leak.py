@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a load leaves behind in a secondary: memory, descriptors, threads and the size of its saved state.
 
-The guest is parked. One section after the other is loaded many times back to back; between equal batches of
+The guest is parked. One section after the other is loaded many times back to back, then the whole state once in each
+checkpoint, as COLO does; a section alone once in each checkpoint where one of these grows. Between equal batches of
 checkpoints the process is looked at from outside. The allocator is told (:data:`MALLOC_ENV`) to keep everything in
 one contiguous heap and to cache nothing, so that the heap can be walked chunk by chunk through ``/proc/PID/mem`` and
 the bytes in use are known exactly; what lies outside that heap is counted by the page. Where the heap cannot be
 walked (another C library, no permission) all private memory is counted by the page.
 
 Two series stand beside the sections: checkpoints that load nothing more than a checkpoint has to (the framework's own
-growth), and a section that is known to hold no memory (the control).
+growth), and a section that is known to hold no memory (the control). A build that resets the machine before each load
+has to be given its CPU in each checkpoint, parked, else the reset one runs the firmware: its back to back loads stand
+behind the whole state, and a section that is loaded once stands behind the CPU's (:attr:`LeakRun.plain`).
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from pathlib import Path
+from typing import Protocol
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
@@ -35,7 +40,7 @@ from harness.engines.secondary import Secondary
 from harness.engines.setting import Setting
 from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.qemu.vm import Vm
-from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
+from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, sections_for, without
 
 #: glibc: one arena, grown by ``brk`` alone, nothing cached (a cached chunk looks like one in use). Older glib has an
 #: allocator of its own above that.
@@ -70,7 +75,19 @@ _CHUNK_SHARE = 0.02
 
 #: Told after each batch, before the process is looked at: the machine, the section, loads and checkpoints of the batch.
 Between = Callable[[Vm, str, int, int], None]
-Suspects = Callable[["LeakRun"], frozenset[str]]
+
+
+class Suspects(Protocol):
+    """Says what has to be looked at again; see :class:`harness.oracles.leak.Suspects`."""
+
+    def back_to_back(self, run: LeakRun) -> frozenset[str]:
+        """Sections that grow back to back."""
+
+    def whole(self, run: LeakRun) -> bool:
+        """The whole state grows, by more than the sections that were loaded once in each checkpoint."""
+
+    def once(self, run: LeakRun) -> frozenset[str]:
+        """Sections that grow with one load in each checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +98,7 @@ class LeakBudget:
     :param section_s: time for loading one section; a slow one takes longer, to have ``min_loads``
     :param repeat: loads of the section in one device buffer
     :param buffer_bytes: bound of a device buffer, which a secondary keeps in memory
+    :param once_checkpoints: in each batch of one load a checkpoint
     :param settle_s: pause before each look; QEMU's RCU thread frees memory up to 50 ms later (``util/rcu.c``)
     :param exact: walk the heap where that can be done; without it memory is counted by the page
     """
@@ -91,6 +109,7 @@ class LeakBudget:
     max_loads: int = 10_000
     repeat: int = 40
     buffer_bytes: int = 2_000_000
+    once_checkpoints: int = 40
     settle_s: float = 0.06
     exact: bool = True
 
@@ -101,6 +120,7 @@ class LeakBudget:
             section_s=self.section_s * factor,
             min_loads=self.min_loads * factor,
             max_loads=self.max_loads * factor,
+            once_checkpoints=self.once_checkpoints * factor,
         )
 
 
@@ -128,7 +148,8 @@ class Sample:
 class Series:
     """Looks at the process while one section was loaded.
 
-    :param repeat: loads in each checkpoint; 0 for the framework's own series
+    :param repeat: loads in each checkpoint; 0 for what has no section under test
+    :param once: one load in each checkpoint, and not back to back
     :param state_bytes: size of the whole saved device state at the first, the middle and the last look
     :param chunks: size of an allocation with its overhead, in bytes, to how many more there are at the last look
     """
@@ -139,6 +160,7 @@ class Series:
     state_bytes: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...] = ()
     seconds: float = 0.0
+    once: bool = False
 
     @property
     def loads(self) -> int:
@@ -164,50 +186,76 @@ class BrokenSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakRun:
-    """One process, or a few when sections broke them."""
+    """One process, or a few when sections broke them.
+
+    :param sections: back to back
+    :param whole: the whole state, once in each checkpoint
+    :param plain: what :attr:`once` is measured against where a build resets the machine; else that is the framework
+    :param once: sections alone, once in each checkpoint
+    :param resets: the build resets the machine before each load
+    """
 
     framework: Series | None
     control: Series | None
     sections: tuple[Series, ...]
+    whole: Series | None = None
+    plain: Series | None = None
+    once: tuple[Series, ...] = ()
+    resets: bool = False
     breaks: tuple[BrokenSection, ...] = ()
     loads_asked: int = 0
     loads_acked: int = 0
     seconds: float = 0.0
 
+    def joined(self, more: LeakRun) -> LeakRun:
+        """With what another process measured with one load in each checkpoint."""
+        return replace(
+            self,
+            plain=self.plain or more.plain,
+            once=self.once + more.once,
+            breaks=self.breaks + more.breaks,
+            loads_asked=self.loads_asked + more.loads_asked,
+            loads_acked=self.loads_acked + more.loads_acked,
+            seconds=self.seconds + more.seconds,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakResult:
-    """All sections once, and the suspects among them again in a new process.
+    """All sections back to back, and the suspects among them again in new processes.
 
-    :param second: None when nothing was suspected
+    :param second: the suspects, back to back and once in each checkpoint; None when nothing was suspected
+    :param third: what grew with one load in each checkpoint, once more; None when nothing did
     """
 
     first: LeakRun
-    second: LeakRun | None
+    second: LeakRun | None = None
+    third: LeakRun | None = None
 
     @property
-    def _runs(self) -> tuple[LeakRun, ...]:
-        return (self.first,) if self.second is None else (self.first, self.second)
+    def runs(self) -> tuple[LeakRun, ...]:
+        """Processes, in their order."""
+        return tuple(run for run in (self.first, self.second, self.third) if run is not None)
 
     @property
     def loads_asked(self) -> int:
         """Loads that were to be done."""
-        return sum(run.loads_asked for run in self._runs)
+        return sum(run.loads_asked for run in self.runs)
 
     @property
     def loads_acked(self) -> int:
         """Loads acknowledged with VMSTATE_LOADED."""
-        return sum(run.loads_acked for run in self._runs)
+        return sum(run.loads_acked for run in self.runs)
 
     @property
     def seconds(self) -> float:
         """Time that it took."""
-        return sum(run.seconds for run in self._runs)
+        return sum(run.seconds for run in self.runs)
 
     @property
     def broken(self) -> Break | None:
         """The first break."""
-        return next((broken.evidence.broken for run in self._runs for broken in run.breaks), None)
+        return next((broken.evidence.broken for run in self.runs for broken in run.breaks), None)
 
 
 def find_leaks(
@@ -219,18 +267,48 @@ def find_leaks(
     between: Between | None = None,
     confirm_factor: int = 3,
 ) -> LeakResult:
-    """Measure every section, then those that ``suspects`` names once more, in a new process with more loads.
+    """Measure every section back to back and the whole state once in each checkpoint; then what ``suspects`` names
+    again in new processes with more loads, in both ways.
 
-    :param suspects: see :func:`harness.oracles.leak.suspects`
     :param labels: sections to be measured, all of the phase when None
     :raises QemuError: the secondary did not start
     :raises Stopped: the run was told to stop
     """
     bench = LeakBench.of(setting, budget=budget or LeakBudget(), between=between)
-    first = bench.run(bench.labels if labels is None else labels)
-    named = [series.label for series in first.sections if series.label in suspects(first)]
-    second = replace(bench, budget=bench.budget.times(confirm_factor)).run(named) if named else None
-    return LeakResult(first=first, second=second)
+    wanted = bench.labels if labels is None else labels
+    first = bench.run(wanted, whole=True)
+    together = suspects.back_to_back(first)
+    if not together and not suspects.whole(first):
+        return LeakResult(first=first)
+    again = replace(bench, budget=bench.budget.times(confirm_factor))
+    # what the whole state loses, and no section back to back does, may be any section's
+    second = again.run(_of(wanted, together), whole=True, once=_of(wanted, together) or wanted)
+    rest = [label for label in wanted if label not in together]
+    if together and rest and suspects.whole(second):
+        second = second.joined(again.run([], once=rest))
+    once = suspects.once(second)
+    return LeakResult(first=first, second=second, third=again.run([], once=_of(wanted, once)) if once else None)
+
+
+def _of(labels: Sequence[str], chosen: frozenset[str]) -> list[str]:
+    return [label for label in labels if label in chosen]
+
+
+class _Kind(Enum):
+    FRAMEWORK = auto()
+    CONTROL = auto()
+    SECTION = auto()
+    WHOLE = auto()
+    PLAIN = auto()
+    ONCE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One series to be measured."""
+
+    kind: _Kind
+    label: str = FRAMEWORK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,12 +324,16 @@ class LeakBench(Setting):
         sections = without(self.buffers.pack.recordings[self.phase].sections, self.excluded)
         return [label_of(section) for section in sections]
 
-    def run(self, labels: Sequence[str]) -> LeakRun:
-        """The framework, the control, then each section; one that breaks the secondary costs a new process."""
+    def run(self, labels: Sequence[str], *, whole: bool = False, once: Sequence[str] = ()) -> LeakRun:
+        """The framework, the control, then each section; one that breaks the secondary costs a new process.
+
+        :param labels: to be loaded back to back
+        :param whole: the whole state is loaded too, once in each checkpoint
+        :param once: to be loaded alone, once in each checkpoint
+        """
         began = time.monotonic()
-        known, control = set(self.labels), self.buffers.pack.architecture.leak_control
-        todo = [FRAMEWORK, *([control] if control in known else []), *(label for label in labels if label in known)]
-        done: list[Series] = []
+        todo = self._items(labels, whole, once)
+        done: list[tuple[_Item, Series]] = []
         breaks: list[BrokenSection] = []
         asked = acked = 0
         while todo and len(breaks) < MAX_BREAKS:
@@ -259,25 +341,43 @@ class LeakBench(Setting):
             broken = meter.measure(todo)
             done += meter.done
             asked, acked = asked + meter.asked, acked + meter.acked
-            todo = todo[len(meter.done) + 1 :]
+            culprit, todo = todo[len(meter.done) :][:1], todo[len(meter.done) + 1 :]
             if broken is not None:
                 breaks.append(broken)
-            if broken is not None and broken.label == FRAMEWORK:
+            if broken is not None and (meter.unborn or culprit[0].kind is _Kind.FRAMEWORK):
                 break  # it does not even take the incoming stream, or a checkpoint with nothing in it
-        return _as_run(done, control, breaks, asked, acked, time.monotonic() - began)
+        run = _as_run(done, breaks, asked, acked, time.monotonic() - began)
+        return replace(run, resets=self.resets)
+
+    def _items(self, labels: Sequence[str], whole: bool, once: Sequence[str]) -> list[_Item]:
+        known, control = set(self.labels), self.buffers.pack.architecture.leak_control
+        items = [_Item(_Kind.FRAMEWORK)]
+        items += [_Item(_Kind.CONTROL, control)] if control in known else []
+        items += [_Item(_Kind.SECTION, label) for label in labels if label in known]
+        # where the machine is reset, the framework's series is the whole state's
+        items += [_Item(_Kind.WHOLE)] if whole and not self.resets else []
+        items += [_Item(_Kind.PLAIN)] if once and self.resets else []
+        # the CPU's own sections stand in each checkpoint there already
+        known -= cpu_labels(self.recording) if self.resets else frozenset()
+        return items + [_Item(_Kind.ONCE, label) for label in once if label in known]
 
 
 def _as_run(
-    done: list[Series], label: str, breaks: list[BrokenSection], asked: int, acked: int, seconds: float
+    done: list[tuple[_Item, Series]], breaks: list[BrokenSection], asked: int, acked: int, seconds: float
 ) -> LeakRun:
-    framework = next((series for series in done if series.label == FRAMEWORK), None)
-    rest = [series for series in done if series.label != FRAMEWORK]
-    # the control stands first and, when it is asked for as a section too, once more among the sections
-    control = rest.pop(0) if rest and rest[0].label == label else None
+    def all_of(kind: _Kind) -> tuple[Series, ...]:
+        return tuple(series for item, series in done if item.kind is kind)
+
+    def one_of(kind: _Kind) -> Series | None:
+        return next(iter(all_of(kind)), None)
+
     return LeakRun(
-        framework=framework,
-        control=control,
-        sections=tuple(rest),
+        framework=one_of(_Kind.FRAMEWORK),
+        control=one_of(_Kind.CONTROL),
+        sections=all_of(_Kind.SECTION),
+        whole=one_of(_Kind.WHOLE),
+        plain=one_of(_Kind.PLAIN),
+        once=all_of(_Kind.ONCE),
         breaks=tuple(breaks),
         loads_asked=asked,
         loads_acked=acked,
@@ -302,21 +402,25 @@ class _Meter:
         self._ram = frozenset(block.size_bytes for block in blocks if block.size_bytes >= _BIG_BLOCK_BYTES)
         self._walkable = bench.budget.exact
         self._space = bytearray()
-        self.done: list[Series] = []
+        self._whole = encode(without(self._sections, bench.excluded))
+        self._cpu = encode(only(self._sections, cpu_labels(bench.recording))) if bench.resets else b""
+        self.done: list[tuple[_Item, Series]] = []
+        self.unborn = True
         self.asked = 0
         self.acked = 0
 
-    def measure(self, todo: Sequence[str]) -> BrokenSection | None:
+    def measure(self, todo: Sequence[_Item]) -> BrokenSection | None:
         """Measure until all is done, or until a section breaks the secondary; that one is returned."""
         bench, began = self._bench, time.monotonic()
         with tuned_secondary(bench) as secondary:
             try:
                 bench.begin(secondary, GuestMode.PARKED)
                 self._warm_up(secondary)
-                for label in todo:
-                    self.done.append(self._series(secondary, label))
+                self.unborn = False
+                for item in todo:
+                    self.done.append((item, self._series(secondary, item)))
             except ChannelBroken as error:
-                label = FRAMEWORK if error.step is Step.INCOMING else todo[len(self.done)]
+                label = FRAMEWORK if self.unborn else todo[len(self.done)].label
                 return BrokenSection(label=label, evidence=self._evidence(secondary, error, began))
         return None
 
@@ -326,14 +430,13 @@ class _Meter:
         with _alive():
             _state_bytes(secondary.vm)
 
-    def _series(self, secondary: Secondary, label: str) -> Series:
+    def _series(self, secondary: Secondary, item: _Item) -> Series:
         began, budget = time.monotonic(), self._bench.budget
-        own = encode(only(self._sections, frozenset({label}))) if label != FRAMEWORK else b""
-        # where each checkpoint loads the whole machine, more of the section in it cost little
-        wanted = budget.repeat * (3 if self._bench.resets else 1)
-        repeat = min(wanted, max(1, budget.buffer_bytes // len(own))) if own else 0
-        batch = _Batch(self, secondary, label, self._prefix + own * repeat, repeat)
-        batch.size = _batch_checkpoints(budget, repeat, batch.pilot())
+        devices, repeat = self._buffer(item)
+        batch = _Batch(self, secondary, item.label, devices, repeat)
+        once = item.kind in (_Kind.WHOLE, _Kind.PLAIN, _Kind.ONCE)
+        seconds = batch.pilot()
+        batch.size = budget.once_checkpoints if once else _batch_checkpoints(budget, repeat, seconds)
         batch.load()
         samples: list[Sample] = []
         looks: list[_Look] = []
@@ -348,13 +451,31 @@ class _Meter:
                 looks.append(self._settled(secondary.vm, looks[-1] if looks else None))
             samples.append(_sample(looks[-1], number * batch.size, repeat))
         return Series(
-            label=label,
+            label=item.label,
             repeat=repeat,
+            once=once,
             samples=tuple(samples),
             state_bytes=tuple(state_bytes),
             chunks=_grown(looks[0].chunks, looks[-1].chunks, samples[-1].loads),
             seconds=time.monotonic() - began,
         )
+
+    def _buffer(self, item: _Item) -> tuple[bytes, int]:
+        """What a checkpoint loads, and how often the section under test stands in it."""
+        budget = self._bench.budget
+        if item.kind is _Kind.FRAMEWORK:
+            return self._prefix, 0
+        if item.kind is _Kind.PLAIN:
+            return self._cpu, 0
+        if item.kind is _Kind.WHOLE:
+            return self._whole, 1
+        own = encode(only(self._sections, frozenset({item.label})))
+        if item.kind is _Kind.ONCE:
+            return self._cpu + own, 1
+        # where each checkpoint loads the whole machine, more of the section in it cost little
+        wanted = budget.repeat * (3 if self._bench.resets else 1)
+        repeat = min(wanted, max(1, budget.buffer_bytes // len(own)))
+        return self._prefix + own * repeat, repeat
 
     def _settled(self, vm: Vm, before: _Look | None) -> _Look:
         """The smallest of some looks, one when it shows no growth."""

@@ -8,6 +8,7 @@ one cell for each row, with the worst section's verdict, and the figures of ever
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -26,7 +27,7 @@ from harness.lanes.lane import Group, Judge, Lane, Request, Wave, by_phase
 from harness.oracles.drift import judge_drift
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
-from harness.oracles.leak import judge_leaks, run_details, suspects
+from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
 from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
@@ -181,10 +182,9 @@ def leak_check(phase: str, rows: Sequence[str]) -> Check:
 def _leak(bench: Bench, check: Check) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
-    result = find_leaks(
-        _setting(bench, phase, excluded),
-        suspects=suspects,
-    )
+    every = [label_of(section) for section in bench.buffers.pack.recordings[phase].sections]
+    asked = [label for _, labels in _by_row(bench, check, every) for label in labels]
+    result = find_leaks(_setting(bench, phase, excluded), suspects=Suspects(), labels=asked)
     judged = judge_leaks(result)
     told = {
         row: [
@@ -196,8 +196,11 @@ def _leak(bench: Bench, check: Check) -> Experiment:
         ]
         for row, labels in _by_row(bench, check, judged)
     }
-    counted = {series.label: series.loads for run in (result.first, result.second) if run for series in run.sections}
-    loads = {row: sum(counted.get(name, 0) for name in labels) for row, labels in _by_row(bench, check, judged)}
+    counted: Counter[str] = Counter()
+    for run in result.runs:
+        for series in (*run.sections, *run.once):
+            counted[series.label] += series.loads
+    loads = {row: sum(counted[name] for name in labels) for row, labels in _by_row(bench, check, judged)}
     return Experiment(
         told=told,
         loads_asked=result.loads_asked,

@@ -2,6 +2,11 @@
 """From looks at a process to a verdict on leaks: robust slopes with their uncertainty. Pure.
 
 A section leaks when the lower end of the interval of its slope lies above the noise floor of the run, in two processes.
+Its figure is that of one load in each checkpoint, which is what COLO does. Where only loads that stand in one buffer
+leak, the figure is theirs, and the leak is not COLO's.
+
+One definition holds wherever a leak is spoken of: bytes of the heap in use (of all private memory, by the page, where
+the heap cannot be walked) for each load, less what a checkpoint without the section costs, with Sen's 99 % interval.
 """
 
 from __future__ import annotations
@@ -12,10 +17,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.experiments.leak import FRAMEWORK, LeakResult, LeakRun, Sample, Series
+from harness.experiments.leak import FRAMEWORK, LeakBudget, LeakResult, LeakRun, Sample, Series
 from harness.oracles import load
 from harness.oracles.oracle import Opinion
-from harness.results.cause import During, Leaked, Resource, located
+from harness.results.cause import During, Figure, Leaked, LoadedBy, Resource, located
 from harness.results.verdict import Verdict
 
 #: Bytes a load. The smallest allocation takes 32 bytes of heap, so one that every second load loses is seen.
@@ -24,6 +29,8 @@ MIN_LEAK_BYTES = 16.0
 MIN_LEAK_COUNT = 0.001
 #: Two-sided 99 % of the normal distribution.
 _Z = 2.5758
+#: Loads in a batch of one load a checkpoint, for the noise of one.
+_ONCE_BATCH = LeakBudget().once_checkpoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +126,14 @@ def _same(left: tuple[float, float], right: tuple[float, float]) -> bool:
 
 def framework_growth(run: LeakRun) -> Slope:
     """Bytes that a checkpoint costs, whatever it loads."""
-    if run.framework is None:
+    return checkpoint_growth(run.framework)
+
+
+def checkpoint_growth(series: Series | None) -> Slope:
+    """Bytes that a checkpoint of a series adds."""
+    if series is None:
         return NO_GROWTH
-    return theil_sen([(s.checkpoints, _memory(run.framework)(s)) for s in run.framework.samples])
+    return theil_sen([(s.checkpoints, _memory(series)(s)) for s in series.samples])
 
 
 def noise_bytes(run: LeakRun) -> float:
@@ -147,9 +159,37 @@ def growth(run: LeakRun, series: Series) -> Growth:
     )
 
 
-def suspects(run: LeakRun) -> frozenset[str]:
-    """Sections that have to be measured again, in another process."""
-    return frozenset(series.label for series in run.sections if growth(run, series).leaks)
+class Suspects:
+    """What has to be measured again: see :class:`harness.experiments.leak.Suspects`."""
+
+    def back_to_back(self, run: LeakRun) -> frozenset[str]:
+        """Sections that grow back to back."""
+        return frozenset(series.label for series in run.sections if growth(run, series).leaks)
+
+    def once(self, run: LeakRun) -> frozenset[str]:
+        """Sections that grow with one load in each checkpoint."""
+        return frozenset(series.label for series in run.once if growth(run, series).leaks)
+
+    def whole(self, run: LeakRun) -> bool:
+        """The whole state grows, by more than the sections that were loaded once in each checkpoint."""
+        left = whole_growth(run)
+        for series in run.once if left is not None else ():
+            assert left is not None
+            left = left.less(growth(run, series).memory)
+        return left is not None and left.low > max(MIN_LEAK_BYTES, noise_bytes(run) / _ONCE_BATCH)
+
+
+def whole_growth(run: LeakRun) -> Slope | None:
+    """Bytes that a checkpoint with the whole state costs, less what one without anything under test does.
+
+    Where a build resets the machine the framework's own series is the whole state; the reset's own share is taken off
+    where it was measured.
+    """
+    if run.whole is not None:
+        return _own_memory(run, run.whole)
+    if run.framework is None or run.framework.repeat or not run.resets:
+        return None
+    return framework_growth(run).less(checkpoint_growth(run.plain))
 
 
 def judge_leaks(result: LeakResult) -> dict[str, Opinion]:
@@ -157,10 +197,13 @@ def judge_leaks(result: LeakResult) -> dict[str, Opinion]:
 
     A session that broke before any section was loaded alone is in ``result.broken`` and says nothing of a section.
     """
-    again = {series.label: series for series in result.second.sections} if result.second else {}
-    judged = {series.label: _judge(result, series, again.get(series.label)) for series in result.first.sections}
-    for run in (result.first, result.second):
-        for broken in run.breaks if run else ():
+    labels = dict.fromkeys(s.label for run in result.runs for s in (*run.sections, *run.once))
+    judged = {label: _judge(_Looks.of(result, label)) for label in labels}
+    rest = _unexplained(result)
+    if rest is not None:
+        judged[FRAMEWORK] = rest
+    for run in result.runs:
+        for broken in run.breaks:
             if broken.label == FRAMEWORK:
                 continue
             found = load.judge(broken.evidence)
@@ -171,9 +214,10 @@ def judge_leaks(result: LeakResult) -> dict[str, Opinion]:
 
 def run_details(run: LeakRun) -> dict[str, Any]:
     """What holds for a whole run: the noise floor, the framework's own growth, what was loaded."""
-    control = run.control
+    control, whole = run.control, whole_growth(run)
     return {
         "framework_bytes_per_checkpoint": framework_growth(run).as_json(),
+        "whole_state_bytes_per_checkpoint": whole.as_json() if whole else None,
         "control": control.label if control else None,
         "control_bytes_per_load": _own_memory(run, control).as_json() if control else None,
         "noise_floor_bytes_per_load": round(_floor(run), 4),
@@ -188,45 +232,116 @@ def _floor(run: LeakRun) -> float:
     return widths[(len(widths) * 9 - 1) // 10] if widths else 0.0
 
 
-def _judge(result: LeakResult, series: Series, again: Series | None) -> Opinion:
-    first = growth(result.first, series)
-    second = growth(result.second, again) if result.second and again else None
-    common = tuple(name for name in first.reasons if second and name in second.reasons)
-    best, run, seen = (second, result.second, again) if second and again else (first, result.first, series)
-    assert run is not None  # a second growth comes of a second run
-    details = _details(run, seen, best)
-    details["confirmed"] = bool(common)
-    details["first_look"] = {"memory_bytes_per_load": first.memory.as_json(), "loads": first.loads}
-    if common:
-        causes = tuple(_leaked(Resource(name), best, seen) for name in common)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """A series with the run that it is of."""
+
+    run: LeakRun
+    series: Series
+    growth: Growth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looks:
+    """All that was measured of one section, in the order of the processes."""
+
+    together: tuple[_Look, ...]
+    once: tuple[_Look, ...]
+
+    @classmethod
+    def of(cls, result: LeakResult, label: str) -> _Looks:
+        def found(ways: Callable[[LeakRun], tuple[Series, ...]]) -> tuple[_Look, ...]:
+            return tuple(
+                _Look(run=run, series=series, growth=growth(run, series))
+                for run in result.runs
+                for series in ways(run)
+                if series.label == label
+            )
+
+        return cls(together=found(lambda run: run.sections), once=found(lambda run: run.once))
+
+
+def _common(looks: Sequence[_Look]) -> tuple[str, ...]:
+    """What grew in two processes, and in all that looked."""
+    return tuple(r for r in looks[0].growth.reasons if all(r in x.growth.reasons for x in looks)) if looks[1:] else ()
+
+
+def _judge(looks: _Looks) -> Opinion:
+    of_colo, of_buffers = _common(looks.once), _common(looks.together)
+    chosen, others = (looks.once, looks.together) if of_colo else (looks.together or looks.once, looks.once)
+    best = chosen[-1]
+    details = _details(best)
+    for name, each in (("one_per_checkpoint", looks.once), ("back_to_back", looks.together)):
+        if each:
+            details[name] = {"memory_bytes_per_load": each[-1].growth.memory.as_json(), "loads": each[-1].growth.loads}
+    details["confirmed"] = bool(of_colo or of_buffers)
+    if of_colo or of_buffers:
+        way = LoadedBy.CHECKPOINT if of_colo else LoadedBy.BACK_TO_BACK
+        other = others[-1] if others else None
+        causes = tuple(_leaked(Resource(name), best, way, other) for name in of_colo or of_buffers)
         return Opinion(verdict=Verdict.LEAK, causes=causes, details=details)
-    details["unconfirmed"] = list(first.reasons)
+    details["unconfirmed"] = list(dict.fromkeys(name for look in chosen for name in look.growth.reasons))
     return Opinion(verdict=Verdict.OK, details=details)
 
 
-def _leaked(resource: Resource, best: Growth, series: Series) -> Leaked:
-    each = best.state_bytes / max(1, best.loads)
-    slope, unit = {
-        Resource.MEMORY: (best.memory, "bytes"),
-        Resource.PAGES: (best.outside, "bytes"),
-        Resource.DESCRIPTORS: (best.descriptors, "descriptors"),
-        Resource.THREADS: (best.threads, "threads"),
-        Resource.STATE: (Slope(estimate=each, low=each, high=each), "bytes"),
-    }[resource]
-    chunks = series.chunks[:3] if resource is Resource.MEMORY and series.loads else ()
+def _unexplained(result: LeakResult) -> Opinion | None:
+    """The whole state grows in two processes, and no section that is loaded alone does."""
+    if result.second is None or not all(map(Suspects().whole, (result.first, result.second))):
+        return None
+    found, series = whole_growth(result.second), result.second.whole or result.second.framework
+    assert found is not None  # it was compared
+    assert series is not None
+    loads = series.samples[-1].checkpoints
+    leak = Leaked(
+        section=FRAMEWORK,
+        resource=Resource.MEMORY,
+        per_load=found.estimate,
+        low=found.low,
+        high=found.high,
+        unit="bytes",
+        loads=loads,
+        chunks=_chunks(series, loads),
+    )
+    return Opinion(verdict=Verdict.LEAK, causes=(leak,), details={"memory_bytes_per_load": found.as_json()})
+
+
+def _leaked(resource: Resource, best: _Look, way: LoadedBy, other: _Look | None) -> Leaked:
+    slope = _slope_of(resource, best.growth)
+    beside = None if other is None else _slope_of(resource, other.growth)
+    units = {Resource.DESCRIPTORS: "descriptors", Resource.THREADS: "threads"}
     return Leaked(
-        section=series.label,
+        section=best.series.label,
         resource=resource,
         per_load=slope.estimate,
         low=slope.low,
         high=slope.high,
-        unit=unit,
-        loads=best.loads,
-        chunks=tuple((size, number / series.loads) for size, number in chunks),
+        unit=units.get(resource, "bytes"),
+        loads=best.growth.loads,
+        way=way,
+        other=None
+        if beside is None or other is None
+        else Figure(per_load=beside.estimate, low=beside.low, high=beside.high, loads=other.growth.loads),
+        chunks=_chunks(best.series, best.series.loads) if resource is Resource.MEMORY else (),
     )
 
 
-def _details(run: LeakRun, series: Series, found: Growth) -> dict[str, Any]:
+def _slope_of(resource: Resource, grown: Growth) -> Slope:
+    each = grown.state_bytes / max(1, grown.loads)
+    return {
+        Resource.MEMORY: grown.memory,
+        Resource.PAGES: grown.outside,
+        Resource.DESCRIPTORS: grown.descriptors,
+        Resource.THREADS: grown.threads,
+        Resource.STATE: Slope(estimate=each, low=each, high=each),
+    }[resource]
+
+
+def _chunks(series: Series, loads: int) -> tuple[tuple[int, float], ...]:
+    return tuple((size, number / loads) for size, number in series.chunks[:3]) if loads else ()
+
+
+def _details(look: _Look) -> dict[str, Any]:
+    run, series, found = look.run, look.series, look.growth
     return {
         "memory_bytes_per_load": found.memory.as_json(),
         "outside_bytes_per_load": found.outside.as_json(),
@@ -252,7 +367,8 @@ def _memory(series: Series) -> Callable[[Sample], float]:
 
 def _own_memory(run: LeakRun, series: Series) -> Slope:
     # a checkpoint's own growth is shared by the loads that it holds
-    return _per_load(series, _memory(series)).less(framework_growth(run).over(series.repeat))
+    base = run.plain if series.once and run.resets else run.framework
+    return _per_load(series, _memory(series)).less(checkpoint_growth(base).over(series.repeat))
 
 
 def _per_load(series: Series, value: Callable[[Sample], float]) -> Slope:

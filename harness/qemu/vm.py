@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.deadline import Deadline, in_time
-from harness.errors import DeadlineError, HostError, QemuError
+from harness.errors import DeadlineError, HostError, QemuError, Unmigratable
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
@@ -123,6 +123,7 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
 
     A unix socket instead of ``exec:`` keeps a shell, and a second process to lose, out of it.
 
+    :raises Unmigratable: a device of the machine blocks migration, with QEMU's text
     :raises QemuError: migration failed, with QEMU's text
     :raises DeadlineError: not complete within ``timeout_s``
     :raises HostError: no space for the stream
@@ -131,7 +132,7 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
     with socket.socket(socket.AF_UNIX) as server, socket_path(sock_path) as address:
         server.bind(str(address))
         server.listen(1)
-        vm.qmp("migrate", uri=f"unix:{address}")
+        _migrate(vm, f"unix:{address}")
         try:
             size = _drain(server, sink, deadline)
         finally:
@@ -140,6 +141,17 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
     if stage_of(info) is not Stage.COMPLETED:
         raise QemuError(f"migrate: {info['status']}: {info.get('error-desc', 'no reason given')}")
     return size
+
+
+def _migrate(vm: Vm, uri: str) -> None:
+    try:
+        vm.qmp("migrate", uri=uri)
+    except QemuError as error:
+        # "blocked" alone is what 5.2 says
+        info = vm.qmp("query-migrate")
+        if info.get("blocked-reasons") or info.get("blocked"):
+            raise Unmigratable(str(error)) from error
+        raise
 
 
 def _drain(server: socket.socket, sink: Path, deadline: Deadline) -> int:

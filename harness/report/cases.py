@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.report.sentences import figure_text
 from harness.results.document import Cell
 from harness.state.transforms import GuestMode
 from harness.stream.fields import field_value
@@ -38,10 +39,15 @@ def case_sentence(found: SmallestFound, sections: Sequence[str]) -> str:
     reduced = Reduced(found.target.buffers, found.result.candidate)
     if atoms:
         said = [phrase(a, payload_of(found, reduced, a), register_of(a, payload_of(found, reduced, a))) for a in atoms]
-        more = len(said) - _MAX_PHRASES
-        words = _list(said[:_MAX_PHRASES] if more <= 0 else [*said[:_MAX_PHRASES], f"{more} more"])
-        parts.append(f"{words} {'is' if len(said) == 1 else 'are'} needed")
-    elif found.result.field_note:
+        parts.append(f"{_few(said)} {_are(said)} needed")
+    if found.result.untested:
+        texts = [
+            phrase(a, p, register_of(a, p)) for a in found.result.untested for p in [payload_of(found, reduced, a)]
+        ]
+        parts.append(
+            f"whether {_few(texts)} {_are(texts)} needed could not be tested: another value ends in another way"
+        )
+    if found.result.field_note and not atoms:
         parts.append(found.result.field_note)
     if found.result.failed < found.result.tried:
         parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
@@ -62,7 +68,9 @@ def _loads(found: SmallestFound, sections: Sequence[str]) -> str:
         what = "no section at all"
     mode = ", with the guest running" if candidate.mode is GuestMode.RUNNING else ""
     if found.leak:
-        return f"each load of {what} {where} leaves {found.leak['bytes_per_load']:.3g} bytes behind"
+        figure = figure_text(*(found.leak[key] for key in ("bytes_per_load", "low", "high")))
+        way = "with one load a checkpoint" if found.target.once else "back to back"
+        return f"{way}, each load of {what} {where} leaves {figure} bytes behind"
     if found.target.at_start:
         return f"the incoming stream alone, with {what}, {where}{by_whom(found.target.cell)}{mode}"
     count = "one load" if candidate.loads == 1 else f"{candidate.loads} loads"
@@ -81,6 +89,15 @@ def _memory(found: SmallestFound) -> list[str]:
         return []
     count = Reduced(found.target.buffers, candidate).page_count()
     return [f"{count} {'page' if count == 1 else 'pages'} of guest memory {'is' if count == 1 else 'are'} needed"]
+
+
+def _few(said: Sequence[str]) -> str:
+    more = len(said) - _MAX_PHRASES
+    return _list(said[:_MAX_PHRASES] if more <= 0 else [*said[:_MAX_PHRASES], f"{more} more"])
+
+
+def _are(said: Sequence[str]) -> str:
+    return "is" if len(said) == 1 else "are"
 
 
 def _list(words: Sequence[str]) -> str:

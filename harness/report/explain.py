@@ -15,7 +15,14 @@ from rich.text import Text
 
 from harness.qemu.threads import THREADS
 from harness.report.progress import VERDICT_STYLE
-from harness.report.sentences import controls_text, isolation_text, text_of, tried_again_text, warning_text
+from harness.report.sentences import (
+    controls_text,
+    figure_text,
+    isolation_text,
+    text_of,
+    tried_again_text,
+    warning_text,
+)
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, one_line, printable
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
@@ -195,7 +202,7 @@ def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _interval(slope: Mapping[str, Any]) -> str:
-    return f"{slope.get('estimate', 0):.3g} [{slope.get('low', 0):.3g}, {slope.get('high', 0):.3g}]"
+    return figure_text(*(float(slope.get(key, 0)) for key in ("estimate", "low", "high")))
 
 
 def _guest(label: str, told: Mapping[str, Any]) -> Iterable[str]:

@@ -22,9 +22,11 @@ from harness.results.cause import (
     During,
     Ended,
     FailedCheck,
+    Figure,
     GuestFaulted,
     KvmRefused,
     Leaked,
+    LoadedBy,
     Refused,
     Resource,
     Undecided,
@@ -163,9 +165,34 @@ def leaked_text(leaked: Leaked) -> str:
         Resource.THREADS: "threads",
         Resource.STATE: "bytes of saved state",
     }[leaked.resource]
-    exact = leaked.low == leaked.high
-    much = f"{leaked.per_load:.2f}" if exact else f"{leaked.per_load:.3g} [{leaked.low:.3g}, {leaked.high:.3g}]"
-    return f"each load leaves behind {much} {what}; over {leaked.loads} loads, confirmed in a second process"
+    much = figure_text(leaked.per_load, leaked.low, leaked.high)
+    which = "" if leaked.section else " of the whole state"
+    if leaked.way is LoadedBy.CHECKPOINT:
+        text = f"with one load a checkpoint, each load{which} leaves behind {much} {what}"
+    else:
+        text = f"back to back, each load leaves behind {much} {what}"
+    text += f"; over {leaked.loads:,} loads, confirmed in a second process"
+    return text if leaked.other is None else f"{text}; {_other_way(leaked, leaked.other)}"
+
+
+def _other_way(leaked: Leaked, other: Figure) -> str:
+    """What the same section leaves behind when it is loaded in the other way."""
+    much = figure_text(other.per_load, other.low, other.high)
+    if leaked.way is LoadedBy.CHECKPOINT:
+        return f"back to back {much}"
+    return f"with one load a checkpoint {much}: no leak of COLO"
+
+
+def figure_text(per_load: float, low: float, high: float) -> str:
+    """A growth with its interval: ``632 [631.8, 632.3]``; without one where it was counted."""
+    if low == high:
+        return _plain_number(per_load)
+    return f"{_plain_number(per_load)} [{_plain_number(low)}, {_plain_number(high)}]"
+
+
+def _plain_number(value: float) -> str:
+    """One digit behind the point where that says something, two of what is small."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _chunks(chunks: Sequence[tuple[int, float]]) -> str:
@@ -398,6 +425,8 @@ def colo_reason_text(reason: ColoReason) -> str:
     verdict = f"{reason.verdict}: " if reason.verdict and reason.verdict is not Verdict.OK else ""
     what = "; ".join(dict.fromkeys(what_text(cause) for cause in reason.causes))
     text = f"{who}: {verdict}{what}" if who else f"{verdict}{what}"
+    if reason.verdict is Verdict.LEAK:
+        return text
     return f"without the reset before each load, {text}" if reason.hidden else text
 
 

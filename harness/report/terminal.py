@@ -37,7 +37,7 @@ MAX_LOG_LINES = 8
 _MARGIN = 1
 _COLO_STYLE = {
     Colo.SAFE: "bold green",
-    Colo.REMARKS: "bold green",
+    Colo.REMARKS: "bold yellow",
     Colo.UNSAFE: "bold red",
     Colo.REFUSED: "bold red",
     Colo.UNDECIDED: "bold yellow",

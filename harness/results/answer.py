@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.qemu.binary import QemuBinary
-from harness.results.cause import Undecided, Why
+from harness.results.cause import Leaked, Undecided, Unsupported, Why
 from harness.results.document import MIGRATIONS, Cell, Colo, ColoReason, MachineResult, Qemu
 from harness.results.key import Route
 from harness.results.verdict import Verdict
 
 PLATFORM = "platform"
-#: What breaks no load.
+#: What breaks no load, and where it is looked for: one that did not come back is ``flaky``.
 _SLOW = (Verdict.DRIFT, Verdict.LEAK)
+_SLOW_LANES = ("drift", "leak")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,31 +68,56 @@ def machine_result(machine: MachineResult, cells: Sequence[Cell], *, complete: b
 def colo_answer(
     cells: Sequence[Cell], *, resets: bool, complete: bool, needed: str = PLATFORM
 ) -> tuple[Colo, tuple[ColoReason, ...]]:
-    """Unsafe with the first load that breaks; safe only when all was judged, and ok with nothing left out.
+    """The answer of a machine, worst first, and why.
 
-    Two kinds of findings are worth a remark and do not make a checkpoint unsafe: drift and leaks, and, where a build
-    resets the machine before each load, a section that breaks only when it stands twice in one buffer.
+    What breaks a load, or keeps COLO from starting, was seen and stays true of a run that was stopped. Drift and leaks
+    are remarks, and so is, where a build resets the machine before each load, a section that breaks only when it
+    stands twice in one buffer. Nothing else is called safe before the run came to its end with all judged and ok.
 
     :param cells: of one machine, migrations not among them
     :param needed: the device without which nothing can be said
     """
     findings = [c for c in cells if c.verdict.is_finding]
-    hidden = [c for c in findings if resets and c.schedule == Schedule.BACK_TO_BACK]
-    shown = [c for c in findings if not (resets and c.schedule == Schedule.BACK_TO_BACK)]
-    slow = [c for c in shown if c.verdict in _SLOW]
-    breaks = [c for c in shown if c.verdict not in _SLOW]
-    remarks = _reasons(hidden, hidden=True) + _reasons(slow)
+    hidden = [c for c in findings if _hidden(c, resets)]
+    shown = [c for c in findings if not _hidden(c, resets)]
+    slow = [c for c in shown if c.verdict in _SLOW or c.lane in _SLOW_LANES]
+    breaks = [c for c in shown if c not in slow]
+    remarks = _reasons(slow) + _reasons(hidden, hidden=True)
+    refused = [c for c in cells if _is_refused(c)]
     if breaks:
-        return Colo.UNSAFE, _once(_reasons(breaks) + remarks)
-    counted = [c for c in cells if c.by_load and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
-    doubts = [_left_out(cell) for cell in counted if cell.excluded or cell.verdict is not Verdict.OK]
-    if not complete:
-        doubts.insert(0, _why(Why.STOPPED))
-    elif not any(c.device == needed and c.verdict is Verdict.OK for c in counted) and not doubts:
-        doubts.append(_why(Why.NOT_JUDGED, needed))
+        return Colo.UNSAFE, _once(_reasons([*breaks, *refused]) + remarks)
+    if refused:
+        return Colo.REFUSED, _once(_reasons(refused) + remarks)
+    doubts = _doubts(cells, needed, resets=resets) if complete else [_why(Why.STOPPED)]
     if doubts:
         return Colo.UNDECIDED, _once(doubts + remarks)
-    return (Colo.REMARKS, _once(remarks)) if remarks else (Colo.SAFE, ())
+    return (Colo.REMARKS if slow or any(c.by_load for c in hidden) else Colo.SAFE), _once(remarks)
+
+
+def _hidden(cell: Cell, resets: bool) -> bool:
+    """A checkpoint does not show it: it takes loads that stand in one buffer."""
+    if cell.verdict is Verdict.LEAK:
+        leaks = [cause for cause in cell.outcome.causes if isinstance(cause, Leaked)]
+        return bool(leaks) and not any(leak.is_colos for leak in leaks)
+    return resets and cell.schedule == Schedule.BACK_TO_BACK
+
+
+def _is_refused(cell: Cell) -> bool:
+    """QEMU does not start COLO with the device."""
+    return any(isinstance(cause, Unsupported) and cause.unmigratable for cause in cell.outcome.causes)
+
+
+def _doubts(cells: Sequence[Cell], needed: str, *, resets: bool) -> list[ColoReason]:
+    """What was not judged, the device that is needed first."""
+    counted = [c for c in cells if c.by_load and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
+    doubts = [] if any(c.device == needed for c in counted) else [_why(Why.NOT_JUDGED, needed)]
+    # what an oracle leaves out was blamed by a load, and stands there
+    doubts += [_left_out(c) for c in cells if (c.excluded and c in counted) or not _was_judged(c)]
+    return doubts
+
+
+def _was_judged(cell: Cell) -> bool:
+    return cell.verdict is Verdict.OK or cell.verdict.is_finding
 
 
 def _reasons(cells: Iterable[Cell], *, hidden: bool = False) -> list[ColoReason]:

@@ -161,13 +161,33 @@ class Resource(StrEnum):
     PAGES = "pages"
 
 
+class LoadedBy(StrEnum):
+    """How a section was loaded while it was looked for leaks."""
+
+    CHECKPOINT = "one-per-checkpoint"
+    BACK_TO_BACK = "back-to-back"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A growth for each load with its 99 % interval."""
+
+    per_load: float
+    low: float
+    high: float
+    loads: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaked:
     """What a section leaves behind with each load, confirmed in a second process.
 
+    :param section: empty where only the whole state shows it
     :param low: with ``high``, the 99 % interval of ``per_load``; both are ``per_load`` where it was counted
     :param unit: ``bytes``, ``descriptors`` or ``threads``
     :param loads: that were measured
+    :param way: how they were loaded
+    :param other: the same resource, loaded in the other way, where that was measured too
     :param chunks: heap chunks left behind: size in bytes, and how many for each load
     """
 
@@ -178,9 +198,17 @@ class Leaked:
     high: float
     unit: str
     loads: int
+    way: LoadedBy = LoadedBy.CHECKPOINT
+    other: Figure | None = None
     chunks: tuple[tuple[int, float], ...] = ()
     phase: str | None = None
     kind: Literal["leaked"] = "leaked"
+
+    @property
+    def is_colos(self) -> bool:
+        """A checkpoint loads a section once: what is lost only when it stands many times in one buffer is not COLO's.
+        Where one load a checkpoint could not be measured, it may be."""
+        return self.way is LoadedBy.CHECKPOINT or self.other is None
 
 
 class Check(StrEnum):
@@ -262,10 +290,12 @@ class Unsupported:
 
     :param side: whose lack it is; where the recorder has it not, no such guest exists
     :param said: what is lacking
+    :param unmigratable: it is there, and QEMU migrates no machine that has it, so that COLO does not start
     """
 
     side: Side
     said: str
+    unmigratable: bool = False
     kind: Literal["unsupported"] = "unsupported"
 
 

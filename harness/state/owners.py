@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from harness.cache import cache_root
 from harness.devices.device import section_label
-from harness.errors import DeadlineError, QemuError
+from harness.errors import DeadlineError, QemuError, Unmigratable
 from harness.files import write_atomically
 from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan
@@ -37,10 +37,12 @@ class Owners:
 
     :param sections: device to the labels of its sections; what is in none is the platform's
     :param refused: device to the reason why it cannot be judged in this guest
+    :param unmigratable: those of them that block the migration of the whole machine
     """
 
     sections: Mapping[str, Sequence[str]]
     refused: Mapping[str, str] = field(default_factory=dict)
+    unmigratable: frozenset[str] = frozenset()
 
     def split(self, labels: Iterable[str], devices: Sequence[str], rest: str | None) -> dict[str, list[str]]:
         """Who owns which of some sections: what a device shows later, below its own bus path, is its own too.
@@ -75,11 +77,16 @@ def find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Proc
     names = [device.name for device in guest.devices if not device.rest]
     found: dict[str, list[str]] = {}
     refused: dict[str, str] = {}
+    unmigratable: set[str] = set()
     before = set(_labels(binary, guest.without(frozenset(names)).plan, accel, scope))
     for number, name in enumerate(names):
         absent = frozenset({*names[number + 1 :], *refused})
         try:
             after = _labels(binary, guest.without(absent).plan, accel, scope)
+        except Unmigratable as error:
+            refused[name] = f"QEMU {binary.version} does not migrate a machine that has it: {_short(error)}"
+            unmigratable.add(name)
+            continue
         except (QemuError, DeadlineError) as error:
             refused[name] = f"QEMU {binary.version} does not run with it: {_short(error)}"
             continue
@@ -88,7 +95,7 @@ def find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Proc
             found[name], before = own, set(after)
         else:
             refused[name] = f"machine {guest.plan.machine} of QEMU {binary.version} saves no section of its own for it"
-    return Owners(sections=found, refused=refused)
+    return Owners(sections=found, refused=refused, unmigratable=frozenset(unmigratable))
 
 
 def settled(

@@ -8,7 +8,7 @@
     body.bin       what follows the dialect's command on the wire: RAM sections, FULL sections, EOF, vmdesc
     c1.bin         FULL sections of the first checkpoint, without the EOF; c2.bin, ... those of further ones
     c1.ram         RAM sections of that checkpoint, where it has any
-    control.bin    of a leak: a section that holds no memory, as often as c1.bin has the one under test
+    control.bin    of a leak: what a checkpoint without the section under test loads, which is taken off
     kernel, ...    files that an option names as ``{case}/NAME``
 
 In the options ``{workdir}`` stands for the scratch folder of the process and ``{case}`` for this folder.
@@ -55,6 +55,7 @@ class NeededField:
 
     :param path: as ``postload inspect`` has it
     :param offset: first byte that is meant, from the start of the section's payload, and ``size`` how many
+    :param field_offset: where the field starts, from the start of the section's payload
     :param bit: the one that is needed, 0 is the least; None where more than one is
     :param value: of the field, byte or bit: an int, or hex digits of a buffer
     :param healthy: the value with which it does not fail; None where the healthy state has no such field
@@ -69,6 +70,12 @@ class NeededField:
     healthy: int | str | None
     register: str | None = None
     size: int = 1
+    field_offset: int = 0
+
+    @property
+    def byte(self) -> int:
+        """The first byte that is meant, from the start of its field: the offset of a register in a config space."""
+        return self.offset - self.field_offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +102,8 @@ class LeakFigures:
     :param bytes_per_load: estimate; ``low`` and ``high`` are its 99 % interval
     :param floor_bytes: what would not be called a leak
     :param loads: loads that were measured
-    :param loads_per_checkpoint: how often the section stands in ``c1.bin``
+    :param loads_per_checkpoint: how often the section stands in ``c1.bin``; 1 as COLO loads it
+    :param chunks: heap chunks left behind: size in bytes with malloc's own part, and how many for each load
     """
 
     bytes_per_load: float
@@ -104,6 +112,7 @@ class LeakFigures:
     floor_bytes: float
     loads: int
     loads_per_checkpoint: int
+    chunks: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +149,7 @@ class Case:
     :param loads: loads until it fails, the incoming stream not counted: 0 where that fails, and there is no checkpoint
     :param back_to_back: loads stand in one device buffer
     :param ram_pages: pages that the case holds
-    :param control: of a leak: device buffer with the control section
+    :param control: of a leak: device buffer without the section under test; empty where nothing else is loaded
     :param recorded: identity of the QEMU that recorded the state, None where it is ``qemu`` itself
     :param files: files that options name as ``{case}/NAME``: name to where they are now
     """

@@ -60,6 +60,7 @@ def _fields(recording: Recording, drifted: Drifted) -> Iterator[NeededField]:
                 path=field.path,
                 offset=field.offset,
                 size=field.size,
+                field_offset=field.offset,
                 bit=None,
                 value=_plain(each.values, -1),
                 healthy=_plain(each.values, 0),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,11 @@ _INTEGERS = ("int", "uint", "le")
 #: A number of which more bits differ is an address or a count, and not a set of flags.
 _MAX_FLAGS = 6
 #: Nor has a number of such a name bits of its own.
-_COUNTED = re.compile(r"(?:^|[._])(?:num|nr|count|size|len|addr|idx|index|offset|max|total)[a-z]{0,3}(?:\[\d+\])*$")
+_COUNTED = re.compile(
+    r"(?:^|[._])(?:num|nr|count|size|len|addr|idx|index|offset|max|total)[a-z]{0,3}(?:\[\d+\])*$"
+    r"|(?:^|[._])(?:[a-z]*(?:ptr|pointer|queue|ring|base|ba|aap|crcr|cursor|head|tail|desc)(?:_?(?:lo|hi|low|high))?"
+    r"|pa|gpa|start|end)(?:\[\d+\])*$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +141,21 @@ def split_bits(atom: Atom, payload: bytes) -> list[Atom]:
     return found if atom.size == 1 or len(found) <= _MAX_FLAGS else [atom]
 
 
+def whole_numbers(pieces: Sequence[Atom], fields: Sequence[Atom]) -> tuple[Atom, ...]:
+    """The pieces, of a number with more than one bit among them the whole number: half an address means nothing.
+
+    :param fields: what the pieces were cut from
+    """
+    counts = Counter((p.section, p.path, p.field_offset) for p in pieces)
+    whole = {(f.section, f.path, f.field_offset): f for f in fields if is_number(f) and f.size > 1}
+    found: dict[str, Atom] = {}
+    for piece in pieces:
+        place = (piece.section, piece.path, piece.field_offset)
+        atom = whole[place] if counts[place] > 1 and place in whole else piece
+        found.setdefault(atom.key, atom)
+    return tuple(found.values())
+
+
 def is_number(atom: Atom) -> bool:
     """Whether the field is one integer, so that its bytes have an order."""
     return atom.kind.startswith(_INTEGERS) and isinstance(field_value(atom.kind, bytes(atom.size)), int)
@@ -187,4 +206,5 @@ def needed(atom: Atom, payload: bytes, register: str | None) -> NeededField:
         healthy=healthy,
         register=register,
         size=atom.size,
+        field_offset=atom.field_offset,
     )

@@ -6,6 +6,10 @@ fails is tried once. One that fails at the rate *p* is given up after as many mi
 less than 5 % that it was only luck, ``log(0.05) / log(1 - p)``, and is taken after its second failure, so that a
 lucky hit of something that hardly ever fails does not replace what fails often.
 
+A try says that a candidate does not fail only when it came to its end with all loads acknowledged. One that ended in
+another way (refused, another crash, no start) is *untested*, as ddmin's unresolved: it is not taken, and nothing is
+concluded from it.
+
 Every try goes through a :class:`Journal`. The search is deterministic: with the journal of an interrupted search it
 takes the same way again, without trying anything twice, and goes on where it was.
 """
@@ -15,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
 from harness.ddmin import ddmin
@@ -57,14 +62,24 @@ class Attempt:
     """What one try of one candidate gave.
 
     :param hit: it failed in the wanted way
+    :param tested: it failed so, or came to its end with all loads acknowledged
     :param loads: loads that were done, the failing one included
     :param sessions: processes that were started
     """
 
     hit: bool
+    tested: bool = True
     loads: int = 0
     sessions: int = 1
     seconds: float = 0.0
+
+
+class Shows(Enum):
+    """Whether a candidate has the failure."""
+
+    YES = auto()
+    NO = auto()
+    UNTESTED = auto()
 
 
 class Journal(Protocol):
@@ -94,12 +109,14 @@ class Progress:
 
     :param what: the candidate that was just tried, in words
     :param hit: it failed in the wanted way
+    :param tested: see :class:`Attempt`
     :param replayed: the try came out of the journal
     """
 
     stage: str
     what: str
     hit: bool
+    tested: bool
     replayed: bool
     sessions: int
     loads: int
@@ -131,7 +148,7 @@ class Search(Generic[C]):
     steady: bool = True
     _best: C | None = None
     _safe: C | None = None
-    _known: dict[str, bool] = field(default_factory=dict)
+    _known: dict[str, Shows] = field(default_factory=dict)
 
     @property
     def best(self) -> C:
@@ -185,12 +202,14 @@ class Search(Generic[C]):
             self._rate(self._safe, RATE_TRIES)
 
     def measure(self) -> tuple[int, int]:
-        """How often the result fails: failures and tries."""
+        """How often the result fails: failures, and tries that say anything."""
         self.stage = "result"
-        failed = tried = 0
-        while tried < (FINAL_TRIES if self.steady and failed == tried else max(RATE_TRIES, self.patience)):
-            tried += 1
-            failed += self._once(self.best, f"try {tried}").hit
+        failed = tried = made = 0
+        while made < (FINAL_TRIES if self.steady and failed == made else max(RATE_TRIES, self.patience)):
+            made += 1
+            attempt = self._once(self.best, f"try {made}")
+            tried += attempt.tested
+            failed += attempt.hit
         return failed, tried
 
     def _rate(self, candidate: C, enough: int, tries: int = RATE_TRIES) -> None:
@@ -198,38 +217,44 @@ class Search(Generic[C]):
 
         :raises NotReproduced: no failure in ``tries``
         """
-        failed = tried = 0
-        while tried < (MAX_RATE_TRIES if failed else tries):
-            if failed == tried == enough or failed >= max(RATE_HITS, enough):
+        failed = tried = made = 0
+        while made < (MAX_RATE_TRIES if failed else tries):
+            if failed == made == enough or failed >= max(RATE_HITS, enough):
                 break
-            tried += 1
-            failed += self._once(candidate, f"try {tried}").hit
+            made += 1
+            attempt = self._once(candidate, f"try {made}")
+            tried += attempt.tested
+            failed += attempt.hit
         if not failed:
-            raise NotReproduced(failed, tried)
+            raise NotReproduced(failed, made)
         self.failed, self.tried, self.steady = failed, tried, failed == tried
 
     def fails(self, candidate: C, what: str) -> bool:
         """Whether a candidate fails, without taking it."""
+        return self.shows(candidate, what) is Shows.YES
+
+    def shows(self, candidate: C, what: str) -> Shows:
+        """Whether a candidate fails, does not, or could not be tested."""
         key = self.key(candidate)
         if candidate == self._best:
-            return True
+            return Shows.YES
         if key not in self._known:
             self._known[key] = self._try(candidate, what)
         return self._known[key]
 
-    def _try(self, candidate: C, what: str) -> bool:
+    def _try(self, candidate: C, what: str) -> Shows:
         needed = 1 if self.steady else FLAKY_HITS
-        hits = misses = 0
-        while misses + hits < self.patience * needed:
-            if self._once(candidate, what).hit:
-                hits += 1
-            else:
-                misses += 1
+        hits = misses = untested = 0
+        while misses + untested + hits < self.patience * needed:
+            attempt = self._once(candidate, what)
+            hits += attempt.hit
+            misses += attempt.tested and not attempt.hit
+            untested += not attempt.tested
             if hits >= needed:
-                return True
-            if not hits and misses >= self.patience:
-                return False
-        return False
+                return Shows.YES
+            if not hits and misses + untested >= self.patience:
+                break
+        return Shows.UNTESTED if untested else Shows.NO
 
     def _once(self, candidate: C, what: str) -> Attempt:
         key = self.key(candidate)
@@ -245,6 +270,7 @@ class Search(Generic[C]):
                 stage=self.stage,
                 what=what,
                 hit=attempt.hit,
+                tested=attempt.tested,
                 replayed=told is not None,
                 sessions=self.sessions,
                 loads=self.loads,

@@ -12,52 +12,51 @@ import time
 from typing import Final
 
 from harness.colo.primary import ChannelBroken
-from harness.experiments.leak import LeakBench, _alive, _look, _Meter, tuned_secondary
+from harness.experiments.leak import LeakBench, _alive, _Item, _Kind, _look, _Meter, tuned_secondary
 from harness.qemu.vm import Vm
-from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
+from harness.state.transforms import GuestMode
 
 #: Loads of a batch, and how many batches are compared after a first one that is not counted.
 BATCH_LOADS: Final = 1000
+ONCE_LOADS: Final = 200
 BATCHES: Final = 3
 #: Looks after each batch: memory that waits for the RCU thread is still counted, so the smallest is taken.
 _LOOKS = 2
 
 
-def still_leaks(bench: LeakBench, label: str, wanted_bytes: float) -> tuple[bool, int]:
+def still_leaks(bench: LeakBench, label: str, wanted_bytes: float, *, once: bool) -> tuple[bool | None, int]:
     """Load one section and look whether the heap grows.
 
     :param wanted_bytes: growth for each load that counts
-    :return: whether it leaks, and the loads that were done; a secondary that breaks does not leak
+    :param once: one load in each checkpoint, as COLO does; else back to back
+    :return: whether it leaks, None when the secondary broke or cannot be looked into, and the loads that were done
     :raises QemuError: the secondary did not start
     :raises Stopped: the bench was told to stop
     """
+    if label not in bench.labels:
+        return None, 0
     meter = _Meter(bench)
-    sections = sections_for(bench.recording, GuestMode.PARKED)
-    own = encode(only(sections, frozenset({label})))
-    if not own:
-        return False, 0
-    repeat = max(1, min(bench.budget.repeat, bench.budget.buffer_bytes // max(1, len(own))))
-    prefix = encode([s for s in sections if label_of(s) not in bench.excluded]) if bench.resets else b""
+    devices, repeat = meter._buffer(_Item(_Kind.ONCE if once else _Kind.SECTION, label))
+    checkpoints = math.ceil((ONCE_LOADS if once else BATCH_LOADS) / repeat)
+    growths: list[float] = []
+    before: float | None = None
     try:
         with tuned_secondary(bench) as secondary:
             bench.begin(secondary, GuestMode.PARKED)
-            growths: list[float] = []
-            before: float | None = None
             for _ in range(BATCHES + 1):
-                checkpoints = math.ceil(BATCH_LOADS / repeat)
                 for _ in range(checkpoints):
-                    meter.checkpoint(secondary, prefix + own * repeat, repeat)
+                    meter.checkpoint(secondary, devices, repeat)
                 now = _heap_bytes(secondary.vm, bench, meter._ram)
                 if now is None:
-                    return False, meter.acked
+                    return None, meter.acked
                 if before is not None:
                     growths.append((now - before) / (checkpoints * repeat))
                     if growths[-1] < wanted_bytes:
                         break
                 before = now
     except ChannelBroken:
-        return False, meter.acked
-    return bool(growths) and min(growths) >= wanted_bytes, meter.acked
+        return None, meter.acked
+    return min(growths) >= wanted_bytes, meter.acked
 
 
 def _heap_bytes(vm: Vm, bench: LeakBench, ram: frozenset[int]) -> int | None:

@@ -17,9 +17,9 @@ from harness.errors import HarnessError, QemuError, StreamError, UsageError
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
 from harness.stream.vmdesc import decode
-from harness.triage.fields import Atom, differences, split_bits, split_bytes
+from harness.triage.fields import Atom, differences, split_bits, split_bytes, whole_numbers
 from harness.triage.healthy import Donor, never_run, recorded_donors
-from harness.triage.minimise import NotReproduced, Search, fewest, needed
+from harness.triage.minimise import NotReproduced, Search, Shows, fewest, needed
 from harness.triage.reduced import Candidate, Labels, Pages, Reduced, all_pages, connected, halves
 from harness.triage.tries import Target, check_target, heap_growth
 
@@ -38,7 +38,9 @@ _MAX_RAM_RANGES = 64
 class Result:
     """What a reduction came to.
 
-    :param needed: pieces of sections that are needed, in the order of the payload
+    :param needed: pieces of sections that are needed, in the order of the payload: with any of them healthy all loads
+        are acknowledged, and it does not fail
+    :param untested: pieces that may be needed: with one of them healthy it ends in another way, such as a refusal
     :param field_note: why no field is named, empty where one is
     """
 
@@ -47,6 +49,7 @@ class Result:
     field_note: str
     failed: int
     tried: int
+    untested: tuple[Atom, ...] = ()
 
 
 class Reduction:
@@ -56,6 +59,7 @@ class Reduction:
         self._target = target
         self._search = search
         self._needed: tuple[Atom, ...] = ()
+        self._untested: tuple[Atom, ...] = ()
         self._note = ""
 
     def run(self) -> Result:
@@ -81,7 +85,14 @@ class Reduction:
             run()
             search.check()
         failed, tried = search.measure()
-        return Result(candidate=search.best, needed=self._needed, field_note=self._note, failed=failed, tried=tried)
+        return Result(
+            candidate=search.best,
+            needed=self._needed,
+            untested=self._untested,
+            field_note=self._note,
+            failed=failed,
+            tried=tried,
+        )
 
     # --- where it starts ---------------------------------------------------------------------------------------
 
@@ -334,12 +345,15 @@ class Reduction:
             if not atoms:
                 continue
             search, healthy = self._search, self._search.best.healthy | frozenset(atoms)
-            if search.fails(replace(search.best, healthy=healthy), f"all fields as in {donor.name}"):
-                self._note = f"it fails with the state of {donor.name} too"
-                continue
-            self._note = ""
-            self._narrow(phase, atoms)
-            return
+            shown = search.shows(replace(search.best, healthy=healthy), f"all fields as in {donor.name}")
+            if shown is Shows.NO:
+                self._note = ""
+                self._narrow(phase, atoms)
+                return
+            how = "it fails" if shown is Shows.YES else "it ends in another way"
+            self._note = (
+                f"{how} with the state of {donor.name} too" if shown is Shows.YES else f"{how} with {donor.name}"
+            )
 
     def _donors(self, phase: str, labels: list[str]) -> Iterator[Donor]:
         recorded = recorded_donors(self._target.buffers.pack, phase, labels)
@@ -371,7 +385,18 @@ class Reduction:
 
         kept = self._healthier(tuple(atoms), "fields")
         kept = self._healthier(tuple(p for atom in kept for p in split_bytes(atom, payload(atom))), "bytes")
-        self._needed = self._healthier(tuple(p for atom in kept for p in split_bits(atom, payload(atom))), "bits")
+        kept = self._healthier(tuple(p for atom in kept for p in split_bits(atom, payload(atom))), "bits")
+        self._prove(whole_numbers(kept, atoms))
+
+    def _prove(self, kept: tuple[Atom, ...]) -> None:
+        """A piece is needed when without it all loads pass; where that ends in another way, nobody knows."""
+        search = self._search
+        for atom in kept:
+            less = replace(search.best, healthy=search.best.healthy | {atom})
+            if search.shows(less, f"{atom.path} healthy") is Shows.NO:
+                self._needed += (atom,)
+            else:
+                self._untested += (atom,)
 
     def _healthier(self, atoms: tuple[Atom, ...], what: str) -> tuple[Atom, ...]:
         fixed = self._search.best.healthy

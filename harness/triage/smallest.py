@@ -16,7 +16,8 @@ from harness.qemu.cmdline import Option
 from harness.results.cause import Refused
 from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of_cell
-from harness.state.transforms import GuestMode, cpu_labels, encode, only, sections_for
+from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, sections_for
+from harness.stream.model import Section
 from harness.triage.case import CASE_PLACE, Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
 from harness.triage.fields import Atom, needed
 from harness.triage.minimise import Search
@@ -82,7 +83,7 @@ def case_of(found: SmallestFound) -> Case:
         rate=Rate(failed=found.result.failed, tried=found.result.tried),
         spent=Spent(sessions=found.search.sessions, loads=found.search.loads, seconds=round(found.search.seconds, 3)),
         leak=leak,
-        control=_control(candidate, reduced, leak) if leak else None,
+        control=_control(found, reduced) if leak else None,
         recorded=recorded_by(cell),
         files=files,
     )
@@ -116,20 +117,18 @@ def _checkpoints(candidate: Candidate, reduced: Reduced) -> tuple[CaseCheckpoint
 def _leak_checkpoints(found: SmallestFound, reduced: Reduced) -> tuple[CaseCheckpoint, ...]:
     candidate, figures = found.result.candidate, found.leak
     per, loads = int(figures["loads_per_checkpoint"]), int(figures["loads"])
-    devices = _prefixed(found.target, candidate, reduced, candidate.own, per)
+    sections = sections_for(reduced.pack.recordings[candidate.incoming], GuestMode.PARKED)
+    devices = _beside(found.target, sections) + encode(only(sections, candidate.own)) * per
     return (CaseCheckpoint(devices=devices, times=max(1, loads // max(1, per))),)
 
 
-def _prefixed(target: Target, candidate: Candidate, reduced: Reduced, labels: frozenset[str], times: int) -> bytes:
-    """A section many times, behind all that a build which resets the machine has to be given."""
-    sections = sections_for(reduced.pack.recordings[candidate.incoming], GuestMode.PARKED)
-    return (encode(sections) if target.resets else b"") + encode(only(sections, labels)) * times
-
-
-def _control(candidate: Candidate, reduced: Reduced, leak: LeakFigures) -> bytes | None:
-    sections = sections_for(reduced.pack.recordings[candidate.incoming], GuestMode.PARKED)
-    control = frozenset({reduced.pack.architecture.leak_control})
-    return encode(only(sections, control)) * leak.loads_per_checkpoint or None
+def _beside(target: Target, sections: Sequence[Section]) -> bytes:
+    """What stands in front of the section, for a build that resets the machine; see :mod:`harness.experiments.leak`."""
+    if target.once:
+        # a build that does not reset takes the parked CPU as well: one case for all
+        cpu = target.cpu
+        return encode([section for section in sections if label_of(section) in cpu])
+    return encode(sections) if target.resets else b""
 
 
 def options_of_case(options: Sequence[Option]) -> tuple[tuple[Option, ...], dict[str, Path]]:
@@ -187,3 +186,9 @@ def payload_of(found: SmallestFound, reduced: Reduced, atom: Atom) -> bytes:
 def recorded_by(cell: Cell) -> dict[str, str] | None:
     """Identity of the QEMU that recorded, where another one loads."""
     return None if cell.record_qemu.sha256 == cell.load_qemu.sha256 else cell.record_qemu.to_json()
+
+
+def _control(found: SmallestFound, reduced: Reduced) -> bytes:
+    """What is loaded without the section under test."""
+    recording = reduced.pack.recordings[found.result.candidate.incoming]
+    return _beside(found.target, sections_for(recording, GuestMode.PARKED))

@@ -19,7 +19,7 @@ from harness.oracles.load import judge
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbed, undisturbed
 from harness.qemu.scope import ProcessScope
-from harness.results.cause import Leaked, Resource
+from harness.results.cause import Leaked, LoadedBy, Resource
 from harness.results.document import MIGRATIONS, Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
@@ -36,7 +36,7 @@ WHOLE_TIMEOUT_S, SMALL_TIMEOUT_S = 20.0, 6.0
 RUN_S = 0.002
 _INSTEAD = {"drift": ", and postload bundle takes it as it is"}
 #: Budget of the measurement that a reduction ends with.
-LEAK_BUDGET = LeakBudget(samples=6, section_s=0.15, min_loads=1200, max_loads=4000)
+LEAK_BUDGET = LeakBudget(samples=6, section_s=0.15, min_loads=1200, max_loads=4000, once_checkpoints=100)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +57,12 @@ class Target:
     def kind(self) -> str:
         """``load`` or ``leak``."""
         return "leak" if self.cell.verdict is Verdict.LEAK else "load"
+
+    @property
+    def once(self) -> bool:
+        """The leak is COLO's: it is measured with one load in each checkpoint."""
+        leaks = [cause for cause in self.cell.outcome.causes if isinstance(cause, Leaked)]
+        return bool(leaks) and all(leak.way is LoadedBy.CHECKPOINT for leak in leaks)
 
     @property
     def resets(self) -> bool:
@@ -133,13 +139,13 @@ class Tries:
         began = time.monotonic()
         run = self._leak if self._target.kind == "leak" else self._load
         try:
-            hit, loads = run(candidate)
+            found = run(candidate)
         except (HostError, Stopped, Disturbed):
             raise
         except (QemuError, HarnessError):
-            # QEMU refuses the command line, or the pack has nothing to send: not the failure that is looked for
-            hit, loads = False, 0
-        return Attempt(hit=hit, loads=loads, seconds=round(time.monotonic() - began, 4))
+            # QEMU refuses the command line, or the pack has nothing to send
+            found = Attempt(hit=False, tested=False)
+        return replace(found, seconds=round(time.monotonic() - began, 4))
 
     def figures(self, search: Search[Candidate]) -> dict[str, Any]:
         """What a leak of the best candidate comes to; empty for a load.
@@ -148,10 +154,10 @@ class Tries:
         """
         if self._target.kind == "leak":
             began = time.monotonic()
-            leaks, loads = self.measure_leak(search.best)
-            search.sessions, search.loads = search.sessions + 1, search.loads + loads
+            measured = self.measure_leak(search.best)
+            search.sessions, search.loads = search.sessions + 1, search.loads + measured.loads
             search.seconds += time.monotonic() - began
-            if not leaks:
+            if not measured.hit:
                 raise NotReproduced(0, 1)
         return self.leak
 
@@ -161,22 +167,22 @@ class Tries:
         outcome = replace(judge(evidence).outcome, sections=cell.blamed)
         return signature_of(outcome, machine=cell.machine, device=cell.device)
 
-    def _load(self, candidate: Candidate) -> tuple[bool, int]:
+    def _load(self, candidate: Candidate) -> Attempt:
         evidence = undisturbed(
             self.session(candidate).run, lambda seen, hindered: is_void(judge(seen).verdict, hindered)
         )
-        if not judge(evidence).verdict.is_finding:
-            return False, evidence.loads_acked
-        found = self.signature(evidence)
+        verdict = judge(evidence).verdict
         begun = evidence.broken is None or evidence.broken.load > 0
-        if begun is self._target.at_start:
-            # the same words of another experiment: a section is refused in a checkpoint as in an incoming stream
-            return False, evidence.loads_acked
-        hit = found is not None and self.wanted is not None and found.name == self.wanted.name
+        # of an incoming stream that was taken nothing behind it matters
+        passed = begun if self._target.at_start else verdict is Verdict.OK
+        # the same words of another experiment do not count: a section is refused in a checkpoint as in a stream
+        wanted = self.wanted if verdict.is_finding and begun is not self._target.at_start else None
+        found = None if wanted is None else self.signature(evidence)
+        hit = found is not None and wanted is not None and found.name == wanted.name
         if hit:
             self.seen = evidence
         broken = evidence.broken is not None and evidence.broken.load > 0
-        return hit, evidence.loads_acked + broken
+        return Attempt(hit=hit, tested=hit or passed, loads=evidence.loads_acked + broken)
 
     def session(self, candidate: Candidate) -> Session:
         """The session that loads a candidate."""
@@ -194,17 +200,18 @@ class Tries:
             scope=target.scope,
         )
 
-    def _leak(self, candidate: Candidate) -> tuple[bool, int]:
+    def _leak(self, candidate: Candidate) -> Attempt:
         return undisturbed(
             lambda: self._leak_once(candidate),
-            lambda result, hindered: not result[0] and any(each.fatal for each in hindered),
+            lambda result, hindered: not result.hit and any(each.fatal for each in hindered),
         )
 
-    def _leak_once(self, candidate: Candidate) -> tuple[bool, int]:
+    def _leak_once(self, candidate: Candidate) -> Attempt:
         if self._wanted_bytes is None:
             return self.measure_leak(candidate)
         (label,) = candidate.own
-        return still_leaks(self._bench(candidate), label, self._wanted_bytes)
+        leaks, loads = still_leaks(self._bench(candidate), label, self._wanted_bytes, once=self._target.once)
+        return Attempt(hit=bool(leaks), tested=leaks is not None, loads=loads)
 
     @property
     def _wanted_bytes(self) -> float | None:
@@ -214,10 +221,13 @@ class Tries:
         best = max(found, default=0.0)
         return max(MIN_LEAK_BYTES, best / 2) if best > MIN_LEAK_BYTES else None
 
-    def measure_leak(self, candidate: Candidate) -> tuple[bool, int]:
+    def measure_leak(self, candidate: Candidate) -> Attempt:
         """Measure a leak with the oracle's own care; the figures are kept."""
-        run = self._bench(candidate).run(sorted(candidate.own))
-        for series in run.sections:
+        labels = sorted(candidate.own)
+        bench = self._bench(candidate)
+        run = bench.run([], once=labels) if self._target.once else bench.run(labels)
+        measured = run.once if self._target.once else run.sections
+        for series in measured:
             grown = growth(run, series)
             if grown.leaks:
                 self.leak = {
@@ -227,9 +237,10 @@ class Tries:
                     "floor_bytes": round(grown.floor_bytes, 3),
                     "loads": grown.loads,
                     "loads_per_checkpoint": series.repeat,
+                    "chunks": [[size, round(count / max(1, grown.loads), 2)] for size, count in series.chunks[:3]],
                 }
-                return True, run.loads_acked
-        return False, run.loads_acked
+                return Attempt(hit=True, loads=run.loads_acked)
+        return Attempt(hit=False, tested=len(measured) == len(labels), loads=run.loads_acked)
 
     def _bench(self, candidate: Candidate) -> LeakBench:
         target = self._target

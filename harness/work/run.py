@@ -313,7 +313,8 @@ class Run:
             ask = partial(settled, recorder, guest, self._options.accel, self._scope)
             guest, owners = undisturbed(ask, _may_be_false)
             for name, reason in owners.refused.items():
-                self._unsupported([plan for plan in plans if plan.device == name], seen, reason, never=True)
+                mine = [plan for plan in plans if plan.device == name]
+                self._unsupported(mine, seen, reason, never=True, unmigratable=name in owners.unmigratable)
             plans = [plan for plan in plans if plan.device not in owners.refused]
             pack = undisturbed(partial(self._pack, recorder, guest)) if plans else None
         except (HostError, Stopped):
@@ -332,11 +333,14 @@ class Run:
         came = recorder.sha256 != seen.binary.sha256
         return [] if pack is None else self._tasks_for(pack, seen, plans, came=came)
 
-    def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool) -> None:
+    def _unsupported(
+        self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool, unmigratable: bool = False
+    ) -> None:
         """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
+        side = Side.RECORDER if never else Side.LOADER
+        cause = Unsupported(side=side, said=reason, unmigratable=unmigratable)
         for plan in plans:
-            side = Side.RECORDER if never else Side.LOADER
-            self._settle(plan, seen, Verdict.UNSUPPORTED, Unsupported(side=side, said=reason))
+            self._settle(plan, seen, Verdict.UNSUPPORTED, cause)
 
     def _prepare_pack(self, pack: StatePack, binary: QemuBinary) -> list[Task]:
         """The first tasks of a pack that is open already."""

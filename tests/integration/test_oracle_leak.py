@@ -15,7 +15,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.engines.setting import Setting
 from harness.experiments.leak import LeakBudget, LeakResult, find_leaks
-from harness.oracles.leak import judge_leaks, run_details, suspects
+from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -51,7 +51,7 @@ def find(binary: QemuBinary, ability: ColoAbility, pc_pack: StatePack) -> Find:
         )
         return find_leaks(
             setting,
-            suspects=suspects,
+            suspects=Suspects(),
             **arguments,  # type: ignore[arg-type]
         )
 

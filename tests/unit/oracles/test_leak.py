@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from made_cells import words
@@ -25,18 +26,21 @@ from harness.experiments.leak import (
 )
 from harness.oracles.leak import (
     MIN_LEAK_BYTES,
+    Suspects,
     framework_growth,
     growth,
     judge_leaks,
     run_details,
-    suspects,
     theil_sen,
+    whole_growth,
 )
 from harness.qemu.process import Exit
+from harness.results.cause import Figure, Leaked, LoadedBy
 from harness.results.verdict import Verdict
 
 Track = Callable[[int], float]
 BASE = 11_000_000
+SUSPECTS = Suspects()
 REPEAT = 40
 
 
@@ -90,6 +94,11 @@ def run_of(*sections: Series, framework: Track = flat, control: Track = flat) ->
         control=series("port92", control, private=control),
         sections=sections,
     )
+
+
+def once(label: str, bytes_per_load: float) -> Series:
+    """A section that is loaded once in each of 40 checkpoints between two looks."""
+    return replace(series(label, lambda n: n * 40 * bytes_per_load, batch=40, repeat=1), once=True)
 
 
 def leaking(label: str = "dev", bytes_per_load: int = 96, **more: object) -> Series:
@@ -157,8 +166,8 @@ def test_the_frameworks_growth_is_not_blamed_on_a_section() -> None:
     run = run_of(dev, framework=framework)
     assert framework_growth(run).estimate == 4000
     assert growth(run, dev).memory.estimate == 0
-    assert suspects(run) == frozenset()
-    assert suspects(run_of(dev)) == {"dev"}
+    assert SUSPECTS.back_to_back(run) == frozenset()
+    assert SUSPECTS.back_to_back(run_of(dev)) == {"dev"}
 
 
 def test_an_uncertain_framework_makes_sections_uncertain() -> None:
@@ -168,7 +177,7 @@ def test_an_uncertain_framework_makes_sections_uncertain() -> None:
     dev = leaking()
     run = run_of(dev, framework=framework)
     assert growth(run, dev).memory.low < 0
-    assert suspects(run) == frozenset()
+    assert SUSPECTS.back_to_back(run) == frozenset()
 
 
 def test_what_the_control_gains_is_noise() -> None:
@@ -176,12 +185,12 @@ def test_what_the_control_gains_is_noise() -> None:
     # 1 MB a batch of the control would be 2,500 bytes a load of the section
     run = run_of(dev, control=lambda n: n * 1_000_000)
     assert growth(run, dev).floor_bytes == pytest.approx(2500)
-    assert suspects(run) == frozenset()
+    assert SUSPECTS.back_to_back(run) == frozenset()
 
 
 def test_less_than_the_smallest_leak_is_none() -> None:
     dev = series("dev", lambda n: n * 400 * (MIN_LEAK_BYTES - 1))
-    assert suspects(run_of(dev)) == frozenset()
+    assert SUSPECTS.back_to_back(run_of(dev)) == frozenset()
 
 
 def test_without_the_heap_all_private_memory_counts() -> None:
@@ -193,7 +202,7 @@ def test_without_the_heap_all_private_memory_counts() -> None:
 
 def test_pages_of_free_heap_are_no_leak() -> None:
     dev = series("dev", private=lambda n: n * 400 * 4096)
-    assert suspects(run_of(dev)) == frozenset()
+    assert SUSPECTS.back_to_back(run_of(dev)) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -222,21 +231,98 @@ def test_what_else_can_leak(more: dict[str, object], reason: str) -> None:
 )
 def test_what_comes_and_goes_is_no_leak(more: dict[str, object]) -> None:
     dev = series("dev", jitter, **more)  # type: ignore[arg-type]
-    assert suspects(run_of(dev)) == frozenset()
+    assert SUSPECTS.back_to_back(run_of(dev)) == frozenset()
+
+
+# --- One load a checkpoint ---------------------------------------------------------------------------------
+
+
+def test_with_one_load_a_checkpoint_a_load_bears_the_checkpoints_own_growth_alone() -> None:
+    dev = once("dev", 5000)
+    # the framework's batches are of 80 checkpoints
+    run = replace(run_of(framework=lambda n: n * 80 * 4000), once=(dev,))
+    assert growth(run, dev).memory.estimate == 1000
+    assert growth(run, dev).loads == 280
+
+
+def test_where_a_build_resets_it_is_compared_with_the_cpus_sections_alone() -> None:
+    dev = once("dev", 5000)
+    plain = replace(series("", lambda n: n * 80 * 4900, repeat=0), once=True)
+    run = replace(run_of(framework=lambda n: n * 80 * 9000), once=(dev,), plain=plain, resets=True)
+    assert growth(run, dev).memory.estimate == 100
+    assert whole_growth(run) is not None
+    assert whole_growth(run).estimate == 4100  # type: ignore[union-attr]
+
+
+def test_the_whole_state_is_a_suspect_when_it_grows_by_more_than_its_sections() -> None:
+    run = replace(run_of(), whole=once("", 500))
+    assert SUSPECTS.whole(run)
+    assert not SUSPECTS.whole(replace(run, once=(once("dev", 490),)))
+    assert SUSPECTS.whole(replace(run, once=(once("dev", 400),)))
+    assert not SUSPECTS.whole(run_of())
 
 
 # --- Verdicts ----------------------------------------------------------------------------------------------
 
 
+def looked_both_ways(once_bytes: float, *, third: bool) -> LeakResult:
+    """A section that leaks 96 bytes back to back in two processes, and so much with one load a checkpoint."""
+    alone = replace(run_of(), once=(once("dev", once_bytes),))
+    second = replace(run_of(leaking()), once=alone.once)
+    return LeakResult(first=run_of(leaking(), series("other")), second=second, third=alone if third else None)
+
+
+def leak_of(result: LeakResult, label: str = "dev") -> Leaked:
+    (cause,) = judge_leaks(result)[label].causes
+    assert isinstance(cause, Leaked)
+    return cause
+
+
 def test_a_leak_is_one_that_two_processes_show() -> None:
-    result = LeakResult(first=run_of(leaking(), series("other")), second=run_of(leaking()))
-    judged = judge_leaks(result)
+    judged = judge_leaks(looked_both_ways(90, third=True))
     assert judged["dev"].verdict is Verdict.LEAK
     assert judged["other"].verdict is Verdict.OK
-    assert "96" in words(judged["dev"])
-    assert "1.00 of 96 bytes" in words(judged["dev"])
     assert judged["dev"].details["confirmed"] is True
     assert json.loads(json.dumps(judged["dev"].details)) == judged["dev"].details
+
+
+def test_the_figure_is_that_of_one_load_a_checkpoint() -> None:
+    leak = leak_of(looked_both_ways(90, third=True))
+    assert (leak.way, leak.per_load, leak.loads, leak.is_colos) == (LoadedBy.CHECKPOINT, 90, 280, True)
+    assert leak.other is not None
+    assert leak.other.per_load == pytest.approx(96, abs=0.1)
+    assert leak.other.loads == 2800
+
+
+def test_a_leak_that_only_loads_in_one_buffer_show_is_not_colos() -> None:
+    leak = leak_of(looked_both_ways(2, third=False))
+    assert (leak.way, leak.is_colos) == (LoadedBy.BACK_TO_BACK, False)
+    assert leak.per_load == pytest.approx(96, abs=0.1)
+    assert leak.chunks == ((96, 1.0),)
+    assert leak.other == Figure(per_load=2, low=2, high=2, loads=280)
+    text = words(judge_leaks(looked_both_ways(2, third=False))["dev"])
+    assert "with one load a checkpoint 2.00: no leak of COLO" in text
+
+
+def test_what_only_one_process_shows_with_one_load_a_checkpoint_is_not_colos() -> None:
+    shown = looked_both_ways(90, third=True)
+    result = replace(shown, third=replace(run_of(), once=(once("dev", 2),)))
+    assert leak_of(result).way is LoadedBy.BACK_TO_BACK
+
+
+def test_where_one_load_a_checkpoint_was_not_measured_the_leak_may_be_colos() -> None:
+    leak = leak_of(LeakResult(first=run_of(leaking()), second=run_of(leaking())))
+    assert (leak.way, leak.other, leak.is_colos) == (LoadedBy.BACK_TO_BACK, None, True)
+
+
+def test_what_no_section_alone_loses_is_the_whole_states() -> None:
+    run = replace(run_of(series("dev")), whole=once("", 500))
+    leak = leak_of(LeakResult(first=run, second=run), "")
+    assert (leak.section, leak.per_load, leak.loads) == ("", 500, 280)
+    second = replace(run_of(), whole=once("", 500), once=(once("dev", 500),))
+    result = LeakResult(first=run, second=second, third=replace(run_of(), once=second.once))
+    assert set(judge_leaks(result)) == {"dev"}
+    assert leak_of(result).other is not None
 
 
 @pytest.mark.parametrize("second", [None, run_of(series("dev"))])

@@ -21,9 +21,11 @@ from harness.results.cause import (
     During,
     Ended,
     FailedCheck,
+    Figure,
     GuestFaulted,
     KvmRefused,
     Leaked,
+    LoadedBy,
     Refused,
     Resource,
     Side,
@@ -56,6 +58,7 @@ LEAK = Leaked(
     high=35.1,
     unit="bytes",
     loads=9,
+    other=Figure(per_load=82391.2, low=82390, high=82400, loads=2000),
     chunks=((32, 0.87),),
 )
 BEATS = FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0, "passed_s": 3.12})
@@ -90,12 +93,23 @@ TEXTS: list[tuple[Cause, str]] = [
     ),
     (
         LEAK,
-        "each load leaves behind 33.5 [31, 35.1] bytes of memory (heap chunks: 0.87 of 32 bytes); over 9 loads, "
-        "confirmed in a second process",
+        "with one load a checkpoint, each load leaves behind 33.5 [31.0, 35.1] bytes of memory (heap chunks: 0.87 of "
+        "32 bytes); over 9 loads, confirmed in a second process; back to back 82,391 [82,390, 82,400]",
+    ),
+    (
+        replace(LEAK, way=LoadedBy.BACK_TO_BACK, other=Figure(per_load=2, low=1.5, high=2.5, loads=840)),
+        "back to back, each load leaves behind 33.5 [31.0, 35.1] bytes of memory (heap chunks: 0.87 of 32 bytes); over "
+        "9 loads, confirmed in a second process; with one load a checkpoint 2.00 [1.50, 2.50]: no leak of COLO",
+    ),
+    (
+        replace(LEAK, section="", chunks=()),
+        "with one load a checkpoint, each load of the whole state leaves behind 33.5 [31.0, 35.1] bytes of memory; "
+        "over 9 loads, confirmed in a second process; back to back 82,391 [82,390, 82,400]",
     ),
     (
         Leaked(section="x", resource=Resource.STATE, per_load=4, low=4, high=4, unit="bytes", loads=9),
-        "each load leaves behind 4.00 bytes of saved state; over 9 loads, confirmed in a second process",
+        "with one load a checkpoint, each load leaves behind 4.00 bytes of saved state; over 9 loads, "
+        "confirmed in a second process",
     ),
     (FAULT, "the heartbeat went on by 0 in 3.1 s"),
     (

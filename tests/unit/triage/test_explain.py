@@ -401,7 +401,7 @@ def test_a_leak_is_told_with_its_interval_and_floor() -> None:
     }
     details = {"run": {}, "timer": told_of}
     lines = figures_of(crashed(lane="leak", verdict=Verdict.LEAK, causes=(LEAK,), blamed=("timer",), details=details))
-    assert "33.5 [31, 35.1] bytes of memory each load; less than 16.0 would be noise" in lines[0]
+    assert "33.5 [31.0, 35.1] bytes of memory each load; less than 16.0 would be noise" in lines[0]
     assert "0.87 of 32 bytes" in lines[1]
     assert lines[2:] == ("timer: 1 [0.9, 1.1] descriptors each load",)
 

@@ -30,7 +30,7 @@ from harness.qemu.disturbance import TRIES, Disturbance, Hindered, current_accou
 from harness.qemu.process import Exit, Process
 from harness.report.sentences import colo_reason_text
 from harness.results.answer import Seen, machine_result
-from harness.results.cause import Undecided, Why
+from harness.results.cause import Figure, Leaked, LoadedBy, Resource, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, Colo, ColoReason, MachineResult, MatrixDoc, Qemu
 from harness.results.events import Ended, EventLog, Fold, Judged, Started, fold_file
 from harness.results.events import Event as RunEvent
@@ -457,6 +457,63 @@ def test_without_the_platform_the_reason_is_that_it_was_not_judged(binary: QemuB
 def test_a_run_that_was_stopped_says_so_and_nothing_else(binary: QemuBinary) -> None:
     result = machine_result(seen_machine(binary), [cell_of(plan("platform"), binary)], complete=False)
     assert (result.colo, result.because) == (UNDECIDED, (ColoReason(causes=(Undecided(why=Why.STOPPED),)),))
+
+
+def leak_cell(binary: QemuBinary, way: LoadedBy) -> Cell:
+    other = Figure(per_load=2.0, low=1.9, high=2.1, loads=840)
+    leak = Leaked(
+        section="i8259",
+        resource=Resource.MEMORY,
+        per_load=624,
+        low=620,
+        high=628,
+        unit="bytes",
+        loads=9,
+        way=way,
+        other=other,
+    )
+    found = cell_of(plan("ahci"), binary, Verdict.LEAK, lane="leak")
+    return replace(found, outcome=replace(found.outcome, causes=(leak,)))
+
+
+@pytest.mark.parametrize("ability", [DIES, RESETS])
+def test_a_leak_that_only_loads_in_one_buffer_show_is_named_and_leaves_a_machine_safe(
+    binary: QemuBinary, ability: ColoAbility
+) -> None:
+    fine = cell_of(plan("platform"), binary)
+    machine = seen_machine(binary, ability)
+    result = machine_result(machine, [fine, leak_cell(binary, LoadedBy.BACK_TO_BACK)])
+    assert (result.colo, [(r.sections, r.hidden) for r in result.because]) == (SAFE, [(("i8259",), True)])
+    result = machine_result(machine, [fine, leak_cell(binary, LoadedBy.CHECKPOINT)])
+    assert (result.colo, [(r.sections, r.hidden) for r in result.because]) == (Colo.REMARKS, [(("i8259",), False)])
+
+
+def test_a_leak_that_did_not_come_back_breaks_no_load(binary: QemuBinary) -> None:
+    cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, Verdict.FLAKY, lane="leak")]
+    assert machine_result(seen_machine(binary), cells).colo is Colo.REMARKS
+
+
+def test_a_device_that_blocks_migration_is_one_that_colo_does_not_start_with(binary: QemuBinary) -> None:
+    blocked = Unsupported(side=Side.RECORDER, said="QEMU does not migrate it", unmigratable=True)
+    found = cell_of(plan("ahci"), binary, UNSUPPORTED)
+    found = replace(found, outcome=replace(found.outcome, causes=(blocked,)))
+    cells = [cell_of(plan("platform"), binary), found]
+    for complete in (True, False):
+        result = machine_result(seen_machine(binary), cells, complete=complete)
+        assert (result.colo, [r.causes for r in result.because]) == (Colo.REFUSED, [(blocked,)])
+    broken = machine_result(seen_machine(binary), [*cells, cell_of(plan("virtio-net"), binary, CRASH)])
+    assert (broken.colo, [r.device for r in broken.because]) == (UNSAFE, ["virtio-net", "ahci"])
+
+
+def test_what_an_oracle_could_not_decide_leaves_a_machine_undecided(binary: QemuBinary) -> None:
+    cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, HOST, lane="leak")]
+    result = machine_result(seen_machine(binary), cells)
+    assert (result.colo, [r.device for r in result.because]) == (UNDECIDED, ["ahci"])
+
+
+def test_that_the_platform_was_not_judged_comes_before_what_else_was_not(binary: QemuBinary) -> None:
+    result = machine_result(seen_machine(binary), [cell_of(plan("ahci"), binary, HOST)])
+    assert [(r.device, r.verdict) for r in result.because] == [("platform", None), ("ahci", HOST)]
 
 
 #: Drift and leaks do not break a load: they are worth a remark, and no more.
