@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,10 @@ _BIG_BLOCK_BYTES = 1 << 20
 WARM_UP_CHECKPOINTS = 100
 #: Bounds of a batch of checkpoints without a section; few where each of them resets the machine and loads it whole.
 _FRAMEWORK_CHECKPOINTS = (20, 80)
-_PILOTS = 4
+_PILOTS = 2
+#: Growth of a checkpoint that is too much for thousands of loads, what a series may leave behind in all, and the fewest
+#: checkpoints of a batch.
+_LARGE_BYTES, _MOST_BYTES, _FEWEST_CHECKPOINTS = 100_000, 64 << 20, 2
 #: What waits for the RCU thread is still counted, and a heap that is being changed cannot be walked: a look that sees
 #: more growth than this, or no heap, is repeated, and the smallest one is taken.
 _LOOKS = 4
@@ -435,8 +439,12 @@ class _Meter:
         devices, repeat = self._buffer(item)
         batch = _Batch(self, secondary, item.label, devices, repeat)
         once = item.kind in (_Kind.WHOLE, _Kind.PLAIN, _Kind.ONCE)
+        batch.pilot()
+        before = self._private_bytes(secondary.vm)
         seconds = batch.pilot()
-        batch.size = budget.once_checkpoints if once else _batch_checkpoints(budget, repeat, seconds)
+        growth_bytes = (self._private_bytes(secondary.vm) - before) / _PILOTS
+        size = budget.once_checkpoints if once else _batch_checkpoints(budget, repeat, seconds)
+        batch.size = min(size, _most_checkpoints(growth_bytes, budget.samples))
         batch.load()
         samples: list[Sample] = []
         looks: list[_Look] = []
@@ -459,6 +467,10 @@ class _Meter:
             chunks=_grown(looks[0].chunks, looks[-1].chunks, samples[-1].loads),
             seconds=time.monotonic() - began,
         )
+
+    def _private_bytes(self, vm: Vm) -> int:
+        with _alive():
+            return private_memory(Path(f"/proc/{vm.process.pid}/smaps").read_text(), self._ram)[0]
 
     def _buffer(self, item: _Item) -> tuple[bytes, int]:
         """What a checkpoint loads, and how often the section under test stands in it."""
@@ -546,6 +558,13 @@ def _batch_checkpoints(budget: LeakBudget, repeat: int, checkpoint_s: float) -> 
         return max(least, min(wanted, most))
     least = math.ceil(budget.min_loads / batches / repeat)
     return max(least, min(wanted, budget.max_loads // batches // repeat))
+
+
+def _most_checkpoints(growth_bytes: float, batches: int) -> int:
+    """Checkpoints in a batch of what leaks so much that a secondary would not have the memory for a usual one."""
+    if growth_bytes < _LARGE_BYTES:
+        return sys.maxsize
+    return max(_FEWEST_CHECKPOINTS, int(_MOST_BYTES / batches / growth_bytes))
 
 
 @contextmanager
