@@ -403,7 +403,7 @@ def test_a_leak_is_told_with_its_interval_and_floor() -> None:
     lines = figures_of(crashed(lane="leak", verdict=Verdict.LEAK, causes=(LEAK,), blamed=("timer",), details=details))
     assert "33.5 [31.0, 35.1] bytes of memory each load; less than 16.0 would be noise" in lines[0]
     assert "0.87 of 32 bytes" in lines[1]
-    assert lines[2:] == ("timer: 1 [0.9, 1.1] descriptors each load",)
+    assert lines[2:] == ("timer: 1.00 [0.90, 1.10] descriptors each load",)
 
 
 def test_json_has_all_that_the_page_has(tmp_path: Path) -> None:
