@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 import harness
 from harness.errors import PostloadError
+from harness.text import printable
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _say(text: str, code: int) -> int:
-    click.echo(f"postload: {text}", err=True)
+    click.echo(f"postload: {printable(text)}", err=True)
     return code
 
 

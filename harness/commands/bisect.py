@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,8 +17,10 @@ from harness.qemu.installed import entries
 from harness.qemu.process import scratch_folder
 from harness.report.bisect import change_text, check_ends, contradiction_texts
 from harness.report.bundle import WRITING
+from harness.report.console import SafeConsole
 from harness.results.document import find_cell
 from harness.results.folder import read_matrix
+from harness.text import printable
 from harness.triage.bisect import BisectReport, Build, Tried, bisect, builds, git_lines
 from harness.triage.bundle import SCRIPT, UNTRIED, ScriptAnswer, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
@@ -104,13 +105,13 @@ def _print(report: BisectReport, lines: list[str]) -> None:
         table.add_column(name, overflow="fold")
     for each in report.tried:
         table.add_row(each.build.version, escape(each.build.name), str(each.outcome), escape(_short(each)))
-    Console(highlight=False).print(table)
+    SafeConsole().print(table)
     for change in report.changes:
-        click.echo(change_text(change))
+        click.echo(printable(change_text(change)))
     if lines:
         click.echo("\nThe commit, in a clone of QEMU's sources:\n")
         for line in lines:
-            click.echo(f"  {line}")
+            click.echo(printable(f"  {line}"))
 
 
 def _short(tried: Tried) -> str:

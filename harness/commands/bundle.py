@@ -12,6 +12,7 @@ from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import HarnessError
 from harness.qemu.binary import find_binary
 from harness.report.bundle import WRITING
+from harness.text import printable
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
 from harness.triage.interrupt import one_interrupt
 
@@ -41,9 +42,9 @@ def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: boo
 
 
 def _tell(made: Bundle) -> None:
-    click.echo(f"{made.folder}: {made.size_bytes / 1000:.0f} kB")
+    click.echo(f"{printable(str(made.folder))}: {made.size_bytes / 1000:.0f} kB")
     for answer in (made.answer, *made.others):
-        click.echo(f"  {answer.line}")
+        click.echo(printable(f"  {answer.line}"))
     if made.changed:
         err.print(f"{escape(made.answer.qemu)}: not the program any more that the cell was found on")
     if made.size_bytes > ATTACHABLE_BYTES:

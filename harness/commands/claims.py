@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 
 from harness.arch import architecture_named
@@ -33,6 +32,7 @@ from harness.commands.options import (
 from harness.devices.device import select_devices
 from harness.errors import UsageError
 from harness.report.claims import question_text
+from harness.report.console import SafeConsole
 from harness.report.studies import claims_json, print_claims, write_claims
 from harness.report.writer import write_reports
 from harness.results.document import MatrixDoc
@@ -77,7 +77,7 @@ def claims(**given: Any) -> int:
     _renew_page(given["out"])
     if given["as_json"]:
         sys.stdout.write(claims_json(doc))
-    print_claims(doc, err if given["as_json"] else Console(highlight=False))
+    print_claims(doc, err if given["as_json"] else SafeConsole())
     err.print(f"reports: {escape(', '.join(map(str, paths)))}", soft_wrap=True)
     return exit_status(doc)
 

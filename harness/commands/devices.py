@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
 
 from harness.arch import architecture_of
@@ -31,6 +30,7 @@ from harness.commands.options import (
 from harness.devices.device import device_types
 from harness.devices.recipe import load_recipe
 from harness.qemu.binary import QemuBinary
+from harness.report.console import SafeConsole
 from harness.state.devicecheck import CheckedStep, DeviceCheck, works
 from harness.yamlfile import line_of
 
@@ -67,7 +67,7 @@ def check(file: Path, **given: Any) -> int:
     if given["as_json"]:
         print_json(_document(file, device.name, steps))
     else:
-        out = Console(highlight=False)
+        out = SafeConsole()
         for line in _lines(file, device.name, steps):
             out.print(escape(line), soft_wrap=True)
     return 0 if all(works(found) for found in steps.values()) else 1

@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from harness.commands.doctor import host_facts
 from harness.commands.options import err, run_scope
 from harness.errors import HostError, PostloadError
 from harness.qemu.binary import AccelState
+from harness.report.console import SafeConsole
 from harness.report.sentences import known_text
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import LiveProgress, print_matrix
@@ -84,7 +84,7 @@ def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:
     doc = held.doc
     if as_json:
         sys.stdout.write(render_json(doc))
-    print_matrix(doc, err if as_json else Console(highlight=False))
+    print_matrix(doc, err if as_json else SafeConsole())
     err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
     if not doc.complete:
         err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)

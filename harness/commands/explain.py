@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import MissingError, PostloadError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.report.console import SafeConsole
 from harness.report.explain import explain_json, print_page
 from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
@@ -51,7 +51,7 @@ def explain_command(cell: str, run: Path, backtrace: bool, qemu: str | None, kno
     if as_json:
         print_json(explain_json(told))
     else:
-        print_page(told, Console(highlight=False))
+        print_page(told, SafeConsole())
     return 0 if told.told else 3
 
 

@@ -25,6 +25,7 @@ from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
 from harness.report.reasons import kvm_text
 from harness.state.recordings import machine_names, missing, planned_guests
+from harness.text import printable
 
 _INDENT = " " * 12
 _MEMORY_MIB = 64
@@ -47,7 +48,7 @@ def host(qemus: Sequence[str], machine: str, profiles: Path | None, as_json: boo
     if as_json:
         print_json(facts)
     else:
-        click.echo("\n".join(lines_of(facts)))
+        click.echo(printable("\n".join(lines_of(facts))))
     return 0
 
 

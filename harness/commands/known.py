@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from harness.commands.options import json_option, print_json, run_option
+from harness.report.console import SafeConsole
 from harness.results.document import find_cell
 from harness.results.folder import read_matrix
 from harness.results.known import DEFAULT_FILE, add_known, load_known
@@ -41,7 +41,7 @@ def add(cell: str, run: Path, link: str, note: str, path: Path) -> int:
     found = find_cell(read_matrix(run), cell)
     added = add_known(path, found, link, note)
     say = f"{path}: added" if added else f"{path}: known already"
-    Console(highlight=False).print(escape(f"{say}: {found.id}"), soft_wrap=True)
+    SafeConsole().print(escape(f"{say}: {found.id}"), soft_wrap=True)
     return 0
 
 
@@ -60,5 +60,5 @@ def list_known(path: Path, as_json: bool) -> int:
     for issue in issues:
         row = (issue.signature, ", ".join(issue.affected), issue.fixed_in or "", issue.link, issue.note)
         table.add_row(*(escape(text) for text in row))
-    Console(highlight=False).print(table)
+    SafeConsole().print(table)
     return 0

@@ -18,6 +18,7 @@ from harness.errors import Stopped, UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.cases import told_case
+from harness.report.console import SafeConsole
 from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
@@ -57,7 +58,7 @@ def minimise(cell: str, run: Path, out: Path | None, qemu: str | None, as_json: 
         return error.exit_code
     if as_json:
         print_json(case.to_json())
-    _say(case, folder, err if as_json else Console(highlight=False))
+    _say(case, folder, err if as_json else SafeConsole())
     return 0
 
 

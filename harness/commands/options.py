@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
 
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.arch.accel import choose_accel
@@ -29,6 +28,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.installed import entry
 from harness.qemu.scope import ProcessScope
 from harness.report import inspection
+from harness.report.console import SafeConsole
 from harness.results.key import USUAL_CPUS
 from harness.results.plan import DEFAULT_LOADS
 from harness.state.recorder import PHASES, ordered_phases
@@ -44,7 +44,7 @@ DEFAULT_RUN_MS = 2.0
 HOSTS: list[str | None] = [None]
 
 #: Progress, messages and errors; stdout is for what was asked for.
-err = Console(stderr=True, highlight=False)
+err = SafeConsole(stderr=True)
 
 
 def names(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...] | str | None) -> list[str]:
@@ -281,7 +281,7 @@ def emit(document: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        inspection.print_document(document, Console(highlight=False))
+        inspection.print_document(document, SafeConsole())
 
 
 def print_json(document: dict[str, Any]) -> None:

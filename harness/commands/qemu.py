@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from harness.qemu.install import install_own, install_version
 from harness.qemu.installed import Installed, entries
 from harness.qemu.installed import remove as remove_name
 from harness.qemu.versions import load_versions
+from harness.report.console import SafeConsole
 
 
 @click.group()
@@ -75,7 +75,7 @@ def list_(as_json: bool) -> int:
         installed = [{**each.to_json(), "launcher": str(each.launcher), "whole": each.whole} for each in there]
         print_json({"schema": "postload.qemus/1", "installed": installed, "installable": sources})
         return 0
-    console = Console(highlight=False)
+    console = SafeConsole()
     if there:
         console.print(_table(there))
     else:

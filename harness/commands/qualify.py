@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 from rich.markup import escape
 
 from harness.arch.accel import choose_accel, kvm_state
@@ -51,6 +50,7 @@ from harness.qualify.evidence import GuestWitness
 from harness.qualify.model import DECIDING, DECIDING_BETWEEN_VERSIONS, USES, QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
+from harness.report.console import SafeConsole
 from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
 from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MIGRATIONS, MatrixDoc
@@ -234,7 +234,7 @@ def report_answer(answer: QualifyDoc, cells: int, out: Path, *, as_json: bool) -
     """Print an answer whose files are written; returns the exit code of its run."""
     if as_json:
         click.echo(qualify_json(answer), nl=False)
-    print_qualify(answer, err if as_json else Console(highlight=False))
+    print_qualify(answer, err if as_json else SafeConsole())
     files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml"
     err.print(f"reports: {escape(str(out))}/{files}", soft_wrap=True)
     if not answer.complete:

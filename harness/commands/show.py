@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from harness.commands.doctor import check_host
 from harness.commands.options import emit, json_option, print_json
 from harness.report import inspection
+from harness.report.console import SafeConsole
 
 
 @click.command()
@@ -41,5 +41,5 @@ def doctor(qemu: str | None, as_json: bool) -> int:
     for check in checks:
         word = "ok" if check.ok else ("missing" if check.needed else "without")
         table.add_row(word, check.name, escape(check.found) + (f"\n-> {escape(check.remedy)}" if check.remedy else ""))
-    Console(highlight=False).print(table)
+    SafeConsole().print(table)
     return 3 if missing else 0

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from harness.errors import PackError
 from harness.guests.plan import GuestPlan
+from harness.text import printable
 
 MANIFEST = "manifest.json"
 PAGES = "ram.pages"
@@ -177,9 +178,4 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         at = ".".join(str(part) for part in first["loc"])
         found = f", found {first['input']!r:.80}" if isinstance(first["input"], str | int | float) else ""
         text = f"{at}{': ' if at else ''}{first['msg'].removeprefix('Value error, ')}"
-        raise PackError(f"{where}: {shown(text)}{found}") from error
-
-
-def shown(text: str) -> str:
-    """Text of a document from elsewhere, its control characters as they are written in Python."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        raise PackError(f"{where}: {printable(text)}{found}") from error

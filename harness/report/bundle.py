@@ -14,8 +14,8 @@ from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
 from harness.report.sentences import controls_text, text_of
-from harness.report.text import one_line, printable
 from harness.results.verdict import FailureClass
+from harness.text import one_line, printable
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, Writing
 from harness.triage.case import CASE_PLACE
 

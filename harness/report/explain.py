@@ -24,12 +24,13 @@ from harness.report.sentences import (
     warning_text,
 )
 from harness.report.terminal import MAX_LOG_LINES
-from harness.report.text import duration, number, one_line, printable
+from harness.report.text import duration, number
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
 from harness.results.cause import Drifted
 from harness.results.document import Cell
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
+from harness.text import one_line, printable
 from harness.triage.case import NeededField
 from harness.triage.explain import Explanation, IssueNews, NextStep, Purpose, SectionFacts
 

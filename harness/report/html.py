@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.report.sentences import warning_text
-from harness.report.text import duration, number, printable, size
+from harness.report.text import duration, number, size
 from harness.report.view import (
     PHASE_MEANING,
     SCHEDULE_MEANING,
@@ -28,6 +28,7 @@ from harness.report.view import (
 )
 from harness.results.document import LANES, Cell, MatrixDoc, Qemu
 from harness.results.verdict import FailureClass, Verdict
+from harness.text import printable
 
 
 def _safe(value: object) -> object:

@@ -21,6 +21,7 @@ from harness.stream.reader import open_stream
 from harness.stream.virtio import field_features
 from harness.stream.vmdesc import VmDesc, decode
 from harness.stream.wire import SectionType
+from harness.text import printable
 
 SCHEMA = "postload.inspect/1"
 
@@ -76,14 +77,14 @@ def print_document(document: dict[str, Any], console: Console) -> None:
     keys = ("machine", "phases", "phase", "size_bytes", "packed_bytes")
     for key in keys:
         if document.get(key) is not None:
-            console.print(f"{key}: {escape(str(document[key]))}")
+            console.print(f"{key}: {_shown(str(document[key]))}")
     if "sizes" in document and not document.get("filtered"):
         _print_sizes(document, console)
     for section in document["sections"]:
         label = section_label(section["idstr"], section["instance_id"])
         console.print(
             f"{section['offset']:>10}  {section['size']:>9} bytes  {section['type']:<7} "
-            f"{escape(label)} v{section['version_id']}",
+            f"{_shown(label)} v{section['version_id']}",
             soft_wrap=True,
         )
         if document.get("filtered"):
@@ -99,7 +100,7 @@ def _print_sizes(document: dict[str, Any], console: Console) -> None:
     rows = [("guest", None, document["guest_bytes"], document["guest_packed_bytes"])]
     rows += [(s["phase"], s["recorded_bytes"], s["folder_bytes"], s["packed_bytes"]) for s in document["sizes"]]
     for name, *sizes in rows:
-        table.add_row(escape(name), *("-" if size is None else f"{size:,}" for size in sizes))
+        table.add_row(_shown(name), *("-" if size is None else f"{size:,}" for size in sizes))
     console.print(table)
 
 
@@ -118,8 +119,13 @@ def _print_fields(fields: list[dict[str, Any]], console: Console, depth: int) ->
         shown = "" if value is None else f" = {value} ({value:#x})" if isinstance(value, int) else f" = {_cut(value)}"
         names = "".join(f" {name.split('_F_', 1)[-1]}" for name in field.get("features", ()))
         line = f"{'  ' * depth}{_last_part(field)}: {field['type']}{shown}{names}"
-        console.print(escape(line), soft_wrap=True)
+        console.print(_shown(line), soft_wrap=True)
         _print_fields(field["fields"], console, depth + 1)
+
+
+def _shown(text: str) -> str:
+    """Text of the file for a line of the console: no markup, and what controls a terminal spelled out."""
+    return escape(printable(text).replace("\n", "\\x0a"))
 
 
 def _last_part(field: dict[str, Any]) -> str:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.report.sentences import warning_text
-from harness.report.text import one_line, printable
 from harness.report.view import Block, blocks, finding_of, pair_text
 from harness.results.document import Cell, MatrixDoc
 from harness.results.verdict import Verdict
+from harness.text import one_line, printable
 
 
 def render_junit(doc: MatrixDoc) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from harness.report.text import duration, number, one_line, printable
+from harness.report.text import duration, number
 from harness.report.view import (
     MANY_FINDINGS,
     Block,
@@ -23,6 +23,7 @@ from harness.report.view import (
 )
 from harness.results.document import Colo, MatrixDoc
 from harness.results.verdict import Verdict
+from harness.text import one_line, printable
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
 

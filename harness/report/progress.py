@@ -14,12 +14,14 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from harness.report.text import number, one_line
+from harness.report.console import SafeConsole
+from harness.report.text import number
 from harness.report.view import finding_of
 from harness.results.document import Cell
 from harness.results.events import Event, Judged, Planned, Said
 from harness.results.signature import look_of
 from harness.results.verdict import Verdict, rank
+from harness.text import one_line
 
 VERDICT_STYLE = {
     Verdict.CRASH: "bold red",
@@ -97,7 +99,7 @@ class LiveProgress:
         clock: Callable[[], float] = time.monotonic,
         interval_s: float = 10.0,
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or SafeConsole(stderr=True)
         self._clock = clock
         self._interval_s = interval_s
         self._lock = threading.RLock()

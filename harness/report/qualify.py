@@ -32,9 +32,10 @@ from harness.report.reasons import (
     stray_text,
 )
 from harness.report.sentences import outcome_text
-from harness.report.text import duration, number, one_line
+from harness.report.text import duration, number
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
+from harness.text import one_line
 
 JSON_NAME = "qualify.json"
 MARKDOWN_NAME = "qualify.md"

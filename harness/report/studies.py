@@ -17,8 +17,9 @@ from rich.text import Text
 
 from harness.files import write_atomically
 from harness.report.claims import Told, Values, told
-from harness.report.text import duration, number, one_line
+from harness.report.text import duration, number
 from harness.studies.model import ClaimsDoc
+from harness.text import one_line
 
 JSON_NAME = "claims.json"
 MARKDOWN_NAME = "claims.md"

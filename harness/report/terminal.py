@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.sentences import disturbed_text
-from harness.report.text import duration, number, one_line, printable
+from harness.report.text import duration, number
 from harness.report.view import (
     MANY_FINDINGS,
     Block,
@@ -29,6 +29,7 @@ from harness.report.view import (
 )
 from harness.results.document import Colo, MatrixDoc
 from harness.results.verdict import Verdict
+from harness.text import one_line, printable
 
 __all__ = ["LiveProgress", "print_matrix"]
 

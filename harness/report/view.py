@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from harness.report import sentences
-from harness.report.text import number, one_line
+from harness.report.text import number
 from harness.results.document import LANES, PHASES, Cell, Colo, MachineResult, MatrixDoc, Qemu
 from harness.results.signature import look_of
 from harness.results.verdict import FailureClass, Verdict, rank, worst
+from harness.text import one_line
 
 SCHEDULE_MEANING = {
     "plain": "an ordinary migration into a new process, one load in each phase",

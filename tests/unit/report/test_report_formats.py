@@ -22,7 +22,7 @@ from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
 from harness.report.studies import write_claims
 from harness.report.terminal import print_matrix
-from harness.report.text import duration, number, printable
+from harness.report.text import duration, number
 from harness.report.view import anchors, blocks, finding_groups, loads_text, rate_text
 from harness.report.writer import write_reports
 from harness.results.cause import Broke
@@ -30,6 +30,7 @@ from harness.results.document import Cell, MatrixDoc, Qemu, Warned
 from harness.results.verdict import Verdict
 from harness.studies.findings import IntervalCase, IntervalFigures, IntervalFinding
 from harness.studies.model import ClaimsDoc, MachineFinding, StudyAnswer
+from harness.text import printable
 
 LPC = "0000:00:1f.0/ICH9LPC"
 NOT_SAFE = f"not safe for COLO, because {LPC}: crash: SIGABRT: ../../softmmu/memory.c:2545: "
