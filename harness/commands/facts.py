@@ -23,7 +23,7 @@ from harness.devices.device import Device
 from harness.facts import collect_facts, kvm_tried
 from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
-from harness.report.reasons import kvm_text
+from harness.report.facts import kvm_text
 from harness.state.recordings import machine_names, missing, planned_guests
 from harness.text import printable
 

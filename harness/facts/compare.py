@@ -4,22 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from harness.facts.collect import check_facts
-from harness.qemu.msr import msr_label
 
 Facts = Mapping[str, Any]
 
-#: ``what`` of the one change that says why no other is known.
-HOST_FACTS = "host facts"
-
-_TCG = "the guest was recorded under TCG, which emulates its CPU and uses none of this"
 _CPU_KEYS = ("vendor", "family", "model", "stepping", "model_name")
 _HOST_CPU_MODELS = ("host", "max")
-_VMSTATE_DEVICE = "the stream has a section for it, and the new side has nobody to load it"
 
 
 class Weight(StrEnum):
@@ -30,33 +24,63 @@ class Weight(StrEnum):
     NOTE = "note"
 
 
+class FactKind(StrEnum):
+    """What a change is about. ``host-facts`` stands for all of them, where none can be known; ``unknown`` for a fact
+    that one side alone could not tell."""
+
+    SYSTEM = "system"
+    CPU = "cpu"
+    MICROCODE = "microcode"
+    FLAG = "flag"
+    MORE_FLAGS = "more-flags"
+    CPUID = "cpuid"
+    KVM = "kvm"
+    CAPABILITY = "capability"
+    MSR = "msr"
+    FEATURE_MSR = "feature-msr"
+    MODULE = "module"
+    PARAMETER = "parameter"
+    QEMU = "qemu"
+    MACHINE = "machine"
+    DEVICE = "device"
+    BACKEND = "backend"
+    FEATURE = "feature"
+    HOST_FACTS = "host-facts"
+    UNKNOWN = "unknown"
+
+
+class Matters(StrEnum):
+    """Why a change can matter to a guest, where its kind alone does not say so."""
+
+    EMULATED = "emulated"
+    FLAG_PASSED_ON = "flag-passed-on"
+    NO_FACTS = "no-facts"
+    ERROR = "error"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactChange:
-    """One difference.
+    """One difference between two hosts.
 
-    :param what: in words, such as ``virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM``
-    :param old: on the recording side, in words; empty when it was not there
-    :param new: on the loading side
-    :param weight: ``explains`` is enough by itself to break a load that uses it
-    :param why: one sentence
-    :param kind: what it is about: system, cpu, microcode, flag, cpuid, kvm, capability, msr, feature-msr, module,
-        qemu, machine, device, backend, feature
-    :param subject: the name alone: of a flag, a feature, a machine; an MSR's number in hex
+    :param subject: the name alone: of a flag, a feature, a machine, a module; a number in hexadecimal of an MSR
     :param where: device and slot, for what belongs to a device
+    :param old: value on the recording side, "" for what is simply there, None for what is not
+    :param new: value on the loading side, in the same way
+    :param weight: ``explains`` is enough by itself to break a load that uses it
+    :param matters: why it matters, where its kind does not say so: ``emulated`` for a guest under TCG
+    :param if_kvm: it matters only if the guest ran under KVM, which nobody knows
+    :param said: an error, or the version of QEMU that has no such machine
     """
 
-    what: str
-    old: str
-    new: str
-    weight: Weight
-    why: str
-    kind: str
+    kind: FactKind
     subject: str = ""
     where: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """For reports."""
-        return {key: str(value) for key, value in asdict(self).items()}
+    old: str | None = None
+    new: str | None = None
+    weight: Weight
+    matters: Matters | None = None
+    if_kvm: bool = False
+    said: str = ""
 
 
 def compare_facts(old: Facts, new: Facts) -> list[FactChange]:
@@ -67,7 +91,7 @@ def compare_facts(old: Facts, new: Facts) -> list[FactChange]:
     :raises UsageError: facts of a schema that this version does not know
     """
     if not old:
-        return [incomparable("the pack holds no facts of the host that recorded it, so nothing can be compared")]
+        return [incomparable(Matters.NO_FACTS)]
     check_facts(old, "the recording side")
     check_facts(new, "this host")
     kvm = _recorded_under_kvm(old)
@@ -83,9 +107,9 @@ def compare_facts(old: Facts, new: Facts) -> list[FactChange]:
     return sorted(changes, key=lambda change: order.index(change.weight))
 
 
-def incomparable(why: str) -> FactChange:
+def incomparable(matters: Matters, said: str = "") -> FactChange:
     """Stands for all changes where they cannot be known."""
-    return FactChange(what=HOST_FACTS, old="", new="", weight=Weight.NOTE, why=why, kind="system")
+    return FactChange(kind=FactKind.HOST_FACTS, weight=Weight.NOTE, matters=matters, said=said)
 
 
 def _recorded_under_kvm(old: Facts) -> bool | None:
@@ -95,58 +119,54 @@ def _recorded_under_kvm(old: Facts) -> bool | None:
     return None if accel is None else accel == "kvm"
 
 
-def _weigh(kvm: bool | None, weight: Weight, why: str) -> tuple[Weight, str]:
-    """What is about the host's CPU or KVM only matters to a guest that runs on them."""
+def _weighed(kvm: bool | None, change: FactChange) -> FactChange:
+    """What is about the host's CPU or KVM only matters to a guest that runs on them.
+
+    :param kvm: the guest does; None when nobody knows
+    """
     if kvm is False:
-        return Weight.NOTE, _TCG
-    if kvm is None and weight is Weight.EXPLAINS:
-        return Weight.MAY_MATTER, f"{why}, if the guest ran under KVM"
-    return weight, why
+        return replace(change, weight=Weight.NOTE, matters=Matters.EMULATED)
+    if kvm is None and change.weight is Weight.EXPLAINS:
+        return replace(change, weight=Weight.MAY_MATTER, if_kvm=True)
+    return change
 
 
 def _system(old: Facts, new: Facts, kvm: bool | None) -> Iterator[FactChange]:
     before, after = old.get("system") or {}, new.get("system") or {}
-    for key, weight, why in (
-        ("os", Weight.NOTE, "another distribution release brings other builds of QEMU, firmware and kernel"),
-        ("kernel", Weight.MAY_MATTER, "KVM, vhost and tap are the kernel's, and what they offer changes with it"),
-    ):
+    for key, weight in (("os", Weight.NOTE), ("kernel", Weight.MAY_MATTER)):
         if _differ(before.get(key), after.get(key)):
-            weight, why = _weigh(kvm, weight, why) if key == "kernel" else (weight, why)
-            yield _change(key, before[key], after[key], weight, why, kind="system", subject=key)
+            change = _change(FactKind.SYSTEM, before[key], after[key], weight, subject=key)
+            yield _weighed(kvm, change) if key == "kernel" else change
 
 
 def _cpu(old: Facts, new: Facts, kvm: bool | None) -> Iterator[FactChange]:
     before, after = old.get("cpu") or {}, new.get("cpu") or {}
     for key in _CPU_KEYS:
         if _differ(before.get(key), after.get(key)):
-            words = "a guest under KVM runs on the host's own CPU, and its state may not fit another one"
-            weight, why = _weigh(kvm, Weight.MAY_MATTER, words)
-            yield _change(f"CPU {key.replace('_', ' ')}", before[key], after[key], weight, why, kind="cpu", subject=key)
+            change = _change(FactKind.CPU, before[key], after[key], Weight.MAY_MATTER, subject=key)
+            yield _weighed(kvm, change)
     if _differ(before.get("microcode"), after.get("microcode")):
-        words = "microcode can bring and take CPU flags and MSRs"
-        weight, why = _weigh(kvm, Weight.MAY_MATTER, words)
-        yield _change("microcode", before["microcode"], after["microcode"], weight, why, kind="microcode")
+        change = _change(FactKind.MICROCODE, before["microcode"], after["microcode"], Weight.MAY_MATTER)
+        yield _weighed(kvm, change)
     yield from _flags(before.get("flags"), after.get("flags"), kvm, _cpu_model(old) in _HOST_CPU_MODELS)
 
 
 def _flags(before: list[str] | None, after: list[str] | None, kvm: bool | None, passed: bool) -> Iterator[FactChange]:
     if before is None or after is None:
         return
-    lost = Weight.EXPLAINS if passed else Weight.MAY_MATTER
-    words = "the guest's CPU model passes the host's flags on" if passed else "the guest's CPU model may ask for it"
+    weight = Weight.EXPLAINS if passed else Weight.MAY_MATTER
+    matters = Matters.FLAG_PASSED_ON if passed else None
     for flag in sorted(set(before) - set(after)):
-        weight, why = _weigh(kvm, lost, words)
-        yield _change(f"CPU flag {flag}", "there", "gone", weight, why, kind="flag", subject=flag)
+        yield _weighed(kvm, _change(FactKind.FLAG, "", None, weight, subject=flag, matters=matters))
     gained = sorted(set(after) - set(before))
     if gained:
-        why = "more than before; it matters on the way back"
-        yield _change("CPU flags", "", f"{len(gained)} more: {' '.join(gained)}", Weight.NOTE, why, kind="flag")
+        yield _change(FactKind.MORE_FLAGS, None, " ".join(gained), Weight.NOTE)
 
 
 def _kvm(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
     if before.get("usable") and after.get("usable") is False:
-        weight, why = _weigh(kvm, Weight.EXPLAINS, "a guest that ran under KVM cannot run here as it did")
-        yield _change("KVM", "usable", f"not usable: {after.get('reason')}", weight, why, kind="kvm")
+        change = _change(FactKind.KVM, "", None, Weight.EXPLAINS, said=str(after.get("reason")))
+        yield _weighed(kvm, change)
     yield from _capabilities(before.get("extensions") or {}, after.get("extensions") or {}, kvm)
     yield from _msrs(before.get("msrs"), after.get("msrs"), kvm)
     yield from _feature_msrs(before.get("feature_msrs") or {}, after.get("feature_msrs") or {}, kvm)
@@ -155,12 +175,10 @@ def _kvm(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
 
 def _capabilities(before: Mapping[str, int], after: Mapping[str, int], kvm: bool | None) -> Iterator[FactChange]:
     for name in before:
-        if name not in after or before[name] == after[name]:
-            continue
-        words = "QEMU sets the guest up by it" if after[name] else "QEMU sets the guest up by it, and KVM lost it"
-        weight, why = _weigh(kvm, Weight.MAY_MATTER if after[name] < before[name] else Weight.NOTE, words)
-        old, new = str(before[name]), str(after[name])
-        yield _change(f"KVM_CAP_{name}", old, new, weight, why, kind="capability", subject=name)
+        if name in after and before[name] != after[name]:
+            weight = Weight.MAY_MATTER if after[name] < before[name] else Weight.NOTE
+            change = _change(FactKind.CAPABILITY, before[name], after[name], weight, subject=name)
+            yield _weighed(kvm, change)
 
 
 def _msrs(
@@ -169,43 +187,32 @@ def _msrs(
     if before is None or after is None:
         return
     for index in sorted({e["index"] for e in before} - {e["index"] for e in after}):
-        words = "QEMU ends when KVM does not take a register that the state brings"
-        weight, why = _weigh(kvm, Weight.EXPLAINS, words)
-        label = msr_label(int(index, 16))
-        yield _change(label, "listed by KVM", "not listed", weight, why, kind="msr", subject=index)
+        yield _weighed(kvm, _change(FactKind.MSR, "", None, Weight.EXPLAINS, subject=index))
 
 
 def _feature_msrs(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
     for index in before:
         if index in after and _differ(before[index], after[index]):
-            words = "KVM checks what a guest sets against it"
-            weight, why = _weigh(kvm, Weight.MAY_MATTER, words)
-            label = f"offered value of {msr_label(int(index, 16))}"
-            yield _change(label, before[index], after[index], weight, why, kind="feature-msr", subject=index)
+            change = _change(FactKind.FEATURE_MSR, before[index], after[index], Weight.MAY_MATTER, subject=index)
+            yield _weighed(kvm, change)
 
 
 def _cpuid(before: Mapping[str, str], after: Mapping[str, str], kvm: bool | None) -> Iterator[FactChange]:
     for register, value in before.items():
-        lost = int(value, 16) & ~int(after.get(register, "0x0"), 16)
-        if lost:
-            bits = ", ".join(str(bit) for bit in range(32) if lost >> bit & 1)
-            weight, why = _weigh(kvm, Weight.MAY_MATTER, "the guest's CPU model may ask for these bits")
-            what = f"CPUID {register} bits {bits}"
-            yield _change(what, "offered by KVM", "not offered", weight, why, kind="cpuid", subject=register)
+        other = after.get(register, "0x0")
+        if int(value, 16) & ~int(other, 16):
+            yield _weighed(kvm, _change(FactKind.CPUID, value, other, Weight.MAY_MATTER, subject=register))
 
 
 def _modules(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
     for name in sorted(set(before) - set(after)):
-        why = "not loaded on this host; it may come when something asks for it"
-        yield _change(f"module {name}", "loaded", "not loaded", Weight.NOTE, why, kind="module", subject=name)
+        yield _change(FactKind.MODULE, "", None, Weight.NOTE, subject=name)
     for name in sorted(set(before) & set(after)):
         for key in sorted(set(before[name]) & set(after[name])):
-            if _differ(before[name][key], after[name][key]):
-                words = "it decides what a guest gets"
-                weight, why = _weigh(kvm if name.startswith("kvm") else True, Weight.MAY_MATTER, words)
-                subject = f"{name}.{key}"
-                old, new = before[name][key], after[name][key]
-                yield _change(f"parameter {subject}", old, new, weight, why, kind="module", subject=subject)
+            old, new = before[name][key], after[name][key]
+            if _differ(old, new):
+                change = _change(FactKind.PARAMETER, old, new, Weight.MAY_MATTER, subject=f"{name}.{key}")
+                yield _weighed(kvm if name.startswith("kvm") else True, change)
 
 
 def _qemus(old: Facts, new: Facts) -> Iterator[FactChange]:
@@ -214,8 +221,7 @@ def _qemus(old: Facts, new: Facts) -> Iterator[FactChange]:
         return
     for build in new.get("qemu") or []:
         if _differ(builds[0].get("sha256"), build.get("sha256")):
-            why = "another build of QEMU"
-            yield _change("QEMU", _build(builds[0]), _build(build), Weight.NOTE, why, kind="qemu")
+            yield _change(FactKind.QEMU, _build(builds[0]), _build(build), Weight.NOTE)
         yield from _machine(builds[0], build)
         yield from _devices(builds[0], build)
 
@@ -225,13 +231,11 @@ def _machine(before: Facts, after: Facts) -> Iterator[FactChange]:
     if name is None:
         return
     was, is_ = _entry(before, name), _entry(after, name)
-    what = f"machine type {name}"
+    version = str(after.get("version"))
     if is_ is None:
-        why = f"QEMU {after.get('version')} does not have it, and a state only loads into its own machine type"
-        yield _change(what, "there", "gone", Weight.EXPLAINS, why, kind="machine", subject=name)
+        yield _change(FactKind.MACHINE, "", None, Weight.EXPLAINS, subject=name, said=version)
     elif is_.get("deprecated") and not (was or {}).get("deprecated"):
-        why = f"QEMU {after.get('version')} still has it and will lose it: move the guest to a newer one"
-        yield _change(what, "supported", "deprecated", Weight.MAY_MATTER, why, kind="machine", subject=name)
+        yield _change(FactKind.MACHINE, "supported", "deprecated", Weight.MAY_MATTER, subject=name, said=version)
 
 
 def _devices(before: Facts, after: Facts) -> Iterator[FactChange]:
@@ -242,43 +246,34 @@ def _devices(before: Facts, after: Facts) -> Iterator[FactChange]:
         where = f"{device['device']} {device['slot']}"
         other = new.get(_device_key(device))
         if other is None:
-            yield _change(where, "there", "gone", Weight.EXPLAINS, _VMSTATE_DEVICE, kind="device", where=where)
+            yield _change(FactKind.DEVICE, "", None, Weight.EXPLAINS, where=where)
             continue
         if _differ(device.get("backend"), other.get("backend")):
-            why = "a device offers what its backend can do"
             old, now = device["backend"], other["backend"]
-            yield _change(f"{where}: backend", old, now, Weight.MAY_MATTER, why, kind="backend", where=where)
+            yield _change(FactKind.BACKEND, old, now, Weight.MAY_MATTER, where=where)
         yield from _features(where, device["features"], other["features"])
 
 
 def _features(where: str, before: list[str], after: list[str]) -> Iterator[FactChange]:
     for name in (name for name in before if name not in after):
-        why = "a driver that uses it cannot be loaded where it is not offered"
-        what = f"{where}: feature {name}"
-        yield _change(what, "offered", "not offered", Weight.EXPLAINS, why, kind="feature", subject=name, where=where)
+        yield _change(FactKind.FEATURE, "", None, Weight.EXPLAINS, subject=name, where=where)
     for name in (name for name in after if name not in before):
-        why = "new; a driver that begins to use it cannot go back"
-        what = f"{where}: feature {name}"
-        yield _change(what, "not offered", "offered", Weight.NOTE, why, kind="feature", subject=name, where=where)
+        yield _change(FactKind.FEATURE, None, "", Weight.NOTE, subject=name, where=where)
 
 
 def _unknown(old: Facts, new: Facts) -> Iterator[FactChange]:
     """What could not be compared because one side alone could not be asked."""
     before, after = old.get("unknown") or {}, new.get("unknown") or {}
     for name in sorted(set(before) ^ set(after)):
-        if name.startswith("qemu."):
-            continue
-        why = f"not compared: {before.get(name) or after.get(name)}"
-        sides = ("not known", "") if name in before else ("", "not known")
-        yield _change(name, *sides, Weight.NOTE, why, kind=name.partition(".")[0])
+        if not name.startswith("qemu."):
+            was, now = (None, "") if name in before else ("", None)
+            said = str(before.get(name) or after.get(name))
+            yield _change(FactKind.UNKNOWN, was, now, Weight.NOTE, subject=name, said=said)
 
 
-def _change(
-    what: str, old: object, new: object, weight: Weight, why: str, *, kind: str, subject: str = "", where: str = ""
-) -> FactChange:
-    return FactChange(
-        what=what, old=str(old), new=str(new), weight=weight, why=why, kind=kind, subject=subject, where=where
-    )
+def _change(kind: FactKind, old: object, new: object, weight: Weight, **more: Any) -> FactChange:
+    before, after = None if old is None else str(old), None if new is None else str(new)
+    return FactChange(kind=kind, old=before, new=after, weight=weight, **more)
 
 
 def _differ(old: object, new: object) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.facts.compare import FactChange, Weight
+from harness.facts.compare import FactChange, FactKind, Weight
 from harness.qemu.kvm import kvm_refusals
 from harness.stream.virtio import feature_names
 
@@ -35,7 +35,7 @@ _IOCTL_CAPABILITIES = {
     "IRQCHIP": ("IRQCHIP",), "CLOCK": ("ADJUST_CLOCK",), "MP_STATE": ("MP_STATE",),
 }  # fmt: skip
 _NESTED_PARAMETERS = ("kvm_intel.nested", "kvm_amd.nested", "kvm.nested")
-_KVM_AT_LARGE = ("microcode", "kvm", "cpu")
+_KVM_AT_LARGE = (FactKind.MICROCODE, FactKind.KVM, FactKind.CPU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +78,9 @@ def _read(log: str, section: str | None) -> _Clues:
 
 def _rank(change: FactChange, clues: _Clues) -> int | None:
     """0 for what the log names, 1 for what belongs to it, 2 for what may be behind it; None for the rest."""
-    if change.kind in ("feature", "backend", "device"):
+    if change.kind in (FactKind.FEATURE, FactKind.BACKEND, FactKind.DEVICE):
         return _rank_device(change, clues)
-    if change.kind == "machine":
+    if change.kind is FactKind.MACHINE:
         named = clues.machine and change.weight is Weight.EXPLAINS
         return 0 if named else None
     return _rank_kvm(change, clues) if clues.msrs or clues.ioctls else None
@@ -89,10 +89,10 @@ def _rank(change: FactChange, clues: _Clues) -> int | None:
 def _rank_device(change: FactChange, clues: _Clues) -> int | None:
     if clues.devices and not any(_is_of(change.where, label) for label in clues.devices):
         return None
-    if change.kind == "feature":
+    if change.kind is FactKind.FEATURE:
         named = any(_is_refused(change, seen, allowed) for seen, allowed in clues.refused)
-        return 0 if named and change.new == "not offered" else None
-    if change.kind == "backend":
+        return 0 if named and change.new is None else None
+    if change.kind is FactKind.BACKEND:
         return 1 if clues.refused or clues.headers else None
     return 0 if clues.devices and _NO_SECTION.search(clues.text) else None
 
@@ -113,16 +113,16 @@ def _is_of(where: str, label: str) -> bool:
 
 
 def _rank_kvm(change: FactChange, clues: _Clues) -> int | None:
-    if change.kind in ("msr", "feature-msr"):
+    if change.kind in (FactKind.MSR, FactKind.FEATURE_MSR):
         return 0 if int(change.subject, 16) in clues.msrs else None
-    if change.kind == "flag":
-        return 1 if change.subject and _needs(change.subject, clues) else None
-    if change.kind == "capability":
+    if change.kind is FactKind.FLAG:
+        return 1 if _needs(change.subject, clues) else None
+    if change.kind is FactKind.CAPABILITY:
         wanted = {name for ioctl in clues.ioctls for name in _IOCTL_CAPABILITIES.get(ioctl, ())}
         return 0 if change.subject in wanted else None
-    if change.kind == "module":
+    if change.kind is FactKind.PARAMETER:
         return 1 if "NESTED_STATE" in clues.ioctls and change.subject in _NESTED_PARAMETERS else None
-    at_large = change.kind in _KVM_AT_LARGE or (change.kind, change.subject) == ("system", "kernel")
+    at_large = change.kind in _KVM_AT_LARGE or (change.kind, change.subject) == (FactKind.SYSTEM, "kernel")
     return 2 if at_large and change.weight is not Weight.NOTE else None
 
 

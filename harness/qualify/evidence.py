@@ -12,7 +12,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.incoming import State
 from harness.engines.migration import RealMigration
 from harness.errors import PostloadError, QemuError
-from harness.facts import FactChange, collect_facts, compare_facts, explaining, incomparable
+from harness.facts import FactChange, Matters, collect_facts, compare_facts, explaining, incomparable
 from harness.guests.machine import Machine
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
@@ -90,7 +90,7 @@ class GuestWitness:
                 self._changes[key] = compare_facts(dict(pack.manifest.host), here)
             except PostloadError as error:
                 self.say(str(error))
-                self._changes[key] = [incomparable(str(error))]
+                self._changes[key] = [incomparable(Matters.ERROR, str(error))]
         return self._changes[key]
 
     def static(self, leg: Leg) -> dict[str, tuple[StaticNote, ...]]:

@@ -18,14 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import HostError
-from harness.facts.compare import HOST_FACTS, FactChange, Weight
+from harness.facts.compare import FactChange, FactKind, Weight
 from harness.files import write_atomically
 from harness.qualify.explained import Explained, FieldEvidence
 from harness.qualify.model import USES, Answer, Confirmation, PairAnswer, QualifyDoc, Reason
+from harness.report.facts import fact_change_text, kvm_text
 from harness.report.reasons import (
     COLO_BETWEEN_VERSIONS,
     ending_text,
-    kvm_text,
     reason_cause_text,
     reason_remedy_text,
     static_text,
@@ -303,15 +303,14 @@ def _cells(count: int) -> str:
 
 
 def _is_weighty(change: FactChange) -> bool:
-    return change.weight is not Weight.NOTE or change.what == HOST_FACTS
+    return change.weight is not Weight.NOTE or change.kind is FactKind.HOST_FACTS
 
 
 def _change(change: FactChange, pair: PairAnswer) -> str:
     """What differs between the hosts, and which failure it explains."""
     hurt = [d.device for d in pair.devices if any(change in reason.changes for reason in d.because)]
-    sides = f": {change.old} -> {change.new}" if change.old or change.new else ""
     effect = f"explains what breaks {', '.join(hurt)}: " if hurt else _EFFECTS.get(change.weight, "")
-    return f"{effect}{change.what}{sides}: {change.why}"
+    return f"{effect}{fact_change_text(change)}"
 
 
 def _print_reason(lines: Sequence[str], console: Console) -> None:

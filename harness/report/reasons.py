@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from harness.facts.kvm import KvmTried
 from harness.qualify.explained import (
     Differs,
     Explained,
@@ -33,6 +32,7 @@ from harness.qualify.static import (
     StaticNote,
     Undescribed,
 )
+from harness.report.facts import matters_text, subject_text
 from harness.results.cause import KvmRefused
 
 #: More differences of a section are counted only.
@@ -250,7 +250,7 @@ def not_looked_for_text(error: NotLookedFor) -> str:
 
 def hosts_differ_text(hosts: HostsDiffer) -> str:
     """What differs between the hosts."""
-    return "; ".join(f"{change.what}: {change.why}" for change in hosts.changes)
+    return "; ".join(f"{subject_text(change)}: {matters_text(change)}" for change in hosts.changes)
 
 
 def ending_text(ending: Ending) -> str:
@@ -268,15 +268,6 @@ def stray_text(stray: Stray) -> str:
     """A section that breaks and that nobody asked for."""
     uses = " and ".join(stray.uses)
     return f"{stray.section} breaks in {uses} and was left out: no device that is judged owns it"
-
-
-def kvm_text(tried: KvmTried) -> str:
-    """Whether state that KVM refuses could be seen, and if not, why."""
-    if not tried.usable:
-        return f"KVM state: could not be tried: {tried.reason}"
-    silent = ", ".join(tried.silent)
-    but = f"; QEMU {silent} goes on without a word when KVM refuses anything but an MSR" if silent else ""
-    return f"KVM state: could be tried: {tried.reason}{but}"
 
 
 # -- the static check ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from harness.errors import UsageError
 from harness.facts import SCHEMA, FactChange, Weight, collect_facts, compare_facts, explaining
 from harness.qemu.binary import AccelState, QemuBinary
+from harness.report.facts import fact_change_text, matters_text, sides_text, subject_text
 
 NET = ["VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_MRG_RXBUF", "VIRTIO_F_VERSION_1"]
 HOST: dict[str, Any] = {
@@ -101,9 +102,10 @@ def test_a_change_is_named_and_weighed(
     change: Callable[[dict[str, Any]], object], what: str, old: str, new: str, weight: Weight
 ) -> None:
     (found,) = changed(change)
-    assert (found.what, found.old, found.new, found.weight) == (what, old, new, weight)
-    assert found.why
-    assert found.to_json()["weight"] == weight.value
+    assert (subject_text(found), *sides_text(found), found.weight) == (what, old, new, weight)
+    assert matters_text(found)
+    sides = f": {old} -> {new}"
+    assert fact_change_text(found) == f"{what}{sides}: {matters_text(found)}"
 
 
 @pytest.mark.parametrize("key", ["cpu", "kvm", "system"])
@@ -117,14 +119,15 @@ def test_the_hosts_cpu_is_no_matter_to_a_guest_under_tcg(key: str) -> None:
     found = changed(changes[key], before)
     assert found
     assert {c.weight for c in found} == {Weight.NOTE}
-    assert "TCG" in found[0].why
+    assert "TCG" in matters_text(found[0])
 
 
 def test_where_the_accelerator_is_not_known_nothing_of_kvm_explains_by_itself() -> None:
     before = host(lambda f: f["qemu"][0].update(accel=None))
     (found,) = changed(lambda f: f["kvm"]["msrs"].pop(), before)
     assert found.weight is Weight.MAY_MATTER
-    assert found.why.endswith("if the guest ran under KVM")
+    assert found.if_kvm
+    assert matters_text(found).endswith("if the guest ran under KVM")
 
 
 def test_a_guest_that_has_the_hosts_cpu_loses_with_it() -> None:
@@ -143,7 +146,7 @@ def test_what_can_break_a_load_comes_first() -> None:
 
 def test_a_pack_without_facts_is_told_and_another_schema_refused() -> None:
     (found,) = compare_facts({}, host())
-    assert "holds no facts" in found.why
+    assert "holds no facts" in fact_change_text(found)
     with pytest.raises(UsageError, match=r"recording side: expected schema postload\.host/1, got 'postload\.host/9'"):
         compare_facts(host(lambda f: f.update(schema="postload.host/9")), host())
 
@@ -151,7 +154,7 @@ def test_a_pack_without_facts_is_told_and_another_schema_refused() -> None:
 def test_each_build_of_the_new_host_is_compared() -> None:
     second = copy.deepcopy(HOST["qemu"][0]) | {"sha256": "cc", "version": "11.1.3", "machines": []}
     found = changed(lambda f: f["qemu"].append(second))
-    assert [(c.kind, "11.1.3" in c.why + c.new) for c in found] == [("machine", True), ("qemu", True)]
+    assert [(c.kind, "11.1.3" in fact_change_text(c)) for c in found] == [("machine", True), ("qemu", True)]
 
 
 # what a log speaks of
@@ -203,14 +206,14 @@ EXPLAINED = [
 @pytest.mark.parametrize(("log", "section", "expected"), EXPLAINED)
 def test_the_changes_that_a_failed_load_speaks_of(log: str, section: str | None, expected: list[str]) -> None:
     changes = changed(_everything)
-    assert {c.what for c in changes} > set(expected)
-    assert [c.what for c in explaining(changes, log=log, section=section)] == expected
+    assert {subject_text(c) for c in changes} > set(expected)
+    assert [subject_text(c) for c in explaining(changes, log=log, section=section)] == expected
 
 
 def test_a_device_that_is_gone_explains_a_section_without_an_owner() -> None:
     changes = changed(lambda f: f["qemu"][0]["virtio"].clear())
     log = "qemu: Unknown savevm section or instance '0000:00:05.0/virtio-net' 0. Make sure that your current VM"
-    assert [c.what for c in explaining(changes, log=log, section=None)] == ["virtio-net 00:05.0"]
+    assert [subject_text(c) for c in explaining(changes, log=log, section=None)] == ["virtio-net 00:05.0"]
     assert explaining(changes, log=log.replace("05.0", "09.0"), section=None) == []
 
 

@@ -14,7 +14,7 @@ from harness.errors import DeadlineError
 from harness.facts.kvm import CAPABILITIES, ask_kvm, kvm_facts, kvm_tried
 from harness.facts.part import within
 from harness.qemu.binary import AccelState
-from harness.report.reasons import kvm_text
+from harness.report.facts import kvm_text
 
 MSRS = (0xC0000082, 0x10, 0x9999)
 FEATURE_MSRS = {0x10A: 0xC00E16D, 0x8B: None, 0x345: 0}

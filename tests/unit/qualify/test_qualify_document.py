@@ -13,7 +13,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
-from harness.facts.compare import FactChange, Weight, compare_facts
+from harness.facts.compare import FactChange, FactKind, Weight, compare_facts
 from harness.facts.kvm import KvmTried
 from harness.qualify.explained import FieldEvidence, LostBy, LostFeature, Origin, SetBy, Setting
 from harness.qualify.model import (
@@ -39,9 +39,8 @@ from harness.results.verdict import Verdict
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2+dfsg-7+deb12u18+b3", path="/usr/bin/qemu", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new/qemu", sha256="b" * 64)
 GONE = FactChange(
-    what="virtio-net 00:05.0: feature VIRTIO_NET_F_CSUM", old="offered", new="not offered", weight=Weight.EXPLAINS,
-    why="a driver that uses it cannot be loaded where it is not offered", kind="feature", subject="VIRTIO_NET_F_CSUM",
-    where="virtio-net 00:05.0",
+    kind=FactKind.FEATURE, subject="VIRTIO_NET_F_CSUM", where="virtio-net 00:05.0", old="", new=None,
+    weight=Weight.EXPLAINS,
 )  # fmt: skip
 FEATURES = Refused(
     step=Step.INCOMING, load=1, phase="bound", reason="unsupported feature bits 0", line="Features 0x1 unsupported"
@@ -113,6 +112,7 @@ def test_document_fits_its_schema(doc: QualifyDoc) -> None:
         lambda d: d["pairs"][0]["devices"][0]["because"][0].update(causes=[{"kind": "odd"}]),
         lambda d: d["pairs"][0]["devices"][0]["because"][0].pop("use"),
         lambda d: d["pairs"][0]["devices"][0]["because"][0]["explained"][0].update(lost_by="luck"),
+        lambda d: d["pairs"][0]["changes"][0].update(kind="weather"),
         lambda d: d["pairs"][0]["devices"][0]["static"][0].update(how="it alarms"),
         lambda d: d["pairs"][0]["recorder"].pop("sha256"),
         lambda d: d.update(loads="many"),

@@ -3,36 +3,47 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from made_cells import ended, made_cell, refused
+from made_claims import FINDINGS, claims_doc
+from nonsense import NONSENSE, reword, texts
 
-import harness.report
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO
 from harness.engines.buffers import Buffers
 from harness.engines.evidence import Break, Evidence
 from harness.engines.probe import ColoAbility
+from harness.facts.compare import FactChange
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
-from harness.report import cases, claims, reasons, sentences
+from harness.qualify.answer import Leg
+from harness.qualify.explained import FieldEvidence, Setting
+from harness.qualify.model import QualifyDoc, Reason
+from harness.qualify.run import Context, qualify_doc
+from harness.qualify.static import Disagreement, StaticFinding, StaticNote, StaticState
+from harness.report import reasons, sentences
 from harness.report.cases import told_case
+from harness.report.claims import told
+from harness.report.qualify import _reasons as reasons_of
+from harness.report.qualify import markdown
 from harness.results.cause import Assertion, Broke, Cause, Drifted, DriftedField, Leaked, Resource
-from harness.results.document import Cell, MatrixDoc
+from harness.results.document import Cell, MachineResult, MatrixDoc, Qemu
 from harness.results.key import CellKey
 from harness.results.known import Issue, annotate
 from harness.results.outcome import Isolation, IsolationWay, Repeats
 from harness.results.signature import signature_of, signature_of_cell
 from harness.results.verdict import Verdict
+from harness.studies.model import ClaimsDoc, Question
 from harness.triage.case import Case
 from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate
@@ -41,33 +52,12 @@ from harness.triage.smallest import SmallestFound
 from harness.triage.tries import Target, Tries
 
 TABLE = yaml.safe_load((Path(__file__).parents[1] / "results/signatures.yaml").read_text(encoding="utf-8"))
-#: It looks like all that was ever read out of a sentence.
-NONSENSE = (
-    "phase busy: hang in 2 of 3 runs, ok in the others: load 7: SIGSEGV: irq goes from 1 to 2; descriptors failover"
-)
 LINE = "qemu-system-x86_64: ../../softmmu/memory.c:2610: f: Assertion `!s->container' failed."
 
 
-def texts() -> Iterator[tuple[str, Callable[..., str]]]:
-    """Every function that makes a sentence."""
-    for module in (sentences, cases, reasons, claims):
-        for name, member in vars(module).items():
-            made_here = inspect.isfunction(member) and member.__module__ == module.__name__
-            if made_here and inspect.signature(member).return_annotation == "str":
-                yield name, member
-
-
 def test_there_are_sentences_to_swap() -> None:
-    assert {"cause_text", "text_of", "outcome_text", "controls_text", "isolation_text"} <= {name for name, _ in texts()}
-
-
-def reword(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Swap all sentences, wherever they were imported to."""
-    modules = [module for name, module in sys.modules.items() if name.startswith(harness.__name__ + ".")]
-    for name, made in texts():
-        for module in modules:
-            if vars(module).get(name) is made:
-                monkeypatch.setattr(module, name, lambda *_, **__: NONSENSE)
+    wanted = {"cause_text", "text_of", "outcome_text", "controls_text", "isolation_text", "explained_text"}
+    assert wanted | {"remedy_text", "finding_text", "markdown", "case_sentence"} <= {name for name, _ in texts()}
 
 
 @pytest.fixture(params=["as they are", "reworded"])
@@ -75,6 +65,7 @@ def wording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "reworded":
         reword(monkeypatch)
         assert sentences.text_of(made_cell(verdict=Verdict.CRASH)) == NONSENSE
+        assert reasons.explained_text(FIELD) == NONSENSE
     return str(request.param)
 
 
@@ -192,3 +183,84 @@ def test_the_smallest_case_stays(
     assert (before.sentence.startswith("2 loads of section i8259"), after.sentence) == (True, NONSENSE)
     assert replace(after, sentence=before.sentence, spent=spent) == before
     assert (after.spent.sessions, after.spent.loads) == (spent.sessions, spent.loads)
+
+
+FIELD = FieldEvidence(section="slirp", field="len", said="no", recorded=1024, loading="256", setting=Setting.QUEUE_SIZE)
+OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
+NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
+
+
+class Witness:
+    """Knows why each load failed, and what the static check says."""
+
+    def explain(self, cell: Cell, reason: Reason) -> Reason:
+        return replace(reason, explained=(FIELD,), field="len", phase="bound")
+
+    def changes(self, _: Leg) -> list[FactChange]:
+        return []
+
+    def static(self, _: Leg) -> dict[str, tuple[StaticNote, ...]]:
+        finding = StaticFinding(section="slirp", vmsd="slirp", state=StaticState.CLEAN)
+        return {"virtio-net": (StaticNote(how=Disagreement.CLEAN_AND_FAILED, findings=(finding,)),)}
+
+
+def qualified() -> QualifyDoc:
+    """Rejected by migration and by COLO alike, at home too; another device is well."""
+    ways: dict[str, Any] = {"record_qemu": OLD, "loads_asked": 1, "loads_acked": 1}
+    bad: dict[str, Any] = {
+        "verdict": Verdict.REJECT,
+        "causes": (refused("", how="closed"),),
+        "blamed": ("slirp",),
+        "loads_acked": 0,
+    }
+    cells = [
+        made_cell(f"pc-i440fx-7.2/{device}/bound/{lane}", load_qemu=loader, **{**ways, **more})
+        for loader in (NEW, OLD)
+        for lane in ("plain", "same")
+        for device, more in (("virtio-net", bad), ("ahci", {}))
+    ]
+    machines = (
+        MachineResult(machine="pc-i440fx-7.2", qemu=NEW, record_qemu=OLD),
+        MachineResult(machine="pc-i440fx-7.2", qemu=OLD),
+    )
+    doc = MatrixDoc(command=(), started="", seconds=1, complete=True, host={}, machines=machines, cells=tuple(cells))
+    return qualify_doc(doc, Context(binaries={}, witness=Witness()))  # type: ignore[arg-type]
+
+
+def test_the_answer_of_qualify_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = qualified()
+    page = markdown(before)
+    reword(monkeypatch)
+    after = qualified()
+    assert after == before
+    assert NONSENSE not in json.dumps(after.to_json())
+    assert after.answer == "no-go"
+    (net,) = [device for device in after.pairs[0].devices if device.answer == "no-go"]
+    assert [(reason.use, reason.at_home, reason.explained) for reason in net.because] == [
+        ("migration", True, (FIELD,)),
+        ("colo", True, (FIELD,)),
+    ]
+    # two uses fell over the same field: that is one reason, whatever it is called
+    assert page.count("\n- reject in migration and colo: virtio-net") == 1
+    assert len(list(reasons_of(after.pairs[:1]))) == 1
+
+
+class Lab:
+    family = "pc"
+
+
+LABS: Any = [Lab()]
+
+
+def test_the_answers_of_claims_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def document() -> ClaimsDoc:
+        questions = [Question(number=found.question, ask=partial(lambda found, _: found, found)) for found in FINDINGS]
+        answers = [replace(question.answer(LABS), seconds=0.0) for question in questions]
+        return claims_doc(questions=tuple(answers))
+
+    before = document()
+    reword(monkeypatch)
+    after = document()
+    assert (after, after.to_json()) == (before, before.to_json())
+    assert NONSENSE not in json.dumps(after.to_json())
+    assert NONSENSE in told(after)[0].answer
