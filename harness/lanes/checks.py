@@ -354,28 +354,24 @@ def _lively(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device])
 LANES = (
     Lane(
         name=str(Oracle.IO_ERROR),
-        title="the halted request of a failing disk",
         wave=Wave.LOOK,
         groups=_with_faults,
         judge=judge_by(_io_error_check),
     ),
     Lane(
         name=str(Oracle.LEAK),
-        title="what a load leaves behind",
         wave=Wave.LOOK,
         groups=_settled,
         judge=judge_by(lambda request, _: leak_check(request.phases[0], request.devices)),
     ),
     Lane(
         name=str(Oracle.GUEST),
-        title="the guest's life after the loads",
         wave=Wave.LOOK,
         groups=_lively,
         judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
     ),
     Lane(
         name=str(Oracle.DRIFT),
-        title="state after one load and after many",
         wave=Wave.LOOK,
         groups=by_phase,
         judge=judge_by(lambda request, _: drift_check(request.phases[0], request.devices)),

@@ -59,13 +59,11 @@ Judge = Callable[[Bench, Request, OnLoads, RunControls | None], Iterator[Cell]]
 class Lane:
     """A way of loading or looking.
 
-    :param title: one line for help texts
     :param wave: when it comes; see :meth:`wave_of`
     :param groups: the requests that phases and the names of devices are split into; told all devices of the guest
     """
 
     name: str
-    title: str
     wave: Wave
     groups: Callable[[Sequence[str], Sequence[str], Sequence[Device]], Iterable[Group]]
     judge: Judge

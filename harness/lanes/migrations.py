@@ -226,14 +226,12 @@ def migration_check(oracle: Oracle, phases: Sequence[str], rows: Sequence[str]) 
 LANES = (
     Lane(
         name=str(Oracle.PLAIN),
-        title="ordinary migration",
         wave=Wave.PRECOPY,
         groups=all_in_one,
         judge=judge_by(lambda request, _: migration_check(Oracle.PLAIN, request.phases, request.devices)),
     ),
     Lane(
         name=str(Oracle.POSTCOPY),
-        title="postcopy migration",
         wave=Wave.POSTCOPY,
         groups=all_in_one,
         judge=judge_by(lambda request, _: migration_check(Oracle.POSTCOPY, request.phases, request.devices)),

@@ -41,28 +41,24 @@ def one_by_one(phases: Sequence[str], devices: Sequence[str], _guest: Sequence[D
 LANES = (
     Lane(
         name=str(Schedule.SAME),
-        title="one phase again and again",
         wave=Wave.WHOLE,
         groups=by_phase,
         judge=judge_request,
     ),
     Lane(
         name=str(Schedule.ALTERNATE),
-        title="each phase and the one behind it, in turn",
         wave=Wave.WHOLE,
         groups=over_all,
         judge=judge_request,
     ),
     Lane(
         name=str(Schedule.WALK),
-        title="every phase behind every other one",
         wave=Wave.WHOLE,
         groups=over_all,
         judge=judge_request,
     ),
     Lane(
         name=str(Schedule.BACK_TO_BACK),
-        title="a device's sections many times in one buffer",
         wave=Wave.OWN,
         groups=one_by_one,
         judge=judge_request,

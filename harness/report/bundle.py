@@ -13,7 +13,7 @@ from typing import Any
 from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
-from harness.report.sentences import controls_text, text_of
+from harness.report.sentences import class_meaning, controls_text, text_of
 from harness.results.verdict import FailureClass
 from harness.text import one_line, printable
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, Writing
@@ -222,7 +222,7 @@ def _sentence(document: dict[str, Any]) -> str:
 def _class_text(document: dict[str, Any]) -> str:
     if not document["class"]:
         return ""
-    return f"\nClass of this failure: {document['class']} ({FailureClass(document['class']).meaning})."
+    return f"\nClass of this failure: {document['class']} ({class_meaning(FailureClass(document['class']))})."
 
 
 def _controls(material: BundleMaterial) -> str:

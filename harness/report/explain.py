@@ -16,11 +16,13 @@ from rich.text import Text
 from harness.qemu.threads import THREADS
 from harness.report.progress import VERDICT_STYLE
 from harness.report.sentences import (
+    class_meaning,
     controls_text,
     figure_text,
     isolation_text,
     text_of,
     tried_again_text,
+    verdict_meaning,
     warning_text,
 )
 from harness.report.terminal import MAX_LOG_LINES
@@ -57,7 +59,7 @@ def explain_json(told: Explanation) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "cell": cell.to_json(),
-        "verdict": {"name": str(cell.verdict), "meaning": cell.verdict.meaning},
+        "verdict": {"name": str(cell.verdict), "meaning": verdict_meaning(cell.verdict)},
         "class": _class_json(cell),
         "controls": controls_text(cell.outcome) or None,
         "signature": _signature_json(told),
@@ -81,7 +83,7 @@ def explain_json(told: Explanation) -> dict[str, Any]:
 
 def _class_json(cell: Cell) -> dict[str, str] | None:
     found = cell.failure_class
-    return None if found is None else {"name": str(found), "meaning": found.meaning}
+    return None if found is None else {"name": str(found), "meaning": class_meaning(found)}
 
 
 def _signature_json(told: Explanation) -> dict[str, Any] | None:
@@ -257,7 +259,7 @@ def _print_head(told: Explanation, console: Console) -> None:
     cell = told.cell
     head = Text().append(str(cell.verdict), style=VERDICT_STYLE[cell.verdict])
     _put(console, head.append(f"  {one_line(cell.id)}", style="bold"))
-    for text, style in ((cell.verdict.meaning, "dim"), (text_of(cell) if cell.outcome.causes else "", "")):
+    for text, style in ((verdict_meaning(cell.verdict), "dim"), (text_of(cell) if cell.outcome.causes else "", "")):
         for line in _wrap(text, console.width - 1, "  ", "  "):
             _put(console, Text(line, style=style))
     _put(console, Text())
@@ -326,7 +328,7 @@ def _machine(told: Explanation) -> Lines:
 def _class(told: Explanation) -> Lines:
     found = told.cell.failure_class
     if found is not None:
-        yield Line(text=f"{found}: {found.meaning}")
+        yield Line(text=f"{found}: {class_meaning(found)}")
 
 
 def _controls(told: Explanation) -> Lines:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report.sentences import warning_text
+from harness.report.sentences import class_meaning, verdict_meaning, warning_text
 from harness.report.text import duration, number, size
 from harness.report.view import (
     PHASE_MEANING,
@@ -47,6 +47,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
     environment.filters.update(rate=rate, rate_text=rate_text, sessions=sessions)
+    environment.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
     environment.globals.update(finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts)
     return environment
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
+from harness.report.sentences import class_meaning
 from harness.report.text import duration, number
 from harness.report.view import (
     MANY_FINDINGS,
@@ -121,7 +122,7 @@ def _finding(group: FindingGroup, phases: Set[str]) -> str:
     finding = group.finding
     lines = [f"### {group.verdict}: {_code(group.title)}", _code(finding.text)]
     facts = [f"first seen: {_plain(group.first)}" + (f", {_plain(finding.exit)}" if finding.exit else "")]
-    facts += [f"class: {found} ({found.meaning})" for found in group.classes]
+    facts += [f"class: {found} ({class_meaning(found)})" for found in group.classes]
     facts += [_plain(finding.isolated)] if finding.isolated else []
     facts += [f"signature: {_code(name)}" for name in group.signatures]
     facts += [f"known: {_plain(link)}" for link in group.known]

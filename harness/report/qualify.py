@@ -31,7 +31,7 @@ from harness.report.reasons import (
     static_text,
     stray_text,
 )
-from harness.report.sentences import outcome_text
+from harness.report.sentences import outcome_text, verdict_meaning
 from harness.report.text import duration, number
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
@@ -265,7 +265,9 @@ def _lines(shared: _Shared) -> Iterator[str]:
 def _text(reason: Reason) -> str:
     """What happened, in one line."""
     verdict = Verdict(reason.verdict)
-    return outcome_text(Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)) or verdict.meaning
+    return outcome_text(Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)) or verdict_meaning(
+        verdict
+    )
 
 
 def _confirmed(confirmed: Confirmation) -> str:

@@ -38,11 +38,42 @@ from harness.results.document import Cell, Colo, ColoReason, Warned
 from harness.results.known import KnownRun, News, NewsKind
 from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Moment, Outcome, Repeats
 from harness.results.signature import name_of
-from harness.results.verdict import Verdict
+from harness.results.verdict import FailureClass, Verdict
 
 #: More fields of a section are counted only.
 _MAX_FIELDS = 3
 _NO_REASON = "QEMU printed no reason"
+
+
+_VERDICTS = {
+    Verdict.CRASH: "QEMU died: a signal, an assertion or a sanitizer report",
+    Verdict.HANG: "no answer within the deadline; QEMU is still there",
+    Verdict.REJECT: "the load returned an error",
+    Verdict.GUEST_FAULT: "it loaded, and the guest's disk, network, clock or kernel log says that it is broken",
+    Verdict.DRIFT: "the state after many loads is not the state after one load",
+    Verdict.LEAK: "memory, descriptors or threads grow with each load, beyond the noise",
+    Verdict.FLAKY: "the same cell gave different verdicts",
+    Verdict.OK: "no problem found in the loads that were made",
+    Verdict.UNSUPPORTED: "this QEMU has no such device or machine, or the device cannot be migrated",
+    Verdict.HOST: "the host could not run it",
+    Verdict.HARNESS_ERROR: "this program failed; it never counts for or against a device",
+}
+_CLASSES = {
+    FailureClass.FAILS: "it fails in a fresh process too",
+    FailureClass.NOT_REENTRANT: "only from the second load into one process",
+    FailureClass.STALE_WITHOUT_RESET: "it passes when the machine is reset before the load",
+    FailureClass.RESUME: "the load passed, and starting the guest did not",
+}
+
+
+def verdict_meaning(verdict: Verdict) -> str:
+    """What a verdict means, in one line."""
+    return _VERDICTS[verdict]
+
+
+def class_meaning(failure_class: FailureClass) -> str:
+    """What a class means, in one line."""
+    return _CLASSES[failure_class]
 
 
 def text_of(cell: Cell) -> str:
@@ -50,7 +81,7 @@ def text_of(cell: Cell) -> str:
     is ok."""
     if cell.verdict is Verdict.OK:
         return ""
-    return outcome_text(cell.outcome) or cell.verdict.meaning
+    return outcome_text(cell.outcome) or verdict_meaning(cell.verdict)
 
 
 def outcome_text(outcome: Outcome) -> str:

@@ -23,11 +23,6 @@ class Verdict(StrEnum):
     HARNESS_ERROR = "harness-error"
 
     @property
-    def meaning(self) -> str:
-        """One line for legends."""
-        return _MEANING[self]
-
-    @property
     def is_finding(self) -> bool:
         """True when it says something bad about the QEMU under test."""
         return self in FINDINGS
@@ -46,11 +41,6 @@ class FailureClass(StrEnum):
     STALE_WITHOUT_RESET = "stale-without-reset"
     RESUME = "resume"
 
-    @property
-    def meaning(self) -> str:
-        """One line for legends."""
-        return _CLASS_MEANING[self]
-
 
 FINDINGS = frozenset(
     {
@@ -65,25 +55,6 @@ FINDINGS = frozenset(
 )
 UNDECIDED = frozenset({Verdict.HOST, Verdict.HARNESS_ERROR})
 
-_MEANING = {
-    Verdict.CRASH: "QEMU died: signal, assertion or sanitizer report",
-    Verdict.HANG: "no answer within the deadline; QEMU still there",
-    Verdict.REJECT: "the load returned an error",
-    Verdict.GUEST_FAULT: "it loaded, and the guest's disk, network, clock or kernel log says it is broken",
-    Verdict.DRIFT: "state after n loads is not state after one load",
-    Verdict.LEAK: "memory, descriptors or threads grow with each load, beyond the noise",
-    Verdict.FLAKY: "the same cell gave different verdicts",
-    Verdict.OK: "none of these, over the stated number of loads",
-    Verdict.UNSUPPORTED: "this QEMU has no such device or machine, or the device cannot be migrated",
-    Verdict.HOST: "the host could not run it",
-    Verdict.HARNESS_ERROR: "this program failed; never counted for or against a device",
-}
-_CLASS_MEANING = {
-    FailureClass.FAILS: "fails in a fresh process too",
-    FailureClass.NOT_REENTRANT: "only from the second load into one process",
-    FailureClass.STALE_WITHOUT_RESET: "passes when the machine is reset before the load",
-    FailureClass.RESUME: "the load passed, starting the guest did not",
-}
 _RANK = {verdict: rank for rank, verdict in enumerate(Verdict)}
 
 

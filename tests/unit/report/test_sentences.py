@@ -178,7 +178,7 @@ def test_causes_are_told_once_and_with_how_often_they_came_back() -> None:
 
 def test_a_cell_without_a_cause_has_the_meaning_of_its_verdict() -> None:
     assert sentences.text_of(made_cell()) == ""
-    assert sentences.text_of(made_cell(verdict=Verdict.HANG, causes=())) == Verdict.HANG.meaning
+    assert sentences.text_of(made_cell(verdict=Verdict.HANG, causes=())) == sentences.verdict_meaning(Verdict.HANG)
 
 
 def control(

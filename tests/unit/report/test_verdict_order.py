@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.report.sentences import class_meaning, verdict_meaning
 from harness.results.verdict import FailureClass, Verdict, exit_code, worst
 
 ORDER = [
@@ -39,8 +40,9 @@ def test_worst_of_nothing_is_an_error() -> None:
 
 @pytest.mark.parametrize("word", [*Verdict, *FailureClass])
 def test_each_has_a_meaning_of_one_line(word: Verdict | FailureClass) -> None:
-    assert word.meaning
-    assert "\n" not in word.meaning
+    meaning = verdict_meaning(word) if isinstance(word, Verdict) else class_meaning(word)
+    assert meaning
+    assert "\n" not in meaning
 
 
 @pytest.mark.parametrize(
