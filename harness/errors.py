@@ -15,6 +15,7 @@
     |   +-- HinderedError  (3)    the host kept a QEMU, or this program, from running
     |   +-- GuestError     (3)    the guest did not reach a phase
     |   +-- QemuError      (3)    QEMU refused a command, or died while it was prepared
+    |   +-- BudgetError    (3)    a task took longer than it was given
     |   +-- Stopped        (3)    the run was told to stop
     +-- NothingToRun       (4)    the selection is empty
 
@@ -99,6 +100,17 @@ class QemuError(HarnessError):
 
 class Unmigratable(QemuError):
     """QEMU does not migrate the machine, and so does not start COLO with it either: a device blocks that."""
+
+
+class BudgetError(HarnessError):
+    """A task took longer than it was given; what it had judged until then holds.
+
+    :param seconds: the budget
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"it was not judged within the {seconds:g} s of its task")
 
 
 class Stopped(HarnessError):

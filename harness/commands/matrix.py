@@ -14,6 +14,7 @@ from harness.commands.execute import carry_out
 from harness.commands.options import (
     accel_option,
     binaries_of,
+    budget_option,
     check_machines,
     common_accel,
     confirm_option,
@@ -53,7 +54,7 @@ from harness.work.run import Options, load_pack_rows
 
 @click.command()
 @shared(qemu_option, machine_option, device_option, phase_option, schedule_option, mode_option, loads_option)
-@shared(run_ms_option, quick_option, confirm_option, jobs_option, processes_option, accel_option)
+@shared(run_ms_option, quick_option, confirm_option, jobs_option, processes_option, budget_option, accel_option)
 @shared(guest_option, cpus_option, profiles_option, known_option, out_option)
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option
@@ -122,9 +123,8 @@ def record(**given: Any) -> int:
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
 @shared(qemu_option, device_option, phase_option, schedule_option, mode_option, loads_option, run_ms_option)
-@shared(
-    quick_option, confirm_option, jobs_option, processes_option, profiles_option, known_option, out_option, json_option
-)
+@shared(quick_option, confirm_option, jobs_option, processes_option, budget_option, profiles_option, known_option)
+@shared(out_option, json_option)
 def replay(pack: Path, **given: Any) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:

@@ -82,6 +82,13 @@ loads_option = click.option(
 processes_option = click.option(
     "--processes", is_flag=True, help="Judge in processes of their own instead of threads: slower, and nothing shared."
 )
+budget_option = click.option(
+    "--budget",
+    "budget_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Give cells up that are judged together and take longer. [default: no limit]",
+)
 jobs_option = click.option(
     "--jobs", type=click.IntRange(1, 64), default=lambda: os.cpu_count() or 1, help="Cells at a time; one a core."
 )
@@ -247,6 +254,7 @@ def replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "loads": given["loads"],
         "jobs": given["jobs"],
         "processes": given["processes"],
+        "budget_s": given["budget_s"],
         "run_s": given["run_ms"] / 1000,
         "quick": given["quick"],
         "pair": given["confirm"] == "pair",

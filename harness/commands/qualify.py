@@ -18,6 +18,7 @@ from harness.commands.execute import begin, shown_run
 from harness.commands.options import (
     accel_option,
     binaries_of,
+    budget_option,
     check_machines,
     common_accel,
     cpus_option,
@@ -34,6 +35,7 @@ from harness.commands.options import (
     out_option,
     overrides,
     phase_option,
+    processes_option,
     profiles_option,
     rows_and_phases,
     run_ms_option,
@@ -92,7 +94,7 @@ Work = Callable[[Run, Context], MatrixDoc]
 @click.option("--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads a cell.")
 @click.option("--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules; {','.join(SCHEDULES)}.")
 @shared(machine_option, device_option, phase_option, run_ms_option, global_option, jobs_option, accel_option)
-@shared(guest_option, cpus_option, profiles_option, out_option)
+@shared(processes_option, budget_option, guest_option, cpus_option, profiles_option, out_option)
 @click.option(
     "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to name; they still count."
 )
@@ -171,6 +173,8 @@ def _options(
         guest_modes=(GuestMode.RUNNING,),
         loads=given["loads"],
         jobs=given["jobs"],
+        processes=given["processes"],
+        budget_s=given["budget_s"],
         run_s=given["run_ms"] / 1000,
         fresh=given["fresh"],
         cpus=given["cpus"],

@@ -370,6 +370,7 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
     Why.UNAVAILABLE: lambda undecided: f"could not be tried: {undecided.said}",
     Why.TOO_EARLY: _too_early,
     Why.NOT_MET: lambda undecided: f"no request met the failing sector of {undecided.said}",
+    Why.BUDGET: lambda undecided: f"not judged within the {undecided.seconds:g} s that --budget allows",
 }
 
 _TEXTS: Mapping[type, Callable[[Any], str]] = {

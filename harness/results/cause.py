@@ -315,6 +315,7 @@ class Why(StrEnum):
     UNAVAILABLE = "unavailable"
     TOO_EARLY = "too-early"
     NOT_MET = "not-met"
+    BUDGET = "budget-spent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +325,7 @@ class Undecided:
     :param said: the words of an error
     :param sections: left out, or refused, where that is why
     :param acked: loads acknowledged, of ``asked``, where that is why
+    :param seconds: that were not enough
     """
 
     why: Why
@@ -333,6 +335,7 @@ class Undecided:
     load: int | None = None
     acked: int | None = None
     asked: int | None = None
+    seconds: float | None = None
     during: During | None = None
     kind: Literal["undecided"] = "undecided"
 

@@ -21,7 +21,7 @@ from typing import IO, Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from harness.errors import HarnessError, HostError, PostloadError, Stopped
+from harness.errors import BudgetError, HarnessError, HostError, PostloadError, Stopped
 from harness.qemu.process import guarded
 from harness.qemu.scope import ProcessScope
 from harness.work.task import Task
@@ -36,11 +36,11 @@ class Over:
     """A task is over.
 
     :param error: why it could not be carried out, or empty
-    :param whose: ``host`` when no other task could be either
+    :param whose: ``host`` when no other task could be either; ``budget`` when it took longer than it was given
     """
 
     error: str = ""
-    whose: Literal["", "host", "task"] = ""
+    whose: Literal["", "host", "task", "budget"] = ""
     kind: Literal["over"] = "over"
 
 
@@ -76,6 +76,8 @@ class ProcessWorker:
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip()[-_SAID_CHARS:]
                 raise HarnessError(f"the worker ended before its task was over: {said or 'it printed nothing'}")
+            if over.whose == "budget" and task.budget_s is not None:
+                raise BudgetError(task.budget_s)
             if over.error:
                 raise HostError(over.error) if over.whose == "host" else HarnessError(over.error)
 
@@ -125,6 +127,8 @@ def serve(tasks: Iterable[str], out: IO[str], scope: ProcessScope) -> None:
             return
         except HostError as error:
             say(Over(error=str(error), whose="host"))
+        except BudgetError as error:
+            say(Over(error=str(error), whose="budget"))
         except PostloadError as error:
             say(Over(error=str(error), whose="task"))
         else:

@@ -16,7 +16,7 @@ from harness.arch import architecture_of
 from harness.devices.device import Device
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
-from harness.errors import HarnessError, HostError, QemuError, Stopped
+from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.planner import PlannedGuest
@@ -93,6 +93,7 @@ class Options:
     :param overrides: further options of the QEMU that loads, such as ``-global``
     :param cpus: of the guests that are recorded
     :param processes: each task is carried out by a process of its own, instead of a thread
+    :param budget_s: how long one task may take; None: however long it takes
     """
 
     binaries: tuple[QemuBinary, ...]
@@ -114,6 +115,7 @@ class Options:
     overrides: tuple[Option, ...] = ()
     cpus: int = USUAL_CPUS
     processes: bool = False
+    budget_s: float | None = None
 
     @property
     def experiments(self) -> bool:
@@ -379,6 +381,7 @@ class Run:
             controls=self._options.controls,
             pair=self._options.pair,
             overrides=self._options.overrides,
+            budget_s=self._options.budget_s,
         )
         wanted = Wanted(
             key=plans[0].key,
@@ -502,6 +505,8 @@ class Run:
         """Nothing can be said: the host did not let it be tried, or this program could not."""
         if isinstance(error, Disturbed):
             self._settle(plan, seen, Verdict.HOST, *error.hindered)
+        elif isinstance(error, BudgetError):
+            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.BUDGET, seconds=error.seconds))
         else:
             self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)))
 

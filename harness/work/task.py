@@ -56,6 +56,7 @@ class Task:
     :param controls: findings get a class
     :param pair: and are tried with a real primary
     :param overrides: further options of the QEMU that loads
+    :param budget_s: what is not judged after so many seconds of work is given up; None: however long it takes
     """
 
     recording: RecordingFile
@@ -69,6 +70,7 @@ class Task:
     controls: bool = True
     pair: bool = False
     overrides: tuple[Option, ...] = ()
+    budget_s: float | None = None
 
     def to_json(self) -> str:
         """One line."""

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Literal, Protocol
 
 from harness.engines.buffers import Buffers
 from harness.engines.colo import Pace
 from harness.engines.probe import ColoAbility, probe_colo
-from harness.errors import HostError, PackError
+from harness.errors import BudgetError, HostError, PackError, Stopped
 from harness.lanes.controls import ControlRoom
 from harness.lanes.judge import Bench, Exclusion
 from harness.lanes.registry import LANES
@@ -68,6 +69,7 @@ class Worker(Protocol):
 
         :raises HostError: this host cannot do it, and could no other task either
         :raises Stopped: the run was told to stop
+        :raises BudgetError: the task took longer than it was given; what was told until then holds
         :raises HarnessError: the task could not be carried out; what was told until then holds
         """
 
@@ -103,32 +105,33 @@ class LocalWorker:
 
     def run(self, task: Task, tell: Tell) -> None:
         """See :meth:`Worker.run`. Where the host disturbed it, what came to nothing is tried again."""
-        place = undisturbed(lambda: self._place(task))
-        tries = _Tries(tell)
-        while not tries.over:
-            bench = self._bench(task, place)
-            with attempt() as account:
-                self._try(task, place, bench, tries.begin(account))
-            tries.end()
-        learnt = bench.exclusions - frozenset(task.excluded)
-        tell(Learnt(exclusions=tuple(learnt)))
+        with _within(task.budget_s, self._scope) as scope:
+            place = undisturbed(lambda: self._place(task))
+            tries = _Tries(tell)
+            while not tries.over:
+                bench = self._bench(task, place, scope)
+                with attempt() as account:
+                    self._try(task, place, bench, tries.begin(account))
+                tries.end()
+            learnt = bench.exclusions - frozenset(task.excluded)
+            tell(Learnt(exclusions=tuple(learnt)))
 
     def _try(self, task: Task, place: _Place, bench: Bench, tell: Tell) -> None:
-        control = place.controls.judge if task.controls else None
+        control = replace(place.controls, bench=bench).judge if task.controls else None
         lane = LANES[task.request.lane]
         cells = lane.judge(bench, task.request, lambda cell, total: tell(Loaded(cell=cell, total=total)), control)
         for cell in cells:
-            self._scope.check()  # its QEMU may have been killed by the stop
+            bench.scope.check()  # its QEMU may have been killed by the stop
             tell(CellDone(planned=str(task.cell_of(cell.device)), cell=cell))
-        self._scope.check()
+        bench.scope.check()
 
-    def _bench(self, task: Task, place: _Place) -> Bench:
+    def _bench(self, task: Task, place: _Place, scope: ProcessScope) -> Bench:
         bench = Bench(
             binary=place.binary,
             ability=place.ability,
             buffers=place.buffers,
             pace=Pace(run_s=task.run_s),
-            scope=self._scope,
+            scope=scope,
             devices=task.guest,
             came=task.came,
             named=task.answers[0].route,
@@ -218,3 +221,27 @@ class _Tries:
         self._told.add(done.cell.key)
         outcome = replace(done.cell.outcome, hindered=tuple(dict.fromkeys(self._before)))
         self._tell(replace(done, cell=replace(done.cell, outcome=outcome)))
+
+
+@contextmanager
+def _within(budget_s: float | None, parent: ProcessScope) -> Iterator[ProcessScope]:
+    """A scope of a task's own; when the budget is spent its QEMUs are killed, and nothing new is begun.
+
+    :raises BudgetError: it was spent
+    :raises Stopped: the run was told to stop
+    """
+    with ProcessScope(parent) as scope:
+        timer = Timer(budget_s, scope.close) if budget_s is not None else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield scope
+        except Stopped:
+            parent.check()
+            if budget_s is None:
+                raise
+            raise BudgetError(budget_s) from None
+        finally:
+            if timer is not None:
+                timer.cancel()

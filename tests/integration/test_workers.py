@@ -13,7 +13,7 @@ from threading import Event
 import psutil
 import pytest
 
-from harness.errors import HarnessError, Stopped
+from harness.errors import BudgetError, HarnessError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.lanes.lane import Request
 from harness.lanes.registry import LANES
@@ -96,6 +96,25 @@ def test_a_recording_or_a_qemu_that_is_another_one_is_not_taken(q35_pack: StateP
     other = replace(task, recording=replace(task.recording, content="0" * 64))
     with ProcessScope() as scope, pytest.raises(HarnessError, match="another one than that of the task"):
         ProcessWorker(scope).run(other, lambda _: None)
+
+
+@pytest.mark.parametrize("kind", [LocalWorker, ProcessWorker])
+def test_a_budget_ends_a_task_and_its_qemus_and_no_other_task(
+    kind: Callable[[ProcessScope], Worker], pc_pack: StatePack, qemu_path: Path
+) -> None:
+    binary = probe_binary(qemu_path, pc_pack.device_types)
+    (task,) = tasks(pc_pack, binary, ["back-to-back"], ["ahci"], 10_000_000)
+    told: list[Reported] = []
+    with ProcessScope() as scope:
+        worker = kind(scope)
+        with pytest.raises(BudgetError, match="3 s"):
+            worker.run(replace(task, budget_s=3.0), told.append)
+        assert scope.processes == 0
+        assert any(isinstance(said, Loaded) and said.total for said in told)
+        assert not any(isinstance(said, CellDone | Learnt) for said in told)
+        (few,) = tasks(pc_pack, binary, ["back-to-back"], ["ahci"], 100)
+        cells = [said.cell for said in told_by(worker, replace(few, budget_s=60.0)) if isinstance(said, CellDone)]
+    assert [cell.verdict for cell in cells] == [Verdict.OK]
 
 
 def test_a_stop_ends_a_worker_and_its_qemus(

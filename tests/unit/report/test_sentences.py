@@ -156,7 +156,7 @@ def test_a_cause_in_words(cause: Cause, text: str) -> None:
 def test_all_kinds_of_causes_checks_and_reasons_have_words() -> None:
     assert {type(cause) for cause, _ in TEXTS} == set(get_args(get_args(Cause)[0]))
     for why in Why:
-        assert sentences.cause_text(Undecided(why=why, said="s", acked=1, asked=2, load=3))
+        assert sentences.cause_text(Undecided(why=why, said="s", acked=1, asked=2, load=3, seconds=4.0))
     for check in Check:
         figures = dict.fromkeys(("beats", "passed_s", "up_s", "least_s", "most_s", "epoch_s", "waited_s"), 1.0)
         assert sentences.check_text(FailedCheck(check=check, said="s", status=1, figures=figures))

@@ -28,7 +28,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import TRIES, Disturbance, Hindered, current_account
 from harness.qemu.process import Exit, Process
-from harness.report.sentences import colo_reason_text
+from harness.report.sentences import cause_text, colo_reason_text
 from harness.results.answer import Seen, machine_result
 from harness.results.cause import Figure, Leaked, LoadedBy, Resource, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, Colo, ColoReason, MachineResult, MatrixDoc, Qemu
@@ -721,3 +721,37 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
     run, _, _ = make_run(profiles=devices, devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
     (cell,) = run.execute().cells
     assert (cell.verdict, cell.outcome.causes) == (Verdict.HOST, (TERM,))
+
+
+def test_a_task_that_spends_its_budget_gives_up_what_it_has_not_judged(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def endless(plan: CellPlan, bench: Bench, _loads: Any, _control: Any) -> Iterator[Cell]:
+        if plan.device == "ahci":
+            assert bench.scope.wait(60.0)
+        yield cell_of(plan, bench.binary)
+
+    judge(endless)
+    run, _, _ = make_run(budget_s=0.2, jobs=2, schedules=(Schedule.SAME,), phases=("bound",))
+    doc = load_pack_rows(run, pack)
+    assert doc.complete
+    verdicts = {cell.device: (cell.verdict, cell.outcome.causes) for cell in doc.cells}
+    assert verdicts["platform"] == (Verdict.OK, ())
+    spent = Undecided(why=Why.BUDGET, seconds=0.2)
+    assert {verdicts[device] for device in ("ahci", "virtio-blk")} == {(Verdict.HARNESS_ERROR, (spent,))}
+    assert "0.2 s that --budget allows" in cause_text(spent)
+
+
+def test_a_stop_is_no_spent_budget(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    def stopped(plan: CellPlan, bench: Bench, _loads: Any, _control: Any) -> Iterator[Cell]:
+        run.stop()
+        bench.scope.check()
+        yield cell_of(plan, bench.binary)
+
+    judge(stopped)
+    run, _, _ = make_run(budget_s=60.0, jobs=1)
+    doc = load_pack_rows(run, pack)
+    assert not doc.complete
+    assert doc.cells == ()

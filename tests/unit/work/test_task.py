@@ -40,6 +40,7 @@ TASK = replace(
     run_s=0.05,
     pair=True,
     overrides=(Option(name="global", props={"driver": "e1000", "mitigation": False, "queues": 2}),),
+    budget_s=2.5,
 )
 
 
