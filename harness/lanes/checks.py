@@ -361,6 +361,7 @@ LANES = (
     Lane(
         name=str(Oracle.LEAK),
         wave=Wave.LOOK,
+        waits=True,
         groups=_settled,
         judge=judge_by(lambda request, _: leak_check(request.phases[0], request.devices)),
     ),

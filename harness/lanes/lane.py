@@ -22,7 +22,7 @@ Group = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Wave(IntEnum):
-    """When a lane comes: one wave is over before the next begins, which leaves out what the earlier ones broke on."""
+    """When a lane comes: behind the waves before it, in the phases that it loads; what those broke on is left out."""
 
     PRECOPY = 0
     POSTCOPY = 1
@@ -60,6 +60,7 @@ class Lane:
     """A way of loading or looking.
 
     :param wave: when it comes; see :meth:`wave_of`
+    :param waits: most of its time it waits, so that it is carried out beside those that take a core
     :param groups: the requests that phases and the names of devices are split into; told all devices of the guest
     """
 
@@ -67,6 +68,7 @@ class Lane:
     wave: Wave
     groups: Callable[[Sequence[str], Sequence[str], Sequence[Device]], Iterable[Group]]
     judge: Judge
+    waits: bool = False
 
     def wave_of(self, mode: GuestMode) -> Wave:
         """With a parked guest a device's own sections are loaded alone, whatever the lane does else."""

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the threads of a QEMU that does not answer are doing: states from /proc, and a backtrace where gdb is there."""
+"""What the threads of a QEMU are doing: states from /proc, and a backtrace where gdb is there."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 GDB_TIMEOUT_S = 30.0
@@ -13,6 +15,33 @@ _STATES = {"R": "running", "S": "sleeping", "D": "waiting for I/O", "T": "stoppe
 
 #: Begins what is added to the log of a QEMU that did not answer.
 THREADS = "threads of QEMU while it did not answer:"
+
+#: Numbers of ``nanosleep`` and ``clock_nanosleep`` in ``/proc/PID/task/TID/syscall``.
+_SLEEPS = {"x86_64": ("35", "230"), "aarch64": ("101", "115")}.get(os.uname().machine, ())
+#: A process is at rest when it is found so this often in a row, at this distance.
+_LOOKS = 3
+_POLL_S = 0.002
+
+
+def wait_at_rest(pid: int, timeout_s: float) -> None:
+    """Wait until every thread of a process waits for something to happen, at most for a time.
+
+    QEMU's RCU thread sleeps for some milliseconds again and again while it holds back what it is to free, and waits on
+    a futex when it has nothing (``util/rcu.c:call_rcu_thread``): none that sleeps or runs means that all is freed.
+    Where that cannot be seen the whole time is waited.
+    """
+    end, quiet = time.monotonic() + timeout_s, 0
+    while quiet < _LOOKS and time.monotonic() < end:
+        quiet = quiet + 1 if _at_rest(pid) else 0
+        time.sleep(_POLL_S)
+
+
+def _at_rest(pid: int) -> bool:
+    try:
+        calls = [task.joinpath("syscall").read_text().split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:
+        return False
+    return bool(_SLEEPS) and not {"running", *_SLEEPS} & set(calls)
 
 
 def describe_threads(pid: int) -> str:

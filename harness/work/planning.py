@@ -2,16 +2,18 @@
 """Which tasks a machine has, in waves. Pure: nothing is started and nothing is read.
 
 What a whole load breaks on is found first; the waves behind it leave that out. So tasks of one wave do not depend on
-each other, and may be carried out anywhere, in any order.
+each other, and may be carried out anywhere, in any order; nor do tasks that have no phase in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
+from harness.lanes.registry import LANES
 from harness.results.key import CellKey
 from harness.state.transforms import GuestMode
 from harness.work.task import Task, in_order
@@ -75,25 +77,50 @@ def _task(wanted: Wanted, lane: Lane, mode: GuestMode, phases: tuple[str, ...], 
     return replace(wanted.like, request=request, answers=answers)
 
 
-@dataclass(slots=True, kw_only=True)
 class Chain:
-    """The waves of one machine while they are carried out: each wave is told what those before it found out."""
+    """The tasks of one machine while they are carried out.
 
-    waves: list[list[Task]]
-    known: set[Exclusion] = field(default_factory=set)
-    _due: int = 0
+    A task waits for those tasks of earlier waves that load one of its phases, and for no others. What these found out
+    in its phases is left out, so that a task is the same whoever was done first.
 
-    def next_wave(self) -> list[Task]:
-        """The tasks that may be done now; none when all is done."""
-        if not self.waves:
-            return []
-        excluded = in_order(self.known)
-        wave = [replace(task, excluded=excluded) for task in self.waves.pop(0)]
-        self._due = len(wave)
-        return wave
+    :param waves: what :func:`in_waves` gave
+    :param number: of the machine in its run
+    """
 
-    def done(self, learnt: Iterable[Exclusion]) -> list[Task]:
-        """One task of the wave is done; the next wave, when it was the last."""
-        self.known.update(learnt)
-        self._due -= 1
-        return [] if self._due else self.next_wave()
+    def __init__(self, waves: Sequence[Sequence[Task]], number: int = 0) -> None:
+        self.number = number
+        long = [task for wave in waves for task in wave if LANES[task.request.lane].waits]
+        self._long = {phase for task in long for phase in task.request.phases}
+        self._waiting = [(number, task) for number, wave in enumerate(waves) for task in wave]
+        self._wave_of = {task.answers: number for number, task in self._waiting}
+        self._undone = Counter((number, phase) for number, task in self._waiting for phase in task.request.phases)
+        self._known: set[tuple[int, Exclusion]] = set()
+
+    def ready(self) -> list[Task]:
+        """The tasks that may be done now and were not given out yet."""
+        ready: list[tuple[int, Task]] = []
+        left: list[tuple[int, Task]] = []
+        for number, task in self._waiting:
+            (ready if self._may_begin(number, task) else left).append((number, task))
+        self._waiting = left
+        return [replace(task, excluded=self._excluded(number, task)) for number, task in ready]
+
+    def done(self, task: Task, learnt: Iterable[Exclusion]) -> list[Task]:
+        """A task is done; those that waited for it."""
+        number = self._wave_of[task.answers]
+        self._undone.subtract((number, phase) for phase in task.request.phases)
+        self._known.update((number, exclusion) for exclusion in learnt)
+        over = any(not self._undone[number, phase] for phase in task.request.phases)
+        return self.ready() if over else []
+
+    def rank(self, task: Task) -> tuple[int, int]:
+        """What the longest tasks wait for goes first, then one machine after the other."""
+        return int(self._long.isdisjoint(task.request.phases)), self.number
+
+    def _may_begin(self, number: int, task: Task) -> bool:
+        return not any(self._undone[earlier, phase] for phase in task.request.phases for earlier in range(number))
+
+    def _excluded(self, number: int, task: Task) -> tuple[Exclusion, ...]:
+        known = {exclusion for earlier, exclusion in self._known if earlier < number}
+        phases = ("", *task.request.phases)  # what is refused is so in all
+        return in_order(exclusion for exclusion in known if exclusion.phase in phases)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -43,10 +42,13 @@ from harness.state.recordings import Recordings, machine_names, missing, planned
 from harness.state.transforms import GuestMode
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
 from harness.work.process import ProcessWorker
+from harness.work.queue import Queue
 from harness.work.task import QemuFile, RecordingFile, Task
 from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported, Worker
 
 _POLL_S = 0.2
+#: Rank of a subject; see :meth:`harness.work.planning.Chain.rank`.
+_BEHIND_TASKS = (2, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +195,7 @@ class Run:
         """
         self._emit(self._started)
         complete = False
-        pool = ThreadPoolExecutor(max_workers=self._options.jobs, thread_name_prefix="cell")
+        pool = ThreadPoolExecutor(max_workers=2 * self._options.jobs, thread_name_prefix="cell")
         try:
             self._finish(pool, self._subjects() if subjects is None else subjects)
             if then is not None:
@@ -248,18 +250,24 @@ class Run:
     def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Subject]) -> None:
         """Prepare subjects and do the tasks that they bring; the first error that stops a run is raised.
 
-        What one brings is done before what was waiting already: one machine is over, and its buffers are free,
-        before the next but few begins.
+        Subjects come behind the tasks of those before: one machine is over, and its buffers are free, before the next
+        but few begins.
         """
-        due: deque[Subject | Task] = deque(first)
-        waiting: set[Future[list[Task]]] = set()
-        while due or waiting:
+        queue: Queue[Subject | Task] = Queue(self._options.jobs)
+        for subject in first:
+            queue.add(subject, _BEHIND_TASKS)
+        out: dict[Future[list[Task]], bool] = {}
+        while queue:
             self._scope.check()
-            while due and len(waiting) < self._options.jobs:
-                waiting.add(pool.submit(self._do, due.popleft()))
-            done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                due.extendleft(reversed(future.result()))
+            out |= {pool.submit(self._do, due): waits for due, waits in queue.take()}
+            for future in wait(out, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
+                queue.done(waits=out.pop(future))
+                for task in future.result():
+                    self._enqueue(queue, task)
+
+    def _enqueue(self, queue: Queue[Subject | Task], task: Task) -> None:
+        _, chain = self._chains[task.place]
+        queue.add(task, chain.rank(task), waits=LANES[task.request.lane].waits)
 
     def _do(self, due: Subject | Task) -> list[Task]:
         if isinstance(due, Task):
@@ -397,10 +405,10 @@ class Run:
         self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
         assert seen.ability is not None  # probed by whoever opened the pack
         self._here.lend(pack, seen.binary, seen.ability)
-        chain = Chain(waves=in_waves(tasks, LANES))
         with self._lock:
+            chain = Chain(in_waves(tasks, LANES), len(self._chains))
             self._chains[like.place] = seen, chain
-        return chain.next_wave()
+        return chain.ready()
 
     def _plan_more(self, tasks: Sequence[Task], like: CellKey, devices: Sequence[str], place: Place) -> None:
         """Cells of migrations stand before, and those of experiments behind, the schedules' of a device."""
@@ -499,7 +507,7 @@ class Run:
                     self._fail(CellPlan(key=key, loads=task.request.loads), seen, error)
         self._scope.check()
         with self._lock:
-            return chain.done(learnt)
+            return chain.done(task, learnt)
 
     def _fail(self, plan: CellPlan, seen: Seen, error: Exception) -> None:
         """Nothing can be said: the host did not let it be tried, or this program could not."""

@@ -208,6 +208,9 @@ class _PaperRun(Run):
         todo: list[Any] = due()
         return todo
 
+    def _enqueue(self, queue: Any, task: Any) -> None:
+        queue.add(task, (1, 0))
+
 
 def _options() -> Options:
     return Options(

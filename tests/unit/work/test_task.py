@@ -131,11 +131,30 @@ def test_the_lanes_of_a_report_are_those_of_the_registry() -> None:
 
 def test_the_waves_of_a_machine_pass_on_what_is_known() -> None:
     chain = Chain(waves=in_waves(plan_tasks(wanted(lanes=(LANES["plain"], LANES["same"], LANES["drift"]))), LANES))
-    (plain,) = chain.next_wave()
+    (plain,) = chain.ready()
     assert plain.excluded == ()
-    same = chain.done([REFUSED])
-    assert [task.excluded for task in same] == [(REFUSED,), (REFUSED,)]
-    assert chain.done([BROKE]) == []
-    drift = chain.done([])
-    assert [task.excluded for task in drift] == [in_order([BROKE, REFUSED])] * 2
-    assert [chain.done([]), chain.done([])] == [[], []]
+    kernel, bound = chain.done(plain, [REFUSED])
+    assert [kernel.excluded, bound.excluded] == [(REFUSED,), (REFUSED,)]
+    (drift_bound,) = chain.done(bound, [BROKE])
+    (drift_kernel,) = chain.done(kernel, [])
+    assert drift_bound.excluded == in_order([BROKE, REFUSED])
+    assert drift_kernel.excluded == (REFUSED,)
+    assert [chain.done(drift_bound, []), chain.done(drift_kernel, []), chain.ready()] == [[], [], []]
+
+
+def test_what_comes_of_a_wave_is_no_news_to_the_same_wave() -> None:
+    chain = Chain(in_waves(plan_tasks(wanted(lanes=(LANES["same"], LANES["walk"], LANES["drift"]))), LANES))
+    kernel, bound, walk = chain.ready()
+    assert chain.done(bound, [BROKE]) == []
+    assert walk.excluded == ()
+    (late,) = [task for task in chain.done(walk, []) if task.request.phases == ("bound",)]
+    assert late.excluded == (BROKE,)
+    assert [task.request.phases for task in chain.done(kernel, [])] == [("kernel",)]
+
+
+def test_what_the_longest_task_waits_for_goes_first_on_each_machine() -> None:
+    waves = in_waves(plan_tasks(wanted(lanes=(LANES["same"], LANES["walk"], LANES["leak"]))), LANES)
+    chain = Chain(waves, 3)
+    assert [(task.request.lane, task.request.phases, chain.rank(task)) for task in waves[0]] == [
+        ("same", ("kernel",), (1, 3)), ("same", ("bound",), (0, 3)), ("walk", ("kernel", "bound"), (0, 3)),
+    ]  # fmt: skip
