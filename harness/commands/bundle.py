@@ -8,10 +8,14 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from harness.arch import architecture_of
 from harness.commands.options import err, json_option, print_json, run_option
 from harness.errors import HarnessError
 from harness.qemu.binary import find_binary
+from harness.qemu.installed import entries, launched
 from harness.report.bundle import WRITING
+from harness.results.document import find_cell
+from harness.results.folder import read_matrix
 from harness.text import printable
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
 from harness.triage.interrupt import one_interrupt
@@ -21,15 +25,22 @@ from harness.triage.interrupt import one_interrupt
 @click.argument("cell")
 @run_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle; a new folder.")
-@click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="Try it on this one too; may be given again.")
+@click.option(
+    "--qemu",
+    "qemus",
+    multiple=True,
+    metavar="QEMU",
+    help="Try it on this one too, in place of all that are installed; may be given again.",
+)
 @json_option
 def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: bool) -> int:
     """Write what a bug report needs: smallest case, script to reproduce it, text of the issue.
 
     CELL is the id of a cell in DIR/matrix.json, or a part of it. The case is that of postload minimise where it was
-    run, else the cell's own. The script is run once on the QEMU that the cell was found on.
+    run, else the cell's own. The script is run once on the QEMU that the cell was found on,
+    and on the others that are installed.
     """
-    others = [str(find_binary(name)) for name in qemus]
+    others = [str(find_binary(name)) for name in qemus] or _installed(cell, run)
     with one_interrupt(), err.status("Making the case small and trying it"):
         made = bundle_cell(cell, run, out, WRITING, others)
     if as_json:
@@ -39,6 +50,14 @@ def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: boo
     if not made.answer.reproduced:
         raise HarnessError(f"{made.folder}: the bundle was written, but does not show the failure: {made.answer.line}")
     return 0
+
+
+def _installed(text: str, run: Path) -> list[str]:
+    """Every other installed QEMU that has guests of the cell's architecture."""
+    cell = find_cell(read_matrix(run), text)
+    name = architecture_of(cell.machine).program.name
+    found = [each for each in entries() if each.whole and name in Path(each.program).name]
+    return [str(each.launcher) for each in found if launched(each.launcher).sha256 != cell.load_qemu.sha256]
 
 
 def _tell(made: Bundle) -> None:

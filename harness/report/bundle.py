@@ -13,7 +13,8 @@ from typing import Any
 from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
-from harness.report.sentences import class_meaning, controls_text, text_of
+from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
+from harness.results.outcome import ControlName
 from harness.results.verdict import FailureClass
 from harness.text import one_line, printable
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, Writing
@@ -22,6 +23,16 @@ from harness.triage.case import CASE_PLACE
 _LOG_CHARS = 3000
 #: A table of fields is cut here.
 _MAX_FIELDS = 12
+_CONTROL_TEXT = "what a checkpoint loads without the section, to be compared with"
+#: What stands behind the words of :func:`harness.report.sentences.controls_text`.
+_CONTROLS = {
+    ControlName.FRESH: "*fresh*: an ordinary incoming migration of the same state into a new process",
+    ControlName.LOADVM: "*loadvm*: the same state as a snapshot, which QEMU loads after a reset",
+    ControlName.PAIR: "*pair*: a real primary and a real secondary, without this program between them",
+    ControlName.SAME: "*the same state again*: the secondary's own state is loaded a second time",
+    ControlName.BACK_TO_BACK: "*back to back*: the section stands twice in one buffer, and no guest runs in between",
+}
+_NO_SYMBOLS = re.compile(r"^#\d+ .*\?\?", re.MULTILINE)
 _FILES = {
     "reproduce.py": "plays the primary of a COLO pair; Python 3.8 or newer, nothing else",
     "case.json": "the case: machine, what is loaded, what is expected",
@@ -96,7 +107,9 @@ def _readme(
 ) -> str:
     rows = [f"    {name:<18}{_FILES[name]}" for name in _FILES if name in files or not name.endswith((".md", ".txt"))]
     checkpoints = [name for entry in document["checkpoints"] for name in (entry["devices"], entry["ram"]) if name]
-    rows[4:4] = [f"    {name:<18}what a checkpoint loads" for name in checkpoints]
+    names = [(name, "what a checkpoint loads") for name in checkpoints]
+    names += [(document["control"], _CONTROL_TEXT)] if document["control"] else []
+    rows[4:4] = [f"    {name:<18}{what}" for name, what in names]
     return f"""# {title(document)}
 
 {_sentence(document)}
@@ -204,12 +217,45 @@ def _details(material: BundleMaterial, document: dict[str, Any], others: Sequenc
         parts.append(f"QEMU printed:\n\n{_fenced(material.log.strip()[-_LOG_CHARS:])}")
     if material.backtrace:
         parts.append(f"Stack:\n\n{_fenced(material.backtrace.strip())}")
+        if _NO_SYMBOLS.search(material.backtrace):
+            parts.append(_symbols(document))
+    if document["leak"]:
+        parts.append(_leak(document["leak"]))
     if document["signature"]:
         parts.append(f"Signature: `{document['signature'].get('name', '')}`")
     rate = document["rate"]
     if 0 < rate["failed"] < rate["tried"]:
         parts.append(f"It fails now and then: {rate['failed']} of {rate['tried']} times.")
     return "".join(f"{part}\n\n" for part in parts)
+
+
+def _symbols(document: dict[str, Any]) -> str:
+    """Where the names for ``??`` come from."""
+    package = architecture_of(document["machine"]).program.package
+    if document["qemu"].get("build", "").startswith("Debian"):
+        return (
+            f"`??` are functions that QEMU does not export. Their names are in package {package}-dbgsym of Debian's "
+            "debug archive (deb http://deb.debian.org/debian-debug/ SUITE-debug main), or come by themselves with "
+            "DEBUGINFOD_URLS=https://debuginfod.debian.net in the environment."
+        )
+    return (
+        "`??` are functions that QEMU does not export: a build with debug symbols (configure --enable-debug) has them."
+    )
+
+
+def _leak(leak: dict[str, Any]) -> str:
+    """What stays allocated, and where that can be seen."""
+    way = "one load a checkpoint" if leak["loads_per_checkpoint"] == 1 else "back to back"
+    figure = figure_text(leak["bytes_per_load"], leak["low"], leak["high"])
+    text = f"Each load leaves {figure} bytes of heap behind ({way}, {leak['loads']:,} loads)."
+    chunks = [f"{count:.2f} of {size} bytes" for size, count in leak["chunks"]]
+    if not chunks:
+        return f"{text} The sizes of the allocations are not known: the heap could not be walked chunk by chunk."
+    return (
+        f"{text} They are, for each load, {', '.join(chunks)} (malloc's own 8 bytes and the rounding to 16 among "
+        "them). Their call sites are not known from outside: a build with `--enable-asan`, or valgrind or heaptrack "
+        "around `reproduce.py`, names them."
+    )
 
 
 def _sentence(document: dict[str, Any]) -> str:
@@ -226,8 +272,11 @@ def _class_text(document: dict[str, Any]) -> str:
 
 
 def _controls(material: BundleMaterial) -> str:
-    told = controls_text(material.outcome) if material.outcome else ""
-    return f"\n\nControls: {told}." if told else ""
+    if material.outcome is None or not (told := controls_text(material.outcome)):
+        return ""
+    meanings = [_CONTROLS[control.name] for control in material.outcome.controls]
+    explained = "".join(f"\n- {text}" for text in dict.fromkeys(meanings))
+    return f"\n\nControls: {told}.\n{explained}"
 
 
 def _guest(material: BundleMaterial, document: dict[str, Any]) -> str:
@@ -237,9 +286,9 @@ def _guest(material: BundleMaterial, document: dict[str, Any]) -> str:
 
 
 def _field_table(fields: Sequence[dict[str, Any]]) -> str:
-    lines = ["| section | field | byte | bit | value | healthy | register |", "|---|---|---|---|---|---|---|"]
+    lines = ["| section | field | byte of it | bit | value | healthy | register |", "|---|---|---|---|---|---|---|"]
     for each in fields[:_MAX_FIELDS]:
-        cells = [each["section"], each["path"], f"0x{each['offset']:x}"]
+        cells = [each["section"], each["path"], f"0x{each['offset'] - each['field_offset']:x}"]
         cells += [each[key] for key in ("bit", "value", "healthy", "register")]
         texts = ["" if cell is None else one_line(str(cell)).replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join(texts) + " |")
@@ -286,7 +335,7 @@ def shell_line(document: dict[str, Any]) -> str:
             Option(name="machine", first=document["machine"]),
             Option(name="accel", first=document["accel"]),
             *options,
-            firmware_sink(),
+            *([firmware_sink()] if any(o.props.get("chardev") == "firmware" for o in options) else []),
             Option(name="serial", first="null"),
             Option(name="incoming", first="defer"),
             Option(name="qmp", first="stdio"),

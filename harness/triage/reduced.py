@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from harness.arch import Architecture
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.schedule import Checkpoint
 from harness.guests.machine import Machine
@@ -86,6 +87,7 @@ class _View:
 
     manifest: Any
     recordings: Mapping[str, Recording]
+    architecture: Architecture
 
 
 class Reduced(Buffers):
@@ -99,8 +101,9 @@ class Reduced(Buffers):
         self._candidate = candidate
         phases = {candidate.incoming, *(step.phase for step in candidate.steps)}
         recordings = {phase: self._recording(whole.pack.recordings[phase]) for phase in sorted(phases)}
-        view = cast(StatePack, _View(manifest=whole.pack.manifest, recordings=recordings))
-        super().__init__(view, without_options(whole.machine, candidate.dropped))
+        pack = whole.pack
+        view = _View(manifest=pack.manifest, recordings=recordings, architecture=pack.architecture)
+        super().__init__(cast(StatePack, view), without_options(whole.machine, candidate.dropped))
 
     def ram_whole(self, phase: str) -> RamBuffers:
         """The pages that are left, of a whole state; no RAM section at all when there are none."""

@@ -645,8 +645,10 @@ def command_line(case: dict[str, Any], qemu: str, workdir: str, folder: str) -> 
     argv += ["-machine", case["machine"], "-accel", case["accel"]]
     for option in case["options"]:
         argv += option_argv(option, {"{workdir}": workdir, "{case}": folder})
-    # the recorded machine has one serial port, and a debug port of its firmware; nobody listens to them here
-    return [*argv, "-chardev", "null,id=firmware", "-serial", "null", "-incoming", "defer"]
+    # the recorded machine has one serial port, and may have a debug port of its firmware; nobody listens to them here
+    if any((option.get("props") or {}).get("chardev") == "firmware" for option in case["options"]):
+        argv += ["-chardev", "null,id=firmware"]
+    return [*argv, "-serial", "null", "-incoming", "defer"]
 
 
 def option_argv(option: dict[str, Any], filled: dict[str, str]) -> list[str]:

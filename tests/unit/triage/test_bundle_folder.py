@@ -23,7 +23,7 @@ from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
 from harness.triage.bisect import Build, Found, Tried, builds, git_lines, judge
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, candidates, kept_case, lean, subsections, write_bundle
-from harness.triage.case import Case, CaseCheckpoint, Expect, Rate, Spent
+from harness.triage.case import Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
 
 HEAD = b"QEVM\0\0\0\x03\x07\0\0\0\x05toy-1"
 VMDESC = json.dumps(
@@ -386,3 +386,73 @@ def test_builds_stand_in_version_order_each_once_between_the_ends() -> None:
 
 def test_what_could_not_be_tried_says_nothing() -> None:
     assert tried([125], ("", ""))[0].outcome is Found.SKIPPED
+
+
+def documents(made: BundleMaterial, folder: Path) -> dict[str, str]:
+    """The texts of a bundle."""
+    texts: dict[str, str] = {}
+
+    def describe_it(_: Path, document: dict[str, Any]) -> dict[str, str]:
+        texts.update(describe(made, document, answer(0), ()))
+        return texts
+
+    write_bundle(made, folder, describe_it)
+    return texts
+
+
+def test_a_bundle_of_a_leak_lists_its_control_and_what_stays_allocated(tmp_path: Path) -> None:
+    figures = LeakFigures(
+        bytes_per_load=632.02,
+        low=631.5,
+        high=632.5,
+        floor_bytes=16,
+        loads=840,
+        loads_per_checkpoint=1,
+        chunks=((144, 3.0),),
+    )
+    texts = documents(
+        BundleMaterial(case=case(kind="leak", verdict="leak", leak=figures, control=CPU, options=())), tmp_path / "b"
+    )
+    assert (tmp_path / "b" / "control.bin").read_bytes() == CPU
+    assert "    control.bin       what a checkpoint loads without the section" in texts["README.md"]
+    assert "632.0 [631.5, 632.5] bytes of heap behind (one load a checkpoint, 840 loads)" in texts["issue.md"]
+    assert "3.00 of 144 bytes" in texts["issue.md"]
+    assert "call sites are not known" in texts["issue.md"]
+    assert "control.bin" not in documents(BundleMaterial(case=case(options=())), tmp_path / "c")["README.md"]
+
+
+def test_an_issue_explains_its_controls_and_counts_bytes_from_the_start_of_a_field(tmp_path: Path) -> None:
+    rcba = NeededField(
+        section="toy",
+        path="d.config[0]",
+        offset=0xF4,
+        field_offset=4,
+        bit=0,
+        value=1,
+        healthy=0,
+        register="RCBA enabled",
+    )
+    text = documents(BundleMaterial(case=case(options=(), fields=(rcba,)), outcome=CONTROLLED), tmp_path / "b")[
+        "issue.md"
+    ]
+    assert "| toy | d.config[0] | 0xf0 | 0 | 1 | 0 | RCBA enabled |" in text
+    assert "- *fresh*: an ordinary incoming migration of the same state into a new process" in text
+    assert "*loadvm*" not in text
+
+
+def test_an_issue_says_where_the_names_of_unknown_functions_are(tmp_path: Path) -> None:
+    debian = {"version": "7.2.22", "build": "Debian 1:7.2", "path": "/q", "sha256": "00"}
+    stack = "#0  0x1 in abort () from /lib/libc.so.6\n#1  0x2 in ?? ()"
+    of_debian = case(options=(), machine="pc-q35-7.2", qemu=debian)
+    made = BundleMaterial(case=of_debian, backtrace=stack)
+    assert "qemu-system-x86-dbgsym" in documents(made, tmp_path / "a")["issue.md"]
+    assert "dbgsym" not in documents(replace(made, backtrace="#0  0x1 in main ()"), tmp_path / "b")["issue.md"]
+    own = replace(made, case=case(options=(), machine="pc-q35-7.2", qemu={**debian, "build": ""}))
+    assert "--enable-debug" in documents(own, tmp_path / "c")["issue.md"]
+
+
+def test_the_firmwares_port_has_a_far_end_only_where_there_is_one(tmp_path: Path) -> None:
+    port = Option(name="device", first="isa-debugcon", props={"chardev": "firmware", "iobase": 1026})
+    for name, options, there in (("a", (), False), ("b", (port,), True)):
+        text = documents(BundleMaterial(case=case(options=options)), tmp_path / name)["qemu-command.txt"]
+        assert ("null,id=firmware" in text) is there

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.triage.journal import FileJournal
-from harness.triage.minimise import Attempt, NotReproduced, Progress, Search, fewest, misses_needed, needed
+from harness.triage.minimise import Attempt, NotReproduced, Progress, Search, Shows, fewest, misses_needed, needed
 
 Items = frozenset[int]
 
@@ -253,3 +253,26 @@ def test_fewest(most: int, wanted: int) -> None:
     assert fewest(most, test) == wanted
     assert most not in tried or most == wanted
     assert len(tried) <= 2 * most.bit_length() + 1
+
+
+def test_a_try_that_ends_in_another_way_says_nothing() -> None:
+    """3 and 17 are needed; without 5 it is refused, so nobody knows whether 5 is."""
+    search = search_of(lambda items: Attempt(hit={3, 5, 17} <= items, tested=5 in items))
+    assert reduce_all(search, frozenset(range(32))) == {3, 5, 17}
+    assert search.shows(frozenset({5, 17}), "without 3") is Shows.NO
+    assert search.shows(frozenset({3, 17}), "without 5") is Shows.UNTESTED
+    assert not search.fails(frozenset({3, 17}), "without 5")
+
+
+def test_the_rate_counts_no_try_that_ended_in_another_way() -> None:
+    count = 0
+
+    def attempt(_: Items) -> Attempt:
+        nonlocal count
+        count += 1
+        return Attempt(hit=count != 4, tested=count != 4)
+
+    search = search_of(attempt)
+    search.confirm(frozenset({1}))
+    # the fourth of ten says nothing, the others failed
+    assert search.measure() == (9, 9)

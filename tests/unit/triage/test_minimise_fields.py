@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from harness.report.cases import phrase
 from harness.stream.fields import Field
-from harness.triage.fields import Atom, apply, differences, needed, split_bits, split_bytes
+from harness.triage.fields import Atom, apply, differences, needed, split_bits, split_bytes, whole_numbers
 from harness.triage.registers import load_registers, register_of
 
 LPC = "0000:00:1f.0/ICH9LPC"
@@ -130,3 +132,49 @@ def test_the_shipped_names_can_be_read() -> None:
     known = load_registers()
     assert all(group.source for group in known.groups)
     assert any(register.name == "PMREGMISC" for group in known.groups for register in group.registers)
+
+
+def number(path: str, failing: int, healthy: int, at: int = 8) -> tuple[Atom, bytes]:
+    """A number of eight bytes, and the payload that it stands in."""
+    payload = bytes(at) + failing.to_bytes(8, "big")
+    atom = Atom(
+        section="x",
+        path=path,
+        field_offset=at,
+        kind="uint64",
+        offset=at,
+        mask=b"\xff" * 8,
+        healthy=healthy.to_bytes(8, "big"),
+    )
+    return atom, payload
+
+
+@pytest.mark.parametrize(
+    "path", ["crcr_low", "dcbaap_high", "intr[0].erstba_low", "ring.dequeue", "tx_desc", "rx.head"]
+)
+def test_half_an_address_is_never_cut_into_bits(path: str) -> None:
+    atom, payload = number(path, 0x7F3000, 0x7F2000)
+    assert split_bits(atom, payload) == [atom]
+
+
+def test_a_number_of_which_two_bits_are_needed_is_named_as_a_whole() -> None:
+    atom, payload = number("base_of_it", 0x11, 0)
+    bits = split_bits(atom, payload)
+    assert len(bits) == 2
+    assert whole_numbers(bits, [atom]) == (atom,)
+    assert whole_numbers(bits[:1], [atom]) == (bits[0],)
+
+
+def test_two_bits_of_a_config_space_stay_two() -> None:
+    failing = lpc(bytes(4), command=6)
+    (field,) = atoms_of(failing, lpc(bytes(4)))
+    bits = split_bits(split_bytes(field, failing)[0], failing)
+    assert whole_numbers(bits, [field]) == tuple(bits)
+
+
+def test_the_byte_of_a_register_counts_from_the_start_of_its_field() -> None:
+    failing = lpc(b"\x01\xc0\xd1\xfe")
+    (field,) = atoms_of(failing, lpc(bytes(4)))
+    (bit,) = split_bits(split_bytes(field, failing)[0], failing)
+    found = needed(bit, failing, "RCBA enabled")
+    assert (found.offset, found.byte) == (0xF4, 0xF0)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from harness.oracles.leak import theil_sen
 from harness.triage import reproduce
 from harness.triage.reproduce import Case, Seen, attempts, bare, complaint, differs, moved, payload, renamed
 
@@ -368,3 +369,23 @@ def test_the_line_says_what_was_wrong(run: Run) -> None:
     expect = {"verdict": "reject", "exit": None, "function": None, "assertion": None, "line": GAVE_UP[6:]}
     done = run("refuse-start", expect=expect, loads=0, checkpoints=[])
     assert f"({RING})" in done.stdout
+
+
+def chunk(size: int, *, before_used: bool) -> bytes:
+    """Of a glibc heap: 8 bytes of no matter, then the size with the flag."""
+    return struct.pack("<QQ", 0, size | before_used) + bytes(size - 16)
+
+
+def test_bytes_in_use_of_a_heap() -> None:
+    heap = chunk(32, before_used=True) + chunk(64, before_used=True) + chunk(96, before_used=False)
+    # 32 is in use, 64 is free since the third says so, 96 is the top
+    assert reproduce.used_bytes(heap) == 32
+    assert reproduce.used_bytes(bytes(4096)) is None
+    assert reproduce.used_bytes(heap[:-8]) is None
+
+
+def test_the_slope_and_its_interval_are_the_oracles() -> None:
+    points = [(float(x), float(x * x)) for x in range(8)]
+    ours = theil_sen(points)
+    assert reproduce.slope(points) == (ours.estimate, ours.low, ours.high)
+    assert reproduce.slope([(x, 3 * x) for x in range(8)]) == (3, 3, 3)
