@@ -18,6 +18,8 @@ from harness.cache import cache_root
 from harness.engines.probe import probe_colo
 from harness.errors import PostloadError
 from harness.qemu.binary import AccelState, QemuBinary, find_binary, host_binary, probe_binary
+from harness.qemu.walls import standing
+from harness.report.walls import walls_remedy, walls_text
 
 _NEEDED_FREE_BYTES = 2 << 30
 
@@ -106,7 +108,16 @@ def _binary_checks(qemu: str | None) -> list[HostCheck]:
         for name in ("tcg", "kvm")
         for state in [prove_accel(binary, name)]
     ]
-    return [_colo_check(binary), *accels]
+    return [_colo_check(binary), *accels, _walls_check(binary)]
+
+
+def _walls_check(binary: QemuBinary) -> HostCheck:
+    """What stands around this QEMU when it loads a pack from elsewhere."""
+    walls = standing(binary.path)
+    remedy = walls_remedy(walls)
+    return HostCheck(
+        name="walls around packs from elsewhere", ok=not remedy, needed=False, found=walls_text(walls), remedy=remedy
+    )
 
 
 def _colo_check(binary: QemuBinary) -> HostCheck:

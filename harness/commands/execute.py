@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,11 +15,13 @@ from rich.markup import escape
 from harness.commands.doctor import host_facts
 from harness.commands.options import err, run_scope
 from harness.errors import HostError, PostloadError
-from harness.qemu.binary import AccelState
+from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.walls import standing
 from harness.report.console import SafeConsole
 from harness.report.sentences import known_text
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import LiveProgress, print_matrix
+from harness.report.walls import walls_text, walls_warning
 from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
 from harness.results.events import EventLog, Started
@@ -28,15 +31,22 @@ from harness.work.run import Options, Run
 
 
 def carry_out(
-    options: Options, accel: AccelState, given: dict[str, Any], work: Callable[[Run], MatrixDoc], **more: Any
+    options: Options,
+    accel: AccelState,
+    given: dict[str, Any],
+    work: Callable[[Run], MatrixDoc],
+    *,
+    foreign: bool = False,
+    **more: Any,
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
     :param given: the command's ``out``, ``as_json`` and ``known``
+    :param foreign: what is loaded came from elsewhere
     :param more: what else :class:`Run` is to be given
     """
     issues = None if given["known"] is None else load_known(given["known"])
-    started = begin(accel, known=issues)
+    started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None)
     with EventLog(given["out"]) as log, shown_run(options, started, log, **more) as run:
         doc = work(run)
     held = held_against(doc, started)
@@ -44,11 +54,25 @@ def carry_out(
     return report_matrix(held, given["out"], as_json=given["as_json"])
 
 
-def begin(accel: AccelState, known: Sequence[Issue] | None, qualify: dict[str, Any] | None = None) -> Started:
-    """The first event of the run that the command line asks for."""
+def told_walls(binaries: Sequence[QemuBinary]) -> str:
+    """The walls around what came from elsewhere, in words; a warning is printed where they are too few."""
+    walls = [standing(binary.path) for binary in binaries]
+    for warning in dict.fromkeys(walls_warning(each, root=os.geteuid() == 0) for each in walls):
+        if warning is not None:
+            err.print(f"postload: {warning}", soft_wrap=True)
+    return "; ".join(dict.fromkeys(map(walls_text, walls)))
+
+
+def begin(
+    accel: AccelState, known: Sequence[Issue] | None, qualify: dict[str, Any] | None = None, walls: str | None = None
+) -> Started:
+    """The first event of the run that the command line asks for.
+
+    :param walls: around a QEMU that loads what came from elsewhere, in words
+    """
     return Started(
         command=("postload", *sys.argv[1:]),
-        host=host_facts({accel.name: accel}),
+        host=host_facts({accel.name: accel}) | ({} if walls is None else {"walls": walls}),
         known=None if known is None else [issue.model_dump(mode="json") for issue in known],
         qualify=qualify,
     )

@@ -141,4 +141,4 @@ def replay(pack: Path, **given: Any) -> int:
             phases=phases,
             **replay_options(given),
         )
-        return carry_out(chosen, accel, given, lambda run: load_pack_rows(run, opened))
+        return carry_out(chosen, accel, given, lambda run: load_pack_rows(run, opened), foreign=opened.foreign)

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from rich.markup import escape
 
 from harness.arch.accel import choose_accel, kvm_state
-from harness.commands.execute import begin, shown_run
+from harness.commands.execute import begin, shown_run, told_walls
 from harness.commands.options import (
     accel_option,
     binaries_of,
@@ -153,7 +153,10 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
         rows, phases = rows_and_phases(pack, given)
         accel = choose_accel(targets[0], pack.manifest.accel)
         options = _options({**given, "devices": rows, "phases": phases}, targets, accel, None)
-        return _qualify(given, options, accel, uses, lambda run, _: load_pack_rows(run, pack), travelled=True)
+        walls = told_walls(targets) if pack.foreign else None
+        return _qualify(
+            given, options, accel, uses, lambda run, _: load_pack_rows(run, pack), travelled=True, walls=walls
+        )
 
 
 def _options(
@@ -192,6 +195,7 @@ def _qualify(
     work: Work,
     *,
     travelled: bool = False,
+    walls: str | None = None,
     **more: Any,
 ) -> int:
     issues = load_known(given["known"]) if given["known"] else None
@@ -205,9 +209,8 @@ def _qualify(
         kvm=_kvm_tried(accel, options.binaries),
     )
     out: Path = given["out"]
-    started = begin(
-        accel, issues, {"deciding": list(uses), "travelled": travelled, "kvm": context.kvm and asdict(context.kvm)}
-    )
+    asked = {"deciding": list(uses), "travelled": travelled, "kvm": context.kvm and asdict(context.kvm)}
+    started = begin(accel, issues, asked, walls)
     forget_qualify(out)
     with EventLog(out) as log:
         with shown_run(options, started, log, **more) as run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar, cast
@@ -50,6 +51,12 @@ class Buffers:
         self.machine = machine or pack.machine
         self._lock = Lock()
         self._kept: OrderedDict[object, Any] = OrderedDict()
+
+    def looked_at(self, binary: str) -> Buffers:
+        """The same for a program that stands in for a QEMU; see :meth:`Machine.looked_at`."""
+        same = copy(self)
+        same.machine = self.machine.looked_at(binary)
+        return same
 
     def ram_whole(self, phase: str) -> list[bytes | memoryview]:
         """See :meth:`StatePack.ram_whole`."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -16,6 +17,7 @@ from harness.guests.images import empty_qcow2, write_pattern
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import CommandLine, Option, Scalar
 from harness.qemu.listed import listing
+from harness.qemu.walls import SANDBOX, confined, standing
 
 
 class DiskKind(StrEnum):
@@ -48,6 +50,7 @@ class Boot:
     initramfs: Path
 
 
+_SANDBOX = Option(name="sandbox", first="on", props=SANDBOX)
 _EIO = 5
 FAULTS_SUFFIX = "-faults"
 _VMSTATE = "postload-vmstate"
@@ -104,15 +107,23 @@ class Machine:
 
         :raises PackError: the plan is from elsewhere, and asks for more than a guest needs
         """
-        self.check(binary)
+        confinement = None
+        guest_options: tuple[Option, ...] = self.options
+        walls: tuple[Option, ...] = ()
+        if self.foreign is not None:
+            self.check(binary)
+            guest_options = self._moved(workdir).options
+            confinement = confined(binary, workdir)
+            walls = (_SANDBOX,) if confinement.walls.sandbox else ()
         options = (
             *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot", "S")),
             Option(name="display", first="none"),
             Option(name="machine", first=self.name, props=self.plan.machine_properties),
             Option(name="accel", first=self.accel),
-            *(filled(option, "{workdir}", workdir) for option in self.options),
+            *(filled(option, "{workdir}", workdir) for option in guest_options),
+            *walls,
         )
-        return CommandLine(binary=binary, options=options + extra)
+        return CommandLine(binary=binary, options=options + extra, confinement=confinement)
 
     def check(self, binary: str) -> None:
         """Hold a plan from elsewhere against the QEMU that shall load it; see :mod:`harness.guests.foreign`.
@@ -126,6 +137,33 @@ class Machine:
             check_listed(self.plan, listing(binary, self.name, self.plan.types()), binary)
         except PackError as error:
             raise PackError(f"{self.foreign}: {error}") from error
+
+    def looked_at(self, binary: str) -> Machine:
+        """The machine for a program that stands in for this QEMU, such as gdb: checked here, with no wall but QEMU's
+        own.
+
+        :raises PackError: as :meth:`check`
+        """
+        if self.foreign is None:
+            return self
+        self.check(binary)
+        walls = (_SANDBOX,) if standing(binary).sandbox else ()
+        return replace(self, foreign=None, extra=(*self.extra, *walls))
+
+    def _moved(self, workdir: Path) -> Machine:
+        """With kernel and initramfs in the scratch folder, where a QEMU behind walls gets at them.
+
+        :raises HostError: no space
+        """
+        if self.boot is None:
+            return self
+        boot = Boot(kernel=workdir / "guest-kernel", initramfs=workdir / "guest-initramfs")
+        try:
+            shutil.copyfile(self.boot.kernel, boot.kernel)
+            shutil.copyfile(self.boot.initramfs, boot.initramfs)
+        except OSError as error:
+            raise HostError(f"cannot copy the guest to {workdir}: {error.strerror}") from error
+        return replace(self, boot=boot)
 
     def with_faults(self, faults: Mapping[str, int], *, once: bool = False) -> Machine:
         """The machine with disks that fail: the id of a disk to the sector that does."""

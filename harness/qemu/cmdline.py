@@ -8,7 +8,9 @@ a value is doubled. The JSON form of ``-device`` and ``-blockdev`` is newer than
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from harness.qemu.walls import Confinement
 
 Scalar = str | int | bool
 
@@ -47,14 +49,18 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """A QEMU binary and its options, in order."""
+    """A QEMU binary and its options, in order.
+
+    :param confinement: the walls that it is started behind, None for a guest of this user's own
+    """
 
     binary: str
     options: tuple[Option, ...] = ()
+    confinement: Confinement | None = None
 
     def plus(self, *options: Option) -> CommandLine:
         """A new command line with options added behind."""
-        return CommandLine(binary=self.binary, options=self.options + options)
+        return replace(self, options=self.options + options)
 
     def argv(self) -> list[str]:
         """Everything as arguments for exec."""

@@ -20,6 +20,7 @@ from harness.errors import MissingError, QemuError, Stopped
 from harness.qemu.disturbance import current_account, ended_by_host, signal_told
 from harness.qemu.hosttime import HostClock
 from harness.qemu.scope import ProcessScope
+from harness.qemu.walls import Confinement
 
 #: How much of stderr is read back; a QEMU that repeats itself must not fill memory.
 STDERR_LIMIT_BYTES = 256 * 1024
@@ -80,6 +81,7 @@ class Process:
     :param argv: program and arguments
     :param passed: sockets that the child inherits under their own numbers
     :param workdir: folder for scratch files, made when None
+    :param confinement: the walls that it is started behind
     :param scope: the run that it belongs to; one that belongs to none ends with :meth:`close`, or with this process
     :raises QemuError: it cannot be started
     :raises Stopped: the run is over
@@ -93,6 +95,7 @@ class Process:
         passed: Sequence[socket.socket] = (),
         workdir: Path | None = None,
         env: dict[str, str] | None = None,
+        confinement: Confinement | None = None,
     ) -> None:
         self.argv = list(argv)
         self.workdir = workdir or new_workdir()
@@ -100,7 +103,7 @@ class Process:
         with self._stderr_path.open("wb") as stderr:
             try:
                 self._popen = subprocess.Popen(
-                    guarded(argv),
+                    guarded(argv) if confinement is None else confinement.plus(self.workdir).argv(argv),
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=subprocess.STDOUT,

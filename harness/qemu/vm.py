@@ -55,7 +55,9 @@ class Vm:
         )
         try:
             passed = [qmp_child, console_child, *passed]
-            self.process = Process(line.argv(), scope=scope, passed=passed, workdir=folder, env=env)
+            self.process = Process(
+                line.argv(), scope=scope, passed=passed, workdir=folder, env=env, confinement=command.confinement
+            )
         except BaseException:
             self.console.close()
             qmp.close()

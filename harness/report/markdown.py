@@ -143,6 +143,7 @@ def _how(doc: MatrixDoc) -> str:
         f"{duration(doc.seconds)} in all, started {_plain(doc.started)}",
         *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
         "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
+        *([f"walls around QEMU: {_plain(str(doc.host['walls']))}"] if doc.host.get("walls") else []),
         f"command: {_code(' '.join(doc.command))}",
         f"{_plain(doc.program.name)} {_plain(doc.program.version)}",
     ]

@@ -94,7 +94,8 @@ def backtrace_of(session: Session, *, timeout_s: float = DEADLINE_S) -> Backtrac
 
     def run(launcher: Path, progress: Callable[[], None]) -> str:
         binary = replace(session.binary, path=str(launcher))
-        again = replace(session, binary=binary, timeout_s=timeout_s)
+        buffers = session.buffers.looked_at(str(program))
+        again = replace(session, binary=binary, buffers=buffers, timeout_s=timeout_s)
         seen.append(again.run(lambda loads: progress() if loads else None))
         return seen[-1].log
 

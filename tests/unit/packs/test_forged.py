@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from harness.packs.export import export_pack
 from harness.packs.manifest import MANIFEST
 from harness.packs.pack import StatePack
 from harness.qemu.listed import Listed, Listing, classified
+from harness.qemu.walls import Confinement, Walls
 from harness.state.recordings import planned_guests
 
 #: As QEMU 10.0 lists them, shortened: name to type and description.
@@ -260,6 +262,7 @@ def pack(make_pack: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.Mon
     """A good pack's folder, outside of the cache."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(machine_module, "listing", lambda *_: LISTING)
+    monkeypatch.setattr(machine_module, "confined", lambda *_: Confinement(walls=Walls(sandbox=True)))
     return make_pack("pack", "kernel")
 
 
@@ -275,6 +278,26 @@ def attempt(path: Path, workdir: Path) -> tuple[str, str]:
         return "", "\n".join(built(path, workdir))
     except PackError as error:
         return str(error), ""
+
+
+def test_its_qemu_starts_no_program_and_has_the_guest_under_names_of_ours(
+    make_pack: Callable[..., Path], pack: Path, tmp_path: Path
+) -> None:
+    document = json.loads((pack / MANIFEST).read_text())
+    (pack / "guest").mkdir()
+    for name in ("kernel", "initramfs"):
+        content = f"the {name}".encode()
+        (pack / "guest" / name).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        document["files"][f"guest/{name}"] = {"size_bytes": len(content), "sha256": digest}
+        document["plan"][name] = digest
+    (pack / MANIFEST).write_text(json.dumps(document))
+    (tmp_path / "work").mkdir()
+    given = built(pack, tmp_path / "work")
+    assert "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny" in given
+    assert given[given.index("-kernel") + 1] == str(tmp_path / "work/guest-kernel")
+    assert (tmp_path / "work/guest-initramfs").read_bytes() == b"the initramfs"
+    assert not [word for word in given if str(pack) in word]
 
 
 def test_a_refusal_is_bad_usage() -> None:
