@@ -24,7 +24,7 @@ from harness.text import printable
 from harness.triage.bisect import BisectReport, Build, Tried, bisect, builds, git_lines
 from harness.triage.bundle import SCRIPT, UNTRIED, ScriptAnswer, bundle_cell, kept_case, run_script
 from harness.triage.case import CASE_FILE
-from harness.triage.elsewhere import check_case
+from harness.triage.elsewhere import check_case, made_here
 from harness.triage.interrupt import one_interrupt
 
 
@@ -78,7 +78,7 @@ def _answer(case: Path, qemu: str) -> ScriptAnswer:
         check_case(case, [qemu])
     except PackError as error:
         return ScriptAnswer(qemu=qemu, code=UNTRIED, line=f"not tried: {error}", seconds=0.0)
-    return run_script(case, qemu)
+    return run_script(case, qemu, foreign=not made_here(case))
 
 
 def _binary(name: str) -> tuple[str, QemuBinary]:

@@ -159,8 +159,10 @@ class Machine:
             return self
         boot = Boot(kernel=workdir / "guest-kernel", initramfs=workdir / "guest-initramfs")
         try:
-            shutil.copyfile(self.boot.kernel, boot.kernel)
-            shutil.copyfile(self.boot.initramfs, boot.initramfs)
+            for source, copy in ((self.boot.kernel, boot.kernel), (self.boot.initramfs, boot.initramfs)):
+                # source and destination of a migration share a folder, and one of them may have it open
+                if not copy.exists():
+                    shutil.copyfile(source, copy)
         except OSError as error:
             raise HostError(f"cannot copy the guest to {workdir}: {error.strerror}") from error
         return replace(self, boot=boot)

@@ -10,7 +10,8 @@ Run as ``python3 -I -S wallrun.py PLAN PROGRAM ARGUMENT...``; nothing imports it
     devices     device files that may be used
     network     whether it gets a network namespace of its own, with nothing in it
     uid         of the user that it becomes, null to stay
-    powerless   whether it loses all capabilities
+    powerless   whether it loses all capabilities; where files are hidden it keeps CAP_SYS_PTRACE, which a postcopy
+                destination needs for userfaultfd, and which reaches no process outside of its Landlock domain
 
 A wall that was asked for and does not stand ends it with status 126, before the program runs.
 """
@@ -25,7 +26,9 @@ import stat
 import struct
 import sys
 
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 8, 24, 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
+CAP_SYS_PTRACE = 19
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 #: The numbers are the same on all architectures.
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -53,12 +56,14 @@ def main(words: list[str]) -> None:
         if plan["uid"] is not None:
             os.setgroups([])
             os.setresgid(plan["uid"], plan["uid"], plan["uid"])
+        kept = CAP_SYS_PTRACE if plan["files"] else None
         if plan["powerless"]:
-            drop_bounding_set()
+            drop_bounding_set(kept)
+            check(_libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
         if plan["uid"] is not None:
             os.setresuid(plan["uid"], plan["uid"], plan["uid"])
         if plan["powerless"]:
-            drop_capabilities()
+            drop_capabilities(kept)
         check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         if plan["files"]:
             hide_files(plan)
@@ -95,17 +100,20 @@ def leave_network() -> None:
         os.close(handle)
 
 
-def drop_bounding_set() -> None:
+def drop_bounding_set(kept: int | None) -> None:
     """What a program of root's would get back when it is run."""
     for number in range(64):
-        if _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
+        if number != kept and _libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
             return
 
 
-def drop_capabilities() -> None:
-    """All that this process has."""
+def drop_capabilities(kept: int | None) -> None:
+    """All that this process has, but one."""
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
-    check(_libc.capset(header, bytes(24)))
+    bit = 0 if kept is None else 1 << kept
+    check(_libc.capset(header, struct.pack("=6I", bit, bit, bit, 0, 0, 0)))
+    if kept is not None:
+        check(_libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept, 0, 0))
 
 
 def landlock_version() -> int:

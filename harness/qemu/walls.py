@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,16 @@ class Confinement:
 def confined(binary: str, workdir: Path) -> Confinement:
     """The walls that a QEMU gets here."""
     return Confinement(walls=standing(binary), read=(*_SYSTEM, *program_paths(binary)), write=(str(workdir),))
+
+
+def script_confined(qemu: str, read: Iterable[Path], write: Path) -> Confinement:
+    """The walls for a Python script that starts a QEMU; it keeps its user, whose Python need not be everybody's.
+
+    :param read: what else it reads
+    """
+    python = (sys.prefix, sys.base_prefix, sys.executable, "/proc")
+    needed = (*_SYSTEM, *python, *program_paths(qemu), *map(str, read))
+    return Confinement(walls=replace(standing(qemu), user=False), read=needed, write=(str(write),))
 
 
 @cache

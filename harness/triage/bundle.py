@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ from harness.files import temp_dir
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
+from harness.qemu.walls import script_confined
 from harness.results.document import MIGRATIONS, Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.outcome import Outcome
@@ -50,7 +52,7 @@ from harness.triage.backtrace import backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
 from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
-from harness.triage.elsewhere import check_case, loader_path, remember_case
+from harness.triage.elsewhere import check_case, loader_path, made_here, remember_case
 from harness.triage.reduced import part_of
 from harness.triage.smallest import line_of, options_of_case, reason_of, recorded_by
 from harness.triage.stack import kept_stack
@@ -145,22 +147,26 @@ class Writing:
     sentence: Callable[[Cell], str]
 
 
-def run_script(folder: Path, qemu: str, *options: str) -> ScriptAnswer:
+def run_script(folder: Path, qemu: str, *options: str, foreign: bool = False) -> ScriptAnswer:
     """Run a case on one QEMU by the script of this program: a bundle's own may be anybody's.
 
+    :param foreign: the case came from elsewhere: script and QEMU stand behind walls
     :raises HarnessError: it does not come to an answer
     """
     argv = [sys.executable, "-I", str(_SCRIPT_FILE), qemu, "--case", str(folder), *options]
     started = time.monotonic()
     try:
-        done = subprocess.run(
-            guarded(argv),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=SCRIPT_TIMEOUT_S,
-            check=False,
-        )
+        with scratch_folder() as scratch:
+            walls = script_confined(qemu, (_SCRIPT_FILE, folder.resolve()), scratch) if foreign else None
+            done = subprocess.run(
+                guarded(argv) if walls is None else walls.argv(argv),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SCRIPT_TIMEOUT_S,
+                check=False,
+                env={**os.environ, "TMPDIR": str(scratch)},
+            )
     except subprocess.TimeoutExpired as error:
         raise HarnessError(f"{_SCRIPT_FILE} {qemu}: no answer within {SCRIPT_TIMEOUT_S:g} s") from error
     line = done.stdout.strip().splitlines()
@@ -378,6 +384,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
     if not cell.verdict.is_finding:
         raise UsageError(f"{cell.id}: {cell.verdict}; there is nothing to report")
     kept, qemu = kept_case(run, cell), loader_path(cell)
+    foreign = kept is not None and not made_here(kept)
     if kept:
         check_case(kept, [qemu, *others])
     with StatePack(Path(cell.pack)) if cell.pack else contextlib.nullcontext() as pack:
@@ -389,9 +396,10 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         for loader in (qemu, *others):
             if pack:
                 pack.machine.check(loader)
+        foreign = foreign or (pack is not None and pack.foreign)
 
     def still(small: Case) -> bool:
-        return _still(small, qemu)
+        return _still(small, qemu, foreign=foreign)
 
     # a minimised case is small already, and a leak takes its time
     if kept and len(case.body) < ATTACHABLE_BYTES:
@@ -402,14 +410,15 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         case=bare,
         outcome=cell.outcome,
         log=cell.outcome.log,
-        backtrace=_known_backtrace(run, cell) or _backtrace(bare, qemu),
+        # under gdb there would be no walls
+        backtrace=_known_backtrace(run, cell) or ("" if foreign else _backtrace(bare, qemu)),
         guest=guest,
         subsections=tuple(subsections(bare, vmdesc)) if vmdesc else (),
     )
     answers: list[ScriptAnswer] = []
 
     def texts(folder: Path, document: dict[str, Any]) -> dict[str, str]:
-        answers.extend(run_script(folder, path) for path in (qemu, *others))
+        answers.extend(run_script(folder, path, foreign=foreign) for path in (qemu, *others))
         return writing.describe(material, document, answers[0], answers[1:])
 
     write_bundle(material, out, texts)
@@ -498,9 +507,9 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
     )
 
 
-def _still(candidate: Case, qemu: str) -> bool:
+def _still(candidate: Case, qemu: str, *, foreign: bool) -> bool:
     with scratch_folder() as scratch:
-        return run_script(candidate.save(scratch / "case"), qemu).reproduced
+        return run_script(candidate.save(scratch / "case"), qemu, foreign=foreign).reproduced
 
 
 def _described(case: Case, cell: Cell, pack: StatePack | None) -> VmDesc | None:

@@ -51,13 +51,18 @@ def remember_case(folder: Path) -> None:
     write_atomically(_mark(folder), b"")
 
 
+def made_here(folder: Path) -> bool:
+    """Whether a case was made by this program for this user, and nobody has changed it."""
+    return _mark(folder).exists()
+
+
 def check_case(folder: Path, qemus: Sequence[str]) -> None:
     """Hold a case that was not made here against the QEMUs that shall be given it.
 
     :raises PackError: an option that this program does not make of a guest plan, or a plan that asks for more than a
         guest needs
     """
-    if _mark(folder).exists():
+    if made_here(folder):
         return
     case = Case.load(folder)
     try:

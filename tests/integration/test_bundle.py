@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from made_cells import made_cell
 
-from harness.errors import UsageError
+from harness.errors import PackError, UsageError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.bundle import WRITING
@@ -24,7 +24,9 @@ from harness.results.document import Cell, Qemu
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case, run_script, whole_case
+from harness.triage.case import CASE_FILE
 from harness.triage.driftcase import drift_cases
+from harness.triage.elsewhere import check_case, made_here
 
 Done = subprocess.CompletedProcess[str]
 LPC = "0000:00:1f.0/ICH9LPC"
@@ -94,6 +96,26 @@ def test_a_load_with_the_register_cleared_is_not_it(bundle: Bundle, binary: Qemu
     done = reproduce(copied, binary.path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("not reproduced: ")
+
+
+def test_a_bundle_from_elsewhere_is_checked_and_tried_behind_walls(
+    bundle: Bundle, binary: QemuBinary, tmp_path: Path
+) -> None:
+    assert made_here(bundle.folder)
+    brought = Path(shutil.copytree(bundle.folder, tmp_path / "brought"))
+    document = json.loads((brought / CASE_FILE).read_text())
+    (brought / CASE_FILE).write_text(json.dumps({**document, "cell": "of somebody else"}))
+    (brought / "reproduce.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert not made_here(brought)
+    check_case(brought, [binary.path])
+    answer = run_script(brought, binary.path, foreign=True)
+    assert answer.reproduced, answer.line
+    assert not (tmp_path / "ran").exists()
+    forged = {"name": "device", "first": "virtio-net-pci", "props": {"id": "x", "romfile": "x"}}
+    document["options"].append(forged)
+    (brought / CASE_FILE).write_text(json.dumps(document))
+    with pytest.raises(PackError, match="device x: romfile='x': its type is str"):
+        check_case(brought, [binary.path])
 
 
 def test_a_cell_without_a_finding_and_a_full_folder_are_refused(run: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_no_capability_is_left(run: Run) -> None:
     assert sets == {"CapInh:": 0, "CapPrm:": 0, "CapEff:": 0, "CapAmb:": 0, "NoNewPrivs:": 1}
 
 
+def test_the_one_that_postcopy_needs_is_left_where_landlock_confines_it(run: Run) -> None:
+    need("powerless")
+    need("files")
+    if os.geteuid() != 0:
+        pytest.skip("this is not root")
+    for user in (False, True):
+        told = run("grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status", files=True, powerless=True, user=user)[1]
+        assert {int(line.split()[1], 16) for line in told.splitlines()} == {1 << 19}
+    # not even its parent, whose user it has
+    assert run(f"cat /proc/{os.getpid()}/environ", files=True, powerless=True)[0] == 1
+
+
 def test_all_walls_that_this_host_has_stand_together(run: Run) -> None:
     walls = dict.fromkeys(standing(None).names, True)
     assert run('echo z > "$1/own" && cat "$1/own"', **walls) == (0, "z\n")
