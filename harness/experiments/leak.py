@@ -444,8 +444,8 @@ class _Meter:
         before = self._private_bytes(secondary.vm)
         seconds = batch.pilot()
         growth_bytes = (self._private_bytes(secondary.vm) - before) / _PILOTS
-        size = budget.once_checkpoints if once else _batch_checkpoints(budget, repeat, seconds)
-        batch.size = min(size, _most_checkpoints(growth_bytes, budget.samples))
+        together = min(_batch_checkpoints(budget, repeat, seconds), _most_checkpoints(growth_bytes, budget.samples))
+        batch.size = budget.once_checkpoints if once else together
         batch.load()
         samples: list[Sample] = []
         looks: list[_Look] = []

@@ -40,12 +40,18 @@ class Wanted:
 #: Where a build resets the machine before each load, the reset frees what the load before allocated.
 RESETS = {
     "usb-disk": Wanted(LoadedBy.BACK_TO_BACK, (-16, 16), (590, 660)),
-    "vmxnet3": Wanted(LoadedBy.CHECKPOINT, (100, 200), (81_500, 83_500)),
+    # its list of multicast addresses alone
+    "vmxnet3": Wanted(LoadedBy.CHECKPOINT, (16, 200), (81_500, 83_500)),
 }
 USED = {
     "usb-disk": Wanted(LoadedBy.CHECKPOINT, (590, 660), (590, 660)),
     "vmxnet3": Wanted(LoadedBy.CHECKPOINT, (81_500, 83_500), (81_500, 83_500)),
 }
+
+
+def _devices(name: str) -> str:
+    # from 11 on nvme migrates, and a second load of it in one buffer ends QEMU, in all that load it so
+    return "vmxnet3,usb-disk" if name.startswith("11.") else "vmxnet3,usb-disk,nvme"
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -60,7 +66,7 @@ def run(
     out = tmp_path_factory.mktemp("leaks") / "run"
     qemu = qemu_path if request.param == "7.2" and not ALL else installed_qemu(request.param)
     words = ["--qemu", qemu, "--machine", "pc", "--profiles", RECIPES / "devices"]
-    words += ["--guest", RECIPES / "guests" / "leaks-amd64.yaml", "--device", "vmxnet3,usb-disk,nvme"]
+    words += ["--guest", RECIPES / "guests" / "leaks-amd64.yaml", "--device", _devices(request.param)]
     words += ["--phase", "bound", "--schedule", "same", "--loads", "5", "--out", out]
     done = postload("matrix", *words, timeout_s=TIMEOUT_S)
     assert done.returncode in (0, 1), done.stderr[-4000:]
