@@ -18,7 +18,9 @@ from harness.state.transforms import GuestMode
 
 #: Loads of a batch, and how many batches are compared after a first one that is not counted.
 BATCH_LOADS: Final = 1000
-ONCE_LOADS: Final = 200
+#: With one load a checkpoint: as few as leave so much behind that it cannot be noise.
+ONCE_LOADS: Final = (20, 200)
+ONCE_BYTES: Final = 4096
 BATCHES: Final = 3
 #: Looks after each batch: memory that waits for the RCU thread is still counted, so the smallest is taken.
 _LOOKS = 2
@@ -37,7 +39,9 @@ def still_leaks(bench: LeakBench, label: str, wanted_bytes: float, *, once: bool
         return None, 0
     meter = _Meter(bench)
     devices, repeat = meter._buffer(_Item(_Kind.ONCE if once else _Kind.SECTION, label))
-    checkpoints = math.ceil((ONCE_LOADS if once else BATCH_LOADS) / repeat)
+    least, most = ONCE_LOADS
+    once_loads = max(least, min(most, math.ceil(ONCE_BYTES / wanted_bytes)))
+    checkpoints = once_loads if once else math.ceil(BATCH_LOADS / repeat)
     growths: list[float] = []
     before: float | None = None
     try:
