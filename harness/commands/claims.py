@@ -42,14 +42,18 @@ from harness.studies.run import QUESTIONS, Asked, answer_all, exit_status
 @click.command()
 @click.option("--qemu", metavar="PATH", help="QEMU to ask.")
 @click.option(
-    "--machine", "machines", multiple=True, callback=names, help="Machine types; pc,q35 for question 1, pc for others."
+    "--machine",
+    "machines",
+    multiple=True,
+    callback=names,
+    help="Machine types.  [default: pc,q35 for question 1, pc for the others]",
 )
 @click.option(
     "--question",
     "questions",
     type=click.IntRange(min(QUESTIONS), max(QUESTIONS)),
     multiple=True,
-    help="Questions by number, may be given again; all.",
+    help="Number of a question; may be given again.  [default: all]",
 )
 @shared(jobs_option, accel_option, guest_option, profiles_option, out_option, json_option)
 def claims(**given: Any) -> int:

@@ -81,7 +81,7 @@ Work = Callable[[Run, Context], MatrixDoc]
 @click.argument("pack", type=click.Path(path_type=Path), required=False)
 @click.option("--from", "sources", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests come from.")
 @click.option("--to", "targets", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests go to.")
-@click.option("--both-ways", is_flag=True, help="The way back as well: recorded by the new QEMU, loaded by the old.")
+@click.option("--both-ways", is_flag=True, help="Answer for the way back too: from --to to --from.")
 @click.option(
     "--for",
     "uses",
@@ -91,12 +91,16 @@ Work = Callable[[Run, Context], MatrixDoc]
     help=f"Uses that decide the answer: {', '.join(USES)}.  "
     f"[default: {','.join(DECIDING_BETWEEN_VERSIONS)}, and {DECIDING[-1]} between hosts of one version]",
 )
-@click.option("--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads a cell.")
-@click.option("--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules; {','.join(SCHEDULES)}.")
+@click.option(
+    "--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads for each cell."
+)
+@click.option(
+    "--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules.  [default: {','.join(SCHEDULES)}]"
+)
 @shared(machine_option, device_option, phase_option, run_ms_option, global_option, jobs_option, accel_option)
 @shared(processes_option, budget_option, guest_option, cpus_option, profiles_option, out_option)
 @click.option(
-    "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to name; they still count."
+    "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to name. They count all the same."
 )
 @click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
 @json_option

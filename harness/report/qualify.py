@@ -295,7 +295,7 @@ def _pair_notes(pair: PairAnswer) -> Iterator[str]:
     if refused:
         yield f"this host's KVM refused {refused}"
     if pair.no_static:
-        yield f"the static check could not be made: {pair.no_static}"
+        yield f"-dump-vmstate of both builds could not be compared: {pair.no_static}"
     for device in pair.devices:
         yield from map(static_text, device.static)
 

@@ -76,7 +76,7 @@ def lost_feature_text(lost: LostFeature) -> str:
     """Who lost what, and by whom."""
     what = f"{lost.name} (feature bit {lost.bit})" if lost.bit is not None else lost.name
     who = f"{lost.section}{f' ({lost.device})' if lost.device else ''}"
-    return f"{who}: the guest uses {what}, which is not on offer here: {_LOST[lost.lost_by](lost)}"
+    return f"{who}: the guest uses {what}, which the new host does not offer: {_LOST[lost.lost_by](lost)}"
 
 
 def _off_property(lost: LostFeature) -> str:
@@ -209,7 +209,12 @@ def _side(differs: Differs, number: int | None) -> str:
         return "not there"
     if differs is Differs.VERSION:
         return f"version {number}"
-    return f"{number} byte{'' if number == 1 else 's'}" if number else "there"
+    return bytes_text(number) if number else "there"
+
+
+def bytes_text(count: int | None) -> str:
+    """A size in bytes."""
+    return f"{count} byte{'' if count == 1 else 's'}"
 
 
 def field_remedy(found: FieldEvidence) -> str:
@@ -273,9 +278,9 @@ def stray_text(stray: Stray) -> str:
 # -- the static check ------------------------------------------------------------------------------------------------
 
 _DISAGREE = {
-    Disagreement.ALARM_AND_PASSED: "the static check alarms and the load passes",
-    Disagreement.CLEAN_AND_FAILED: "the load fails and the static check sees nothing",
-    Disagreement.BLIND_AND_FAILED: "the load fails where the static check cannot look",
+    Disagreement.ALARM_AND_PASSED: "the load passes, though -dump-vmstate of both builds says that it can fail",
+    Disagreement.CLEAN_AND_FAILED: "the load fails, though -dump-vmstate of both builds shows no difference",
+    Disagreement.BLIND_AND_FAILED: "the load fails, and -dump-vmstate does not describe the section",
 }
 
 
@@ -295,7 +300,7 @@ def _finding(finding: StaticFinding) -> str:
 def undescribed_text(finding: StaticFinding) -> str:
     """Why the dump says nothing of a section."""
     if finding.undescribed is Undescribed.OPEN_CODED:
-        return "its code writes the bytes itself, the dump has no fields of it"
+        return "its code writes the bytes itself"
     return f"no device type has vmstate {finding.vmsd} in the dump"
 
 
@@ -307,16 +312,16 @@ def static_difference_text(difference: StaticDifference) -> str:
 
 def _lone_field(difference: StaticDifference) -> str:
     size = difference.loading if difference.saved is None else difference.saved
-    sometimes = ", if a function says so" if difference.sometimes else ""
+    sometimes = ", not always sent" if difference.sometimes else ""
     where = "is only" if difference.saved is None else "is not"
-    return f"field {difference.path} ({size} bytes{sometimes}) {where} in the loading QEMU"
+    return f"field {difference.path} ({bytes_text(size)}{sometimes}) {where} in the loading QEMU"
 
 
 _DIFFERENCES: Mapping[StaticKind, Callable[[StaticDifference], str]] = {
     StaticKind.REMOVED: _lone_field,
     StaticKind.ADDED: _lone_field,
     StaticKind.SIZE: lambda d: (
-        f"field {d.path} has {d.saved} bytes where it is saved and {d.loading} where it is loaded"
+        f"field {d.path} has {bytes_text(d.saved)} where it is saved and {d.loading} where it is loaded"
     ),
     StaticKind.TOO_NEW: lambda d: (
         f"{d.path} is saved as version {d.saved}, and the loading QEMU knows up to {d.loading}"
@@ -329,7 +334,7 @@ _DIFFERENCES: Mapping[StaticKind, Callable[[StaticDifference], str]] = {
         f"vmstate {d.name} is not in the loading QEMU's dump (gone, or registered without a device type)"
     ),
     StaticKind.RENAMED: lambda d: (
-        f"{d.name} at {d.path} is {d.name_loading} where it is loaded, {d.saved} bytes as before"
+        f"{d.name} at {d.path} is {d.name_loading} where it is loaded, {bytes_text(d.saved)} as before"
     ),
 }
 

@@ -142,8 +142,8 @@ def test_what_is_told_of_the_causes(doc: QualifyDoc) -> None:
     assert "cause: 0000:00:05.0/virtio-net (net): the guest uses VIRTIO_NET_F_CSUM (feature bit 0)" in text
     assert "remedy: set -global virtio-net-pci.csum=on on the new host instead of -global" in text
     assert "pc-i440fx-7.2, 7.2.22 -> 10.0.13 (deprecated in 10.0.13)" in text
-    assert "the static check alarms and the load passes: i8259 (field i8259/imr has 1 bytes" in text
-    assert "the static check could not be made: no dump" in text
+    assert "-dump-vmstate of both builds says that it can fail: i8259 (field i8259/imr has 1 byte where" in text
+    assert "-dump-vmstate of both builds could not be compared: no dump" in text
     assert "KVM state: could not be tried: no KVM" in text
 
 
