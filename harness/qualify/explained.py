@@ -125,7 +125,7 @@ class StructureDifference:
     loading: int | None
 
 
-class Setting(StrEnum):
+class SetAlike(StrEnum):
     """What has to be set alike, where that is known."""
 
     QUEUE_SIZE = "queue-size"
@@ -154,7 +154,7 @@ class FieldEvidence:
     recorded: int | str | None = None
     loading: int | str | None = None
     differences: tuple[StructureDifference, ...] = ()
-    setting: Setting | None = None
+    setting: SetAlike | None = None
     not_compared: str = ""
     kind: Literal["field"] = "field"
 

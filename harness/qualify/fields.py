@@ -26,7 +26,7 @@ from harness.qualify.explained import (
     STREAM,
     Differs,
     FieldEvidence,
-    Setting,
+    SetAlike,
     StructureDifference,
 )
 from harness.qualify.features import features_of
@@ -71,7 +71,7 @@ class LoadError:
     field: str | None = None
     recorded: str | None = None
     loading: str | None = None
-    setting: Setting | None = None
+    setting: SetAlike | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class _Phrase:
     pattern: re.Pattern[str]
     path: str
     section: str = ""
-    setting: Setting | None = None
+    setting: SetAlike | None = None
 
 
 #: ``migration/vmstate.c``, ``migration/savevm.c``, ``migration/ram.c``, ``hw/virtio/virtio.c``, ``hw/pci/pci.c``;
@@ -95,7 +95,7 @@ _PHRASES = (
     _Phrase(
         pattern=re.compile(r"VQ (?P<n>\d+) vring\.num (?P<recorded>\d+) exceeds allocated max (?P<loading>\d+)"),
         path="vq[{n}].vring.num",
-        setting=Setting.QUEUE_SIZE,
+        setting=SetAlike.QUEUE_SIZE,
     ),
     _Phrase(pattern=re.compile(r"VQ (?P<n>\d+) (?:size|address) "), path="vq[{n}].last_avail_idx"),
     _Phrase(
@@ -112,13 +112,13 @@ _PHRASES = (
         ),
         path="{block}",
         section=RAM,
-        setting=Setting.MEMORY_SIZE,
+        setting=SetAlike.MEMORY_SIZE,
     ),
     _Phrase(
         pattern=re.compile(r'Unknown ramblock "(?P<block>[^"]+)"'),
         path="{block}",
         section=RAM,
-        setting=Setting.BLOCK_OWNER,
+        setting=SetAlike.BLOCK_OWNER,
     ),
     _Phrase(
         pattern=re.compile(r"unsupported version (?P<recorded>\d+) for '(?P<idstr>[^']+)' v(?P<loading>\d+)"),
@@ -136,7 +136,7 @@ _PHRASES = (
         pattern=re.compile(r"Machine type received is '(?P<recorded>[^']+)' and local is '(?P<loading>[^']+)'"),
         path="machine",
         section=CONFIGURATION,
-        setting=Setting.MACHINE_TYPE,
+        setting=SetAlike.MACHINE_TYPE,
     ),
     # get_int32_equal and the like (migration/vmstate-types.c) print their own value first
     _Phrase(pattern=re.compile(r"^(?P<loading>[0-9a-f]+) != (?P<recorded>[0-9a-f]+)$"), path=""),

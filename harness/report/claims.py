@@ -12,7 +12,6 @@ from typing import Any
 
 from harness.results.verdict import Verdict
 from harness.studies.findings import (
-    Fault,
     FrameCase,
     Framed,
     FrameFigures,
@@ -21,13 +20,14 @@ from harness.studies.findings import (
     HalfCase,
     HalfFigures,
     HalfFinding,
+    HalfPlace,
     How,
     IntervalCase,
     IntervalFinding,
     LoadCase,
     LoadFinding,
     LostAt,
-    Place,
+    PairFault,
     PrimaryCase,
     StudyFinding,
     WrongLength,
@@ -53,7 +53,7 @@ Values = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ToldQuestion:
     """One question as it is printed.
 
     :param failed: why it could not be answered, or empty
@@ -68,15 +68,15 @@ class Told:
     rows: tuple[Values, ...]
 
 
-def told(doc: ClaimsDoc) -> list[Told]:
+def told(doc: ClaimsDoc) -> list[ToldQuestion]:
     """All questions as they are printed."""
     return [_told(answer) for answer in doc.questions]
 
 
-def _told(answer: StudyAnswer) -> Told:
+def _told(answer: StudyAnswer) -> ToldQuestion:
     several = len(answer.machines) + len(answer.failed) > 1
     rows = [((one.machine,) if several else ()) + row for one in answer.machines for row in table_rows(one.found)]
-    return Told(
+    return ToldQuestion(
         number=answer.number,
         question=question_text(answer.number),
         answer=" ".join(map(machine_text, answer.machines)),
@@ -158,11 +158,11 @@ _HALVES = {
     Half.SILENT: "connection silent",
 }
 _FAULTS = {
-    Fault.KILLED: "secondary killed",
-    Fault.REFUSES: "secondary refuses",
-    Fault.CLOSED: "connection closed",
-    Fault.SILENT: "connection silent",
-    Fault.OWN: "its secondary's own failure",
+    PairFault.KILLED: "secondary killed",
+    PairFault.REFUSES: "secondary refuses",
+    PairFault.CLOSED: "connection closed",
+    PairFault.SILENT: "connection silent",
+    PairFault.OWN: "its secondary's own failure",
 }
 _LOST_AT = {
     LostAt.IN_RAM: "in the RAM",
@@ -173,7 +173,7 @@ _LOST_AT = {
 }
 
 
-def place_text(place: Place) -> str:
+def place_text(place: HalfPlace) -> str:
     """Where a checkpoint went wrong."""
     if place.lost_at is not None:
         return _LOST_AT.get(place.lost_at) or place.lost_at.replace("-", " ", 1)

@@ -19,8 +19,8 @@ from harness.qualify.explained import (
     NotLookedFor,
     Origin,
     OtherTypes,
+    SetAlike,
     SetBy,
-    Setting,
     StructureDifference,
 )
 from harness.qualify.model import Ending, Reason, Stray
@@ -223,14 +223,14 @@ def field_remedy(found: FieldEvidence) -> str:
 
 
 _SETTINGS = {
-    Setting.QUEUE_SIZE: (
+    SetAlike.QUEUE_SIZE: (
         "give the device queues of {recorded} entries on the loading side (queue-size of virtio-blk, "
         "virtqueue_size of virtio-scsi, rx_queue_size of virtio-net; transmit queues and the control queue of "
         "virtio-net stay as they are with most backends, and then only a QEMU that saves the true size helps)"
     ),
-    Setting.MEMORY_SIZE: "give the loading side the same memory size and ROM sizes (-m, romsize= of the device)",
-    Setting.BLOCK_OWNER: "give the loading side the device that owns the block",
-    Setting.MACHINE_TYPE: "use machine type {recorded} on the loading side",
+    SetAlike.MEMORY_SIZE: "give the loading side the same memory size and ROM sizes (-m, romsize= of the device)",
+    SetAlike.BLOCK_OWNER: "give the loading side the device that owns the block",
+    SetAlike.MACHINE_TYPE: "use machine type {recorded} on the loading side",
 }
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.files import write_atomically
-from harness.report.claims import Told, Values, told
+from harness.report.claims import ToldQuestion, Values, told
 from harness.report.text import duration, number
 from harness.studies.model import ClaimsDoc
 from harness.text import one_line
@@ -45,7 +45,7 @@ def print_claims(doc: ClaimsDoc, console: Console) -> None:
     console.print(Text(_footer(doc), style="dim"), width=width)
 
 
-def _table(entry: Told) -> Table:
+def _table(entry: ToldQuestion) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="dim")
     for index, title in enumerate(entry.columns):
         right = _is_number_column(entry, index)
@@ -59,7 +59,7 @@ def _values(row: Values) -> list[str]:
     return [number(value) if isinstance(value, int) else one_line(value) for value in row]
 
 
-def _is_number_column(entry: Told, index: int) -> bool:
+def _is_number_column(entry: ToldQuestion, index: int) -> bool:
     return all(_NUMBER.fullmatch(str(row[index])) for row in entry.rows)
 
 
@@ -78,7 +78,7 @@ def claims_markdown(doc: ClaimsDoc) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(entry: Told) -> str:
+def _markdown_table(entry: ToldQuestion) -> str:
     titles = [_plain(title) for title in entry.columns]
     rules = ["---:" if _is_number_column(entry, index) else "---" for index in range(len(titles))]
     rows = [[_plain(value) for value in _values(row)] for row in entry.rows]
@@ -100,7 +100,7 @@ def claims_html(doc: ClaimsDoc) -> str:
     return "\n".join([*parts, "</section>"]) + "\n"
 
 
-def _html_table(entry: Told) -> list[str]:
+def _html_table(entry: ToldQuestion) -> list[str]:
     head = "".join(f'<th scope="col">{_html(title)}</th>' for title in entry.columns)
     rows = ["".join(f"<td>{_html(value)}</td>" for value in _values(row)) for row in entry.rows]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)

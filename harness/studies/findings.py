@@ -104,7 +104,7 @@ class LostAt(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class HalfPlace:
     """Where it went wrong.
 
     :param section: the section behind which, or in which, the buffer is cut, or that is damaged; "" at its beginning
@@ -173,7 +173,7 @@ class HalfCase:
     """
 
     half: Half
-    place: Place = Place()
+    place: HalfPlace = HalfPlace()
     how: How
     messages: tuple[str, ...]
     colo_exit: str | None = None
@@ -192,7 +192,7 @@ class HalfCase:
         return "VMSTATE_LOADED" in self.messages
 
 
-class Fault(StrEnum):
+class PairFault(StrEnum):
     """What happens to a real pair; ``own``: its secondary breaks by the state alone."""
 
     KILLED = "secondary-killed"
@@ -213,7 +213,7 @@ class PrimaryCase:
     :param status_told: of ``query-status`` behind that, and ``alive_told`` of its guest
     """
 
-    fault: Fault
+    fault: PairFault
     undecided: str = ""
     noticed: bool = False
     colo_exit: str | None = None
@@ -258,7 +258,7 @@ class HalfFigures:
     lost_ram_of_next: int
     left_out: int
     left_out_acknowledged: int
-    monitor_hung: tuple[Place, ...]
+    monitor_hung: tuple[HalfPlace, ...]
     primary_cases: int
     primary_undecided: int
     primary_noticed: int

@@ -26,9 +26,9 @@ from harness.studies.findings import (
     HalfCase,
     HalfFigures,
     HalfFinding,
+    HalfPlace,
     How,
     LostAt,
-    Place,
     PrimaryCase,
 )
 from harness.studies.model import Lab, Question
@@ -62,7 +62,7 @@ class Trial:
     """
 
     half: Half
-    place: Place = field(default_factory=Place)
+    place: HalfPlace = field(default_factory=HalfPlace)
     feed: Callable[[Patient], bool]
     incomplete: bool = True
     wait_s: float = 3.0
@@ -140,7 +140,7 @@ def _boundaries(sections: Sequence[Section], every: int) -> Iterator[Trial]:
     whole = len(encode(sections)) + 1
     numbers = list(range(0, len(sections) + 1, every))
     for number in numbers:
-        place = Place(section=label_of(sections[number - 1]) if number else "")
+        place = HalfPlace(section=label_of(sections[number - 1]) if number else "")
         cut = encode(sections[:number])
         yield Trial(half=Half.CUT_BETWEEN, place=place, feed=partial(_checkpoint, cut))
         if number in numbers[:: max(1, len(numbers) // 5)]:
@@ -156,7 +156,7 @@ def _inside(sections: Sequence[Section], count: int) -> Iterator[Trial]:
         encoded = section.encode()
         inside = section.header_size + int(len(section.payload) * _MIDDLE)
         cut = encode(sections[:index]) + encoded[:inside]
-        place = Place(section=label_of(section), byte=inside, of=len(encoded))
+        place = HalfPlace(section=label_of(section), byte=inside, of=len(encoded))
         yield Trial(half=Half.CUT_INSIDE, place=place, feed=partial(_checkpoint, cut))
 
 
@@ -172,14 +172,14 @@ def _bad(sections: Sequence[Section], every: int) -> Iterator[Trial]:
         }
         for damage, encoded in wrong.items():
             buffer = encode(sections[:index]) + encoded + encode(sections[index + 1 :]) + EOF
-            place = Place(section=label, damage=damage)
+            place = HalfPlace(section=label, damage=damage)
             yield Trial(half=Half.BAD_SECTION, place=place, feed=partial(_checkpoint, buffer))
 
 
 def _left_out(sections: Sequence[Section]) -> Iterator[Trial]:
     """What a primary that loses sections would send: nothing on the wire says how many there should be."""
     for number in (0, len(sections) // 2, len(sections) - 1):
-        place = Place(left_out=len(sections) - number, of=len(sections))
+        place = HalfPlace(left_out=len(sections) - number, of=len(sections))
         feed = partial(_checkpoint, encode(sections[:number]) + EOF)
         yield Trial(half=Half.LEFT_OUT, place=place, feed=feed)
 
@@ -203,13 +203,13 @@ def _steps(sections: Sequence[Section]) -> Iterator[Trial]:
         ]
         for lost_at, pieces in plain:
             feed = partial(step, pieces)
-            yield Trial(half=half_of, place=Place(lost_at=lost_at), feed=feed, wait_s=3.0 if close else 0.3)
+            yield Trial(half=half_of, place=HalfPlace(lost_at=lost_at), feed=feed, wait_s=3.0 if close else 0.3)
         if close:
             whole, late = partial(_whole_and_close, buffer), partial(_loaded_and_close, buffer)
             request, behind, loaded = LostAt.AFTER_REQUEST, LostAt.AFTER_BUFFER, LostAt.AFTER_LOADED
-            yield Trial(half=half_of, place=Place(lost_at=request), feed=_lost_in_request)
-            yield Trial(half=half_of, place=Place(lost_at=behind), feed=whole, incomplete=False)
-            yield Trial(half=half_of, place=Place(lost_at=loaded), feed=late, incomplete=False)
+            yield Trial(half=half_of, place=HalfPlace(lost_at=request), feed=_lost_in_request)
+            yield Trial(half=half_of, place=HalfPlace(lost_at=behind), feed=whole, incomplete=False)
+            yield Trial(half=half_of, place=HalfPlace(lost_at=loaded), feed=late, incomplete=False)
 
 
 def _half(pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:

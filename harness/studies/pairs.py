@@ -27,7 +27,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.process import socket_path
 from harness.qemu.vm import Vm
 from harness.stream import wire
-from harness.studies.findings import Fault, PrimaryCase
+from harness.studies.findings import PairFault, PrimaryCase
 from harness.studies.model import Lab
 from harness.studies.patient import DEATH_S, colo_exit, guest_answers
 
@@ -46,7 +46,7 @@ _PIECE_BYTES = 1 << 20
 _TRIES = 3
 
 #: What goes wrong, in the order of the table.
-FAULTS = (Fault.KILLED, Fault.REFUSES, Fault.CLOSED, Fault.SILENT)
+FAULTS = (PairFault.KILLED, PairFault.REFUSES, PairFault.CLOSED, PairFault.SILENT)
 
 
 class Relay:
@@ -149,11 +149,11 @@ def primary_cases(lab: Lab) -> list[PrimaryCase]:
     :raises Stopped: the run was told to stop
     """
     # nothing can be left out of what a real primary sends: where a section breaks the secondary, that is the fault
-    faults = FAULTS if not lab.excluded else (Fault.OWN,)
+    faults = FAULTS if not lab.excluded else (PairFault.OWN,)
     return [_with_tries(lab, fault) for fault in faults]
 
 
-def _with_tries(lab: Lab, fault: Fault) -> PrimaryCase:
+def _with_tries(lab: Lab, fault: PairFault) -> PrimaryCase:
     """A primary under TCG can hang by itself before anything went wrong (see :mod:`harness.engines.pair`)."""
     why = ""
     for _ in range(_TRIES):
@@ -165,7 +165,7 @@ def _with_tries(lab: Lab, fault: Fault) -> PrimaryCase:
     return PrimaryCase(fault=fault, undecided=why)
 
 
-def primary_case(lab: Lab, fault: Fault) -> PrimaryCase:
+def primary_case(lab: Lab, fault: PairFault) -> PrimaryCase:
     """One pair, one fault.
 
     :raises HarnessError: the pair did not get to its checkpoints
@@ -210,13 +210,13 @@ def _joined(lab: Lab, primary: Vm, secondary: Vm) -> Relay:
     return relay
 
 
-def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: Fault) -> None:
+def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: PairFault) -> None:
     """Until it is time for the fault."""
     yielding = False
     end = time.monotonic() + TIMEOUT_S
     while relay.loaded < HEALTHY:
-        ready = relay.ready and fault is Fault.REFUSES
-        if ready or (fault is Fault.OWN and secondary.ended() is not None):
+        ready = relay.ready and fault is PairFault.REFUSES
+        if ready or (fault is PairFault.OWN and secondary.ended() is not None):
             return
         events = primary.monitor.drain_events()
         if not yielding and _in_colo(events):
@@ -227,18 +227,18 @@ def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: Fau
         time.sleep(_POLL_S)
 
 
-def _break(fault: Fault, relay: Relay, secondary: Vm) -> None:
-    actions: dict[Fault, Callable[[], object]] = {
-        Fault.KILLED: secondary.process.kill,
-        Fault.REFUSES: relay.spoil,
-        Fault.CLOSED: relay.close,
-        Fault.SILENT: relay.silence,
-        Fault.OWN: lambda: None,
+def _break(fault: PairFault, relay: Relay, secondary: Vm) -> None:
+    actions: dict[PairFault, Callable[[], object]] = {
+        PairFault.KILLED: secondary.process.kill,
+        PairFault.REFUSES: relay.spoil,
+        PairFault.CLOSED: relay.close,
+        PairFault.SILENT: relay.silence,
+        PairFault.OWN: lambda: None,
     }
     actions[fault]()
 
 
-def _observe(fault: Fault, relay: Relay, primary: Vm, secondary: Vm) -> PrimaryCase:
+def _observe(fault: PairFault, relay: Relay, primary: Vm, secondary: Vm) -> PrimaryCase:
     """First without a word to the primary, then after ``x-colo-lost-heartbeat``."""
     end = time.monotonic() + NOTICE_S
     while time.monotonic() < end and primary.ended() is None and colo_exit(primary) is None:
@@ -246,7 +246,7 @@ def _observe(fault: Fault, relay: Relay, primary: Vm, secondary: Vm) -> PrimaryC
     # the time that it takes to go on, or not
     time.sleep(0.3)
     reason = colo_exit(primary)
-    if fault is Fault.REFUSES and not relay.spoiled:
+    if fault is PairFault.REFUSES and not relay.spoiled:
         raise HarnessError("the pair ended before a section could be spoiled")
     untold = _look(primary)
     if untold.status == "no-answer":

@@ -13,13 +13,13 @@ from harness.results.verdict import Verdict
 from harness.studies import framing, half, loads
 from harness.studies.findings import (
     Described,
-    Fault,
     FrameCase,
     Framed,
     FrameFinding,
     Half,
     HalfCase,
     HalfFinding,
+    HalfPlace,
     How,
     IntervalCase,
     IntervalFigures,
@@ -27,7 +27,7 @@ from harness.studies.findings import (
     LoadCase,
     LoadFinding,
     LostAt,
-    Place,
+    PairFault,
     PrimaryCase,
     StudyFinding,
     Takeover,
@@ -55,7 +55,7 @@ def half_case(kind: Half, **more: Any) -> HalfCase:
 def primary_case(**more: Any) -> PrimaryCase:
     """Noticed, and alive when it was told."""
     known: dict[str, Any] = {
-        "fault": Fault.KILLED, "noticed": True, "colo_exit": "error", "status_told": "running", "alive_told": True,
+        "fault": PairFault.KILLED, "noticed": True, "colo_exit": "error", "status_told": "running", "alive_told": True,
     }  # fmt: skip
     return PrimaryCase(**{**known, **more})
 
@@ -98,9 +98,9 @@ FINDINGS: tuple[StudyFinding, ...] = (
     loads_of(CRASHED, load_case(left_out=("dev/X",))),
     half_of(
         half_case(Half.WHOLE, how=How.LOADED, messages=("VMSTATE_LOADED",), incomplete=False),
-        half_case(Half.CUT_INSIDE, place=Place(section="dev/X", byte=3, of=9)),
-        half_case(Half.SILENT, place=Place(lost_at=LostAt.IN_RAM), takeover=Takeover(status="no-answer")),
-        primary=(primary_case(), PrimaryCase(fault=Fault.SILENT, undecided="hung")),
+        half_case(Half.CUT_INSIDE, place=HalfPlace(section="dev/X", byte=3, of=9)),
+        half_case(Half.SILENT, place=HalfPlace(lost_at=LostAt.IN_RAM), takeover=Takeover(status="no-answer")),
+        primary=(primary_case(), PrimaryCase(fault=PairFault.SILENT, undecided="hung")),
     ),
     framing_of(frame_case("a"), frame_case("b", described=Described.OPEN_CODED, less=None, lengths=(4, 8))),
     intervals_of(SLOW),

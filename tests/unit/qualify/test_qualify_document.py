@@ -15,7 +15,7 @@ from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
 from harness.facts.compare import FactChange, FactKind, Weight, compare_facts
 from harness.facts.kvm import KvmTried
-from harness.qualify.explained import FieldEvidence, LostBy, LostFeature, Origin, SetBy, Setting
+from harness.qualify.explained import FieldEvidence, LostBy, LostFeature, Origin, SetAlike, SetBy
 from harness.qualify.model import (
     Answer,
     Confirmation,
@@ -60,7 +60,7 @@ STATIC = StaticNote(
 )
 VRING = FieldEvidence(
     section="0000:00:04.0/virtio-blk", field="vq[0].vring.num", said="no", recorded="1024", loading="256",
-    setting=Setting.QUEUE_SIZE,
+    setting=SetAlike.QUEUE_SIZE,
 )  # fmt: skip
 REASON = Reason(
     use="migration", verdict="reject", causes=(FEATURES,), section="0000:00:05.0/virtio-net",

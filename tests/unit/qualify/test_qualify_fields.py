@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.packs.pack import StatePack
-from harness.qualify.explained import FieldEvidence, Setting
+from harness.qualify.explained import FieldEvidence, SetAlike
 from harness.qualify.fields import (
     LoadError,
     OwnState,
@@ -114,7 +114,7 @@ def test_words_of_the_device_itself_are_kept() -> None:
 
 def test_a_fix_is_told_where_one_is_known() -> None:
     (size,) = parse_errors("VQ 0 vring.num 1024 exceeds allocated max 256")
-    assert size.setting is Setting.QUEUE_SIZE
+    assert size.setting is SetAlike.QUEUE_SIZE
     evidence = FieldEvidence(section=BLK, said="", recorded=1024, loading=256, setting=size.setting)
     assert "queues of 1024 entries" in remedy_text(evidence)
     assert parse_errors("something else broke")[0].setting is None

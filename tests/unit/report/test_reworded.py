@@ -27,7 +27,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
 from harness.qualify.answer import Leg
-from harness.qualify.explained import FieldEvidence, Setting
+from harness.qualify.explained import FieldEvidence, SetAlike
 from harness.qualify.model import QualifyDoc, Reason
 from harness.qualify.run import Context, qualify_doc
 from harness.qualify.static import Disagreement, StaticFinding, StaticNote, StaticState
@@ -185,7 +185,9 @@ def test_the_smallest_case_stays(
     assert (after.spent.sessions, after.spent.loads) == (spent.sessions, spent.loads)
 
 
-FIELD = FieldEvidence(section="slirp", field="len", said="no", recorded=1024, loading="256", setting=Setting.QUEUE_SIZE)
+FIELD = FieldEvidence(
+    section="slirp", field="len", said="no", recorded=1024, loading="256", setting=SetAlike.QUEUE_SIZE
+)
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
 

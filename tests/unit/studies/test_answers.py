@@ -24,12 +24,12 @@ from harness.studies import framing, interval
 from harness.studies.findings import (
     Damage,
     Described,
-    Fault,
     Framed,
     Half,
+    HalfPlace,
     How,
     LostAt,
-    Place,
+    PairFault,
     PrimaryCase,
     Takeover,
     Way,
@@ -76,7 +76,7 @@ def test_a_further_checkpoint_that_is_taken_changes_the_answer() -> None:
 
 def test_a_hung_monitor_is_said() -> None:
     silent = half_case(
-        Half.SILENT, place=Place(lost_at=LostAt.IN_RAM), how=How.SILENT, colo_exit=None, ram_of_next=None,
+        Half.SILENT, place=HalfPlace(lost_at=LostAt.IN_RAM), how=How.SILENT, colo_exit=None, ram_of_next=None,
         further_checkpoint=None, takeover=Takeover(status="no-answer"),
     )  # fmt: skip
     found = half_of(silent)
@@ -86,7 +86,7 @@ def test_a_hung_monitor_is_said() -> None:
 
 
 def test_primaries_that_were_not_decided_do_not_count() -> None:
-    found = half_of(primary=(primary_case(), PrimaryCase(fault=Fault.SILENT, undecided="hung")))
+    found = half_of(primary=(primary_case(), PrimaryCase(fault=PairFault.SILENT, undecided="hung")))
     figures = found.figures
     assert (figures.primary_cases, figures.primary_undecided, figures.primary_alone) == (1, 1, 0)
     assert "1 real pair did not get to its checkpoints" in finding_text(found)
@@ -99,16 +99,16 @@ def test_primaries_that_were_not_decided_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        (Place(), "before the first section"),
-        (Place(section="dev"), "behind dev"),
-        (Place(section="dev", byte=3, of=9), "byte 3 of 9 of dev"),
-        (Place(section="dev", damage=Damage.IDSTR), "idstr of dev"),
-        (Place(left_out=4, of=9), "4 of 9 left out at the end"),
-        (Place(lost_at=LostAt.AFTER_REPLY), "after CHECKPOINT_REPLY"),
-        (Place(lost_at=LostAt.BEFORE_LAST_BYTE), "before its last byte"),
+        (HalfPlace(), "before the first section"),
+        (HalfPlace(section="dev"), "behind dev"),
+        (HalfPlace(section="dev", byte=3, of=9), "byte 3 of 9 of dev"),
+        (HalfPlace(section="dev", damage=Damage.IDSTR), "idstr of dev"),
+        (HalfPlace(left_out=4, of=9), "4 of 9 left out at the end"),
+        (HalfPlace(lost_at=LostAt.AFTER_REPLY), "after CHECKPOINT_REPLY"),
+        (HalfPlace(lost_at=LostAt.BEFORE_LAST_BYTE), "before its last byte"),
     ],
 )
-def test_places(place: Place, text: str) -> None:
+def test_places(place: HalfPlace, text: str) -> None:
     assert place_text(place) == text
 
 
