@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.arch import architecture_named
-from harness.commands.options import err, json_option, print_json, run_option
+from harness.commands.output import err, print_json
 from harness.errors import PackError, PostloadError, UsageError
 from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries
@@ -28,21 +28,12 @@ from harness.triage.elsewhere import check_case, made_here
 from harness.triage.interrupt import one_interrupt
 
 
-@click.command(name="bisect")
-@click.argument("cell")
-@run_option
-@click.option("--bundle", type=click.Path(path_type=Path), metavar="DIR", help="Its bundle, where there is one.")
-@click.option("--good", required=True, metavar="QEMU", help="Path or installed name of one without the failure.")
-@click.option("--bad", required=True, metavar="QEMU", help="Path or installed name of one with it.")
-@click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="A build to try too; may be given again.")
-@json_option
-def bisect_command(
+def bisect_cell(
     cell: str, run: Path, bundle: Path | None, good: str, bad: str, qemus: tuple[str, ...], as_json: bool
 ) -> int:
-    """Say which version changed a finding: between installed versions and your own builds.
+    """Print the change; returns the exit code.
 
-    CELL is the id of a cell in DIR/matrix.json, or a part of it. Every installed QEMU between GOOD and BAD is tried
-    with the script of the cell's bundle, which is made for the purpose where --bundle does not name one.
+    :raises HarnessError: no version can be named
     """
     passing = _binary(good)
     guests = architecture_named(passing[1].target)

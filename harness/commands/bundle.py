@@ -9,7 +9,7 @@ import click
 from rich.markup import escape
 
 from harness.arch import architecture_of
-from harness.commands.options import err, json_option, print_json, run_option
+from harness.commands.output import err, print_json
 from harness.errors import HarnessError
 from harness.qemu.binary import find_binary
 from harness.qemu.installed import entries, launched
@@ -21,24 +21,10 @@ from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
 from harness.triage.interrupt import one_interrupt
 
 
-@click.command()
-@click.argument("cell")
-@run_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle; a new folder.")
-@click.option(
-    "--qemu",
-    "qemus",
-    multiple=True,
-    metavar="QEMU",
-    help="Try it on this one too, in place of all that are installed; may be given again.",
-)
-@json_option
 def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: bool) -> int:
-    """Write what a bug report needs: smallest case, script to reproduce it, text of the issue.
+    """Write the bundle; returns the exit code.
 
-    CELL is the id of a cell in DIR/matrix.json, or a part of it. The case is that of postload minimise where it was
-    run, else the cell's own. The script is run once on the QEMU that the cell was found on,
-    and on the others that are installed.
+    :raises HarnessError: it was written, and does not show the failure
     """
     others = [str(find_binary(name)) for name in qemus] or _installed(cell, run)
     with one_interrupt(), err.status("Making the case small and trying it"):

@@ -9,26 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.markup import escape
 
 from harness.arch import architecture_named
 from harness.arch.accel import choose_accel
-from harness.commands.options import (
-    accel_option,
-    binaries_of,
-    check_machines,
-    err,
-    guest_maker,
-    guest_option,
-    jobs_option,
-    json_option,
-    names,
-    out_option,
-    profiles_option,
-    run_scope,
-    shared,
-)
+from harness.commands.output import err
+from harness.commands.resolve import binaries_of, check_machines, guest_maker, run_scope
 from harness.devices.device import select_devices
 from harness.errors import UsageError
 from harness.report.claims import question_text
@@ -39,24 +25,7 @@ from harness.results.document import MatrixDoc
 from harness.studies.run import QUESTIONS, Asked, answer_all, exit_status
 
 
-@click.command()
-@click.option("--qemu", metavar="PATH", help="QEMU to ask.")
-@click.option(
-    "--machine",
-    "machines",
-    multiple=True,
-    callback=names,
-    help="Machine types.  [default: pc,q35 for question 1, pc for the others]",
-)
-@click.option(
-    "--question",
-    "questions",
-    type=click.IntRange(min(QUESTIONS), max(QUESTIONS)),
-    multiple=True,
-    help="Number of a question; may be given again.  [default: all]",
-)
-@shared(jobs_option, accel_option, guest_option, profiles_option, out_option, json_option)
-def claims(**given: Any) -> int:
+def claims(given: dict[str, Any]) -> int:
     """Answer questions about COLO with numbers from this QEMU: asserts, half checkpoints, framing, frequency."""
     binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"])
     machines = given["machines"]

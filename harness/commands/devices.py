@@ -8,25 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.markup import escape
 
 from harness.arch import architecture_of
-from harness.commands.options import (
-    accel_option,
-    check_machines,
-    common_accel,
-    err,
-    guest_maker,
-    guest_option,
-    host_binaries,
-    json_option,
-    machine_option,
-    print_json,
-    qemu_option,
-    run_scope,
-    shared,
-)
+from harness.commands.output import err, print_json
+from harness.commands.resolve import check_machines, common_accel, guest_maker, host_binaries, run_scope
 from harness.devices.device import device_types
 from harness.devices.recipe import load_recipe
 from harness.qemu.binary import QemuBinary
@@ -37,15 +23,7 @@ from harness.yamlfile import line_of
 _MARKS = {True: "ok", False: "wrong", None: "-"}
 
 
-@click.group()
-def devices() -> None:
-    """Devices that can be judged, and whether a recipe works."""
-
-
-@devices.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@shared(qemu_option, machine_option, accel_option, guest_option, json_option)
-def check(file: Path, **given: Any) -> int:
+def check(file: Path, given: dict[str, Any]) -> int:
     """Try a device recipe on a real QEMU: does it start, own sections, and do its guest commands work?"""
     device = load_recipe(file)
     binaries = host_binaries(given["qemus"], device_types([device]), given["machines"])

@@ -13,7 +13,8 @@ from typing import Any
 from rich.markup import escape
 
 from harness.commands.doctor import host_facts
-from harness.commands.options import err, run_scope
+from harness.commands.output import err
+from harness.commands.resolve import run_scope
 from harness.errors import HostError, PostloadError
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.walls import standing

@@ -7,9 +7,7 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-import click
-
-from harness.commands.options import err, json_option, print_json, run_option
+from harness.commands.output import err, print_json
 from harness.errors import MissingError, PostloadError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -25,19 +23,8 @@ from harness.triage.interrupt import one_interrupt
 from harness.triage.stack import binary_of, given_binary, has_stack, kept_stack, repeat_under_gdb, told_stack
 
 
-@click.command(name="explain")
-@click.argument("cell")
-@run_option
-@click.option("--backtrace/--no-backtrace", default=True, help="Repeat a crash or a hang under gdb; yes.")
-@click.option("--qemu", metavar="QEMU", help="Path or installed name of the QEMU to repeat it with; the cell's.")
-@click.option("--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to look it up in.")
-@json_option
-def explain_command(cell: str, run: Path, backtrace: bool, qemu: str | None, known: Path | None, as_json: bool) -> int:
-    """Tell all that is known of CELL: verdict, section, stack, log, smallest case, and what to type next.
-
-    CELL is the id of a cell in DIR/matrix.json, or a part of it. The stack is kept in DIR/backtraces.
-    Exit code 3 when nothing was judged, so that nothing can be told.
-    """
+def explain_cell(cell: str, run: Path, backtrace: bool, qemu: str | None, known: Path | None, as_json: bool) -> int:
+    """Print what is known; returns the exit code."""
     doc = read_matrix(run)
     found = find_cell(doc, cell)
     binary = given_binary(qemu) if qemu else None

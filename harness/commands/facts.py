@@ -10,15 +10,8 @@ from typing import Any
 import click
 
 from harness.arch.accel import FAST_ACCEL_S, prove_accel
-from harness.commands.options import (
-    binaries_of,
-    check_machines,
-    json_option,
-    print_json,
-    profiles_option,
-    qemu_option,
-    shared,
-)
+from harness.commands.output import print_json
+from harness.commands.resolve import binaries_of, check_machines
 from harness.devices.device import Device
 from harness.facts import collect_facts, kvm_tried
 from harness.guests.machine import Machine
@@ -31,15 +24,8 @@ _INDENT = " " * 12
 _MEMORY_MIB = 64
 
 
-@click.command()
-@shared(qemu_option)
-@click.option("--machine", default="pc", show_default=True, help="Machine type whose virtio devices are asked.")
-@shared(profiles_option, json_option)
 def host(qemus: Sequence[str], machine: str, profiles: Path | None, as_json: bool) -> int:
-    """Show what this host is: kernel, CPU, KVM, modules, QEMUs and the virtio features that they offer.
-
-    The same document is kept in every state pack, so that qualify can compare two hosts.
-    """
+    """Print the facts; returns the exit code."""
     builds, known = binaries_of(qemus, profiles, machines=[machine])
     check_machines(builds, [machine])
     accel = prove_accel(builds[0], "kvm", timeout_s=FAST_ACCEL_S)

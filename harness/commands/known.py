@@ -5,37 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 from rich.markup import escape
 from rich.table import Table
 
-from harness.commands.options import json_option, print_json, run_option
+from harness.commands.output import print_json
 from harness.report.console import SafeConsole
 from harness.results.document import find_cell
 from harness.results.folder import read_matrix
-from harness.results.known import DEFAULT_FILE, add_known, load_known
-
-file_option = click.option(
-    "--file",
-    "path",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_FILE,
-    metavar="FILE",
-    help=f"File of known issues; {DEFAULT_FILE}.",
-)
+from harness.results.known import add_known, load_known
 
 
-@click.group()
-def known() -> None:
-    """Keep the failures that somebody has looked at; --known FILE expects them."""
-
-
-@known.command("add")
-@click.argument("cell")
-@run_option
-@click.option("--link", required=True, metavar="URL", help="Where it is written about.")
-@click.option("--note", default="", metavar="TEXT", help="A word to who meets it next.")
-@file_option
 def add(cell: str, run: Path, link: str, note: str, path: Path) -> int:
     """Add the finding of a cell, by its id or a part of it that no other has."""
     found = find_cell(read_matrix(run), cell)
@@ -45,9 +24,6 @@ def add(cell: str, run: Path, link: str, note: str, path: Path) -> int:
     return 0
 
 
-@known.command("list")
-@file_option
-@json_option
 def list_known(path: Path, as_json: bool) -> int:
     """Show the known issues."""
     issues = load_known(path)

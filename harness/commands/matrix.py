@@ -6,59 +6,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 from harness.arch import architecture_of
 from harness.arch.accel import choose_accel, kvm_state
 from harness.commands.execute import carry_out
-from harness.commands.options import (
-    accel_option,
+from harness.commands.output import err
+from harness.commands.resolve import (
     binaries_of,
-    budget_option,
     check_machines,
     common_accel,
-    confirm_option,
-    cpus_option,
-    device_option,
     emit,
-    err,
     guest_maker,
-    guest_option,
-    jobs_option,
-    json_option,
-    known_option,
-    loads_option,
-    machine_option,
-    mode_option,
-    out_option,
-    phase_option,
-    processes_option,
-    profiles_option,
-    qemu_option,
-    quick_option,
     replay_options,
     rows_and_phases,
-    run_ms_option,
-    schedule_option,
-    shared,
 )
 from harness.devices.device import select_devices
 from harness.errors import UsageError
+from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.report import inspection
 from harness.report.terminal import LiveProgress
-from harness.state.recorder import PHASES, ordered_phases
+from harness.state.recorder import ordered_phases
 from harness.state.recordings import make_recording
 from harness.work.run import Options, load_pack_rows
 
 
-@click.command()
-@shared(qemu_option, machine_option, device_option, phase_option, schedule_option, mode_option, loads_option)
-@shared(run_ms_option, quick_option, confirm_option, jobs_option, processes_option, budget_option, accel_option)
-@shared(guest_option, cpus_option, profiles_option, known_option, out_option)
-@click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
-@json_option
-def matrix(**given: Any) -> int:
+def matrix(given: dict[str, Any]) -> int:
     """Record guests, reload their state, print which devices survive."""
     binaries, profiles = binaries_of(given["qemus"], given["profiles"], machines=given["machines"])
     check_machines(binaries, given["machines"])
@@ -70,7 +42,7 @@ def matrix(**given: Any) -> int:
         machines=tuple(given["machines"]),
         profiles=tuple(device for device in profiles.values() if device.default or device.name in wanted),
         devices=tuple(wanted),
-        phases=tuple(ordered_phases(given["phases"] or PHASES)),
+        phases=tuple(ordered_phases(given["phases"] or USUAL_PHASES)),
         fresh=given["fresh"],
         cpus=given["cpus"],
         **replay_options(given),
@@ -79,18 +51,7 @@ def matrix(**given: Any) -> int:
     return carry_out(chosen, accel, given, lambda run: run.execute(), guest=guest)
 
 
-@click.command()
-@click.option("--qemu", metavar="QEMU", help="Path or installed name of the QEMU to record with.")
-@click.option("--machine", default="pc", show_default=True, help="Machine type, or pc, q35 or virt: the newest.")
-@shared(device_option, phase_option, accel_option, guest_option, cpus_option, profiles_option)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="NAME.pack: one file that travels; any other name: a folder.",
-)
-@json_option
-def record(**given: Any) -> int:
+def record(given: dict[str, Any]) -> int:
     """Boot one guest and record its phases into a state pack."""
     qemus = [given["qemu"]] if given["qemu"] else []
     binaries, profiles = binaries_of(qemus, given["profiles"], machines=[given["machine"]])
@@ -98,7 +59,7 @@ def record(**given: Any) -> int:
     if given["out"].exists():
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
     chosen = select_devices(profiles, given["devices"])
-    phases = ordered_phases(given["phases"] or PHASES)
+    phases = ordered_phases(given["phases"] or USUAL_PHASES)
     if not any(map(architecture_of(given["machine"]).has_phase, phases)):
         raise UsageError(f"{given['machine']} has no phase {', '.join(phases)}: it starts its kernel without firmware")
     guest = guest_maker(given["guest"], [given["machine"]], given["cpus"])
@@ -120,12 +81,7 @@ def record(**given: Any) -> int:
     return 0
 
 
-@click.command()
-@click.argument("pack", type=click.Path(path_type=Path))
-@shared(qemu_option, device_option, phase_option, schedule_option, mode_option, loads_option, run_ms_option)
-@shared(quick_option, confirm_option, jobs_option, processes_option, budget_option, profiles_option, known_option)
-@shared(out_option, json_option)
-def replay(pack: Path, **given: Any) -> int:
+def replay(pack: Path, given: dict[str, Any]) -> int:
     """Reload a recorded state pack."""
     with StatePack(pack) as opened:
         machine = opened.manifest.machine

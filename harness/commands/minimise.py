@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.commands.options import binaries_of, err, json_option, print_json, run_option, run_scope
+from harness.commands.output import err, print_json
+from harness.commands.resolve import binaries_of, run_scope
 from harness.engines.buffers import Buffers
 from harness.engines.probe import probe_colo
 from harness.errors import Stopped, UsageError
@@ -38,17 +38,8 @@ _PASSES = 1
 _ISOLATED_TRIES = 5
 
 
-@click.command()
-@click.argument("cell")
-@run_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the case; cases/CELL in the run's.")
-@click.option("--qemu", metavar="QEMU", help="Path or installed name; the one of the cell.")
-@json_option
 def minimise(cell: str, run: Path, out: Path | None, qemu: str | None, as_json: bool) -> int:
-    """Make the smallest case of a failing CELL of a run: loads, sections, memory, fields.
-
-    Ctrl-C loses nothing: the same command goes on from there. Exit code 3 when the cell does not fail any more.
-    """
+    """Print and keep the smallest case; returns the exit code."""
     found = find_cell(read_matrix(run), cell)
     folder = out or case_folder(run, found)
     try:

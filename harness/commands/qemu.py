@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness.commands.options import err, json_option, print_json
+from harness.commands.output import err, print_json
 from harness.errors import UsageError
 from harness.qemu.install import install_own, install_version
 from harness.qemu.installed import Installed, entries
@@ -22,31 +21,10 @@ from harness.qemu.versions import load_versions
 from harness.report.console import SafeConsole
 
 
-@click.group()
-def qemu() -> None:
-    """Install QEMUs of several versions side by side, without root and apart from the host's."""
-
-
-@qemu.command()
-@click.argument("what", metavar="VERSION|NAME=PATH")
-@click.option("--full", is_flag=True, help="With the modules for OpenGL, SPICE and remote disks; up to 80 MB more.")
-@click.option("--refresh", is_flag=True, help="Ask the mirror for newer packages of a version that is installed.")
-@click.option(
-    "--datadir",
-    "datadirs",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Firmware folder (-L); may be repeated.",
-)
-@click.option("--module-dir", type=click.Path(path_type=Path), help="Folder of the build's modules.")
-@click.option("--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable to start it with; may be repeated.")
 def install(
     what: str, full: bool, refresh: bool, datadirs: tuple[Path, ...], module_dir: Path | None, env: tuple[str, ...]
 ) -> int:
-    """Install a version of Debian's (5.2, 7.2, 10.0, 11.1), or give an own build a name: asan=/path/to/qemu.
-
-    Afterwards the name stands for it: --qemu 10.0.
-    """
+    """Install one, and say what was installed; returns the exit code."""
     started = time.monotonic()
     name, own, path = what.partition("=")
     if own:
@@ -65,9 +43,7 @@ def install(
     return 0
 
 
-@qemu.command(name="list")
-@json_option
-def list_(as_json: bool) -> int:
+def list_installed(as_json: bool) -> int:
     """Show the QEMUs that have a name, and the versions that can be installed."""
     there = entries()
     if as_json:
@@ -86,8 +62,6 @@ def list_(as_json: bool) -> int:
     return 0
 
 
-@qemu.command()
-@click.argument("name")
 def remove(name: str) -> int:
     """Forget a name, and delete its folder in the cache; never files of yours."""
     gone = remove_name(name)

@@ -15,57 +15,39 @@ from rich.markup import escape
 
 from harness.arch.accel import choose_accel, kvm_state
 from harness.commands.execute import begin, shown_run, told_walls
-from harness.commands.options import (
-    accel_option,
+from harness.commands.options import QUALIFY_SCHEDULES
+from harness.commands.output import err
+from harness.commands.resolve import (
     binaries_of,
-    budget_option,
     check_machines,
     common_accel,
-    cpus_option,
-    device_option,
-    err,
-    global_option,
     guest_maker,
-    guest_option,
-    jobs_option,
-    json_option,
-    machine_option,
     members,
-    names,
-    out_option,
     overrides,
-    phase_option,
-    processes_option,
-    profiles_option,
     rows_and_phases,
-    run_ms_option,
     run_scope,
-    shared,
 )
 from harness.devices.device import Device, select_devices
 from harness.engines.schedule import Schedule
 from harness.errors import UsageError
 from harness.facts import KvmTried, collect_facts, kvm_tried
+from harness.names import MIGRATIONS, USES, USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import GuestWitness
-from harness.qualify.model import DECIDING, DECIDING_BETWEEN_VERSIONS, USES, QualifyDoc, exit_code
+from harness.qualify.model import QualifyDoc, exit_code
 from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
 from harness.report.console import SafeConsole
 from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
 from harness.report.writer import FORMATS, write_reports
-from harness.results.document import MIGRATIONS, MatrixDoc
+from harness.results.document import MatrixDoc
 from harness.results.events import Answered, EventLog
 from harness.results.folder import held_against
 from harness.results.known import load_known
-from harness.state.recorder import PHASES, ordered_phases
+from harness.state.recorder import ordered_phases
 from harness.state.transforms import GuestMode
 from harness.work.run import Options, Run, load_pack_rows
-
-#: Enough for what breaks at all; a matrix of one QEMU goes deeper.
-DEFAULT_LOADS = 20
-SCHEDULES = ("same", "alternate", "back-to-back")
 
 _POLL_S = 0.1
 #: Options that a pack has decided already, by the names of their parameters.
@@ -77,38 +59,10 @@ _RECORDING = {
 Work = Callable[[Run, Context], MatrixDoc]
 
 
-@click.command()
-@click.argument("pack", type=click.Path(path_type=Path), required=False)
-@click.option("--from", "sources", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests come from.")
-@click.option("--to", "targets", multiple=True, callback=names, metavar="QEMU", help="QEMUs that guests go to.")
-@click.option("--both-ways", is_flag=True, help="Answer for the way back too: from --to to --from.")
-@click.option(
-    "--for",
-    "uses",
-    multiple=True,
-    callback=names,
-    metavar="USE",
-    help=f"Uses that decide the answer: {', '.join(USES)}.  "
-    f"[default: {','.join(DECIDING_BETWEEN_VERSIONS)}, and {DECIDING[-1]} between hosts of one version]",
-)
-@click.option(
-    "--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="COLO loads for each cell."
-)
-@click.option(
-    "--schedule", "schedules", multiple=True, callback=names, help=f"COLO schedules.  [default: {','.join(SCHEDULES)}]"
-)
-@shared(machine_option, device_option, phase_option, run_ms_option, global_option, jobs_option, accel_option)
-@shared(processes_option, budget_option, guest_option, cpus_option, profiles_option, out_option)
-@click.option(
-    "--known", type=click.Path(path_type=Path), metavar="FILE", help="Known issues to name. They count all the same."
-)
-@click.option("--fresh", is_flag=True, help="Record anew even when a recording is kept.")
-@json_option
-@click.pass_context
-def qualify(context: click.Context, /, pack: Path | None, **given: Any) -> int:
-    """Say whether guests of one QEMU or host live on another: go, no-go or unknown, with the reasons.
+def qualify(context: click.Context, pack: Path | None, given: dict[str, Any]) -> int:
+    """Returns the exit code of the answer.
 
-    Give a state PACK that the old host recorded, or --from and --to. Ends with 0 for go, 1 for no-go, 3 for unknown.
+    :param context: of the command, which knows what was typed and what is a default
     """
     uses = _uses(given["uses"])
     if pack is not None:
@@ -175,8 +129,8 @@ def _options(
         machines=tuple(given["machines"]),
         profiles=() if profiles is None else tuple(profiles.values()),
         devices=tuple(rows),
-        phases=tuple(ordered_phases(given["phases"] or PHASES)),
-        schedules=members(Schedule, given["schedules"] or list(SCHEDULES), "schedule"),
+        phases=tuple(ordered_phases(given["phases"] or USUAL_PHASES)),
+        schedules=members(Schedule, given["schedules"] or QUALIFY_SCHEDULES, "schedule"),
         guest_modes=(GuestMode.RUNNING,),
         loads=given["loads"],
         jobs=given["jobs"],

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.markup import escape
 
 from harness.commands.execute import report_matrix
-from harness.commands.options import DEFAULT_OUT, err, json_option, names
+from harness.commands.output import err
 from harness.commands.qualify import report_answer, write_answer
 from harness.errors import UsageError
 from harness.facts import KvmTried
@@ -24,18 +23,8 @@ from harness.results.events import EVENTS_NAME, Fold, cut_bytes, fold_file, is_b
 from harness.results.folder import held_against
 
 
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path), default=DEFAULT_OUT, required=False, metavar="[DIR]")
-@click.option(
-    "--format", "formats", multiple=True, callback=names, help=f"What to write: {','.join(FORMATS)}.  [default: all]"
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: DIR]")
-@json_option
 def report(run: Path, formats: list[str], out: Path | None, as_json: bool) -> int:
-    """Make the reports of a run anew from its cells.jsonl, also of a run that was killed or still goes on.
-
-    Ends as the run did, and with 3 when the run has not come to its end.
-    """
+    """Make the reports; returns the exit code of the run."""
     for name in formats:
         if name not in FORMATS:
             raise UsageError(f"--format {name!r}: expected one of {', '.join(FORMATS)}")

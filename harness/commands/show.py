@@ -5,30 +5,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 from rich.markup import escape
 from rich.table import Table
 
 from harness.commands.doctor import check_host
-from harness.commands.options import emit, json_option, print_json
+from harness.commands.output import print_json
+from harness.commands.resolve import emit
 from harness.report import inspection
 from harness.report.console import SafeConsole
 
 
-@click.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--section", metavar="IDSTR", help="Only sections whose idstr holds this text.")
-@click.option("--phase", help="Of a state pack: the phase to show.")
-@json_option
 def inspect(path: Path, section: str | None, phase: str | None, as_json: bool) -> int:
     """Show what a state pack or a migration stream holds, down to the field."""
     emit(inspection.inspect_path(path, section=section, phase=phase), as_json)
     return 0
 
 
-@click.command()
-@click.option("--qemu", metavar="PATH", help="QEMU to look at.")
-@json_option
 def doctor(qemu: str | None, as_json: bool) -> int:
     """Say what this host has and lacks, and what to install."""
     checks = check_host(qemu)

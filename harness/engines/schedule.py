@@ -24,9 +24,6 @@ class Schedule(StrEnum):
     BACK_TO_BACK = "back-to-back"
 
 
-#: In the order of the report.
-SCHEDULES = tuple(Schedule)
-
 #: Back to back: loads in one device buffer. The buffer of a secondary grows by the page, so this bounds memory.
 BUFFER_LOADS = 100
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness import names
 from harness.lanes import checks, migrations, schedules
 from harness.lanes.lane import Lane
 
-LANES: Mapping[str, Lane] = {lane.name: lane for lane in (*migrations.LANES, *schedules.LANES, *checks.LANES)}
-MIGRATIONS = tuple(lane.name for lane in migrations.LANES)
-SCHEDULES = tuple(lane.name for lane in schedules.LANES)
-ORACLES = tuple(lane.name for lane in checks.LANES)
+_ALL = (*migrations.LANES, *schedules.LANES, *checks.LANES)
+
+LANES: Mapping[str, Lane] = names.in_order("lanes", names.LANES, {lane.name: lane for lane in _ALL})

@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 
 from harness.arch import family_of
 from harness.engines.schedule import Schedule
+from harness.names import DECIDING, DECIDING_BETWEEN_VERSIONS, MIGRATIONS, USES
 from harness.qualify.model import (
-    DECIDING,
-    DECIDING_BETWEEN_VERSIONS,
-    USES,
     Answer,
     DeviceAnswer,
     PairAnswer,
@@ -21,7 +19,7 @@ from harness.qualify.model import (
     worst,
 )
 from harness.results.cause import KvmRefused, Side, Unsupported
-from harness.results.document import MIGRATIONS, Cell, MachineResult, MatrixDoc, Qemu
+from harness.results.document import Cell, MachineResult, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
 
 #: Adds to a reason what the evidence of its cell says: cause, field, remedy.

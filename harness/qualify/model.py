@@ -21,13 +21,6 @@ from harness.results.document import Qemu, read_model
 from harness.results.outcome import Outcome, Repeats
 
 SCHEMA = "postload.qualify/1"
-#: What a guest is asked to survive; the columns of the table.
-USES = ("migration", "postcopy", "colo")
-#: Which of them decide between hosts of one version, when nothing else is asked for. Postcopy is told apart and
-#: decides only when asked.
-DECIDING = ("migration", "colo")
-#: And between versions: upstream supports COLO with the same version on both sides only.
-DECIDING_BETWEEN_VERSIONS = ("migration",)
 
 
 class Answer(StrEnum):

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from harness.errors import PostloadError, Stopped
 from harness.facts.kvm import KvmTried
+from harness.names import DECIDING, USES
 from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import GuestWitness
-from harness.qualify.model import DECIDING, USES, Answer, Ending, PairAnswer, QualifyDoc, worst
+from harness.qualify.model import Answer, Ending, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import Pair, at_home, ending
 from harness.results.document import MatrixDoc
 from harness.work.run import Subject

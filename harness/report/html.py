@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.names import LANES
 from harness.report.sentences import class_meaning, verdict_meaning, warning_text
 from harness.report.text import duration, number, size
 from harness.report.view import (
@@ -26,7 +27,7 @@ from harness.report.view import (
     sessions,
     verdict_counts,
 )
-from harness.results.document import LANES, Cell, MatrixDoc, Qemu
+from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.verdict import FailureClass, Verdict
 from harness.text import printable
 

@@ -20,8 +20,9 @@ from rich.text import Text
 from harness.errors import HostError
 from harness.facts.compare import FactChange, FactKind, Weight
 from harness.files import write_atomically
+from harness.names import USES
 from harness.qualify.explained import Explained, FieldEvidence
-from harness.qualify.model import USES, Answer, Confirmation, PairAnswer, QualifyDoc, Reason
+from harness.qualify.model import Answer, Confirmation, PairAnswer, QualifyDoc, Reason
 from harness.report.facts import fact_change_text, kvm_text
 from harness.report.reasons import (
     COLO_BETWEEN_VERSIONS,

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
+from harness.names import LANES, PHASES
 from harness.report import sentences
 from harness.report.text import number
-from harness.results.document import LANES, PHASES, Cell, Colo, MachineResult, MatrixDoc, Qemu
+from harness.results.document import Cell, Colo, MachineResult, MatrixDoc, Qemu
 from harness.results.signature import look_of
 from harness.results.verdict import FailureClass, Verdict, rank, worst
 from harness.text import one_line
@@ -33,7 +34,6 @@ PHASE_MEANING = {
     "busy": "I/O in flight",
     "unbound": "driver unbound",
     "rebound": "driver bound again",
-    "reconfigured": "device set up anew by its driver",
     "io-error": "after an I/O error",
 }
 #: More rows than that in one table, or findings one after the other, are not read.

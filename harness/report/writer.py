@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness import names
 from harness.errors import UsageError
 from harness.files import write_together
 from harness.qualify.model import SCHEMA as QUALIFY_SCHEMA
@@ -28,8 +29,9 @@ from harness.studies.model import ClaimsDoc
 HTML_NAME = "matrix.html"
 JUNIT_NAME = "junit.xml"
 MARKDOWN_NAME = "matrix.md"
-#: The reports, by the names that ``--format`` takes.
-FORMATS = {"json": JSON_NAME, "html": HTML_NAME, "junit": JUNIT_NAME, "md": MARKDOWN_NAME}
+#: The file of each report, by the names that ``--format`` takes.
+_FILES = {"json": JSON_NAME, "html": HTML_NAME, "junit": JUNIT_NAME, "md": MARKDOWN_NAME}
+FORMATS = names.in_order("reports", names.FORMATS, _FILES)
 
 
 _dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False, default=str)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
+from harness.names import MIGRATIONS
 from harness.qemu.binary import QemuBinary
 from harness.results.cause import Leaked, Undecided, Unsupported, Why
-from harness.results.document import MIGRATIONS, Cell, Colo, ColoReason, MachineResult, Qemu
+from harness.results.document import Cell, Colo, ColoReason, MachineResult, Qemu
 from harness.results.key import Route
 from harness.results.verdict import Verdict
 

@@ -14,18 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness import __version__
 from harness.errors import UsageError
+from harness.names import SCHEDULES
 from harness.results.cause import Cause
 from harness.results.key import PARKED, CellKey, find_by_key
 from harness.results.outcome import Outcome
 from harness.results.verdict import FailureClass, Verdict
 
 SCHEMA = "postload.matrix/2"
-PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound", "reconfigured", "io-error")
-SCHEDULES = ("same", "alternate", "walk", "back-to-back")
-#: Ordinary migration, before any checkpoint.
-MIGRATIONS = ("plain", "postcopy")
-ORACLES = ("drift", "leak", "guest", "io-error")
-LANES = MIGRATIONS + SCHEDULES + ORACLES
 #: What an oracle loads by; the others load the same bytes one at a time.
 _PARKED_LANES = ("drift", "leak")
 _SCHEDULES_OF = {"leak": "back-to-back"}

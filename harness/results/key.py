@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from harness.arch import architecture_of
 from harness.errors import UsageError
-from harness.state.recorder import PHASES as USUAL_PHASES
+from harness.names import USUAL_PHASES
 
 ALL = "all"
 RUNNING, PARKED = "running", "parked"

@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from harness.errors import ConfigError, HostError, UsageError
 from harness.files import write_atomically
+from harness.names import SCHEDULES
 from harness.qemu.process import scratch_folder
-from harness.results.document import SCHEDULES, Cell, MatrixDoc
+from harness.results.document import Cell, MatrixDoc
 from harness.results.signature import family_of, name_of, plain_section
 from harness.results.verdict import Verdict, exit_code
 from harness.yamlfile import load_model
 
-DEFAULT_FILE = Path("known-issues.yaml")
 HEADER = """\
 # Known issues, for --known. An issue is told by its signature, as matrix.json and "postload explain" give it.
 # affected: versions: 7.2 (any 7.2.x), 7.2.22, 8.*, ">=5.2 <11.1", or "*". fixed_in: the first version without it.

@@ -11,9 +11,6 @@ from harness.engines.schedule import Schedule
 from harness.results.key import USUAL_ACCEL, USUAL_CPUS, CellKey, Route
 from harness.state.transforms import GuestMode
 
-#: 14 cells a row with all phases and schedules, so 1,400 loads for each device on each machine.
-DEFAULT_LOADS = 100
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellPlan:

@@ -22,6 +22,7 @@ from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
+from harness.names import PHASES
 from harness.packs.export import export_pack
 from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
 from harness.packs.pack import StatePack
@@ -35,12 +36,6 @@ from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.owners import Owners, find_owners
 from harness.stream.model import Stream
 from harness.stream.reader import open_stream
-
-#: Recorded when nothing else is asked for.
-PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
-#: In the order in which a guest goes through them. ``io-error`` only when it is asked for: the guest is then
-#: recorded over disks that fail, and it has to be the last, as its requests never end.
-ALL_PHASES = (*PHASES, "io-error")
 
 FIRMWARE_TIMEOUT_S = 30.0
 BOOT_TIMEOUT_S = 120.0
@@ -61,9 +56,9 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     :raises UsageError: a name is unknown
     """
     for name in names:
-        if name not in ALL_PHASES:
-            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(ALL_PHASES)}")
-    return [phase for phase in ALL_PHASES if phase in names]
+        if name not in PHASES:
+            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(PHASES)}")
+    return [phase for phase in PHASES if phase in names]
 
 
 class DeviceFailed(GuestError):
@@ -206,8 +201,8 @@ class _Boot:
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         console = Console(vm.console, vm.process.clock)
         has_phase = self._plan.architecture.has_phase
-        last = max(ALL_PHASES.index(name) for name in filter(has_phase, self._plan.phases))
-        for phase in filter(has_phase, ALL_PHASES[: 1 + last]):
+        last = max(PHASES.index(name) for name in filter(has_phase, self._plan.phases))
+        for phase in filter(has_phase, PHASES[: 1 + last]):
             self._progress(phase)
             start = time.monotonic()
             self._reach(phase, vm, console)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
+from harness import names
 from harness.arch import architecture_of
 from harness.devices.device import Device
 from harness.engines.buffers import Buffers
@@ -15,18 +16,19 @@ from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule, plan_loads
 from harness.errors import HarnessError, PostloadError, UsageError
 from harness.guests.build import GuestMaker
+from harness.names import USUAL_PHASES, in_order
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.state import recordings
 from harness.state.owners import settled
-from harness.state.recorder import PHASES, Plan
+from harness.state.recorder import Plan
 from harness.state.recordings import planned_guests, recording_plan
 from harness.studies import framing, half, interval, loads
 from harness.studies.model import ClaimsDoc, Effort, Lab, Question, StudyAnswer, document
 
 _ALL = (loads.QUESTION, half.QUESTION, framing.QUESTION, interval.QUESTION)
-QUESTIONS: Mapping[int, Question] = {question.number: question for question in _ALL}
+QUESTIONS: Mapping[int, Question] = in_order("questions", names.QUESTIONS, {each.number: each for each in _ALL})
 #: Loads of the whole state after which a machine counts as healthy enough for the questions behind the first.
 _TRIAL_LOADS = 3
 
@@ -112,7 +114,7 @@ def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
     first = planned_guests(name, family, devices).guests[0]
     able, _ = settled(asked.binary, first, asked.accel, asked.scope)
     guest = asked.guest(architecture_of(name))
-    plan = recording_plan(binary=asked.binary, accel=asked.accel, guest=guest, planned=able, phases=PHASES)
+    plan = recording_plan(binary=asked.binary, accel=asked.accel, guest=guest, planned=able, phases=USUAL_PHASES)
     with kept_pack(plan, asked.stage, asked.scope) as pack:
         lab = Lab(
             binary=asked.binary,

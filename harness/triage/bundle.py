@@ -33,11 +33,12 @@ from harness.arch import architecture_of
 from harness.devices.device import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
 from harness.files import temp_dir
+from harness.names import MIGRATIONS
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
 from harness.qemu.walls import script_confined
-from harness.results.document import MIGRATIONS, Cell, find_cell
+from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.outcome import Outcome
 from harness.results.signature import signature_of_cell

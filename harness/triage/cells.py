@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from harness.results.document import MIGRATIONS, Cell
+from harness.names import MIGRATIONS
+from harness.results.document import Cell
 
 
 def phase_of(cell: Cell) -> str:

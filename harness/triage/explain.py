@@ -14,9 +14,10 @@ from pathlib import Path
 
 from harness.devices.recipe import load_recipes
 from harness.errors import UsageError
+from harness.names import LANES, PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.threads import THREADS
-from harness.results.document import LANES, PHASES, Cell, MachineResult, MatrixDoc
+from harness.results.document import Cell, MachineResult, MatrixDoc
 from harness.results.known import Issue
 from harness.results.sanitizer import Report, parse_reports
 from harness.results.signature import Signature, family_of, look_of, name_of, signature_of_cell

@@ -14,13 +14,14 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan
 from harness.errors import HarnessError, HostError, QemuError, Stopped, UsageError
 from harness.experiments.leak import LeakBench, LeakBudget
+from harness.names import MIGRATIONS
 from harness.oracles.leak import MIN_LEAK_BYTES, growth
 from harness.oracles.load import judge
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbed, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.cause import Leaked, LoadedBy, Resource
-from harness.results.document import MIGRATIONS, Cell
+from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.results.voided import is_void

@@ -21,7 +21,8 @@ from harness.guests.build import GuestMaker
 from harness.guests.planner import PlannedGuest
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
-from harness.lanes.registry import LANES, MIGRATIONS, ORACLES
+from harness.lanes.registry import LANES
+from harness.names import MIGRATIONS, ORACLES, USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -37,7 +38,7 @@ from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.owners import Owners, settled
-from harness.state.recorder import PHASES, DeviceFailed, ordered_phases
+from harness.state.recorder import DeviceFailed, ordered_phases
 from harness.state.recordings import Recordings, machine_names, missing, planned_guests, reached, recording_plan
 from harness.state.transforms import GuestMode
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
@@ -469,7 +470,7 @@ class Run:
             accel=self._options.accel,
             guest=self._guest(architecture_of(planned.plan.machine)),
             planned=planned,
-            phases=ordered_phases([*PHASES, *self._options.phases]),
+            phases=ordered_phases([*USUAL_PHASES, *self._options.phases]),
         )
         return self._recordings.pack(plan)
 

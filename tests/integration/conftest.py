@@ -28,9 +28,10 @@ from harness.engines.probe import ColoAbility, probe_colo
 from harness.errors import HostError, MissingError
 from harness.guests.build import Guest, build_guest
 from harness.guests.recipe import load_recipe
+from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
-from harness.state.recorder import PHASES, Plan
+from harness.state.recorder import Plan
 from harness.state.recordings import Recordings, missing, planned_guests, recording_plan
 
 HERE = Path(__file__).resolve().parent
@@ -121,7 +122,7 @@ def plan_of(built_guest: Guest) -> Callable[[QemuBinary, str], Plan]:
         able = [device for device in devices if missing(device, binary, family, family) is None]
         accel = choose_accel(binary, "auto").name
         guest = planned_guests(machine.name, family, able).guests[0]
-        return recording_plan(binary=binary, accel=accel, guest=built_guest, planned=guest, phases=PHASES)
+        return recording_plan(binary=binary, accel=accel, guest=built_guest, planned=guest, phases=USUAL_PHASES)
 
     return plan
 

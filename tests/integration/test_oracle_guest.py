@@ -17,13 +17,13 @@ from harness.engines.setting import Setting
 from harness.experiments.guestlife import CHECK_TIMEOUT_S, GuestLife, guest_life
 from harness.guests.console import Console
 from harness.guests.machine import DiskKind
+from harness.names import USUAL_PHASES
 from harness.oracles.guestfault import judge_life
 from harness.oracles.oracle import Opinion
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
-from harness.state.recorder import PHASES
 from harness.state.transforms import GuestMode, encode, label_of, sections_for
 from harness.stream.model import Section
 
@@ -74,7 +74,7 @@ def assert_healthy(life: GuestLife) -> None:
     assert {check.device for check in life.checks} == ALL - {"platform"}
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", USUAL_PHASES)
 def test_a_healthy_guest_passes_on_pc(live: Live, pc_pack: StatePack, phase: str) -> None:
     assert_healthy(live(pc_pack, phase))
 

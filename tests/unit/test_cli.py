@@ -16,7 +16,7 @@ from made_cells import made_cell
 from harness import cli
 from harness.colo.primary import ENABLE_COLO
 from harness.commands import matrix as matrix_module
-from harness.commands import options as options_module
+from harness.commands import resolve as resolve_module
 from harness.engines.probe import ColoAbility
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.lanes import schedules
@@ -58,11 +58,11 @@ def postload(
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     """A QEMU on paper in place of the host's; nothing is downloaded either."""
-    monkeypatch.setattr(options_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
-    monkeypatch.setattr(options_module, "find_binary", lambda _: Path(binary.path))
-    monkeypatch.setattr(options_module, "probe_binary", lambda *_: binary)
+    monkeypatch.setattr(resolve_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
+    monkeypatch.setattr(resolve_module, "find_binary", lambda _: Path(binary.path))
+    monkeypatch.setattr(resolve_module, "probe_binary", lambda *_: binary)
     on_paper = AccelState(name="tcg", usable=True, reason="on paper")
-    for module in (options_module, matrix_module):
+    for module in (resolve_module, matrix_module):
         monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
     return binary

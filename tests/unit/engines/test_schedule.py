@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engines.schedule import BUFFER_LOADS, SCHEDULES, Schedule, plan_loads, walk
+from harness.engines.schedule import BUFFER_LOADS, Schedule, plan_loads, walk
 from harness.errors import UsageError
 
 NAMES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
@@ -20,7 +20,7 @@ def phases_for(schedule: Schedule, count: int) -> tuple[str, ...]:
     return NAMES[:1] if schedule in (Schedule.SAME, Schedule.BACK_TO_BACK) else NAMES[: max(count, 2)]
 
 
-@given(schedule=st.sampled_from(SCHEDULES), count=st.integers(1, 6), loads=st.integers(1, 700))
+@given(schedule=st.sampled_from(Schedule), count=st.integers(1, 6), loads=st.integers(1, 700))
 def test_exactly_as_many_loads_as_asked(schedule: Schedule, count: int, loads: int) -> None:
     phases = phases_for(schedule, count)
     plan = plan_loads(schedule, phases, loads)
@@ -66,7 +66,7 @@ def test_back_to_back_fills_buffers(loads: int, buffers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("loads", [0, -1])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", Schedule)
 def test_no_loads_are_refused(schedule: Schedule, loads: int) -> None:
     with pytest.raises(UsageError, match=f"--loads {loads}"):
         plan_loads(schedule, phases_for(schedule, 2), loads)

@@ -11,9 +11,10 @@ from made_cells import changed, made_cell, refused
 from rich.console import Console
 
 from harness.colo.messages import Step
+from harness.names import DECIDING, USES
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.explained import NotLookedFor
-from harness.qualify.model import DECIDING, USES, Answer, Reason, Stray, exit_code, worst
+from harness.qualify.model import Answer, Reason, Stray, exit_code, worst
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import markdown, print_qualify, qualify_html
 from harness.report.reasons import reason_cause_text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_cells import made_cell, refused
 
-from harness.commands.report import report
+from harness.commands.declared import report
 from harness.facts import KvmTried
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import qualify_plain

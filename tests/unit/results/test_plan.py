@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.engines.schedule import SCHEDULES, Schedule
+from harness.engines.schedule import Schedule
 from harness.results.key import Route
 from harness.results.plan import CellPlan, plan_cells
 from harness.state.transforms import GuestMode
@@ -17,7 +17,7 @@ def planned(**changes: Any) -> list[CellPlan]:
         "machine": "pc-q35-7.2",
         "devices": ["ahci", "platform"],
         "phases": ["kernel", "bound"],
-        "schedules": SCHEDULES,
+        "schedules": tuple(Schedule),
         "guest_modes": [GuestMode.RUNNING],
         "loads": 7,
     }

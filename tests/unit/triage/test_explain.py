@@ -19,7 +19,7 @@ from made_cells import ended, made_cell
 from rich.console import Console
 
 from harness.colo.messages import Step
-from harness.commands.explain import explain_command
+from harness.commands.declared import explain as explain_command
 from harness.errors import MissingError, PostloadError, UsageError
 from harness.qemu.binary import QemuBinary
 from harness.report.explain import (

@@ -12,7 +12,8 @@ from harness.devices.device import Device, GuestCommands
 from harness.errors import UsageError
 from harness.lanes.judge import Exclusion, Reason
 from harness.lanes.lane import Request
-from harness.lanes.registry import LANES, MIGRATIONS, ORACLES, SCHEDULES
+from harness.lanes.registry import LANES
+from harness.names import MIGRATIONS, ORACLES, SCHEDULES
 from harness.qemu.cmdline import Option
 from harness.results.key import CellKey
 from harness.state.transforms import GuestMode

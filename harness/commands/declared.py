@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every command with its arguments, options and help. What a command does is imported when it is called.
+
+``--help``, shell completion and the manual page need this file alone, and it must stay so: it imports click, the names
+that a user types, and nothing else of the program. The first sentence of a docstring is the short help.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.commands import options
+from harness.commands.options import FILE, json_option, listed, run_option, shared
+from harness.names import DECIDING, DECIDING_BETWEEN_VERSIONS, FORMATS, QUESTIONS, USES
+
+KNOWN_FILE = Path("known-issues.yaml")
+
+
+class Command(click.Command):
+    """A command that owns scratch folders and processes, from when it is called."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from harness.qemu.process import sweep_workdirs
+        from harness.qemu.scope import ProcessScope
+
+        sweep_workdirs()
+        root = ctx.find_root()
+        # each run has a scope of its own within this one
+        root.obj = root.with_resource(ProcessScope())
+        return super().invoke(ctx)
+
+
+class Commands(click.Group):
+    """A group that shows its commands in the order in which they were added, and their first sentences whole."""
+
+    command_class = Command
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.short_help = cmd.get_short_help_str(limit=1000)
+        super().add_command(cmd, name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+_cell_argument = click.argument("cell")
+_known_file_option = click.option(
+    "--file", "path", type=FILE, default=KNOWN_FILE, show_default=True, metavar="FILE", help="File of known issues."
+)
+
+
+@click.command(cls=Command)
+@shared(options.qemu_option, options.machine_option, options.device_option, options.phase_option)
+@shared(options.schedule_option, options.mode_option, options.loads_option, options.run_ms_option)
+@shared(options.quick_option, options.confirm_option, options.jobs_option, options.processes_option)
+@shared(options.budget_option, options.accel_option, options.guest_option, options.cpus_option, options.profiles_option)
+@shared(options.known_option, options.out_option, options.fresh_option, json_option)
+def matrix(**given: Any) -> int:
+    """Test which devices survive COLO checkpoints, and print the matrix.
+
+    Boots a guest, records its device state, and loads that state many times into COLO secondaries, device by device.
+    """
+    from harness.commands.matrix import matrix as run
+
+    return run(given)
+
+
+@click.command(cls=Command)
+@click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
+@click.option("--machine", default="pc", show_default=True, help="Machine type: pc, q35, virt, or a versioned name.")
+@shared(options.device_option, options.phase_option, options.accel_option, options.guest_option)
+@shared(options.cpus_option, options.profiles_option)
+@click.option(
+    "--out", type=FILE, required=True, help="State pack to write. NAME.pack is one file; any other name is a folder."
+)
+@json_option
+def record(**given: Any) -> int:
+    """Boot a guest and record its phases into a state pack."""
+    from harness.commands.matrix import record as run
+
+    return run(given)
+
+
+@click.command(cls=Command)
+@click.argument("pack", type=FILE)
+@shared(options.qemu_option, options.device_option, options.phase_option, options.schedule_option)
+@shared(options.mode_option, options.loads_option, options.run_ms_option, options.quick_option)
+@shared(options.confirm_option, options.jobs_option, options.processes_option, options.budget_option)
+@shared(options.profiles_option)
+@shared(options.known_option, options.out_option, json_option)
+def replay(pack: Path, **given: Any) -> int:
+    """Load a recorded state pack, and print the matrix."""
+    from harness.commands.matrix import replay as run
+
+    return run(pack, given)
+
+
+@click.command(cls=Command)
+@click.argument("pack", type=FILE, required=False)
+@listed("--from", "sources", "QEMUs that the guests run on now.", metavar="QEMU")
+@listed("--to", "targets", "QEMUs that they are to run on.", metavar="QEMU")
+@click.option("--both-ways", is_flag=True, help="Try the way back too: from the new QEMU to the old one.")
+@listed(
+    "--for",
+    "uses",
+    f"Uses that decide the answer: {', '.join(USES)}.  [default: {','.join(DECIDING_BETWEEN_VERSIONS)}; between hosts "
+    f"of one version {','.join(DECIDING)}]",
+    metavar="USE",
+)
+@click.option(
+    "--loads", type=click.IntRange(1), default=options.QUALIFY_LOADS, show_default=True, help="Loads in a COLO cell."
+)
+@listed("--schedule", "schedules", f"COLO schedules.  [default: {','.join(options.QUALIFY_SCHEDULES)}]")
+@shared(options.machine_option, options.device_option, options.phase_option, options.run_ms_option)
+@shared(options.global_option, options.jobs_option, options.processes_option, options.budget_option)
+@shared(options.accel_option, options.guest_option)
+@shared(options.cpus_option, options.profiles_option, options.out_option)
+@click.option(
+    "--known", type=FILE, metavar="FILE", help="File of known issues. They are named, and count all the same."
+)
+@shared(options.fresh_option, json_option)
+def qualify(pack: Path | None, **given: Any) -> int:
+    """Say whether guests can move to another QEMU or host: go or no-go.
+
+    Give a state PACK that the old host recorded, or --from and --to. Exit codes: 0 go, 1 no-go, 3 unknown.
+    """
+    from harness.commands.qualify import qualify as run
+
+    return run(click.get_current_context(), pack, given)
+
+
+@click.command(cls=Command)
+@click.argument("run", type=FILE, default=options.DEFAULT_OUT, required=False, metavar="[DIR]")
+@listed("--format", "formats", f"Reports to write: {', '.join(FORMATS)}.  [default: all]")
+@click.option("--out", type=FILE, metavar="DIR", help="Folder for the reports.  [default: the run's]")
+@json_option
+def report(**given: Any) -> int:
+    """Make the reports of a run again, even of one that was killed.
+
+    They are made of its cells.jsonl, also while the run goes on. Ends with the exit code of the run, or with 3 when the
+    run did not come to its end.
+    """
+    from harness.commands.report import report as run
+
+    return run(**given)
+
+
+@click.command(cls=Command)
+@_cell_argument
+@run_option
+@click.option(
+    "--backtrace/--no-backtrace",
+    default=True,
+    show_default=True,
+    help="Repeat a crash or a hang under gdb, to get a stack.",
+)
+@click.option("--qemu", metavar="QEMU", help="QEMU to repeat it with.  [default: the cell's]")
+@click.option("--known", type=FILE, metavar="FILE", help="File of known issues to look it up in.")
+@json_option
+def explain(**given: Any) -> int:
+    """Tell everything that is known of one CELL, on one page.
+
+    CELL is the id of a cell, or a part of the id that only one failing cell has. A stack from gdb is kept in
+    DIR/backtraces. Ends with 3 when the cell was not judged.
+    """
+    from harness.commands.explain import explain_cell
+
+    return explain_cell(**given)
+
+
+@click.command(cls=Command)
+@_cell_argument
+@run_option
+@click.option("--out", type=FILE, metavar="DIR", help="Folder for the case.  [default: cases/CELL in the run's]")
+@click.option("--qemu", metavar="QEMU", help="QEMU to try it on.  [default: the cell's]")
+@json_option
+def minimise(**given: Any) -> int:
+    """Find the smallest case of a failing CELL.
+
+    CELL is the id of a cell, or a part of the id that only one failing cell has. Tries fewer loads, sections, memory
+    pages and fields. Ctrl-C loses nothing: the same command goes on from there. Ends with 3 when the cell does not fail
+    any more.
+    """
+    from harness.commands.minimise import minimise as run
+
+    return run(**given)
+
+
+@click.command(cls=Command)
+@_cell_argument
+@run_option
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="Folder to write. It must not exist yet.")
+@click.option(
+    "--qemu",
+    "qemus",
+    multiple=True,
+    metavar="QEMU",
+    help="Another QEMU to try it on. May be repeated.  [default: all that are installed]",
+)
+@json_option
+def bundle(**given: Any) -> int:
+    """Write a bug report with a script that reproduces the finding.
+
+    CELL is the id of a cell, or a part of the id that only one failing cell has. The case is that of postload minimise
+    where there is one, else the cell's own. The script is run once on the QEMU that the cell was found on,
+    and on the others that are installed.
+    """
+    from harness.commands.bundle import bundle as run
+
+    return run(**given)
+
+
+@click.command(cls=Command)
+@_cell_argument
+@run_option
+@click.option("--bundle", type=FILE, metavar="DIR", help="Its bundle.  [default: one is made]")
+@click.option("--good", required=True, metavar="QEMU", help="A QEMU without the failure.")
+@click.option("--bad", required=True, metavar="QEMU", help="A QEMU with the failure.")
+@click.option("--qemu", "qemus", multiple=True, metavar="QEMU", help="Another build to try. May be repeated.")
+@json_option
+def bisect(**given: Any) -> int:
+    """Find the QEMU version that changed a finding.
+
+    CELL is the id of a cell, or a part of the id that only one failing cell has. Each installed QEMU between GOOD and
+    BAD is tried with the script of the cell's bundle. A QEMU is a path, an installed name or a version.
+    """
+    from harness.commands.bisect import bisect_cell
+
+    return bisect_cell(**given)
+
+
+@click.group(cls=Commands)
+def known() -> None:
+    """Keep a file of known issues, for --known FILE."""
+
+
+@known.command("add")
+@_cell_argument
+@run_option
+@click.option("--link", required=True, metavar="URL", help="Where the issue is described.")
+@click.option("--note", default="", metavar="TEXT", help="A note for whoever meets it next.")
+@_known_file_option
+def known_add(**given: Any) -> int:
+    """Add the finding of a CELL to the file.
+
+    CELL is the id of a cell, or a part of the id that only one failing cell has.
+    """
+    from harness.commands.known import add
+
+    return add(**given)
+
+
+@known.command("list")
+@shared(_known_file_option, json_option)
+def known_list(**given: Any) -> int:
+    """Show the known issues."""
+    from harness.commands.known import list_known
+
+    return list_known(**given)
+
+
+@click.command(cls=Command)
+@click.argument("path", type=FILE)
+@click.option("--section", metavar="IDSTR", help="Show the fields of the sections whose idstr contains this text.")
+@click.option("--phase", metavar="PHASE", help="Phase of a state pack to show.")
+@json_option
+def inspect(**given: Any) -> int:
+    """Show what a state pack or a migration stream contains.
+
+    Lists its sections; with --section their fields and values.
+    """
+    from harness.commands.show import inspect as run
+
+    return run(**given)
+
+
+@click.command(cls=Command)
+@click.option("--qemu", metavar="QEMU", help="QEMU to ask: a path, an installed name or a version.")
+@listed("--machine", "machines", "Machine types.  [default: pc,q35 for question 1, pc for the others]")
+@click.option(
+    "--question",
+    "questions",
+    type=click.IntRange(min(QUESTIONS), max(QUESTIONS)),
+    multiple=True,
+    help="Number of a question. May be repeated.  [default: all]",
+)
+@shared(options.jobs_option, options.accel_option, options.guest_option, options.profiles_option)
+@shared(options.out_option, json_option)
+def claims(**given: Any) -> int:
+    """Measure four claims about COLO on this QEMU.
+
+    \b
+    1  May QEMU assert that a device load succeeds?
+    2  What is left of a checkpoint that broke off half-way?
+    3  Can a device stream be read without its size?
+    4  What does a higher checkpoint frequency cost?
+    """
+    from harness.commands.claims import claims as run
+
+    return run(given)
+
+
+@click.group(cls=Commands)
+def qemu() -> None:
+    """Install several QEMU versions side by side, without root."""
+
+
+@qemu.command("install")
+@click.argument("what", metavar="VERSION|NAME=PATH")
+@click.option("--full", is_flag=True, help="With modules for OpenGL, SPICE and remote disks: up to 80 MB more.")
+@click.option("--refresh", is_flag=True, help="Ask the mirror for newer packages of an installed version.")
+@click.option(
+    "--datadir", "datadirs", multiple=True, type=FILE, metavar="DIR", help="Firmware folder (-L). May be repeated."
+)
+@click.option("--module-dir", type=FILE, metavar="DIR", help="Folder of the build's modules.")
+@click.option("--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable to start it with. May be repeated.")
+def qemu_install(**given: Any) -> int:
+    """Install a version of Debian's, or give your own build a name.
+
+    VERSION is 5.2, 7.2, 10.0 or 11.1; with -aarch64 behind it, it is the emulator for the machine virt. NAME=PATH, such
+    as asan=/path/to/qemu-system-x86_64, names a build of yours. The name then works wherever a QEMU is asked for.
+    """
+    from harness.commands.qemu import install
+
+    return install(**given)
+
+
+@qemu.command("list")
+@json_option
+def qemu_list(as_json: bool) -> int:
+    """Show the installed QEMUs, and the versions that can be installed."""
+    from harness.commands.qemu import list_installed
+
+    return list_installed(as_json)
+
+
+@qemu.command("remove")
+@click.argument("name")
+def qemu_remove(name: str) -> int:
+    """Remove a name and its folder in the cache. Files of yours stay."""
+    from harness.commands.qemu import remove
+
+    return remove(name)
+
+
+@click.group(cls=Commands)
+def devices() -> None:
+    """Check device recipes."""
+
+
+@devices.command("check")
+@click.argument("file", type=FILE)
+@shared(options.qemu_option, options.machine_option, options.accel_option, options.guest_option, json_option)
+def devices_check(file: Path, **given: Any) -> int:
+    """Try a device recipe on a real QEMU.
+
+    Does the device start, does it own sections, do its guest commands work? What fails is named with file and line.
+    """
+    from harness.commands.devices import check
+
+    return check(file, given)
+
+
+@click.command(cls=Command)
+@options.qemu_option
+@click.option("--machine", default="pc", show_default=True, help="Machine type whose virtio devices are asked.")
+@shared(options.profiles_option, json_option)
+def host(**given: Any) -> int:
+    """Show the facts of this host that matter to its guests.
+
+    Kernel, CPU, KVM, modules, QEMUs, and the virtio features that they offer. Each state pack keeps the same facts, so
+    that qualify can compare two hosts.
+    """
+    from harness.commands.facts import host as run
+
+    return run(**given)
+
+
+@click.command(cls=Command)
+@click.option("--qemu", metavar="QEMU", help="QEMU to look at.  [default: this host's]")
+@json_option
+def doctor(**given: Any) -> int:
+    """Say what this host lacks, and what to install."""
+    from harness.commands.show import doctor as run
+
+    return run(**given)
+
+
+#: In the order of the help.
+COMMANDS = (
+    matrix,
+    record,
+    replay,
+    qualify,
+    report,
+    explain,
+    minimise,
+    bundle,
+    bisect,
+    known,
+    inspect,
+    claims,
+    qemu,
+    devices,
+    host,
+    doctor,
+)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The names that a user types and reads: phases, lanes, uses, report formats.
+
+They stand apart from what they name, because ``--help`` and shell completion show them and must not import the program.
+What they name is held to them: each registry is made in their order, and fails at import when it lacks one or has
+another one (:func:`in_order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+Name = TypeVar("Name", str, int)
+T = TypeVar("T")
+
+#: Phases that are recorded when nothing else is asked for.
+USUAL_PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
+#: In the order in which a guest goes through them. ``io-error`` only when it is asked for: the guest is then
+#: recorded over disks that fail, and it has to be the last, as its requests never end.
+PHASES = (*USUAL_PHASES, "io-error")
+
+#: Ordinary migration, before any checkpoint.
+MIGRATIONS = ("plain", "postcopy")
+SCHEDULES = ("same", "alternate", "walk", "back-to-back")
+ORACLES = ("drift", "leak", "guest", "io-error")
+#: All ways of loading or looking, in the order of a report.
+LANES = (*MIGRATIONS, *SCHEDULES, *ORACLES)
+
+GUEST_MODES = ("running", "parked")
+
+#: What a guest is asked to survive by ``postload qualify``.
+USES = ("migration", "postcopy", "colo")
+#: Which of them decide between hosts of one version, when nothing else is asked for. Postcopy is told apart and
+#: decides only when asked.
+DECIDING = ("migration", "colo")
+#: And between versions: upstream supports COLO with the same version on both sides only.
+DECIDING_BETWEEN_VERSIONS = ("migration",)
+
+#: The questions of ``postload claims``, by number.
+QUESTIONS = (1, 2, 3, 4)
+
+#: The reports, by the names that ``--format`` takes.
+FORMATS = ("json", "html", "junit", "md")
+
+
+def in_order(what: str, names: Sequence[Name], registered: Mapping[Name, T]) -> dict[Name, T]:
+    """What is registered, in the order of its names.
+
+    :param what: is registered, for the error
+    :raises ImportError: the two do not have the same names
+    """
+    odd = sorted(set(names) ^ set(registered))
+    if odd:
+        raise ImportError(f"{what} and their names in {__name__} differ: {', '.join(map(str, odd))}")
+    return {name: registered[name] for name in names}
