@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -39,11 +40,13 @@ def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: boo
 
 
 def _installed(text: str, run: Path) -> list[str]:
-    """Every other installed QEMU that has guests of the cell's architecture."""
+    """Every other QEMU of this host and of those that are installed beside it, for the cell's architecture."""
     cell = find_cell(read_matrix(run), text)
     name = architecture_of(cell.machine).program.name
-    found = [each for each in entries() if each.whole and name in Path(each.program).name]
-    return [str(each.launcher) for each in found if launched(each.launcher).sha256 != cell.load_qemu.sha256]
+    paths = [each.launcher for each in entries() if each.whole and name in Path(each.program).name]
+    host = shutil.which(name)
+    paths = [Path(host), *paths] if host else paths
+    return [str(path) for path in paths if launched(path).sha256 != cell.load_qemu.sha256]
 
 
 def _tell(made: Bundle) -> None:

@@ -78,6 +78,8 @@ def title(document: dict[str, Any]) -> str:
     if not document["loads"]:
         return _migration_title(document, sections)
     what = (expect["function"] or expect["assertion"] or expect["exit"]) if document["verdict"] == "crash" else ""
+    if _is_together(document):
+        return one_line(f"{document['family']}: {sections} leaks memory when it is loaded again without a reset")
     where = f"loading {sections}" if sections else "a device load"
     kind = {
         "crash": "crashes",
@@ -187,7 +189,19 @@ def _issue(
 """
 
 
+def _is_together(document: dict[str, Any]) -> bool:
+    """Of a leak that loads in one buffer show: with one load a checkpoint, as COLO loads, there is none, or it was not
+    measured."""
+    return document["kind"] == "leak" and bool(document["leak"]["loads_per_checkpoint"] > 1)
+
+
 def _what_happens(document: dict[str, Any]) -> str:
+    if _is_together(document):
+        return (
+            "The section stands many times in one device buffer of a COLO checkpoint, so that it is loaded again and\n"
+            "again without a reset in between. COLO itself loads it once in a checkpoint: where QEMU resets the\n"
+            "machine before each checkpoint's load, COLO does not lose this memory."
+        )
     if document["loads"]:
         return (
             "A COLO secondary loads device state into a machine that is in use, at each checkpoint, without a reset\n"

@@ -421,6 +421,20 @@ def test_a_bundle_of_a_leak_lists_its_control_and_what_stays_allocated(tmp_path:
     assert "control.bin" not in documents(BundleMaterial(case=case(options=())), tmp_path / "c")["README.md"]
 
 
+def test_a_leak_of_loads_in_one_buffer_is_not_reported_as_one_of_colo(tmp_path: Path) -> None:
+    figures = LeakFigures(
+        bytes_per_load=624.4, low=624, high=625, floor_bytes=16, loads=3600, loads_per_checkpoint=120, chunks=()
+    )
+    leak = case(kind="leak", verdict="leak", leak=figures, control=b"", options=())
+    texts = documents(BundleMaterial(case=leak), tmp_path / "together")
+    assert texts["README.md"].startswith("# toy: toy leaks memory when it is loaded again without a reset")
+    assert "COLO does not lose this memory" in texts["issue.md"]
+    once = replace(leak, leak=replace(figures, loads_per_checkpoint=1))
+    texts = documents(BundleMaterial(case=once), tmp_path / "once")
+    assert texts["README.md"].startswith("# toy: COLO secondary leaks memory loading toy")
+    assert "COLO does not lose this memory" not in texts["issue.md"]
+
+
 def test_an_issue_explains_its_controls_and_counts_bytes_from_the_start_of_a_field(tmp_path: Path) -> None:
     rcba = NeededField(
         section="toy",

@@ -178,3 +178,18 @@ def test_the_byte_of_a_register_counts_from_the_start_of_its_field() -> None:
     (bit,) = split_bits(split_bytes(field, failing)[0], failing)
     found = needed(bit, failing, "RCBA enabled")
     assert (found.offset, found.byte) == (0xF4, 0xF0)
+
+
+def test_the_config_space_of_a_pcie_device_has_the_same_registers() -> None:
+    bit = Atom(
+        section="x/xhci",
+        path="parent_obj[0].config[1]",
+        field_offset=4,
+        kind="pci config",
+        offset=8,
+        mask=b"\x04",
+        healthy=b"\0",
+    )
+    named = register_of(bit, b"\0\0\0\2" + bytes(4) + b"\x04" + bytes(4091))
+    assert named is not None
+    assert named.title == "PCI command bus master"
