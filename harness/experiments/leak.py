@@ -173,6 +173,11 @@ class Series:
         return self.samples[-1].loads
 
     @property
+    def checkpoints(self) -> int:
+        """Checkpoints between the first and the last look."""
+        return self.samples[-1].checkpoints
+
+    @property
     def exact(self) -> bool:
         """Whether memory is known by the byte."""
         return all(sample.heap_bytes is not None for sample in self.samples)

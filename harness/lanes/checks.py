@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from harness.devices.device import Device
+from harness.engines.evidence import Count
 from harness.engines.setting import Setting
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
@@ -81,14 +82,14 @@ class Experiment:
     """What one experiment brought.
 
     :param told: for each row, what is said of its sections
-    :param loads: for each row, loads asked and acknowledged that count for it, where that is not all of them
+    :param loads: for each row, the loads and checkpoints that count for it, where that is not all of them
     :param own_loaded: a row whose own sections are among the excluded ones did load them
     """
 
     told: Mapping[str, Sequence[Told]]
     loads_asked: int
     loads_acked: int
-    loads: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    loads: Mapping[str, Count] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
     own_loaded: bool = False
     engine: str = "colo"
@@ -197,15 +198,23 @@ def _leak(bench: Bench, check: Check) -> Experiment:
         for row, labels in _by_row(bench, check, judged)
     }
     counted: Counter[str] = Counter()
+    checkpoints: Counter[str] = Counter()
     for run in result.runs:
         for series in (*run.sections, *run.once):
             counted[series.label] += series.loads
-    loads = {row: sum(counted[name] for name in labels) for row, labels in _by_row(bench, check, judged)}
+            checkpoints[series.label] += series.checkpoints
     return Experiment(
         told=told,
         loads_asked=result.loads_asked,
         loads_acked=result.loads_acked,
-        loads={row: (count, count) for row, count in loads.items()},
+        loads={
+            row: Count(
+                asked=sum(counted[name] for name in labels),
+                passed=sum(counted[name] for name in labels),
+                checkpoints=sum(checkpoints[name] for name in labels),
+            )
+            for row, labels in _by_row(bench, check, judged)
+        },
         excluded=excluded,
         details={"run": run_details(result.first)},
     )
@@ -296,7 +305,7 @@ def _cell(check: Check, bench: Bench, row: str, experiment: Experiment, seconds:
     pack = bench.buffers.pack
     own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
     excluded = experiment.excluded - own if experiment.own_loaded else experiment.excluded
-    asked, acked = experiment.loads.get(row, (experiment.loads_asked, experiment.loads_acked))
+    count = experiment.loads.get(row, Count(asked=experiment.loads_asked, passed=experiment.loads_acked))
     outcome = Outcome(verdict=verdict) if verdict is Verdict.OK else _outcome(verdict, told)
     key = check.key(bench.machine_key, row)
     return Cell(
@@ -305,9 +314,9 @@ def _cell(check: Check, bench: Bench, row: str, experiment: Experiment, seconds:
         load_qemu=bench.loader,
         outcome=replace(
             outcome,
-            loads_asked=asked,
-            loads_acked=acked,
-            checkpoints_acked=0 if row in experiment.loads else acked,
+            loads_asked=count.asked,
+            loads_acked=count.passed,
+            checkpoints_acked=count.passed if count.checkpoints is None else count.checkpoints,
         ),
         sections=tuple(sorted(own - excluded)),
         excluded=tuple(sorted(excluded)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.ddmin import ddmin
-from harness.engines.evidence import Evidence
+from harness.engines.evidence import Count, Evidence
 from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.postcopy import Postcopy, probe_postcopy
@@ -96,7 +96,7 @@ def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Experiment:
         told={row: found or [_passed(*tally.loads[row])] for row, found in tally.told.items()},
         loads_asked=0,
         loads_acked=0,
-        loads={row: (asked, acked) for row, (asked, acked) in tally.loads.items()},
+        loads={row: Count(asked=asked, passed=acked, checkpoints=0) for row, (asked, acked) in tally.loads.items()},
         excluded=frozenset(tally.refused),
         own_loaded=True,
         engine=engine,

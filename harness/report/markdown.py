@@ -19,8 +19,8 @@ from harness.report.view import (
     finding_groups,
     loads_text,
     phases_of,
-    rate,
     rate_text,
+    totals_text,
 )
 from harness.results.document import Colo, MatrixDoc
 from harness.results.verdict import Verdict
@@ -135,12 +135,10 @@ def _finding(group: FindingGroup, phases: Set[str]) -> str:
 
 
 def _how(doc: MatrixDoc) -> str:
-    acked = sum(cell.own_loads for cell in doc.cells)
     qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
     lines = [
-        f"{number(acked)} loads acknowledged in {number(len(doc.cells))} cells, "
-        f"{number(rate(doc.cells))} loads/s while loading, "
-        f"{duration(doc.seconds)} in all, started {_plain(doc.started)}",
+        f"{number(len(doc.cells))} cells, {totals_text(doc.cells)}, {duration(doc.seconds)} in all, "
+        f"started {_plain(doc.started)}",
         *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
         "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
         *([f"walls around QEMU: {_plain(str(doc.host['walls']))}"] if doc.host.get("walls") else []),

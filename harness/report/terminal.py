@@ -24,8 +24,8 @@ from harness.report.view import (
     finding_groups,
     loads_text,
     phases_of,
-    rate,
     rate_text,
+    totals_text,
 )
 from harness.results.document import Colo, MatrixDoc
 from harness.results.verdict import Verdict
@@ -248,10 +248,8 @@ def _print_log(log: str, text: str, console: Console) -> None:
 
 
 def _print_totals(doc: MatrixDoc, console: Console) -> None:
-    acked = sum(cell.own_loads for cell in doc.cells)
     state = "" if doc.complete else "stopped early: "
-    text = f"{state}{number(len(doc.cells))} cells, {number(acked)} loads acknowledged, "
-    text += f"{number(rate(doc.cells))} loads/s while loading, {duration(doc.seconds)} in all"
+    text = f"{state}{number(len(doc.cells))} cells, {totals_text(doc.cells)}, {duration(doc.seconds)} in all"
     _wrapped(console, text, 0, "dim" if doc.complete else "yellow")
     disturbed = disturbed_text(doc.cells)
     if disturbed:

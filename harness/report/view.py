@@ -254,6 +254,13 @@ def rate(cells: Iterable[Cell]) -> float:
     return sum(cell.loads_acked for cell in timed) / seconds if seconds else 0.0
 
 
+def totals_text(cells: Sequence[Cell]) -> str:
+    """Loads and their speed, as far as any was measured."""
+    speed = rate(cells)
+    text = f"{number(sum(cell.own_loads for cell in cells))} loads acknowledged"
+    return f"{text}, {number(speed)} loads/s while loading" if speed else text
+
+
 def rate_text(cells: Sequence[Cell]) -> str:
     """The rate for a table; nothing for oracles, which do not load as fast as they can."""
     return number(rate(cells)) if any(cell.by_load for cell in cells) else ""

@@ -23,7 +23,7 @@ from harness.report.markdown import render_markdown
 from harness.report.studies import write_claims
 from harness.report.terminal import print_matrix
 from harness.report.text import duration, number
-from harness.report.view import anchors, blocks, finding_groups, loads_text, rate_text
+from harness.report.view import anchors, blocks, finding_groups, loads_text, rate_text, totals_text
 from harness.report.writer import write_reports
 from harness.results.cause import Broke
 from harness.results.document import Cell, MatrixDoc, Qemu, Warned
@@ -330,3 +330,20 @@ def test_a_shared_session_has_its_rate_in_each_row_and_counts_once_over_several(
     assert "150 acknowledged of 150 asked" in page
     assert "150 loads acknowledged" in page
     assert "250 " not in page
+
+
+def test_a_speed_that_was_not_measured_and_checkpoints_that_were_not_are_not_told(
+    one_cell: Callable[..., Cell], with_cells: Callable[..., MatrixDoc]
+) -> None:
+    cell = changed(
+        one_cell(lane="leak", loads_per_second=0.0), loads_asked=2240, loads_acked=2240, checkpoints_acked=56
+    )
+    text = Page(render_html(with_cells(cell))).text
+    assert "2,240 acknowledged of 2,240 asked, in 56 checkpoints" in text
+    migrated = changed(cell, checkpoints_acked=0)
+    assert "2,240 acknowledged of 2,240 asked; " in Page(render_html(with_cells(migrated))).text
+    for reported in (text, render_markdown(with_cells(cell)), totals_text([cell])):
+        assert "0 a second" not in reported
+        assert "loads/s while" not in reported
+    assert totals_text([cell]) == "2,240 loads acknowledged"
+    assert totals_text([replace(cell, loads_per_second=80.0)]) == "2,240 loads acknowledged, 80 loads/s while loading"

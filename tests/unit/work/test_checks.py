@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The cells that an experiment comes to, one for each row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.experiments.leak import LeakResult, LeakRun, Sample, Series
+from harness.lanes import checks
+from harness.lanes.checks import leak_check, perform
+from harness.lanes.judge import Bench
+from harness.oracles.oracle import Opinion
+from harness.results.verdict import Verdict
+from harness.state.transforms import label_of
+
+
+def series(label: str, loads: int, checkpoints: int, *, once: bool = False) -> Series:
+    samples = tuple(
+        Sample(
+            loads=loads * part // 10, checkpoints=checkpoints * part // 10, private_bytes=0, heap_bytes=0,
+            outside_bytes=0, descriptors=9, threads=3,
+        )
+        for part in range(11)
+    )  # fmt: skip
+    return Series(label=label, repeat=40, samples=samples, state_bytes=(), once=once)
+
+
+def test_a_row_counts_the_loads_and_the_checkpoints_of_its_own_sections(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [label_of(section) for section in bench.buffers.pack.recordings["bound"].sections]
+    own = [label for label in labels if label in bench.buffers.pack.sections_of("ahci")]
+    first = LeakRun(framework=None, control=None, sections=tuple(series(label, 400, 10) for label in labels))
+    second = LeakRun(framework=None, control=None, sections=tuple(series(label, 1200, 30) for label in own))
+
+    def find(*_: Any, **__: Any) -> LeakResult:
+        return LeakResult(first=first, second=second)
+
+    monkeypatch.setattr(checks, "find_leaks", find)
+    monkeypatch.setattr(checks, "judge_leaks", lambda _: dict.fromkeys(labels, Opinion(verdict=Verdict.OK)))
+    ahci, platform = perform(leak_check("bound", ("ahci", "platform")), bench)
+    assert own
+    assert (ahci.loads_asked, ahci.loads_acked) == (1600 * len(own), 1600 * len(own))
+    assert ahci.outcome.checkpoints_acked == 40 * len(own)
+    rest = len(bench.buffers.pack.sections_of("platform"))
+    assert (platform.loads_acked, platform.outcome.checkpoints_acked) == (400 * rest, 10 * rest)
