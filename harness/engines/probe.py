@@ -112,23 +112,22 @@ def _attempt(
     assert stream.vmdesc is not None  # a plain migration always ends with one
     architecture = architecture_named(binary.target)
     witness = architecture.witness
-    sections = [park(section, stream.vmdesc, architecture) for section in stream.devices]
+    sections = [park(section, architecture) for section in stream.devices]
     with Secondary(binary, machine, dialect, timeout_s=PROBE_TIMEOUT_S, scope=scope) as secondary:
         body = bytes(stream.buffer[len(stream.head) : stream.devices[0].offset])
         secondary.start(stream.head, (body, encode(sections) + b"\0", stream.vmdesc.raw))
-        secondary.primary.checkpoint(encode(_marked(sections, stream.vmdesc, witness)))
+        secondary.primary.checkpoint(encode(_marked(sections, witness)))
         secondary.primary.checkpoint(encode(without(sections, frozenset({witness.section}))))
         return _was_reset(secondary.vm, stream.vmdesc, witness)
 
 
-def _marked(sections: Sequence[Section], vmdesc: VmDesc, witness: Witness) -> list[Section]:
-    return [_with_mark(s, vmdesc, witness) if label_of(s) == witness.section else s for s in sections]
+def _marked(sections: Sequence[Section], witness: Witness) -> list[Section]:
+    return [_with_mark(s, witness) if label_of(s) == witness.section else s for s in sections]
 
 
-def _with_mark(section: Section, vmdesc: VmDesc, witness: Witness) -> Section:
-    desc = vmdesc.device(section.idstr, section.instance_id)
-    assert desc is not None  # the section came out of a stream with this description
-    field = find(decode(section.payload, desc), witness.field)
+def _with_mark(section: Section, witness: Witness) -> Section:
+    assert section.desc is not None  # the section came out of a stream with this description
+    field = find(decode(section.payload, section.desc), witness.field)
     return replace(section, payload=patch(section.payload, field, witness.value))
 
 
@@ -137,7 +136,6 @@ def _was_reset(vm: Vm, vmdesc: VmDesc, witness: Witness) -> bool | None:
     vm.qmp("stop")
     vm.qmp("xen-save-devices-state", filename=str(saved))
     for section in read_stream(saved.read_bytes(), vmdesc=vmdesc).devices:
-        desc = vmdesc.device(section.idstr, section.instance_id)
-        if label_of(section) == witness.section and desc is not None:
-            return find(decode(section.payload, desc), witness.field).value != witness.value
+        if label_of(section) == witness.section and section.desc is not None:
+            return find(decode(section.payload, section.desc), witness.field).value != witness.value
     return None

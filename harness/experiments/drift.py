@@ -21,8 +21,8 @@ from harness.engines.setting import Setting
 from harness.errors import QemuError, StreamError
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, sections_for, without
-from harness.stream import wire
-from harness.stream.model import Section, section_footer
+from harness.stream.model import Section
+from harness.stream.reader import read_foreign
 from harness.stream.vmdesc import VmDesc
 
 #: Loads after which the state is compared; each costs 2 to 4 ms.
@@ -32,7 +32,6 @@ DRIFT_LOADS = 50
 SETTLE_S = 0.01
 #: And this long, without any load, before the last save: what moves then moves by time.
 IDLE_S = 0.03
-_HEADER_FIXED_BYTES = wire.SECTION_ID.size + 1 + wire.INSTANCE_VERSION.size
 
 #: A section as it shall stand in load k (1 is the first), from the recorded one.
 Change = Callable[[Section, int], Section]
@@ -60,7 +59,6 @@ class DriftRun:
 
     machine: str
     phase: str
-    vmdesc: VmDesc
     sent: Mapping[str, Section]
     snapshots: tuple[Snapshot, ...]
     loads_asked: int
@@ -101,7 +99,6 @@ class DriftExperiment(Setting):
         return DriftRun(
             machine=self.buffers.machine.name,
             phase=self.phase,
-            vmdesc=recording.vmdesc,
             sent=by_label(session.sent(1)),
             snapshots=tuple(session.snapshots),
             loads_asked=self.loads,
@@ -165,7 +162,7 @@ class _Session:
         return encode(self.sent(load))
 
     def _saved(self, vm: Vm) -> Snapshot:
-        return Snapshot(load=self.acked, sections=by_label(saved_sections(vm, self._vmdesc)))
+        return Snapshot(load=self.acked, sections=by_label(reversed(saved_sections(vm, self._vmdesc))))
 
     def _idle(self, vm: Vm) -> Snapshot:
         vm.qmp("cont")
@@ -174,7 +171,11 @@ class _Session:
 
 
 def by_label(sections: Iterable[Section]) -> dict[str, Section]:
-    """Sections by the name that reports give them."""
+    """Sections by the name that reports give them; the last of those that share one.
+
+    ``find_se`` of ``migration/savevm.c`` loads all of these into the first that saves itself under the name: what was
+    sent last is what the first of a saved state must be.
+    """
     return {label_of(section): section for section in sections}
 
 
@@ -197,62 +198,10 @@ def split_saved(data: bytes, vmdesc: VmDesc) -> list[Section]:
     """Cut a saved device state into sections, also where one is longer or shorter than it was when recorded.
 
     :param data: magic, version, FULL sections, EOF
-    :param vmdesc: says how long each section was; where no footer stands there, the next footer that has the
-        right section_id, and a section or the end behind it, is the end
+    :param vmdesc: says how long each section was; where no footer stands there, it is looked for
     :raises StreamError: no such state, or it is cut
     """
-    if len(data) < wire.FILE_HEADER.size or wire.FILE_HEADER.unpack_from(data)[0] != wire.MAGIC:
-        raise StreamError(0, "a saved device state does not start with the magic")
-    found: list[Section] = []
-    at = wire.FILE_HEADER.size
-    while at < len(data) - 1:
-        section = _section(data, at, vmdesc)
-        found.append(section)
-        at += section.size
-    if data[at:] != bytes([wire.SectionType.EOF]):
-        raise StreamError(at, "a saved device state does not end with EOF")
-    return found
-
-
-def _section(data: bytes, at: int, vmdesc: VmDesc) -> Section:
-    name_at = at + wire.SECTION_ID.size
-    length = data[name_at] if name_at < len(data) else 0
-    start = at + _HEADER_FIXED_BYTES + length
-    if data[at] != wire.SectionType.FULL or start > len(data):
-        raise StreamError(at, f"section type {data[at]} in a saved device state")
-    section_id = wire.SECTION_ID.unpack_from(data, at)[1]
-    name = data[name_at + 1 : name_at + 1 + length]
-    idstr = name.decode("ascii", "backslashreplace")
-    instance_id, version_id = wire.INSTANCE_VERSION.unpack_from(data, start - wire.INSTANCE_VERSION.size)
-    desc = vmdesc.device(idstr, instance_id)
-    end = _end(data, start, start + (desc.size_bytes if desc else 0), section_footer(section_id))
-    return Section(
-        type=wire.SectionType.FULL,
-        section_id=section_id,
-        idstr=idstr,
-        instance_id=instance_id,
-        version_id=version_id,
-        offset=at,
-        header_size=start - at,
-        payload=data[start:end],
-        footer=True,
-    )
-
-
-def _end(data: bytes, start: int, expected: int, footer: bytes) -> int:
-    """Where a payload ends: its footer stands there, and behind that a section or the end of the stream."""
-    if _ends_at(data, expected, footer):
-        return expected
-    at = data.find(footer, start)
-    while at >= 0:
-        if _ends_at(data, at, footer):
-            return at
-        at = data.find(footer, at + 1)
-    raise StreamError(start, "a section of a saved device state has no footer")
-
-
-def _ends_at(data: bytes, at: int, footer: bytes) -> bool:
-    behind = at + len(footer)
-    if not data.startswith(footer, at) or behind >= len(data):
-        return False
-    return data[behind] == wire.SectionType.FULL or data[behind:] == bytes([wire.SectionType.EOF])
+    stream = read_foreign(data, vmdesc=vmdesc)
+    if stream.tail:
+        raise StreamError(stream.size, "a saved device state does not end with EOF")
+    return stream.devices

@@ -29,7 +29,7 @@ from harness.results.verdict import Verdict
 from harness.stream import wire
 from harness.stream.fields import Field, walk
 from harness.stream.model import Section
-from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, VmDesc, decode
+from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, decode
 from harness.yamlfile import load_model
 
 RULES_FILE = Path(__file__).with_name("drift-rules.yaml")
@@ -156,7 +156,7 @@ def changed_by_load(run: DriftRun, label: str) -> list[Change]:
     """Fields that the first load did not bring to what had been saved."""
     if not run.snapshots:
         return []
-    return changes(run.sent.get(label), run.snapshots[0].sections.get(label), run.vmdesc)
+    return changes(run.sent.get(label), run.snapshots[0].sections.get(label))
 
 
 def changed_by_loads(run: DriftRun, label: str) -> list[Change]:
@@ -164,11 +164,11 @@ def changed_by_loads(run: DriftRun, label: str) -> list[Change]:
     first = run.snapshots[0].sections.get(label)
     found: dict[str, Change] = {}
     for snapshot in run.snapshots[1:]:
-        found |= {c.field: c for c in changes(first, snapshot.sections.get(label), run.vmdesc)}
+        found |= {c.field: c for c in changes(first, snapshot.sections.get(label))}
     return list(found.values())
 
 
-def changes(old: Section | None, new: Section | None, vmdesc: VmDesc) -> list[Change]:
+def changes(old: Section | None, new: Section | None) -> list[Change]:
     """Every leaf field that differs, in the order of the old state; fields that came are last.
 
     Pure; a payload that the vmdesc does not fit is compared as far as its fields can be told apart.
@@ -183,7 +183,7 @@ def changes(old: Section | None, new: Section | None, vmdesc: VmDesc) -> list[Ch
     found = []
     if old.version_id != new.version_id:
         found.append(Change(field="(version)", type="section", old=old.version_id, new=new.version_id))
-    before, after = leaves(old, vmdesc), leaves(new, vmdesc)
+    before, after = leaves(old), leaves(new)
     for path in before | after:
         found += _changed(path, before.get(path), after.get(path))
     if not found:
@@ -199,13 +199,13 @@ class Leaf:
     value: Value
 
 
-def leaves(section: Section, vmdesc: VmDesc) -> dict[str, Leaf]:
+def leaves(section: Section) -> dict[str, Leaf]:
     """The leaf fields of a section by their path; a subsection is one too, with the value "present".
 
     Subsections that are missing are left out, and one that was not there when it was recorded stands by its name
     alone; where nothing fits any more, the payload is one field.
     """
-    desc = vmdesc.device(section.idstr, section.instance_id)
+    desc = section.desc
     for fitted in (False, True) if desc else ():
         assert desc is not None  # else there is nothing to try
         try:
@@ -340,12 +340,12 @@ def _value(run: DriftRun, snapshot: Snapshot, label: str, change: Change) -> Val
     """What the field was in a snapshot: the first one's where that does not differ."""
     first = run.snapshots[0].sections.get(label)
     now = snapshot.sections.get(label)
-    return next((c.new for c in changes(first, now, run.vmdesc) if c.field == change.field), change.old)
+    return next((c.new for c in changes(first, now) if c.field == change.field), change.old)
 
 
 def _moved_idle(run: DriftRun, idle: Snapshot, label: str, field: str) -> bool:
     last = run.snapshots[-1].sections.get(label)
-    return any(c.field == field for c in changes(last, idle.sections.get(label), run.vmdesc))
+    return any(c.field == field for c in changes(last, idle.sections.get(label)))
 
 
 def _told(found: Sequence[Ruled]) -> list[dict[str, object]]:
@@ -378,8 +378,8 @@ def _all_changes(run: DriftRun, label: str) -> Mapping[Comparison, list[Change]]
     later = [*run.snapshots, *([run.idle] if run.idle else [])]
     saved = [snapshot.sections.get(label) for snapshot in later]
     return {
-        Comparison.N: [c for now in saved[1:] for c in changes(saved[0], now, run.vmdesc)],
-        Comparison.RECORDING: [c for now in saved for c in changes(run.sent.get(label), now, run.vmdesc)],
+        Comparison.N: [c for now in saved[1:] for c in changes(saved[0], now)],
+        Comparison.RECORDING: [c for now in saved for c in changes(run.sent.get(label), now)],
     }
 
 

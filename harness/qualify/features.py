@@ -176,7 +176,7 @@ def guest_features(pack: StatePack, phase: str) -> list[GuestFeatures]:
     recording = pack.recordings[phase]
     found = []
     for section in recording.sections:
-        desc = recording.vmdesc.device(*section.key)
+        desc = section.desc
         if desc is None or not desc.vmsd_name.startswith(_VIRTIO):
             continue
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.devices.device import section_label
-from harness.errors import QemuError, StreamError
+from harness.errors import StreamError
 from harness.guests.machine import Machine, firmware_sink
 from harness.packs.pack import Recording, StatePack
 from harness.qemu.binary import QemuBinary
@@ -35,7 +35,7 @@ from harness.stream.fields import Field, find
 from harness.stream.model import RamBlock, Section
 from harness.stream.reader import open_stream
 from harness.stream.virtio import decode_virtio
-from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, VmDesc, decode
+from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, decode
 
 SAVE_TIMEOUT_S = 60.0
 _FEATURES = "guest_features"
@@ -211,7 +211,6 @@ class OwnState:
     """What a QEMU of the loading build saves of the same machine before it has run."""
 
     sections: Mapping[str, Section]
-    vmdesc: VmDesc
     blocks: tuple[RamBlock, ...]
 
 
@@ -229,11 +228,8 @@ def own_state(binary: QemuBinary, machine: Machine) -> OwnState:
 def _saved(vm: Vm, sink: Path) -> OwnState:
     migrate_to_socket(vm, vm.workdir / "own.sock", sink, timeout_s=SAVE_TIMEOUT_S)
     with open_stream(sink) as stream:
-        if stream.vmdesc is None:
-            raise QemuError("the loading QEMU saves no description of its state")
         return OwnState(
             sections={label_of(s): replace(s, payload=bytes(s.payload)) for s in stream.devices},
-            vmdesc=stream.vmdesc,
             blocks=tuple(stream.ram_blocks),
         )
 
@@ -258,21 +254,20 @@ def explain_errors(
     recorded = {label_of(section): section for section in recording.sections}
     differences = [
         *compare_ram(blocks, own.blocks),
-        *compare_sections(recorded, recording.vmdesc, own.sections, own.vmdesc),
+        *compare_sections(recorded, own.sections),
     ]
-    return [_evidence(error, recorded, recording.vmdesc, own, differences) for error in errors]
+    return [_evidence(error, recorded, own, differences) for error in errors]
 
 
 def _evidence(
     error: LoadError,
     recorded: Mapping[str, Section],
-    vmdesc: VmDesc,
     own: OwnState,
     differences: Sequence[StructureDifference],
 ) -> FieldEvidence:
     label = error.section
-    here = _value(recorded.get(label or ""), vmdesc, error.field)
-    there = _value(own.sections.get(label or ""), own.vmdesc, error.field)
+    here = _value(recorded.get(label or ""), error.field)
+    there = _value(own.sections.get(label or ""), error.field)
     told = tuple(
         d
         for d in differences
@@ -289,11 +284,11 @@ def _evidence(
     )
 
 
-def _value(section: Section | None, vmdesc: VmDesc, path: str | None) -> int | str | None:
+def _value(section: Section | None, path: str | None) -> int | str | None:
     """A field's value; None when there is no such field, or it is no single value. Long bytes are cut."""
     if section is None or path is None:
         return None
-    fields = decode_section(section, vmdesc)
+    fields = decode_section(section)
     if path == _FEATURES and fields:
         return f"{features_of(fields):#x}"
     for name in dict.fromkeys((path, path.rpartition(":")[2], path.rpartition(" ")[2])):
@@ -307,9 +302,9 @@ def _value(section: Section | None, vmdesc: VmDesc, path: str | None) -> int | s
     return None
 
 
-def decode_section(section: Section, vmdesc: VmDesc) -> list[Field]:
+def decode_section(section: Section) -> list[Field]:
     """A section's fields, a virtio device's as well; none for one that is not described or not as described."""
-    desc = vmdesc.device(section.idstr, section.instance_id)
+    desc = section.desc
     if desc is None:
         return []
     try:
@@ -329,9 +324,7 @@ def compare_ram(recorded: Iterable[RamBlock], own: Iterable[RamBlock]) -> Iterat
             yield _difference(RAM, name, Differs.BLOCK, ours.get(name), theirs.get(name))
 
 
-def compare_sections(
-    recorded: Mapping[str, Section], vmdesc: VmDesc, own: Mapping[str, Section], own_vmdesc: VmDesc
-) -> Iterator[StructureDifference]:
+def compare_sections(recorded: Mapping[str, Section], own: Mapping[str, Section]) -> Iterator[StructureDifference]:
     """How the sections of two streams are described, where that differs.
 
     A section, field or subsection that only one of them has need not be wrong: some are saved only when they are
@@ -344,7 +337,7 @@ def compare_sections(
             continue
         if mine.version_id != other.version_id:
             yield _difference(label, "", Differs.VERSION, mine.version_id, other.version_id)
-        ours, theirs = vmdesc.device(*mine.key), own_vmdesc.device(*other.key)
+        ours, theirs = mine.desc, other.desc
         if ours is not None and theirs is not None and not ours.open_coded:
             yield from _compare_structs(label, "", ours, theirs)
 

@@ -134,7 +134,7 @@ def sections_at_hand(recording: Recording) -> list[SectionAtHand]:
     """The device sections of a recording."""
     found = []
     for section in recording.sections:
-        desc = recording.vmdesc.device(*section.key)
+        desc = section.desc
         vmsd = desc.vmsd_name if desc else ""
         found.append(
             SectionAtHand(

@@ -19,7 +19,7 @@ from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
 from harness.stream.reader import open_stream
 from harness.stream.virtio import field_features
-from harness.stream.vmdesc import VmDesc, decode
+from harness.stream.vmdesc import decode
 from harness.stream.wire import SectionType
 from harness.text import printable
 
@@ -68,7 +68,7 @@ def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any
         "sizes": [_size(size) for size in pack.sizes],
         "roms": {name: rom.model_dump() for name, rom in manifest.roms.items()},
         "host": manifest.host,
-        "sections": [_device(s, recording.vmdesc) for s in recording.sections],
+        "sections": [_device(s) for s in recording.sections],
     }
 
 
@@ -150,7 +150,7 @@ def _parts(stream: Stream) -> list[dict[str, Any]]:
         elif isinstance(part, Command):
             continue
         else:
-            entries.append(_device(part, stream.vmdesc))
+            entries.append(_device(part))
     return entries
 
 
@@ -173,8 +173,8 @@ def _head(part: Section | RamSection) -> dict[str, Any]:
     }
 
 
-def _device(section: Section, vmdesc: VmDesc | None) -> dict[str, Any]:
-    desc = vmdesc.device(section.idstr, section.instance_id) if vmdesc else None
+def _device(section: Section) -> dict[str, Any]:
+    desc = section.desc
     fields = decode(section.payload, desc) if desc else []
     return {**_head(section), "fields": _fields(fields, desc.vmsd_name if desc else "")}
 

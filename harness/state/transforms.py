@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.packs.pack import Recording
 from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import VmDesc, decode
+from harness.stream.vmdesc import decode
 
 
 class GuestMode(StrEnum):
@@ -35,7 +35,7 @@ def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
     """
     if mode is GuestMode.RUNNING:
         return list(recording.sections)
-    return [park(section, recording.vmdesc, recording.architecture) for section in recording.sections]
+    return [park(section, recording.architecture) for section in recording.sections]
 
 
 def encode(sections: Iterable[Section]) -> bytes:
@@ -59,7 +59,7 @@ def cpu_labels(recording: Recording) -> frozenset[str]:
     return frozenset(label_of(section) for section in recording.sections if section.idstr in of_a_cpu)
 
 
-def park(section: Section, vmdesc: VmDesc, architecture: Architecture) -> Section:
+def park(section: Section, architecture: Architecture) -> Section:
     """A CPU that is halted and takes no interrupt: no guest code runs, however often the machine is resumed.
 
     :raises HarnessError: the CPU's state has no field by the expected name
@@ -67,10 +67,9 @@ def park(section: Section, vmdesc: VmDesc, architecture: Architecture) -> Sectio
     wanted = architecture.parking.get(section.idstr)
     if wanted is None:
         return section
-    desc = vmdesc.device(section.idstr, section.instance_id)
-    if desc is None:
+    if section.desc is None:
         raise HarnessError(f"cannot park: section {section.idstr} is not described")
-    fields = decode(section.payload, desc)
+    fields = decode(section.payload, section.desc)
     payload = section.payload
     for path, change in wanted.items():
         try:

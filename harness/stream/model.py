@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from harness.stream import wire
-from harness.stream.vmdesc import VmDesc
+from harness.stream.vmdesc import DeviceDesc, VmDesc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,9 @@ class Section:
 
     ``offset`` is that of the type byte, ``header_size`` the bytes up to the payload. To send a changed
     section use ``dataclasses.replace(section, payload=...)`` and :meth:`encode`.
+
+    ``desc`` is what the vmdesc says of this very section, None where nothing does. It belongs to the section, for
+    (idstr, instance_id) need not be unique: QEMU 7.2 writes one ``slirp`` for each user network.
     """
 
     type: int
@@ -59,6 +62,7 @@ class Section:
     header_size: int
     payload: bytes
     footer: bool
+    desc: DeviceDesc | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -148,7 +152,7 @@ class Stream:
     ``parts`` is everything between ``head`` and EOF in stream order; ``devices`` and ``ram`` are picked from
     it. ``head`` is magic, version and configuration section: what a COLO primary sends first. ``vmdesc`` is
     the stream's own when ``own_vmdesc``, else the one that was handed in. ``buffer`` is what was read; RAM
-    pages live in it.
+    pages live in it. ``tail`` is what stands behind the stream, and is no part of it.
     """
 
     buffer: memoryview
@@ -164,6 +168,7 @@ class Stream:
     vmdesc: VmDesc | None
     own_vmdesc: bool
     size: int
+    tail: memoryview
 
     @property
     def head(self) -> bytes:

@@ -60,11 +60,16 @@ class RamReader:
     """Reads the payloads of the RAM sections of one stream, in order.
 
     The block of the last record outlives its section: CONTINUE may be the first record of the next one.
+
+    :param ignore_shared: the stream has capability x-ignore-shared
+    :param mapped: it has mapped-ram: pages have a fixed place in the file, behind the entry of their block, and no
+        records. They are recorded as if they had, and the START section spans them.
     """
 
-    def __init__(self, *, page_size: int, ignore_shared: bool) -> None:
+    def __init__(self, *, page_size: int, ignore_shared: bool, mapped: bool = False) -> None:
         self.page_size = page_size
         self.ignore_shared = ignore_shared
+        self.mapped = mapped
         self.blocks: list[RamBlock] = []
         self._by_name: dict[str, int] = {}
         self._block = -1
@@ -86,7 +91,7 @@ class RamReader:
                 if flags == _ZERO | _CONTINUE:
                     self._zero_run(cursor, records)
             elif flags == _MEM_SIZE:
-                self._block_list(cursor, word & ~mask)
+                self._block_list(cursor, records, word & ~mask)
             elif flags == _EOS:
                 return records
             elif flags != _FLUSH:
@@ -139,7 +144,7 @@ class RamReader:
             if not count or offset - start < count * size:
                 return
 
-    def _block_list(self, cursor: Cursor, total_bytes: int) -> None:
+    def _block_list(self, cursor: Cursor, records: RamRecords, total_bytes: int) -> None:
         if self.blocks:
             raise StreamError(cursor.pos, "RAM block list: a second one")
         while total_bytes > 0:
@@ -154,6 +159,25 @@ class RamReader:
             self._by_name[name] = len(self.blocks)
             self.blocks.append(RamBlock(name=name, size_bytes=size, address=address))
             total_bytes -= size
+            if self.mapped:
+                self._mapped_pages(cursor, records, self.blocks[-1])
+
+    def _mapped_pages(self, cursor: Cursor, records: RamRecords, block: RamBlock) -> None:
+        """The pages of a block that are in the file, by its bitmap (``mapped_ram_setup_ramblock``)."""
+        start, pages = cursor.pos, block.size_bytes // self.page_size
+        version, page_size, bitmap_at, pages_at = cursor.unpack(wire.MAPPED_RAM, "header of mapped pages")
+        bitmap_bytes = (pages + 63) // 64 * 8
+        if version != wire.MAPPED_RAM_VERSION or page_size != self.page_size:
+            raise StreamError(start, f"mapped pages of {block.name!r}: version {version}, pages of {page_size} bytes")
+        if bitmap_at != cursor.pos or pages_at < bitmap_at + bitmap_bytes:
+            raise StreamError(start, f"mapped pages of {block.name!r}: bitmap at {bitmap_at}, pages at {pages_at}")
+        cursor.need(pages_at - bitmap_at + block.size_bytes, f"mapped pages of {block.name!r}")
+        bitmap = cursor.take(bitmap_bytes, "bitmap of mapped pages")
+        for number in range(pages):
+            if bitmap[number >> 3] >> (number & 7) & 1:
+                offset = number * self.page_size
+                records.add(len(self.blocks) - 1, offset | _PAGE, pages_at + offset)
+        cursor.pos = pages_at + block.size_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,22 +3,26 @@
 
 The length of a FULL section is not on the wire. The vmdesc at the end of the stream gives it, so that is
 found first, from the end; then the stream is read forward, and the footer behind each section checks the
-length (``migration/savevm.c``: ``qemu_loadvm_state_main``).
+length (``migration/savevm.c``: ``qemu_loadvm_state_main``). A stream that somebody else made may have no vmdesc, or
+bytes behind it: :func:`read_foreign` looks for the ends of its sections.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import StreamError, UsageError
 from harness.stream import wire
-from harness.stream.cursor import Cursor, find, rfind_byte
+from harness.stream.cursor import Cursor, rfind_byte
 from harness.stream.model import Command, Part, RamSection, Section, Stream
 from harness.stream.ram import RamReader
-from harness.stream.vmdesc import DeviceDesc, VmDesc
+from harness.stream.sections import SectionReader
+from harness.stream.vmdesc import VmDesc
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
@@ -31,7 +35,6 @@ _MAX_CAPABILITIES = 256
 # a source makes a RAM section each 50 ms at most (MAX_WAIT in migration/ram.c): this is hours of them
 _MAX_PARTS = 1 << 18
 _MAX_VMDESC_BYTES = 16 << 20
-_BEHIND_FOOTER = frozenset({0, 1, 2, 3, 4, 8})
 
 
 def read_stream(buf: Buffer, *, vmdesc: VmDesc | None = None) -> Stream:
@@ -41,10 +44,33 @@ def read_stream(buf: Buffer, *, vmdesc: VmDesc | None = None) -> Stream:
     :param vmdesc: for a stream without its own, such as that of xen-save-devices-state
     :raises StreamError: no stream, cut, padded, damaged, or without vmdesc
     """
+    return _StreamReader(_bytes_of(buf), vmdesc).read()
+
+
+def read_foreign(buf: Buffer, *, vmdesc: VmDesc | None = None) -> Stream:
+    """Read a stream that need not end with its vmdesc: one made with ``suppress-vmdesc``, by a machine type before
+    2.4, by ``xen-save-devices-state``, or that has something behind its end, such as the padding of a snapshot.
+
+    A stream that ends with its vmdesc is held to it.
+
+    :param vmdesc: for a stream without its own; may be that of another machine, and is used where it fits
+    :raises StreamError: no stream, cut, or damaged
+    """
+    view = _bytes_of(buf)
+    if _find_vmdesc(view) is not None:
+        return _StreamReader(view, None).read()
+    stream = _StreamReader(view, vmdesc, search=True).read()
+    if not stream.tail or stream.tail[0] != wire.SectionType.VMDESCRIPTION:
+        return stream
+    cursor = Cursor(view, stream.size)
+    _, length = cursor.unpack(wire.VMDESC, "vmdesc")
+    cursor.skip(length, "vmdesc")
+    return replace(_StreamReader(view[: cursor.pos], None).read(), tail=view[cursor.pos :])
+
+
+def _bytes_of(buf: Buffer) -> memoryview:
     view = buf if isinstance(buf, memoryview) else memoryview(buf)
-    if view.format != "B" or view.ndim != 1:
-        view = view.cast("B")
-    return _StreamReader(view, vmdesc).read()
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 def read_devices(buf: Buffer, *, vmdesc: VmDesc, start: int = 0) -> list[Section]:
@@ -52,11 +78,12 @@ def read_devices(buf: Buffer, *, vmdesc: VmDesc, start: int = 0) -> list[Section
 
     The same section may stand in it many times.
 
+    :param vmdesc: where it has several sections of one name, they come in turn
     :param start: offset of the first section; the buffer must end right behind EOF
     :raises StreamError: cut, padded, damaged, or other than the vmdesc says
     """
     cursor = Cursor(memoryview(buf), start)
-    sections = _SectionReader(cursor, vmdesc)
+    sections = SectionReader(cursor, vmdesc)
     found: list[Section] = []
     while (kind := cursor.peek()) != wire.SectionType.EOF:
         if kind != wire.SectionType.FULL:
@@ -76,93 +103,44 @@ def open_stream(path: Path, *, vmdesc: VmDesc | None = None) -> Iterator[Stream]
     :raises UsageError: the file cannot be read
     :raises StreamError: as :func:`read_stream`
     """
+    with mapped(path) as view:
+        yield read_stream(view, vmdesc=vmdesc)
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """A file's bytes, good until the context ends.
+
+    :raises UsageError: the file cannot be read
+    :raises StreamError: it is empty
+    """
     try:
         with path.open("rb") as file:
             if not path.stat().st_size:
                 raise StreamError(0, f"{path} is empty")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
-    view = memoryview(mapped)
+    view = memoryview(mapping)
     try:
-        yield read_stream(view, vmdesc=vmdesc)
+        yield view
     finally:
         # a page that the caller still holds keeps the mapping alive until it is dropped
         with contextlib.suppress(BufferError):
             view.release()
-            mapped.close()
-
-
-class _SectionReader:
-    """Reads device sections at a cursor; remembers whether this stream has footers."""
-
-    def __init__(self, cursor: Cursor, vmdesc: VmDesc | None) -> None:
-        self.cursor = cursor
-        self.vmdesc = vmdesc
-        self._footers: bool | None = None
-
-    def footer(self, section_id: int) -> bool:
-        """Read a footer if there is one. All sections of a stream have one, or none has."""
-        start = self.cursor.pos
-        here = self.cursor.peek() == wire.FOOTER
-        if self._footers is None:
-            self.cursor.need(1, "footer")
-            self._footers = here
-        if here != self._footers:
-            self.cursor.need(1, "footer")
-            raise StreamError(start, f"section {section_id} does not end where the vmdesc says: no footer")
-        if here:
-            _, found = self.cursor.unpack(wire.SECTION_ID, "footer")
-            if found != section_id:
-                raise StreamError(start, f"footer of section {found} behind section {section_id}")
-        return here
-
-    def identity(self) -> tuple[int, str, int, int]:
-        """section_id, idstr, instance_id and version_id of a START or FULL section."""
-        _, section_id = self.cursor.unpack(wire.SECTION_ID, "section header")
-        idstr = self.cursor.name("idstr")
-        instance_id, version_id = self.cursor.unpack(wire.INSTANCE_VERSION, "section header")
-        return section_id, idstr, instance_id, version_id
-
-    def full(self) -> Section:
-        start = self.cursor.pos
-        section_id, idstr, instance_id, version_id = self.identity()
-        desc = self._describe(start, idstr, instance_id, version_id)
-        header_size = self.cursor.pos - start
-        payload = self.cursor.take(desc.size_bytes, f"section {idstr!r}")
-        return Section(
-            type=wire.SectionType.FULL,
-            section_id=section_id,
-            idstr=idstr,
-            instance_id=instance_id,
-            version_id=version_id,
-            offset=start,
-            header_size=header_size,
-            payload=payload,
-            footer=self.footer(section_id),
-        )
-
-    def _describe(self, start: int, idstr: str, instance_id: int, version_id: int) -> DeviceDesc:
-        if self.vmdesc is None:
-            raise StreamError(
-                start,
-                f"the length of section {idstr!r} needs a vmdesc, and none ends where the stream does: "
-                "it is cut, padded, or was made without one",
-            )
-        desc = self.vmdesc.device(idstr, instance_id)
-        if desc is None:
-            raise StreamError(start, f"section {idstr!r} instance {instance_id} is not in the vmdesc")
-        if desc.version is not None and desc.version != version_id:
-            raise StreamError(start, f"section {idstr!r} has version {version_id}, in the vmdesc {desc.version}")
-        return desc
+            mapping.close()
 
 
 class _StreamReader:
-    """The state of one :func:`read_stream`."""
+    """The state of one :func:`read_stream`.
 
-    def __init__(self, view: memoryview, vmdesc: VmDesc | None) -> None:
+    :param search: look for the ends of sections, and leave what stands behind EOF
+    """
+
+    def __init__(self, view: memoryview, vmdesc: VmDesc | None, *, search: bool = False) -> None:
         self.cursor = Cursor(view)
         self.given = vmdesc
+        self.search = search
         self.parts: list[Part] = []
         self.started: dict[int, tuple[str, int, int]] = {}
         self.capabilities: tuple[str, ...] = ()
@@ -171,12 +149,16 @@ class _StreamReader:
     def read(self) -> Stream:
         cursor = self.cursor
         version = self._file_header()
-        own = _find_vmdesc(cursor.view)
+        own = None if self.search else _find_vmdesc(cursor.view)
         vmdesc = own or self.given
         machine, configuration = self._configuration()
         page_size = self._page_size(vmdesc)
-        self.sections = _SectionReader(cursor, vmdesc)
-        self.ram_reader = RamReader(page_size=page_size, ignore_shared=_IGNORE_SHARED in self.capabilities)
+        self.sections = SectionReader(cursor, vmdesc, search=self.search)
+        self.ram_reader = RamReader(
+            page_size=page_size,
+            ignore_shared=_IGNORE_SHARED in self.capabilities,
+            mapped=_MAPPED_RAM in self.capabilities,
+        )
         while cursor.peek() != wire.SectionType.EOF:
             self.parts.append(self._part())
             if len(self.parts) > _MAX_PARTS:
@@ -195,7 +177,8 @@ class _StreamReader:
             ram_blocks=tuple(self.ram_reader.blocks),
             vmdesc=vmdesc,
             own_vmdesc=own is not None,
-            size=cursor.end,
+            size=cursor.pos,
+            tail=cursor.view[cursor.pos :],
         )
 
     def _file_header(self) -> int:
@@ -234,8 +217,6 @@ class _StreamReader:
             cursor.skip(16, name)
         else:
             raise StreamError(start, f"configuration: unknown subsection {name!r}")
-        if _MAPPED_RAM in self.capabilities:
-            raise StreamError(start, "a stream with capability mapped-ram keeps its pages elsewhere: not supported")
 
     def _page_size(self, vmdesc: VmDesc | None) -> int:
         described = vmdesc.page_size if vmdesc else None
@@ -281,7 +262,7 @@ class _StreamReader:
             return self._ram(start, kind, section_id)
         cursor = self.cursor
         body = cursor.pos
-        payload = cursor.take(self._opaque_size(section_id, idstr), f"section {idstr!r}")
+        payload = cursor.take(self.sections.opaque_size(section_id, idstr), f"section {idstr!r}")
         return Section(
             type=kind,
             section_id=section_id,
@@ -293,17 +274,6 @@ class _StreamReader:
             payload=payload,
             footer=self.sections.footer(section_id),
         )
-
-    def _opaque_size(self, section_id: int, idstr: str) -> int:
-        """Bytes up to the footer: nothing describes what an iterable section other than RAM holds."""
-        cursor = self.cursor
-        pattern = wire.SECTION_ID.pack(wire.FOOTER, section_id)
-        at = find(cursor.view, pattern, cursor.pos)
-        while at >= 0 and at + len(pattern) < cursor.end:
-            if cursor.view[at + len(pattern)] in _BEHIND_FOOTER:
-                return at - cursor.pos
-            at = find(cursor.view, pattern, at + 1)
-        raise StreamError(cursor.pos, f"section {idstr!r} has no footer")
 
     def _ram(self, start: int, kind: int, section_id: int) -> RamSection:
         idstr, instance_id, version_id = self.started[section_id]
@@ -337,23 +307,25 @@ class _StreamReader:
         if own is not None:
             if cursor.left != len(own.raw):
                 raise StreamError(cursor.pos, "EOF, and the vmdesc does not follow")
+            cursor.skip(len(own.raw), "vmdesc")
             self._complete(eof, own)
+        elif self.search:
+            return
         elif self.given is None:
             raise StreamError(cursor.pos, "the stream ends without a vmdesc: it is cut, or was made without one")
         elif cursor.left:
             raise StreamError(cursor.pos, f"{cursor.left} bytes behind the end of the stream")
 
     def _complete(self, eof: int, own: VmDesc) -> None:
-        """A stream's own vmdesc is written along with its sections: each is there once."""
-        seen: set[tuple[str, int]] = set()
+        """A stream's own vmdesc is written along with its sections: each is there as often as it is described."""
+        missing = Counter(device.key for device in own.devices)
         for part in self.parts:
             if isinstance(part, Section) and part.type == wire.SectionType.FULL:
-                if part.key in seen:
-                    raise StreamError(part.offset, f"section {part.idstr!r} stands in the stream twice")
-                seen.add(part.key)
-        missing = [device.name for device in own.devices if device.key not in seen]
-        if missing:
-            raise StreamError(eof, f"section {missing[0]!r} of the vmdesc is not in the stream")
+                if not missing[part.key]:
+                    raise StreamError(part.offset, f"section {part.idstr!r} stands in the stream once too often")
+                missing[part.key] -= 1
+        for idstr, instance_id in missing.elements():
+            raise StreamError(eof, f"section {idstr!r} instance {instance_id} of the vmdesc is not in the stream")
 
 
 def _find_vmdesc(view: memoryview) -> VmDesc | None:

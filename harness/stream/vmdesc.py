@@ -91,12 +91,15 @@ class DeviceDesc:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmDesc:
-    """A whole vmdesc; ``raw`` is its section as it stands in the stream: u8 6, u32 length, JSON."""
+    """A whole vmdesc; ``raw`` is its section as it stands in the stream: u8 6, u32 length, JSON.
+
+    ``by_key`` has the descriptions of one name and instance in the order in which their sections were written.
+    """
 
     raw: bytes
     page_size: int
     devices: list[DeviceDesc]
-    by_key: dict[tuple[str, int], DeviceDesc]
+    by_key: dict[tuple[str, int], tuple[DeviceDesc, ...]]
 
     @classmethod
     def parse(cls, raw: bytes, *, offset: int = 0) -> VmDesc:
@@ -116,9 +119,9 @@ class VmDesc:
             page_size, devices = parser.document(json.loads(raw[wire.VMDESC.size :]))
         except (ValueError, RecursionError) as error:
             raise StreamError(offset + wire.VMDESC.size, f"vmdesc: no JSON: {error}") from error
-        by_key = {device.key: device for device in devices}
-        if len(by_key) != len(devices):
-            raise parser.error("a section is described twice")
+        by_key: dict[tuple[str, int], tuple[DeviceDesc, ...]] = {}
+        for device in devices:
+            by_key[device.key] = (*by_key.get(device.key, ()), device)
         return cls(raw=raw, page_size=page_size, devices=devices, by_key=by_key)
 
     @classmethod
@@ -126,8 +129,9 @@ class VmDesc:
         """The same from the JSON alone."""
         return cls.parse(wire.VMDESC.pack(wire.SectionType.VMDESCRIPTION, len(text)) + text)
 
-    def device(self, idstr: str, instance_id: int) -> DeviceDesc | None:
-        return self.by_key.get((idstr, instance_id))
+    def named(self, idstr: str, instance_id: int) -> tuple[DeviceDesc, ...]:
+        """What describes the sections of that name: nothing, one, or one for each that has it."""
+        return self.by_key.get((idstr, instance_id), ())
 
 
 class _Parser:

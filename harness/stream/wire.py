@@ -65,6 +65,16 @@ Block list of MEM_SIZE (``ram_save_setup``), until the sizes add up to the recor
     1       n      bytes  RAM block's idstr
     1+n     8      u64    size in bytes
     9+n     8      u64    address            with capability x-ignore-shared only
+    -       -             mapped pages       with capability mapped-ram only
+
+Mapped pages (``struct MappedRamHeader``); what follows in the stream stands behind the last page::
+
+    0       4      u32    version, 1
+    4       8      u64    page size
+    12      8      u64    b, offset of the bitmap in the file: behind this header
+    20      8      u64    p, offset of the pages in the file
+    b       -      bytes  bitmap, a bit for each page that is there, the lowest first; whole words of 8 bytes
+    p       -      bytes  pages, each in its place
 """
 
 from __future__ import annotations
@@ -80,6 +90,7 @@ PAGE_SIZE = 4096
 RAM_IDSTR = "ram"
 RAM_VERSION = 4
 XBZRLE_ENCODING = 1
+MAPPED_RAM_VERSION = 1
 
 U8 = struct.Struct(">B")
 U16 = struct.Struct(">H")
@@ -90,6 +101,7 @@ SECTION_ID = struct.Struct(">BI")
 INSTANCE_VERSION = struct.Struct(">II")
 COMMAND = struct.Struct(">BHH")
 VMDESC = struct.Struct(">BI")
+MAPPED_RAM = struct.Struct(">IQQQ")
 
 
 class _OpenEnum(IntEnum):

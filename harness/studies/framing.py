@@ -70,8 +70,7 @@ def ask(lab: Lab) -> FrameFinding:
 
 
 def _section_case(lab: Lab, section: Section) -> FrameCase:
-    recording = lab.buffers.pack.recordings[lab.before]
-    desc = recording.vmdesc.device(section.idstr, section.instance_id)
+    desc = section.desc
     framed = {way: _load(lab, changed) for way, changed in altered(section).items()}
     return FrameCase(
         section=label_of(section),

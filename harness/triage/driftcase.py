@@ -48,10 +48,9 @@ def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
 
 def _fields(recording: Recording, drifted: Drifted) -> Iterator[NeededField]:
     section = next((each for each in recording.sections if label_of(each) == drifted.section), None)
-    desc = recording.vmdesc.device(section.idstr, section.instance_id) if section else None
-    if section is None or desc is None:
+    if section is None or section.desc is None:
         return
-    known = {field.path: field for field in walk(decode(section.payload, desc))}
+    known = {field.path: field for field in walk(decode(section.payload, section.desc))}
     for each in drifted.fields:
         field = known.get(each.field)
         if field is not None:

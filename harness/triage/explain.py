@@ -272,7 +272,7 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
     owner = next((device.name for device in pack.manifest.devices if label in device.sections), "")
     if section is None:
         return SectionFacts(label=label, owner=owner)
-    desc = recording.vmdesc.device(section.idstr, section.instance_id)
+    desc = section.desc
     device = load_recipes().devices.get(owner)
     return SectionFacts(
         label=label,

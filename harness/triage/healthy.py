@@ -15,7 +15,7 @@ from harness.state.transforms import label_of
 from harness.stream.fields import Field
 from harness.stream.model import Section
 from harness.stream.reader import open_stream
-from harness.stream.vmdesc import VmDesc, decode
+from harness.stream.vmdesc import decode
 
 SAVE_TIMEOUT_S = 30.0
 
@@ -44,7 +44,7 @@ def recorded_donors(pack: StatePack, phase: str, labels: Sequence[str]) -> Itera
         if len(payloads) == len(labels) and payloads not in seen:
             seen.add(payloads)
             recording = pack.recordings[other]
-            yield Donor(name=f"phase {other}", state=_states(recording.sections, recording.vmdesc, labels))
+            yield Donor(name=f"phase {other}", state=_states(recording.sections, labels))
 
 
 def never_run(binary: QemuBinary, machine: Machine) -> Donor:
@@ -59,9 +59,8 @@ def never_run(binary: QemuBinary, machine: Machine) -> Donor:
         sink = workdir / "never-run.stream"
         migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
         with open_stream(sink) as stream:
-            assert stream.vmdesc is not None  # a plain migration always ends with one
             sections = tuple(stream.devices)
-            state = _states(sections, stream.vmdesc, [label_of(section) for section in sections])
+            state = _states(sections, [label_of(section) for section in sections])
     return Donor(name="a machine that never ran", state=state)
 
 
@@ -69,10 +68,10 @@ def _payloads(pack: StatePack, phase: str, labels: Sequence[str]) -> tuple[bytes
     return tuple(s.payload for s in pack.recordings[phase].sections if label_of(s) in labels)
 
 
-def _states(sections: Sequence[Section], vmdesc: VmDesc, labels: Sequence[str]) -> dict[str, HealthyState]:
+def _states(sections: Sequence[Section], labels: Sequence[str]) -> dict[str, HealthyState]:
     found = {}
     for section in sections:
-        desc = vmdesc.device(section.idstr, section.instance_id)
-        if label_of(section) in labels and desc is not None:
-            found[label_of(section)] = HealthyState(payload=section.payload, fields=decode(section.payload, desc))
+        if label_of(section) in labels and section.desc is not None:
+            fields = decode(section.payload, section.desc)
+            found[label_of(section)] = HealthyState(payload=section.payload, fields=fields)
     return found

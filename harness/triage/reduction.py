@@ -369,7 +369,7 @@ class Reduction:
         recording = self._target.buffers.pack.recordings[phase]
         found: list[Atom] = []
         for section in recording.sections:
-            label, desc = label_of(section), recording.vmdesc.device(section.idstr, section.instance_id)
+            label, desc = label_of(section), section.desc
             other = donor.state.get(label)
             if label not in labels or desc is None or other is None:
                 continue

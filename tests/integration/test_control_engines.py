@@ -101,12 +101,10 @@ def test_what_is_excluded_is_not_loaded(binary: QemuBinary, pc: Buffers) -> None
 
 
 def test_a_guest_that_dies_when_it_is_started_had_loaded(binary: QemuBinary, pc: Buffers) -> None:
-    vmdesc = pc.pack.recordings["bound"].vmdesc
-
     def no_interrupts_table(section: Section) -> Section:
         if section.idstr != "cpu":
             return section
-        desc = vmdesc.device(section.idstr, section.instance_id)
+        desc = section.desc
         assert desc is not None
         fields = decode(section.payload, desc)
         payload = patch(section.payload, find(fields, "env.idt.limit"), 0)

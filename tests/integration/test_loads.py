@@ -28,7 +28,7 @@ from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for
 from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import VmDesc, decode
+from harness.stream.vmdesc import decode
 
 ANSWER_TIMEOUT_S = 20.0
 PAGE = 4096
@@ -76,14 +76,14 @@ def saved_section(vm: Vm, recording: Recording, label: str) -> Section:
     return replace(known, payload=data[start:end])
 
 
-def field_value(section: Section, vmdesc: VmDesc, path: str) -> object:
-    desc = vmdesc.device(section.idstr, section.instance_id)
+def field_value(section: Section, path: str) -> object:
+    desc = section.desc
     assert desc is not None
     return find(decode(section.payload, desc), path).value
 
 
-def with_field(section: Section, vmdesc: VmDesc, path: str, value: int) -> Section:
-    desc = vmdesc.device(section.idstr, section.instance_id)
+def with_field(section: Section, path: str, value: int) -> Section:
+    desc = section.desc
     assert desc is not None
     field = find(decode(section.payload, desc), path)
     return replace(section, payload=patch(section.payload, field, value))
@@ -97,44 +97,44 @@ def test_what_is_loaded_can_be_read_back(
     secondary: Open, pc_pack: StatePack, label: str, path: str, value: int
 ) -> None:
     recording = pc_pack.recordings["bound"]
-    sections, vmdesc = sections_for(recording, GuestMode.PARKED), recording.vmdesc
+    sections = sections_for(recording, GuestMode.PARKED)
     (section,) = only(sections, frozenset({label}))
-    original = field_value(section, vmdesc, path)
+    original = field_value(section, path)
     assert original != value
-    changed = [with_field(s, vmdesc, path, value) if label_of(s) == label else s for s in sections]
+    changed = [with_field(s, path, value) if label_of(s) == label else s for s in sections]
     with secondary("bound", GuestMode.PARKED) as opened:
-        assert field_value(saved_section(opened.vm, recording, label), vmdesc, path) == original
+        assert field_value(saved_section(opened.vm, recording, label), path) == original
         opened.primary.checkpoint(encode(changed))
-        assert field_value(saved_section(opened.vm, recording, label), vmdesc, path) == value
+        assert field_value(saved_section(opened.vm, recording, label), path) == value
         opened.primary.checkpoint(encode(sections))
-        assert field_value(saved_section(opened.vm, recording, label), vmdesc, path) == original
+        assert field_value(saved_section(opened.vm, recording, label), path) == original
 
 
 def test_the_last_of_several_loads_in_one_buffer_wins(
     secondary: Open, pc_pack: StatePack, ability: ColoAbility
 ) -> None:
     recording = pc_pack.recordings["bound"]
-    sections, vmdesc = sections_for(recording, GuestMode.PARKED), recording.vmdesc
+    sections = sections_for(recording, GuestMode.PARKED)
     (section,) = only(sections, frozenset({"i8259#1"}))
-    rising = [with_field(section, vmdesc, "imr", value) for value in range(1, 101)]
+    rising = [with_field(section, "imr", value) for value in range(1, 101)]
     with secondary("bound", GuestMode.PARKED) as opened:
         opened.primary.checkpoint(encode([*sections, *rising]))
-        assert field_value(saved_section(opened.vm, recording, "i8259#1"), vmdesc, "imr") == 100
+        assert field_value(saved_section(opened.vm, recording, "i8259#1"), "imr") == 100
 
 
 def test_sections_that_are_left_out_stay_as_they_are(secondary: Open, pc_pack: StatePack, ability: ColoAbility) -> None:
     if ability.resets_before_load:
         pytest.skip("this QEMU resets the machine before each load: what is left out is in reset state")
     recording = pc_pack.recordings["bound"]
-    sections, vmdesc = sections_for(recording, GuestMode.PARKED), recording.vmdesc
+    sections = sections_for(recording, GuestMode.PARKED)
     (pic,) = only(sections, frozenset({"i8259#1"}))
     ahci = only(sections, frozenset(pc_pack.sections_of("ahci")))
     assert ahci
     with secondary("bound", GuestMode.PARKED) as opened:
-        opened.primary.checkpoint(encode([with_field(pic, vmdesc, "imr", 0xA5)]))
+        opened.primary.checkpoint(encode([with_field(pic, "imr", 0xA5)]))
         for _ in range(5):
             opened.primary.checkpoint(encode(ahci))
-        assert field_value(saved_section(opened.vm, recording, "i8259#1"), vmdesc, "imr") == 0xA5
+        assert field_value(saved_section(opened.vm, recording, "i8259#1"), "imr") == 0xA5
         assert opened.primary.checkpoints == 6
 
 

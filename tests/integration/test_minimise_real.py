@@ -287,7 +287,7 @@ def test_a_field_is_found_by_what_another_phase_has(
 def target_fields(pack: StatePack) -> list[Field]:
     recording = pack.recordings["bound"]
     (section,) = [s for s in recording.sections if label_of(s) == NET]
-    desc = recording.vmdesc.device(section.idstr, section.instance_id)
+    desc = section.desc
     assert desc is not None
     return list(walk(decode(section.payload, desc)))
 

@@ -24,7 +24,7 @@ from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
 from harness.stream.fields import find, patch
 from harness.stream.model import Section
-from harness.stream.vmdesc import VmDesc, decode
+from harness.stream.vmdesc import decode
 
 LOADS = 50
 #: Known to end a q35 secondary; judged by other tests.
@@ -55,8 +55,8 @@ def drifted(binary: QemuBinary, ability: ColoAbility) -> Drifted:
     return run
 
 
-def with_field(section: Section, vmdesc: VmDesc, path: str, value: int) -> Section:
-    desc = vmdesc.device(section.idstr, section.instance_id)
+def with_field(section: Section, path: str, value: int) -> Section:
+    desc = section.desc
     assert desc is not None
     return replace(section, payload=patch(section.payload, find(decode(section.payload, desc), path), value))
 
@@ -68,10 +68,9 @@ def fields_of(opinion: Opinion) -> tuple[DriftedField, ...]:
 
 def moving(pack: StatePack, phase: str, label: str, path: str, value: Callable[[int], int]) -> Change:
     """One field has ``value(k)`` in load k."""
-    vmdesc = pack.recordings[phase].vmdesc
 
     def change(section: Section, load: int) -> Section:
-        return with_field(section, vmdesc, path, value(load)) if label_of(section) == label else section
+        return with_field(section, path, value(load)) if label_of(section) == label else section
 
     return change
 
@@ -158,25 +157,24 @@ def due_soon(pack: StatePack, phase: str) -> Change:
     """Timers that a recording may have or not have are made to be due within the idle time."""
     recording = pack.recordings[phase]
     timer = next(s for s in recording.sections if label_of(s) == "timer")
-    due_ns = _number(timer, recording.vmdesc, "cpu_clock_offset") + SOON_NS
+    due_ns = _number(timer, "cpu_clock_offset") + SOON_NS
     host_due_ns: list[int] = []
 
     def change(section: Section, _: int) -> Section:
-        vmdesc = recording.vmdesc
         match section.idstr:
             case "apic":
-                return with_field(section, vmdesc, "timer_expiry", due_ns)
+                return with_field(section, "timer_expiry", due_ns)
             case "hpet":
-                return with_field(section, vmdesc, "timer[2].qemu_timer", due_ns)
+                return with_field(section, "timer[2].qemu_timer", due_ns)
             case "i8254":
                 # a tick in the time before the first save would leave nothing to move: line 0 stays pending
-                return with_field(section, vmdesc, "channels[0].next_transition_time", due_ns)
+                return with_field(section, "channels[0].next_transition_time", due_ns)
             case "i8259" if section.instance_id == 0:
-                return _without_line_0(_without_line_0(section, vmdesc, "irr"), vmdesc, "last_irr")
+                return _without_line_0(_without_line_0(section, "irr"), "last_irr")
             case "mc146818rtc":
                 # by the host's clock, from the first load on
                 host_due_ns.append(time.time_ns() + SOON_NS)
-                return with_field(section, vmdesc, "update_timer", host_due_ns[0])
+                return with_field(section, "update_timer", host_due_ns[0])
             case "serial":
                 # the timer's subsection, u64 expiry, stands last
                 at = section.payload.find(bytes([5, len(FIFO_TIMER)]) + FIFO_TIMER)
@@ -188,12 +186,12 @@ def due_soon(pack: StatePack, phase: str) -> Change:
     return change
 
 
-def _without_line_0(section: Section, vmdesc: VmDesc, path: str) -> Section:
-    return with_field(section, vmdesc, path, _number(section, vmdesc, path) & ~1)
+def _without_line_0(section: Section, path: str) -> Section:
+    return with_field(section, path, _number(section, path) & ~1)
 
 
-def _number(section: Section, vmdesc: VmDesc, path: str) -> int:
-    desc = vmdesc.device(section.idstr, section.instance_id)
+def _number(section: Section, path: str) -> int:
+    desc = section.desc
     assert desc is not None
     return int(find(decode(section.payload, desc), path).value or 0)
 

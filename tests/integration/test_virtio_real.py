@@ -63,7 +63,7 @@ def sections(pack: StatePack) -> Iterator[tuple[str, str, list[Field]]]:
     """Phase, kind and fields of every virtio section of a pack."""
     for phase, recording in pack.recordings.items():
         for section in recording.sections:
-            desc = recording.vmdesc.device(section.idstr, section.instance_id)
+            desc = section.desc
             assert desc is not None
             if desc.vmsd_name.startswith("virtio-"):
                 yield phase, desc.vmsd_name, decoded(bytes(section.payload), desc.vmsd_name)
@@ -173,7 +173,7 @@ def test_devices_without_a_driver(binary: QemuBinary, tmp_path: Path) -> None:
     with open_stream(path) as stream:
         assert stream.vmdesc is not None
         for section in stream.devices:
-            desc = stream.vmdesc.device(*section.key)
+            desc = section.desc
             assert desc is not None
             if desc.open_coded and desc.fields[0].type == "virtio":
                 found[desc.vmsd_name] = decoded(bytes(section.payload), desc.vmsd_name)

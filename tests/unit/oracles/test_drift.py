@@ -90,6 +90,7 @@ def section(idstr: str, payload: bytes, *, version: int = 2) -> Section:
         header_size=0,
         payload=payload,
         footer=True,
+        desc=next(iter(VMDESC.named(idstr, 0)), None),
     )
 
 
@@ -106,7 +107,6 @@ def run_of(sent: Section, *saved: Section | None, idle: Section | None = None, *
     return DriftRun(
         machine="pc-i440fx-7.2",
         phase="bound",
-        vmdesc=VMDESC,
         sent={"pit": sent},
         snapshots=tuple(snapshots),
         idle=None if idle is None else Snapshot(load=50, sections={"pit": idle}),
@@ -133,27 +133,27 @@ def rule(field: str, *compare: Comparison, bits: int | None = None, section: str
 
 
 def test_equal_sections_do_not_differ() -> None:
-    assert changes(pit(5), pit(5), VMDESC) == []
+    assert changes(pit(5), pit(5)) == []
 
 
 def test_a_number_is_told_by_its_path() -> None:
-    assert changes(pit(5), pit(9), VMDESC) == [Change(field="count", type="uint32", old=5, new=9)]
+    assert changes(pit(5), pit(9)) == [Change(field="count", type="uint32", old=5, new=9)]
 
 
 def test_a_field_of_a_subsection_too() -> None:
-    found = changes(pit(5), pit(5, sub=SUB_BYTES + b"\1\0"), VMDESC)
+    found = changes(pit(5), pit(5, sub=SUB_BYTES + b"\1\0"))
     assert found == [Change(field="pit/extra/deep", type="uint16", old=0x63, new=0x100)]
 
 
 def test_bytes_of_a_buffer_are_told_by_their_offset() -> None:
-    found = changes(pit(5), pit(5, regs=b"\0\xff\2\xfe"), VMDESC)
+    found = changes(pit(5), pit(5, regs=b"\0\xff\2\xfe"))
     assert [(c.field, c.old, c.new) for c in found] == [("regs[1]", 1, 255), ("regs[3]", 3, 254)]
 
 
 @pytest.mark.parametrize(("old", "new"), [(True, False), (False, True)])
 def test_a_subsection_that_goes_or_comes(old: bool, new: bool) -> None:
     before, after = (pit(5) if there else pit(5, sub=b"") for there in (old, new))
-    found = changes(before, after, VMDESC)
+    found = changes(before, after)
     present = [("present", 0x63) if there else (None, None) for there in (old, new)]
     assert [(c.field, c.old, c.new) for c in found] == [
         ("pit/extra", present[0][0], present[1][0]),
@@ -163,7 +163,7 @@ def test_a_subsection_that_goes_or_comes(old: bool, new: bool) -> None:
 
 def test_a_subsection_inside_a_struct_goes_and_what_is_behind_it_is_still_told() -> None:
     old = section("uart", b"\x03" + SUB_BYTES + b"\0\x63" + b"\x11")
-    found = changes(old, section("uart", b"\x03\x22"), VMDESC)
+    found = changes(old, section("uart", b"\x03\x22"))
     assert [(c.field, c.new) for c in found] == [
         ("state.pit/extra", None),
         ("state.pit/extra/deep", None),
@@ -172,25 +172,25 @@ def test_a_subsection_inside_a_struct_goes_and_what_is_behind_it_is_still_told()
 
 
 def test_a_subsection_that_nobody_described_stands_by_its_name() -> None:
-    found = changes(pit(5), pit(5, sub=SUB_BYTES + b"\0\x63" + b"\x05\x05pit/x" + b"\0\0\0\1\xaa"), VMDESC)
+    found = changes(pit(5), pit(5, sub=SUB_BYTES + b"\0\x63" + b"\x05\x05pit/x" + b"\0\0\0\1\xaa"))
     assert [(c.field, c.old) for c in found] == [("pit/x", None)]
 
 
 def test_a_payload_that_fits_nothing_is_one_field() -> None:
-    assert set(leaves(section("pit", b"\1\2"), VMDESC)) == {"payload"}
-    assert set(leaves(section("stranger", b"\1\2"), VMDESC)) == {"payload"}
-    (found,) = changes(section("stranger", b"\1\2"), section("stranger", b"\1\2\3"), VMDESC)
+    assert set(leaves(section("pit", b"\1\2"))) == {"payload"}
+    assert set(leaves(section("stranger", b"\1\2"))) == {"payload"}
+    (found,) = changes(section("stranger", b"\1\2"), section("stranger", b"\1\2\3"))
     assert (found.field, found.old, found.new) == ("payload", "0102", "010203")
 
 
 def test_whole_sections_are_compared() -> None:
-    assert [(c.field, c.old, c.new) for c in changes(pit(5), None, VMDESC)] == [("(section)", "present", "absent")]
-    assert changes(None, None, VMDESC) == []
+    assert [(c.field, c.old, c.new) for c in changes(pit(5), None)] == [("(section)", "present", "absent")]
+    assert changes(None, None) == []
 
 
 def test_another_version_alone_is_the_only_difference() -> None:
     newer = section("pit", pit(5).payload, version=3)
-    assert changes(pit(5), newer, VMDESC) == [Change(field="(version)", type="section", old=2, new=3)]
+    assert changes(pit(5), newer) == [Change(field="(version)", type="section", old=2, new=3)]
 
 
 # --- The verdict -------------------------------------------------------------------------------------------

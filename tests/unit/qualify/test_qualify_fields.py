@@ -133,18 +133,18 @@ def number(name: str, size: int, **more: Any) -> dict[str, Any]:
     return {"name": name, "type": f"uint{size * 8}", "size": size, **more}
 
 
-def section(idstr: str, payload: bytes, version: int = 1) -> Section:
+def section(idstr: str, payload: bytes, version: int = 1, desc: dict[str, Any] | None = None) -> Section:
     return Section(
         type=4, section_id=7, idstr=idstr, instance_id=0, version_id=version, offset=0, header_size=0, payload=payload,
-        footer=True,
+        footer=True, desc=vmdesc(desc).devices[0] if desc else None,
     )  # fmt: skip
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any], version: int = 1) -> list[str]:
     """Each in words, without the section's name; first the recording, then the loading side."""
-    dev = {"dev": section("dev", b"")}
-    theirs = {"dev": section("dev", b"", version)}
-    found = compare_sections(dev, vmdesc(mine), theirs, vmdesc(other))
+    dev = {"dev": section("dev", b"", desc=mine)}
+    theirs = {"dev": section("dev", b"", version, other)}
+    found = compare_sections(dev, theirs)
     texts = [difference_text(d).removeprefix("dev ") for d in found]
     return [text.replace(" in the recording", "").replace(" on the loading side", "") for text in texts]
 
@@ -187,7 +187,6 @@ def test_values_of_both_sides(make_pack: Any, handmade: Any) -> None:
     assert own.vmdesc is not None
     state = OwnState(
         sections={label_of(s): replace(s, payload=bytes(s.payload)) for s in own.devices if s.idstr != "cpu"},
-        vmdesc=own.vmdesc,
         blocks=(RamBlock(name="pc.ram", size_bytes=4 * 4096),),
     )
     with StatePack(path) as pack:

@@ -60,30 +60,31 @@ def test_sections_are_chosen_by_label_in_stream_order(pack: StatePack, handmade:
 
 @pytest.mark.parametrize("text", ['{"devices": []}', '{"devices": [{"name": "cpu", "instance_id": 0, "fields": []}]}'])
 def test_a_cpu_that_is_described_otherwise_cannot_be_parked(pack: StatePack, text: str) -> None:
-    cpu = replace(pack.recordings["bound"].sections[1], payload=b"")
+    desc = next(iter(VmDesc.from_json(text.encode()).devices), None)
+    cpu = replace(pack.recordings["bound"].sections[1], payload=b"", desc=desc)
     with pytest.raises(HarnessError, match="cannot park: section cpu "):
-        park(cpu, VmDesc.from_json(text.encode()), X86_64)
+        park(cpu, X86_64)
 
 
-def cpu_state(fields: list[tuple[str, str, int]], instance: int, payload: bytes) -> tuple[Section, VmDesc]:
-    """Section ``cpu`` of one instance with fields of a name, a type and a size, and what describes it."""
+def cpu_state(fields: list[tuple[str, str, int]], instance: int, payload: bytes) -> Section:
+    """Section ``cpu`` of one instance with fields of a name, a type and a size."""
     described = [{"name": name, "type": kind, "size": size} for name, kind, size in fields]
     device = {"name": "cpu", "instance_id": instance, "vmsd_name": "cpu", "version": 22, "fields": described}
-    section = Section(
+    return Section(
         type=SectionType.FULL, section_id=9, idstr="cpu", instance_id=instance, version_id=22,
         offset=0, header_size=0, payload=payload, footer=True,
+        desc=VmDesc.from_json(json.dumps({"devices": [device]}).encode()).devices[0],
     )  # fmt: skip
-    return section, VmDesc.from_json(json.dumps({"devices": [device]}).encode())
 
 
 @pytest.mark.parametrize("instance", [0, 1])
 def test_each_cpu_of_each_architecture_is_parked(instance: int) -> None:
     fields = [("env.eip", "uint64", 8), ("env.eflags", "uint64", 8)]
-    section, vmdesc = cpu_state(fields, instance, struct.pack(">QQ", 5, 0x246))
-    assert park(section, vmdesc, X86_64).payload == struct.pack(">QQ", 5, 0x46)
+    section = cpu_state(fields, instance, struct.pack(">QQ", 5, 0x246))
+    assert park(section, X86_64).payload == struct.pack(">QQ", 5, 0x46)
     fields = [("env.pc", "uint64", 8), ("power_state", "powered_off", 1)]
-    section, vmdesc = cpu_state(fields, instance, struct.pack(">QB", 7, 0))
-    assert park(section, vmdesc, AARCH64).payload == struct.pack(">QB", 7, 1)
+    section = cpu_state(fields, instance, struct.pack(">QB", 7, 0))
+    assert park(section, AARCH64).payload == struct.pack(">QB", 7, 1)
 
 
 def test_all_cpus_of_a_recording_are_named(pack: StatePack) -> None:

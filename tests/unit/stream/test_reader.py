@@ -109,7 +109,6 @@ def test_shared_blocks_have_an_address() -> None:
     [
         b"\x05\x05other\x00\x00\x00\x01",
         b"\x05\x1aconfiguration/capabilities\x00\x00\x00\x01\xff\xff\xff\xff" + bytes(4096),
-        b"\x05\x1aconfiguration/capabilities\x00\x00\x00\x01\x00\x00\x00\x01\x0amapped-ram",
         b"\x05\x1econfiguration/target-page-bits\x00\x00\x00\x01\x00\x00\x00\x0d",
     ],
 )

@@ -23,7 +23,7 @@ def device(description: dict[str, Any]) -> DeviceDesc:
 
 
 def toy() -> DeviceDesc:
-    found = VMDESC.device("toy", 3)
+    found = next(iter(VMDESC.named("toy", 3)), None)
     assert found is not None
     return found
 
@@ -33,10 +33,10 @@ def test_devices() -> None:
     assert VMDESC.raw == build.vmdesc(build.OLD, build.TOY)
     assert toy().size_bytes == len(build.TOY_PAYLOAD)
     assert (toy().vmsd_name, toy().version, toy().open_coded) == ("toy", 2, False)
-    old = VMDESC.device("slirp", 0)
+    old = next(iter(VMDESC.named("slirp", 0)), None)
     assert old is not None
     assert (old.vmsd_name, old.version, old.open_coded, old.size_bytes) == ("", None, True, 4)
-    assert VMDESC.device("toy", 0) is None
+    assert VMDESC.named("toy", 0) == ()
     assert VmDesc.from_json(VMDESC.raw[5:]).by_key == VMDESC.by_key
 
 
@@ -179,7 +179,6 @@ def nested(depth: int) -> dict[str, Any]:
         b'{"devices": [{"name": "a"}]}',
         b'{"devices": [{"name": "a", "instance_id": -1}]}',
         b'{"devices": [{"name": "a", "instance_id": 0, "size": 3}]}',
-        b'{"devices": [{"name": "a", "instance_id": 0}, {"name": "a", "instance_id": 0}]}',
         b'{"devices": [{"name": "a", "instance_id": 0, "fields": [{"name": "f", "type": "t", "size": %s}]}]}' % b"true",
         b'{"devices": [{"name": "a", "instance_id": 0, "fields": [{"name": "f", "type": "t", "size": -1}]}]}',
         b'{"devices": [{"name": "a", "instance_id": 0, "subsections": [{"version": 1}]}]}',

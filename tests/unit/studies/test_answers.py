@@ -146,7 +146,7 @@ def _desc(fields: str) -> VmDesc:
     ],
 )
 def test_how_far_a_vmdesc_describes(fields: str, expected: Any) -> None:
-    assert framing.description(_desc(fields).device("a", 0)) == expected
+    assert framing.description(_desc(fields).devices[0]) == expected
     assert framing.description(None) is Described.NONE
 
 

@@ -134,11 +134,11 @@ def pack() -> Any:
         header_size=0,
         payload=b"abc",
         footer=True,
+        desc=VmDesc.from_json(json.dumps({"devices": [described]}).encode()).devices[0],
     )
-    vmdesc = VmDesc.from_json(json.dumps({"page_size": 4096, "devices": [described]}).encode())
     return SimpleNamespace(
         phases=["bound"],
-        recordings={"bound": SimpleNamespace(sections=(section,), vmdesc=vmdesc)},
+        recordings={"bound": SimpleNamespace(sections=(section,))},
         manifest=SimpleNamespace(devices=[SimpleNamespace(name="platform", sections=[LPC])]),
     )
 
