@@ -22,7 +22,7 @@ from harness.facts.compare import FactChange, FactKind, Weight
 from harness.files import write_atomically
 from harness.names import USES
 from harness.qualify.explained import Explained, FieldEvidence
-from harness.qualify.model import Answer, Confirmation, PairAnswer, QualifyDoc, Reason
+from harness.qualify.model import Answer, Confirmation, PairAnswer, QualifyDoc, Reason, Stray
 from harness.report.facts import fact_change_text, kvm_text
 from harness.report.reasons import (
     COLO_BETWEEN_VERSIONS,
@@ -30,6 +30,7 @@ from harness.report.reasons import (
     reason_cause_text,
     reason_remedy_text,
     static_text,
+    stray_remedy,
     stray_text,
 )
 from harness.report.sentences import outcome_text, verdict_meaning
@@ -228,6 +229,19 @@ def _reasons(pairs: Sequence[PairAnswer]) -> Iterator[list[str]]:
                 shared.decides |= reason.use in pair.deciding
     for shared in sorted(found.values(), key=lambda shared: not shared.decides):
         yield [line for line in _lines(shared) if line]
+    yield from _stray_reasons(pairs)
+
+
+def _stray_reasons(pairs: Sequence[PairAnswer]) -> Iterator[list[str]]:
+    """What keeps a pair from an answer though no device that is judged has it."""
+    ways: dict[Stray, list[str]] = {}
+    for pair in pairs:
+        for stray in pair.strays:
+            if set(stray.uses) & set(pair.deciding):
+                ways.setdefault(stray, []).append(_way(pair))
+    for stray, found in ways.items():
+        head = f"{Answer.UNKNOWN} in {' and '.join(stray.uses)}: {stray.section}"
+        yield [head, stray_text(stray), f"remedy: {stray_remedy()}", f"in {', '.join(found)}"]
 
 
 def _same(device: str, reason: Reason) -> object:
@@ -291,7 +305,8 @@ def _notes(doc: QualifyDoc) -> list[str]:
 
 def _pair_notes(pair: PairAnswer) -> Iterator[str]:
     yield from (_change(change, pair) for change in pair.changes if _is_weighty(change))
-    yield from map(stray_text, pair.strays)
+    beside = (stray for stray in pair.strays if not set(stray.uses) & set(pair.deciding))
+    yield from map(stray_text, beside)
     refused = ", ".join(f"{group} in {_cells(count)}" for group, count in pair.kvm_refused.items())
     if refused:
         yield f"this host's KVM refused {refused}"

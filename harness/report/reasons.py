@@ -275,6 +275,11 @@ def stray_text(stray: Stray) -> str:
     return f"{stray.section} breaks in {uses} and was left out: no device that is judged owns it"
 
 
+def stray_remedy() -> str:
+    """What to do about it."""
+    return "judge the device that owns it as well, by --device"
+
+
 # -- the static check ------------------------------------------------------------------------------------------------
 
 _DISAGREE = {

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -148,8 +148,9 @@ def tap() -> Iterator[str]:
 
 @pytest.fixture
 def tap_pack(
-    tap: str, binary: QemuBinary, built_guest: Guest, tmp_path: Path, probed: Callable[[str | Path], QemuBinary]
+    tap: str, binary: QemuBinary, built_guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[StatePack]:
+    """In a cache of its own: a tap device is for packs that were recorded here."""
     recipe = tmp_path / "tap-net.yaml"
     recipe.write_text(TAP_RECIPE.format(name=tap))
     machine = binary.machine("pc")
@@ -161,7 +162,8 @@ def tap_pack(
         planned=planned_guests(machine.name, "pc", [load_recipe(recipe)]).guests[0],
         phases=("kernel", "bound"),
     )
-    with StatePack(record(plan, tmp_path / "tap")) as pack:
+    monkeypatch.setenv("POSTLOAD_CACHE", str(tmp_path / "cache"))
+    with StatePack(record(plan, tmp_path / "cache" / "packs" / "tap")) as pack:
         yield pack
 
 

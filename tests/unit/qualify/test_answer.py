@@ -118,6 +118,17 @@ def test_a_section_of_nobodys_row_that_migration_refuses_costs_no_row_its_answer
     assert (answer.uses["migration"], answer.answer) == (Answer.UNKNOWN, Answer.UNKNOWN)
 
 
+def test_a_pair_that_is_unknown_for_nobodys_section_says_so_as_a_reason(run_doc: MatrixDoc) -> None:
+    cells = (cell(excluded=(LPC,)), cell(lane="same", excluded=("i8259",)))
+    doc = qualify_doc(replace(run_doc, cells=cells), Context(binaries={}))
+    assert doc.answer is Answer.UNKNOWN
+    because, beside = markdown(doc).replace("\\", "").split("## Beside it")
+    assert f"unknown in migration: {LPC}" in because
+    assert "remedy: judge the device that owns it as well, by --device" in because
+    assert "i8259" not in because
+    assert "i8259 breaks in colo and was left out: no device that is judged owns it" in beside
+
+
 def test_colo_decides_between_hosts_of_one_version_only() -> None:
     cells = (cell(), cell(lane="same", verdict=Verdict.CRASH))
     between = answer_leg(leg(*cells), None, ())
