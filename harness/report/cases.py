@@ -14,9 +14,15 @@ from harness.stream.fields import field_value
 from harness.triage.case import Case
 from harness.triage.fields import Atom, bit_of, is_count, is_number
 from harness.triage.reduced import Reduced
+from harness.triage.reduction import NoField
 from harness.triage.registers import Named, number_of_bit, register_of
 from harness.triage.smallest import SmallestFound, case_of, payload_of, recorded_by
 
+_NOTES = {
+    NoField.FAILS_TOO: "it fails with the state of {} too",
+    NoField.NOT_TAKEN: "which fields are needed is not known, for the state of {} cannot be loaded in its place",
+    NoField.NO_STATE: "no healthy state to compare with: {}",
+}
 #: More pieces of state than this are counted, not named.
 _MAX_PHRASES = 3
 
@@ -48,7 +54,8 @@ def case_sentence(found: SmallestFound, sections: Sequence[str]) -> str:
             f"whether {_few(texts)} {_are(texts)} needed could not be tested: another value ends in another way"
         )
     if found.result.field_note and not atoms:
-        parts.append(found.result.field_note)
+        note = found.result.field_note
+        parts.append(_NOTES[note.why].format(note.said))
     if found.result.failed < found.result.tried:
         parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
     return "; ".join(parts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from harness.engines.schedule import Checkpoint, LoadPlan, Schedule, plan_loads
 from harness.errors import HarnessError, QemuError, StreamError, UsageError
@@ -34,6 +35,25 @@ _DEBUG_PORT = "isa-debugcon"
 _MAX_RAM_RANGES = 64
 
 
+class NoField(Enum):
+    """Why nothing can be said of fields."""
+
+    FAILS_TOO = auto()
+    NOT_TAKEN = auto()
+    NO_STATE = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldNote:
+    """Why no field is named.
+
+    :param said: whose state was compared, or the words of an error
+    """
+
+    why: NoField
+    said: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Result:
     """What a reduction came to.
@@ -41,12 +61,12 @@ class Result:
     :param needed: pieces of sections that are needed, in the order of the payload: with any of them healthy all loads
         are acknowledged, and it does not fail
     :param untested: pieces that may be needed: with one of them healthy it ends in another way, such as a refusal
-    :param field_note: why no field is named, empty where one is
+    :param field_note: why no field is named, None where one is
     """
 
     candidate: Candidate
     needed: tuple[Atom, ...]
-    field_note: str
+    field_note: FieldNote | None
     failed: int
     tried: int
     untested: tuple[Atom, ...] = ()
@@ -60,7 +80,7 @@ class Reduction:
         self._search = search
         self._needed: tuple[Atom, ...] = ()
         self._untested: tuple[Atom, ...] = ()
-        self._note = ""
+        self._note: FieldNote | None = None
 
     def run(self) -> Result:
         """All passes.
@@ -347,13 +367,11 @@ class Reduction:
             search, healthy = self._search, self._search.best.healthy | frozenset(atoms)
             shown = search.shows(replace(search.best, healthy=healthy), f"all fields as in {donor.name}")
             if shown is Shows.NO:
-                self._note = ""
+                self._note = None
                 self._narrow(phase, atoms)
                 return
-            how = "it fails" if shown is Shows.YES else "it ends in another way"
-            self._note = (
-                f"{how} with the state of {donor.name} too" if shown is Shows.YES else f"{how} with {donor.name}"
-            )
+            why = NoField.FAILS_TOO if shown is Shows.YES else NoField.NOT_TAKEN
+            self._note = FieldNote(why=why, said=donor.name)
 
     def _donors(self, phase: str, labels: list[str]) -> Iterator[Donor]:
         recorded = recorded_donors(self._target.buffers.pack, phase, labels)
@@ -363,7 +381,7 @@ class Reduction:
         try:
             yield never_run(self._target.binary, machine)
         except (QemuError, HarnessError, StreamError) as error:
-            self._note = f"no healthy state to compare with: {error}"
+            self._note = FieldNote(why=NoField.NO_STATE, said=str(error))
 
     def _atoms(self, phase: str, labels: list[str], donor: Donor) -> list[Atom]:
         recording = self._target.buffers.pack.recordings[phase]

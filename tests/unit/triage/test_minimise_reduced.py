@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from made_cells import made_cell
@@ -20,8 +21,10 @@ from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
 from harness.stream.vmdesc import VmDesc
 from harness.triage.fields import Atom
+from harness.triage.minimise import Attempt, Search
 from harness.triage.reduced import Candidate, Pages, connected, halves, part_of, without_options
-from harness.triage.tries import check_target
+from harness.triage.reduction import Reduction
+from harness.triage.tries import Target, check_target
 
 OPTIONS = (
     Option(name="m", first="128"),
@@ -120,3 +123,23 @@ def test_what_cannot_be_minimised_is_refused(one: Cell) -> None:
 @pytest.mark.parametrize("one", [cell(Verdict.CRASH), cell(Verdict.REJECT, "plain"), cell(Verdict.LEAK, "leak")])
 def test_what_can(one: Cell) -> None:
     check_target(one)
+
+
+def test_a_piece_is_needed_only_where_all_loads_pass_without_it() -> None:
+    """Without the address it does not fail; with another size the load is refused, and says nothing."""
+
+    def piece(path: str, offset: int) -> Atom:
+        return Atom(
+            section="a", path=path, field_offset=offset, kind="uint8", offset=offset, mask=b"\xff", healthy=b"\0"
+        )
+
+    address, size = piece("address", 0), piece("size", 1)
+
+    def attempt(candidate: Candidate) -> Attempt:
+        return Attempt(hit=not candidate.healthy, tested=size not in candidate.healthy)
+
+    search: Search[Candidate] = Search(attempt=attempt, key=lambda candidate: candidate.key)
+    search.confirm(CANDIDATE)
+    reduction = Reduction(cast(Target, None), search)
+    reduction._prove((address, size))
+    assert (reduction._needed, reduction._untested) == ((address,), (size,))
