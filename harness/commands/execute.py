@@ -22,6 +22,7 @@ from harness.report.console import SafeConsole
 from harness.report.sentences import known_text
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import LiveProgress, print_matrix
+from harness.report.text import were
 from harness.report.walls import walls_text, walls_warning
 from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
@@ -112,7 +113,7 @@ def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:
     print_matrix(doc, err if as_json else SafeConsole())
     err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
     if not doc.complete:
-        err.print(f"postload: interrupted: {len(doc.cells)} cells were judged", soft_wrap=True)
+        err.print(f"postload: interrupted: {were(len(doc.cells), 'cell')} judged", soft_wrap=True)
     news = known_text(held)
     if news:
         err.print(escape(news), soft_wrap=True)

@@ -19,6 +19,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.cases import told_case
 from harness.report.console import SafeConsole
+from harness.report.text import plural
 from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
@@ -135,7 +136,7 @@ class _Shown:
 
     def tell(self, now: Progress) -> None:
         """After each try."""
-        count = f"{now.sessions} sessions, {now.loads} loads, {now.seconds:.1f} s"
+        count = f"{plural(now.sessions, 'session')}, {plural(now.loads, 'load')}, {now.seconds:.1f} s"
         told = "fails" if now.hit else "passes"
         self._status.update(f"{now.stage}: {escape(now.what)}: {told} ({count})")
         if now.stage != self._stage:
@@ -150,7 +151,8 @@ def _say(case: Case, folder: Path, console: Console) -> None:
     spent = case.spent
     console.print(escape(case.sentence), soft_wrap=True)
     console.print(
-        f"{case.rate.failed} of {case.rate.tried} tries fail; {spent.sessions} sessions, {spent.loads} loads, "
+        f"{case.rate.failed} of {case.rate.tried} tries fail; {plural(spent.sessions, 'session')}, "
+        f"{plural(spent.loads, 'load')}, "
         f"{spent.seconds:.1f} s",
         soft_wrap=True,
     )

@@ -40,6 +40,7 @@ from harness.qualify.pairs import plan_pairs
 from harness.qualify.run import Context, home_subjects, pair_subjects, qualify_doc
 from harness.report.console import SafeConsole
 from harness.report.qualify import forget_qualify, print_qualify, qualify_json, qualify_plain, write_qualify
+from harness.report.text import were
 from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MatrixDoc
 from harness.results.events import Answered, EventLog
@@ -203,7 +204,7 @@ def report_answer(answer: QualifyDoc, cells: int, out: Path, *, as_json: bool) -
     files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml"
     err.print(f"reports: {escape(str(out))}/{files}", soft_wrap=True)
     if not answer.complete:
-        err.print(f"postload: interrupted: {cells} cells were judged", soft_wrap=True)
+        err.print(f"postload: interrupted: {were(cells, 'cell')} judged", soft_wrap=True)
     return exit_code(answer.answer) if answer.complete else 3
 
 

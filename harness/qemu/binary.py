@@ -92,7 +92,8 @@ class AccelState:
 
 
 def find_binary(wanted: str) -> Path:
-    """A QEMU by its installed name, its path or its program's name.
+    """A QEMU by its installed name, its path, its program's name, or a version, such as 7.2 or 7.2-aarch64, that the
+    host's own QEMU has.
 
     :raises UsageError: it does not exist or cannot be executed
     """
@@ -106,7 +107,25 @@ def find_binary(wanted: str) -> Path:
         return Path(found).resolve()
     if Path(wanted).is_file():
         raise UsageError(f"QEMU {wanted}: the file is not executable")
+    host = _host_of_version(wanted)
+    if host is not None:
+        return host
     raise UsageError(f"QEMU {wanted}: no such file or program{_names(wanted)}")
+
+
+def _host_of_version(wanted: str) -> Path | None:
+    """The host's own QEMU, where a version names it."""
+    version, _, target = wanted.partition("-")
+    if not re.fullmatch(r"\d+(\.\d+){1,2}", version):
+        return None
+    found = shutil.which(f"qemu-system-{target or 'x86_64'}")
+    if found is None:
+        return None
+    try:
+        own, _ = _version(Path(found))
+    except UsageError:
+        return None
+    return Path(found).resolve() if f"{own}.".startswith(f"{version}.") else None
 
 
 def host_binary(program: Program) -> Path:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.cache import cache_root, publish_dir
-from harness.errors import HostError, MissingError, PostloadError, UsageError
+from harness.errors import HostError, MissingError, PostloadError, QemuError, UsageError
 from harness.files import sha256_file, write_atomically
-from harness.qemu.binary import probe_binary
+from harness.qemu.binary import QemuBinary, probe_binary
+from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.elf import patchelf_program
 from harness.qemu.installed import (
     LAUNCHER,
@@ -39,6 +40,7 @@ from harness.qemu.installed import (
 )
 from harness.qemu.prefix import build_prefix, check_start, prove_prefix
 from harness.qemu.versions import Source, is_version, load_versions
+from harness.qemu.vm import Vm
 from harness.tools.apt import AptRoot, Package
 
 #: Raise it when prefixes are built in another way: folders of another number are built anew.
@@ -111,6 +113,28 @@ def install_version(
     return _install_packages(name, full, packages, report), origin
 
 
+def _try_machine(binary: QemuBinary) -> None:
+    """Start a machine of an own build, stopped: a build that does not find its firmware says so here, not in a matrix.
+
+    :raises UsageError: it does not start
+    """
+    emulator = load_versions().emulators.get(binary.target)
+    name = next((name for name in (emulator.machines if emulator else ()) if binary.machine(name)), None)
+    if name is None:
+        return
+    options = (
+        *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
+        Option(name="display", first="none"),
+        Option(name="machine", first=name),
+    )
+    try:
+        with Vm(CommandLine(binary=binary.path, options=options)) as vm:
+            vm.qmp("query-status")
+    except QemuError as error:
+        hint = "name its firmware folder by --datadir DIR: pc-bios of the sources or share/qemu of an installation"
+        raise UsageError(f"{binary.path} starts no machine {name}: {error}; {hint}") from error
+
+
 def install_own(
     name: str,
     path: Path,
@@ -124,7 +148,8 @@ def install_own(
     :param datadirs: its firmware folders (``-L``), in order
     :param module_dir: where it finds its modules
     :param env: variables to start it with, such as ``ASAN_OPTIONS``
-    :raises UsageError: the name is not allowed, the path is no QEMU, a folder does not exist
+    :raises UsageError: the name is not allowed, the path is no QEMU, a folder does not exist, or it starts no machine,
+        for want of its firmware for example
     """
     check_name(name, reserved=list(load_versions().versions))
     program = _own_program(path)
@@ -139,6 +164,7 @@ def install_own(
     folder = publish_dir(f"qemus/{key}", build)
     try:
         binary = probe_binary(folder / LAUNCHER)
+        _try_machine(binary)
     except PostloadError as error:
         before = entry(name)
         if before is None or before.folder != str(folder):

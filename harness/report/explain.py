@@ -26,7 +26,7 @@ from harness.report.sentences import (
     warning_text,
 )
 from harness.report.terminal import MAX_LOG_LINES
-from harness.report.text import duration, number
+from harness.report.text import duration, number, plural
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
 from harness.results.cause import Drifted
 from harness.results.document import Cell
@@ -182,7 +182,7 @@ def _drift(drifted: Drifted) -> Iterable[str]:
         yield f"{drifted.section} {each.field}: {values}" + (f" ({', '.join(notes)})" if notes else "")
     more = drifted.count - len(drifted.fields)
     if more > 0:
-        yield f"{drifted.section}: {more} more fields drift"
+        yield f"{drifted.section}: {plural(more, 'more field')} {'drifts' if more == 1 else 'drift'}"
 
 
 def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
@@ -225,7 +225,7 @@ def _io_error(label: str, told: Mapping[str, Any]) -> Iterable[str]:
     acked, asked = (told.get("loads") or [0, 0])[:2]
     states = ", ".join(dict.fromkeys(map(str, told.get("intervals") or []))) or "none"
     after = told.get("after") or "gone"
-    yield f"{label}: {acked} of {asked} loads; guest between them: {states}; after them: {after}"
+    yield f"{label}: {acked} of {plural(asked, 'load')}; guest between them: {states}; after them: {after}"
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def _when(told: Explanation) -> Lines:
     phase = f"phase{several} {told.phase}{f' ({meaning})' if meaning else ''}"
     load = cell.outcome.load
     at = f", load {number(load)}" if load is not None else ""
-    yield Line(text=f"{phase}{at}; {number(cell.loads_acked)} of {number(cell.loads_asked)} loads acknowledged")
+    yield Line(text=f"{phase}{at}; {number(cell.loads_acked)} of {plural(cell.loads_asked, 'load')} acknowledged")
     if cell.shared_with:
         yield Line(text=f"the session loaded the whole state, for {cell.shared_with} too", style="dim")
     lane = SCHEDULE_MEANING.get(cell.lane, "")

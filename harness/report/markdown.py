@@ -7,7 +7,7 @@ import re
 from collections.abc import Set
 
 from harness.report.sentences import class_meaning
-from harness.report.text import duration, number
+from harness.report.text import duration, number, plural
 from harness.report.view import (
     MANY_FINDINGS,
     Block,
@@ -52,7 +52,7 @@ def render_markdown(doc: MatrixDoc) -> str:
     """The document as markdown."""
     parts = ["# postload matrix"]
     if not doc.complete:
-        parts.append(f"**Partial:** the run has not come to its end; {number(len(doc.cells))} cells are judged.")
+        parts.append(f"**Partial:** the run has not come to its end; {plural(len(doc.cells), 'cell')} judged.")
     found = blocks(doc)
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
     parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
@@ -127,7 +127,7 @@ def _finding(group: FindingGroup, phases: Set[str]) -> str:
     facts += [f"signature: {_code(name)}" for name in group.signatures]
     facts += [f"known: {_plain(link)}" for link in group.known]
     count = len(group.cells)
-    facts.append(f"{count} cell{'s' if count > 1 else ''}: {_plain('; '.join(cells_text(group.cells, phases)))}")
+    facts.append(f"{plural(count, 'cell')}: {_plain('; '.join(cells_text(group.cells, phases)))}")
     lines.append("\n".join(f"- {fact}" for fact in facts))
     if finding.log.strip():
         lines.append(_block_code(finding.log))
@@ -137,7 +137,7 @@ def _finding(group: FindingGroup, phases: Set[str]) -> str:
 def _how(doc: MatrixDoc) -> str:
     qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
     lines = [
-        f"{number(len(doc.cells))} cells, {totals_text(doc.cells)}, {duration(doc.seconds)} in all, "
+        f"{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all, "
         f"started {_plain(doc.started)}",
         *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
         "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from harness.report.console import SafeConsole
-from harness.report.text import number
+from harness.report.text import number, plural
 from harness.report.view import finding_of
 from harness.results.document import Cell
 from harness.results.events import Event, Judged, Planned, Said
@@ -126,7 +126,7 @@ class LiveProgress:
             self._display.start()
         else:
             if self._total:
-                self._print(f"{number(self._total)} cells to judge")
+                self._print(f"{plural(self._total, 'cell')} to judge")
             self._ticker = threading.Thread(target=self._tick_until_stopped, name="progress", daemon=True)
             self._ticker.start()
         return self
@@ -247,8 +247,8 @@ class LiveProgress:
 
     def _plain(self) -> str:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in self._sorted_counts())
-        parts = [f"{self._done}/{self._total} cells" + (f" ({counts})" if counts else "")]
-        parts += [f"{number(self._total_loads())} loads, {number(self._rate())}/s", self._times()]
+        parts = [f"{self._done}/{plural(self._total, 'cell')}" + (f" ({counts})" if counts else "")]
+        parts += [f"{plural(self._total_loads(), 'load')}, {number(self._rate())}/s", self._times()]
         doing = list(self._running) or ([self._stage] if self._stage else [])
         parts += [f"now {', '.join(doing[:MAX_RUNNING])}"] if doing else []
         return "; ".join(parts)
@@ -263,17 +263,17 @@ class LiveProgress:
             )
 
     def _numbers(self) -> Text:
-        line = Text(f"{self._done}/{self._total} cells", no_wrap=True, overflow="ellipsis")
+        line = Text(f"{self._done}/{plural(self._total, 'cell')}", no_wrap=True, overflow="ellipsis")
         for verdict, count in self._sorted_counts():
             line.append("  ").append(f"{count} {verdict}", style=VERDICT_STYLE[verdict])
-        return line.append(f"   {number(self._total_loads())} loads, {number(self._rate())}/s")
+        return line.append(f"   {plural(self._total_loads(), 'load')}, {number(self._rate())}/s")
 
     def _doing(self) -> list[Text]:
         lines = [Text(f"  {self._stage}", style="dim", no_wrap=True, overflow="ellipsis")] if self._stage else []
         for cell_id, running in list(self._running.items())[:MAX_RUNNING]:
             line = Text(f"  {one_line(cell_id)}", no_wrap=True, overflow="ellipsis")
             passed_s = self._clock() - running.since_s
-            lines.append(line.append(f"  {number(running.loads)} loads, {passed_s:.0f} s", style="dim"))
+            lines.append(line.append(f"  {plural(running.loads, 'load')}, {passed_s:.0f} s", style="dim"))
         more = len(self._running) - MAX_RUNNING
         return [*lines, Text(f"  and {more} more", style="dim")] if more > 0 else lines
 

@@ -34,7 +34,7 @@ from harness.report.reasons import (
     stray_text,
 )
 from harness.report.sentences import outcome_text, verdict_meaning
-from harness.report.text import duration, number
+from harness.report.text import duration, number, plural
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
 from harness.text import one_line
@@ -118,7 +118,7 @@ def summary(doc: QualifyDoc) -> str:
     answers = ", ".join(f"{counts[answer]} {answer}" for answer in Answer if counts[answer])
     state = "" if doc.complete else "stopped early; "
     uses = " and ".join(doc.deciding)
-    loads = f"{number(doc.loads)} loads acknowledged, {duration(doc.seconds)}"
+    loads = f"{plural(doc.loads, 'load')} acknowledged, {duration(doc.seconds)}"
     return f"{doc.answer} for {uses}: {state}{answers or 'nothing was judged'}; {loads}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.qemu.disturbance import Disturbance, Hindered
+from harness.report.text import plural
 from harness.results.cause import (
     At,
     Broke,
@@ -60,7 +61,7 @@ _VERDICTS = {
 }
 _CLASSES = {
     FailureClass.FAILS: "it fails in a fresh process too",
-    FailureClass.NOT_REENTRANT: "only from the second load into one process",
+    FailureClass.NOT_REENTRANT: "a process takes it once; its second load fails, the incoming stream being the first",
     FailureClass.STALE_WITHOUT_RESET: "it passes when the machine is reset before the load",
     FailureClass.RESUME: "the load passed, and starting the guest did not",
 }
@@ -93,9 +94,9 @@ def outcome_text(outcome: Outcome) -> str:
 def repeats_text(repeats: Repeats) -> str:
     """What stands before a text when it was tried again."""
     if repeats.seen == repeats.of:
-        return f"in {repeats.seen} of {repeats.of} runs: "
+        return f"in {repeats.seen} of {plural(repeats.of, 'run')}: "
     others = ", ".join(repeats.others) or "ok"
-    return f"{repeats.verdict} in {repeats.seen} of {repeats.of} runs, {others} in the others: "
+    return f"{repeats.verdict} in {repeats.seen} of {plural(repeats.of, 'run')}, {others} in the others: "
 
 
 def cause_text(cause: Cause) -> str:
@@ -176,7 +177,7 @@ def drifted_text(drifted: Drifted) -> str:
     told = "; ".join(field_text(field) for field in drifted.fields[:_MAX_FIELDS])
     more = drifted.count - min(drifted.count, _MAX_FIELDS)
     rest = f", and {more} more field{'s' if more > 1 else ''}" if more else ""
-    return f"after {drifted.loads} loads it is not what it was after one: {told}{rest}"
+    return f"after {plural(drifted.loads, 'load')} it is not what it was after one: {told}{rest}"
 
 
 def field_text(field: DriftedField) -> str:
@@ -202,7 +203,7 @@ def leaked_text(leaked: Leaked) -> str:
         text = f"with one load a checkpoint, each load{which} leaves behind {much} {what}"
     else:
         text = f"back to back, each load leaves behind {much} {what}"
-    text += f"; over {leaked.loads:,} loads, confirmed in a second process"
+    text += f"; over {plural(leaked.loads, 'load')}, confirmed in a second process"
     return text if leaked.other is None else f"{text}; {_other_way(leaked, leaked.other)}"
 
 
@@ -357,7 +358,7 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
     Why.NOT_JUDGED: lambda _: "it was not judged",
     Why.ERROR: lambda undecided: undecided.said,
     Why.ANSWER: lambda undecided: f"load {undecided.load}: the secondary answered out of order: {undecided.said}",
-    Why.LOADS: lambda undecided: f"{undecided.acked} of {undecided.asked} loads acknowledged",
+    Why.LOADS: lambda undecided: f"{undecided.acked} of {plural(undecided.asked or 0, 'load')} acknowledged",
     Why.LEFT_OUT: lambda undecided: f"{', '.join(undecided.sections)} was left out",
     Why.NO_SECTION: lambda _: "the recording has no section of this device",
     Why.NOT_ASKED: lambda _: "not asked: the guest did not answer",
@@ -365,7 +366,8 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
         f"not judged: {len(undecided.sections)} sections are refused, and no load passed without them"
     ),
     Why.OTHERS: lambda undecided: (
-        f"{undecided.acked} of {undecided.asked} loads passed; the others broke, and not for a section of this device"
+        f"{undecided.acked} of {plural(undecided.asked or 0, 'load')} passed; the others broke, "
+        "and not for a section of this device"
     ),
     Why.UNAVAILABLE: lambda undecided: f"could not be tried: {undecided.said}",
     Why.TOO_EARLY: _too_early,
@@ -420,13 +422,13 @@ def control_text(control: ControlResult) -> str:
     what = " with the same message" if control.alike else f": {why}"
     if control.name is ControlName.FRESH:
         failed = control.asked - control.passed
-        return f"{name}: {verdict} in {failed} of {control.asked} processes{when}{what}"
+        return f"{name}: {verdict} in {failed} of {plural(control.asked, 'process')}{when}{what}"
     return f"{name}: {verdict} after {_count(control)}{when}{what}"
 
 
 def _count(control: ControlResult) -> str:
     if control.name is ControlName.FRESH:
-        return f"in {control.passed} of {control.asked} processes"
+        return f"in {control.passed} of {plural(control.asked, 'process')}"
     unit = "checkpoint" if control.name is ControlName.PAIR else "load"
     return f"{control.passed} {unit}{'' if control.passed == 1 else 's'}"
 
@@ -436,8 +438,12 @@ def isolation_text(isolation: Isolation, sections: Sequence[str]) -> str:
     if isolation.way is IsolationWay.SMALLEST_SET:
         return f"the smallest set of sections that does it in a parked guest, of {isolation.of}"
     loads = isolation.loads
+    first = ", as the first load behind the incoming stream," if loads == 1 and not isolation.together else ""
     times = "twice in one buffer" if isolation.together else "once" if loads == 1 else f"{loads} times"
-    return f"section {', '.join(sections)} alone, loaded {times} into a parked guest in a new process, does it"
+    return (
+        f"isolated: loading section {', '.join(sections)} alone, {times}{first} into a parked guest in a fresh process "
+        "reproduces the failure"
+    )
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
@@ -473,8 +479,11 @@ def news_text(news: News) -> str:
     issue, where = news.issue, f"on QEMU {news.version} ({news.machine})"
     if news.kind is NewsKind.GONE:
         count = len(news.cells)
-        what = f"{count} cell{'s' if count != 1 else ''} that it was expected in passed"
+        what = f"{plural(count, 'cell')} that it was expected in passed"
         return f"gone: {issue.signature} {where}: {what}; {issue.link}"
+    if news.kind is NewsKind.UNLISTED:
+        known = f"known for {', '.join(issue.affected)}, and not listed for this version"
+        return f"{known}: {issue.signature} {where}; {issue.link}"
     return f"fails although fixed in {issue.fixed_in}: {issue.signature} {where}; {issue.link}"
 
 
@@ -490,7 +499,7 @@ def known_text(held: KnownRun) -> str:
 
 
 def _cells(count: int) -> str:
-    return f"{count} cell{'s' if count != 1 else ''}"
+    return plural(count, "cell")
 
 
 def once(texts: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.sentences import disturbed_text
-from harness.report.text import duration, number
+from harness.report.text import duration, plural
 from harness.report.view import (
     MANY_FINDINGS,
     Block,
@@ -74,7 +74,7 @@ def print_matrix(doc: MatrixDoc, console: Console) -> None:
     for group in groups[:MANY_FINDINGS]:
         _print_finding(group, phases, console)
     if len(groups) > MANY_FINDINGS:
-        _line(console, f"and {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html")
+        _line(console, f"and {plural(len(groups) - MANY_FINDINGS, 'more finding')}, in matrix.html")
         _line(console)
     _print_totals(doc, console)
     for block in found:
@@ -249,7 +249,7 @@ def _print_log(log: str, text: str, console: Console) -> None:
 
 def _print_totals(doc: MatrixDoc, console: Console) -> None:
     state = "" if doc.complete else "stopped early: "
-    text = f"{state}{number(len(doc.cells))} cells, {totals_text(doc.cells)}, {duration(doc.seconds)} in all"
+    text = f"{state}{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all"
     _wrapped(console, text, 0, "dim" if doc.complete else "yellow")
     disturbed = disturbed_text(doc.cells)
     if disturbed:

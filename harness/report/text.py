@@ -11,6 +11,17 @@ def number(value: float) -> str:
     return f"{round(value):,}"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: ``1 cell``, ``1,400 loads``, ``2 processes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number(count)} {noun}{ending}"
+
+
+def were(count: int, noun: str) -> str:
+    """A count with its noun and verb: ``1 cell was``, ``12 cells were``."""
+    return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
+
+
 def duration(seconds: float) -> str:
     """``4.2 s``, ``1 min 05 s`` or ``2 h 03 min``."""
     if seconds < 59.95:

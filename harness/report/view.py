@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.names import LANES, PHASES
 from harness.report import sentences
-from harness.report.text import number
+from harness.report.text import number, plural
 from harness.results.document import Cell, Colo, MachineResult, MatrixDoc, Qemu
 from harness.results.signature import look_of
 from harness.results.verdict import FailureClass, Verdict, rank, worst
@@ -143,7 +143,11 @@ class Block:
         """What :attr:`told_rows` leaves out, in words; empty when it is nothing."""
         rows = [row for row in self.rows if row.verdict is Verdict.OK] if len(self.rows) > MANY_ROWS else []
         cells = sum(len(row.cells) for row in rows)
-        return f"{number(len(rows))} more rows with {number(cells)} cells are ok" if rows else ""
+        return (
+            f"{plural(len(rows), 'more row')} with {plural(cells, 'cell')} {'is' if len(rows) == 1 else 'are'} ok"
+            if rows
+            else ""
+        )
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -257,7 +261,7 @@ def rate(cells: Iterable[Cell]) -> float:
 def totals_text(cells: Sequence[Cell]) -> str:
     """Loads and their speed, as far as any was measured."""
     speed = rate(cells)
-    text = f"{number(sum(cell.own_loads for cell in cells))} loads acknowledged"
+    text = f"{plural(sum(cell.own_loads for cell in cells), 'load')} acknowledged"
     return f"{text}, {number(speed)} loads/s while loading" if speed else text
 
 
@@ -354,7 +358,10 @@ def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     passed = [cell for cell in cells if not cell.verdict.is_finding]
     devices = ", ".join(dict.fromkeys(cell.device for cell in passed))
     but = f"; but {reasons}" if reasons else ""
-    return f"{head}, because all {loads_text(passed)} loads of {devices} passed{but}."
+    own = [cell for cell in passed if cell.lane == "leak"]
+    others = [cell for cell in passed if cell.lane != "leak"]
+    leaks = f", and {loads_text(own)} more that looked for leaks" if own and others else ""
+    return f"{head}, because all {loads_text(others or own)} loads of {devices} passed{leaks}{but}."
 
 
 def finding_of(cell: Cell) -> Finding | None:

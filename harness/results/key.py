@@ -16,6 +16,7 @@ a usual recording. Nothing but this module takes such a text apart.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ ALL = "all"
 RUNNING, PARKED = "running", "parked"
 USUAL_CPUS, USUAL_ACCEL, USUAL_ARCH = 1, "tcg", "x86_64"
 _REST = re.compile(r"\+rest(\d*)$")
+#: File systems take 255 bytes, and a journal adds some of its own.
+_LONGEST_NAME = 150
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+_-]+")
 _MAX_SHOWN = 6
 
@@ -98,8 +101,12 @@ class CellKey:
 
     @property
     def slug(self) -> str:
-        """As the name of a file or folder."""
-        return _NOT_IN_NAMES.sub("_", str(self).replace(">", "..").replace("/", "_")).strip("._") or "cell"
+        """As the name of a file or folder; a very long one is cut, and ends with a hash of the whole."""
+        text = str(self)
+        name = _NOT_IN_NAMES.sub("_", text.replace(">", "..").replace("/", "_")).strip("._") or "cell"
+        if len(name) <= _LONGEST_NAME:
+            return name
+        return f"{name[: _LONGEST_NAME - 13]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def _machine(self) -> str:

@@ -123,6 +123,7 @@ class NewsKind(StrEnum):
 
     GONE = "gone"
     FAILS_ALTHOUGH_FIXED = "fails although fixed"
+    UNLISTED = "known for other versions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,19 +181,20 @@ def load_known(path: Path) -> tuple[Issue, ...]:
 def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
     """Hold a run against the known issues."""
     cells: list[Cell] = []
-    late: dict[tuple[Issue, str, str], list[str]] = {}
+    late: dict[tuple[NewsKind, Issue, str, str], list[str]] = {}
     for cell in doc.cells:
         name = name_of(cell) or None
         version = cell.load_qemu.version
         own = [issue for issue in known if name is not None and issue.signature == name and issue.takes(cell)]
         found = next((issue for issue in own if issue.affects(version)), None)
         fixed = next((issue for issue in own if issue.is_fixed(version)), None)
-        if found is None and fixed is not None:
-            late.setdefault((fixed, version, cell.machine), []).append(cell.id)
+        if found is None and own:
+            kind = NewsKind.FAILS_ALTHOUGH_FIXED if fixed else NewsKind.UNLISTED
+            late.setdefault((kind, fixed or own[0], version, cell.machine), []).append(cell.id)
         cells.append(replace(cell, known=found.link if found else ""))
     again = [
-        News(kind=NewsKind.FAILS_ALTHOUGH_FIXED, issue=issue, version=version, machine=machine, cells=tuple(ids))
-        for (issue, version, machine), ids in late.items()
+        News(kind=kind, issue=issue, version=version, machine=machine, cells=tuple(ids))
+        for (kind, issue, version, machine), ids in late.items()
     ]
     return KnownRun(
         doc=replace(doc, cells=tuple(cells)),

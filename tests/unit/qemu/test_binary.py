@@ -146,6 +146,20 @@ def test_a_binary_is_found_by_path_name_and_environment(
     assert find_binary(str(path)) == path
 
 
+def test_a_version_names_the_hosts_qemu_where_it_is_that_version(
+    script: MakeScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = "#!/bin/sh\necho 'QEMU emulator version {} (Debian 1:7.2)'\n"
+    host = script(say.format("7.2.22"), "qemu-system-x86_64")
+    arm = script(say.format("10.0.13"), "qemu-system-aarch64")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_binary("7.2") == find_binary("7.2.22") == host
+    assert find_binary("10.0-aarch64") == arm
+    for other in ("7.1", "7.2.2", "10.0", "7.2-aarch64", "7.2-nosuch", "7"):
+        with pytest.raises(UsageError, match="no such file or program"):
+            find_binary(other)
+
+
 def test_what_cannot_be_run_is_named(script: MakeScript, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = script("text", "text", mode=0o644)
     for given, said in [

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from harness.errors import HostError, MissingError, QemuError, UsageError
 from harness.qemu import install as install_module
-from harness.qemu.binary import QemuBinary
+from harness.qemu.binary import MachineType, QemuBinary
 from harness.qemu.install import install_own, install_version
 from harness.qemu.installed import Installed, entries, entry, qemus_folder, remove, write_launcher
 from harness.qemu.versions import VERSIONS_FILE, is_version, load_versions
@@ -329,6 +330,18 @@ def test_what_is_no_build_is_refused(mirror: Mirror, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(install_module, "probe_binary", not_qemu)
     with pytest.raises(UsageError, match=rf"^{path} is not a QEMU"):
+        install_own("mine", path)
+    assert (entries(), left()) == ([], [])
+
+
+def test_an_own_build_without_its_firmware_is_refused_and_the_option_is_named(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = own_build(tmp_path)
+    path.write_text("#!/bin/sh\necho \"qemu: could not load PC BIOS 'bios-256k.bin'\" >&2\nexit 1\n")
+    pc = MachineType(name="pc-i440fx-10.0", alias="pc", deprecated=False)
+    monkeypatch.setattr(install_module, "probe_binary", lambda launcher: replace(probe(launcher), machines=(pc,)))
+    with pytest.raises(UsageError, match=rf"^{path} starts no machine pc: .*bios-256k.bin(.|\n)*--datadir DIR"):
         install_own("mine", path)
     assert (entries(), left()) == ([], [])
 

@@ -104,7 +104,7 @@ def test_html_shows_the_row_without_the_culprit(doc: MatrixDoc) -> None:
 def test_html_groups_a_finding_once(doc: MatrixDoc) -> None:
     html = render_html(doc)
     assert html.count('<article class="finding"') == 1
-    assert f"section {LPC} alone, loaded once into a parked guest in a new process, does it" in html
+    assert f"isolated: loading section {LPC} alone, once, as the first load behind the incoming stream" in html
 
 
 def test_html_of_a_partial_run_says_so(doc: MatrixDoc) -> None:

@@ -230,9 +230,12 @@ def test_controls_and_moment_are_one_line() -> None:
 @pytest.mark.parametrize(
     ("isolation", "words"),
     [
-        (Isolation(way=IsolationWay.ALONE), "section a alone, loaded once into a parked guest"),
-        (Isolation(way=IsolationWay.ALONE, loads=6), "loaded 6 times"),
-        (Isolation(way=IsolationWay.ALONE, together=True), "loaded twice in one buffer"),
+        (
+            Isolation(way=IsolationWay.ALONE),
+            "section a alone, once, as the first load behind the incoming stream, into",
+        ),
+        (Isolation(way=IsolationWay.ALONE, loads=6), "section a alone, 6 times into"),
+        (Isolation(way=IsolationWay.ALONE, together=True), "section a alone, twice in one buffer into"),
         (
             Isolation(way=IsolationWay.SMALLEST_SET, of=40),
             "the smallest set of sections that does it in a parked guest, of 40",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,13 @@ def test_place_and_row_are_parts_of_it() -> None:
     key = replace(KEY, guest_mode="parked", rest=2)
     assert key.place == "virtio-blk/bound/same"
     assert key.row == "7.2.22/pc-q35-7.2/virtio-blk"
+
+
+def test_the_slug_of_a_very_long_key_is_the_name_of_a_file_too(tmp_path: Path) -> None:
+    long, other = (CellKey.parse(f"7.2.22/pc-q35-7.2/{'x' * 400}{end}/bound/same") for end in "ab")
+    assert long.slug.startswith("7.2.22_pc-q35-7.2_xxx")
+    assert long.slug != other.slug
+    (tmp_path / f".{long.slug}.journal.jsonl").touch()
 
 
 def test_a_slug_is_the_name_of_a_file() -> None:

@@ -123,6 +123,14 @@ def test_it_is_not_gone_when_the_section_was_blamed_for_something_else() -> None
     assert annotate(doc(other, cell(verdict=Verdict.OK)), [issue()]).news == ()
 
 
+def test_a_failure_that_is_known_for_other_versions_is_said_so_and_fails() -> None:
+    seen = annotate(doc(cell("10.0.13")), [issue(affected=("7.2",))])
+    assert [news.kind for news in seen.news] == [NewsKind.UNLISTED]
+    assert (seen.exit_code, seen.known) == (1, ())
+    (line,) = known_text(seen).splitlines()
+    assert line.startswith("known for 7.2, and not listed for this version: crash:")
+
+
 def test_a_failure_that_is_said_to_be_fixed_is_news_and_fails() -> None:
     seen = annotate(doc(cell("10.0.13")), [issue(fixed_in="10.0")])
     assert [news.kind for news in seen.news] == [NewsKind.FAILS_ALTHOUGH_FIXED]

@@ -171,7 +171,7 @@ def test_a_crash_is_told_in_full(tmp_path: Path) -> None:
     text = page(told(tmp_path, cell, crashed("busy"), passed("kernel")), 100)
     flat = words(text)
     assert text.startswith(f"crash  {cell.id}\n  QEMU died")
-    assert "not-reentrant: only from the second load into one process" in flat
+    assert "not-reentrant: a process takes it once; its second load fails, the incoming stream being the first" in flat
     assert "fresh: ok in 3 of 3 processes" in flat
     assert NAME in text
     assert "phase bound (driver bound, idle), load 1; 0 of 100 loads acknowledged" in flat
