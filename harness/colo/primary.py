@@ -15,6 +15,7 @@ The exchange of one checkpoint (``colo_do_checkpoint_transaction`` and ``colo_in
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ _EOF = b"\0"
 #: A secondary whose load failed says so on stderr and by an event, and then waits without hanging up.
 SILENCE_S = 0.25
 _IOV_MAX = 1024
+#: ``struct timeval``: seconds, microseconds.
+_TIMEVAL = struct.Struct("ll")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +107,12 @@ class Primary:
         self._clocks = clocks
         self._timeout_s = timeout_s
         self._watch = watch
+        self._early = b""
         self.checkpoints = 0
-        sock.settimeout(SILENCE_S)
+        # the kernel ends a call after a slice of silence: Python's own timeouts ask it twice for each call
+        sock.settimeout(None)
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, direction, _TIMEVAL.pack(0, int(SILENCE_S * 1_000_000)))
 
     def start(self, head: Buffer, body: Iterable[Buffer], dialect: Dialect) -> None:
         """Send a recorded stream with the dialect's command behind its head; wait for CHECKPOINT_READY.
@@ -148,7 +155,11 @@ class Primary:
         self._sock.close()
 
     def _acknowledged(self, more_s: float) -> None:
-        """RECEIVED, then LOADED."""
+        """RECEIVED, then LOADED; both at once where all is well, so that this process wakes up once."""
+        self._early = self._receive_some(Step.SEND, len(_DONE), socket.MSG_WAITALL) or b""
+        if self._early == _DONE:
+            self._early = b""
+            return
         answer = self._receive(Step.SEND, 4, more_s)
         if answer != _DONE[:4]:
             self._expect(Step.SEND, answer, Message.VMSTATE_RECEIVED)
@@ -172,7 +183,7 @@ class Primary:
         while left:
             try:
                 sent = self._sock.sendmsg(left)
-            except TimeoutError:
+            except BlockingIOError:
                 deadline = deadline or self._deadline()
                 self._silence(step, deadline, "took no more data")
                 continue
@@ -186,21 +197,27 @@ class Primary:
         return deadline
 
     def _receive(self, step: Step, count: int, more_s: float = 0.0) -> bytes:
-        data = b""
+        data, self._early = self._early[:count], self._early[count:]
         deadline: Deadline | None = None
         while len(data) < count:
-            try:
-                piece = self._sock.recv(count - len(data))
-            except TimeoutError:
+            piece = self._receive_some(step, count - len(data))
+            if piece is None:
                 deadline = deadline or self._deadline(more_s)
                 self._silence(step, deadline, "gave no answer")
-                continue
-            except OSError as error:
-                raise _closed(step, f" ({error.strerror})") from error
-            if not piece:
+            elif not piece:
                 raise _closed(step, f" after {len(data)} of {count} bytes" if data else "")
-            data += piece
+            else:
+                data += piece
         return data
+
+    def _receive_some(self, step: Step, count: int, flags: int = 0) -> bytes | None:
+        """What came within a slice of time: nothing at the end of the channel, None when it was silent."""
+        try:
+            return self._sock.recv(count, flags)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise _closed(step, f" ({error.strerror})") from error
 
     def _deadline(self, more_s: float = 0.0) -> Deadline:
         """Made when something is slow for the first time: most answers come at once, some thousand a second."""

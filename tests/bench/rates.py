@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from harness.colo.primary import SILENCE_S, Buffer
+from harness.colo.primary import Buffer
 from harness.devices.recipe import load_recipes
 from harness.engines import colo as engine
 from harness.engines.buffers import Buffers, Selection
@@ -92,7 +92,6 @@ class Opened(Secondary):
 
 def harness_rate(setup: Setup, case: Case, secondary: Opened) -> float:
     """Loads a second of a session's own loop, from its first request to its last acknowledgement."""
-    secondary.primary._sock.settimeout(SILENCE_S)
     session = Session(
         binary=setup.binary,
         dialect=setup.ability.dialect,
@@ -116,7 +115,6 @@ def bare_rate(setup: Setup, case: Case, secondary: Opened) -> float:
     load = struct.pack(">IBIQ", SEND, 0, SIZE, len(devices) + 1) + devices + b"\0"
     reply, done = struct.pack(">I", REPLY), struct.pack(">II", RECEIVED, LOADED)
     sock = secondary.primary._sock
-    sock.settimeout(None)
     started = time.monotonic()
     for _ in range(case.checkpoints):
         sock.sendall(request)
