@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from harness.devices.device import section_label
 from harness.errors import StreamError, UsageError
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
+from harness.stream.container import Container, container_of
 from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
-from harness.stream.reader import open_stream
+from harness.stream.reader import mapped, read_foreign
 from harness.stream.virtio import field_features
 from harness.stream.vmdesc import decode
+from harness.stream.wire import Command as CommandName
 from harness.stream.wire import SectionType
 from harness.text import printable
 
@@ -40,8 +43,14 @@ def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder")
     try:
-        with open_stream(path) as stream:
-            document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream), "sections": _parts(stream)}
+        with mapped(path) as view:
+            container = container_of(view)
+            if container is not None and container.stream_at is None:
+                raise UsageError(f"{path}: not a migration stream, but {container.what}")
+            stream = read_foreign(view[container.stream_at :] if container else view)
+            document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream, container)}
+            document |= {"commands": _commands(stream), "sections": _parts(stream)}
+            del stream
     except StreamError as error:
         raise UsageError(f"{path}: not a migration stream, or a damaged one: {error}") from error
     return _filtered(document, section, path)
@@ -74,21 +83,31 @@ def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any
 
 def print_document(document: dict[str, Any], console: Console) -> None:
     """The document for a person: a line for each section, and the fields where there are few sections."""
-    keys = ("machine", "phases", "phase", "size_bytes", "packed_bytes")
+    keys = ("container", "machine", "capabilities", "phases", "phase", "size_bytes", "packed_bytes")
     for key in keys:
-        if document.get(key) is not None:
-            console.print(f"{key}: {_shown(str(document[key]))}")
+        if document.get(key):
+            value = document[key]
+            console.print(f"{key}: {_shown(', '.join(value) if key == 'capabilities' else str(value))}")
+    for remark in document.get("remarks", ()):
+        console.print(f"note: {_shown(remark)}", soft_wrap=True)
     if "sizes" in document and not document.get("filtered"):
         _print_sizes(document, console)
-    for section in document["sections"]:
-        label = section_label(section["idstr"], section["instance_id"])
+    commands = [] if document.get("filtered") else document.get("commands", [])
+    for part in sorted([*document["sections"], *commands], key=lambda part: part["offset"]):
         console.print(
-            f"{section['offset']:>10}  {section['size']:>9} bytes  {section['type']:<7} "
-            f"{_shown(label)} v{section['version_id']}",
-            soft_wrap=True,
+            f"{part['offset']:>10}  {part['size']:>9} bytes  {part['type']:<7} {_shown(_line(part))}", soft_wrap=True
         )
         if document.get("filtered"):
-            _print_fields(section["fields"], console, 1)
+            _print_fields(part["fields"], console, 1)
+
+
+def _line(part: dict[str, Any]) -> str:
+    """What stands behind the size and the type of a part of the stream."""
+    if part["type"] == "command":
+        return f"{part['name']} {part['data']}".rstrip()
+    label = f"{section_label(part['idstr'], part['instance_id'])} v{part['version_id']}"
+    pages = f", {part['pages']:,} pages" if "pages" in part else ""
+    return f"{label} in {part['parts']:,} parts{pages}" if part.get("parts", 1) > 1 else f"{label}{pages}"
 
 
 def _print_sizes(document: dict[str, Any], console: Console) -> None:
@@ -138,20 +157,71 @@ def _cut(text: str) -> str:
     return text if len(text) <= 64 else f"{text[:64]}... ({len(text) // 2} bytes)"
 
 
-def _stream_head(stream: Stream) -> dict[str, Any]:
-    return {"machine": stream.machine, "size_bytes": stream.size}
+def _stream_head(stream: Stream, container: Container | None) -> dict[str, Any]:
+    return {
+        "container": container.what if container else None,
+        "machine": stream.machine,
+        "capabilities": list(stream.capabilities),
+        "size_bytes": stream.size,
+        "own_vmdesc": stream.own_vmdesc,
+        "tail_bytes": len(stream.tail),
+        "remarks": list(_remarks(stream)),
+    }
+
+
+def _remarks(stream: Stream) -> Iterator[str]:
+    """What is missing from the stream, or stands in it besides."""
+    if not stream.own_vmdesc:
+        ends = "footers" if all(section.footer for section in stream.devices) else "the headers of the next ones"
+        yield (
+            f"the stream has no vmdesc (suppress-vmdesc, xen-save-devices-state, or a machine type before 2.4): "
+            f"sections were found by {ends}, and their fields have no names"
+        )
+    if not stream.machine:
+        yield "the stream does not say its machine type: those before 2.4 and xen-save-devices-state do not"
+    if stream.tail:
+        zeros = ", all zeros" if not any(stream.tail) else ""
+        yield f"{len(stream.tail):,} bytes behind the end of the stream are no part of it{zeros}"
+
+
+def _commands(stream: Stream) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": "command",
+            "offset": part.offset,
+            "size": part.size,
+            "command": part.command,
+            "name": CommandName(part.command).name,
+            "data": part.data.hex(),
+        }
+        for part in stream.parts
+        if isinstance(part, Command)
+    ]
 
 
 def _parts(stream: Stream) -> list[dict[str, Any]]:
-    entries = []
+    """An entry for each FULL section, and one for all parts of an iterable one: dirty bitmaps have 30,000."""
+    entries: list[dict[str, Any]] = []
+    iterables: dict[int, dict[str, Any]] = {}
     for part in stream.parts:
-        if isinstance(part, RamSection):
-            entries.append(_ram(part))
-        elif isinstance(part, Command):
+        if isinstance(part, Command):
             continue
+        entry = _ram(part) if isinstance(part, RamSection) else _device(part)
+        if part.type == SectionType.FULL:
+            entries.append(entry)
+        elif part.section_id in iterables:
+            _add(iterables[part.section_id], entry)
         else:
-            entries.append(_device(part))
+            iterables[part.section_id] = {**entry, "type": "parts", "parts": 1}
+            entries.append(iterables[part.section_id])
     return entries
+
+
+def _add(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    whole["parts"] += 1
+    whole["size"] += part["size"]
+    if "pages" in part:
+        whole["pages"] += part["pages"]
 
 
 def _ram(part: RamSection) -> dict[str, Any]:
@@ -174,8 +244,10 @@ def _head(part: Section | RamSection) -> dict[str, Any]:
 
 
 def _device(section: Section) -> dict[str, Any]:
-    desc = section.desc
-    fields = decode(section.payload, desc) if desc else []
+    desc, fields = section.desc, []
+    # a description that is not of this stream need not fit
+    with contextlib.suppress(StreamError):
+        fields = decode(section.payload, desc) if desc else []
     return {**_head(section), "fields": _fields(fields, desc.vmsd_name if desc else "")}
 
 

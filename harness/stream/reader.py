@@ -153,7 +153,7 @@ class _StreamReader:
         vmdesc = own or self.given
         machine, configuration = self._configuration()
         page_size = self._page_size(vmdesc)
-        self.sections = SectionReader(cursor, vmdesc, search=self.search)
+        self.sections = SectionReader(cursor, vmdesc, search=self.search, bare=not configuration)
         self.ram_reader = RamReader(
             page_size=page_size,
             ignore_shared=_IGNORE_SHARED in self.capabilities,

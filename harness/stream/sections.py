@@ -30,12 +30,14 @@ class SectionReader:
 
     :param vmdesc: describes the sections, each name's in stream order
     :param search: look for ends where the vmdesc is missing or other than the stream
+    :param bare: there may be no footers, for nothing speaks of a machine type from 2.4 on
     """
 
-    def __init__(self, cursor: Cursor, vmdesc: VmDesc | None, *, search: bool = False) -> None:
+    def __init__(self, cursor: Cursor, vmdesc: VmDesc | None, *, search: bool = False, bare: bool = False) -> None:
         self.cursor = cursor
         self.vmdesc = vmdesc
         self.search = search
+        self.bare = bare
         self._footers: bool | None = None
         self._met: Counter[tuple[str, int]] = Counter()
 
@@ -92,7 +94,7 @@ class SectionReader:
         """
         start = self.cursor.pos
         end = -1 if self._footers is False else self._next_footer(section_id)
-        if end < 0 and not self._footers:
+        if end < 0 and (self._footers is False or (self._footers is None and self.bare)):
             end = self._next_header()
         if end < 0:
             footer = wire.SECTION_ID.pack(wire.FOOTER, section_id).hex(" ")

@@ -40,7 +40,7 @@ INSPECTION = {
                     "idstr": {"type": "string", "minLength": 1},
                     "instance_id": {"type": "integer", "minimum": 0},
                     "version_id": {"type": "integer", "minimum": 0},
-                    "type": {"enum": ["start", "part", "end", "full"]},
+                    "type": {"enum": ["parts", "full"]},
                     "offset": {"type": "integer", "minimum": 0},
                     "size": {"type": "integer", "minimum": 1},
                     "fields": {"type": "array", "items": {"$ref": "#/$defs/field"}},
