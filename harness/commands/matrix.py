@@ -92,7 +92,7 @@ def replay(pack: Path, given: dict[str, Any]) -> int:
             binaries=tuple(binaries),
             accel=accel.name,
             machines=(opened.manifest.machine,),
-            profiles=tuple(known.values()),
+            profiles=() if given["profiles"] is None else tuple(known.values()),
             devices=recorded,
             phases=phases,
             **replay_options(given),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from harness.devices.backends import Backend, Model
+from harness.devices.saved import Registers, Rule
 from harness.errors import UsageError
 
 Scalar = bool | int | str
@@ -83,6 +84,9 @@ class Device:
     :param drivers: guest kernel drivers that the guest must have on board
     :param takes: names that it has in the guest, such as ``eth0``: two that take the same one need two guests
     :param kernel_names: regular expressions for what the guest's kernel calls it in its log
+    :param decoder: names what the vmdesc has as one opaque field; of ``CODECS`` of :mod:`harness.stream.vmdesc`
+    :param drift: fields of its sections that move by nature
+    :param registers: names of what lies in its sections
     """
 
     name: str
@@ -97,6 +101,9 @@ class Device:
     drivers: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
     kernel_names: tuple[str, ...] = ()
+    decoder: str = ""
+    drift: tuple[Rule, ...] = ()
+    registers: tuple[Registers, ...] = ()
     guest: GuestCommands = field(default_factory=GuestCommands)
 
     @property

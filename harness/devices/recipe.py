@@ -16,8 +16,10 @@ from pydantic import Field, StringConstraints, model_validator
 
 from harness.devices.backends import Backend, Chardev, Disk, Model, Netdev
 from harness.devices.device import Attachment, BuiltIn, Device, GuestCommands
+from harness.devices.saved import Registers, Rule
 from harness.errors import ConfigError, UsageError
 from harness.files import data_dir
+from harness.stream.vmdesc import CODECS
 from harness.yamlfile import load_model
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -69,6 +71,9 @@ class _Recipe(Model):
     drivers: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     kernel_names: tuple[str, ...] = ()
+    decoder: str = ""
+    drift: tuple[Rule, ...] = ()
+    registers: tuple[Registers, ...] = ()
     guest: GuestCommands = GuestCommands()
 
     @model_validator(mode="after")
@@ -96,6 +101,8 @@ def _complaints(recipe: _Recipe) -> Iterator[str]:
     for family, built in recipe.built_in.items():
         for name in set(built) - set(names):
             yield f"built-in: {family}: {name!r} is not the name of an attachment"
+    if recipe.decoder and recipe.decoder not in CODECS:
+        yield f"decoder: {recipe.decoder!r}: expected one of {', '.join(CODECS)}"
     for name in recipe.kernel_names:
         try:
             re.compile(name)
@@ -140,6 +147,9 @@ def _device(recipe: _Recipe) -> Device:
         drivers=recipe.drivers,
         takes=frozenset(recipe.takes),
         kernel_names=recipe.kernel_names,
+        decoder=recipe.decoder,
+        drift=recipe.drift,
+        registers=recipe.registers,
         guest=recipe.guest,
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
@@ -162,7 +162,9 @@ class _Session:
         return encode(self.sent(load))
 
     def _saved(self, vm: Vm) -> Snapshot:
-        return Snapshot(load=self.acked, sections=by_label(reversed(saved_sections(vm, self._vmdesc))))
+        saved = by_label(reversed(saved_sections(vm, self._vmdesc)))
+        sent = by_label(self._sections)
+        return Snapshot(load=self.acked, sections={name: decoded_as(sent.get(name), saved[name]) for name in saved})
 
     def _idle(self, vm: Vm) -> Snapshot:
         vm.qmp("cont")
@@ -177,6 +179,13 @@ def by_label(sections: Iterable[Section]) -> dict[str, Section]:
     sent last is what the first of a saved state must be.
     """
     return {label_of(section): section for section in sections}
+
+
+def decoded_as(sent: Section | None, saved: Section) -> Section:
+    """What was saved, taken apart by the codec of what was sent: the recipe of its device named it."""
+    if sent is None or sent.desc is None or saved.desc is None:
+        return saved
+    return replace(saved, desc=replace(saved.desc, decoder=sent.desc.decoder))
 
 
 def saved_sections(vm: Vm, vmdesc: VmDesc) -> list[Section]:

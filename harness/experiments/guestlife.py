@@ -92,7 +92,7 @@ def guest_life(
     Where the build resets before each load, every buffer holds the whole state, and a second time behind it what is not
     excluded, for devices in use.
 
-    :param devices: those the pack was recorded with; the installed ones when None
+    :param devices: instead of those that the pack was recorded with, as it says itself
     :param last: another recording for the last checkpoint, for controls
     :param check_timeout_s: how long one device's check may take
     :param disks: falls back to plain where the build has no replication; the result says so

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.devices.device import NOTHING, Device
-from harness.devices.recipe import load_recipes
 from harness.errors import GuestError
 from harness.guests.console import Console
 from harness.guests.machine import DiskKind, Machine
@@ -204,7 +203,6 @@ def _ended(console: Console, device: str, status: int | None, seconds: float) ->
 
 
 def recorded_devices(pack: StatePack, devices: Iterable[Device] | None) -> tuple[Device, ...]:
-    """Those of some devices, the installed ones when None, that a pack was recorded with."""
-    known = load_recipes().devices.values() if devices is None else devices
-    recorded = {entry.name for entry in pack.manifest.devices}
-    return tuple(device for device in known if device.name in recorded)
+    """What a pack was recorded with: as it says itself, or as some devices of these names say instead."""
+    others = {device.name: device for device in devices or ()}
+    return tuple(others.get(entry.name, entry.recipe) for entry in pack.manifest.devices)

@@ -53,7 +53,7 @@ def plain_life(
     """Load ``phase`` once, as an ordinary destination does, start the guest and ask it.
 
     :param binary: the loading side; it is the machine of ``buffers``
-    :param devices: those the pack was recorded with; the installed ones when None
+    :param devices: instead of those that the pack was recorded with, as it says itself
     :param excluded: labels of sections left out of the stream
     :param check_timeout_s: how long one device's check may take
     :param timeout_s: deadline for the load, and for the guest's start

@@ -25,7 +25,7 @@ from harness.experiments.ioerror import io_errors
 from harness.experiments.leak import find_leaks
 from harness.lanes.judge import Bench, OnLoads, RunControls
 from harness.lanes.lane import Group, Judge, Lane, Request, Wave, by_phase
-from harness.oracles.drift import judge_drift
+from harness.oracles.drift import judge_drift, rules_for
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import Suspects, judge_leaks, run_details
@@ -164,7 +164,9 @@ def _drift(bench: Bench, check: Check) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     run = DriftExperiment.of(_setting(bench, phase, excluded)).run()
-    judged = judge_drift(run)
+    judged = judge_drift(
+        run, rules_for(bench.devices, {d.name: d.sections for d in bench.buffers.pack.manifest.devices})
+    )
     rows = _by_row(bench, check, judged)
     told = {row: [_drift_told(label, judged[label]) for label in labels] for row, labels in rows}
     return Experiment(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)

@@ -4,23 +4,20 @@
 Two comparisons are made of each section. *n*: the state saved after the first load against the states saved after
 half of the loads and after the last; what differs there is drift. *recording*: what was loaded against what was
 saved after the first load; what differs there was changed by the load, which is told and is not drift.
-Fields that move by nature are known by rules, kept as data beside this file.
+Fields that move by nature are known by rules: the general ones are data beside this file, and a device's recipe has
+its own.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic import Field as Limits
-
+from harness.devices.backends import Model
+from harness.devices.device import Device
+from harness.devices.saved import Comparison, Rule
 from harness.errors import StreamError
 from harness.experiments.drift import DriftRun, Snapshot
 from harness.oracles.oracle import Opinion
@@ -39,67 +36,31 @@ MAX_TOLD = 64
 Value = int | str | None
 
 
-class Comparison(StrEnum):
-    """What is held against what."""
-
-    N = "n"
-    RECORDING = "recording"
-
-
-class Rule(BaseModel):
-    """Fields that move by nature.
-
-    :param section: glob for the section's label; ``*`` and ``?`` are the only wildcards
-    :param fields: globs for field paths; ``cmos_data[4]`` is byte 4 of a buffer
-    :param bits: only these bits of a number move by nature
-    :param machine: glob for the versioned machine type
-    :param compare: the comparisons in which it holds
-    :param reason: one sentence, with the QEMU function that moves them
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    section: str
-    fields: Annotated[tuple[str, ...], Limits(min_length=1)]
-    bits: int | None = None
-    machine: str = "*"
-    compare: Annotated[tuple[Comparison, ...], Limits(min_length=1)]
-    reason: Annotated[str, Limits(min_length=20)]
-
-    @model_validator(mode="after")
-    def _bits_of_something(self) -> Rule:
-        if self.bits is not None and self.bits <= 0:
-            raise ValueError("bits: expected a mask with at least one bit")
-        return self
-
-    def applies(self, machine: str, label: str, comparison: Comparison, field: str) -> bool:
-        """Whether it speaks of this field in this comparison."""
-        return (
-            comparison in self.compare
-            and _glob(self.machine).fullmatch(machine) is not None
-            and _glob(self.section).fullmatch(label) is not None
-            and any(_glob(pattern).fullmatch(field) for pattern in self.fields)
-        )
-
-
-class _Rules(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Rules(Model):
     rules: tuple[Rule, ...]
 
 
 def load_rules(path: Path = RULES_FILE) -> tuple[Rule, ...]:
-    """The rules that come with the program, or others.
+    """The general rules, or those of another file.
 
     :raises ConfigError: no such file, or a mistake in it
     """
     return load_model(path, _Rules).rules
 
 
-@cache
-def _glob(pattern: str) -> re.Pattern[str]:
-    """fnmatch would read the index in ``irr[7]`` as a set of characters."""
-    return re.compile("".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in pattern), re.DOTALL)
+def rules_for(devices: Iterable[Device], owned: Mapping[str, Sequence[str]]) -> tuple[Rule, ...]:
+    """The general rules, and what the devices of a guest say of their own sections.
+
+    :param owned: device to the labels of its sections; what the platform says is asked of any section
+    """
+    return (*load_rules(), *(rule for device in devices for rule in _own_rules(device, owned.get(device.name, ()))))
+
+
+def _own_rules(device: Device, labels: Sequence[str]) -> list[Rule]:
+    if device.rest:
+        return list(device.drift)
+    own = ((rule, label) for rule in device.drift for label in labels if rule.speaks_of(label))
+    return [rule.model_copy(update={"section": label}) for rule, label in own]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

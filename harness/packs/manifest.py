@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``manifest.json`` of a state pack: its model, and how it is read.
 
-``postload.pack/3`` holds the guest as a typed plan (:mod:`harness.guests.plan`), its own files (``guest/...`` of
-``files``) and what was recorded; no part of a command line is in it.
+``postload.pack/4`` holds the guest as a typed plan (:mod:`harness.guests.plan`), what is known of its devices
+(:class:`harness.devices.device.Device`), its own files (``guest/...`` of ``files``) and what was recorded; no part of a
+command line is in it.
 
-A later program that still writes /3 may add keys at any level but in the plan: a reader that does not know them leaves
+A later program that still writes /4 may add keys at any level but in the plan: a reader that does not know them leaves
 them alone and keeps them when it writes the pack again. It may not drop a key, change what one means, or let a replay
 depend on a new one. For that the number goes up, and an older reader says so instead of guessing.
 """
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.devices.device import Device
 from harness.errors import PackError
 from harness.guests.plan import GuestPlan
 from harness.text import printable
@@ -27,8 +29,8 @@ PAGES = "ram.pages"
 RAM_FILES = ("ram.index", "head.bin", "setup.bin", "devices.bin", "vmdesc.json", "console.log")
 KERNEL = "guest/kernel"
 INITRAMFS = "guest/initramfs"
-SCHEMA: Literal["postload.pack/3"] = "postload.pack/3"
-_OLD_SCHEMAS = ("postload.pack/1", "postload.pack/2")
+SCHEMA: Literal["postload.pack/4"] = "postload.pack/4"
+_OLD_SCHEMAS = ("postload.pack/1", "postload.pack/2", "postload.pack/3")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
 _ROM = re.compile(r"(^|[./])(rom|bios)$|^/rom@")
 
@@ -62,10 +64,25 @@ class PhaseModel(_Model):
 
 
 class DeviceModel(_Model):
-    """A device that the guest was planned with, and the sections that it owns in this pack."""
+    """A device that the guest was planned with, and the sections that it owns in this pack.
+
+    :param recipe: all that is known of it, so that a replay needs no recipe of its own
+    """
 
     name: str
     sections: list[str]
+    recipe: Device
+
+    @model_validator(mode="after")
+    def _recipe_is_its_own(self) -> DeviceModel:
+        if self.recipe.name != self.name:
+            raise ValueError(f"the recipe of {self.name!r} is one of {self.recipe.name!r}")
+        for name in self.recipe.kernel_names:
+            try:
+                re.compile(name)
+            except re.error as error:
+                raise ValueError(f"kernel_names: {name!r}: {error}") from error
+        return self
 
 
 class Manifest(_Model):
@@ -77,7 +94,7 @@ class Manifest(_Model):
     :param packed: in a pack that came as one file, compressed bytes of each part: ``guest`` and every phase
     """
 
-    schema_: Literal["postload.pack/3"]
+    schema_: Literal["postload.pack/4"]
     created: str
     program: str
     accel: Annotated[str, Field(pattern="^[a-z]+$")]
@@ -118,6 +135,10 @@ class Manifest(_Model):
     def family(self) -> str:
         """Its alias, such as ``q35``."""
         return self.plan.family
+
+    def owner(self, section: str) -> DeviceModel | None:
+        """The device that owns a section."""
+        return next((device for device in self.devices if section in device.sections), None)
 
     def contents(self) -> list[str]:
         """Files that the recordings consist of, in the order of the phases."""

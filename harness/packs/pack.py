@@ -25,11 +25,12 @@ import stat
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.arch import Architecture, architecture_of
 from harness.cache import cache_root, publish_dir
+from harness.devices.device import section_label
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
 from harness.guests.foreign import check_plan
@@ -255,12 +256,19 @@ class StatePack:
             architecture=self.architecture,
             head=(folder / "head.bin").read_bytes(),
             setup=(folder / "setup.bin").read_bytes(),
-            sections=tuple(sections),
+            sections=tuple(map(self._decoded, sections)),
             vmdesc=vmdesc,
             index=index,
             ram_section_id=phase.ram_section_id,
             console=(folder / "console.log").read_text(errors="replace"),
         )
+
+    def _decoded(self, section: Section) -> Section:
+        """The section with the codec that its device asks for."""
+        owner = self.manifest.owner(section_label(section.idstr, section.instance_id))
+        if section.desc is None or owner is None:
+            return section
+        return replace(section, desc=replace(section.desc, decoder=owner.recipe.decoder))
 
 
 def incoming_body(recording: Recording, ram: Sequence[bytes | memoryview], devices: bytes) -> list[bytes | memoryview]:

@@ -15,8 +15,8 @@ from harness.triage.case import Case
 from harness.triage.fields import Atom, bit_of, is_count, is_number
 from harness.triage.reduced import Reduced
 from harness.triage.reduction import NoField
-from harness.triage.registers import Named, number_of_bit, register_of
-from harness.triage.smallest import SmallestFound, case_of, payload_of, recorded_by
+from harness.triage.registers import Named, number_of_bit
+from harness.triage.smallest import SmallestFound, case_of, named_of, payload_of, recorded_by
 
 _NOTES = {
     NoField.FAILS_TOO: "it fails with the state of {} too",
@@ -44,12 +44,10 @@ def case_sentence(found: SmallestFound, sections: Sequence[str]) -> str:
     atoms = found.result.needed
     reduced = Reduced(found.target.buffers, found.result.candidate)
     if atoms:
-        said = [phrase(a, payload_of(found, reduced, a), register_of(a, payload_of(found, reduced, a))) for a in atoms]
+        said = [_named_phrase(found, reduced, atom) for atom in atoms]
         parts.append(f"{_few(said)} {_are(said)} needed")
     if found.result.untested:
-        texts = [
-            phrase(a, p, register_of(a, p)) for a in found.result.untested for p in [payload_of(found, reduced, a)]
-        ]
+        texts = [_named_phrase(found, reduced, atom) for atom in found.result.untested]
         parts.append(
             f"whether {_few(texts)} {_are(texts)} needed could not be tested: another value ends in another way"
         )
@@ -59,6 +57,11 @@ def case_sentence(found: SmallestFound, sections: Sequence[str]) -> str:
     if found.result.failed < found.result.tried:
         parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
     return "; ".join(parts)
+
+
+def _named_phrase(found: SmallestFound, reduced: Reduced, atom: Atom) -> str:
+    payload = payload_of(found, reduced, atom)
+    return phrase(atom, payload, named_of(found, atom, payload))
 
 
 def _loads(found: SmallestFound, sections: Sequence[str]) -> str:

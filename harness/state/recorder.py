@@ -170,7 +170,7 @@ def _owned(labels: Sequence[str], owners: Owners, guest: PlannedGuest) -> list[D
     """Which device owns which section of a recording."""
     rest = next((device.name for device in guest.devices if device.rest), None)
     owned = owners.split(labels, [device.name for device in guest.devices], rest)
-    return [DeviceModel(name=name, sections=sections) for name, sections in owned.items()]
+    return [DeviceModel(name=each.name, sections=owned[each.name], recipe=each) for each in guest.devices]
 
 
 class _Boot:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ from harness.stream import wire
 from harness.stream.fields import Field, field_value, is_number
 from harness.stream.virtio import decode_virtio
 
+#: Names the inside of a payload that QEMU's code writes by hand, given the section's vmsd name.
+Codec = Callable[[bytes, str], list[Field]]
+#: By name: a recipe may ask for one of them, and ``virtio`` is what QEMU calls the field of each virtio device.
+CODECS: dict[str, Codec] = {"virtio": decode_virtio}
 _MAX_DEPTH = 64
 _SUBSECTION_FIXED_BYTES = 6
 
@@ -66,7 +71,10 @@ class StructDesc:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceDesc:
-    """One FULL section. ``vmsd_name`` is "" and ``version`` None for an old-style section without vmsd."""
+    """One FULL section. ``vmsd_name`` is "" and ``version`` None for an old-style section without vmsd.
+
+    :param decoder: what names the inside of its opaque field, where the device's recipe says
+    """
 
     name: str
     instance_id: int
@@ -75,6 +83,7 @@ class DeviceDesc:
     fields: tuple[FieldDesc, ...]
     subsections: tuple[StructDesc, ...]
     size_bytes: int
+    decoder: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -235,25 +244,21 @@ class _Parser:
 def decode(payload: bytes | memoryview, desc: DeviceDesc) -> list[Field]:
     """Name the bytes of a device section's payload.
 
-    A virtio device is one opaque field to the vmdesc; its inside is named by
-    :func:`harness.stream.virtio.decode_virtio` where that understands it, whatever size the vmdesc has for it.
+    What is one opaque field to the vmdesc is named by a codec where that understands it, whatever size the vmdesc has
+    for it: by the one of the device, else by the one that is called as the field.
 
     :return: fields in wire order; bytes behind the described ones are one field of type ``raw``
     :raises StreamError: the payload is shorter than described, or a subsection is not where the vmdesc has
         it; the offset counts from the start of the payload
     """
-    if _is_virtio(desc):
+    if desc.open_coded and (codec := CODECS.get(desc.decoder or desc.fields[0].type)):
         with contextlib.suppress(StreamError):
-            return decode_virtio(bytes(payload), desc.vmsd_name)
+            return codec(bytes(payload), desc.vmsd_name)
     decoder = _Decoder(bytes(payload))
     fields = decoder.fields(desc.fields, "") + decoder.subsections(desc.subsections, "")
     if decoder.pos < len(decoder.payload):
         fields.append(decoder.leaf("raw", "raw", "raw", len(decoder.payload) - decoder.pos))
     return fields
-
-
-def _is_virtio(desc: DeviceDesc) -> bool:
-    return desc.open_coded and desc.fields[0].name == desc.fields[0].type == "virtio"
 
 
 class _Decoder:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from harness.devices.recipe import load_recipes
 from harness.errors import UsageError
 from harness.names import LANES, PHASES
 from harness.packs.pack import StatePack
@@ -269,11 +268,10 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
     """What a recording says of a section; the label alone where it is not there."""
     recording = pack.recordings.get(phase) or pack.recordings[pack.phases[-1]]
     section = next((each for each in recording.sections if label_of(each) == label), None)
-    owner = next((device.name for device in pack.manifest.devices if label in device.sections), "")
+    owner = pack.manifest.owner(label)
     if section is None:
-        return SectionFacts(label=label, owner=owner)
+        return SectionFacts(label=label, owner=owner.name if owner else "")
     desc = section.desc
-    device = load_recipes().devices.get(owner)
     return SectionFacts(
         label=label,
         vmsd=desc.vmsd_name if desc else "",
@@ -281,8 +279,8 @@ def section_facts(pack: StatePack, phase: str, label: str) -> SectionFacts:
         size_bytes=len(section.payload),
         fields=len({each.name for each in desc.fields}) if desc else 0,
         subsections=tuple(each.vmsd_name for each in desc.subsections) if desc else (),
-        owner=owner,
-        about=device.about if device else "",
+        owner=owner.name if owner else "",
+        about=owner.recipe.about if owner else "",
     )
 
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names of registers inside of sections, out of ``registers.yaml``."""
+"""Names of registers inside of sections: those of the device's recipe, and those that every PCI device has."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from harness.devices.backends import Model
+from harness.devices.saved import Register, Registers
+from harness.packs.manifest import Manifest
 from harness.stream.fields import field_value
 from harness.triage.fields import Atom, bit_of
 from harness.yamlfile import load_model
@@ -21,42 +22,8 @@ _CAP_POINTER, _CAP_FIRST, _HEADER_BYTES = 0x34, 0x40, 256
 _MAX_CAPABILITIES = 48
 
 
-class Register(BaseModel):
-    """One register.
-
-    :param offset: bytes from the start of the field, or of the capability; 0 in a field that is a number
-    :param width: bytes
-    :param bits: the least bit of a group to its name, e.g. ``"0": enabled``
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    offset: int = 0
-    width: int = 1
-    bits: dict[str, str] = {}
-
-
-class Group(BaseModel):
-    """Registers of some sections.
-
-    :param sections: pattern of labels, ``*`` and ``?``
-    :param field: regular expression of paths of fields
-    :param capability: number of the PCI capability that ``offset`` counts from
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    sections: str
-    field: str
-    source: str
-    registers: list[Register]
-    capability: int | None = None
-
-
-class RegisterFile(BaseModel):
-    """``registers.yaml``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    groups: list[Group]
+class _RegisterFile(Model):
+    groups: tuple[Registers, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,20 +45,27 @@ class Named:
 
 
 @cache
-def load_registers(path: Path = _FILE) -> RegisterFile:
-    """Read the names.
+def load_registers(path: Path = _FILE) -> tuple[Registers, ...]:
+    """Read the general names.
 
     :raises ConfigError: the file is wrong
     """
-    return load_model(path, RegisterFile)
+    return load_model(path, _RegisterFile).groups
 
 
-def register_of(atom: Atom, payload: bytes, known: RegisterFile | None = None) -> Named | None:
+def registers_of(manifest: Manifest, section: str) -> tuple[Registers, ...]:
+    """The names for a section of a pack: first those of the device that owns it."""
+    owner = manifest.owner(section)
+    return (*(owner.recipe.registers if owner else ()), *load_registers())
+
+
+def register_of(atom: Atom, payload: bytes, known: Sequence[Registers]) -> Named | None:
     """The register that a piece lies in, None when nobody named it.
 
     :param payload: of the failing section
+    :param known: the first that fits counts
     """
-    for group in (known or load_registers()).groups:
+    for group in known:
         if not fnmatchcase(atom.section, group.sections) or not re.fullmatch(group.field, atom.path):
             continue
         for base in _bases(group, payload[atom.field_offset : atom.field_offset + _HEADER_BYTES]):
@@ -102,7 +76,7 @@ def register_of(atom: Atom, payload: bytes, known: RegisterFile | None = None) -
     return None
 
 
-def _bases(group: Group, config: bytes) -> Iterator[int]:
+def _bases(group: Registers, config: bytes) -> Iterator[int]:
     """Where offsets count from: 0, or each capability of that number in a PCI config space."""
     if group.capability is None:
         yield 0

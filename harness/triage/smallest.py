@@ -23,7 +23,7 @@ from harness.triage.fields import Atom, needed
 from harness.triage.minimise import Search
 from harness.triage.reduced import Candidate, Reduced
 from harness.triage.reduction import Result
-from harness.triage.registers import register_of
+from harness.triage.registers import Named, register_of, registers_of
 from harness.triage.tries import Target
 
 #: Options whose value is a file that the case has to hold.
@@ -174,8 +174,13 @@ def _fields(found: SmallestFound, reduced: Reduced) -> tuple[NeededField, ...]:
         needed(atom, payload, named.title if named else None)
         for atom in found.result.needed
         for payload in [payload_of(found, reduced, atom)]
-        for named in [register_of(atom, payload)]
+        for named in [named_of(found, atom, payload)]
     )
+
+
+def named_of(found: SmallestFound, atom: Atom, payload: bytes) -> Named | None:
+    """The register that a piece lies in, as its device or any PCI device names it."""
+    return register_of(atom, payload, registers_of(found.target.buffers.pack.manifest, atom.section))
 
 
 def payload_of(found: SmallestFound, reduced: Reduced, atom: Atom) -> bytes:

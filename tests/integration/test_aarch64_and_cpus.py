@@ -16,12 +16,13 @@ from made_cells import words
 
 from harness.arch import AARCH64, X86_64
 from harness.arch.accel import prove_accel
+from harness.devices.saved import Comparison
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.secondary import Secondary
 from harness.errors import MissingError
 from harness.experiments.drift import DriftExperiment, DriftRun
-from harness.oracles.drift import Comparison, judge_drift, load_rules, unused_rules
+from harness.oracles.drift import judge_drift, load_rules, unused_rules
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary, host_binary
 from harness.qemu.scope import ProcessScope

@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 from made_cells import words
 
+from harness.devices.saved import Comparison, Rule
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.experiments.drift import Change, DriftExperiment, DriftRun
-from harness.oracles.drift import Comparison, Rule, judge_drift, load_rules, unused_rules
+from harness.oracles.drift import judge_drift, load_rules, unused_rules
 from harness.oracles.oracle import Opinion
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.devices.backends import Disk
+from harness.devices.device import Device
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.packs.pack import DeviceModel, PackWriter
 from harness.qemu.binary import MachineType, QemuBinary
@@ -128,9 +129,12 @@ DESCRIBED: dict[str, Any] = {
     ),
     "guest": {"kernel": "cd" * 32},
     "devices": [
-        DeviceModel(name="ahci", sections=[AHCI]),
-        DeviceModel(name="virtio-blk", sections=[BLK]),
-        DeviceModel(name="platform", sections=["cpu_common", "cpu", "i8259", "i8259#1"]),
+        DeviceModel(name=name, sections=sections, recipe=Device(name=name, about="", rest=name == "platform"))
+        for name, sections in (
+            ("ahci", [AHCI]),
+            ("virtio-blk", [BLK]),
+            ("platform", ["cpu_common", "cpu", "i8259", "i8259#1"]),
+        )
     ],
 }
 

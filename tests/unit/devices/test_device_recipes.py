@@ -11,6 +11,7 @@ from harness.arch import ARCHITECTURES
 from harness.devices.backends import Chardev, Disk, Netdev
 from harness.devices.device import Attachment, BuiltIn, Device, section_label, select_devices
 from harness.devices.recipe import Recipes, load_recipe, load_recipes, size_bytes
+from harness.devices.saved import Comparison, Register
 from harness.errors import ConfigError, UsageError
 from harness.files import data_dir
 from harness.guests import recipe as guests
@@ -52,6 +53,27 @@ def test_a_recipe_becomes_a_device(tmp_path: Path) -> None:
     assert (toy.guest.busy, toy.default, toy.aliases) == ("true", True, ("toy-pci",))
 
 
+def test_a_recipe_tells_of_the_saved_state(tmp_path: Path) -> None:
+    text = (
+        GOOD
+        + """\
+decoder: virtio
+drift:
+  - {fields: [count], bits: 0x10, compare: [n], reason: "toy_tick (hw/toy.c) counts it while the machine runs"}
+registers:
+  - {field: config, source: a book, registers: [{offset: 4, name: CTRL, bits: {"0": enabled}}]}
+"""
+    )
+    toy = load(tmp_path, text).devices["toy"]
+    assert toy.decoder == "virtio"
+    (rule,) = toy.drift
+    assert (rule.section, rule.fields, rule.bits, rule.compare) == ("*", ("count",), 0x10, (Comparison.N,))
+    (group,) = toy.registers
+    assert (group.sections, group.field, group.registers) == (
+        "*", "config", (Register(name="CTRL", offset=4, width=1, bits={"0": "enabled"}),)
+    )  # fmt: skip
+
+
 def test_what_a_machine_has_is_not_added_to_it(tmp_path: Path) -> None:
     toy = load(tmp_path, GOOD).devices["toy"]
     assert toy.types("pc") == ["toy-pci", "toy-disk"]
@@ -80,6 +102,9 @@ def test_what_a_machine_has_is_not_added_to_it(tmp_path: Path) -> None:
         ("{hba: {bus", "{hbb: {bus", 1, "q35: 'hbb' is not the name of an attachment"),
         ("name: hba, ", "", 1, "attach: 'dev' is there twice"),
         ("drivers: [toy]", 'kernel_names: ["("]', 1, "kernel_names: '('"),
+        ("drivers: [toy]", "decoder: virtoi", 1, "decoder: 'virtoi': expected one of virtio"),
+        ("drivers: [toy]", "drift: [{fields: [a], compare: [n], reason: short}]", 3, "reason"),
+        ("drivers: [toy]", 'registers: [{field: "(", source: a book, registers: []}]', 3, "is no regular expression"),
     ],
 )
 def test_a_mistake_is_said_with_its_line(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:

@@ -12,18 +12,19 @@ import pytest
 from made_cells import words
 
 from harness.colo.messages import Step
+from harness.devices.device import Device
+from harness.devices.saved import Comparison, Rule
 from harness.engines.evidence import Break
 from harness.errors import ConfigError, StreamError
 from harness.experiments.drift import DriftRun, Snapshot, saved_after, split_saved
 from harness.oracles.drift import (
     Change,
-    Comparison,
-    Rule,
     changes,
     explained_by,
     judge_drift,
     leaves,
     load_rules,
+    rules_for,
     unused_rules,
 )
 from harness.results.cause import Drifted, DriftedField
@@ -313,6 +314,22 @@ def test_the_rules_of_the_program_are_sound() -> None:
         assert "(" in each.reason, f"{each.section}: the reason names no QEMU file"
         assert each.section != "*"
         assert "*" not in each.fields
+
+
+def test_a_device_speaks_of_its_own_sections_alone() -> None:
+    own = Rule(fields=("count",), compare=(Comparison.N,), reason=REASON)
+    some = Rule(section="*/other", fields=("count",), compare=(Comparison.N,), reason=REASON)
+    devices = [
+        Device(name="pit", about="", drift=(own, some)),
+        Device(name="platform", about="", rest=True, drift=(own,)),
+    ]
+    owned = {"pit": ["pit", "pit#1"], "platform": ["cpu"], "absent": ["x"]}
+    assert [rule.section for rule in rules_for(devices, owned)[len(load_rules()) :]] == ["pit", "pit#1", "*"]
+    rules = rules_for(devices[:1], owned)
+    moved = run_of(pit(1), pit(2), pit(3), pit(4))
+    assert judge_drift(moved)["pit"].verdict is Verdict.DRIFT
+    assert judge_drift(moved, rules)["pit"].verdict is Verdict.OK
+    assert judge_drift(moved, rules_for(devices[:1], {"pit": ["pit#1"]}))["pit"].verdict is Verdict.DRIFT
 
 
 @pytest.mark.parametrize(

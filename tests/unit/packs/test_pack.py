@@ -7,13 +7,19 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.cache import CACHE_VARIABLE
+from harness.devices.backends import Disk
+from harness.devices.device import GuestCommands
+from harness.devices.saved import Comparison, Register, Registers, Rule
 from harness.errors import HostError, PackError
+from harness.experiments.interview import recorded_devices
+from harness.packs.manifest import read_manifest
 from harness.packs.pack import PackWriter, StatePack, incoming_body
 from harness.stream.reader import read_stream
 
@@ -231,14 +237,16 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     ("change", "said"),
     [
         (
-            lambda m: m.update(schema="postload.pack/4"),
-            r"found 'postload\.pack/4'; this program reads postload\.pack/3",
+            lambda m: m.update(schema="postload.pack/5"),
+            r"found 'postload\.pack/5'; this program reads postload\.pack/4",
         ),
-        (lambda m: m.update(schema="postload.pack/2"), r"an older program made it .*pack/2.*: record it anew"),
+        (lambda m: m.update(schema="postload.pack/3"), r"an older program made it .*pack/3.*: record it anew"),
         (lambda m: m.update(schema="postload.pack/1"), "an older program made it"),
         (lambda m: m.update(schema=2), "schema: found 2"),
         (lambda m: m.pop("schema"), "schema: found None"),
         (lambda m: m.pop("plan"), "plan"),
+        (lambda m: m["devices"][0].update(name="other"), "the recipe of 'other' is one of 'ahci'"),
+        (lambda m: m["devices"][0]["recipe"].update(kernel_names=["("]), r"kernel_names: '\('"),
         (lambda m: m["plan"].pop("machine"), r"plan\.machine"),
         (lambda m: m["plan"].update(surprise=1), r"plan\.surprise"),
         (lambda m: m["plan"]["backends"]["a"].update(filename="/etc/shadow"), r"plan\.backends\.a\.disk\.filename"),
@@ -406,3 +414,35 @@ def test_a_description_that_was_handed_in_will_do(tmp_path: Path, handmade: Hand
     writer.add("kernel", without, console="", seconds=0.0)
     with StatePack(writer.publish(**handmade.described)) as pack:
         assert len(pack.recordings["kernel"].sections) == 6
+
+
+def test_a_pack_knows_its_devices(make_pack: MakePack) -> None:
+    """Their commands, failing sectors and names: a replay needs no recipe that lies on the host that recorded."""
+    path = make_pack()
+    manifest = read_manifest(path)
+    lines = GuestCommands(life="disk_life sda", fail="disk_fail sda 9")
+    rule = Rule(fields=("count",), compare=(Comparison.N,), reason="toy_tick (hw/toy.c) counts it")
+    names = Registers(field="config", source="a book", registers=(Register(name="CTRL", bits={"0": "enabled"}),))
+    ahci = replace(
+        manifest.devices[0].recipe,
+        faults={"disk": 9},
+        takes=frozenset({"sda"}),
+        backends={"disk": Disk(size_bytes=4096)},
+        guest=lines,
+        decoder="virtio",
+        drift=(rule,),
+        registers=(names,),
+    )
+    device = manifest.devices[0].model_copy(update={"recipe": ahci})
+    text = manifest.model_copy(update={"devices": [device, *manifest.devices[1:]]}).text()
+    (path / "manifest.json").write_text(text)
+    with StatePack(path) as pack:
+        assert recorded_devices(pack, None)[0] == ahci
+        decoders = {s.idstr: s.desc.decoder for s in pack.recordings["bound"].sections if s.desc}
+        assert [name for name, decoder in decoders.items() if decoder] == pack.sections_of("ahci")
+        # a recipe that is given counts more than the pack's own; one of a device that is not in it does not
+        given = replace(ahci, about="another")
+        assert recorded_devices(pack, [given, replace(ahci, name="stranger")])[:2] == (
+            given,
+            manifest.devices[1].recipe,
+        )

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from harness.errors import StreamError, UsageError
+from harness.stream import vmdesc
 from harness.stream.fields import Field, find, patch, walk
 from harness.stream.vmdesc import DeviceDesc, VmDesc, decode
 
@@ -196,3 +198,26 @@ def test_vmdesc_of_wrong_length() -> None:
     for raw in (b"", b"\x06\x00", VMDESC.raw[:-1], VMDESC.raw + b" ", b"\x07" + VMDESC.raw[1:]):
         with pytest.raises(StreamError):
             VmDesc.parse(raw)
+
+
+def test_a_decoder_that_is_asked_for_names_the_inside_of_an_opaque_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halves(payload: bytes, kind: str) -> list[Field]:
+        if len(payload) != 4:
+            raise StreamError(0, "not mine")
+        return [
+            Field(name=f"{kind}half", path=f"half[{n}]", offset=2 * n, size=2, type="uint16", value=payload[2 * n + 1])
+            for n in range(2)
+        ]
+
+    monkeypatch.setitem(vmdesc.CODECS, "halves", halves)
+    old_style = {"name": "toy", "instance_id": 1, "size": 4, "fields": [{"name": "data", "size": 4, "type": "buffer"}]}
+    described = VmDesc.from_json(json.dumps({"page_size": 4096, "devices": [old_style]}).encode())
+    plain = described.devices[0]
+    asked = replace(plain, decoder="halves")
+    unknown = replace(plain, decoder="of a later program")
+    payload = bytes([0, 7, 0, 9])
+    assert [(f.path, f.value) for f in decode(payload, plain)] == [("data", "00070009")]
+    assert [(f.path, f.value) for f in decode(payload, asked)] == [("half[0]", 7), ("half[1]", 9)]
+    assert decode(payload, unknown) == decode(payload, plain)
+    # what the decoder does not understand stays as QEMU describes it
+    assert [f.path for f in decode(bytes(6), asked)] == ["data", "raw"]

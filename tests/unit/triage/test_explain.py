@@ -20,7 +20,9 @@ from rich.console import Console
 
 from harness.colo.messages import Step
 from harness.commands.declared import explain as explain_command
+from harness.devices.device import Device
 from harness.errors import MissingError, PostloadError, UsageError
+from harness.packs.manifest import DeviceModel
 from harness.qemu.binary import QemuBinary
 from harness.report.explain import (
     command_lines,
@@ -61,6 +63,7 @@ from harness.triage.stack import binary_of, has_stack, keep_stack, kept_stack, p
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2", path="/nowhere/q7", sha256="12" * 32)
 NEW = Qemu(version="11.1.3", build="", path="/nowhere/q11", sha256="ab" * 32)
 LPC = "0000:00:1f.0/ICH9LPC"
+PLATFORM = Device(name="platform", about="every section that no other device owns", rest=True)
 NAME = "crash:memory_region_add_subregion_common:!subregion->container:ICH9LPC:q35"
 LINE = "../../softmmu/memory.c:2610: memory_region_add_subregion_common: Assertion `!subregion->container' failed."
 FRESH = ControlResult(name=ControlName.FRESH, verdict=Verdict.OK, asked=3, passed=3, decided=True)
@@ -139,7 +142,9 @@ def pack() -> Any:
     return SimpleNamespace(
         phases=["bound"],
         recordings={"bound": SimpleNamespace(sections=(section,))},
-        manifest=SimpleNamespace(devices=[SimpleNamespace(name="platform", sections=[LPC])]),
+        manifest=SimpleNamespace(
+            owner={LPC: DeviceModel(name="platform", sections=[LPC], recipe=PLATFORM)}.get,
+        ),
     )
 
 

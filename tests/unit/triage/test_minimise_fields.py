@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from harness.devices.recipe import load_recipes
+from harness.devices.saved import Register, Registers
+from harness.packs.manifest import read_manifest
 from harness.report.cases import phrase
 from harness.stream.fields import Field
 from harness.triage.fields import Atom, apply, differences, needed, split_bits, split_bytes, whole_numbers
-from harness.triage.registers import load_registers, register_of
+from harness.triage.registers import load_registers, register_of, registers_of
 
 LPC = "0000:00:1f.0/ICH9LPC"
 CONFIG_AT = 4
+
+
+def known_of(device: str) -> tuple[Registers, ...]:
+    return (*load_recipes().devices[device].registers, *load_registers())
 
 
 def config_fields(more: tuple[Field, ...] = ()) -> list[Field]:
@@ -40,7 +51,7 @@ def test_the_bit_of_a_register_is_found_and_named() -> None:
     pieces = split_bytes(field, failing)
     assert [piece.offset - CONFIG_AT for piece in pieces] == [4, 0xF0, 0xF1, 0xF2, 0xF3]
     (bit,) = split_bits(pieces[1], failing)
-    named = register_of(bit, failing)
+    named = register_of(bit, failing, known_of("platform"))
     assert named is not None
     assert named.title == "RCBA enabled"
     assert phrase(bit, failing, named) == "RCBA enabled (rcba bit 0 = 1)"
@@ -53,7 +64,7 @@ def test_bits_of_what_every_pci_device_has() -> None:
     failing = lpc(bytes(4), command=6)
     (field,) = atoms_of(failing, lpc(bytes(4)))
     bits = split_bits(split_bytes(field, failing)[0], failing)
-    assert [phrase(bit, failing, register_of(bit, failing)) for bit in bits] == [
+    assert [phrase(bit, failing, register_of(bit, failing, load_registers())) for bit in bits] == [
         "PCI command memory space (pci command bit 1 = 1)",
         "PCI command bus master (pci command bit 2 = 1)",
     ]
@@ -69,7 +80,8 @@ def test_a_register_behind_a_capability() -> None:
     label = "0000:00:04.0/other"
     (field,) = differences(label, failing, config_fields(), b"\0\0\0\2" + bytes(config), config_fields())
     (bit,) = split_bits(split_bytes(field, failing)[0], failing)
-    assert phrase(bit, failing, register_of(bit, failing)) == "MSI-X control enabled (msi-x control bit 15 = 1)"
+    named = register_of(bit, failing, load_registers())
+    assert phrase(bit, failing, named) == "MSI-X control enabled (msi-x control bit 15 = 1)"
 
 
 def test_bits_of_a_number_count_from_its_least_byte() -> None:
@@ -81,9 +93,10 @@ def test_bits_of_a_number_count_from_its_least_byte() -> None:
     assert split_bytes(field, failing) == [field]
     (bit,) = split_bits(field, failing)
     assert (bit.offset, bit.mask) == (5, b"\x40")
-    assert phrase(bit, failing, register_of(bit, failing)) == "PxCMD FIS receive running (pxcmd bit 14 = 1)"
+    known = known_of("ahci")
+    assert phrase(bit, failing, register_of(bit, failing, known)) == "PxCMD FIS receive running (pxcmd bit 14 = 1)"
     unnamed = Atom(section="x", path="a.count", field_offset=3, kind="uint32", offset=5, mask=b"\x40", healthy=b"\0")
-    assert phrase(unnamed, failing, register_of(unnamed, failing)) == "a.count bit 14 = 1"
+    assert phrase(unnamed, failing, register_of(unnamed, failing, known)) == "a.count bit 14 = 1"
 
 
 def test_an_address_stays_whole() -> None:
@@ -129,9 +142,20 @@ def test_equal_states_have_no_differences() -> None:
 
 
 def test_the_shipped_names_can_be_read() -> None:
-    known = load_registers()
-    assert all(group.source for group in known.groups)
-    assert any(register.name == "PMREGMISC" for group in known.groups for register in group.registers)
+    known = [group for device in load_recipes().devices.values() for group in device.registers] + [*load_registers()]
+    assert all(group.source for group in known)
+    assert any(register.name == "PMREGMISC" for group in known for register in group.registers)
+
+
+def test_a_section_has_the_names_of_the_device_that_owns_it(make_pack: Callable[..., Path]) -> None:
+    own = Registers(field="x", source="a book", registers=(Register(name="OWN"),))
+    made = read_manifest(make_pack())
+    ahci, *others = made.devices
+    named = ahci.model_copy(update={"recipe": replace(ahci.recipe, registers=(own,))})
+    manifest = made.model_copy(update={"devices": [named, *others]})
+    assert registers_of(manifest, ahci.sections[0]) == (own, *load_registers())
+    assert registers_of(manifest, others[0].sections[0]) == load_registers()
+    assert registers_of(manifest, "of nobody") == load_registers()
 
 
 def number(path: str, failing: int, healthy: int, at: int = 8) -> tuple[Atom, bytes]:
@@ -190,6 +214,6 @@ def test_the_config_space_of_a_pcie_device_has_the_same_registers() -> None:
         mask=b"\x04",
         healthy=b"\0",
     )
-    named = register_of(bit, b"\0\0\0\2" + bytes(4) + b"\x04" + bytes(4091))
+    named = register_of(bit, b"\0\0\0\2" + bytes(4) + b"\x04" + bytes(4091), load_registers())
     assert named is not None
     assert named.title == "PCI command bus master"
