@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Does a disturbed host make healthy devices look broken?
+
+``python tests/bench/falseverdicts.py [--runs N] [--regime NAME,...] [--machine NAME,...] [--seed N] [-- OPTION...]``
+judges healthy machines ``N`` times under each regime, by the command that a user types, and counts what the cells came
+to. Options behind ``--`` are those of ``postload matrix``: with ``--quick`` there are loads only.
+
+=======  =============================================================================================================
+regime   what is done to the run, again and again, until it ends
+=======  =============================================================================================================
+quiet    nothing: what a run comes to anyway
+busy     eight processes that want a CPU run beside it
+stops    the program, or one of its QEMUs, is stopped for 5 to 30 s
+hits     one of its QEMUs is stopped for 5 to 30 s, or ended by SIGTERM, SIGINT, SIGHUP or SIGKILL
+=======  =============================================================================================================
+
+Ends with 1 when a device was blamed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import psutil
+
+from harness.results.verdict import FINDINGS
+
+BUSY_PROCESSES = 8
+PAUSE_S = (2.0, 8.0)
+STOP_S = (5.0, 30.0)
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+RUN_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one run came to.
+
+    :param verdicts: how many cells came to each
+    :param again: cells that were tried again, and of these how many were right then
+    :param blamed: cells that blame a device, with their causes
+    :param done: what was done to the run, by its name
+    """
+
+    verdicts: Counter[str]
+    again: int
+    right: int
+    blamed: tuple[str, ...]
+    done: Counter[str]
+    status: int
+    seconds: float
+
+
+def family(run: int) -> list[psutil.Process]:
+    """The program and the QEMUs that it has now, the program first."""
+    try:
+        program = psutil.Process(run)
+        return [program, *(child for child in program.children(recursive=True) if "qemu-system" in child.name())]
+    except psutil.Error:
+        return []
+
+
+def stop_a_while(process: psutil.Process, over: Event, seconds: float) -> None:
+    """Stop a process, and let it go on at the latest when the run is over."""
+    process.send_signal(signal.SIGSTOP)
+    over.wait(seconds)
+    process.send_signal(signal.SIGCONT)
+
+
+def disturb(run: int, over: Event, chance: random.Random, hits: bool, done: Counter[str]) -> None:
+    """Do one thing after the other to a run, and count it."""
+    while not over.wait(chance.uniform(*PAUSE_S)):
+        targets = family(run)[hits:]
+        if not targets:
+            continue
+        target = chance.choice(targets)
+        end = chance.choice([None, *ENDS]) if hits else None
+        with contextlib.suppress(psutil.Error):
+            if end is not None:
+                target.send_signal(end)
+                done[end.name] += 1
+                continue
+            done["program stopped" if target.pid == run else "QEMU stopped"] += 1
+            stop_a_while(target, over, chance.uniform(*STOP_S))
+
+
+@contextlib.contextmanager
+def quiet(_run: int, _chance: random.Random, _done: Counter[str]) -> Iterator[None]:
+    """Leave it alone."""
+    yield
+
+
+@contextlib.contextmanager
+def busy(_run: int, _chance: random.Random, done: Counter[str]) -> Iterator[None]:
+    """Eight that want a CPU."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY_PROCESSES)]
+    done["busy processes"] += len(others)
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@contextlib.contextmanager
+def disturbed(run: int, chance: random.Random, done: Counter[str], *, hits: bool) -> Iterator[None]:
+    """Stop the program or a QEMU now and then; or stop and end QEMUs alone."""
+    over = Event()
+    hand = Thread(target=disturb, args=(run, over, chance, hits, done))
+    hand.start()
+    try:
+        yield
+    finally:
+        over.set()
+        hand.join()
+
+
+Regime = Callable[[int, random.Random, "Counter[str]"], contextlib.AbstractContextManager[None]]
+REGIMES: dict[str, Regime] = {
+    "quiet": quiet,
+    "busy": busy,
+    "stops": lambda run, chance, done: disturbed(run, chance, done, hits=False),
+    "hits": lambda run, chance, done: disturbed(run, chance, done, hits=True),
+}
+
+
+def matrix(machine: str, regime: Regime, chance: random.Random, options: list[str]) -> Result:
+    """One matrix under a regime."""
+    done: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="plf-") as folder:
+        argv = [sys.executable, "-m", "harness", "matrix", "--machine", machine, "--out", folder, *options]
+        begun = time.monotonic()
+        with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            try:
+                with regime(run.pid, chance, done):
+                    status = run.wait(RUN_TIMEOUT_S)
+            finally:
+                run.kill()
+        document: dict[str, Any] = json.loads((Path(folder) / "matrix.json").read_text())
+    return read(document, done, status, time.monotonic() - begun)
+
+
+def read(document: dict[str, Any], done: Counter[str], status: int, seconds: float) -> Result:
+    """Count the cells of a document."""
+    outcomes = [(cell["id"], cell["outcome"]) for cell in document["cells"]]
+    again = [outcome for _, outcome in outcomes if outcome["hindered"]]
+    return Result(
+        verdicts=Counter(outcome["verdict"] for _, outcome in outcomes),
+        again=len(again),
+        right=sum(outcome["verdict"] == "ok" for outcome in again),
+        blamed=tuple(f"{name}: {outcome}" for name, outcome in outcomes if outcome["verdict"] in FINDINGS),
+        done=done,
+        status=status,
+        seconds=seconds,
+    )
+
+
+def main() -> int:
+    """Run all regimes; a line for each run, and one for all of a regime."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5, help="of each machine under each regime [default: 5]")
+    parser.add_argument("--regime", default="quiet,busy,stops,hits")
+    parser.add_argument("--machine", default="pc,virt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("options", nargs="*", help="of postload matrix, behind --")
+    given = parser.parse_args()
+    false = 0
+    for name in given.regime.split(","):
+        for machine in given.machine.split(","):
+            results = []
+            for number in range(given.runs):
+                chance = random.Random(f"{given.seed} {name} {machine} {number}")
+                result = matrix(machine, REGIMES[name], chance, given.options)
+                results.append(result)
+                print(f"{name} {machine} {number + 1}: {line(result)}", flush=True)
+                print(*(f"  BLAMED {each}\n" for each in result.blamed), sep="", end="", flush=True)
+            false += sum(len(result.blamed) for result in results)
+            print(summary(name, machine, results), flush=True)
+    return 1 if false else 0
+
+
+def line(result: Result) -> str:
+    """One run."""
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(result.verdicts.items()))
+    done = ", ".join(f"{count} {what}" for what, count in sorted(result.done.items())) or "nothing"
+    tried = f"{result.again} tried again, {result.right} of them right"
+    return f"{verdicts}; {tried}; {done} in {result.seconds:.0f} s; status {result.status}"
+
+
+def summary(name: str, machine: str, results: list[Result]) -> str:
+    """All runs of a regime."""
+    cells = sum(result.verdicts.total() for result in results)
+    host = sum(result.verdicts["host"] for result in results)
+    again, right = sum(result.again for result in results), sum(result.right for result in results)
+    blamed = sum(len(result.blamed) for result in results)
+    return (
+        f"{name} {machine}, {len(results)} runs: {cells} cells, {blamed} blame a device, {host} host, "
+        f"{again} tried again and {right} of these right"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
