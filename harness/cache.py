@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -19,6 +21,10 @@ import platformdirs
 from harness.errors import HostError
 from harness.files import sweep, sync, temp_dir
 
+#: What may be pruned: recordings of this host, and packs from elsewhere. All else is small, or costs a download.
+PRUNABLE = ("packs", "imported")
+#: A recording that was used so lately is never pruned.
+GRACE_S = 3600.0
 CACHE_VARIABLE = "POSTLOAD_CACHE"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
 
@@ -88,3 +94,99 @@ def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             sync(path)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def hold(folder: Path) -> int | None:
+    """Mark a folder of the cache as used now, and as being used until the descriptor is closed or the process ends.
+
+    :return: the descriptor; None for a folder that is not of the cache, or that cannot be marked
+    """
+    if folder.absolute().parent.parent != cache_root():
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(folder)
+    except OSError:
+        return None
+    return handle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFolder:
+    """A folder of the cache that can be made again.
+
+    :param used_s: seconds since the epoch when it was used last
+    :param in_use: a process holds it
+    """
+
+    path: Path
+    size_bytes: int
+    used_s: float
+    in_use: bool
+
+
+def folder_bytes(folder: Path) -> int:
+    """What lies in a folder, as the disk counts it; what goes away meanwhile counts nothing."""
+    total = 0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_blocks * 512
+    return total
+
+
+def prunable() -> list[KeptFolder]:
+    """The recordings of the cache, used longest ago first."""
+    found = []
+    for path in (path for kind in PRUNABLE for path in (cache_root() / kind).glob("*")):
+        # what begins with a dot is being built
+        if path.is_dir() and not path.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError), _locked(path, fcntl.LOCK_EX) as free:
+                used_s = path.stat().st_mtime
+                found.append(KeptFolder(path=path, size_bytes=folder_bytes(path), used_s=used_s, in_use=not free))
+    return sorted(found, key=lambda each: each.used_s)
+
+
+def to_prune(
+    folders: Sequence[KeptFolder], now_s: float, *, keep_bytes: int | None, older_s: float | None
+) -> list[KeptFolder]:
+    """Which of the folders go: all that were not used for so long, and of the rest those used longest ago until no
+    more is left than is to be kept. What is in use stays, and so does what was used in the last hour: a run may be
+    about to open it."""
+    free = [each for each in folders if not each.in_use and now_s - each.used_s >= GRACE_S]
+    going = [each for each in free if older_s is not None and now_s - each.used_s >= older_s]
+    if keep_bytes is not None:
+        left = sum(each.size_bytes for each in folders if each not in going)
+        for each in (each for each in free if each not in going):
+            if left <= keep_bytes:
+                break
+            going.append(each)
+            left -= each.size_bytes
+    return going
+
+
+def remove_kept(folder: KeptFolder) -> bool:
+    """Delete one; False when somebody took it meanwhile. It goes by one rename: nobody finds half of it."""
+    try:
+        with _locked(folder.path, fcntl.LOCK_EX) as free:
+            if not free or folder.path.stat().st_mtime != folder.used_s:
+                return False
+            with temp_dir(folder.path.parent) as temp:
+                folder.path.rename(temp / folder.path.name)
+    except FileNotFoundError:
+        return False
+    return True

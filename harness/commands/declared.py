@@ -347,6 +347,35 @@ def qemu_remove(name: str) -> int:
 
 
 @click.group(cls=Commands)
+def cache() -> None:
+    """Show and shrink the cache of recordings, guests and QEMUs."""
+
+
+@cache.command("show")
+@json_option
+def cache_show(as_json: bool) -> int:
+    """Show where the cache is, and how large each part of it is."""
+    from harness.commands.cache import show
+
+    return show(as_json)
+
+
+@cache.command("prune")
+@click.option("--keep", metavar="SIZE", help="Keep so much of recordings, such as 2G or 500M: those used last.")
+@click.option("--older", type=click.FloatRange(0), metavar="DAYS", help="Remove what was not used for so many days.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def cache_prune(**given: Any) -> int:
+    """Remove recordings that were not used lately.
+
+    They are made again when a run needs them. What a running process uses, and what was used in the last hour, stays.
+    Guests and downloads stay too; QEMUs are removed by postload qemu remove.
+    """
+    from harness.commands.cache import prune
+
+    return prune(**given)
+
+
+@click.group(cls=Commands)
 def devices() -> None:
     """Check device recipes."""
 
@@ -404,6 +433,7 @@ COMMANDS = (
     inspect,
     claims,
     qemu,
+    cache,
     devices,
     host,
     doctor,

@@ -13,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 
 from harness.commands.doctor import host_facts
+from harness.commands.options import DEFAULT_OUT
 from harness.commands.output import err
 from harness.commands.resolve import run_scope
 from harness.errors import HostError, PostloadError
@@ -110,7 +111,7 @@ def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:
     doc = held.doc
     if as_json:
         sys.stdout.write(render_json(doc))
-    print_matrix(doc, err if as_json else SafeConsole())
+    print_matrix(doc, err if as_json else SafeConsole(), "" if out == DEFAULT_OUT else str(out))
     err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
     if not doc.complete:
         err.print(f"postload: interrupted: {were(len(doc.cells), 'cell')} judged", soft_wrap=True)

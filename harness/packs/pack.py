@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import shutil
 import stat
 import sys
@@ -29,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.arch import Architecture, architecture_of
-from harness.cache import cache_root, publish_dir
+from harness.cache import cache_root, hold, publish_dir
 from harness.devices.device import section_label
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
@@ -119,6 +120,8 @@ class StatePack:
 
     def __init__(self, path: Path) -> None:
         self.source = path
+        # before anything is read: what is held is not pruned
+        self._held = hold(path) if path.is_dir() else None
         self.path, self.manifest = _verified(path) if path.is_dir() else _verified_file(path)
         self.foreign = is_foreign(self.path)
         if self.foreign:
@@ -211,6 +214,9 @@ class StatePack:
     def close(self) -> None:
         """Unmap the pages."""
         self._pages.release()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def __enter__(self) -> StatePack:
         return self

@@ -18,6 +18,7 @@ from harness.report.view import (
     SCHEDULE_MEANING,
     anchors,
     blocks,
+    explain_line,
     finding_groups,
     finding_of,
     loads_text,
@@ -47,7 +48,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
-    environment.filters.update(rate=rate, rate_text=rate_text, sessions=sessions)
+    environment.filters.update(rate=rate, rate_text=rate_text, sessions=sessions, explain_line=explain_line)
     environment.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
     environment.globals.update(finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts)
     return environment

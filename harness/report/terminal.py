@@ -21,6 +21,7 @@ from harness.report.view import (
     Row,
     blocks,
     cells_text,
+    explain_line,
     finding_groups,
     loads_text,
     phases_of,
@@ -65,14 +66,19 @@ _STYLES = (
 )
 
 
-def print_matrix(doc: MatrixDoc, console: Console) -> None:
-    """Print the document. Fits 100 columns, and 80 by leaving out the rate; plain when piped."""
+def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
+    """Print the document. Fits 100 columns, and 80 by leaving out the rate; plain when piped.
+
+    :param run: folder of the run, for the lines to type next, where it is not the usual one
+    """
     found = blocks(doc)
     for block in found:
         _print_block(block, console)
     groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
     for group in groups[:MANY_FINDINGS]:
         _print_finding(group, phases, console)
+        _line(console, Text(f"  next: {explain_line(group, run)}", style="dim"))
+        _line(console)
     if len(groups) > MANY_FINDINGS:
         _line(console, f"and {plural(len(groups) - MANY_FINDINGS, 'more finding')}, in matrix.html")
         _line(console)
@@ -231,7 +237,6 @@ def _print_finding(group: FindingGroup, phases: Set[str], console: Console) -> N
     for line in cells_text(group.cells, phases):
         _wrapped(console, f"in {line}", 2, "dim", hang=2)
     _print_log(finding.log, finding.text, console)
-    _line(console)
 
 
 def _print_log(log: str, text: str, console: Console) -> None:

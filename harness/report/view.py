@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
@@ -220,6 +221,14 @@ class FindingGroup:
         """Phase and load at which the first cell saw it."""
         phase = self.finding.phase or ", ".join(self.cells[0].phases)
         return phase if self.finding.load is None else f"{phase}, load {number(self.finding.load)}"
+
+
+def explain_line(group: FindingGroup, run: str = "") -> str:
+    """What to type to learn more of a finding.
+
+    :param run: folder of the run, where it is not the usual one
+    """
+    return shlex.join(["postload", "explain", group.cells[0].id, *(["--run", run] if run else [])])
 
 
 def pair_text(cell: Cell) -> str:

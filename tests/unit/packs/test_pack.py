@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.cache import CACHE_VARIABLE
+from harness.cache import CACHE_VARIABLE, cache_root, prunable
 from harness.devices.backends import Disk
 from harness.devices.device import GuestCommands
 from harness.devices.saved import Comparison, Register, Registers, Rule
@@ -446,3 +446,12 @@ def test_a_pack_knows_its_devices(make_pack: MakePack) -> None:
             given,
             manifest.devices[1].recipe,
         )
+
+
+def test_an_open_pack_of_the_cache_is_in_use(make_pack: MakePack, own_cache: Path) -> None:
+    path = cache_root() / "packs" / "mine"
+    path.parent.mkdir(parents=True)
+    make_pack().rename(path)
+    with StatePack(path):
+        assert [each.in_use for each in prunable()] == [True]
+    assert [each.in_use for each in prunable()] == [False]

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from made_cells import QEMU, made_cell
+from rich.console import Console
 
 from harness.report.html import render_html
+from harness.report.terminal import print_matrix
 from harness.report.text import plural, were
 from harness.report.view import blocks
 from harness.results.document import Cell, Colo, MachineResult, MatrixDoc
+from harness.results.verdict import Verdict
 
 
 @pytest.mark.parametrize(
@@ -60,3 +65,12 @@ def test_no_page_counts_what_a_cell_has_not() -> None:
     page = render_html(safe(leaks))
     assert "29,000 acknowledged of 29,000 asked; 0.0 s in all" in page
     assert "0 a second" not in page
+
+
+def test_a_finding_comes_with_the_line_to_type_next() -> None:
+    bad = made_cell("pc-q35-7.2/ahci/bound/same", Verdict.CRASH)
+    assert f'<dd class="mono">postload explain {bad.id}</dd>' in render_html(safe(bad))
+    for run, more in (("", ""), ("my run", " --run 'my run'")):
+        file = io.StringIO()
+        print_matrix(safe(bad), Console(file=file, width=100), run)
+        assert f"\n  next: postload explain {bad.id}{more}\n" in file.getvalue()
