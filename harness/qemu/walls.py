@@ -31,6 +31,8 @@ SANDBOX = {"obsolete": "deny", "elevateprivileges": "deny", "spawn": "deny", "re
 _LAUNCHER = Path(__file__).with_name("wallrun.py")
 _TRY_TIMEOUT_S = 20.0
 _NOBODY = 65534
+#: In a deeper scratch folder a socket is named by way of this process's files, which nobody behind walls gets at.
+_DEEP_BYTES = 50
 #: What programs of a distribution read, and what a machine says of its processors.
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/sys/devices/system")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm")
@@ -110,9 +112,12 @@ def standing(binary: str | None) -> Walls:
     root = os.geteuid() == 0
     if binary is not None and not Path(binary).is_file():
         binary = None
+    sandbox = binary is not None and _has_sandbox(binary)
+    if len(os.fsencode(tempfile.gettempdir())) > _DEEP_BYTES:
+        return Walls(sandbox=sandbox, user=not root, powerless=not root)
     paths = [tempfile.gettempdir(), *([] if binary is None else program_paths(binary))]
     return Walls(
-        sandbox=binary is not None and _has_sandbox(binary),
+        sandbox=sandbox,
         files=_stands(Walls(files=True)),
         network=_stands(Walls(network=True)),
         user=not root or (_stands(Walls(user=True)) and all(map(_is_public, paths))),

@@ -15,8 +15,8 @@ _STANDS = {
 #: What it takes to have one that is missing.
 _REMEDIES = {
     "sandbox": "a QEMU built with seccomp, as Debian's is",
-    "files": "a kernel with Landlock (5.13 and later, in its list of security modules)",
-    "network": "network or user namespaces, which a container may forbid",
+    "files": "a kernel with Landlock (5.13 and later, in its list of security modules), and a short $TMPDIR",
+    "network": "network or user namespaces, which a container may forbid, and a short $TMPDIR",
     "user": "start postload as another user, or use a QEMU that everybody may read",
     "powerless": "start postload as another user",
 }

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -143,6 +144,14 @@ def test_what_is_behind_walls_dies_with_its_parent(tmp_path: Path) -> None:
     while name.exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z" and time.monotonic() < end:
         time.sleep(0.01)
     assert time.monotonic() < end
+
+
+def test_a_deep_scratch_folder_has_fewer_walls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 60)
+    walls = standing.__wrapped__(None)
+    assert not walls.files
+    assert not walls.network
+    assert "short $TMPDIR" in walls_remedy(walls)
 
 
 def test_walls_in_words() -> None:
