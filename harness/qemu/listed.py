@@ -24,7 +24,7 @@ from harness.qemu.monitor import CommandRefused
 from harness.qemu.vm import Vm
 
 #: Raise it when other things are kept: answers of another number are not used.
-_ANSWERS = 1
+_ANSWERS = 2
 _NUMBER = re.compile(r"u?int(8|16|32|64)?(_t)?|size(32)?|busnr")
 #: How QEMU writes the values of an enumeration in a description: ``Error handling policy (report/ignore/enospc)``.
 _WORDS = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)+")
@@ -90,28 +90,49 @@ def _listing(binary: str, machine: str, device_types: frozenset[str]) -> Listing
         _ask(binary, machine, device_types, answers)
         write_atomically(kept, json.dumps(answers).encode())
     return Listing(
-        devices={name: _read(answers["devices"][name]) for name in device_types if answers["devices"][name]},
-        machine=_read(answers["machine"][machine]),
+        # a type may be listed and have no property
+        devices={name: _read(found) for name in device_types if (found := answers["devices"][name]) is not None},
+        machine=_read(answers["machine"][machine] or {}),
     )
 
 
 def _ask(binary: str, machine: str, device_types: frozenset[str], answers: dict[str, Any]) -> None:
+    """Add what is not known yet; a type that ends this QEMU when it is looked at is none that it lists."""
+    wanted = sorted(device_types - answers["devices"].keys())
+    if machine not in answers["machine"]:
+        with _bare(binary) as vm:
+            answers["machine"][machine] = _plain(vm.qmp, "qom-list-properties", f"{machine}-machine")
+    while wanted:
+        with _bare(binary) as vm:
+            try:
+                while wanted:
+                    answers["devices"][wanted[0]] = _plain(vm.qmp, "device-list-properties", wanted[0])
+                    del wanted[0]
+            except QemuError:
+                if vm.ended(1.0) is None:
+                    raise
+                answers["devices"][wanted.pop(0)] = None
+
+
+def _bare(binary: str) -> Vm:
+    """A QEMU without a machine.
+
+    :raises QemuError: it does not start
+    """
     options = (
         *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
         Option(name="display", first="none"),
         Option(name="machine", first="none"),
     )
-    with Vm(CommandLine(binary=binary, options=options)) as vm:
-        for name in sorted(device_types - answers["devices"].keys()):
-            answers["devices"][name] = _plain(vm.qmp, "device-list-properties", name)
-        answers["machine"][machine] = _plain(vm.qmp, "qom-list-properties", f"{machine}-machine")
+    return Vm(CommandLine(binary=binary, options=options))
 
 
-def _plain(qmp: Callable[..., Any], command: str, name: str) -> dict[str, Any]:
+def _plain(qmp: Callable[..., Any], command: str, name: str) -> dict[str, Any] | None:
+    """Properties by name, None where QEMU has no such type."""
     try:
         found = qmp(command, typename=name)
     except CommandRefused:
-        return {}
+        return None
     return {each["name"]: asdict(classified(each["type"], each.get("description", ""))) for each in found}
 
 
