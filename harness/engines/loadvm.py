@@ -2,8 +2,9 @@
 """Engine ``loadvm``: a recorded state as an internal snapshot, loaded again and again after a reset.
 
 ``load_snapshot`` (``migration/savevm.c``) resets the machine before it loads, so nothing that a reset clears can
-be stale. Each phase is brought into a process by an ordinary migration and saved with ``savevm``; snapshots live
-in the disk images, so that one process after the other adds its phase, and the last one loads them in turn.
+be stale. That reset is of kind ``snapshot-load`` (the reason in its event RESET): a device may by design do less in it
+than in a cold one. Each phase is brought into a process by an ordinary migration and saved with ``savevm``; snapshots
+live in the disk images, so that one process after the other adds its phase, and the last one loads them in turn.
 
 ``savevm`` wants every writable disk to hold snapshots: the raw scratch images of the guest become qcow2 ones of
 the same size here, which a guest cannot tell apart. One more qcow2 node is there for machines without a disk.

@@ -27,7 +27,8 @@ _CONTROL_TEXT = "what a checkpoint loads without the section, to be compared wit
 #: What stands behind the words of :func:`harness.report.sentences.controls_text`.
 _CONTROLS = {
     ControlName.FRESH: "*fresh*: an ordinary incoming migration of the same state into a new process",
-    ControlName.LOADVM: "*loadvm*: the same state as a snapshot, which QEMU loads after a reset",
+    ControlName.LOADVM: "*loadvm*: the same state as a snapshot, which QEMU loads after a reset of kind snapshot-load; "
+    "a device may by design treat that in another way than a cold reset",
     ControlName.PAIR: "*pair*: a real primary and a real secondary, without this program between them",
     ControlName.SAME: "*the same state again*: the secondary's own state is loaded a second time",
     ControlName.BACK_TO_BACK: "*back to back*: the section stands twice in one buffer, and no guest runs in between",

@@ -56,13 +56,13 @@ _VERDICTS = {
     Verdict.FLAKY: "the same cell gave different verdicts",
     Verdict.OK: "no problem found in the loads that were made",
     Verdict.UNSUPPORTED: "this QEMU has no such device or machine, or the device cannot be migrated",
-    Verdict.HOST: "the host could not run it",
+    Verdict.HOST: "the host did not let it be judged, or could not run it",
     Verdict.HARNESS_ERROR: "this program failed; it never counts for or against a device",
 }
 _CLASSES = {
     FailureClass.FAILS: "it fails in a fresh process too",
     FailureClass.NOT_REENTRANT: "a process takes it once; its second load fails, the incoming stream being the first",
-    FailureClass.STALE_WITHOUT_RESET: "it passes when the machine is reset before the load",
+    FailureClass.STALE_WITHOUT_RESET: "it passes when the machine is reset before the load, as for a snapshot (loadvm)",
     FailureClass.RESUME: "the load passed, and starting the guest did not",
 }
 
