@@ -40,7 +40,10 @@ from harness.results.verdict import Verdict
 
 LOG_LIMIT_CHARS = 4000
 
-_ASSERTION = re.compile(r"Assertion [`'\"].*failed|assertion failed|ERROR:\S+:\d+:|\bBUG:|code should not be reached")
+_ASSERTION = re.compile(
+    r"Assertion [`'\"].*failed|assertion failed|Assertion failed: |ERROR:\S+:\d+:|\bBUG:|code should not be reached|"
+    r"Unexpected error in \w+\(\) at "
+)
 _SANITIZER = re.compile(
     r"(ERROR|SUMMARY|WARNING): (Address|Leak|Thread|Memory|UndefinedBehavior)Sanitizer|runtime error:"
 )

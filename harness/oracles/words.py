@@ -103,7 +103,7 @@ _GIVEN_UP = re.compile(
 _INSTANCE_DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
 _VERSION_DEVICE = re.compile(r"unsupported version \d+ for '([^']+)'")
 _UNKNOWN_SECTION = re.compile(r"Unknown (?:savevm )?section or instance '([^']+)' (\d+)")
-_FOOTER_DEVICE = re.compile(r"Missing section footer for (\S+)")
+_FOOTER_DEVICE = re.compile(r"(?:Missing section footer|Mismatched section id in footer) for ([^\s,]+)")
 _GENERAL = re.compile(
     r"^(COLO: |Failed to load device state|load of migration failed|loadvm failed during postcopy|"
     r"Failed to load vm state|Section footer error|"

@@ -80,11 +80,16 @@ MALLOC_ENV = {
 }
 
 _ASSERTIONS = (
-    re.compile(r":\d+: (?P<function>[^\n]+?): Assertion [`'](?P<what>.*)' failed"),
+    re.compile(r":\d+: (?P<function>[^`'\"\n]*): Assertion [`'\"](?P<what>.*)['\"] failed"),
+    # musl, and the C library of macOS
+    re.compile(r"Assertion failed: (?P<what>.*) \([^\s:()]+: (?P<function>\w+): \d+\)"),
+    re.compile(r"Assertion failed: \((?P<what>.*)\), function (?P<function>\w+), file "),
     re.compile(r"ERROR:[^\s:]+:\d+:(?P<function>[^\s:]+): (?P<what>[^\n]+)"),
     re.compile(r"(?P<function>[\w.]+): (?P<what>code should not be reached)"),
+    # error_abort
+    re.compile(r"Unexpected error in (?P<function>\w+)\(\) at [^\s:]+:\d+:\s*(?P<what>[^\n]*)"),
 )
-_SANITIZER = re.compile(r"(ERROR|SUMMARY): \w+Sanitizer|runtime error:")
+_SANITIZER = re.compile(r"(ERROR|SUMMARY|WARNING): \w+Sanitizer|runtime error:")
 #: What a failed load prints, most telling first.
 _LOAD_ERRORS = tuple(
     re.compile(text)
@@ -99,13 +104,13 @@ _LOAD_ERRORS = tuple(
     )
 )
 _NAMED = re.compile(
-    r"(?:of device|unsupported version \d+ for|Unknown (?:savevm )?section or instance) '([^']+)'|footer for (\S+)"
+    r"(?:of device|unsupported version \d+ for|Unknown (?:savevm )?section or instance) '([^']+)'|footer for ([^\s,]+)"
 )
 #: Lines in which QEMU names what it gave up on, and lines that tell nothing by themselves.
 _GIVES_UP = re.compile(r"error while loading state for instance|Failed to load (element of type )?\S+.*:|Loading VM s")
 _GENERAL = re.compile(
     r"(?i)warning: |COLO: |Failed to load|load of migration|loadvm failed|error while loading|Sectio|"
-    r"(post|pre) load hook "
+    r"(post|pre) load hook |.*terminating on signal"
 )
 #: Newer builds say the reason behind what they gave up on.
 _WHY = re.compile(r"error while loading state for instance 0x[0-9a-f]+ of device '[^']+': (.+)")
@@ -777,13 +782,14 @@ def alike(one: str, other: str) -> bool:
 
 def assertion(log: str) -> tuple[str, str]:
     """Function and expression of the assertion that failed; empty when none did."""
-    for pattern in _ASSERTIONS:
-        match = pattern.search(log)
-        if match:
-            # a compiler may say the whole signature, or add a suffix of its own
-            function = match.group("function").split("(")[0].split()[-1].split(".")[0]
-            return function, match.group("what")
-    return "", ""
+    found = [match for match in (pattern.search(log) for pattern in _ASSERTIONS) if match]
+    if not found:
+        return "", ""
+    # a second one is a consequence
+    match = min(found, key=lambda match: match.start())
+    # a compiler may say the whole signature, or add a suffix of its own
+    words = match.group("function").split("(")[0].split() or [""]
+    return words[-1].lstrip("*").split(".")[0], without_program(match.group("what"))
 
 
 def bare(text: str | None) -> str:

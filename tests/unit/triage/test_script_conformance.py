@@ -61,6 +61,79 @@ def test_both_know_the_assertion(log: str) -> None:
     assert (function, reproduce.bare(what)) == ours
 
 
+#: What QEMU says of a load that it refuses, in each of the ways that the engine knows.
+REFUSALS = (
+    "Unknown section 7\nqemu-system-x86_64: load of migration failed: Invalid argument",
+    "Unknown savevm section 7",
+    "Unknown savevm section type 9\nqemu-system-x86_64: load of migration failed: Invalid argument",
+    "Unknown section or instance 'a/b' 3. Make sure that your current VM setup matches your saved VM setup",
+    "Unknown savevm section or instance 'a/b' 0. Make sure",
+    "savevm: unsupported version 3 for 'apic' v2",
+    "unsupported version 3 for 'apic' v2",
+    "Missing section footer for apic",
+    "Mismatched section id in footer for apic, read 0x1 expected 0x2",
+    "Section footer error, section_id: 5 section_type: 4",
+    "error while loading state section id 5(ram)",
+    "error while loading state for instance 0x1 of device 'a/b'",
+    "error while loading state for instance 0x0 of device 'a/b': Invalid x",
+    "VQ 0 size 0x80 < last_avail_idx 0x1\nqemu: Failed to load virtio-net:virtio\n"
+    "qemu: error while loading state for instance 0x0 of device 'a/virtio-net'",
+    "Failed to load element of type vmstate for foo: -22\n"
+    "qemu: error while loading state for instance 0x0 of device 'a/b'",
+    "Loading VM subsection 'a/sub' in 'a' failed: -22\nqemu: error while loading state for instance 0x0 of device 'b'",
+    "Features 0x130 unsupported. Allowed features: 0x179bfffe7\nqemu: Failed to load virtio-net:virtio",
+    "get_pci_config_device: Bad config data: i=0x10 read: a device: 0 cmask: ff\nqemu: Failed to load PCIDevice:config",
+    "post load hook failed for: a, version_id: 1, minimum_version: 0, ret: -22",
+    "pre load hook failed for: a, version_id: 1",
+    "Failed to load vmstate version_id: -22",
+    "Input validation failed: fw_cfg/x version_id: 2",
+    "invalid parameter value: 5",
+    "Failed to load vm state",
+    "Failed to load device state: -22",
+    "COLO: load device state failed",
+    "loadvm failed during postcopy: -5",
+    "warning: x\nqemu: load of migration failed: Operation not permitted",
+    "terminating on signal 15 from pid 3",
+)
+#: And what ends a process, in each of the ways that the engine knows.
+CRASHES = (
+    "../hw/a.c:12: foo: Assertion `x == 1' failed.",
+    'x.c:12: int *foo(bar *): Assertion "x" failed.',
+    "x.c:12: : Assertion 'x' failed.",
+    "Assertion failed: x == 1 (../hw/a.c: foo: 12)",
+    "Assertion failed: (x == 1), function foo, file a.c, line 12.",
+    "ERROR:../a.c:12:foo: assertion failed: (x == 1)",
+    "ERROR:../a.c:12:foo: assertion failed (x == y): (1 == 2)",
+    "ERROR:../a.c:12:foo: code should not be reached",
+    "ERROR:../a.c:12:foo: 'x' should be NULL",
+    "Unexpected error in foo() at ../a.c:12:\nqemu-system-x86_64: bad thing",
+    "ERROR:../a.c:12:foo: assertion failed: (x == 1)\nqemu: b.c:1: bar: Assertion `y' failed.",
+    "b.c:1: bar: Assertion `y' failed.\nERROR:../a.c:12:foo: assertion failed: (x == 1)",
+    "==1==ERROR: AddressSanitizer: heap-use-after-free on address",
+    "==1==WARNING: MemorySanitizer: use-of-uninitialized-value",
+    "WARNING: ThreadSanitizer: data race (pid=1)",
+    "SUMMARY: UndefinedBehaviorSanitizer: undefined",
+    "../a.c:1:2: runtime error: shift exponent 32",
+    "free(): invalid pointer",
+    "hardware error: foo",
+)
+
+
+@pytest.mark.parametrize("said", REFUSALS)
+def test_both_know_every_refusal(said: str) -> None:
+    log = f"qemu-system-x86_64: {said}"
+    test_both_find_the_same_line("reject", log)
+    test_both_name_the_same_section("reject", log)
+    test_both_hear_the_same_complaint(log)
+
+
+@pytest.mark.parametrize("said", CRASHES)
+def test_both_know_every_crash(said: str) -> None:
+    log = f"qemu-system-x86_64: {said}"
+    test_both_find_the_same_line("crash", log)
+    test_both_know_the_assertion(log)
+
+
 def test_the_answers_have_the_same_numbers() -> None:
     ours = (bundle.REPRODUCED, bundle.NOT_REPRODUCED, bundle.UNTRIED)
     assert ours == (reproduce.REPRODUCED, reproduce.NOT_REPRODUCED, reproduce.UNTRIED)
