@@ -32,8 +32,8 @@ def test_a_feature_that_a_property_takes_away_is_found_and_explains(binary: Qemu
     off = Option(name="global", props={"driver": "virtio-net-device", "property": "mrg_rxbuf", "value": "off"})
     after = collect_facts([binary], machine=machine_of(binary, off))
     changes = [change for change in compare_facts(before, after) if change.kind == "feature"]
-    assert [(c.subject, c.where, c.new) for c in changes] == [
-        ("VIRTIO_NET_F_MRG_RXBUF", "virtio-net 00:05.0", "not offered")
+    assert [(c.subject, c.where, c.old, c.new) for c in changes] == [
+        ("VIRTIO_NET_F_MRG_RXBUF", "virtio-net 00:05.0", "", None)
     ]
     bits = {d["device"]: int(d["bits"], 16) for d in before["qemu"][0]["virtio"]}
     allowed = bits["virtio-net"] & ~(1 << 15)
