@@ -17,6 +17,7 @@ from harness.report.view import (
     PHASE_MEANING,
     SCHEDULE_MEANING,
     anchors,
+    block_title,
     blocks,
     explain_line,
     finding_groups,
@@ -48,7 +49,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
-    environment.filters.update(rate=rate, rate_text=rate_text, sessions=sessions, explain_line=explain_line)
+    environment.filters.update(
+        rate=rate, rate_text=rate_text, sessions=sessions, explain_line=explain_line, block_title=block_title
+    )
     environment.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
     environment.globals.update(finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts)
     return environment

@@ -122,6 +122,8 @@ class Block:
     """One machine type on one loading QEMU."""
 
     result: MachineResult
+    machine: str
+    """The machine type, with what is unusual about its CPUs."""
     answer: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -130,7 +132,7 @@ class Block:
 
     @property
     def title(self) -> str:
-        return _title(self.result.machine, self.result.record_qemu, self.result.qemu)
+        return _title(self.machine, self.result.record_qemu, self.result.qemu)
 
     @property
     def told_rows(self) -> tuple[Row, ...]:
@@ -210,7 +212,7 @@ class FindingGroup:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Titles of the blocks that it is in."""
-        return tuple(dict.fromkeys(_title(c.machine, c.record_qemu, c.load_qemu) for c in self.cells))
+        return tuple(dict.fromkeys(map(block_title, self.cells)))
 
     @property
     def title(self) -> str:
@@ -238,6 +240,15 @@ def pair_text(cell: Cell) -> str:
 
 def _title(machine: str, recorded: Qemu | None, loaded: Qemu) -> str:
     return f"{machine} on QEMU {_pair(recorded or loaded, loaded)}"
+
+
+def block_title(cell: Cell) -> str:
+    """The title of the block that a cell is in."""
+    return _title(cell.key.machine_text, cell.record_qemu, cell.load_qemu)
+
+
+def _machine(result: MachineResult, cells: Sequence[Cell]) -> str:
+    return cells[0].key.machine_text if cells else result.machine
 
 
 def _pair(a: Qemu, b: Qemu) -> str:
@@ -339,6 +350,7 @@ def _block(result: MachineResult, cells: Sequence[Cell]) -> Block:
     columns = _columns(cells)
     return Block(
         result=result,
+        machine=_machine(result, cells),
         answer=answer(result, cells),
         columns=columns,
         rows=_rows(cells, columns),
@@ -360,7 +372,7 @@ def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
 
 def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     """One sentence: can this machine type live under COLO on this QEMU?"""
-    head = f"{_title(result.machine, result.record_qemu, result.qemu)}: {sentences.COLO_TEXTS[result.colo]}"
+    head = f"{_title(_machine(result, cells), result.record_qemu, result.qemu)}: {sentences.COLO_TEXTS[result.colo]}"
     reasons = "; ".join(one_line(sentences.colo_reason_text(reason)).rstrip(".") for reason in result.because)
     if result.colo not in (Colo.SAFE, Colo.REMARKS):
         return f"{head}, because {reasons}." if reasons else f"{head}."

@@ -82,7 +82,7 @@ class CellKey:
     accel: str = USUAL_ACCEL
 
     def __str__(self) -> str:
-        return f"{self.route}/{self._machine}/{self.device}/{self.where}/{self.lane}{self._mode}{self._rest}"
+        return f"{self.route}/{self.machine_text}/{self.device}/{self.where}/{self.lane}{self._mode}{self._rest}"
 
     @property
     def where(self) -> str:
@@ -92,7 +92,7 @@ class CellKey:
     @property
     def row(self) -> str:
         """What the cells of one device have in common: all before the phases."""
-        return f"{self.route}/{self._machine}/{self.device}"
+        return f"{self.route}/{self.machine_text}/{self.device}"
 
     @property
     def place(self) -> str:
@@ -109,7 +109,8 @@ class CellKey:
         return f"{name[: _LONGEST_NAME - 13]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
-    def _machine(self) -> str:
+    def machine_text(self) -> str:
+        """The machine type, and what is unusual about its CPUs: ``pc-q35-7.2+cpus=2``."""
         unusual = {"arch": self.arch, "cpus": self.cpus, "accel": self.accel}
         usual = {"arch": architecture_of(self.machine).name, "cpus": USUAL_CPUS, "accel": USUAL_ACCEL}
         return self.machine + "".join(f"+{name}={value}" for name, value in unusual.items() if value != usual[name])

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from harness.arch import architecture_of
 from harness.errors import UsageError
-from harness.names import LANES, PHASES
+from harness.names import LANES, ORACLES, PHASES, SCHEDULES, USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.threads import THREADS
 from harness.results.document import Cell, MachineResult, MatrixDoc
+from harness.results.key import USUAL_CPUS
 from harness.results.known import Issue
 from harness.results.sanitizer import Report, parse_reports
 from harness.results.signature import Signature, family_of, look_of, name_of, signature_of_cell
@@ -249,7 +251,9 @@ def unseen(cell: Cell, doc: MatrixDoc) -> Unseen | None:
     return Unseen(
         excluded=cell.excluded,
         lanes=tuple(lane for lane in LANES if lane not in lanes),
-        phases=tuple(phase for phase in PHASES if phase not in phases),
+        phases=tuple(
+            phase for phase in PHASES if phase not in phases and architecture_of(cell.machine).has_phase(phase)
+        ),
         answers_alone=cell.by_load,
     )
 
@@ -291,10 +295,11 @@ def next_steps(cell: Cell, doc: MatrixDoc, material: ExplainMaterial) -> tuple[N
     """The commands that make sense now, in their order."""
     if cell.verdict is Verdict.UNSUPPORTED:
         return ()
+    if cell.verdict.is_undecided:
+        return (NextStep(argv=_again(cell, material, whole=True), purpose=Purpose.JUDGE_AGAIN),)
     if not cell.verdict.is_finding:
-        wanted = bool(cell.verdict.is_undecided or unseen(cell, doc))
-        purpose = Purpose.JUDGE_AGAIN if cell.verdict.is_undecided else Purpose.LOOK
-        return (NextStep(argv=_again(cell, material, whole=True), purpose=purpose),) if wanted else ()
+        argv = _look(cell, doc, material)
+        return (NextStep(argv=argv, purpose=Purpose.LOOK),) if argv else ()
     run = str(material.run)
     shown = ("postload", "{}", cell.id, "--run", run)
     steps = []
@@ -311,6 +316,23 @@ def next_steps(cell: Cell, doc: MatrixDoc, material: ExplainMaterial) -> tuple[N
         argv = ("postload", "known", "add", cell.id, "--run", run, "--link", LINK_PLACE)
         steps.append(NextStep(argv=argv, purpose=Purpose.KNOWN))
     return tuple(steps)
+
+
+def _look(cell: Cell, doc: MatrixDoc, material: ExplainMaterial) -> tuple[str, ...]:
+    """The matrix that has what the run did not look at; nothing where no matrix could look."""
+    left = unseen(cell, doc)
+    devices = material.pack.manifest.devices if material.pack is not None else ()
+    fails = any(each.name == cell.device and each.recipe.faults for each in devices)
+    there = [phase for phase in USUAL_PHASES if architecture_of(cell.machine).has_phase(phase)]
+    there += ["io-error"] if fails else []
+    phases = [phase for phase in there if left is not None and phase in left.phases]
+    lanes = [lane for lane in (*SCHEDULES, *ORACLES) if left is not None and lane in left.lanes]
+    if not phases and set(lanes) <= {"io-error"}:
+        return ()
+    at = ("--qemu", cell.load_qemu.path, "--machine", cell.machine, "--device", cell.device)
+    cpus = ("--cpus", str(cell.key.cpus)) if cell.key.cpus != USUAL_CPUS else ()
+    wanted = ("--phase", ",".join(there)) if "io-error" in phases else ()
+    return ("postload", "matrix", *at, *cpus, *wanted, "--out", f"postload-{_folder_name(cell.device)}")
 
 
 def _named(shown: Sequence[str], command: str) -> tuple[str, ...]:
@@ -356,5 +378,9 @@ def _again(cell: Cell, material: ExplainMaterial, *, whole: bool) -> tuple[str, 
     command += ("--device", cell.device, "--phase", ",".join(cell.phases))
     if not whole and cell.by_load:
         command += ("--schedule", cell.schedule)
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{cell.device}-{cell.phases[0] if len(cell.phases) == 1 else 'all'}")
+    name = _folder_name(f"{cell.device}-{cell.phases[0] if len(cell.phases) == 1 else 'all'}")
     return (*command, "--out", f"postload-{name}")
+
+
+def _folder_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from made_cells import QEMU, made_cell
@@ -12,7 +13,7 @@ from rich.console import Console
 from harness.report.html import render_html
 from harness.report.terminal import print_matrix
 from harness.report.text import plural, were
-from harness.report.view import blocks
+from harness.report.view import blocks, finding_groups
 from harness.results.document import Cell, Colo, MachineResult, MatrixDoc
 from harness.results.verdict import Verdict
 
@@ -74,3 +75,19 @@ def test_a_finding_comes_with_the_line_to_type_next() -> None:
         file = io.StringIO()
         print_matrix(safe(bad), Console(file=file, width=100), run)
         assert f"\n  next: postload explain {bad.id}{more}\n" in file.getvalue()
+
+
+def test_unusual_cpus_stand_in_headings_and_answers() -> None:
+    two = made_cell("pc-q35-7.2+cpus=2/ahci/bound/same", Verdict.CRASH)
+    (block,) = blocks(safe(two))
+    assert block.title == "pc-q35-7.2+cpus=2 on QEMU 7.2.22"
+    assert block.answer.startswith("pc-q35-7.2+cpus=2 on QEMU 7.2.22: ")
+    assert finding_groups([two])[0].blocks == (block.title,)
+    assert blocks(safe(made_cell("pc-q35-7.2/ahci/bound/same")))[0].title == "pc-q35-7.2 on QEMU 7.2.22"
+
+
+def test_a_cell_on_the_page_is_filtered_with_its_machine() -> None:
+    """The filter compares titles: of a cell of another recorder it has to be that of its block."""
+    moved = made_cell("pc-q35-7.2/ahci/bound/same", record_qemu=replace(QEMU, version="5.2.0", sha256="ff" * 32))
+    page = render_html(safe(moved))
+    assert page.count('data-machine="pc-q35-7.2 on QEMU 5.2.0 -&gt; 7.2.22"') == 3

@@ -456,3 +456,23 @@ def test_a_cell_that_is_not_there_is_a_mistake_of_the_user(run_dir: Callable[...
     assert isinstance(missing.exception, PostloadError)
     assert missing.exception.exit_code == 2
     assert isinstance(invoke().exception, click.UsageError)
+
+
+def of_all_lanes(*phases: str) -> list[Cell]:
+    """Cells of every lane that a matrix has, in some phases."""
+    lanes = ("same", "alternate", "walk", "back-to-back", "drift", "leak", "guest")
+    cells = [passed(phase) for phase in phases]
+    return [replace(cell, key=replace(cell.key, lane=lane)) for cell in cells for lane in lanes]
+
+
+def test_an_ok_cell_has_a_line_only_for_what_a_matrix_can_look_at(tmp_path: Path) -> None:
+    """Migrations are qualify's, and no recipe says that this device can fail: a whole matrix is not repeated."""
+    cell, *others = of_all_lanes("firmware", "kernel", "bound", "busy", "unbound", "rebound")
+    assert "plain" in " ".join(unseen_lines(told(tmp_path, cell, *others)))
+    assert told(tmp_path, cell, *others).steps == ()
+    (step,) = told(tmp_path, cell, *others[:7]).steps
+    line = f"postload matrix --qemu {OLD.path} --machine pc-q35-7.2 --device platform --out postload-platform"
+    assert " ".join(step.argv) == line
+    (step,) = told(tmp_path, passed("bound")).steps
+    assert "--phase" not in step.argv
+    assert "--schedule" not in step.argv
