@@ -213,8 +213,12 @@ pattern() {
 
 # pattern_write DISK: the pattern at 32 MiB, far from what disk_busy touches.
 pattern_write() {
-    pattern pattern "$1" > "/tmp/want.$1" &&
-        dd if="/tmp/want.$1" of="/dev/$1" bs=64k seek=512 oflag=direct conv=notrunc 2> /dev/null
+    pattern pattern "$1" > "/tmp/want.$1" || return 1
+    dd if="/tmp/want.$1" of="/dev/$1" bs=64k seek=512 oflag=direct conv=notrunc 2> "/tmp/dd.$1" || {
+        echo "pattern_write: the pattern cannot be written to $1:" >&2
+        cat "/tmp/dd.$1" >&2
+        return 1
+    }
 }
 
 # same_blocks DISK BLOCK: whether 256 KiB on the disk, read past all caches, are those of /tmp/want.DISK.

@@ -54,7 +54,7 @@ class Console:
         text = printed.decode(errors="replace").replace("\r\n", "\n")
         status = int(match[1])
         if status:
-            said = text.strip()[-_TAIL_CHARS:]
+            said = text.strip()[-_TAIL_CHARS:] or "it printed nothing"
             raise GuestError(f"guest command {command!r} failed with status {status}: {said}")
         return text
 

@@ -24,7 +24,7 @@ from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.state.owners import find_owners
 from harness.state.recorder import BOOT_TIMEOUT_S, BUSY_S, COMMAND_TIMEOUT_S, Plan
-from harness.state.recordings import machine_names, missing, planned_guests, recording_plan
+from harness.state.recordings import lacking_drivers, machine_names, missing, planned_guests, recording_plan
 
 PLATFORM = Device(name="platform", about="", rest=True)
 #: Guest commands in the order in which a recording runs them; each life is asked where a failover may ask for it.
@@ -92,11 +92,9 @@ class DeviceCheck:
     def _in_guest(self, name: str, device: Device, planned: PlannedGuest) -> Iterator[CheckedStep]:
         self.say(f"{name}: booting a guest with {device.name}")
         guest = self.guest()
-        lacking = [driver for driver in device.drivers if driver not in guest.identity["drivers"]]
+        lacking = lacking_drivers(device, guest)
         if lacking:
-            there = ", ".join(sorted(guest.identity["drivers"]))
-            said = f"the guest has no driver {', '.join(lacking)}; it has {there}: name it in the guest's recipe"
-            yield self._step(name, "drivers", ("drivers",), False, said)
+            yield self._step(name, "drivers", ("drivers",), False, lacking)
             return
         plan = recording_plan(
             binary=self.binary, accel=self.accel, guest=guest, planned=planned, phases=("kernel", "bound")

@@ -65,11 +65,15 @@ class DeviceFailed(GuestError):
     """A guest command of one device failed.
 
     :param device: whose
+    :param kept: the phases that had been recorded by then, which are kept where the recording should have been
     """
 
-    def __init__(self, device: str, text: str) -> None:
-        super().__init__(f"{device}: {text}")
+    def __init__(self, device: str, text: str, kept: tuple[str, ...] = ()) -> None:
+        more = f"; what was recorded until then is kept: {', '.join(kept)}" if kept else ""
+        super().__init__(f"{device}: {text}{more}")
         self.device = device
+        self.text = text
+        self.kept = kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +121,7 @@ def record(
     :param progress: told what is being done
     :param host: facts of this host, kept in the pack
     :param scope: of the run that records
+    :raises DeviceFailed: a guest command failed; the phases before it are in the pack all the same
     :raises GuestError: the guest did not reach a phase; the message has the console's last words
     :raises QemuError: QEMU refused or died
     :raises HostError: no space
@@ -133,10 +138,19 @@ def record(
             temp = stack.enter_context(temp_dir(path.parent))
         except OSError as error:
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
-        folder = _record_folder(plan, temp / "pack", progress, host or {}, scope)
+        failed: DeviceFailed | None = None
+        try:
+            _record_folder(plan, temp / "pack", progress, host or {}, scope)
+        except DeviceFailed as error:
+            if not error.kept:
+                raise
+            failed = error
         progress("packing")
-        with StatePack(folder) as pack:
-            return export_pack(pack, path)
+        with StatePack(temp / "pack") as pack:
+            export_pack(pack, path)
+        if failed is not None:
+            raise failed
+        return path
 
 
 def _record_folder(
@@ -146,8 +160,15 @@ def _record_folder(
     for name, reason in owners.refused.items():
         raise DeviceFailed(name, reason)
     writer = PackWriter(path)
+    boot = _Boot(plan, writer, progress, scope)
+    failed: DeviceFailed | None = None
     try:
-        labels = _Boot(plan, writer, progress, scope).run()
+        try:
+            boot.run()
+        except DeviceFailed as error:
+            if not boot.captured:
+                raise
+            failed = error
         # the kernel first: in this order a travelling pack is the smaller
         writer.add_file(KERNEL, plan.guest.kernel)
         writer.add_file(INITRAMFS, plan.guest.initramfs)
@@ -159,10 +180,12 @@ def _record_folder(
             host=dict(host),
             plan=plan.planned.plan,
             guest=plan.guest.identity,
-            devices=_owned(labels, owners, plan.planned),
+            devices=_owned(boot.labels, owners, plan.planned),
         )
     finally:
         writer.discard()
+    if failed is not None:
+        raise DeviceFailed(failed.device, failed.text, tuple(boot.captured)) from failed
     return path
 
 
@@ -174,18 +197,22 @@ def _owned(labels: Sequence[str], owners: Owners, guest: PlannedGuest) -> list[D
 
 
 class _Boot:
-    """One guest being recorded."""
+    """One guest being recorded.
+
+    ``labels`` are the sections that were saved so far, ``captured`` the phases.
+    """
 
     def __init__(self, plan: Plan, writer: PackWriter, progress: Progress, scope: ProcessScope | None) -> None:
         self._plan = plan
         self._writer = writer
         self._progress = progress
         self._scope = scope
-        self._labels: list[str] = []
+        self.labels: list[str] = []
+        self.captured: list[str] = []
         self._devices = plan.planned.devices
         self._faults = {node: sector for device in self._devices for node, sector in device.failing().items()}
 
-    def run(self) -> list[str]:
+    def run(self) -> None:
         workdir = new_workdir()
         # a file and not a socket: the port writes byte by byte and blocks QEMU when nobody reads
         chardev = Option(name="chardev", first="file", props={"id": "firmware", "path": str(workdir / _FIRMWARE_LOG)})
@@ -194,7 +221,6 @@ class _Boot:
         machine.make_files(workdir)
         with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir, scope=self._scope) as vm:
             self._drive(vm)
-        return self._labels
 
     def _drive(self, vm: Vm) -> None:
         # no bandwidth limit, and the source is stopped anyway: one pass
@@ -208,6 +234,7 @@ class _Boot:
             self._reach(phase, vm, console)
             if phase in self._plan.phases:
                 self._capture(phase, vm, time.monotonic() - start)
+                self.captured.append(phase)
 
     def _reach(self, phase: str, vm: Vm, console: Console) -> None:
         vm.qmp("cont")
@@ -257,7 +284,7 @@ class _Boot:
         sink = vm.workdir / f"{phase}.stream"
         migrate_to_socket(vm, vm.workdir / "migrate.sock", sink, timeout_s=MIGRATE_TIMEOUT_S)
         with open_stream(sink) as stream:
-            self._labels += [label for label in _labels(stream) if label not in self._labels]
+            self.labels += [label for label in _labels(stream) if label not in self.labels]
             self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds)
         sink.unlink()
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -26,7 +27,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
-from harness.state.recorder import Plan, record
+from harness.state.recorder import DeviceFailed, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
 _RECORDING_FORMAT = 3
@@ -90,8 +91,21 @@ class Recordings:
         who = f"{plan.machine} on {plan.binary.version}"
         host = facts_of(plan)
         stage = self._stage
-        record(plan, _path(key), lambda phase: stage(f"recording {who}: {phase}"), host=host, scope=self._scope)
+        try:
+            record(plan, _path(key), lambda phase: stage(f"recording {who}: {phase}"), host=host, scope=self._scope)
+        except DeviceFailed as error:
+            if error.kept:
+                _keep_as(_path(recording_key(replace(plan, phases=error.kept))), _path(key))
+            raise
         return StatePack(_path(key))
+
+
+def _keep_as(wanted: Path, made: Path) -> None:
+    """Let a recording be found by the phases that it has."""
+    shutil.rmtree(wanted, ignore_errors=True)
+    with contextlib.suppress(OSError):  # somebody else's is there now, and is as good
+        made.rename(wanted)
+    shutil.rmtree(made, ignore_errors=True)
 
 
 def _path(key: str) -> Path:
@@ -151,7 +165,10 @@ def make_recording(
     """
     family, name = machine_names(binary, machine)
     planned = planned_guests(name, family, devices)
-    reasons = {device.name: missing(device, binary, machine, family) for device in devices} | planned.refused
+    reasons: dict[str, str | None] = {
+        device.name: missing(device, binary, machine, family) or lacking_drivers(device, guest) for device in devices
+    }
+    reasons |= planned.refused
     for device, reason in reasons.items():
         if reason is not None:
             raise UsageError(f"cannot record {device} on {name}: {reason}")
@@ -199,6 +216,18 @@ def machine_names(binary: QemuBinary, wanted: str) -> tuple[str, str]:
         return wanted, wanted
     family = family_of(found.name)
     return (family if family != found.name else found.alias or found.name), found.name
+
+
+def lacking_drivers(device: Device, guest: Guest) -> str | None:
+    """Which drivers the guest has not, and what to do; None when it has all."""
+    there = guest.identity["drivers"]
+    lacking = [driver for driver in device.drivers if driver not in there]
+    if not lacking:
+        return None
+    return (
+        f"the guest has no driver {', '.join(lacking)}: name it under 'drivers' in the guest's recipe, and give that "
+        f"with --guest FILE; it has {', '.join(sorted(there))}"
+    )
 
 
 def missing(device: Device, binary: QemuBinary, machine: str, family: str) -> str | None:

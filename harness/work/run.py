@@ -39,7 +39,15 @@ from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.owners import Owners, settled
 from harness.state.recorder import DeviceFailed, ordered_phases
-from harness.state.recordings import Recordings, machine_names, missing, planned_guests, reached, recording_plan
+from harness.state.recordings import (
+    Recordings,
+    lacking_drivers,
+    machine_names,
+    missing,
+    planned_guests,
+    reached,
+    recording_plan,
+)
 from harness.state.transforms import GuestMode
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
 from harness.work.process import ProcessWorker
@@ -316,9 +324,17 @@ class Run:
         return tasks
 
     def _guest_tasks(
-        self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan]
+        self,
+        recorder: QemuBinary,
+        guest: PlannedGuest,
+        seen: Seen,
+        plans: Sequence[CellPlan],
+        phases: tuple[str, ...] | None = None,
     ) -> list[Task]:
-        """Have one guest recorded; a device that it cannot have costs its own cells and no others."""
+        """Have one guest recorded; a device that it cannot have costs its own cells and no others.
+
+        :param phases: those to be recorded, by default all up to the last one that is wanted
+        """
         try:
             self._probe(seen)
             ask = partial(settled, recorder, guest, self._options.accel, self._scope)
@@ -327,22 +343,59 @@ class Run:
                 mine = [plan for plan in plans if plan.device == name]
                 self._unsupported(mine, seen, reason, never=True, unmigratable=name in owners.unmigratable)
             plans = [plan for plan in plans if plan.device not in owners.refused]
-            pack = undisturbed(partial(self._pack, recorder, guest)) if plans else None
+            pack = undisturbed(partial(self._pack, recorder, guest, phases)) if plans else None
         except (HostError, Stopped):
             raise
         except DeviceFailed as error:
             if self._scope.stopped:
                 raise Stopped("stopped") from error
-            self._give_up([plan for plan in plans if plan.device == error.device], seen, error)
+            early = [p for p in plans if p.device == error.device and set(p.phases) <= set(error.kept)]
+            self._give_up([p for p in plans if p.device == error.device and p not in early], seen, error)
             left = [plan for plan in plans if plan.device != error.device]
-            return self._guest_tasks(recorder, guest.without(frozenset({error.device})), seen, left) if left else []
-        except (QemuError, HarnessError) as error:
+            tasks = self._guest_tasks(recorder, guest, seen, early, error.kept) if early else []
+            without = guest.without(frozenset({error.device}))
+            return [*tasks, *(self._guest_tasks(recorder, without, seen, left, phases) if left else [])]
+        except HarnessError as error:
             if self._scope.stopped:
                 raise Stopped("stopped") from error
-            self._give_up(plans, seen, error)
-            return []
+            return self._apart(recorder, guest, seen, plans, error)
         came = recorder.sha256 != seen.binary.sha256
         return [] if pack is None else self._tasks_for(pack, seen, plans, came=came)
+
+    def _apart(
+        self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan], error: HarnessError
+    ) -> list[Task]:
+        """A guest that cannot be recorded, and no device is named: each that cannot be recorded alone gives up, and
+        the others are recorded without it. Where each can, they do not get on with each other, and stay alone."""
+        names = [device.name for device in guest.devices if not device.rest]
+        if not names or isinstance(error, Disturbed):
+            self._give_up(plans, seen, error)
+            return []
+        alone = {name: guest.without(frozenset(names) - {name}) for name in names}
+        reasons = {name: self._unrecorded(recorder, alone[name]) if names[1:] else error for name in names}
+        found = {name: reason for name, reason in reasons.items() if reason is not None}
+        if found:
+            for name, reason in found.items():
+                self._give_up([plan for plan in plans if plan.device == name], seen, reason)
+            left = [plan for plan in plans if plan.device not in found]
+            return self._guest_tasks(recorder, guest.without(frozenset(found)), seen, left) if left else []
+        tasks: list[Task] = []
+        for number, name in enumerate(names):
+            rest = [plan for plan in plans if plan.device not in names] if number == 0 else []
+            mine = [*(plan for plan in plans if plan.device == name), *rest]
+            tasks += self._guest_tasks(recorder, alone[name], seen, mine) if mine else []
+        return tasks
+
+    def _unrecorded(self, recorder: QemuBinary, guest: PlannedGuest) -> HarnessError | None:
+        """Why a guest cannot be recorded; None for one that can."""
+        try:
+            undisturbed(partial(self._pack, recorder, guest))
+        except Stopped:
+            raise
+        except HarnessError as error:
+            self._scope.check()
+            return error
+        return None
 
     def _unsupported(
         self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool, unmigratable: bool = False
@@ -401,7 +454,13 @@ class Run:
             loads=self._options.loads,
             like=like,
         )
-        tasks = plan_tasks(wanted)
+        planned = {plan.key for plan in plans}
+        # of a recording that ended early, the cells of all phases together were given up
+        tasks = [
+            task
+            for task in plan_tasks(wanted)
+            if planned.issuperset(task.answers) or not by_schedule(LANES[task.request.lane])
+        ]
         self._plan_more(tasks, plans[0].key, devices, Place.BEFORE)
         self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
         assert seen.ability is not None  # probed by whoever opened the pack
@@ -463,14 +522,19 @@ class Run:
         for row, names in rows.items():
             self._emit(Planned(row=row, cells=tuple(names)))
 
-    def _pack(self, binary: QemuBinary, planned: PlannedGuest) -> StatePack:
+    def _pack(self, binary: QemuBinary, planned: PlannedGuest, phases: Sequence[str] | None = None) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing
+        guest = self._guest(architecture_of(planned.plan.machine))
+        for device in planned.devices:
+            reason = lacking_drivers(device, guest)
+            if reason:
+                raise DeviceFailed(device.name, reason)
         plan = recording_plan(
             binary=binary,
             accel=self._options.accel,
-            guest=self._guest(architecture_of(planned.plan.machine)),
+            guest=guest,
             planned=planned,
-            phases=ordered_phases([*USUAL_PHASES, *self._options.phases]),
+            phases=_until(self._options.phases) if phases is None else phases,
         )
         return self._recordings.pack(plan)
 
@@ -537,6 +601,13 @@ class Run:
 def _may_be_false(found: tuple[PlannedGuest, Owners], hindered: Hindrances) -> bool:
     """A QEMU that was stopped or ended looks like one that does not start with a device."""
     return bool(found[1].refused) and any(each.how is not Disturbance.STARVED for each in hindered)
+
+
+def _until(wanted: Sequence[str]) -> list[str]:
+    """The phases to be recorded: a guest goes through them in their order, and stops behind the last that is wanted."""
+    last = ordered_phases(wanted)[-1]
+    usual = ordered_phases([*USUAL_PHASES, last])
+    return usual[: 1 + usual.index(last)]
 
 
 def _place_of(lane: Lane) -> Place:
