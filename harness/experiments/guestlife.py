@@ -44,6 +44,7 @@ RUN_S = 0.01
 class GuestLife:
     """What was seen of one guest.
 
+    :param unasked: those of them whose recipe has nothing to ask
     :param kernel_names: device to regular expressions for what the guest's kernel calls it
     :param disks: how its disks were arranged, and ``disks_why`` why it was not replication
     :param broken: where the loads broke; then nothing else was asked
@@ -61,6 +62,7 @@ class GuestLife:
     devices: tuple[str, ...]
     kernel_names: Mapping[str, tuple[str, ...]]
     disks: DiskKind
+    unasked: tuple[str, ...] = ()
     disks_why: str = ""
     loads_asked: int
     loads_acked: int
@@ -155,6 +157,7 @@ class _Experiment(Setting):
                 phase=self.phase,
                 devices=tuple(entry.name for entry in pack.manifest.devices),
                 kernel_names=self.interview.kernel_names(),
+                unasked=self.interview.unasked(),
                 disks=disks,
                 disks_why=why,
                 loads_asked=self.loads,

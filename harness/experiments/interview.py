@@ -118,6 +118,10 @@ class Interview:
         patterns = {device.node(name): disk for device in self.devices for name, disk in device.patterns.items()}
         return replace(machine, disks=disks, patterns=patterns if written else {})
 
+    def unasked(self) -> tuple[str, ...]:
+        """Devices that have no ``life`` to ask for."""
+        return tuple(each.name for each in self.devices if each.guest.life == NOTHING and not each.rest)
+
     def kernel_names(self) -> Mapping[str, tuple[str, ...]]:
         """Device to regular expressions for what the guest's kernel calls it."""
         return {device.name: self._kernel_names(device) for device in self.devices if device.kernel_names}

@@ -82,6 +82,7 @@ def plain_life(
         phase=phase,
         devices=tuple(entry.name for entry in pack.manifest.devices),
         kernel_names=interview.kernel_names(),
+        unasked=interview.unasked(),
         disks=DiskKind.PLAIN,
         disks_why="one load: nothing is rewound",
         loads_asked=1,

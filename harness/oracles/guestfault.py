@@ -72,10 +72,11 @@ LOG_RULES = (
 
 
 def judge_life(life: GuestLife) -> dict[str, Opinion]:
-    """A verdict for every device that was asked; the platform answers for what names no device.
+    """A verdict for every device; the platform answers for what names no device.
 
-    A device that could not be asked, because the loads broke or the guest did not answer, or that did not answer
-    while the guest's clock stood still, is not in the result: the platform then has a finding that says why.
+    A device whose recipe has no ``life`` is not asked: the kernel's log of a guest that is well speaks for it. One that
+    could not be asked, because the loads broke or the guest did not answer, or that did not answer while the guest's
+    clock stood still, is not in the result: the platform then has a finding that says why.
     """
     verdict, cause = _not_alive(life)
     stopped = _clock_faults(life.clocks)
@@ -85,6 +86,8 @@ def judge_life(life: GuestLife) -> dict[str, Opinion]:
             faults[PLATFORM] += [replace(fault, device=check.device) for fault in _check_fault(check)]
         else:
             faults.setdefault(check.device, []).extend(_check_fault(check))
+    if cause is None and not stopped:
+        faults |= {device: [] for device in life.unasked}
     noted: dict[str, list[dict[str, str]]] = {}
     for line, rule in _matches(life.kernel_log):
         device = _named(line, life.kernel_names) or PLATFORM

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def life(**changes: Any) -> GuestLife:
 def faulty(judged: dict[str, Opinion]) -> set[str]:
     assert {j.verdict for j in judged.values()} <= {Verdict.OK, Verdict.GUEST_FAULT}
     return {device for device, j in judged.items() if j.verdict is Verdict.GUEST_FAULT}
+
+
+def test_a_device_that_has_nothing_to_ask_is_judged_by_the_log_of_a_guest_that_is_well() -> None:
+    silent, *others = NAMES
+    given: dict[str, Any] = {"checks": tuple(check(device) for device in others), "unasked": (silent,)}
+    judged = judge_life(life(**given))
+    assert {device: j.verdict for device, j in judged.items()} == dict.fromkeys(DEVICES, Verdict.OK)
+    # of a guest that did not answer it is not known
+    assert silent not in judge_life(life(**given | {"checks": (), "clocks": (FIRST,), "stuck": "no prompt"}))
+    assert silent not in judge_life(life(**given, clocks=(FIRST, replace(LAST, beats=FIRST.beats))))
 
 
 def test_a_guest_that_is_well() -> None:

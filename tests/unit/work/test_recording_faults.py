@@ -80,7 +80,9 @@ def judged(
 
     def run(refuses: Record, drivers: tuple[str, ...] = DRIVERS, **changes: Any) -> Any:
         recorder = Recorder(make_pack, refuses)
-        monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
+        monkeypatch.setattr(
+            run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
+        )
         monkeypatch.setattr(run_module, "settled", lambda _recorder, guest, *_: (guest, Owners(sections={})))
         monkeypatch.setattr(schedules, "judge_cell", all_well)
         monkeypatch.setattr(Recordings, "pack", lambda keeper, plan: recorder.pack(keeper, plan))
