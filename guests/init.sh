@@ -99,7 +99,8 @@ pci_bind() {
 
 # pci_below PORT: the address of the one device behind a PCIe port; firmware numbers the bus.
 pci_below() {
-    for path in /sys/bus/pci/devices/"$1"/0000:*; do
+    # not 0000:00:04.0:pcie001, a service of the port itself
+    for path in /sys/bus/pci/devices/"$1"/????:??:??.?; do
         [ -e "$path" ] && echo "${path##*/}" && return 0
     done
     echo "pci_below: nothing behind the port $1" >&2
