@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from harness.arch.model import Architecture, BootProof, RootBus, Witness
-from harness.qemu.binary import Program
+from harness.qemu.binary import HostProgram
 from harness.qemu.cmdline import Option
 
 #: ``PSCI_OFF`` of ``enum arm_psci_state`` (``target/arm/cpu.h``). A masked interrupt still wakes a CPU that waits
@@ -36,7 +36,7 @@ def _boot_options(image: Path) -> tuple[Option, ...]:
 AARCH64 = Architecture(
     name="aarch64",
     debian="arm64",
-    program=Program(name="qemu-system-aarch64", package="qemu-system-arm"),
+    program=HostProgram(name="qemu-system-aarch64", package="qemu-system-arm"),
     families={"virt-": "virt"},
     buses={"virt": RootBus(name="pcie.0", slots=range(3, 32), has_ports=True)},
     cpu_sections=frozenset({"cpu", "cpu_common"}),

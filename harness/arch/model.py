@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.qemu.binary import Program
+from harness.qemu.binary import HostProgram
 from harness.qemu.cmdline import Option
 
 #: Field of a section's state, to the value that it gets from the value that it had.
@@ -89,7 +89,7 @@ class Architecture:
 
     name: str
     debian: str
-    program: Program
+    program: HostProgram
     families: Mapping[str, str]
     buses: Mapping[str, RootBus]
     cpu_sections: frozenset[str]

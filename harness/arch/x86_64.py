@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.arch.model import Architecture, BootProof, Firmware, RootBus, Witness
-from harness.qemu.binary import Program
+from harness.qemu.binary import HostProgram
 from harness.qemu.cmdline import Option
 
 _EFLAGS_IF = 0x200
@@ -32,7 +32,7 @@ def _boot_options(image: Path) -> tuple[Option, ...]:
 X86_64 = Architecture(
     name="x86_64",
     debian="amd64",
-    program=Program(name="qemu-system-x86_64", package="qemu-system-x86"),
+    program=HostProgram(name="qemu-system-x86_64", package="qemu-system-x86"),
     families={"pc-i440fx-": "pc", "pc-q35-": "q35"},
     # the first slots are left to host bridge, south bridge and display; q35's last is its chipset
     buses={

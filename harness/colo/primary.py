@@ -29,7 +29,7 @@ from harness.colo.messages import (
     name_of,
 )
 from harness.deadline import Clock, Deadline
-from harness.stream.wire import Command
+from harness.stream.wire import CommandType
 from harness.stream.writer import encode_command
 
 Buffer = bytes | bytearray | memoryview
@@ -55,7 +55,7 @@ class Dialect:
     :param return_path: capability ``return-path`` has to be on, and the secondary sends a SHUT before READY
     """
 
-    command: Command
+    command: CommandType
     return_path: bool
 
     @property
@@ -64,8 +64,8 @@ class Dialect:
         return "open-return-path" if self.return_path else "enable-colo"
 
 
-ENABLE_COLO = Dialect(command=Command.ENABLE_COLO, return_path=False)
-OPEN_RETURN_PATH = Dialect(command=Command.OPEN_RETURN_PATH, return_path=True)
+ENABLE_COLO = Dialect(command=CommandType.ENABLE_COLO, return_path=False)
+OPEN_RETURN_PATH = Dialect(command=CommandType.OPEN_RETURN_PATH, return_path=True)
 #: Tried in this order by the probe; the first that reaches READY and loads one checkpoint is taken.
 DIALECTS = (ENABLE_COLO, OPEN_RETURN_PATH)
 

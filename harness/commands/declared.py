@@ -19,7 +19,7 @@ from harness.names import DECIDING, DECIDING_BETWEEN_VERSIONS, FORMATS, QUESTION
 KNOWN_FILE = Path("known-issues.yaml")
 
 
-class Command(click.Command):
+class OwningCommand(click.Command):
     """A command that owns scratch folders and processes, from when it is called."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -36,7 +36,7 @@ class Command(click.Command):
 class Commands(click.Group):
     """A group that shows its commands in the order in which they were added, and their first sentences whole."""
 
-    command_class = Command
+    command_class = OwningCommand
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         cmd.short_help = cmd.get_short_help_str(limit=1000)
@@ -52,7 +52,7 @@ _known_file_option = click.option(
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @shared(options.qemu_option, options.machine_option, options.device_option, options.phase_option)
 @shared(options.schedule_option, options.mode_option, options.loads_option, options.run_ms_option)
 @shared(options.quick_option, options.confirm_option, options.jobs_option, options.processes_option)
@@ -68,7 +68,7 @@ def matrix(**given: Any) -> int:
     return run(given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
 @click.option("--machine", default="pc", show_default=True, help="Machine type: pc, q35, virt, or a versioned name.")
 @shared(options.device_option, options.phase_option, options.accel_option, options.guest_option)
@@ -84,7 +84,7 @@ def record(**given: Any) -> int:
     return run(given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.argument("pack", type=FILE)
 @shared(options.qemu_option, options.device_option, options.phase_option, options.schedule_option)
 @shared(options.mode_option, options.loads_option, options.run_ms_option, options.quick_option)
@@ -98,7 +98,7 @@ def replay(pack: Path, **given: Any) -> int:
     return run(pack, given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.argument("pack", type=FILE, required=False)
 @listed("--from", "sources", "QEMUs that the guests run on now.", metavar="QEMU")
 @listed("--to", "targets", "QEMUs that they are to run on.", metavar="QEMU")
@@ -132,7 +132,7 @@ def qualify(pack: Path | None, **given: Any) -> int:
     return run(click.get_current_context(), pack, given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.argument("run", type=FILE, default=options.DEFAULT_OUT, required=False, metavar="[DIR]")
 @listed("--format", "formats", f"Reports to write: {', '.join(FORMATS)}.  [default: all]")
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for the reports.  [default: the run's]")
@@ -148,7 +148,7 @@ def report(**given: Any) -> int:
     return run(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @_cell_argument
 @run_option
 @click.option(
@@ -171,7 +171,7 @@ def explain(**given: Any) -> int:
     return explain_cell(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @_cell_argument
 @run_option
 @click.option("--out", type=FILE, metavar="DIR", help="Folder for the case.  [default: cases/CELL in the run's]")
@@ -189,7 +189,7 @@ def minimise(**given: Any) -> int:
     return run(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @_cell_argument
 @run_option
 @click.option("--out", type=FILE, required=True, metavar="DIR", help="Folder to write. It must not exist yet.")
@@ -213,7 +213,7 @@ def bundle(**given: Any) -> int:
     return run(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @_cell_argument
 @run_option
 @click.option("--bundle", type=FILE, metavar="DIR", help="Its bundle.  [default: one is made]")
@@ -262,7 +262,7 @@ def known_list(**given: Any) -> int:
     return list_known(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.argument("path", type=FILE)
 @click.option("--section", metavar="IDSTR", help="Show the fields of the sections whose idstr contains this text.")
 @click.option("--phase", metavar="PHASE", help="Phase of a state pack to show.")
@@ -277,7 +277,7 @@ def inspect(**given: Any) -> int:
     return run(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.option("--qemu", metavar="QEMU", help="QEMU to ask: a path, an installed name or a version.")
 @listed("--machine", "machines", "Machine types.  [default: pc,q35 for question 1, pc for the others]")
 @click.option(
@@ -393,7 +393,7 @@ def devices_check(file: Path, **given: Any) -> int:
     return check(file, given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @options.qemu_option
 @click.option("--machine", default="pc", show_default=True, help="Machine type whose virtio devices are asked.")
 @shared(options.profiles_option, json_option)
@@ -408,7 +408,7 @@ def host(**given: Any) -> int:
     return run(**given)
 
 
-@click.command(cls=Command)
+@click.command(cls=OwningCommand)
 @click.option("--qemu", metavar="QEMU", help="QEMU to look at.  [default: this host's]")
 @json_option
 def doctor(**given: Any) -> int:

@@ -221,7 +221,7 @@ class _Stream:
         early, late = split_pages(state, late_every)
         before: list[Buffer] = [
             recording.head,
-            encode_command(wire.Command.OPEN_RETURN_PATH),
+            encode_command(wire.CommandType.OPEN_RETURN_PATH),
             encode_ping(Ping.SETUP),
             encode_advise(),
             recording.setup,

@@ -85,12 +85,12 @@ class PageRequest:
 
 def encode_advise(page_size: int = wire.PAGE_SIZE) -> bytes:
     """POSTCOPY_ADVISE for RAM blocks of ordinary pages."""
-    return encode_command(wire.Command.POSTCOPY_ADVISE, wire.U64.pack(page_size) + wire.U64.pack(page_size))
+    return encode_command(wire.CommandType.POSTCOPY_ADVISE, wire.U64.pack(page_size) + wire.U64.pack(page_size))
 
 
 def encode_ping(value: int) -> bytes:
     """PING; the return path has to be open."""
-    return encode_command(wire.Command.PING, wire.U32.pack(value))
+    return encode_command(wire.CommandType.PING, wire.U32.pack(value))
 
 
 def encode_discards(block: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -100,7 +100,7 @@ def encode_discards(block: str, ranges: Iterable[tuple[int, int]]) -> Iterator[b
     left = list(ranges)
     for at in range(0, len(left), DISCARDS_PER_COMMAND):
         data = b"".join(_RANGE.pack(*pair) for pair in left[at : at + DISCARDS_PER_COMMAND])
-        yield encode_command(wire.Command.POSTCOPY_RAM_DISCARD, head + data)
+        yield encode_command(wire.CommandType.POSTCOPY_RAM_DISCARD, head + data)
 
 
 def encode_package(devices: bytes) -> bytes:
@@ -111,16 +111,16 @@ def encode_package(devices: bytes) -> bytes:
     """
     package = b"".join(
         (
-            encode_command(wire.Command.POSTCOPY_LISTEN),
+            encode_command(wire.CommandType.POSTCOPY_LISTEN),
             devices,
             encode_ping(Ping.DEVICES_LOADED),
             encode_ping(Ping.PACKAGED_LOADED),
-            encode_command(wire.Command.POSTCOPY_RUN),
+            encode_command(wire.CommandType.POSTCOPY_RUN),
         )
     )
     if len(package) > PACKAGE_LIMIT_BYTES:
         raise UsageError(f"a device state of {len(package)} bytes is too large for postcopy's package")
-    return encode_command(wire.Command.PACKAGED, wire.U32.pack(len(package))) + package
+    return encode_command(wire.CommandType.PACKAGED, wire.U32.pack(len(package))) + package
 
 
 def runs_of(addresses: Sequence[int], page_size: int = wire.PAGE_SIZE) -> Iterator[tuple[int, int]]:

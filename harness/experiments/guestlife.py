@@ -23,9 +23,9 @@ from harness.errors import DeadlineError, QemuError
 from harness.experiments.interview import (
     CHECK_TIMEOUT_S,
     Answers,
-    Clock,
-    DeviceCheck,
+    GuestClock,
     Interview,
+    LifeCheck,
     recorded_devices,
 )
 from harness.guests.machine import DiskKind
@@ -33,7 +33,7 @@ from harness.qemu.process import Exit
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, sections_for, without
 
-__all__ = ["CHECK_TIMEOUT_S", "Clock", "DeviceCheck", "GuestLife", "guest_life"]
+__all__ = ["CHECK_TIMEOUT_S", "GuestClock", "GuestLife", "LifeCheck", "guest_life"]
 
 LOADS = 30
 #: How long the guest runs after each load.
@@ -71,8 +71,8 @@ class GuestLife:
     events: tuple[str, ...] = ()
     failover: str = ""
     stuck: str = ""
-    clocks: tuple[Clock, ...] = ()
-    checks: tuple[DeviceCheck, ...] = ()
+    clocks: tuple[GuestClock, ...] = ()
+    checks: tuple[LifeCheck, ...] = ()
     kernel_log: tuple[str, ...] = ()
     log: str = ""
     seconds: float = 0.0

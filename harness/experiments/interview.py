@@ -40,7 +40,7 @@ _CLOCK_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
+class GuestClock:
     """The guest's clocks, read between two moments of the host's monotonic clock.
 
     :param beats: count of a loop that sleeps 50 ms each time
@@ -58,7 +58,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceCheck:
+class LifeCheck:
     """What a device's check came to.
 
     :param status: of the guest's command, None when it did not end within its deadline
@@ -81,8 +81,8 @@ class Answers:
     """
 
     stuck: str = ""
-    clocks: list[Clock] = field(default_factory=list)
-    checks: list[DeviceCheck] = field(default_factory=list)
+    clocks: list[GuestClock] = field(default_factory=list)
+    checks: list[LifeCheck] = field(default_factory=list)
     kernel_log: tuple[str, ...] = ()
 
 
@@ -179,7 +179,7 @@ class Interview:
                 answers.checks.append(_ended(console, device, states.get(device), time.monotonic() - started))
 
 
-def _read_clock(console: Console, host: HostClock) -> Clock:
+def _read_clock(console: Console, host: HostClock) -> GuestClock:
     """The clocks, asked again when the line is not whole: the console may still bring what was typed before."""
     printed = ""
     for _ in range(_CLOCK_TRIES):
@@ -190,7 +190,7 @@ def _read_clock(console: Console, host: HostClock) -> Clock:
         if match:
             beats, up, epoch = int(match[1]), float(match[2]), int(match[3])
             answered = time.monotonic()
-            return Clock(asked_s=asked, answered_s=answered, beats=beats, up_s=up, epoch_s=epoch, lost_s=lost_s)
+            return GuestClock(asked_s=asked, answered_s=answered, beats=beats, up_s=up, epoch_s=epoch, lost_s=lost_s)
     raise GuestError(f"the guest's clock reads {printed.strip()!r}")
 
 
@@ -201,9 +201,9 @@ def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:
     return {match[1]: int(match[2]) for match in matches if match}
 
 
-def _ended(console: Console, device: str, status: int | None, seconds: float) -> DeviceCheck:
+def _ended(console: Console, device: str, status: int | None, seconds: float) -> LifeCheck:
     said = console.run(f"life_said {shlex.quote(device)}", CONSOLE_TIMEOUT_S) if status != 0 else ""
-    return DeviceCheck(device=device, status=status, said=said.strip(), seconds=seconds)
+    return LifeCheck(device=device, status=status, said=said.strip(), seconds=seconds)
 
 
 def recorded_devices(pack: StatePack, devices: Iterable[Device] | None) -> tuple[Device, ...]:

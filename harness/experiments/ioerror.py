@@ -103,7 +103,7 @@ def io_errors(
     started = time.monotonic()
     sections = sections_for(setting.recording, GuestMode.RUNNING)
     loaded = encode(without(sections, setting.excluded))
-    seen = _Seen()
+    seen = _FaultSeen()
     with setting.secondary(setting.buffers.machine.with_faults(faults, once=once)) as secondary:
         vm = secondary.vm
         try:
@@ -145,7 +145,7 @@ def io_errors(
 
 
 @dataclass(slots=True, kw_only=True)
-class _Seen:
+class _FaultSeen:
     loads: int = 0
     intervals: list[Interval] = field(default_factory=list)
     broken: Break | None = None
@@ -169,7 +169,7 @@ def _interval(vm: Vm, before: int, timeout_s: float) -> Interval:
         time.sleep(_POLL_S)
 
 
-def _fail_over(vm: Vm, seen: _Seen, fails: bool) -> None:
+def _fail_over(vm: Vm, seen: _FaultSeen, fails: bool) -> None:
     """End COLO and see what the machine comes to.
 
     :param fails: the guest will hit a failing sector again
@@ -184,7 +184,7 @@ def _fail_over(vm: Vm, seen: _Seen, fails: bool) -> None:
         seen.failover = str(error)
 
 
-def _ask(vm: Vm, seen: _Seen, disks: tuple[str, ...]) -> None:
+def _ask(vm: Vm, seen: _FaultSeen, disks: tuple[str, ...]) -> None:
     if seen.after is None or seen.after.status != "running":
         return
     try:

@@ -82,8 +82,8 @@ _CHUNK_SHARE = 0.02
 Between = Callable[[Vm, str, int, int], None]
 
 
-class Suspects(Protocol):
-    """Says what has to be looked at again; see :class:`harness.oracles.leak.Suspects`."""
+class SuspectFinder(Protocol):
+    """Says what has to be looked at again; see :class:`harness.oracles.leak.SuspectFinder`."""
 
     def back_to_back(self, run: LeakRun) -> frozenset[str]:
         """Sections that grow back to back."""
@@ -271,7 +271,7 @@ class LeakResult:
 def find_leaks(
     setting: Setting,
     *,
-    suspects: Suspects,
+    suspects: SuspectFinder,
     labels: Sequence[str] | None = None,
     budget: LeakBudget | None = None,
     between: Between | None = None,
@@ -453,7 +453,7 @@ class _Meter:
         batch.size = budget.once_checkpoints if once else together
         batch.load()
         samples: list[Sample] = []
-        looks: list[_Look] = []
+        looks: list[_Growth] = []
         state_bytes = []
         looks_at_state = {0, budget.samples // 2, budget.samples - 1}
         for number in range(budget.samples):
@@ -495,11 +495,11 @@ class _Meter:
         repeat = min(wanted, max(1, budget.buffer_bytes // len(own)))
         return self._prefix + own * repeat, repeat
 
-    def _settled(self, vm: Vm, before: _Look | None) -> _Look:
+    def _settled(self, vm: Vm, before: _Growth | None) -> _Growth:
         """The smallest of some looks, one when it shows no growth."""
         # a queue of events that nobody fetches would grow in this process, and fill the socket
         vm.monitor.drain_events().clear()
-        looks: list[_Look] = []
+        looks: list[_Growth] = []
         while len(looks) < _LOOKS:
             self._settle(vm, watched=before is not None and not looks)
             looks.append(_look(vm.process.pid, self._ram, self._space if self._walkable else None))
@@ -605,7 +605,7 @@ def _state_bytes(vm: Vm) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
+class _Growth:
     private_bytes: int
     outside_bytes: int
     chunks: dict[int, int] | None
@@ -621,7 +621,7 @@ class _Look:
         return self.private_bytes if self.heap_bytes is None else self.heap_bytes + self.outside_bytes
 
 
-def _look(pid: int, ram_sizes: frozenset[int], space: bytearray | None) -> _Look:
+def _look(pid: int, ram_sizes: frozenset[int], space: bytearray | None) -> _Growth:
     """Look at a process.
 
     :param ram_sizes: sizes of mappings that are guest RAM
@@ -630,7 +630,7 @@ def _look(pid: int, ram_sizes: frozenset[int], space: bytearray | None) -> _Look
     """
     folder = Path(f"/proc/{pid}")
     private, heap_pages, heap = private_memory((folder / "smaps").read_text(), ram_sizes)
-    return _Look(
+    return _Growth(
         private_bytes=private,
         outside_bytes=private - heap_pages,
         chunks=_walk(folder / "mem", heap, space) if heap and space is not None else None,
@@ -714,7 +714,7 @@ def heap_chunks(heap: bytes | memoryview) -> dict[int, int] | None:
             in_use.append(size)
 
 
-def _sample(look: _Look, checkpoints: int, repeat: int) -> Sample:
+def _sample(look: _Growth, checkpoints: int, repeat: int) -> Sample:
     return Sample(
         loads=checkpoints * repeat,
         checkpoints=checkpoints,

@@ -47,23 +47,23 @@ def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device])
     :param bus: where devices can be; None for a machine of which no bus is known
     :param base: the guest without any of them
     """
-    drafts: list[_Draft] = []
+    drafts: list[_GuestDraft] = []
     refused: dict[str, str] = {}
     for device in [d for d in devices if not d.rest]:
         if bus is None and any(a.on != "none" for a in device.attached(base.family)):
             refused[device.name] = f"no bus of machine {base.machine} is known to this program"
             continue
         fitting = [draft for draft in drafts if draft.default == device.default]
-        reason = _place(device, [*fitting, _Draft(bus=bus, plan=base, default=device.default)], drafts)
+        reason = _place(device, [*fitting, _GuestDraft(bus=bus, plan=base, default=device.default)], drafts)
         if reason:
             refused[device.name] = reason
     if not drafts:
-        drafts.append(_Draft(bus=bus, plan=base, default=True))
+        drafts.append(_GuestDraft(bus=bus, plan=base, default=True))
     rest = [d for d in devices if d.rest]
     return Planned(guests=tuple(draft.guest(rest) for draft in drafts), refused=refused)
 
 
-def _place(device: Device, candidates: Sequence[_Draft], drafts: list[_Draft]) -> str:
+def _place(device: Device, candidates: Sequence[_GuestDraft], drafts: list[_GuestDraft]) -> str:
     """Put a device into the first guest that takes it; why none does, or nothing."""
     reason = ""
     for draft in candidates:
@@ -76,7 +76,7 @@ def _place(device: Device, candidates: Sequence[_Draft], drafts: list[_Draft]) -
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Draft:
+class _GuestDraft:
     """A guest that devices are still added to."""
 
     bus: RootBus | None

@@ -43,7 +43,7 @@ IO_ERROR_PHASE = "io-error"
 PLATFORM = "platform"
 
 
-class Oracle(StrEnum):
+class OracleName(StrEnum):
     """What is looked at; the value stands in a cell's ``oracle``."""
 
     DRIFT = "drift"
@@ -97,17 +97,17 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class OracleCheck:
     """One experiment to be made on one machine.
 
     :param phases: those it loads
     :param rows: the devices that get a cell
     """
 
-    oracle: Oracle
+    oracle: OracleName
     phases: tuple[str, ...]
     rows: tuple[str, ...]
-    run: Callable[[Bench, Check], Experiment]
+    run: Callable[[Bench, OracleCheck], Experiment]
 
     def key(self, like: CellKey, device: str) -> CellKey:
         """Of the cell of one device.
@@ -124,7 +124,7 @@ class Check:
         )
 
 
-def perform(check: Check, bench: Bench) -> list[Cell]:
+def perform(check: OracleCheck, bench: Bench) -> list[Cell]:
     """Make the experiment; a cell for each row, in the rows' order.
 
     :raises HostError: no space; nothing more can be judged
@@ -146,7 +146,7 @@ def perform(check: Check, bench: Bench) -> list[Cell]:
     return [*cells[:1], *others]
 
 
-def judge_by(make: Callable[[Request, Bench], Check]) -> Judge:
+def judge_by(make: Callable[[Request, Bench], OracleCheck]) -> Judge:
     """Judges a request by one experiment."""
 
     def judge(bench: Bench, request: Request, _on_loads: OnLoads, _control: RunControls | None) -> Iterator[Cell]:
@@ -155,12 +155,12 @@ def judge_by(make: Callable[[Request, Bench], Check]) -> Judge:
     return judge
 
 
-def drift_check(phase: str, rows: Sequence[str]) -> Check:
+def drift_check(phase: str, rows: Sequence[str]) -> OracleCheck:
     """State after one load against state after many, for every section of a phase."""
-    return Check(oracle=Oracle.DRIFT, phases=(phase,), rows=tuple(rows), run=_drift)
+    return OracleCheck(oracle=OracleName.DRIFT, phases=(phase,), rows=tuple(rows), run=_drift)
 
 
-def _drift(bench: Bench, check: Check) -> Experiment:
+def _drift(bench: Bench, check: OracleCheck) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     run = DriftExperiment.of(_setting(bench, phase, excluded)).run()
@@ -177,12 +177,12 @@ def _drift_told(label: str, opinion: Opinion) -> Told:
     return replace(Told.of(opinion, label), details=details)
 
 
-def leak_check(phase: str, rows: Sequence[str]) -> Check:
+def leak_check(phase: str, rows: Sequence[str]) -> OracleCheck:
     """What each section's load leaves behind, loaded alone and back to back thousands of times."""
-    return Check(oracle=Oracle.LEAK, phases=(phase,), rows=tuple(rows), run=_leak)
+    return OracleCheck(oracle=OracleName.LEAK, phases=(phase,), rows=tuple(rows), run=_leak)
 
 
-def _leak(bench: Bench, check: Check) -> Experiment:
+def _leak(bench: Bench, check: OracleCheck) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
     every = [label_of(section) for section in bench.buffers.pack.recordings[phase].sections]
@@ -222,12 +222,12 @@ def _leak(bench: Bench, check: Check) -> Experiment:
     )
 
 
-def guest_check(phase: str, rows: Sequence[str]) -> Check:
+def guest_check(phase: str, rows: Sequence[str]) -> OracleCheck:
     """The guest lives on after the loads and a failover: its disks, its network, its clock, its kernel's log."""
-    return Check(oracle=Oracle.GUEST, phases=(phase,), rows=tuple(rows), run=_guest)
+    return OracleCheck(oracle=OracleName.GUEST, phases=(phase,), rows=tuple(rows), run=_guest)
 
 
-def _guest(bench: Bench, check: Check) -> Experiment:
+def _guest(bench: Bench, check: OracleCheck) -> Experiment:
     excluded = _excluded(bench, check)
     life = guest_life(
         _setting(bench, check.phases[0], excluded),
@@ -245,16 +245,16 @@ def _guest(bench: Bench, check: Check) -> Experiment:
     )
 
 
-def io_error_check(row: str, faults: Mapping[str, int]) -> Check:
+def io_error_check(row: str, faults: Mapping[str, int]) -> OracleCheck:
     """The halted state of a disk that failed, in a secondary whose disk is healthy, and in one whose disk fails too.
 
     :param faults: the row's block node to the sector that fails
     """
     run = partial(_io_error, faults=faults)
-    return Check(oracle=Oracle.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), run=run)
+    return OracleCheck(oracle=OracleName.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), run=run)
 
 
-def _io_error(bench: Bench, check: Check, *, faults: Mapping[str, int]) -> Experiment:
+def _io_error(bench: Bench, check: OracleCheck, *, faults: Mapping[str, int]) -> Experiment:
     excluded = _excluded(bench, check)
     seen = {
         name: io_errors(
@@ -289,19 +289,19 @@ def _setting(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
     )
 
 
-def _excluded(bench: Bench, check: Check) -> frozenset[str]:
+def _excluded(bench: Bench, check: OracleCheck) -> frozenset[str]:
     """What was blamed in the phase, in whichever schedule: an experiment may load back to back."""
     nobody: frozenset[str] = frozenset()
     return bench.known(check.phases, True, nobody) | bench.known(check.phases, False, nobody)
 
 
-def _by_row(bench: Bench, check: Check, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
+def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
     owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
     return [(row, [label for label in labels if owners.get(label, PLATFORM) == row]) for row in check.rows]
 
 
-def _cell(check: Check, bench: Bench, row: str, experiment: Experiment, seconds: float) -> Cell:
+def _cell(check: OracleCheck, bench: Bench, row: str, experiment: Experiment, seconds: float) -> Cell:
     told = list(experiment.told.get(row, ()))
     verdict = min((t.verdict for t in told), key=rank, default=Verdict.HARNESS_ERROR)
     pack = bench.buffers.pack
@@ -347,7 +347,7 @@ def _with_faults(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Dev
     return [((IO_ERROR_PHASE,), (row,)) for row in rows if row in failing]
 
 
-def _io_error_check(request: Request, bench: Bench) -> Check:
+def _io_error_check(request: Request, bench: Bench) -> OracleCheck:
     (row,) = request.devices
     return io_error_check(row, next(device.failing() for device in bench.devices if device.name == row))
 
@@ -364,26 +364,26 @@ def _lively(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device])
 #: The longest first.
 LANES = (
     Lane(
-        name=str(Oracle.IO_ERROR),
+        name=str(OracleName.IO_ERROR),
         wave=Wave.LOOK,
         groups=_with_faults,
         judge=judge_by(_io_error_check),
     ),
     Lane(
-        name=str(Oracle.LEAK),
+        name=str(OracleName.LEAK),
         wave=Wave.LOOK,
         waits=True,
         groups=_settled,
         judge=judge_by(lambda request, _: leak_check(request.phases[0], request.devices)),
     ),
     Lane(
-        name=str(Oracle.GUEST),
+        name=str(OracleName.GUEST),
         wave=Wave.LOOK,
         groups=_lively,
         judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
     ),
     Lane(
-        name=str(Oracle.DRIFT),
+        name=str(OracleName.DRIFT),
         wave=Wave.LOOK,
         groups=by_phase,
         judge=judge_by(lambda request, _: drift_check(request.phases[0], request.devices)),

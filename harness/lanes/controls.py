@@ -34,7 +34,7 @@ CONTROL_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class ControlCase:
     """What is controlled: a phase, the sections that were blamed there, and those left out from the start."""
 
     phase: str
@@ -51,8 +51,8 @@ class ControlRoom:
 
     bench: Bench
     pair: bool = False
-    _kept: dict[Case, Controls] = field(default_factory=dict)
-    _locks: dict[Case, Lock] = field(default_factory=dict)
+    _kept: dict[ControlCase, Controls] = field(default_factory=dict)
+    _locks: dict[ControlCase, Lock] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def judge(
@@ -62,7 +62,7 @@ class ControlRoom:
 
         :raises Stopped: the run was told to stop
         """
-        case = Case(phase=phase, sections=sections, excluded=excluded)
+        case = ControlCase(phase=phase, sections=sections, excluded=excluded)
         with self._lock:
             lock = self._locks.setdefault(case, Lock())
         with lock:
@@ -73,7 +73,7 @@ class ControlRoom:
             moment=controls.moment,
         )
 
-    def _run_undisturbed(self, case: Case) -> Controls:
+    def _run_undisturbed(self, case: ControlCase) -> Controls:
         """Those that the host disturbed are not kept: their finding will be tried again."""
         with attempt() as account:
             controls = self._run(case)
@@ -81,7 +81,7 @@ class ControlRoom:
             self._kept[case] = controls
         return controls
 
-    def _run(self, case: Case) -> Controls:
+    def _run(self, case: ControlCase) -> Controls:
         controls = Controls(
             fresh=_control(lambda: self._fresh(case)),
             loadvm=_control(lambda: self._loadvm(case)),
@@ -96,7 +96,7 @@ class ControlRoom:
         back_to_back = _control(together.run, parked=True)
         return replace(controls, same=same, back_to_back=back_to_back, moment=_moment(one_by_one, same))
 
-    def _fresh(self, case: Case) -> Evidence:
+    def _fresh(self, case: ControlCase) -> Evidence:
         state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
         return Fresh(
             binary=self.bench.binary,
@@ -106,13 +106,13 @@ class ControlRoom:
             scope=self.bench.scope,
         ).run()
 
-    def _pair(self, case: Case) -> Evidence:
+    def _pair(self, case: ControlCase) -> Evidence:
         state = State(buffers=self.bench.buffers, phase=case.phase, excluded=case.excluded)
         return Pair(
             binary=self.bench.binary, dialect=self.bench.ability.dialect, state=state, scope=self.bench.scope
         ).run()
 
-    def _loadvm(self, case: Case) -> Evidence:
+    def _loadvm(self, case: ControlCase) -> Evidence:
         plan = LoadPlan(incoming=case.phase, checkpoints=(Checkpoint(phase=case.phase),) * LOADVM_LOADS)
         return Loadvm(
             binary=self.bench.binary,
@@ -123,7 +123,7 @@ class ControlRoom:
             scope=self.bench.scope,
         ).run()
 
-    def _session(self, case: Case, checkpoints: tuple[Checkpoint, ...]) -> Session:
+    def _session(self, case: ControlCase, checkpoints: tuple[Checkpoint, ...]) -> Session:
         return Session(
             binary=self.bench.binary,
             dialect=self.bench.ability.dialect,

@@ -64,7 +64,7 @@ class WholeSession:
     parts: tuple[Blame | None, Judgement, Repeats | None] | None = None
 
 
-class Reason(StrEnum):
+class ExclusionReason(StrEnum):
     """Why a section is left out."""
 
     BROKE = "broke"
@@ -80,7 +80,7 @@ class Exclusion:
     """
 
     section: str
-    reason: Reason
+    reason: ExclusionReason
     phase: str = ""
     twice: bool = False
 
@@ -113,7 +113,7 @@ class Bench:
     def tell(self, known: Iterable[Exclusion]) -> None:
         """Let it know what others found out."""
         for one in known:
-            if one.reason is Reason.REFUSED:
+            if one.reason is ExclusionReason.REFUSED:
                 self.refused |= {one.section}
             else:
                 self.blamed.setdefault((one.phase, one.twice), set()).add(one.section)
@@ -123,11 +123,11 @@ class Bench:
         """All that it knows, to be told to another bench."""
         with self.lock:
             broke = {
-                Exclusion(section=label, reason=Reason.BROKE, phase=phase, twice=twice)
+                Exclusion(section=label, reason=ExclusionReason.BROKE, phase=phase, twice=twice)
                 for (phase, twice), labels in self.blamed.items()
                 for label in labels
             }
-        return frozenset(broke | {Exclusion(section=label, reason=Reason.REFUSED) for label in self.refused})
+        return frozenset(broke | {Exclusion(section=label, reason=ExclusionReason.REFUSED) for label in self.refused})
 
     @property
     def recorder(self) -> Qemu:

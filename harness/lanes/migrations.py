@@ -17,7 +17,7 @@ from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.postcopy import Postcopy, probe_postcopy
 from harness.experiments.plainlife import plain_life
-from harness.lanes.checks import LIVELY_PHASES, Check, Experiment, Oracle, Told, judge_by
+from harness.lanes.checks import LIVELY_PHASES, Experiment, OracleCheck, OracleName, Told, judge_by
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Lane, Wave, all_in_one
 from harness.oracles.guestfault import judge_life
@@ -31,9 +31,9 @@ from harness.state.transforms import cpu_labels, label_of
 Engine = Callable[[Bench, State], Evidence]
 
 
-def _plain(bench: Bench, check: Check) -> Experiment:
+def _plain(bench: Bench, check: OracleCheck) -> Experiment:
     """Every phase by precopy; where it came from another QEMU or host, the guest is asked how it is."""
-    tally = _Tally.of(bench, check.rows)
+    tally = _RowTally.of(bench, check.rows)
     for phase in check.phases:
         _one_phase(bench, phase, _by_precopy, tally)
     bench.refused = frozenset(tally.refused)
@@ -41,13 +41,13 @@ def _plain(bench: Bench, check: Check) -> Experiment:
     return _outcome(tally, "fresh", details)
 
 
-def _postcopy(bench: Bench, check: Check) -> Experiment:
+def _postcopy(bench: Bench, check: OracleCheck) -> Experiment:
     """Every phase by postcopy, whole at first: a failure at post_load in there is told apart from one by precopy."""
     ability = probe_postcopy(bench.binary, bench.buffers.machine, bench.scope)
     if not ability.usable:
         said = [Told(verdict=Verdict.HOST, causes=(Undecided(why=Why.UNAVAILABLE, said=ability.reason),))]
         return Experiment(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
-    tally = _Tally.of(bench, check.rows)
+    tally = _RowTally.of(bench, check.rows)
     pages = PageTally()
     for phase in check.phases:
         _one_phase(bench, phase, pages.load, tally)
@@ -77,7 +77,7 @@ class PageTally:
         return {"early": self.early, "late": self.late, "by_fault": self.by_fault}
 
 
-def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
+def _live(bench: Bench, check: OracleCheck, tally: _RowTally) -> dict[str, Any]:
     """Ask a guest that came by precopy for its clock, disks, network and kernel log."""
     phase = next((phase for phase in reversed(LIVELY_PHASES) if phase in check.phases), None)
     if phase is None:
@@ -91,7 +91,7 @@ def _live(bench: Bench, check: Check, tally: _Tally) -> dict[str, Any]:
     return {"asked_how_it_is": phase}
 
 
-def _outcome(tally: _Tally, engine: str, details: dict[str, Any]) -> Experiment:
+def _outcome(tally: _RowTally, engine: str, details: dict[str, Any]) -> Experiment:
     return Experiment(
         told={row: found or [_passed(*tally.loads[row])] for row, found in tally.told.items()},
         loads_asked=0,
@@ -112,7 +112,7 @@ def _passed(asked: int, acked: int) -> Told:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Tally:
+class _RowTally:
     """What came of all phases, by row.
 
     :param owners: section to row
@@ -125,7 +125,7 @@ class _Tally:
     refused: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, bench: Bench, rows: Sequence[str]) -> _Tally:
+    def of(cls, bench: Bench, rows: Sequence[str]) -> _RowTally:
         devices = bench.buffers.pack.manifest.devices
         owners = {label: device.name for device in devices for label in device.sections}
         return cls(owners=owners, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows})
@@ -143,7 +143,7 @@ class _Tally:
         return self.owners.get(label, PLATFORM)
 
 
-def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _Tally) -> None:
+def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _RowTally) -> None:
     """Load a phase; without what is refused, until it passes or nobody can be blamed."""
     for _ in range(MAX_BLAMED):
         absent = frozenset(tally.refused)
@@ -201,7 +201,7 @@ def _blamed(bench: Bench, phase: str, engine: Engine, absent: frozenset[str], ju
 
 
 def _tell(
-    tally: _Tally, phase: str, judgement: Judgement, blamed: Sequence[str], repeats: Repeats | None = None
+    tally: _RowTally, phase: str, judgement: Judgement, blamed: Sequence[str], repeats: Repeats | None = None
 ) -> None:
     causes = () if judgement.cause is None else (located(judgement.cause, phase=phase),)
     if not judgement.verdict.is_finding:
@@ -217,23 +217,23 @@ def _tell(
             )
 
 
-def migration_check(oracle: Oracle, phases: Sequence[str], rows: Sequence[str]) -> Check:
+def migration_check(oracle: OracleName, phases: Sequence[str], rows: Sequence[str]) -> OracleCheck:
     """A migration of all phases; a cell for each row."""
-    run = {Oracle.PLAIN: _plain, Oracle.POSTCOPY: _postcopy}[oracle]
-    return Check(oracle=oracle, phases=tuple(phases), rows=tuple(rows), run=run)
+    run = {OracleName.PLAIN: _plain, OracleName.POSTCOPY: _postcopy}[oracle]
+    return OracleCheck(oracle=oracle, phases=tuple(phases), rows=tuple(rows), run=run)
 
 
 LANES = (
     Lane(
-        name=str(Oracle.PLAIN),
+        name=str(OracleName.PLAIN),
         wave=Wave.PRECOPY,
         groups=all_in_one,
-        judge=judge_by(lambda request, _: migration_check(Oracle.PLAIN, request.phases, request.devices)),
+        judge=judge_by(lambda request, _: migration_check(OracleName.PLAIN, request.phases, request.devices)),
     ),
     Lane(
-        name=str(Oracle.POSTCOPY),
+        name=str(OracleName.POSTCOPY),
         wave=Wave.POSTCOPY,
         groups=all_in_one,
-        judge=judge_by(lambda request, _: migration_check(Oracle.POSTCOPY, request.phases, request.devices)),
+        judge=judge_by(lambda request, _: migration_check(OracleName.POSTCOPY, request.phases, request.devices)),
     ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Evidence
-from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
+from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
 from harness.oracles.load import crash_line, end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import Disturbance, Hindered
@@ -159,7 +159,7 @@ def _evidence(life: GuestLife) -> Evidence:
     )
 
 
-def _clock_faults(clocks: tuple[Clock, ...]) -> list[FailedCheck]:
+def _clock_faults(clocks: tuple[GuestClock, ...]) -> list[FailedCheck]:
     """First against last reading; nothing to say with fewer than two."""
     if len(clocks) < 2:
         return []
@@ -179,7 +179,7 @@ def _clock_faults(clocks: tuple[Clock, ...]) -> list[FailedCheck]:
     return faults
 
 
-def _check_fault(check: DeviceCheck) -> list[FailedCheck]:
+def _check_fault(check: LifeCheck) -> list[FailedCheck]:
     lines = check.said.splitlines()
     if check.status == 0:
         return []

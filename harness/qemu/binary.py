@@ -29,7 +29,7 @@ _VERSION_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class HostProgram:
     """An emulator as a host has it: the program's name, and Debian's package that brings it."""
 
     name: str
@@ -128,7 +128,7 @@ def _host_of_version(wanted: str) -> Path | None:
     return Path(found).resolve() if f"{own}.".startswith(f"{version}.") else None
 
 
-def host_binary(program: Program) -> Path:
+def host_binary(program: HostProgram) -> Path:
     """The QEMU to use where none was named: ``$POSTLOAD_QEMU``, else the host's own.
 
     :raises UsageError: the one of the environment does not exist or cannot be executed

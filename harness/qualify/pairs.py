@@ -20,7 +20,7 @@ _VERSIONED = re.compile(rf"^(?:{_PREFIXES})(\d+(?:\.\d+)+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class QemuPair:
     """Guests of ``recorder`` on the versioned ``machine``, loaded by ``loader``; at home these are one."""
 
     recorder: QemuBinary
@@ -35,7 +35,7 @@ class Pair:
 
 def plan_pairs(
     sources: Sequence[QemuBinary], targets: Sequence[QemuBinary], machines: Sequence[str], *, both_ways: bool
-) -> list[Pair]:
+) -> list[QemuPair]:
     """Every source to every target, and the ways back behind all ways there.
 
     :param machines: families such as ``pc``, for which the machine type is chosen by :func:`machine_for`, or
@@ -48,7 +48,7 @@ def plan_pairs(
     if not ways:
         raise NothingToRun("nothing to qualify: the same QEMU on both sides")
     pairs = [
-        Pair(recorder=a, loader=b, machine=name)
+        QemuPair(recorder=a, loader=b, machine=name)
         for a, b in ways
         for wanted in machines
         if (name := machine_for(a, b, wanted)) is not None
@@ -59,9 +59,9 @@ def plan_pairs(
     return list(_once(pairs))
 
 
-def at_home(pairs: Iterable[Pair]) -> list[Pair]:
+def at_home(pairs: Iterable[QemuPair]) -> list[QemuPair]:
     """The same guests loaded by their own recorders, each once: what a failure abroad is compared with."""
-    return list(_once(Pair(recorder=p.recorder, loader=p.recorder, machine=p.machine) for p in pairs))
+    return list(_once(QemuPair(recorder=p.recorder, loader=p.recorder, machine=p.machine) for p in pairs))
 
 
 def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | None:
@@ -117,7 +117,7 @@ def _types(binary: QemuBinary, family: str) -> dict[Version, str]:
     return found
 
 
-def _once(pairs: Iterable[Pair]) -> Iterator[Pair]:
+def _once(pairs: Iterable[QemuPair]) -> Iterator[QemuPair]:
     seen = set()
     for pair in pairs:
         if pair.key not in seen:

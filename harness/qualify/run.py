@@ -13,7 +13,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.evidence import GuestWitness
 from harness.qualify.model import Answer, Ending, PairAnswer, QualifyDoc, worst
-from harness.qualify.pairs import Pair, at_home, ending
+from harness.qualify.pairs import QemuPair, at_home, ending
 from harness.results.document import MatrixDoc
 from harness.work.run import Subject
 
@@ -36,12 +36,12 @@ class Context:
     kvm: KvmTried | None = None
 
 
-def pair_subjects(pairs: Sequence[Pair]) -> list[Subject]:
+def pair_subjects(pairs: Sequence[QemuPair]) -> list[Subject]:
     """What a run begins with: a recording, and its loads, for each pair."""
     return [Subject(recorder=pair.recorder, loader=pair.loader, machine=pair.machine) for pair in pairs]
 
 
-def home_subjects(pairs: Sequence[Pair], doc: MatrixDoc, context: Context) -> list[Subject]:
+def home_subjects(pairs: Sequence[QemuPair], doc: MatrixDoc, context: Context) -> list[Subject]:
     """The guests that broke abroad, loaded by their own recorders: is it new, or was it so before?"""
     broken: dict[tuple[str, str], set[str]] = {}
     for leg in legs_of(doc):

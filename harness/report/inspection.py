@@ -22,8 +22,7 @@ from harness.stream.model import Command, RamSection, Section, Stream
 from harness.stream.reader import mapped, read_foreign
 from harness.stream.virtio import field_features
 from harness.stream.vmdesc import decode
-from harness.stream.wire import Command as CommandName
-from harness.stream.wire import SectionType
+from harness.stream.wire import CommandType, SectionType
 from harness.text import printable
 
 SCHEMA = "postload.inspect/1"
@@ -191,7 +190,7 @@ def _commands(stream: Stream) -> list[dict[str, Any]]:
             "offset": part.offset,
             "size": part.size,
             "command": part.command,
-            "name": CommandName(part.command).name,
+            "name": CommandType(part.command).name,
             "data": part.data.hex(),
         }
         for part in stream.parts

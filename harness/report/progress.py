@@ -18,7 +18,7 @@ from harness.report.console import SafeConsole
 from harness.report.text import number, plural
 from harness.report.view import finding_of
 from harness.results.document import Cell
-from harness.results.events import Event, Judged, Planned, Said
+from harness.results.events import CellsPlanned, Event, Judged, Said
 from harness.results.signature import look_of
 from harness.results.verdict import Verdict, rank
 from harness.text import one_line
@@ -145,7 +145,7 @@ class LiveProgress:
     def take(self, event: Event) -> None:
         """What an event of a run changes in the display."""
         match event:
-            case Planned(cells=cells):
+            case CellsPlanned(cells=cells):
                 self.add_cells(len(cells))
             case Judged(planned=planned, cell=cell):
                 again = planned in self._judged

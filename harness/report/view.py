@@ -68,7 +68,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TableField:
     """One field of a table, ``width`` columns wide; ``entry`` is None where nothing was judged."""
 
     entry: Entry | None
@@ -103,15 +103,15 @@ class Row:
         """Schedules and oracles that it has cells for, in the order of the table."""
         return _ordered({column.schedule for column in self.entries}, LANES)
 
-    def places(self, lane: str, phases: Sequence[str]) -> list[Place]:
+    def places(self, lane: str, phases: Sequence[str]) -> list[TableField]:
         """The line of one lane: an entry or nothing for each phase, or one entry over all of them."""
         whole = self.entries.get(Column(schedule=lane, phase=None))
-        single = [Place(entry=self.entries.get(Column(schedule=lane, phase=phase))) for phase in phases]
+        single = [TableField(entry=self.entries.get(Column(schedule=lane, phase=phase))) for phase in phases]
         if whole is None:
             return single
         used = [number for number, place in enumerate(single, 1) if place.entry]
         before = single[: used[-1]] if used else []
-        return [*before, Place(entry=whole, width=max(1, len(phases) - len(before)))]
+        return [*before, TableField(entry=whole, width=max(1, len(phases) - len(before)))]
 
     def of_schedule(self, schedule: str) -> list[Cell]:
         return [cell for column, entry in self.entries.items() if column.schedule == schedule for cell in entry.cells]

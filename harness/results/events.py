@@ -98,7 +98,7 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned(_Event):
+class CellsPlanned(_Event):
     """Cells that are to be judged, in the order in which the document shall have them.
 
     :param row: rows stand in the order in which they are first named
@@ -131,7 +131,7 @@ class Said(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended(_Event):
+class RunEnded(_Event):
     """The run came to its end, or was stopped before it."""
 
     event: Literal["ended"] = "ended"
@@ -146,7 +146,7 @@ class Answered(_Event):
     qualify: dict[str, Any]
 
 
-Event = Started | MachineSeen | Planned | Judged | Said | Ended | Answered
+Event = Started | MachineSeen | CellsPlanned | Judged | Said | RunEnded | Answered
 
 
 def _plain(value: object) -> object:
@@ -163,7 +163,7 @@ class Fold:
 
     def __init__(self, started: Started) -> None:
         self.started = started
-        self._ended: Ended | None = None
+        self._ended: RunEnded | None = None
         self._machines: dict[tuple[str, str, str], MachineResult] = {}
         self._rows: dict[str, int] = {}
         self._order: dict[str, tuple[int, int, int]] = {}
@@ -184,11 +184,11 @@ class Fold:
             case MachineSeen(machine=machine):
                 recorder = machine.record_qemu or machine.qemu
                 self._machines[machine.machine, recorder.sha256, machine.qemu.sha256] = machine
-            case Planned():
+            case CellsPlanned():
                 self._plan(event)
             case Judged(planned=planned, cell=cell):
                 self._cells.setdefault(planned, []).append(cell)
-            case Ended():
+            case RunEnded():
                 self._ended = event
             case Answered(qualify=answer):
                 self.answer = answer
@@ -213,7 +213,7 @@ class Fold:
             cells=cells,
         )
 
-    def _plan(self, event: Planned) -> None:
+    def _plan(self, event: CellsPlanned) -> None:
         row = self._rows.setdefault(event.row, len(self._rows))
         for name in event.cells:
             self._order.setdefault(name, (row, list(Place).index(event.place), len(self._order)))

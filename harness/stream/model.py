@@ -14,7 +14,7 @@ from harness.stream.vmdesc import DeviceDesc, VmDesc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A command between sections; ``command`` is a :class:`wire.Command` number."""
+    """A command between sections; ``command`` is a :class:`wire.CommandType` number."""
 
     offset: int
     command: int

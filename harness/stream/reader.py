@@ -252,7 +252,7 @@ class _StreamReader:
     def _command(self) -> Command:
         start = self.cursor.pos
         _, command, length = self.cursor.unpack(wire.COMMAND, "command")
-        if command == wire.Command.PACKAGED:
+        if command == wire.CommandType.PACKAGED:
             raise StreamError(start, "a packaged stream is that of a postcopy: not supported")
         return Command(offset=start, command=command, data=self.cursor.take(length, "data of command"))
 

@@ -131,7 +131,7 @@ class SectionType(_OpenEnum):
     COMMAND = 8
 
 
-class Command(_OpenEnum):
+class CommandType(_OpenEnum):
     """Commands inside a stream (``migration/savevm.c``: ``enum qemu_vm_cmd``)."""
 
     INVALID = 0

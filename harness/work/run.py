@@ -31,7 +31,18 @@ from harness.qemu.scope import ProcessScope
 from harness.results.answer import Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, MatrixDoc, Qemu
-from harness.results.events import Ended, Event, Fold, Judged, MachineSeen, Place, Planned, Said, Started, stamped
+from harness.results.events import (
+    CellsPlanned,
+    Event,
+    Fold,
+    Judged,
+    MachineSeen,
+    Place,
+    RunEnded,
+    Said,
+    Started,
+    stamped,
+)
 from harness.results.key import USUAL_CPUS, CellKey, labels
 from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
@@ -221,7 +232,7 @@ class Run:
             pool.shutdown(wait=False, cancel_futures=True)
             self._scope.close()
             pool.shutdown(wait=True)
-        self._emit(Ended(complete=complete))
+        self._emit(RunEnded(complete=complete))
         return self.document()
 
     def document(self) -> MatrixDoc:
@@ -476,7 +487,7 @@ class Run:
         for device in devices:
             names = tuple(str(key) for task in chosen for key in task.answers if key.device == device)
             if names:
-                self._emit(Planned(row=replace(like, device=device).row, place=place, cells=names))
+                self._emit(CellsPlanned(row=replace(like, device=device).row, place=place, cells=names))
 
     def _phases(self, machine: str) -> tuple[str, ...]:
         """Those of the run that guests of a machine go through."""
@@ -520,7 +531,7 @@ class Run:
         for plan in plans:
             rows.setdefault(plan.key.row, []).append(str(plan.key))
         for row, names in rows.items():
-            self._emit(Planned(row=row, cells=tuple(names)))
+            self._emit(CellsPlanned(row=row, cells=tuple(names)))
 
     def _pack(self, binary: QemuBinary, planned: PlannedGuest, phases: Sequence[str] | None = None) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing

@@ -49,7 +49,7 @@ from harness.results.cause import (
     Unsupported,
 )
 from harness.results.document import Cell, MachineResult, Qemu, Warned
-from harness.results.events import Event, EventLog, Judged, MachineSeen, Planned, Started, fold_file
+from harness.results.events import CellsPlanned, Event, EventLog, Judged, MachineSeen, Started, fold_file
 from harness.results.folder import held_against
 from harness.results.key import CellKey, Route
 from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Outcome
@@ -253,7 +253,7 @@ def _jobs(run: Run, count: int) -> list[Any]:
     def prepare(mine: list[tuple[MachineResult, str, list[CellKey]]]) -> list[Job]:
         run.tell(MachineSeen(machine=mine[0][0]))
         for _, _, keys in mine:
-            run.tell(Planned(row=keys[0].row, cells=tuple(map(str, keys))))
+            run.tell(CellsPlanned(row=keys[0].row, cells=tuple(map(str, keys))))
         return [partial(judge, machine, key, column) for machine, _, keys in mine for column, key in enumerate(keys)]
 
     left, wanted = count, []

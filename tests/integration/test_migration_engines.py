@@ -20,7 +20,7 @@ from harness.engines.migration import RealMigration
 from harness.engines.postcopy import Postcopy, probe_postcopy
 from harness.engines.probe import probe_colo
 from harness.experiments.plainlife import plain_life
-from harness.lanes.checks import Oracle, perform
+from harness.lanes.checks import OracleName, perform
 from harness.lanes.judge import Bench
 from harness.lanes.migrations import migration_check
 from harness.oracles.guestfault import judge_life
@@ -158,7 +158,7 @@ def test_a_newer_destination_that_refuses_in_postcopy_is_a_reject_of_its_section
 
     bench = Bench(binary=qemu, ability=probe_colo(qemu), buffers=buffers, pace=Pace(), scope=ProcessScope())
     rows = ["virtio-blk", "ahci", "platform"]
-    cells = {cell.device: cell for cell in perform(migration_check(Oracle.POSTCOPY, ["bound"], rows), bench)}
+    cells = {cell.device: cell for cell in perform(migration_check(OracleName.POSTCOPY, ["bound"], rows), bench)}
     assert {row: cell.verdict for row, cell in cells.items()} == {
         "virtio-blk": Verdict.REJECT,
         "ahci": Verdict.OK,

@@ -12,7 +12,7 @@ from made_cells import words as in_words
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break
-from harness.experiments.guestlife import Clock, DeviceCheck, GuestLife
+from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
 from harness.guests.machine import DiskKind
 from harness.oracles.guestfault import LOG_RULES, judge_life
 from harness.oracles.oracle import Opinion
@@ -25,13 +25,13 @@ NAMES = {
     "virtio-net": ("eth[0-9]+", "virtio_net", r"0000:00:05\.0"),
 }
 DEVICES = ("ahci", "virtio-blk", "virtio-net", "platform")
-FIRST = Clock(asked_s=100.0, answered_s=100.2, beats=36, up_s=4.92, epoch_s=1795392856)
-LAST = Clock(asked_s=101.5, answered_s=101.6, beats=60, up_s=6.32, epoch_s=1795392857)
+FIRST = GuestClock(asked_s=100.0, answered_s=100.2, beats=36, up_s=4.92, epoch_s=1795392856)
+LAST = GuestClock(asked_s=101.5, answered_s=101.6, beats=60, up_s=6.32, epoch_s=1795392857)
 ABORTED = Exit(status=-6, signal="SIGABRT")
 
 
-def check(device: str, status: int | None = 0, said: str = "") -> DeviceCheck:
-    return DeviceCheck(device=device, status=status, said=said, seconds=20.0 if status is None else 0.5)
+def check(device: str, status: int | None = 0, said: str = "") -> LifeCheck:
+    return LifeCheck(device=device, status=status, said=said, seconds=20.0 if status is None else 0.5)
 
 
 def life(**changes: Any) -> GuestLife:
@@ -94,7 +94,7 @@ def test_a_check_that_does_not_end_says_where_it_was() -> None:
 
 
 def test_a_check_that_waits_for_a_dead_timer_is_the_platforms_fault() -> None:
-    stopped = Clock(asked_s=120.0, answered_s=120.1, beats=36, up_s=4.93, epoch_s=1795392856)
+    stopped = GuestClock(asked_s=120.0, answered_s=120.1, beats=36, up_s=4.93, epoch_s=1795392856)
     checks = (check("ahci"), check("virtio-blk", 1, "dd failed"), check("virtio-net", None, "small pings"))
     judged = judge_life(life(clocks=(FIRST, stopped), checks=checks))
     assert faulty(judged) == {"platform", "virtio-blk"}
@@ -118,14 +118,14 @@ def test_a_check_that_waits_for_a_dead_timer_is_the_platforms_fault() -> None:
     ],
 )
 def test_a_clock_that_is_wrong(beats: int, up_s: float, epoch_s: int, words: str) -> None:
-    last = Clock(asked_s=101.5, answered_s=101.6, beats=beats, up_s=up_s, epoch_s=epoch_s)
+    last = GuestClock(asked_s=101.5, answered_s=101.6, beats=beats, up_s=up_s, epoch_s=epoch_s)
     judged = judge_life(life(clocks=(FIRST, last)))
     assert faulty(judged) == {"platform"}
     assert words in in_words(judged["platform"])
 
 
 #: With eight busy processes beside it, a reading takes seconds; its QEMU got no CPU for most of the time.
-BUSY_FIRST = Clock(asked_s=100.0, answered_s=101.8, beats=36, up_s=5.0, epoch_s=1795392856, lost_s=3.0)
+BUSY_FIRST = GuestClock(asked_s=100.0, answered_s=101.8, beats=36, up_s=5.0, epoch_s=1795392856, lost_s=3.0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ BUSY_FIRST = Clock(asked_s=100.0, answered_s=101.8, beats=36, up_s=5.0, epoch_s=
     ],
 )
 def test_a_guest_that_gets_no_cpu_has_no_broken_clock(up_s: float, epoch_s: int) -> None:
-    last = Clock(asked_s=124.0, answered_s=126.2, beats=60, up_s=up_s, epoch_s=epoch_s, lost_s=21.0)
+    last = GuestClock(asked_s=124.0, answered_s=126.2, beats=60, up_s=up_s, epoch_s=epoch_s, lost_s=21.0)
     assert faulty(judge_life(life(clocks=(BUSY_FIRST, last)))) == set()
 
 
@@ -153,7 +153,7 @@ def test_a_guest_that_gets_no_cpu_has_no_broken_clock(up_s: float, epoch_s: int)
 def test_a_clock_that_is_broken_is_found_beside_busy_processes(
     beats: int, up_s: float, epoch_s: int, words: str
 ) -> None:
-    last = Clock(asked_s=124.0, answered_s=126.2, beats=beats, up_s=up_s, epoch_s=epoch_s, lost_s=21.0)
+    last = GuestClock(asked_s=124.0, answered_s=126.2, beats=beats, up_s=up_s, epoch_s=epoch_s, lost_s=21.0)
     judged = judge_life(life(clocks=(BUSY_FIRST, last)))
     assert faulty(judged) == {"platform"}
     assert words in in_words(judged["platform"])
@@ -168,7 +168,7 @@ def test_a_qemu_that_somebody_ended_is_no_fault_of_its_guest() -> None:
 def test_a_reading_that_took_long_is_no_fault() -> None:
     # read somewhere within the 10 s that the answer took: the guest's 11 s fit, and so do 2 s
     for up_s, epoch_s in ((15.9, 1795392867), (6.5, 1795392858)):
-        last = Clock(asked_s=101.5, answered_s=111.5, beats=60, up_s=up_s, epoch_s=epoch_s)
+        last = GuestClock(asked_s=101.5, answered_s=111.5, beats=60, up_s=up_s, epoch_s=epoch_s)
         assert faulty(judge_life(life(clocks=(FIRST, last)))) == set()
 
 

@@ -12,10 +12,10 @@ import pytest
 from harness.errors import MissingError, QemuError, UsageError
 from harness.files import sha256_file
 from harness.qemu import binary as binary_module
-from harness.qemu.binary import PROBE_SCHEMA, Program, QemuBinary, find_binary, host_binary, probe_binary
+from harness.qemu.binary import PROBE_SCHEMA, HostProgram, QemuBinary, find_binary, host_binary, probe_binary
 
 MakeScript = Callable[..., Path]
-PROGRAM = Program(name="qemu-system-mine", package="qemu-mine")
+PROGRAM = HostProgram(name="qemu-system-mine", package="qemu-mine")
 KEPT = {
     "target": "x86_64",
     "machines": [{"name": "pc-i440fx-7.2", "alias": "pc", "deprecated": False}],

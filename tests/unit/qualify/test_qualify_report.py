@@ -15,7 +15,7 @@ from harness.facts import KvmTried
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import qualify_plain
 from harness.results.document import Cell, MachineResult, Qemu
-from harness.results.events import Answered, Ended, Event, EventLog, Fold, Judged, MachineSeen, Planned, Started
+from harness.results.events import Answered, CellsPlanned, Event, EventLog, Fold, Judged, MachineSeen, RunEnded, Started
 from harness.results.verdict import Verdict
 
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
@@ -41,7 +41,7 @@ def events(verdict: Verdict = Verdict.OK) -> list[Event]:
     return [
         Started(command=("postload", "qualify"), host={}, qualify=ASKED),
         MachineSeen(machine=MachineResult(machine=MACHINE, qemu=NEW, record_qemu=OLD)),
-        Planned(row="ahci", cells=("plain", "same")),
+        CellsPlanned(row="ahci", cells=("plain", "same")),
         Judged(planned="plain", cell=cell("plain", verdict)),
         Judged(planned="same", cell=cell("same", Verdict.OK)),
     ]
@@ -57,7 +57,7 @@ def reported(folder: Path, kept: list[Event]) -> tuple[int, dict[str, Any], dict
     return code, json.loads((folder / "qualify.json").read_text()), json.loads((folder / "matrix.json").read_text())
 
 
-@pytest.mark.parametrize("ended", [[], [Ended(complete=False)], [Ended(complete=True)]])
+@pytest.mark.parametrize("ended", [[], [RunEnded(complete=False)], [RunEnded(complete=True)]])
 def test_without_its_answer_a_run_is_no_go_at_most(tmp_path: Path, ended: list[Event]) -> None:
     """Killed among its cells, or behind them, while it asked the QEMUs for causes."""
     code, answer, matrix = reported(tmp_path, [*events(), *ended])
@@ -71,7 +71,7 @@ def test_without_its_answer_a_run_is_no_go_at_most(tmp_path: Path, ended: list[E
 
 @pytest.mark.parametrize(("verdict", "said", "code"), [(Verdict.OK, "go", 0), (Verdict.REJECT, "no-go", 1)])
 def test_the_answer_that_was_given_is_told_again(tmp_path: Path, verdict: Verdict, said: str, code: int) -> None:
-    kept = [*events(verdict), Ended(complete=True)]
+    kept = [*events(verdict), RunEnded(complete=True)]
     fold = Fold(Started(command=(), host={}))
     for event in kept:
         fold.add(event)

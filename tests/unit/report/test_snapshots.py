@@ -13,7 +13,7 @@ import pytest
 from harness.report import snapshots as module
 from harness.report.snapshots import FREE_BYTES, INTERVAL_S, REST, SHARE_OF_EVENTS, Snapshots
 from harness.results.document import Cell, MatrixDoc
-from harness.results.events import Judged, Planned
+from harness.results.events import CellsPlanned, Judged
 
 KB = 1000
 
@@ -53,7 +53,7 @@ def bench(doc: MatrixDoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Be
 
 
 def test_the_first_cell_is_shown_at_once_and_later_ones_together(bench: Bench, one_cell: Callable[..., Cell]) -> None:
-    bench.snapshots.take(Planned(row="r", cells=("a",)))
+    bench.snapshots.take(CellsPlanned(row="r", cells=("a",)))
     assert bench.written_at_s == []
     for _ in range(100):
         bench.judge(one_cell())

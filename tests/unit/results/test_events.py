@@ -21,14 +21,14 @@ from harness.results.document import Cell, Colo, MachineResult, Qemu
 from harness.results.events import (
     EVENTS_NAME,
     Answered,
-    Ended,
+    CellsPlanned,
     Event,
     EventLog,
     Fold,
     Judged,
     MachineSeen,
     Place,
-    Planned,
+    RunEnded,
     Said,
     Started,
     cut_bytes,
@@ -63,11 +63,11 @@ def whole_run() -> list[Event]:
     return [
         STARTED,
         MachineSeen(at_s=0.1, machine=MACHINE),
-        Planned(at_s=0.2, row="q35/ahci", cells=("ahci/1", "ahci/2")),
-        Planned(at_s=0.2, row="q35/platform", cells=("platform/1",)),
+        CellsPlanned(at_s=0.2, row="q35/ahci", cells=("ahci/1", "ahci/2")),
+        CellsPlanned(at_s=0.2, row="q35/platform", cells=("platform/1",)),
         MachineSeen(at_s=0.3, machine=replace(MACHINE, dialect="enable-colo")),
-        Planned(at_s=0.4, row="q35/ahci", place=Place.BEHIND, cells=("ahci/drift",)),
-        Planned(at_s=0.4, row="q35/ahci", place=Place.BEFORE, cells=("ahci/plain", "ahci/postcopy")),
+        CellsPlanned(at_s=0.4, row="q35/ahci", place=Place.BEHIND, cells=("ahci/drift",)),
+        CellsPlanned(at_s=0.4, row="q35/ahci", place=Place.BEFORE, cells=("ahci/plain", "ahci/postcopy")),
         Said(at_s=0.5, text="something"),
         Judged(at_s=1.0, planned="platform/1", cell=cell("platform/1", verdict=Verdict.CRASH)),
         Judged(at_s=1.5, planned="platform/1", cell=cell("platform/1+rest")),
@@ -75,7 +75,7 @@ def whole_run() -> list[Event]:
         Judged(at_s=3.0, planned="ahci/2", cell=cell("ahci/2", "ahci")),
         Judged(at_s=4.0, planned="ahci/1", cell=cell("ahci/1", "ahci")),
         Judged(at_s=5.0, planned="ahci/plain", cell=cell("ahci/plain", "ahci")),
-        Ended(at_s=6.25, complete=True),
+        RunEnded(at_s=6.25, complete=True),
     ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_without_its_end_a_run_is_not_complete(tmp_path: Path) -> None:
         doc = fold_file(written(tmp_path, whole_run()[:count])).document()
         assert not doc.complete
         assert len(doc.cells) == max(0, count - 8)
-    stopped = fold_file(written(tmp_path, [*whole_run()[:-1], Ended(complete=False)])).document()
+    stopped = fold_file(written(tmp_path, [*whole_run()[:-1], RunEnded(complete=False)])).document()
     assert not stopped.complete
 
 
@@ -208,7 +208,7 @@ def test_a_full_disk_takes_no_half_line(tmp_path: Path, monkeypatch: pytest.Monk
         assert log.path.read_bytes() == before
         # there is room again, for the end at least
         room[0] = True
-        log.write(Ended(complete=False))
+        log.write(RunEnded(complete=False))
         assert log.size_bytes == log.path.stat().st_size
     assert [place(found) for found in fold_file(log.path).document().cells] == ["platform/1"]
 
@@ -230,7 +230,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
         assert is_being_written(log.path)
         with pytest.raises(HostError, match="another run is writing there"):
             other.write(STARTED)
-        log.write(Ended(complete=True))
+        log.write(RunEnded(complete=True))
     assert not is_being_written(log.path)
     assert fold_file(log.path).complete
 

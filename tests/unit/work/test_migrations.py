@@ -12,7 +12,7 @@ from harness.engines.evidence import Break, Evidence
 from harness.engines.incoming import State
 from harness.engines.postcopy import PostcopyAbility
 from harness.lanes import migrations as module
-from harness.lanes.checks import Check, Oracle, perform
+from harness.lanes.checks import OracleCheck, OracleName, perform
 from harness.lanes.judge import Bench
 from harness.lanes.migrations import migration_check
 from harness.qemu.process import Exit
@@ -64,11 +64,11 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Destination:
 
 
 def plain(bench: Bench) -> dict[str, Cell]:
-    check = migration_check(Oracle.PLAIN, PHASES, ROWS)
+    check = migration_check(OracleName.PLAIN, PHASES, ROWS)
     return by_row(check, bench)
 
 
-def by_row(check: Check, bench: Bench) -> dict[str, Cell]:
+def by_row(check: OracleCheck, bench: Bench) -> dict[str, Cell]:
     return {cell.device: cell for cell in perform(check, bench)}
 
 
@@ -157,7 +157,7 @@ def test_more_refused_sections_than_are_searched_for_leave_nobody_ok(
 
 def test_a_section_of_a_row_that_is_not_judged_is_left_out_and_named(there: Destination, bench: Bench) -> None:
     there.refuses = {"kernel": {AHCI}}
-    (cell,) = perform(migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",)), bench)
+    (cell,) = perform(migration_check(OracleName.PLAIN, PHASES, ("virtio-blk",)), bench)
     assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.OK, 2, 2)
     assert cell.excluded == (AHCI,)
     assert bench.refused == {AHCI}
@@ -167,7 +167,7 @@ def test_a_load_that_fails_for_no_section_and_without_the_platform_leaves_the_ot
     there: Destination, bench: Bench
 ) -> None:
     there.names, there.refuses = False, {"kernel": {"a RAM block"}}
-    (cell,) = perform(migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",)), bench)
+    (cell,) = perform(migration_check(OracleName.PLAIN, PHASES, ("virtio-blk",)), bench)
     assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.HARNESS_ERROR, 2, 1)
     assert cell.outcome.causes == (Undecided(why=Why.OTHERS, acked=1, asked=2),)
 
@@ -176,7 +176,7 @@ def test_a_failure_that_does_not_come_back_is_not_hidden_where_the_platform_is_n
     there: Destination, bench: Bench
 ) -> None:
     there.names, there.refuses, there.once = False, {"kernel": {AHCI}}, True
-    (cell,) = perform(migration_check(Oracle.PLAIN, PHASES, ("virtio-blk",)), bench)
+    (cell,) = perform(migration_check(OracleName.PLAIN, PHASES, ("virtio-blk",)), bench)
     assert (cell.verdict, cell.loads_asked, cell.loads_acked) == (Verdict.HARNESS_ERROR, 3, 2)
 
 
@@ -185,7 +185,7 @@ def test_postcopy_that_cannot_be_is_the_hosts_and_not_ok(
 ) -> None:
     ability = PostcopyAbility(usable=False, reason="no userfaultfd")
     monkeypatch.setattr(module, "probe_postcopy", lambda *_: ability)
-    cells = by_row(migration_check(Oracle.POSTCOPY, PHASES, ROWS), bench)
+    cells = by_row(migration_check(OracleName.POSTCOPY, PHASES, ROWS), bench)
     assert {cell.verdict for cell in cells.values()} == {Verdict.HOST}
     assert {cell.loads_acked for cell in cells.values()} == {0}
 

@@ -22,8 +22,8 @@ from harness.engines.schedule import Schedule
 from harness.errors import HarnessError, HostError, QemuError
 from harness.guests.plan import PlacedDevice
 from harness.lanes import checks, schedules
-from harness.lanes.checks import Check
-from harness.lanes.judge import Bench, Exclusion, Reason
+from harness.lanes.checks import OracleCheck
+from harness.lanes.judge import Bench, Exclusion, ExclusionReason
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import TRIES, Disturbance, Hindered, current_account
@@ -32,8 +32,8 @@ from harness.report.sentences import cause_text, colo_reason_text
 from harness.results.answer import Seen, machine_result
 from harness.results.cause import Figure, Leaked, LoadedBy, Resource, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, Colo, ColoReason, MachineResult, MatrixDoc, Qemu
-from harness.results.events import Ended, EventLog, Fold, Judged, Started, fold_file
 from harness.results.events import Event as RunEvent
+from harness.results.events import EventLog, Fold, Judged, RunEnded, Started, fold_file
 from harness.results.key import CellKey
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
@@ -212,7 +212,7 @@ def test_ctrl_c_gives_what_was_judged_until_then(
     judge(interrupted_at_the_fourth)
     run, _, events = make_run(jobs=1)
     doc = load_pack_rows(run, pack)
-    assert isinstance(events[-1], Ended)
+    assert isinstance(events[-1], RunEnded)
     assert not events[-1].complete
     assert len([event for event in events if isinstance(event, Judged)]) == 4
     assert not doc.complete
@@ -250,7 +250,7 @@ def test_a_wave_leaves_out_what_the_waves_before_it_broke_on(
         place = plan.key.place
         told[place] = bench.known(plan.phases, plan.schedule is Schedule.BACK_TO_BACK, frozenset())
         if place == "platform/bound/same":
-            bench.tell([Exclusion(section="i8259", reason=Reason.BROKE, phase="bound")])
+            bench.tell([Exclusion(section="i8259", reason=ExclusionReason.BROKE, phase="bound")])
         yield cell_of(plan, bench.binary)
 
     judge(blames)
@@ -325,7 +325,7 @@ def test_a_migration_that_the_stop_killed_does_not_count(
 ) -> None:
     judge(lambda *_: pytest.fail("no checkpoint is loaded"))
 
-    def killed(check: Check, bench: Bench) -> list[Cell]:
+    def killed(check: OracleCheck, bench: Bench) -> list[Cell]:
         for _ in range(4):
             _thread.interrupt_main()  # one that arrives in a finaliser of Python's is lost
             if bench.scope.wait(5.0):

@@ -10,7 +10,7 @@ import pytest
 
 from harness.devices.device import Device, GuestCommands
 from harness.errors import UsageError
-from harness.lanes.judge import Exclusion, Reason
+from harness.lanes.judge import Exclusion, ExclusionReason
 from harness.lanes.lane import Request
 from harness.lanes.registry import LANES
 from harness.names import MIGRATIONS, ORACLES, SCHEDULES
@@ -20,8 +20,8 @@ from harness.state.transforms import GuestMode
 from harness.work.planning import Chain, Wanted, in_waves, plan_tasks
 from harness.work.task import QemuFile, RecordingFile, Task, in_order
 
-BROKE = Exclusion(section="i8259", reason=Reason.BROKE, phase="bound", twice=True)
-REFUSED = Exclusion(section="0000:00:05.0/virtio-net", reason=Reason.REFUSED)
+BROKE = Exclusion(section="i8259", reason=ExclusionReason.BROKE, phase="bound", twice=True)
+REFUSED = Exclusion(section="0000:00:05.0/virtio-net", reason=ExclusionReason.REFUSED)
 AHCI = Device(name="ahci", about="a disk", faults={"disk": 5000}, guest=GuestCommands(busy="write"))
 LIKE = Task(
     recording=RecordingFile(path="/packs/pc", content="ab" * 32),

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One class name once; the names that a user types are those of what they name."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from harness import names
+from harness.engines.schedule import Schedule
+from harness.lanes.registry import LANES
+from harness.report.writer import FORMATS
+from harness.state.transforms import GuestMode
+from harness.studies.run import QUESTIONS
+
+HARNESS = Path(names.__file__).parent
+#: One file of the standard library that goes into bug reports: nothing imports it, and it imports nothing.
+APART = HARNESS / "triage" / "reproduce.py"
+
+
+def test_no_class_name_is_used_twice() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in HARNESS.rglob("*.py"):
+        if path != APART:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(str(path.relative_to(HARNESS)))
+    assert len(places) > 300
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_the_names_are_those_of_the_registries() -> None:
+    assert tuple(LANES) == (*names.MIGRATIONS, *names.SCHEDULES, *names.ORACLES)
+    assert tuple(map(str, Schedule)) == names.SCHEDULES
+    assert tuple(map(str, GuestMode)) == names.GUEST_MODES
+    assert (tuple(FORMATS), tuple(QUESTIONS)) == (names.FORMATS, names.QUESTIONS)
+
+
+def test_a_registry_has_the_order_of_its_names() -> None:
+    assert list(names.in_order("letters", ("b", "a"), {"a": 1, "b": 2})) == ["b", "a"]
+
+
+@pytest.mark.parametrize("registered", [{"a": 1}, {"a": 1, "b": 2, "c": 3}])
+def test_a_registry_with_another_name_is_no_registry(registered: dict[str, int]) -> None:
+    with pytest.raises(ImportError, match=r"letters and their names in harness\.names differ: [bc]$"):
+        names.in_order("letters", ("a", "b"), registered)
