@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ from harness.results.document import Warned
 from harness.results.outcome import Outcome
 from harness.results.signature import normal
 from harness.results.verdict import Verdict
+from harness.results.voided import is_void
 
 LOG_LIMIT_CHARS = 4000
 
@@ -96,6 +98,11 @@ def judge(evidence: Evidence) -> Judgement:
         return Judgement(verdict=verdict, log=evidence.log)
     named = named_section(evidence.log)
     return Judgement(verdict=verdict, cause=cause, log=evidence.log[-LOG_LIMIT_CHARS:], named=named)
+
+
+def is_spoilt(evidence: Evidence, hindered: Sequence[Hindered]) -> bool:
+    """Whether a session says nothing after what the host did to it; see :func:`harness.results.voided.is_void`."""
+    return is_void(judge(evidence).verdict, hindered)
 
 
 def warnings_of(evidence: Evidence) -> tuple[Warned, ...]:

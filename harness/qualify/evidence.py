@@ -14,10 +14,11 @@ from harness.engines.migration import RealMigration
 from harness.errors import PostloadError, QemuError
 from harness.facts import FactChange, Matters, collect_facts, compare_facts, explaining, incomparable
 from harness.guests.machine import Machine
-from harness.oracles.load import judge
+from harness.oracles.load import is_spoilt, judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.disturbance import Disturbed, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.answer import Leg, use_of
@@ -151,7 +152,10 @@ class GuestWitness:
     def _migrated(self, recorder: QemuBinary, loader: QemuBinary, pack: StatePack, phase: str) -> Outcome:
         state = State(buffers=Buffers(pack, self._machine(pack)), phase=phase)
         try:
-            run = RealMigration(source=recorder, destination=loader, state=state, scope=self.scope).run()
+            migration = RealMigration(source=recorder, destination=loader, state=state, scope=self.scope)
+            run = undisturbed(migration.run, is_spoilt)
+        except Disturbed as error:
+            return Outcome(verdict=Verdict.HOST, causes=error.hindered)
         except PostloadError as error:
             undecided = Undecided(why=Why.ERROR, said=str(error))
             return Outcome(verdict=Verdict.HARNESS_ERROR, causes=(undecided,))

@@ -16,7 +16,7 @@ from harness.errors import HarnessError, HostError, QemuError, Stopped, UsageErr
 from harness.experiments.leak import LeakBench, LeakBudget
 from harness.names import MIGRATIONS
 from harness.oracles.leak import MIN_LEAK_BYTES, growth
-from harness.oracles.load import judge
+from harness.oracles.load import is_spoilt, judge
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbed, undisturbed
 from harness.qemu.scope import ProcessScope
@@ -24,7 +24,6 @@ from harness.results.cause import Leaked, LoadedBy, Resource
 from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
-from harness.results.voided import is_void
 from harness.state.transforms import cpu_labels, label_of
 from harness.triage.cells import at_start, phase_of
 from harness.triage.minimise import Attempt, NotReproduced, Search
@@ -169,9 +168,7 @@ class Tries:
         return signature_of(outcome, machine=cell.machine, device=cell.device)
 
     def _load(self, candidate: Candidate) -> Attempt:
-        evidence = undisturbed(
-            self.session(candidate).run, lambda seen, hindered: is_void(judge(seen).verdict, hindered)
-        )
+        evidence = undisturbed(self.session(candidate).run, is_spoilt)
         verdict = judge(evidence).verdict
         begun = evidence.broken is None or evidence.broken.load > 0
         # of an incoming stream that was taken nothing behind it matters

@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from made_cells import made_cell
 
+from harness.colo.messages import Step
+from harness.engines.evidence import Break, Evidence
 from harness.errors import Stopped
+from harness.packs.pack import StatePack
 from harness.qemu.binary import MachineType, QemuBinary
+from harness.qemu.disturbance import TRIES, Disturbance, Hindered, current_account
+from harness.qemu.process import Exit
+from harness.qualify import evidence as evidence_module
 from harness.qualify.answer import Leg
 from harness.qualify.evidence import GuestWitness, passed_sections
 from harness.qualify.model import Reason
@@ -59,3 +68,22 @@ def test_a_machine_type_that_is_gone_comes_with_a_remedy(binary: QemuBinary) -> 
     told = witness.explain(cell("ahci", verdict=Verdict.UNSUPPORTED), Reason(use="colo", verdict="unsupported"))
     assert [explained.kind for explained in told.explained] == ["other-types"]
     assert "pc-i440fx-9.0" in reason_remedy_text(told)
+
+
+def test_a_confirmation_that_the_host_disturbs_each_time_is_the_hosts(
+    binary: QemuBinary, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Hindered(how=Disturbance.ENDED, signal="SIGKILL")
+    gone = Break(step=Step.INCOMING, kind="closed", detail="x", load=1, phase="bound")
+    runs: list[int] = []
+
+    def run() -> Evidence:
+        runs.append(1)
+        current_account().ended(ended)
+        killed = Exit(status=-9, signal="SIGKILL")
+        return Evidence(loads_asked=1, loads_acked=0, checkpoints_acked=0, broken=gone, exit=killed, log="")
+
+    monkeypatch.setattr(evidence_module, "RealMigration", lambda **_: SimpleNamespace(run=run))
+    with StatePack(make_pack()) as pack:
+        outcome = GuestWitness(binaries={})._migrated(binary, binary, pack, "bound")
+    assert (outcome.verdict, outcome.causes, len(runs)) == (Verdict.HOST, (ended,), TRIES)

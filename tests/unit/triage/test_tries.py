@@ -15,6 +15,7 @@ from harness.engines.evidence import Break, Evidence
 from harness.errors import QemuError
 from harness.experiments.leak import LeakRun
 from harness.oracles.load import judge
+from harness.qemu.disturbance import Disturbance, Disturbed, Hindered, current_account
 from harness.qemu.process import Exit
 from harness.qemu.scope import ProcessScope
 from harness.results.cause import Cause, Leaked, LoadedBy, Resource
@@ -89,6 +90,30 @@ def test_only_loads_that_were_all_acknowledged_say_that_it_does_not_fail(
 ) -> None:
     attempt = tries_of(cell, evidence, monkeypatch).attempt(cast(Candidate, None))
     assert (attempt.hit, attempt.tested) == (hit, tested)
+
+
+def ended_from_outside(*evidence: Evidence) -> Callable[[], Evidence]:
+    """Sessions of which all but the last have a QEMU that somebody ended."""
+    left = list(evidence)
+
+    def run() -> Evidence:
+        if len(left) > 1:
+            current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
+        return left.pop(0)
+
+    return run
+
+
+def test_a_qemu_that_somebody_ended_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tries_of(CRASH, DIED, monkeypatch)
+    killed = seen(broke("closed"), exit=Exit(status=0, signal="SIGTERM"))
+    monkeypatch.setattr(made, "session", lambda _: SimpleNamespace(run=ended_from_outside(killed, killed, DIED)))
+    assert made.attempt(cast(Candidate, None)).hit
+    monkeypatch.setattr(
+        made, "session", lambda _: SimpleNamespace(run=ended_from_outside(killed, killed, killed, DIED))
+    )
+    with pytest.raises(Disturbed):
+        made.attempt(cast(Candidate, None))
 
 
 def test_a_qemu_that_does_not_start_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
