@@ -126,6 +126,7 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
     A unix socket instead of ``exec:`` keeps a shell, and a second process to lose, out of it.
 
     :raises Unmigratable: a device of the machine blocks migration, with QEMU's text
+    :param sock_path: in the QEMU's own folder
     :raises QemuError: migration failed, with QEMU's text
     :raises DeadlineError: not complete within ``timeout_s``
     :raises HostError: no space for the stream
@@ -133,6 +134,8 @@ def migrate_to_socket(vm: Vm, sock_path: Path, sink: Path, *, timeout_s: float) 
     deadline = vm.deadline(timeout_s)
     with socket.socket(socket.AF_UNIX) as server, socket_path(sock_path) as address:
         server.bind(str(address))
+        # behind walls QEMU may be another user; nobody else gets into its folder
+        sock_path.chmod(0o666)
         server.listen(1)
         _migrate(vm, f"unix:{address}")
         try:

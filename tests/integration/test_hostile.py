@@ -27,7 +27,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, listing
 from harness.qemu.monitor import CommandRefused
-from harness.qemu.vm import Vm
+from harness.qemu.vm import Vm, migrate_to_socket
 from harness.qemu.walls import program_paths, standing
 from harness.tools.apt import AptRoot, extract
 
@@ -160,6 +160,12 @@ def test_a_file_of_the_hosts_is_not_opened(behind_walls: Vm, binary: QemuBinary,
         behind_walls.qmp("pmemsave", val=0, size=16, filename=str(scratch / "new"))
     behind_walls.qmp("pmemsave", val=0, size=16, filename=str(behind_walls.workdir / "new"))
     assert not (scratch / "new").exists()
+
+
+def test_its_state_can_be_taken_from_it(behind_walls: Vm, scratch: Path) -> None:
+    size = migrate_to_socket(behind_walls, behind_walls.workdir / "own.sock", scratch / "state", timeout_s=60)
+    assert size == (scratch / "state").stat().st_size
+    assert (scratch / "state").read_bytes().startswith(b"QEVM\0\0\0\3")
 
 
 def test_no_network_of_the_hosts_is_there(behind_walls: Vm, binary: QemuBinary) -> None:
