@@ -121,7 +121,8 @@ Named = tuple[str, QemuBinary]
 
 
 def builds(good: Named, bad: Named, wanted: Iterable[Named], installed: Iterable[Named]) -> list[Build]:
-    """What to try, in version order, each program once: both ends, what is wanted, and what else lies between.
+    """What to try, in version order, each program once: both ends, what is wanted, and what else lies between and is of
+    the same architecture.
 
     :param good: name and binary
     :raises UsageError: both ends are the same program
@@ -131,7 +132,8 @@ def builds(good: Named, bad: Named, wanted: Iterable[Named], installed: Iterable
     ends = [replace(_build(*good), given="good"), replace(_build(*bad), given="bad")]
     first, last = sorted(ends, key=lambda end: end.order)
     found = [first, *(_build(*each) for each in wanted)]
-    found += [build for build in (_build(*each) for each in installed) if first.order <= build.order <= last.order]
+    alike = (_build(*each) for each in installed if each[1].target == good[1].target)
+    found += [build for build in alike if first.order <= build.order <= last.order]
     unique = {build.sha256: build for build in reversed([*found, last])}
     unique |= {end.sha256: end for end in ends}
     # of equal versions the ends stay outside

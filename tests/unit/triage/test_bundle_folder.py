@@ -366,9 +366,10 @@ def test_a_migration_says_from_where_to_where(tmp_path: Path) -> None:
     assert "what a checkpoint loads" not in files["README.md"]
 
 
-def binary(version: str, path: str = "") -> Any:
+def binary(version: str, path: str = "", target: str = "x86_64") -> Any:
     """As far as it is looked at."""
-    return type("Binary", (), {"version": version, "path": path or f"/q{version}", "sha256": path or version})()
+    looked_at = {"version": version, "path": path or f"/q{version}", "sha256": path or version, "target": target}
+    return type("Binary", (), looked_at)()
 
 
 def test_builds_stand_in_version_order_each_once_between_the_ends() -> None:
@@ -376,7 +377,12 @@ def test_builds_stand_in_version_order_each_once_between_the_ends() -> None:
         ("old", binary("9.2.0")),
         ("new", binary("10.0.2")),
         [("own", binary("10.0.2", "/own")), ("far", binary("11.0.0")), ("old-again", binary("9.2.0"))],
-        [("9.10", binary("9.10.0")), ("8", binary("8.0.0")), ("own-again", binary("10.0.2", "/own"))],
+        [
+            ("9.10", binary("9.10.0")),
+            ("9.10-aarch64", binary("9.10.0", "/arm", "aarch64")),
+            ("8", binary("8.0.0")),
+            ("own-again", binary("10.0.2", "/own")),
+        ],
     )
     assert [build.name for build in found] == ["old", "9.10", "own", "new", "far"]
     assert [build.given for build in found] == ["good", "", "", "bad", ""]
