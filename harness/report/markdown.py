@@ -15,6 +15,7 @@ from harness.report.view import (
     FindingGroup,
     Row,
     blocks,
+    by_version,
     cells_text,
     finding_groups,
     loads_text,
@@ -55,6 +56,7 @@ def render_markdown(doc: MatrixDoc) -> str:
         parts.append(f"**Partial:** the run has not come to its end; {plural(len(doc.cells), 'cell')} judged.")
     found = blocks(doc)
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
+    parts += _versions(doc)
     parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
     groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
     if groups:
@@ -63,6 +65,16 @@ def render_markdown(doc: MatrixDoc) -> str:
         parts.append(f"And {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html.")
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
+
+
+def _versions(doc: MatrixDoc) -> list[str]:
+    """Device by QEMU, where there are several."""
+    table = by_version(doc)
+    if table is None:
+        return []
+    lines = [["machine", "device", *map(_plain, table.qemus)], ["---"] * (2 + len(table.qemus))]
+    lines += [[_plain(f), _plain(d), *(str(v) if v else "" for v in verdicts)] for f, d, verdicts in table.rows]
+    return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _answer(block: Block) -> str:

@@ -20,6 +20,7 @@ from harness.report.view import (
     FindingGroup,
     Row,
     blocks,
+    by_version,
     cells_text,
     explain_line,
     finding_groups,
@@ -82,6 +83,7 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
     if len(groups) > MANY_FINDINGS:
         _line(console, f"and {plural(len(groups) - MANY_FINDINGS, 'more finding')}, in matrix.html")
         _line(console)
+    _print_versions(doc, console)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)
@@ -250,6 +252,19 @@ def _print_log(log: str, text: str, console: Console) -> None:
     for line in lines[-MAX_LOG_LINES:]:
         for part in textwrap.wrap(line, width, break_on_hyphens=False):
             _line(console, Text("  | ", style="dim").append(part, style="not dim"))
+
+
+def _print_versions(doc: MatrixDoc, console: Console) -> None:
+    """Device by QEMU, where there are several."""
+    table = by_version(doc)
+    if table is None:
+        return
+    lines = [("machine", "device", *table.qemus)]
+    lines += [(family, device, *(str(v) if v else "" for v in verdicts)) for family, device, verdicts in table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        _line(console, " " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    _line(console)
 
 
 def _print_totals(doc: MatrixDoc, console: Console) -> None:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
+from harness.arch import family_of
 from harness.names import LANES, PHASES
 from harness.report import sentences
 from harness.report.text import number, plural
@@ -240,6 +241,33 @@ def pair_text(cell: Cell) -> str:
 
 def _title(machine: str, recorded: Qemu | None, loaded: Qemu) -> str:
     return f"{machine} on QEMU {_pair(recorded or loaded, loaded)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionTable:
+    """What each device came to on each QEMU.
+
+    :param rows: family of the machine, device, and the worst verdict on each of ``qemus``; None where it has no cell
+    """
+
+    qemus: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[Verdict | None, ...]], ...]
+
+
+def by_version(doc: MatrixDoc) -> VersionTable | None:
+    """The devices by the QEMUs of a run; None where there is one QEMU, or where one records and another loads."""
+    qemus = tuple(dict.fromkeys(str(cell.key.route) for cell in doc.cells))
+    if len(qemus) < 2 or any(cell.record_qemu.sha256 != cell.load_qemu.sha256 for cell in doc.cells):
+        return None
+    found: dict[tuple[str, str], dict[str, list[Verdict]]] = {}
+    for cell in doc.cells:
+        row = found.setdefault((family_of(cell.machine), cell.device), {})
+        row.setdefault(str(cell.key.route), []).append(cell.verdict)
+    rows = (
+        (family, device, tuple(worst(verdicts[qemu]) if qemu in verdicts else None for qemu in qemus))
+        for (family, device), verdicts in found.items()
+    )
+    return VersionTable(qemus=qemus, rows=tuple(rows))
 
 
 def block_title(cell: Cell) -> str:

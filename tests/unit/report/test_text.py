@@ -11,10 +11,12 @@ from made_cells import QEMU, made_cell
 from rich.console import Console
 
 from harness.report.html import render_html
+from harness.report.markdown import render_markdown
 from harness.report.terminal import print_matrix
 from harness.report.text import plural, were
-from harness.report.view import blocks, finding_groups
+from harness.report.view import blocks, by_version, finding_groups
 from harness.results.document import Cell, Colo, MachineResult, MatrixDoc
+from harness.results.key import Route
 from harness.results.verdict import Verdict
 
 
@@ -91,3 +93,41 @@ def test_a_cell_on_the_page_is_filtered_with_its_machine() -> None:
     moved = made_cell("pc-q35-7.2/ahci/bound/same", record_qemu=replace(QEMU, version="5.2.0", sha256="ff" * 32))
     page = render_html(safe(moved))
     assert page.count('data-machine="pc-q35-7.2 on QEMU 5.2.0 -&gt; 7.2.22"') == 3
+
+
+def on_two_qemus() -> MatrixDoc:
+    """Two devices on one QEMU, one of them on another too."""
+    new = replace(QEMU, version="10.0.13", sha256="ff" * 32)
+    cells = [
+        made_cell("pc-q35-7.2/platform/bound/same", Verdict.CRASH),
+        made_cell("pc-q35-7.2/platform/bound/same+rest"),
+        made_cell("pc-q35-7.2/ahci/bound/same"),
+        made_cell("pc-q35-10.0/platform/bound/same", record_qemu=new, load_qemu=new),
+    ]
+    route = Route(recorder="10.0.13", loader="10.0.13")
+    return safe(*cells[:3], replace(cells[3], key=replace(cells[3].key, route=route)))
+
+
+def test_of_several_qemus_the_devices_stand_by_version() -> None:
+    doc = on_two_qemus()
+    table = by_version(doc)
+    assert table is not None
+    assert table.qemus == ("7.2.22", "10.0.13")
+    assert table.rows == (
+        ("q35", "platform", (Verdict.CRASH, Verdict.OK)),
+        ("q35", "ahci", (Verdict.OK, None)),
+    )
+    file = io.StringIO()
+    print_matrix(doc, Console(file=file, width=100))
+    assert (
+        "\n machine  device    7.2.22  10.0.13\n q35      platform  crash   ok\n q35      ahci      ok\n"
+        in file.getvalue()
+    )
+    assert "| machine | device | 7.2.22 | 10.0.13 |" in render_markdown(doc)
+    assert "| q35 | ahci | ok |  |" in render_markdown(doc)
+    assert '<tr><td>q35</td><td>ahci</td><td><span class="v v-ok">ok</span></td><td></td></tr>' in render_html(doc)
+
+
+def test_of_one_qemu_there_is_no_such_table() -> None:
+    assert by_version(safe(made_cell("pc-q35-7.2/ahci/bound/same"))) is None
+    assert 'class="versions"' not in render_html(safe(made_cell("pc-q35-7.2/ahci/bound/same")))
