@@ -398,11 +398,14 @@ class Run:
         return tasks
 
     def _unrecorded(self, recorder: QemuBinary, guest: PlannedGuest) -> HarnessError | None:
-        """Why a guest cannot be recorded; None for one that can."""
+        """Why a guest cannot be recorded; None for one that can, or of which it is known how far."""
         try:
             undisturbed(partial(self._pack, recorder, guest))
         except Stopped:
             raise
+        except DeviceFailed:
+            self._scope.check()
+            return None
         except HarnessError as error:
             self._scope.check()
             return error

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.arch import X86_64
+from harness.arch import AARCH64, X86_64
 from harness.arch.accel import choose_accel
 from harness.devices.device import device_types
 from harness.devices.recipe import load_recipes
@@ -74,6 +74,17 @@ def probed() -> Callable[[str | Path], QemuBinary]:
 def binary(qemu_path: Path, probed: Callable[[str | Path], QemuBinary]) -> QemuBinary:
     """The host's QEMU."""
     return probed(qemu_path)
+
+
+@pytest.fixture(scope="session")
+def aarch64_qemu() -> Path:
+    """Without it the tests are skipped; under CI they fail."""
+    try:
+        return host_binary(AARCH64.program)
+    except MissingError as error:
+        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+            pytest.fail(f"CI has to have it: {error}", pytrace=False)
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from harness.devices.saved import Comparison
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.secondary import Secondary
-from harness.errors import MissingError
 from harness.experiments.drift import DriftExperiment, DriftRun
 from harness.oracles.drift import judge_drift, load_rules, unused_rules
 from harness.packs.pack import StatePack, incoming_body
-from harness.qemu.binary import QemuBinary, host_binary
+from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
 from harness.results.verdict import Verdict
@@ -52,17 +50,6 @@ class Recorded:
         whole = buffers.whole_state(phase, GuestMode.PARKED)
         opened.start(recording.head, incoming_body(recording, buffers.ram_whole(phase), whole))
         return opened
-
-
-@pytest.fixture(scope="module")
-def aarch64_qemu() -> Path:
-    """Without it the tests are skipped; under CI they fail."""
-    try:
-        return host_binary(AARCH64.program)
-    except MissingError as error:
-        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-            pytest.fail(f"CI has to have it: {error}", pytrace=False)
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,28 @@ def test_who_owns_what_is_found_by_difference(binary: QemuBinary, own_cache: Pat
     assert find_owners(binary, guest, "tcg") == found
 
 
+@pytest.mark.parametrize("family", ["pc", "q35", "virt"])
+def test_every_shipped_recipe_starts_and_owns_sections_on_each_family(
+    request: pytest.FixtureRequest, probed: Callable[[Path], QemuBinary], own_cache: Path, family: str
+) -> None:
+    """Each alone, and all together in the guests that the planner gives them; nothing is booted."""
+    binary = probed(request.getfixturevalue("aarch64_qemu" if family == "virt" else "qemu_path"))
+    machine = binary.machine(family)
+    assert machine is not None
+    devices = [device for device in load_recipes().devices.values() if not device.rest]
+    together = planned_guests(machine.name, family, devices)
+    alone = [planned_guests(machine.name, family, [device]) for device in devices]
+    for planned in (together, *alone):
+        assert planned.refused == {}
+        for guest in planned.guests:
+            found = find_owners(binary, guest, "tcg")
+            assert found.refused == {}
+            assert set(found.sections) == {device.name for device in guest.devices}
+            own = [section for sections in found.sections.values() for section in sections]
+            assert len(own) == len(set(own))
+    assert {device.name for guest in together.guests for device in guest.devices} == set(SHIPPED)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_works(postload: Postload, built_guest: Guest, name: str) -> None:
     file = data_dir("devices") / f"{name}.yaml"
@@ -108,6 +130,46 @@ def test_a_wrong_device_costs_itself_alone(postload: Postload, recipes: Path, ow
     assert "saves no section of its own for it" in said["silent"]
     assert "bind: guest command" in said["unbound"]
     assert "alas" in said["unbound"]
+
+
+#: What goes wrong only when the guest is booted, or its commands are run.
+LATE = {
+    "driverless": "name: driverless\nabout: x\nattach:\n  - {type: virtio-rng-pci}\ndrivers: [nosuch]\n",
+    "late": "name: late\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n  unbind: 'false'\n",
+    "deadly": "name: deadly\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n"
+    "  bind: echo o > /proc/sysrq-trigger && sleep 20\n",
+    # a write to port 0x70, which is the clock's index, ends QEMU
+    "killer": "name: killer\nabout: x\nattach:\n  - {type: virtio-rng-pci}\n"
+    "  - {type: isa-debug-exit, name: exit, on: none, properties: {iobase: 0x70, iosize: 1}}\n",
+}
+
+
+def test_what_goes_wrong_in_a_guest_costs_the_device_that_did_it(
+    postload: Postload, tmp_path: Path, own_cache: Path
+) -> None:
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    for name, text in {"blk": BLK, **LATE}.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "platform.yaml").write_text((data_dir("devices") / "platform.yaml").read_text())
+    given = ["--machine", "pc", "--phase", "kernel,bound,unbound", "--schedule", "same", "--loads", 2, "--quick"]
+    done = postload(
+        *("matrix", "--profiles", folder, "--out", tmp_path / "out", *given), env={"POSTLOAD_CACHE": str(own_cache)}
+    )
+    document = json.loads((tmp_path / "out" / "matrix.json").read_text())
+    verdicts: dict[str, list[str]] = {}
+    for cell in document["cells"]:
+        verdicts.setdefault(cell["key"]["device"], []).append(cell["outcome"]["verdict"])
+    assert verdicts == {
+        "blk": ["ok", "ok", "ok"],
+        "platform": ["ok", "ok", "ok"],
+        "late": ["ok", "ok", "harness-error"],
+        "deadly": ["ok", "harness-error", "harness-error"],
+        "driverless": ["harness-error"] * 3,
+        "killer": ["harness-error"] * 3,
+    }, done.stderr
+    assert done.returncode == 3
+    assert (done.stdout + done.stderr).replace("\n", " ").count("the guest has no driver nosuch") <= 2
 
 
 @pytest.mark.parametrize(

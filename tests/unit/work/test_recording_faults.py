@@ -170,6 +170,18 @@ def test_a_device_that_nobody_names_is_found_by_recording_each_alone(
     assert [devices for devices, _ in recorder.asked] == [("ahci", "virtio-blk"), ("ahci",), ("virtio-blk",), ("ahci",)]
 
 
+def test_how_far_a_device_came_is_known_beside_one_that_kills_qemu(judged: Callable[..., Any]) -> None:
+    def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
+        if "virtio-blk" in devices:
+            raise HarnessError("QEMU died")
+        if "ahci" in devices and "bound" in phases:
+            raise DeviceFailed("ahci", "bind: it printed nothing", ("firmware", "kernel"))
+
+    doc, _, _ = judged(refuses)
+    early = {"kernel/same": "ok", "bound/same": "harness-error", "kernel+bound/walk": "harness-error"}
+    assert verdicts(doc) == {"ahci": early, "virtio-blk": UNDECIDED, "platform": WELL}
+
+
 def test_the_platform_is_judged_without_the_only_device(judged: Callable[..., Any]) -> None:
     def refuses(devices: tuple[str, ...], _phases: tuple[str, ...]) -> None:
         if devices:
