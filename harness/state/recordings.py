@@ -23,6 +23,7 @@ from harness.facts import collect_facts
 from harness.guests.build import Guest
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import Planned, PlannedGuest, plan_guests
+from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -62,6 +63,9 @@ class Recordings:
         :raises QemuError: QEMU refused or died
         :raises HostError: no space
         """
+        if not self._fresh:
+            # one that goes further is as good
+            plan = next((longer for longer in further(plan) if _path(recording_key(longer)).exists()), plan)
         key = recording_key(plan)
         with self._lock:
             lock = self._locks.setdefault(key, Lock())
@@ -144,6 +148,14 @@ def recording_plan(
 def reached(planned: PlannedGuest, phases: Sequence[str]) -> list[str]:
     """Those phases that any device of a guest has something to do in."""
     return [phase for phase in phases if any(device.reaches(phase) for device in planned.devices)]
+
+
+def further(plan: Plan) -> list[Plan]:
+    """Plans of the same guest that go on behind the last phase of this one, the longest first."""
+    usual, count = tuple(reached(plan.planned, USUAL_PHASES)), len(plan.phases)
+    if plan.phases != usual[:count]:
+        return []
+    return [replace(plan, phases=usual[:end]) for end in range(len(usual), count, -1)]
 
 
 def make_recording(

@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.devices.recipe import load_recipes
 from harness.packs.pack import StatePack
+from harness.qemu.binary import QemuBinary
 from harness.state import recordings as module
-from harness.state.recordings import Recordings
+from harness.state.recorder import Plan
+from harness.state.recordings import Recordings, further, planned_guests, recording_plan
 
 
 @pytest.fixture
@@ -36,6 +40,7 @@ def made(
             return StatePack(kept)
 
         monkeypatch.setattr(module, "recording_key", lambda _: "key")
+        monkeypatch.setattr(module, "further", lambda _: [])
         monkeypatch.setattr(Recordings, "_recorded", anew)
         keeper = Recordings(fresh=False, stage=lambda _: None, message=told.append)
         return keeper.pack(object()), told, recorded  # type: ignore[arg-type]
@@ -52,3 +57,43 @@ def test_one_without_the_facts_of_its_host_is_made_anew(made: Callable[..., Any]
     _, told, recorded = made({})
     assert recorded == ["key"]
     assert "before recordings held the facts" in told[0]
+
+
+def test_a_recording_that_goes_further_is_as_good(
+    own_cache: Path, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, binary: QemuBinary
+) -> None:
+    monkeypatch.setattr(module, "recording_key", lambda plan: "+".join(plan.phases))
+    guest: Any = SimpleNamespace(
+        identity={"kernel": {"sha256": "ab" * 32}, "initramfs": {"sha256": "cd" * 32}},
+        cpus=1,
+        memory_mib=16,
+        cmdline="",
+    )
+    (planned,) = planned_guests("pc-i440fx-7.2", "pc", [load_recipes().devices["ahci"]]).guests
+
+    def plan(*phases: str) -> Plan:
+        return recording_plan(binary=binary, accel="tcg", guest=guest, planned=planned, phases=phases)
+
+    long, short = plan("firmware", "kernel", "bound"), plan("firmware", "kernel")
+    assert long in further(short)
+    assert further(plan("kernel")) == []
+    kept = own_cache / "packs" / "firmware+kernel+bound"
+    kept.parent.mkdir(parents=True)
+    fresh = make_pack("kept", "kernel", "bound")
+    manifest = fresh / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "host": {"schema": "postload.host/1"}}))
+    fresh.rename(kept)
+    recorded: list[Plan] = []
+
+    def anew(_self: Recordings, plan: Plan, _key: str) -> StatePack:
+        recorded.append(plan)
+        return StatePack(kept)
+
+    monkeypatch.setattr(Recordings, "_recorded", anew)
+    usual = Recordings(fresh=False, stage=lambda _: None, message=lambda _: None)
+    assert usual.pack(short).path == kept
+    assert recorded == []
+    longer = plan("firmware", "kernel", "bound", "busy")
+    usual.pack(longer)
+    Recordings(fresh=True, stage=lambda _: None, message=lambda _: None).pack(short)
+    assert recorded == [longer, short]
