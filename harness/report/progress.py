@@ -84,7 +84,7 @@ class LiveProgress:
 
     All methods may be called from any thread. ``with`` starts and ends the display. On a terminal it
     goes away at the end; what is not ok stays as a line the first time it is seen. Elsewhere there is a line
-    at the start, for each cell that is not ok, and about every ``interval_s``.
+    at the start, for each cell that broke, for each reason why others were not judged, and about every ``interval_s``.
 
     :param total_cells: how many cells are planned; see :meth:`add_cells`
     :param console: where to, stderr when None
@@ -186,7 +186,9 @@ class LiveProgress:
             self._loads_done += cell.own_loads
             self._counts[cell.verdict] += 1
             key = None if cell.verdict is Verdict.OK else look_of(cell)
-            told = self._console.is_terminal and key in self._seen
+            # why a device was not judged is the same in all of its cells
+            once = self._console.is_terminal or not cell.verdict.is_finding
+            told = once and key in self._seen
             self._seen.add(key)
         if key is not None and not told:
             self._print(_bad_cell(cell))

@@ -13,6 +13,7 @@ from made_cells import changed, ended
 from rich.console import Console
 
 from harness.report.terminal import LiveProgress, print_matrix
+from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
 
@@ -123,6 +124,17 @@ def test_plain_progress(one_cell: Callable[..., Cell]) -> None:
     assert lines[3].startswith("1/3 cells (1 crash); 57 loads, ")
     assert lines[3].endswith("0:10, about 0:20 left; now " + good.id)
     assert lines[4] == "bye [/]"
+
+
+def test_why_a_device_was_not_judged_is_told_once_when_piped(one_cell: Callable[..., Cell]) -> None:
+    console = plain_console(300)
+    with LiveProgress(total_cells=3, console=console, clock=Clock()) as progress:
+        for said, phases in (("no driver", ("kernel",)), ("no driver", ("bound",)), ("another", ("busy",))):
+            causes = (Undecided(why=Why.ERROR, said=said),)
+            cell = one_cell(verdict=Verdict.HARNESS_ERROR, causes=causes)
+            progress.end_cell(replace(cell, key=replace(cell.key, phases=phases)))
+    lines = [line for line in written(console).splitlines() if line.startswith("harness-error")]
+    assert [line.split("  ")[1] for line in lines] == ["no driver", "another"]
 
 
 def test_each_bad_cell_is_a_line_when_piped_and_each_finding_on_a_terminal(
