@@ -123,6 +123,15 @@ def test_it_is_not_gone_when_the_section_was_blamed_for_something_else() -> None
     assert annotate(doc(other, cell(verdict=Verdict.OK)), [issue()]).news == ()
 
 
+def test_what_was_seen_with_a_parked_guest_names_its_device_too(tmp_path: Path) -> None:
+    path = tmp_path / "known.yaml"
+    parked = cell(place="platform/bound/same/parked")
+    assert add_known(path, parked, LINK)
+    (added,) = load_known(path)
+    assert added.seen == "platform/bound/same"
+    assert annotate(doc(parked), [added]).known == (parked.id,)
+
+
 def test_a_failure_that_is_known_for_other_versions_is_said_so_and_fails() -> None:
     seen = annotate(doc(cell("10.0.13")), [issue(affected=("7.2",))])
     assert [news.kind for news in seen.news] == [NewsKind.UNLISTED]

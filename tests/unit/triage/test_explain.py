@@ -476,3 +476,10 @@ def test_an_ok_cell_has_a_line_only_for_what_a_matrix_can_look_at(tmp_path: Path
     (step,) = told(tmp_path, passed("bound")).steps
     assert "--phase" not in step.argv
     assert "--schedule" not in step.argv
+
+
+def test_a_parked_cell_is_compared_with_the_parked_cell_of_its_own_device(tmp_path: Path) -> None:
+    cell = crashed(guest_mode="parked")
+    same, running = passed(qemu=NEW, guest_mode="parked"), passed(qemu=NEW)
+    other = replace(same, key=replace(same.key, device="ahci"))
+    assert told(tmp_path, cell, running, other, same).elsewhere == (same,)
