@@ -53,10 +53,10 @@ def _say(text: str, code: int) -> int:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(harness.__version__, prog_name="postload")
 def cli() -> None:
-    """Reload device state many times through QEMU's COLO checkpoint path and name what breaks.
+    """Test which QEMU devices survive COLO checkpoints, and report what breaks.
 
-    Exit codes: 0 all ok, 1 findings, 2 bad usage or configuration, 3 the harness or host could not decide,
-    4 nothing to run.
+    Exit codes: 0 everything is ok, 1 there are findings, 2 the command line or a file has a mistake, 3 the program or
+    the host could not decide, 4 there was nothing to run.
     """
 
 

@@ -20,6 +20,9 @@ USUAL_PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
 #: recorded over disks that fail, and it has to be the last, as its requests never end.
 PHASES = (*USUAL_PHASES, "io-error")
 
+#: Devices that are judged when none is named: the recipes in ``devices/`` say so of themselves.
+USUAL_DEVICES = ("ahci", "platform", "virtio-blk", "virtio-net")
+
 #: Ordinary migration, before any checkpoint.
 MIGRATIONS = ("plain", "postcopy")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")

@@ -70,11 +70,21 @@ def matrix(**given: Any) -> int:
 
 @click.command(cls=OwningCommand)
 @click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
-@click.option("--machine", default="pc", show_default=True, help="Machine type: pc, q35, virt, or a versioned name.")
+@click.option(
+    "--machine",
+    metavar="NAME",
+    default="pc",
+    show_default=True,
+    help="Machine type: pc, q35, virt, or a versioned name.",
+)
 @shared(options.device_option, options.phase_option, options.accel_option, options.guest_option)
 @shared(options.cpus_option, options.profiles_option)
 @click.option(
-    "--out", type=FILE, required=True, help="State pack to write. NAME.pack is one file; any other name is a folder."
+    "--out",
+    type=FILE,
+    required=True,
+    metavar="PACK",
+    help="State pack to write. NAME.pack is one file; any other name is a folder.",
 )
 @json_option
 def record(**given: Any) -> int:
@@ -111,7 +121,12 @@ def replay(pack: Path, **given: Any) -> int:
     metavar="USE",
 )
 @click.option(
-    "--loads", type=click.IntRange(1), default=options.QUALIFY_LOADS, show_default=True, help="Loads in a COLO cell."
+    "--loads",
+    type=click.IntRange(1),
+    metavar="N",
+    default=options.QUALIFY_LOADS,
+    show_default=True,
+    help="Loads in a COLO cell.",
 )
 @listed("--schedule", "schedules", f"COLO schedules.  [default: {','.join(options.QUALIFY_SCHEDULES)}]")
 @shared(options.machine_option, options.device_option, options.phase_option, options.run_ms_option)
@@ -284,6 +299,7 @@ def inspect(**given: Any) -> int:
     "--question",
     "questions",
     type=click.IntRange(min(QUESTIONS), max(QUESTIONS)),
+    metavar="N",
     multiple=True,
     help="Number of a question. May be repeated.  [default: all]",
 )
@@ -395,7 +411,9 @@ def devices_check(file: Path, **given: Any) -> int:
 
 @click.command(cls=OwningCommand)
 @options.qemu_option
-@click.option("--machine", default="pc", show_default=True, help="Machine type whose virtio devices are asked.")
+@click.option(
+    "--machine", metavar="NAME", default="pc", show_default=True, help="Machine type whose virtio devices are asked."
+)
 @shared(options.profiles_option, json_option)
 def host(**given: Any) -> int:
     """Show the facts of this host that matter to its guests.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from harness.names import PHASES, SCHEDULES, USUAL_PHASES
+from harness.names import PHASES, SCHEDULES, USUAL_DEVICES, USUAL_PHASES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,7 +45,7 @@ def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 def listed(option: str, parameter: str, text: str, **more: Any) -> Callable[[F], F]:
     """An option that takes a comma-separated list, and may be given again."""
-    return click.option(option, parameter, multiple=True, callback=names, help=text, **more)
+    return click.option(option, parameter, multiple=True, callback=names, help=text, **{"metavar": "NAME,...", **more})
 
 
 qemu_option = click.option(
@@ -59,7 +59,9 @@ machine_option = listed(
     "--machine", "machines", "Machine types: pc, q35, virt, or versioned names.", default=("pc,q35",), show_default=True
 )
 device_option = listed(
-    "--device", "devices", "Devices to judge, by name or type; all: every recipe.  [default: the usual four]"
+    "--device",
+    "devices",
+    f"Devices to judge, by name or type; all: every recipe.  [default: {','.join(USUAL_DEVICES)}]",
 )
 phase_option = listed("--phase", "phases", f"Phases: {', '.join(PHASES)}.  [default: {','.join(USUAL_PHASES)}]")
 schedule_option = listed("--schedule", "schedules", f"Schedules: {', '.join(SCHEDULES)}.  [default: all]")
@@ -71,7 +73,7 @@ mode_option = listed(
     show_default=True,
 )
 loads_option = click.option(
-    "--loads", type=click.IntRange(1), default=DEFAULT_LOADS, show_default=True, help="Loads in each cell."
+    "--loads", type=click.IntRange(1), metavar="N", default=DEFAULT_LOADS, show_default=True, help="Loads in each cell."
 )
 processes_option = click.option(
     "--processes", is_flag=True, help="Judge in separate processes instead of threads. Slower; they share nothing."
@@ -86,12 +88,14 @@ budget_option = click.option(
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(1, 64),
+    metavar="N",
     default=lambda: os.cpu_count() or 1,
     help="Cells to judge at the same time.  [default: one for each CPU]",
 )
 run_ms_option = click.option(
     "--run-ms",
     type=click.FloatRange(0),
+    metavar="MS",
     default=DEFAULT_RUN_MS,
     show_default=True,
     help="Time that the guest runs after each load, in milliseconds.",
@@ -104,12 +108,18 @@ accel_option = click.option(
     help="Accelerator. auto takes KVM where it runs code at full speed, else TCG.",
 )
 guest_option = click.option(
-    "--guest", default="debian", show_default=True, help="Guest recipe: a name in guests/, or a YAML file."
+    "--guest",
+    metavar="NAME|FILE",
+    default="debian",
+    show_default=True,
+    help="Guest recipe: a name in guests/, or a YAML file.",
 )
 cpus_option = click.option(
-    "--cpus", type=click.IntRange(1, 64), default=1, show_default=True, help="Virtual CPUs of the guest."
+    "--cpus", type=click.IntRange(1, 64), metavar="N", default=1, show_default=True, help="Virtual CPUs of the guest."
 )
-profiles_option = click.option("--profiles", type=FILE, help="Folder of device recipes.  [default: devices/]")
+profiles_option = click.option(
+    "--profiles", type=FILE, metavar="DIR", help="Folder of device recipes.  [default: devices/]"
+)
 quick_option = click.option("--quick", is_flag=True, help="Only load: no controls for findings, and no oracles.")
 confirm_option = click.option(
     "--confirm", type=click.Choice(["pair"]), help="Repeat each break with a real primary and a real secondary."

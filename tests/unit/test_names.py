@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import names
+from harness.devices.recipe import load_recipes
 from harness.engines.schedule import Schedule
 from harness.lanes.registry import LANES
 from harness.report.writer import FORMATS
@@ -38,6 +39,11 @@ def test_the_names_are_those_of_the_registries() -> None:
     assert tuple(map(str, Schedule)) == names.SCHEDULES
     assert tuple(map(str, GuestMode)) == names.GUEST_MODES
     assert (tuple(FORMATS), tuple(QUESTIONS)) == (names.FORMATS, names.QUESTIONS)
+
+
+def test_the_usual_devices_are_those_of_the_recipes() -> None:
+    recipes = load_recipes(None).devices.values()
+    assert tuple(sorted(device.name for device in recipes if device.default)) == names.USUAL_DEVICES
 
 
 def test_a_registry_has_the_order_of_its_names() -> None:
