@@ -7,6 +7,8 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from made_cells import words
@@ -21,6 +23,8 @@ from harness.experiments.leak import (
     LeakRun,
     Sample,
     Series,
+    _Meter,
+    _most_checkpoints,
     heap_chunks,
     private_memory,
 )
@@ -437,3 +441,31 @@ def test_an_empty_memory_map_is_an_error() -> None:
 def test_a_budget_times_two() -> None:
     budget = LeakBudget(section_s=0.5, min_loads=100, max_loads=200).times(2)
     assert (budget.section_s, budget.min_loads, budget.max_loads) == (1.0, 200, 400)
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "growth_bytes"),
+    [
+        # a buffer that grows once, in the first look, is no leak
+        ([0, 4_000_000, 4_000_000], 0),
+        ([0, 4_000_000, 4_100_000], 50_000),
+        ([0, 2_000_000, 4_000_000, 6_000_000, 7_800_000], 900_000),
+    ],
+)
+def test_only_what_each_look_shows_is_much(
+    memory_bytes: list[int], growth_bytes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(memory_bytes)
+    monkeypatch.setattr(_Meter, "_private_bytes", lambda *_: next(looks))
+    seconds = iter((0.3, 0.1, 0.2, 0.4))
+    batch = cast(Any, SimpleNamespace(pilot=lambda: next(seconds)))
+    found = object.__new__(_Meter)._lasting_growth(cast(Any, None), batch)
+    assert found == (0.1, growth_bytes)
+    assert next(looks, None) is None
+
+
+def test_what_leaves_much_behind_is_loaded_less_often() -> None:
+    assert _most_checkpoints(50_000, 8) > 10_000
+    # 64 MiB in 8 batches are 8 MiB in each
+    assert _most_checkpoints(1 << 20, 8) == 8
+    assert _most_checkpoints(1 << 30, 8) == 2
