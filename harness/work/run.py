@@ -379,7 +379,8 @@ class Run:
         """A guest that cannot be recorded, and no device is named: each that cannot be recorded alone gives up, and
         the others are recorded without it. Where each can, they do not get on with each other, and stay alone."""
         names = [device.name for device in guest.devices if not device.rest]
-        if not names or isinstance(error, Disturbed):
+        # a machine that cannot be recorded with none of them fails for all
+        if not names or isinstance(error, Disturbed) or self._unrecorded(recorder, guest.without(frozenset(names))):
             self._give_up(plans, seen, error)
             return []
         alone = {name: guest.without(frozenset(names) - {name}) for name in names}

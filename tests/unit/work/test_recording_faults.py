@@ -167,7 +167,13 @@ def test_a_device_that_nobody_names_is_found_by_recording_each_alone(
     assert verdicts(doc) == {"ahci": WELL, "virtio-blk": UNDECIDED, "platform": WELL}
     (reason,) = {cause_text(cause) for cell in doc.cells for cause in cell.outcome.causes}
     assert str(error) in reason
-    assert [devices for devices, _ in recorder.asked] == [("ahci", "virtio-blk"), ("ahci",), ("virtio-blk",), ("ahci",)]
+    assert [devices for devices, _ in recorder.asked] == [
+        ("ahci", "virtio-blk"),
+        (),
+        ("ahci",),
+        ("virtio-blk",),
+        ("ahci",),
+    ]
 
 
 def test_how_far_a_device_came_is_known_beside_one_that_kills_qemu(judged: Callable[..., Any]) -> None:
@@ -189,7 +195,7 @@ def test_the_platform_is_judged_without_the_only_device(judged: Callable[..., An
 
     doc, recorder, _ = judged(refuses, devices=("ahci", "platform"), profiles=_profiles("ahci", "platform"))
     assert verdicts(doc) == {"ahci": UNDECIDED, "platform": WELL}
-    assert [devices for devices, _ in recorder.asked] == [("ahci",), ()]
+    assert [devices for devices, _ in recorder.asked] == [("ahci",), (), ()]
 
 
 def test_devices_that_do_not_get_on_with_each_other_are_judged_apart(judged: Callable[..., Any]) -> None:
@@ -206,8 +212,10 @@ def test_a_machine_that_cannot_be_recorded_at_all_gives_up(judged: Callable[...,
     def refuses(_devices: tuple[str, ...], _phases: tuple[str, ...]) -> None:
         raise HarnessError("QEMU died")
 
-    doc, _, _ = judged(refuses)
+    doc, recorder, said = judged(refuses)
     assert verdicts(doc) == {"ahci": UNDECIDED, "virtio-blk": UNDECIDED, "platform": UNDECIDED}
+    assert [devices for devices, _ in recorder.asked] == [("ahci", "virtio-blk"), ()]
+    assert len(said) == 1
 
 
 def _profiles(*names: str) -> tuple[Any, ...]:
