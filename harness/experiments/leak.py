@@ -42,7 +42,7 @@ from harness.engines.setting import Setting
 from harness.errors import DeadlineError, HarnessError, QemuError
 from harness.qemu.threads import wait_at_rest
 from harness.qemu.vm import Vm
-from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, sections_for, without
+from harness.state.transforms import GuestMode, cpu_labels, encode, labels_of, only, sections_for, without
 
 #: glibc: one arena, grown by ``brk`` alone, nothing cached (a cached chunk looks like one in use). Older glib has an
 #: allocator of its own above that.
@@ -331,8 +331,7 @@ class LeakBench(Setting):
     @property
     def labels(self) -> list[str]:
         """Sections of the phase that may be loaded."""
-        sections = without(self.buffers.pack.recordings[self.phase].sections, self.excluded)
-        return [label_of(section) for section in sections]
+        return labels_of(without(self.buffers.pack.recordings[self.phase].sections, self.excluded))
 
     def run(self, labels: Sequence[str], *, whole: bool = False, once: Sequence[str] = ()) -> LeakRun:
         """The framework, the control, then each section; one that breaks the secondary costs a new process.

@@ -35,7 +35,7 @@ from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
 from harness.results.outcome import Outcome, Repeats
 from harness.results.verdict import Verdict, rank
-from harness.state.transforms import label_of
+from harness.state.transforms import label_of, labels_of
 
 #: Where the guest has its drivers bound and can be asked about its devices.
 LIVELY_PHASES = ("bound", "busy")
@@ -185,7 +185,7 @@ def leak_check(phase: str, rows: Sequence[str]) -> OracleCheck:
 def _leak(bench: Bench, check: OracleCheck) -> Experiment:
     phase = check.phases[0]
     excluded = _excluded(bench, check)
-    every = [label_of(section) for section in bench.buffers.pack.recordings[phase].sections]
+    every = labels_of(bench.buffers.pack.recordings[phase].sections)
     asked = [label for _, labels in _by_row(bench, check, every) for label in labels]
     result = find_leaks(_setting(bench, phase, excluded), suspects=Suspects(), labels=asked)
     judged = judge_leaks(result)

@@ -26,7 +26,7 @@ from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why, located
 from harness.results.outcome import Repeats
 from harness.results.verdict import Verdict
-from harness.state.transforms import cpu_labels, label_of
+from harness.state.transforms import cpu_labels, labels_of
 
 Engine = Callable[[Bench, State], Evidence]
 
@@ -180,7 +180,7 @@ def _blamed(bench: Bench, phase: str, engine: Engine, absent: frozenset[str], ju
     if not judgement.verdict.is_finding:
         return ()
     recording = bench.buffers.pack.recordings[phase]
-    left = [label for label in map(label_of, recording.sections) if label not in absent]
+    left = [label for label in labels_of(recording.sections) if label not in absent]
     if judgement.named in left:
         return (judgement.named,)
 

@@ -23,7 +23,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.results.outcome import Isolation, IsolationWay
 from harness.results.verdict import Verdict
-from harness.state.transforms import GuestMode, cpu_labels, label_of
+from harness.state.transforms import GuestMode, cpu_labels, labels_of
 
 #: A section that hangs costs its deadline at every try.
 ISOLATE_TIMEOUT_S = 5.0
@@ -82,7 +82,7 @@ class Isolator:
         case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
         case.absent = case.refused_at_start(excluded)
-        labels = [label_of(section) for section in self.buffers.pack.recordings[phase].sections]
+        labels = labels_of(self.buffers.pack.recordings[phase].sections)
         labels = [label for label in labels if label not in excluded]
         for suspect in [s for s in self.suspects if s in labels]:
             found = case.breaks([suspect])

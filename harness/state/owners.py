@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.cache import cache_root
-from harness.devices.device import section_label
 from harness.errors import DeadlineError, QemuError, Unmigratable
 from harness.files import write_atomically
 from harness.guests.machine import Machine, firmware_sink
@@ -24,6 +23,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
+from harness.state.transforms import labels_of
 from harness.stream.reader import open_stream
 
 SAVE_TIMEOUT_S = 60.0
@@ -130,7 +130,7 @@ def _ask(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> li
         sink = workdir / "owners.stream"
         migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
         with open_stream(sink) as stream:
-            return [section_label(section.idstr, section.instance_id) for section in stream.devices]
+            return labels_of(stream.devices)
 
 
 def _short(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import harness
 from harness.arch import Architecture, architecture_of
-from harness.devices.device import NOTHING, section_label
+from harness.devices.device import NOTHING
 from harness.errors import DeadlineError, GuestError, HostError, UsageError
 from harness.files import sweep, temp_dir
 from harness.guests.build import Guest
@@ -34,7 +34,7 @@ from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.owners import Owners, find_owners
-from harness.stream.model import Stream
+from harness.state.transforms import labels_of
 from harness.stream.reader import open_stream
 
 FIRMWARE_TIMEOUT_S = 30.0
@@ -284,13 +284,9 @@ class _Boot:
         sink = vm.workdir / f"{phase}.stream"
         migrate_to_socket(vm, vm.workdir / "migrate.sock", sink, timeout_s=MIGRATE_TIMEOUT_S)
         with open_stream(sink) as stream:
-            self.labels += [label for label in _labels(stream) if label not in self.labels]
+            self.labels += [label for label in labels_of(stream.devices) if label not in self.labels]
             self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds)
         sink.unlink()
-
-
-def _labels(stream: Stream) -> list[str]:
-    return [section_label(section.idstr, section.instance_id) for section in stream.devices]
 
 
 def _wait_for_mark(vm: Vm, mark: bytes) -> None:

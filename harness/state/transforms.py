@@ -28,6 +28,12 @@ def label_of(section: Section) -> str:
     return section_label(section.idstr, section.instance_id)
 
 
+def labels_of(sections: Iterable[Section]) -> list[str]:
+    """How reports name them, in stream order. A name that two sections share stands there once: QEMU loads both into
+    the first device of that name, so that nothing tells them apart."""
+    return list(dict.fromkeys(map(label_of, sections)))
+
+
 def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
     """The device state of a recording, all of its CPUs parked if asked.
 

@@ -9,6 +9,7 @@ of the same section with which nothing fails.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -386,10 +387,12 @@ class Reduction:
     def _atoms(self, phase: str, labels: list[str], donor: Donor) -> list[Atom]:
         recording = self._target.buffers.pack.recordings[phase]
         found: list[Atom] = []
+        names = Counter(map(label_of, recording.sections))
         for section in recording.sections:
             label, desc = label_of(section), section.desc
             other = donor.state.get(label)
-            if label not in labels or desc is None or other is None:
+            # pieces are of a name: two sections that share one cannot be told apart
+            if label not in labels or names[label] > 1 or desc is None or other is None:
                 continue
             found += differences(label, section.payload, decode(section.payload, desc), other.payload, other.fields)
         return found

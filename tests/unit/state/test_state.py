@@ -16,7 +16,17 @@ from harness.arch import AARCH64, X86_64
 from harness.engines.buffers import Buffers, Selection
 from harness.errors import HarnessError
 from harness.packs.pack import StatePack
-from harness.state.transforms import GuestMode, cpu_labels, encode, label_of, only, park, sections_for, without
+from harness.state.transforms import (
+    GuestMode,
+    cpu_labels,
+    encode,
+    label_of,
+    labels_of,
+    only,
+    park,
+    sections_for,
+    without,
+)
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
@@ -128,3 +138,8 @@ def test_ram_buffers_are_made_once_and_none_for_the_same_phase(pack: StatePack) 
     assert buffers.ram_difference("bound", "kernel") is buffers.ram_difference("bound", "kernel")
     assert b"".join(buffers.ram_difference("bound", "kernel")) != b"".join(buffers.ram_difference("kernel", "bound"))
     assert buffers.ram_difference("bound", "bound") == []
+
+
+def test_a_name_that_two_sections_share_is_named_once(pack: StatePack) -> None:
+    sections = pack.recordings["bound"].sections
+    assert labels_of([*sections, sections[0], *sections]) == [label_of(section) for section in sections]
