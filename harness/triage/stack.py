@@ -174,7 +174,7 @@ def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack
         selection=Selection(
             own=frozenset(cell.blamed) | (cpu_labels(pack.recordings[phase]) if resets else frozenset()),
             whole=False,
-            again=resets and cell.schedule == Schedule.BACK_TO_BACK,
+            again=cell.outcome.isolation is not None and cell.outcome.isolation.together,
         ),
         mode=GuestMode.PARKED,
         timeout_s=ISOLATE_TIMEOUT_S,

@@ -19,10 +19,13 @@ from made_cells import ended, made_cell
 from rich.console import Console
 
 from harness.colo.messages import Step
+from harness.colo.primary import ENABLE_COLO
 from harness.commands.declared import explain as explain_command
 from harness.devices.device import Device
+from harness.engines.probe import ColoAbility
 from harness.errors import MissingError, PostloadError, UsageError
 from harness.packs.manifest import DeviceModel
+from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.explain import (
     command_lines,
@@ -58,7 +61,7 @@ from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
 from harness.triage.backtrace import Backtrace
 from harness.triage.explain import LINK_PLACE, ExplainMaterial, Explanation, explain
-from harness.triage.stack import binary_of, has_stack, keep_stack, kept_stack, phase_before, told_stack
+from harness.triage.stack import binary_of, failing_session, has_stack, keep_stack, kept_stack, phase_before, told_stack
 
 OLD = Qemu(version="7.2.22", build="Debian 1:7.2", path="/nowhere/q7", sha256="12" * 32)
 NEW = Qemu(version="11.1.3", build="", path="/nowhere/q11", sha256="ab" * 32)
@@ -483,3 +486,14 @@ def test_a_parked_cell_is_compared_with_the_parked_cell_of_its_own_device(tmp_pa
     same, running = passed(qemu=NEW, guest_mode="parked"), passed(qemu=NEW)
     other = replace(same, key=replace(same.key, device="ahci"))
     assert told(tmp_path, cell, running, other, same).elsewhere == (same,)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_section_that_broke_twice_in_one_buffer_is_repeated_so_under_gdb(
+    together: bool, binary: QemuBinary, make_pack: Callable[..., Path]
+) -> None:
+    cell = crashed(isolation=Isolation(way=IsolationWay.ALONE, together=together))
+    ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
+    with StatePack(make_pack()) as pack:
+        selection = failing_session(cell, binary, ability, pack).selection
+    assert (selection.own, selection.whole, selection.again) == (frozenset({LPC}), False, together)
