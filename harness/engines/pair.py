@@ -282,7 +282,7 @@ def wait_listening(path: Path, vm: Vm, timeout_s: float) -> None:
     :raises QemuError: it does not listen within ``timeout_s``
     """
     deadline = vm.deadline(timeout_s)
-    while not _listens(path):
+    while not _listens(path, vm.process.pid):
         if vm.ended() or deadline.over:
             raise QemuError(f"QEMU does not listen for its incoming stream: {vm.process.stderr()[-400:]}")
         time.sleep(_POLL_S)
@@ -293,9 +293,15 @@ def _wait_connected(primary: Vm, timeout_s: float) -> None:
     primary.monitor.poll_until("query-migrate", lambda info: stage_of(info).begun, timeout_s=timeout_s)
 
 
-def _listens(path: Path) -> bool:
-    """Whether a unix socket of that name accepts connections: ``/proc/net/unix`` has flags in its fourth column."""
-    rows = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+def _listens(path: Path, pid: int) -> bool:
+    """Whether a unix socket of that name accepts connections: ``net/unix`` has flags in its fourth column.
+
+    :param pid: who listens: behind walls it has a network of its own, and only there its socket is listed
+    """
+    try:
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()]
+    except OSError:
+        return False
     return any(row[-1] == str(path) and row[3] == _LISTENING for row in rows)
 
 
