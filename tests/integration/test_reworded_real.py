@@ -5,7 +5,6 @@ with nonsense in the place of each."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import pytest
 from nonsense import NONSENSE, reword
 
-from harness.commands.matrix import matrix
-from harness.commands.minimise import minimise
+from harness.cli import cli
 from harness.qemu.binary import QemuBinary
 from harness.triage.case import Case
 
@@ -53,15 +51,15 @@ def test_a_real_crash_keeps_its_name_its_issue_and_its_case(
 def found(qemu: QemuBinary, known: Path, out: Path) -> tuple[int, dict[str, Any], Case]:
     """Exit code and the cell of a matrix of one device, without times and figures of its log, and its case."""
     words = ["--qemu", qemu.path, "--machine", "q35", "--phase", "bound", "--device", "platform", "--schedule", "same"]
-    code = run(matrix, *words, "--loads", "3", "--quick", "--jobs", "1", "--known", known, "--out", out)
+    code = run("matrix", *words, "--loads", "3", "--quick", "--jobs", "1", "--known", known, "--out", out)
     # the finding, and the row without the section that broke
     cell = json.loads((out / "matrix.json").read_text())["cells"][0]
-    assert run(minimise, cell["id"], "--run", out, "--out", out / "case") == 0
+    assert run("minimise", cell["id"], "--run", out, "--out", out / "case") == 0
     return code, without_run(cell), Case.load(out / "case")
 
 
-def run(command: Callable[..., object], *words: object) -> int:
-    code = command.main([str(word) for word in words], standalone_mode=False)  # type: ignore[attr-defined]
+def run(*words: object) -> int:
+    code = cli.main([str(word) for word in words], standalone_mode=False)
     assert isinstance(code, int)
     return code
 
