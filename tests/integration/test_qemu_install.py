@@ -168,7 +168,9 @@ def test_gdb_shows_its_own_symbols(installed: QemuBinary) -> None:
     assert re.search(r"^#\d+ .* in (main_loop_wait|qemu_main_loop|qemu_default_main|main) ", text, re.MULTILINE), text
 
 
-def test_killed_in_the_middle_nothing_has_a_name_and_the_next_run_works(postload: Postload, fresh_cache: Path) -> None:
+def test_killed_in_the_middle_nothing_has_a_name_and_the_next_run_works(
+    postload: Postload, fresh_cache: Path, binary: QemuBinary
+) -> None:
     env = {"POSTLOAD_CACHE": str(fresh_cache), "POSTLOAD_MIRROR": "http://127.0.0.1:9/debian"}
     for sign in ("unpacking", "search paths", "checking"):
         words = [sys.executable, "-m", "harness", "qemu", "install", VERSION]
@@ -181,7 +183,9 @@ def test_killed_in_the_middle_nothing_has_a_name_and_the_next_run_works(postload
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert json.loads(postload("qemu", "list", "--json", env=env).stdout)["installed"] == []
-        assert postload("doctor", "--qemu", VERSION, env=env).returncode != 0
+        # a version that is the host's own names the host's QEMU
+        of_the_host = binary.version.startswith(f"{VERSION}.")
+        assert of_the_host or postload("doctor", "--qemu", VERSION, env=env).returncode != 0
     done = postload("qemu", "install", VERSION, env=env)
     assert done.returncode == 0, done.stderr
     assert "packages from the cache, no network used" in done.stderr
