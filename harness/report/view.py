@@ -255,14 +255,16 @@ class VersionTable:
 
 
 def by_version(doc: MatrixDoc) -> VersionTable | None:
-    """The devices by the QEMUs of a run; None where there is one QEMU, or where one records and another loads."""
+    """The devices by the QEMUs of a run; None where none was judged on two, or where one records and another loads."""
     qemus = tuple(dict.fromkeys(str(cell.key.route) for cell in doc.cells))
-    if len(qemus) < 2 or any(cell.record_qemu.sha256 != cell.load_qemu.sha256 for cell in doc.cells):
+    if any(cell.record_qemu.sha256 != cell.load_qemu.sha256 for cell in doc.cells):
         return None
     found: dict[tuple[str, str], dict[str, list[Verdict]]] = {}
     for cell in doc.cells:
         row = found.setdefault((family_of(cell.machine), cell.device), {})
         row.setdefault(str(cell.key.route), []).append(cell.verdict)
+    if all(len(verdicts) < 2 for verdicts in found.values()):
+        return None
     rows = (
         (family, device, tuple(worst(verdicts[qemu]) if qemu in verdicts else None for qemu in qemus))
         for (family, device), verdicts in found.items()

@@ -128,6 +128,15 @@ def test_of_several_qemus_the_devices_stand_by_version() -> None:
     assert '<tr><td>q35</td><td>ahci</td><td><span class="v v-ok">ok</span></td><td></td></tr>' in render_html(doc)
 
 
+def test_two_architectures_are_no_versions_to_compare() -> None:
+    """Each has a QEMU of its own, which cells tell apart."""
+    arm = replace(QEMU, sha256="ff" * 32)
+    virt = made_cell("virt-7.2/platform/bound/same", record_qemu=arm, load_qemu=arm)
+    route = Route(recorder="7.2.22~2", loader="7.2.22~2")
+    cells = made_cell("pc-q35-7.2/platform/bound/same"), replace(virt, key=replace(virt.key, route=route))
+    assert by_version(safe(*cells)) is None
+
+
 def test_of_one_qemu_there_is_no_such_table() -> None:
     assert by_version(safe(made_cell("pc-q35-7.2/ahci/bound/same"))) is None
     assert 'class="versions"' not in render_html(safe(made_cell("pc-q35-7.2/ahci/bound/same")))
