@@ -42,7 +42,7 @@ from harness.results.verdict import FINDINGS
 BUSY_PROCESSES = 8
 PAUSE_S = (4.0, 12.0)
 #: Before anything is disturbed the guest is recorded: it boots in one QEMU, which would be hit each time.
-WARM_UP = ("--quick", "--loads", "1", "--schedule", "same", "--phase", "bound")
+WARM_UP = ("--quick", "--loads", "1")
 STOP_S = (5.0, 30.0)
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 RUN_TIMEOUT_S = 1800.0
