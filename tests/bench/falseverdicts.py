@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("options", nargs="*", help="of postload matrix, behind --")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that the run that goes on is ended too
     false = 0
     for machine in given.machine.split(","):
         matrix(machine, quiet, random.Random(given.seed), list(WARM_UP))
