@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from harness.errors import HostError
-from harness.files import sweep, sync, temp_dir
+from harness.files import sweep, sync, temp_dir, write_atomically
 
 #: What may be pruned: recordings of this host, and packs from elsewhere. All else is small, or costs a download.
 PRUNABLE = ("packs", "imported")
@@ -94,6 +96,24 @@ def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             sync(path)
+
+
+def kept_answer(key: str) -> Any:
+    """What :func:`keep_answer` kept there; None where nothing is, or nothing that can be read."""
+    try:
+        return json.loads((cache_root() / key).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def keep_answer(key: str, answer: object) -> None:
+    """Keep an answer that would be the same if it were asked for again.
+
+    :param key: path below the cache; it names all that the answer depends on
+    :param answer: JSON, and not null
+    :raises HostError: no space
+    """
+    write_atomically(cache_root() / key, json.dumps(answer).encode())
 
 
 @contextlib.contextmanager

@@ -12,11 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from harness.cache import cache_root
+from harness.cache import keep_answer, kept_answer
 from harness.errors import PostloadError
 from harness.facts.part import Part
 from harness.facts.virtio import backends, offered
-from harness.files import write_atomically
 from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -69,12 +68,11 @@ def _virtio(binary: QemuBinary, machine: Machine) -> dict[str, Any]:
     bare = replace(machine, boot=None)
     if not _is_own(bare.options):
         return _ask(binary, bare)
-    kept = cache_root() / "facts" / f"{_key(binary, bare)}.json"
-    try:
-        answers: dict[str, Any] = json.loads(kept.read_text())
-    except (OSError, ValueError):
+    key = f"facts/{_key(binary, bare)}.json"
+    answers: dict[str, Any] | None = kept_answer(key)
+    if answers is None:
         answers = _ask(binary, bare)
-        write_atomically(kept, json.dumps(answers).encode())
+        keep_answer(key, answers)
     return answers
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,9 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.cache import cache_root
+from harness.cache import keep_answer, kept_answer
 from harness.errors import MissingError, QemuError, UsageError
-from harness.files import write_atomically
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.installed import Installed, entries, entry, launched
 from harness.qemu.monitor import CommandRefused
@@ -172,15 +170,12 @@ def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
     digest = program.sha256
     # Of one program, a build with its own modules can have other devices than the host's.
     where = f"-{program.key}" if program.key else ""
-    kept = cache_root() / "probe" / f"{digest}{where}-{PROBE_SCHEMA}.json"
+    key = f"probe/{digest}{where}-{PROBE_SCHEMA}.json"
     wanted = set(device_types)
-    try:
-        answers = json.loads(kept.read_text())
-    except (OSError, ValueError):
-        answers = {"devices": {}}
+    answers = kept_answer(key) or {"devices": {}}
     if "machines" not in answers or not wanted <= set(answers["devices"]):
         answers = _ask(path, wanted | set(answers["devices"]))
-        write_atomically(kept, json.dumps(answers).encode())
+        keep_answer(key, answers)
     return QemuBinary(
         path=str(path),
         version=version,

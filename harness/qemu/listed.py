@@ -6,7 +6,6 @@ What a state pack from elsewhere asks for is held against these answers (:mod:`h
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,9 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from harness.cache import cache_root
+from harness.cache import keep_answer, kept_answer
 from harness.errors import QemuError
-from harness.files import write_atomically
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.installed import launched
 from harness.qemu.monitor import CommandRefused
@@ -81,14 +79,11 @@ def _listing(binary: str, machine: str, device_types: frozenset[str]) -> Listing
     except OSError as error:
         raise QemuError(f"{binary}: {error.strerror}") from error
     where = f"-{program.key}" if program.key else ""
-    kept = cache_root() / "probe" / f"{program.sha256}{where}-listed-{_ANSWERS}.json"
-    try:
-        answers = json.loads(kept.read_text())
-    except (OSError, ValueError):
-        answers = {"devices": {}, "machine": {}}
+    key = f"probe/{program.sha256}{where}-listed-{_ANSWERS}.json"
+    answers = kept_answer(key) or {"devices": {}, "machine": {}}
     if not device_types <= answers["devices"].keys() or machine not in answers["machine"]:
         _ask(binary, machine, device_types, answers)
-        write_atomically(kept, json.dumps(answers).encode())
+        keep_answer(key, answers)
     return Listing(
         # a type may be listed and have no property
         devices={name: _read(found) for name in device_types if (found := answers["devices"][name]) is not None},

@@ -16,14 +16,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.cache import cache_root
+from harness.cache import keep_answer, kept_answer
 from harness.errors import HostError
-from harness.files import write_atomically
 from harness.qemu.installed import entries, launched
 
 #: What ``-sandbox on`` shall deny.
@@ -178,11 +177,10 @@ def _has_sandbox(binary: str) -> bool:
     One with a sanitizer does not count: that starts a program to name the functions of its report.
     """
     program = launched(Path(binary))
-    kept = cache_root() / "probe" / f"{program.sha256}-sandbox.json"
-    try:
-        return bool(json.loads(kept.read_text()))
-    except (OSError, ValueError):
-        pass
+    key = f"probe/{program.sha256}-sandbox.json"
+    kept = kept_answer(key)
+    if kept is not None:
+        return bool(kept)
     value = ",".join(["on", *(f"{key}={what}" for key, what in SANDBOX.items())])
     argv = [binary, "-sandbox", value, "--version"]
     try:
@@ -192,7 +190,7 @@ def _has_sandbox(binary: str) -> bool:
     with program.program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         sanitized = text.find(b"__asan_init") >= 0 or text.find(b"__ubsan_handle") >= 0
     has = done.returncode == 0 and b"QEMU emulator" in done.stdout and not sanitized
-    write_atomically(kept, json.dumps(has).encode())
+    keep_answer(key, has)
     return has
 
 
@@ -213,8 +211,3 @@ def _give(folders: Iterable[str], uid: int) -> None:
                 os.chown(path, uid, uid, follow_symlinks=False)
     except OSError as error:
         raise HostError(f"cannot give {error.filename} to user {uid}: {error.strerror}") from error
-
-
-def to_json(walls: Walls) -> dict[str, bool]:
-    """For reports."""
-    return asdict(walls)

@@ -13,9 +13,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.cache import cache_root
+from harness.cache import keep_answer, kept_answer
 from harness.errors import DeadlineError, QemuError, Unmigratable
-from harness.files import write_atomically
 from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
@@ -113,12 +112,11 @@ def _labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: ProcessScope
     """Labels of the sections that a machine saves before it has run."""
     bare = plan.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
     text = json.dumps([_ANSWERS, binary.sha256, binary.path, accel, bare.model_dump(mode="json")], sort_keys=True)
-    kept = cache_root() / "owners" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    try:
-        labels: list[str] = json.loads(kept.read_text())
-    except (OSError, ValueError):
+    key = f"owners/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    labels: list[str] | None = kept_answer(key)
+    if labels is None:
         labels = _ask(binary, Machine(plan=bare, accel=accel), scope)
-        write_atomically(kept, json.dumps(labels).encode())
+        keep_answer(key, labels)
     return labels
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import publish_dir
+from harness.cache import keep_answer, kept_answer, publish_dir
 from harness.errors import HostError
 from harness.files import sweep
 
@@ -76,7 +76,7 @@ def test_two_builders_at_once_get_one_folder(root: Path) -> None:
 
 KILLED = """
 import os, signal
-from harness.cache import publish_dir
+from harness.cache import publish_dir, keep_answer, kept_answer
 def build(folder):
     (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -114,3 +114,18 @@ def test_disk_errors_name_the_folder(root: Path, code: int, says: str) -> None:
 def test_keys_stay_inside(key: str) -> None:
     with pytest.raises(ValueError, match="cache key"):
         publish_dir(key, fill)
+
+
+@pytest.mark.parametrize("answer", [{"a": [1]}, [], {}, False, 0, ""])
+def test_an_answer_is_kept_also_an_empty_one(own_cache: Path, answer: object) -> None:
+    assert kept_answer("probe/one.json") is None
+    keep_answer("probe/one.json", answer)
+    assert kept_answer("probe/one.json") == answer
+    assert (own_cache / "probe" / "one.json").is_file()
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"a": ', b"\xff\xfe"])
+def test_an_answer_that_cannot_be_read_is_asked_for_again(own_cache: Path, damage: bytes) -> None:
+    keep_answer("probe/one.json", [1])
+    (own_cache / "probe" / "one.json").write_bytes(damage)
+    assert kept_answer("probe/one.json") is None
