@@ -257,23 +257,10 @@ class _StreamReader:
         return Command(offset=start, command=command, data=self.cursor.take(length, "data of command"))
 
     def _iterable(self, start: int, kind: int, section_id: int) -> Part:
-        idstr, instance_id, version_id = self.started[section_id]
-        if idstr == wire.RAM_IDSTR:
+        identity = (section_id, *self.started[section_id])
+        if identity[1] == wire.RAM_IDSTR:
             return self._ram(start, kind, section_id)
-        cursor = self.cursor
-        body = cursor.pos
-        payload = cursor.take(self.sections.opaque_size(section_id, idstr), f"section {idstr!r}")
-        return Section(
-            type=kind,
-            section_id=section_id,
-            idstr=idstr,
-            instance_id=instance_id,
-            version_id=version_id,
-            offset=start,
-            header_size=body - start,
-            payload=payload,
-            footer=self.sections.footer(section_id),
-        )
+        return self.sections.opaque(kind, start, identity)
 
     def _ram(self, start: int, kind: int, section_id: int) -> RamSection:
         idstr, instance_id, version_id = self.started[section_id]

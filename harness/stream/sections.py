@@ -21,6 +21,8 @@ _BEHIND_FOOTER = frozenset({0, 1, 2, 3, 4, 8})
 #: Type, section_id below 65,536, and the length of an idstr.
 _HEADER = re.compile(rb"[\x01\x04]\x00\x00[\x00-\xff]{2}[\x01-\xff]")
 _IDSTR = re.compile(rb"[!-~][ -~]*")
+#: section_id, idstr, instance_id and version_id.
+Identity = tuple[int, str, int, int]
 #: QEMU's own are below 100.
 _MAX_VERSION = 0xFFFF
 
@@ -57,8 +59,8 @@ class SectionReader:
                 raise StreamError(start, f"footer of section {found} behind section {section_id}")
         return here
 
-    def identity(self) -> tuple[int, str, int, int]:
-        """section_id, idstr, instance_id and version_id of a START or FULL section."""
+    def identity(self) -> Identity:
+        """Of a START or FULL section."""
         _, section_id = self.cursor.unpack(wire.SECTION_ID, "section header")
         idstr = self.cursor.name("idstr")
         instance_id, version_id = self.cursor.unpack(wire.INSTANCE_VERSION, "section header")
@@ -70,24 +72,37 @@ class SectionReader:
         :raises StreamError: cut, or other than described; with ``search``, nothing ends it
         """
         start = self.cursor.pos
-        section_id, idstr, instance_id, version_id = self.identity()
-        header_size = self.cursor.pos - start
+        identity = self.identity()
+        section_id, idstr, instance_id, version_id = identity
         desc = self._desc(start, section_id, (idstr, instance_id), version_id)
-        payload = self.cursor.take(self._size(desc, section_id, idstr), f"section {idstr!r}")
+        return self._section(wire.SectionType.FULL, start, identity, self._size(desc, section_id, idstr), desc)
+
+    def opaque(self, kind: int, start: int, identity: Identity) -> Section:
+        """A part of a section that nothing describes; its header is read.
+
+        :param start: offset of the header
+        :raises StreamError: cut, or nothing ends it
+        """
+        section_id, idstr, _, _ = identity
+        return self._section(kind, start, identity, self._opaque_size(section_id, idstr), None)
+
+    def _section(self, kind: int, start: int, identity: Identity, size: int, desc: DeviceDesc | None) -> Section:
+        section_id, idstr, instance_id, version_id = identity
+        header_size = self.cursor.pos - start
         return Section(
-            type=wire.SectionType.FULL,
+            type=kind,
             section_id=section_id,
             idstr=idstr,
             instance_id=instance_id,
             version_id=version_id,
             offset=start,
             header_size=header_size,
-            payload=payload,
+            payload=self.cursor.take(size, f"section {idstr!r}"),
             footer=self.footer(section_id),
             desc=desc,
         )
 
-    def opaque_size(self, section_id: int, idstr: str) -> int:
+    def _opaque_size(self, section_id: int, idstr: str) -> int:
         """Bytes up to the footer, or up to what follows where this stream has none.
 
         :raises StreamError: neither is there
@@ -128,7 +143,7 @@ class SectionReader:
     def _size(self, desc: DeviceDesc | None, section_id: int, idstr: str) -> int:
         if desc is not None and (not self.search or self._ends_at(self.cursor.pos + desc.size_bytes, section_id)):
             return desc.size_bytes
-        return self.opaque_size(section_id, idstr)
+        return self._opaque_size(section_id, idstr)
 
     def _ends_at(self, at: int, section_id: int) -> bool:
         """Whether a payload can end there."""
