@@ -57,8 +57,6 @@ def read_foreign(buf: Buffer, *, vmdesc: VmDesc | None = None) -> Stream:
     :raises StreamError: no stream, cut, or damaged
     """
     view = _bytes_of(buf)
-    if _find_vmdesc(view) is not None:
-        return _StreamReader(view, None).read()
     stream = _StreamReader(view, vmdesc, search=True).read()
     if not stream.tail or stream.tail[0] != wire.SectionType.VMDESCRIPTION:
         return stream
@@ -134,7 +132,7 @@ def mapped(path: Path) -> Iterator[memoryview]:
 class _StreamReader:
     """The state of one :func:`read_stream`.
 
-    :param search: look for the ends of sections, and leave what stands behind EOF
+    :param search: where no vmdesc ends the stream, look for the ends of sections, and leave what stands behind EOF
     """
 
     def __init__(self, view: memoryview, vmdesc: VmDesc | None, *, search: bool = False) -> None:
@@ -149,7 +147,8 @@ class _StreamReader:
     def read(self) -> Stream:
         cursor = self.cursor
         version = self._file_header()
-        own = None if self.search else _find_vmdesc(cursor.view)
+        own = _find_vmdesc(cursor.view)
+        self.search = self.search and own is None
         vmdesc = own or self.given
         machine, configuration = self._configuration()
         page_size = self._page_size(vmdesc)
