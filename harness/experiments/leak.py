@@ -405,13 +405,13 @@ class _Meter:
     def __init__(self, bench: LeakBench) -> None:
         self._bench = bench
         self._sections = sections_for(bench.recording, GuestMode.PARKED)
+        self._whole = encode(without(self._sections, bench.excluded))
         # a build that resets the machine needs the whole state, else the reset CPU starts to run the firmware
-        self._prefix = encode(without(self._sections, bench.excluded)) if bench.resets else b""
+        self._prefix = self._whole if bench.resets else b""
         blocks = bench.buffers.pack.manifest.blocks
         self._ram = frozenset(block.size_bytes for block in blocks if block.size_bytes >= _BIG_BLOCK_BYTES)
         self._walkable = bench.budget.exact
         self._space = bytearray()
-        self._whole = encode(without(self._sections, bench.excluded))
         self._cpu = encode(only(self._sections, cpu_labels(bench.recording))) if bench.resets else b""
         self.done: list[tuple[_Item, Series]] = []
         self.unborn = True
