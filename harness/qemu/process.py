@@ -53,10 +53,9 @@ class Exit:
         return self.signal in _OWN_FAULT
 
 
-def _exit_of(returncode: int, stderr: str) -> Exit:
-    told = signal_told(stderr)
+def _exit_of(returncode: int, told: str | None) -> Exit:
     if returncode >= 0:
-        return Exit(status=returncode, signal=_name_of(told[0]) if told and not returncode else None)
+        return Exit(status=returncode, signal=None if returncode else told)
     return Exit(status=returncode, signal=_name_of(-returncode))
 
 
@@ -188,10 +187,11 @@ class Process:
         if self._exit is None:
             self.clock.close()
             said = self.stderr()
-            self._exit = _exit_of(code, said)
-            told = signal_told(said)
+            by_whom = signal_told(said)
+            told = _name_of(by_whom[0]) if by_whom else None
+            self._exit = _exit_of(code, told)
             ours = self._killed or self._scope.stopped
-            by = _name_of(told[0]) if told else None if ours else self._exit.signal
+            by = told or (None if ours else self._exit.signal)
             end = ended_by_host(self.pid, by, self._exit.crashed, said)
             if end is not None:
                 self._account.ended(end)
