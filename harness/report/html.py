@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from harness.names import LANES
 from harness.report.sentences import class_meaning, verdict_meaning, warning_text
-from harness.report.text import duration, number, size
+from harness.report.text import duration, number, plural, size
 from harness.report.view import (
     PHASE_MEANING,
     SCHEDULE_MEANING,
@@ -54,7 +54,9 @@ def _environment() -> Environment:
         rate=rate, rate_text=rate_text, sessions=sessions, explain_line=explain_line, block_title=block_title
     )
     environment.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
-    environment.globals.update(finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts)
+    environment.globals.update(
+        finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts, plural=plural
+    )
     return environment
 
 

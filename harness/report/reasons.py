@@ -33,6 +33,7 @@ from harness.qualify.static import (
     Undescribed,
 )
 from harness.report.facts import matters_text, subject_text
+from harness.report.text import plural
 from harness.results.cause import KvmRefused
 
 #: More differences of a section are counted only.
@@ -187,7 +188,7 @@ def field_text(found: FieldEvidence) -> str:
     values = [f"{_value(value)} {where}" for value, where in sides if value not in (None, "")]
     rest = len(found.differences) - _SHOWN_DIFFERENCES
     more = [difference_text(difference) for difference in found.differences[:_SHOWN_DIFFERENCES]]
-    more += [f"{rest} more difference{'s' if rest > 1 else ''}"] if rest > 0 else []
+    more += [plural(rest, "more difference")] if rest > 0 else []
     if found.not_compared:
         more.append(f"the loading QEMU's own state could not be saved to compare with: {found.not_compared}")
     return "; ".join([f"{what}: {', '.join([*values, repr(found.said)])}", *more])

@@ -176,7 +176,7 @@ def drifted_text(drifted: Drifted) -> str:
     """Fields that moved, the first of them with their values."""
     told = "; ".join(field_text(field) for field in drifted.fields[:_MAX_FIELDS])
     more = drifted.count - min(drifted.count, _MAX_FIELDS)
-    rest = f", and {more} more field{'s' if more > 1 else ''}" if more else ""
+    rest = f", and {plural(more, 'more field')}" if more else ""
     return f"after {plural(drifted.loads, 'load')} it is not what it was after one: {told}{rest}"
 
 

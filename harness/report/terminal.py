@@ -215,7 +215,7 @@ def _span_text(row: Row, schedule: str, style: _Style) -> str:
         return ""
     phases = {phase for cell in entry.cells for phase in cell.phases}
     count = len(phases)
-    return f"{style.word(entry.verdict)}  over {count} phase{'s' if count > 1 else ''}"
+    return f"{style.word(entry.verdict)}  over {plural(count, 'phase')}"
 
 
 def _print_finding(group: FindingGroup, phases: Set[str], console: Console) -> None:
