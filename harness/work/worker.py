@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,16 +206,26 @@ class _Tries:
         hindered = self._account.hindered
         self.over = not self._void or not self._left
         if self.over:
-            for done in (done for each in self._void.values() for done in each):
-                self._say(replace(done, cell=voided(done.cell, hindered)))
+            for each in self._void.values():
+                self._give_up(each, hindered)
         self._before += hindered
+
+    def _give_up(self, void: Sequence[CellDone], hindered: Sequence[Hindered]) -> None:
+        """The last try of a device came to nothing too. Where its finding was told before, its rest is not judged."""
+        told = [key.rest for key in self._told if replace(key, rest=0) == replace(void[0].cell.key, rest=0)]
+        if told:
+            rest = void[0].cell.key
+            void = [replace(void[0], cell=replace(void[0].cell, key=replace(rest, rest=1 + max(told))))]
+        for done in void:
+            self._say(replace(done, cell=voided(done.cell, hindered)))
 
     def _take(self, said: Reported) -> None:
         if not isinstance(said, CellDone):
             self._tell(said)
+        elif said.planned in self._void or is_void(said.cell.verdict, self._account.hindered):
+            self._void.setdefault(said.planned, []).append(said)
         elif said.cell.key not in self._told:
-            held = said.planned in self._void or is_void(said.cell.verdict, self._account.hindered)
-            self._void.setdefault(said.planned, []).append(said) if held else self._say(said)
+            self._say(said)
 
     def _say(self, done: CellDone) -> None:
         self._told.add(done.cell.key)

@@ -708,6 +708,32 @@ def test_of_a_device_whose_rest_is_void_the_finding_is_told_once(
     assert sum(isinstance(event, Judged) for event in seen) == 2
 
 
+@pytest.mark.parametrize(("last", "rest"), [(Verdict.OK, Verdict.OK), (Verdict.HOST, Verdict.HOST)])
+def test_a_finding_that_was_told_does_not_hide_that_its_rest_was_not_judged(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, last: Verdict, rest: Verdict
+) -> None:
+    tries: list[str] = []
+
+    def crash_and_rest(plan: CellPlan, bench: Bench, _on_loads: Any, _control: Any) -> Iterator[Cell]:
+        tries.append(plan.device)
+        final = len(tries) == TRIES and last is Verdict.OK
+        if len(tries) > 1 and not final:
+            current_account().ended(TERM)
+            yield cell_of(plan, bench.binary, Verdict.HOST)
+            return
+        yield cell_of(plan, bench.binary, Verdict.CRASH)
+        if not final:
+            current_account().ended(TERM)
+        verdict = Verdict.OK if final else Verdict.HOST
+        yield changed(cell_of(plan, bench.binary, verdict, blamed=(), excluded=("i8259",)), rest=1)
+
+    judge(crash_and_rest)
+    run, _, _ = make_run(devices=("platform",), schedules=(Schedule.SAME,), phases=("bound",))
+    cells = load_pack_rows(run, pack).cells
+    assert [(cell.key.rest, cell.verdict) for cell in cells] == [(0, Verdict.CRASH), (1, rest)]
+    assert len(tries) == TRIES
+
+
 def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
     make_run: Callable[..., Any], pack: StatePack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
