@@ -179,11 +179,11 @@ def test_no_network_of_the_hosts_is_there(behind_walls: Vm, binary: QemuBinary) 
 
 
 @pytest.fixture(scope="session")
-def strace(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
-    """The program, and the environment that it wants: the host's, else Debian's unpacked."""
+def strace(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
+    """How it is called, and the environment that it wants: the host's, else Debian's unpacked."""
     found = shutil.which("strace")
     if found:
-        return found, dict(os.environ)
+        return [found], dict(os.environ)
     folder = tmp_path_factory.mktemp("strace")
     try:
         for deb in AptRoot("bookworm").download(["strace", "libunwind8"], folder / "debs"):
@@ -191,7 +191,9 @@ def strace(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str
     except PostloadError as error:
         pytest.skip(f"strace is not to be had: {error}")
     libraries = folder / "root/usr/lib/x86_64-linux-gnu"
-    return str(folder / "root/usr/bin/strace"), {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+    # the libraries are for strace alone: a QEMU that inherited them would be seen to open them
+    words = [str(folder / "root/usr/bin/strace"), "-E", "LD_LIBRARY_PATH"]
+    return words, {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
 
 
 @pytest.fixture(scope="session")
@@ -287,7 +289,7 @@ Traced = Callable[[CommandLine, Path], str]
 
 
 @pytest.fixture
-def traced(strace: tuple[str, dict[str, str]], scratch: Path) -> Traced:
+def traced(strace: tuple[list[str], dict[str, str]], scratch: Path) -> Traced:
     """Start a QEMU, have it quit, and return what strace saw."""
     calls = "execve,execveat,open,openat,openat2,creat,connect,bind,unlink,unlinkat,rename,mkdir,symlink,truncate"
 
@@ -297,7 +299,7 @@ def traced(strace: tuple[str, dict[str, str]], scratch: Path) -> Traced:
         argv = [*CommandLine(binary=command.binary, options=options).argv(), "-monitor", "stdio"]
         log = scratch / "strace.log"
         program, environment = strace
-        words = [program, "-f", "-qq", "-s", "4096", "-e", f"trace={calls}", "-e", "signal=none", "-o", str(log)]
+        words = [*program, "-f", "-qq", "-s", "4096", "-e", f"trace={calls}", "-e", "signal=none", "-o", str(log)]
         subprocess.run(
             [*words, *argv], input=b"quit\n", capture_output=True, timeout=60, check=False, cwd=workdir, env=environment
         )
