@@ -14,7 +14,7 @@ from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
 from harness.oracles.load import crash_line, end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import Disturbance, Hindered
-from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted
+from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted, KernelComplaint
 from harness.results.verdict import Verdict
 
 #: Owns what no device is named for.
@@ -39,33 +39,36 @@ class LogRule:
     """
 
     pattern: str
-    reason: str
+    complaint: KernelComplaint
     fault: bool = True
 
 
 #: The first that matches a line counts.
 LOG_RULES = (
-    LogRule(pattern=r"I/O error", reason="a request came back with an error"),
-    LogRule(pattern=r"ata\d.*failed command", reason="libata gave up on a command"),
-    LogRule(pattern=r"(hard|soft) resetting link", reason="libata reset the link to get on"),
-    LogRule(pattern=r"exception Emask", reason="libata's error handler ran"),
-    LogRule(pattern=r"ata\d.*(qc timeout|failed to (IDENTIFY|resume link)|COMRESET failed)", reason="no disk answered"),
-    LogRule(pattern=r"(?i)device (offlined|reset failed)|rejecting I/O", reason="the SCSI layer gave the disk up"),
-    LogRule(pattern=r"virtio.*(is not a head|out of range|(?i:error)|(?i:failed))", reason="the virtqueue is not sane"),
-    LogRule(pattern=r"vd[a-z]:? .*(?i:timeout|error)", reason="a virtio disk failed a request"),
-    LogRule(pattern=r"NETDEV WATCHDOG|transmit queue \d+ timed out", reason="the network device does not send"),
-    LogRule(pattern=r"(soft|hard) lockup|LOCKUP", reason="a CPU did not schedule"),
-    LogRule(pattern=r"blocked for more than \d+ seconds|hung_task", reason="a task waits for ever"),
-    LogRule(pattern=r"(?i)rcu.*(stall|starved)", reason="a CPU did not pass a quiescent state"),
-    LogRule(pattern=r"irq \d+: nobody cared|Disabling IRQ #\d+", reason="an interrupt that no device takes back"),
-    LogRule(pattern=r"\bBUG:|kernel BUG at|\bOops\b|general protection fault", reason="the kernel went wrong"),
-    LogRule(pattern=r"Kernel panic|Call Trace:|\bWARNING: CPU", reason="the kernel printed a trace"),
-    LogRule(pattern=r"(?i)machine check|mce: .*error|NMI: ", reason="the platform reported an error"),
+    LogRule(pattern=r"I/O error", complaint=KernelComplaint.IO_ERROR),
+    LogRule(pattern=r"ata\d.*failed command", complaint=KernelComplaint.ATA_COMMAND),
+    LogRule(pattern=r"(hard|soft) resetting link", complaint=KernelComplaint.ATA_RESET),
+    LogRule(pattern=r"exception Emask", complaint=KernelComplaint.ATA_EXCEPTION),
+    LogRule(
+        pattern=r"ata\d.*(qc timeout|failed to (IDENTIFY|resume link)|COMRESET failed)",
+        complaint=KernelComplaint.ATA_NO_DISK,
+    ),
+    LogRule(pattern=r"(?i)device (offlined|reset failed)|rejecting I/O", complaint=KernelComplaint.SCSI_OFFLINE),
+    LogRule(
+        pattern=r"virtio.*(is not a head|out of range|(?i:error)|(?i:failed))", complaint=KernelComplaint.VIRTQUEUE
+    ),
+    LogRule(pattern=r"vd[a-z]:? .*(?i:timeout|error)", complaint=KernelComplaint.VIRTIO_REQUEST),
+    LogRule(pattern=r"NETDEV WATCHDOG|transmit queue \d+ timed out", complaint=KernelComplaint.NET_STUCK),
+    LogRule(pattern=r"(soft|hard) lockup|LOCKUP", complaint=KernelComplaint.LOCKUP),
+    LogRule(pattern=r"blocked for more than \d+ seconds|hung_task", complaint=KernelComplaint.HUNG_TASK),
+    LogRule(pattern=r"(?i)rcu.*(stall|starved)", complaint=KernelComplaint.RCU_STALL),
+    LogRule(pattern=r"irq \d+: nobody cared|Disabling IRQ #\d+", complaint=KernelComplaint.STRAY_INTERRUPT),
+    LogRule(pattern=r"\bBUG:|kernel BUG at|\bOops\b|general protection fault", complaint=KernelComplaint.KERNEL_BUG),
+    LogRule(pattern=r"Kernel panic|Call Trace:|\bWARNING: CPU", complaint=KernelComplaint.KERNEL_TRACE),
+    LogRule(pattern=r"(?i)machine check|mce: .*error|NMI: ", complaint=KernelComplaint.PLATFORM_ERROR),
     LogRule(
         pattern=r"Marking clocksource '\S+' as unstable|skipping watchdog check: cs_nsec",
-        reason="TSC and HPET parted: under TCG a load of `timer` does not take the TSC back (cpu_get_ticks keeps the "
-        "largest value that it returned so far), while everything else goes back. A schedule that rewinds to one "
-        "moment adds up what a primary whose clock moves on would hide, so this alone is no verdict",
+        complaint=KernelComplaint.CLOCKS_PARTED,
         fault=False,
     ),
 )
@@ -88,12 +91,12 @@ def judge_life(life: GuestLife) -> dict[str, Opinion]:
             faults.setdefault(check.device, []).extend(_check_fault(check))
     if cause is None and not stopped:
         faults |= {device: [] for device in life.unasked}
-    noted: dict[str, list[dict[str, str]]] = {}
+    noted: dict[str, list[dict[str, Any]]] = {}
     for line, rule in _matches(life.kernel_log):
         device = _named(line, life.kernel_names) or PLATFORM
-        noted.setdefault(device, []).append({"line": line, "reason": rule.reason, "fault": str(rule.fault).lower()})
+        noted.setdefault(device, []).append({"line": line, "complaint": str(rule.complaint), "fault": rule.fault})
         if rule.fault:
-            complaint = FailedCheck(check=Check.KERNEL_LOG, said=line, rule=rule.reason)
+            complaint = FailedCheck(check=Check.KERNEL_LOG, said=line, complaint=rule.complaint)
             faults.setdefault(device, []).append(complaint)
     return {
         device: _judgement(life, device, checks, noted.get(device, []), verdict, cause if device == PLATFORM else None)
@@ -105,7 +108,7 @@ def _judgement(
     life: GuestLife,
     device: str,
     checks: Sequence[FailedCheck],
-    noted: list[dict[str, str]],
+    noted: list[dict[str, Any]],
     verdict: Verdict,
     cause: Cause | None,
 ) -> Opinion:
@@ -209,7 +212,7 @@ def _named(line: str, kernel_names: Mapping[str, tuple[str, ...]]) -> str | None
     return min(places)[1] if places else None
 
 
-def _details(life: GuestLife, device: str, noted: list[dict[str, str]]) -> dict[str, Any]:
+def _details(life: GuestLife, device: str, noted: list[dict[str, Any]]) -> dict[str, Any]:
     details: dict[str, Any] = {
         "phase": life.phase,
         "loads": life.loads_acked,

@@ -54,7 +54,7 @@ def _fault(seen: IoErrors, after: Interval) -> FailedCheck | None:
     if lost:
         return FailedCheck(check=Check.REQUESTS, said=", ".join(lost))
     wanted = "io-error" if seen.faults and not seen.once else "running"
-    return FailedCheck(check=Check.STATE, said=after.status, rule=wanted) if after.status != wanted else None
+    return FailedCheck(check=Check.STATE, said=after.status, wanted=wanted) if after.status != wanted else None
 
 
 def _broken(seen: IoErrors, during: During) -> tuple[Verdict, Cause | None]:

@@ -17,6 +17,7 @@ from harness.qemu.threads import THREADS
 from harness.report.progress import VERDICT_STYLE
 from harness.report.sentences import (
     class_meaning,
+    complaint_text,
     controls_text,
     figure_text,
     isolation_text,
@@ -28,7 +29,7 @@ from harness.report.sentences import (
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, plural
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
-from harness.results.cause import Drifted
+from harness.results.cause import Drifted, KernelComplaint
 from harness.results.document import Cell
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
@@ -216,9 +217,9 @@ def _guest(label: str, told: Mapping[str, Any]) -> Iterable[str]:
     clock = told.get("clock")
     if isinstance(clock, dict):
         yield f"clock: {clock.get('host_s')} s passed on the host, {clock.get('up_s')} s in the guest"
-    for line in told.get("kernel_log") or []:
-        words = line.values() if isinstance(line, dict) else [line]
-        yield f"kernel: {' '.join(str(word) for word in words)}"
+    for noted in told.get("kernel_log") or []:
+        meaning = [complaint_text(known) for known in KernelComplaint if known == noted.get("complaint")]
+        yield f"kernel: {noted.get('line')}{''.join(f' ({text})' for text in meaning)}"
 
 
 def _io_error(label: str, told: Mapping[str, Any]) -> Iterable[str]:

@@ -25,6 +25,7 @@ from harness.results.cause import (
     FailedCheck,
     Figure,
     GuestFaulted,
+    KernelComplaint,
     KvmRefused,
     Leaked,
     LoadedBy,
@@ -269,7 +270,7 @@ def _console(failed: FailedCheck, after: str) -> str:
 
 
 def _state(failed: FailedCheck, after: str) -> str:
-    return f"after {after or 'the loads'} the machine is {failed.said}, not {failed.rule}"
+    return f"after {after or 'the loads'} the machine is {failed.said}, not {failed.wanted}"
 
 
 _CHECKS: Mapping[Check, Callable[[FailedCheck, str], str]] = {
@@ -287,6 +288,36 @@ _CHECKS: Mapping[Check, Callable[[FailedCheck, str], str]] = {
     Check.REQUESTS: lambda failed, _: f"requests that were held back did not succeed: {failed.said}",
     Check.STATE: _state,
 }
+
+
+_COMPLAINTS = {
+    KernelComplaint.IO_ERROR: "a request came back with an error",
+    KernelComplaint.ATA_COMMAND: "libata gave up on a command",
+    KernelComplaint.ATA_RESET: "libata reset the link to get on",
+    KernelComplaint.ATA_EXCEPTION: "libata's error handler ran",
+    KernelComplaint.ATA_NO_DISK: "no disk answered",
+    KernelComplaint.SCSI_OFFLINE: "the SCSI layer gave the disk up",
+    KernelComplaint.VIRTQUEUE: "the virtqueue is not sane",
+    KernelComplaint.VIRTIO_REQUEST: "a virtio disk failed a request",
+    KernelComplaint.NET_STUCK: "the network device does not send",
+    KernelComplaint.LOCKUP: "a CPU did not schedule",
+    KernelComplaint.HUNG_TASK: "a task waits for ever",
+    KernelComplaint.RCU_STALL: "a CPU did not pass a quiescent state",
+    KernelComplaint.STRAY_INTERRUPT: "an interrupt that no device takes back",
+    KernelComplaint.KERNEL_BUG: "the kernel went wrong",
+    KernelComplaint.KERNEL_TRACE: "the kernel printed a trace",
+    KernelComplaint.PLATFORM_ERROR: "the platform reported an error",
+    KernelComplaint.CLOCKS_PARTED: (
+        "TSC and HPET parted: under TCG a load of `timer` does not take the TSC back (cpu_get_ticks keeps the largest "
+        "value that it returned so far), while everything else goes back. A schedule that rewinds to one moment adds "
+        "up what a primary whose clock moves on would hide, so this alone is no verdict"
+    ),
+}
+
+
+def complaint_text(complaint: KernelComplaint) -> str:
+    """What a line of the guest's kernel log means."""
+    return _COMPLAINTS[complaint]
 
 
 def kvm_refused_text(refused: KvmRefused) -> str:

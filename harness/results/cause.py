@@ -227,12 +227,35 @@ class Check(StrEnum):
     STATE = "state"
 
 
+class KernelComplaint(StrEnum):
+    """What a line of the guest's kernel log complains of; part of signatures, so a value stays as it is."""
+
+    IO_ERROR = "io-error"
+    ATA_COMMAND = "ata-command-failed"
+    ATA_RESET = "ata-link-reset"
+    ATA_EXCEPTION = "ata-exception"
+    ATA_NO_DISK = "ata-no-disk"
+    SCSI_OFFLINE = "scsi-disk-given-up"
+    VIRTQUEUE = "virtqueue-broken"
+    VIRTIO_REQUEST = "virtio-request-failed"
+    NET_STUCK = "net-queue-stuck"
+    LOCKUP = "cpu-lockup"
+    HUNG_TASK = "hung-task"
+    RCU_STALL = "rcu-stall"
+    STRAY_INTERRUPT = "stray-interrupt"
+    KERNEL_BUG = "kernel-bug"
+    KERNEL_TRACE = "kernel-trace"
+    PLATFORM_ERROR = "platform-error"
+    CLOCKS_PARTED = "clocks-parted"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedCheck:
     """One thing that is wrong with a guest.
 
     :param said: by the guest, its kernel or QEMU
-    :param rule: the kind of complaint that a line of the kernel's log is
+    :param complaint: that a line of the kernel's log is
+    :param wanted: the state that the machine should be in
     :param status: exit status of the check, None where it did not end
     :param device: another device that was asked, where the platform answers for it
     :param figures: what was measured, by name with its unit
@@ -240,7 +263,8 @@ class FailedCheck:
 
     check: Check
     said: str = ""
-    rule: str = ""
+    complaint: KernelComplaint | None = None
+    wanted: str = ""
     status: int | None = None
     device: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)

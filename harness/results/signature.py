@@ -266,7 +266,7 @@ def _guest_faulted(causes: Sequence[Cause]) -> Signature:
 
 def _check(failed: FailedCheck) -> str:
     if failed.check is Check.KERNEL_LOG:
-        return f"kernel log: {failed.rule}"
+        return f"kernel log: {failed.complaint}"
     words = "" if failed.check in _NO_WORDS else failed.said
     words = normal(re.sub(r"\b([a-zA-Z]+)\d+\b", r"\1#", words.partition("; ")[0]))
     if failed.check is Check.DEVICE:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness.guests.machine import DiskKind
 from harness.oracles.guestfault import LOG_RULES, judge_life
 from harness.oracles.oracle import Opinion
 from harness.qemu.process import Exit
+from harness.results.cause import KernelComplaint
 from harness.results.verdict import Verdict
 
 NAMES = {
@@ -211,7 +213,7 @@ def test_a_line_that_is_an_error(line: str, device: str) -> None:
     assert in_words(judged[device]) == f"kernel log: {line}"
     (noted,) = judged[device].details["kernel_log"]
     assert noted["line"] == line
-    assert noted["reason"]
+    assert KernelComplaint(noted["complaint"]) in KernelComplaint
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_a_rewound_clock_is_noted_and_no_fault(line: str) -> None:
     judged = judge_life(life(kernel_log=(f"[    4.872606] {line}",)))
     assert faulty(judged) == set()
     (noted,) = judged["platform"].details["kernel_log"]
-    assert (noted["line"], noted["fault"]) == (line, "false")
+    assert (noted["line"], noted["fault"]) == (line, False)
 
 
 def test_a_name_within_a_word_is_no_name() -> None:
@@ -257,8 +259,9 @@ def test_a_name_within_a_word_is_no_name() -> None:
     assert faulty(judged) == {"platform"}
 
 
-def test_every_rule_has_a_reason() -> None:
-    assert all(rule.reason for rule in LOG_RULES)
+def test_every_complaint_has_one_rule_and_a_stable_name() -> None:
+    assert sorted(rule.complaint for rule in LOG_RULES) == sorted(KernelComplaint)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in KernelComplaint)
     assert len({rule.pattern for rule in LOG_RULES}) == len(LOG_RULES)
 
 

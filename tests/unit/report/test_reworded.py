@@ -21,7 +21,10 @@ from harness.colo.primary import ENABLE_COLO
 from harness.engines.buffers import Buffers
 from harness.engines.evidence import Break, Evidence
 from harness.engines.probe import ColoAbility
+from harness.experiments.guestlife import GuestLife
 from harness.facts.compare import FactChange
+from harness.guests.machine import DiskKind
+from harness.oracles.guestfault import judge_life
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -112,6 +115,33 @@ def test_signatures_of_cells_stay(verdict: Verdict, cause: Cause, more: dict[str
     found = signature_of_cell(made_cell(verdict=verdict, causes=(cause,), **more))
     assert found is not None
     assert found.name == name
+
+
+KERNEL_LINES = [
+    ("ata1.00: failed command: READ FPDMA QUEUED", "ata-command-failed"),
+    ("ata1: hard resetting link", "ata-link-reset"),
+    ("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "rcu-stall"),
+    ("BUG: kernel NULL pointer dereference, address: 0000000000000008", "kernel-bug"),
+]
+
+
+@pytest.mark.usefixtures("wording")
+@pytest.mark.parametrize(("line", "name"), KERNEL_LINES)
+def test_signatures_of_a_guests_kernel_log_stay(line: str, name: str) -> None:
+    life = GuestLife(
+        phase="bound",
+        devices=("platform",),
+        kernel_names={},
+        disks=DiskKind.PLAIN,
+        loads_asked=1,
+        loads_acked=1,
+        kernel_log=(f"[  123.456789] {line}",),
+    )
+    opinion = judge_life(life)["platform"]
+    cell = made_cell("pc-q35-7.2/platform/bound/guest", opinion.verdict, causes=opinion.causes)
+    found = signature_of_cell(cell)
+    assert found is not None
+    assert found.name == f"guest-fault:-:kernel log: {name}:device platform:q35"
 
 
 @pytest.mark.usefixtures("wording")

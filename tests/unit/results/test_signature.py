@@ -25,6 +25,7 @@ from harness.results.cause import (
     Ended,
     FailedCheck,
     GuestFaulted,
+    KernelComplaint,
     Leaked,
     Refused,
     Resource,
@@ -298,11 +299,11 @@ def test_a_fault_of_the_guest_is_told_by_its_device_and_kind() -> None:
     def fault(check: FailedCheck, *more: FailedCheck, device: str = "ahci") -> str:
         return named(Verdict.GUEST_FAULT, faulted(check, *more), device=device)
 
-    ran = {"check": Check.KERNEL_LOG, "rule": "libata's error handler ran"}
+    ran = {"check": Check.KERNEL_LOG, "complaint": KernelComplaint.ATA_EXCEPTION}
     one = FailedCheck(said="ata3.00: exception Emask 0x0 SAct 0x7000 SErr 0x0 action 0x6 frozen", **ran)  # type: ignore[arg-type]
     two = FailedCheck(said="ata1.00: exception Emask 0x0 SAct 0x1 SErr 0x0 action 0x6 frozen", **ran)  # type: ignore[arg-type]
     other = FailedCheck(check=Check.DEVICE, said="x", status=1)
-    assert fault(one, other) == fault(two) == "guest-fault:-:kernel log: libata's error handler ran:device ahci:q35"
+    assert fault(one, other) == fault(two) == "guest-fault:-:kernel log: ata-exception:device ahci:q35"
     assert fault(one, device="virtio-blk") != fault(one)
     beats = [FailedCheck(check=Check.HEARTBEAT, figures={"beats": beats, "passed_s": 3.1}) for beats in (0, 1)]
     assert fault(beats[0]) == fault(beats[1]) == "guest-fault:-:the heartbeat went on by # in # s:device ahci:q35"

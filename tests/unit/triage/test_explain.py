@@ -414,6 +414,18 @@ def test_a_leak_is_told_with_its_interval_and_floor() -> None:
     assert lines[2:] == ("timer: 1.00 [0.90, 1.10] descriptors each load",)
 
 
+def test_a_line_of_the_guests_kernel_is_told_with_its_meaning() -> None:
+    noted = [
+        {"line": "ata1: hard resetting link", "complaint": "ata-link-reset", "fault": True},
+        {"line": "of another version", "complaint": "no-such-complaint", "fault": True},
+    ]
+    cell = crashed(lane="guest", verdict=Verdict.GUEST_FAULT, details={"ahci": {"kernel_log": noted}})
+    assert figures_of(cell) == (
+        "kernel: ata1: hard resetting link (libata reset the link to get on)",
+        "kernel: of another version",
+    )
+
+
 def test_json_has_all_that_the_page_has(tmp_path: Path) -> None:
     stack = Backtrace(frames=(Frame(number=0, function="f"),), short="f", how="h", signal="SIGABRT")
     found = told(tmp_path, crashed(controls=(FRESH,)), crashed("busy"), stack=stack)
