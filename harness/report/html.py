@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.names import LANES
+from harness.report.coverage import NOTE as COVERAGE_NOTE
+from harness.report.coverage import coverage_rows
 from harness.report.sentences import class_meaning, verdict_meaning, warning_text
 from harness.report.text import duration, number, plural, size
 from harness.report.view import (
@@ -79,6 +81,8 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),
             devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
+            coverage=coverage_rows(doc),
+            coverage_note=COVERAGE_NOTE,
             host=_host(doc.host),
             qemus=_qemus(doc),
             command=shlex.join(doc.command),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
+from harness.report.coverage import coverage_text
 from harness.report.sentences import class_meaning
 from harness.report.text import duration, number, plural
 from harness.report.view import (
@@ -151,6 +152,7 @@ def _how(doc: MatrixDoc) -> str:
     lines = [
         f"{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all, "
         f"started {_plain(doc.started)}",
+        *([coverage_text(doc.coverage)] if doc.coverage else []),
         *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
         "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
         *([f"walls around QEMU: {_plain(str(doc.host['walls']))}"] if doc.host.get("walls") else []),

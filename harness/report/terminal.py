@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from harness.report.coverage import coverage_text
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.sentences import disturbed_text
 from harness.report.text import duration, plural
@@ -268,9 +269,12 @@ def _print_versions(doc: MatrixDoc, console: Console) -> None:
 
 
 def _print_totals(doc: MatrixDoc, console: Console) -> None:
-    state = "" if doc.complete else "stopped early: "
-    text = f"{state}{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all"
+    early = "" if doc.complete else "stopped early: "
+    text = f"{early}{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all"
     _wrapped(console, text, 0, "dim" if doc.complete else "yellow")
+    state = coverage_text(doc.coverage)
+    if state:
+        _wrapped(console, state, 0, "dim")
     disturbed = disturbed_text(doc.cells)
     if disturbed:
         _wrapped(console, disturbed, 0, "yellow")

@@ -241,6 +241,44 @@ class MachineResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedState:
+    """A description of state, as ``-dump-vmstate`` has it, or a subsection of one.
+
+    :param name: of its vmsd
+    :param part_of: the description that it is a subsection of, at whatever depth; empty for a description
+    :param type: QEMU's device type; empty where its code writes the state by hand, or no type has it
+    :param sections: the sections that were saved with it
+    :param saved: phases whose recording has it
+    :param loaded: those of them in which one of these sections was loaded
+    """
+
+    name: str
+    part_of: str = ""
+    type: str = ""
+    sections: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    loaded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCoverage:
+    """The state that a device can have on a machine, and how much of it was loaded.
+
+    :param row: what the cells of the device have in common
+    """
+
+    row: str
+    machine: str
+    device: str
+    states: tuple[DescribedState, ...]
+
+    @property
+    def missing(self) -> tuple[DescribedState, ...]:
+        """What was never loaded."""
+        return tuple(state for state in self.states if not state.loaded)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """The program that wrote the document."""
 
@@ -264,6 +302,7 @@ class MatrixDoc:
     host: dict[str, Any]
     machines: tuple[MachineResult, ...]
     cells: tuple[Cell, ...]
+    coverage: tuple[DeviceCoverage, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, in the order in which they are documented."""
@@ -277,6 +316,7 @@ class MatrixDoc:
             "host": self.host,
             "machines": [result.to_json() for result in self.machines],
             "cells": [cell.to_json() for cell in self.cells],
+            "coverage": [_adapter(DeviceCoverage).dump_python(each, mode="json") for each in self.coverage],
         }
 
     @classmethod

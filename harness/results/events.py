@@ -39,7 +39,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.errors import HostError, UsageError
 from harness.results.answer import machine_result
-from harness.results.document import Cell, MachineResult, MatrixDoc, Program
+from harness.results.coverage import covered
+from harness.results.document import Cell, DeviceCoverage, MachineResult, MatrixDoc, Program
 
 SCHEMA: Literal["postload.events/1"] = "postload.events/1"
 EVENTS_NAME = "cells.jsonl"
@@ -87,6 +88,14 @@ class MachineSeen(_Event):
 
     event: Literal["machine"] = "machine"
     machine: MachineResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSeen(_Event):
+    """A recording was opened: what it holds of the state that its devices can have."""
+
+    event: Literal["state"] = "state"
+    devices: tuple[DeviceCoverage, ...]
 
 
 class Place(StrEnum):
@@ -146,12 +155,14 @@ class Answered(_Event):
     qualify: dict[str, Any]
 
 
-Event = Started | MachineSeen | CellsPlanned | Judged | Said | RunEnded | Answered
+Event = Started | MachineSeen | StateSeen | CellsPlanned | Judged | Said | RunEnded | Answered
 
 
 def _plain(value: object) -> object:
     if isinstance(value, Cell | MachineResult):
         return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
@@ -165,6 +176,7 @@ class Fold:
         self.started = started
         self._ended: RunEnded | None = None
         self._machines: dict[tuple[str, str, str], MachineResult] = {}
+        self._coverage: dict[str, DeviceCoverage] = {}
         self._rows: dict[str, int] = {}
         self._order: dict[str, tuple[int, int, int]] = {}
         self._cells: dict[str, list[Cell]] = {}
@@ -184,6 +196,8 @@ class Fold:
             case MachineSeen(machine=machine):
                 recorder = machine.record_qemu or machine.qemu
                 self._machines[machine.machine, recorder.sha256, machine.qemu.sha256] = machine
+            case StateSeen(devices=devices):
+                self._coverage |= {device.row: device for device in devices}
             case CellsPlanned():
                 self._plan(event)
             case Judged(planned=planned, cell=cell):
@@ -211,6 +225,7 @@ class Fold:
                 machine_result(machine, cells, complete=self.complete) for machine in self._machines.values()
             ),
             cells=cells,
+            coverage=covered(self._coverage.values(), cells),
         )
 
     def _plan(self, event: CellsPlanned) -> None:

@@ -583,3 +583,16 @@ _VIRTIO: dict[str, Layout] = {
 _DEVICES: dict[str, Callable[[_Payload, str], list[Field]]] = {
     "net": _net, "blk": _blk, "serial": _serial, "balloon": _balloon, "scsi": _nothing, "rng": _nothing,
 }  # fmt: skip
+#: Known by one version or another alone: they count where they are met.
+_NOT_EVERYWHERE = frozenset(
+    {"virtio/128bit_features", "virtio_pci/modern_state/features128", "vitio-balloon-device/page-poison"}
+)
+
+
+def subsections_of(vmsd_name: str) -> tuple[str, ...]:
+    """Subsections that a virtio device of this vmsd can have; none for what is no virtio device."""
+    kind = vmsd_name.removeprefix("virtio-")
+    if kind == vmsd_name:
+        return ()
+    own = {"net": _NET, "balloon": _BALLOON}.get(kind, {})
+    return tuple(name for name in (*_VIRTIO, *_VIRTIO_PCI, *own) if name not in _NOT_EVERYWHERE)

@@ -23,6 +23,7 @@ from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
 from harness.names import MIGRATIONS, ORACLES, USUAL_PHASES
+from harness.oracles.coverage import coverage_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -41,6 +42,7 @@ from harness.results.events import (
     RunEnded,
     Said,
     Started,
+    StateSeen,
     stamped,
 )
 from harness.results.key import USUAL_CPUS, CellKey, labels
@@ -51,6 +53,7 @@ from harness.results.verdict import Verdict
 from harness.state.owners import Owners, settled
 from harness.state.recorder import DeviceFailed, ordered_phases
 from harness.state.recordings import (
+    VMSTATE,
     Recordings,
     lacking_drivers,
     machine_names,
@@ -478,6 +481,8 @@ class Run:
         ]
         self._plan_more(tasks, plans[0].key, devices, Place.BEFORE)
         self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
+        dump = pack.manifest.host.get(VMSTATE, {})
+        self._emit(StateSeen(devices=coverage_of(pack, plans[0].key, devices, dump)))
         assert seen.ability is not None  # probed by whoever opened the pack
         self._here.lend(pack, seen.binary, seen.ability)
         with self._lock:
