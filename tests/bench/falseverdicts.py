@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Does a disturbed host make healthy devices look broken?
 
-``python tests/bench/falseverdicts.py [--runs N] [--regime NAME,...] [--machine NAME,...] [--seed N] [-- OPTION...]``
+``python tests/bench/falseverdicts.py [--runs N] [--regime NAME,...] [--machine NAME,...] [--keep DIR] [-- OPTION...]``
 judges machines ``N`` times under each regime, by the command that a user types, and counts what the cells came to.
 Options behind ``--`` are those of ``postload matrix``: with ``--quick`` there are loads only. Each machine is judged
-once before that and left alone: that records its guest, and what it finds is no false verdict.
+once before that and left alone: that records its guest, and what it finds is no false verdict. A verdict is false when
+that run has none for the same cell with the same signature.
 
 =======  =============================================================================================================
 regime   what is done to the run, again and again, until it ends
@@ -15,7 +16,7 @@ stops    the program, or one of its QEMUs, is stopped for 5 to 30 s
 hits     one of its QEMUs is stopped for 5 to 30 s, or ended by SIGTERM, SIGINT, SIGHUP or SIGKILL
 =======  =============================================================================================================
 
-Ends with 1 when a device was blamed.
+``--keep`` keeps the document of each run. Ends with 1 when a device was blamed falsely.
 """
 
 from __future__ import annotations
@@ -24,21 +25,23 @@ import argparse
 import contextlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import psutil
 
-from harness.results.verdict import FINDINGS
+from harness.report.sentences import text_of
+from harness.results.document import Cell, MatrixDoc
+from harness.results.signature import name_of
 
 BUSY_PROCESSES = 8
 PAUSE_S = (4.0, 12.0)
@@ -52,8 +55,10 @@ class Result:
     """What one run came to.
 
     :param verdicts: how many cells came to each
-    :param again: cells that were tried again, and of these how many were right then
-    :param blamed: cells that blame a device
+    :param again: cells that were tried again
+    :param right: of these, how many were judged then
+    :param blamed: cells that blame a device: name, verdict and signature
+    :param host: cells that the host kept from being judged, and why
     :param done: what was done to the run, by its name
     """
 
@@ -61,6 +66,7 @@ class Result:
     again: int
     right: int
     blamed: tuple[str, ...]
+    host: tuple[str, ...]
     done: Counter[str]
     status: int
     seconds: float
@@ -140,8 +146,11 @@ REGIMES: dict[str, Regime] = {
 }
 
 
-def matrix(machine: str, regime: Regime, chance: random.Random, options: list[str]) -> Result:
-    """One matrix under a regime."""
+def matrix(machine: str, regime: Regime, chance: random.Random, options: list[str], keep: Path) -> Result:
+    """One matrix under a regime.
+
+    :param keep: where its document goes
+    """
     done: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="plf-") as folder:
         argv = [sys.executable, "-m", "harness", "matrix", "--machine", machine, "--out", folder, *options]
@@ -152,19 +161,24 @@ def matrix(machine: str, regime: Regime, chance: random.Random, options: list[st
                     status = run.wait(RUN_TIMEOUT_S)
             finally:
                 run.kill()
-        document: dict[str, Any] = json.loads((Path(folder) / "matrix.json").read_text())
-    return read(document, done, status, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        document = Path(folder) / "matrix.json"
+        cells = MatrixDoc.from_json(json.loads(document.read_text())).cells if document.exists() else ()
+        if document.exists():
+            keep.mkdir(parents=True, exist_ok=True)
+            shutil.copy(document, keep)
+    return read(cells, done, status, seconds)
 
 
-def read(document: dict[str, Any], done: Counter[str], status: int, seconds: float) -> Result:
-    """Count the cells of a document."""
-    outcomes = [(cell["id"], cell["outcome"]) for cell in document["cells"]]
-    again = [outcome for _, outcome in outcomes if outcome["hindered"]]
+def read(cells: Sequence[Cell], done: Counter[str], status: int, seconds: float) -> Result:
+    """Count the cells of a run."""
+    again = [cell for cell in cells if cell.outcome.hindered]
     return Result(
-        verdicts=Counter(outcome["verdict"] for _, outcome in outcomes),
+        verdicts=Counter(cell.verdict for cell in cells),
         again=len(again),
-        right=sum(outcome["verdict"] == "ok" for outcome in again),
-        blamed=tuple(f"{name} {outcome['verdict']}" for name, outcome in outcomes if outcome["verdict"] in FINDINGS),
+        right=sum(not cell.verdict.is_undecided for cell in again),
+        blamed=tuple(f"{cell.id} {cell.verdict} {name_of(cell)}" for cell in cells if cell.verdict.is_finding),
+        host=tuple(f"{cell.id} {cell.verdict}: {text_of(cell)}" for cell in cells if cell.verdict.is_undecided),
         done=done,
         status=status,
         seconds=seconds,
@@ -178,32 +192,44 @@ def main() -> int:
     parser.add_argument("--regime", default="busy,stops,hits")
     parser.add_argument("--machine", default="pc,virt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for the documents [default: they go]")
     parser.add_argument("options", nargs="*", help="of postload matrix, behind --")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that the run that goes on is ended too
     false = 0
-    for machine in given.machine.split(","):
-        alone = matrix(machine, quiet, random.Random(given.seed), given.options)
-        print(f"left alone, {machine}: {line(alone)}", flush=True)
-        for name in given.regime.split(","):
-            results = []
-            for number in range(given.runs):
-                chance = random.Random(f"{given.seed} {name} {machine} {number}")
-                result = matrix(machine, REGIMES[name], chance, given.options)
-                blamed = tuple(each for each in result.blamed if each not in alone.blamed)
-                results.append(replace(result, blamed=blamed))
-                print(f"{name} {machine} {number + 1}: {line(result)}", flush=True)
-                print(*(f"  FALSE {each}\n" for each in blamed), sep="", end="", flush=True)
-            false += sum(len(result.blamed) for result in results)
-            print(summary(name, machine, results), flush=True)
+    with tempfile.TemporaryDirectory(prefix="plf-") as scratch:
+        keep = given.keep or Path(scratch)
+        for machine in given.machine.split(","):
+            alone = matrix(machine, quiet, random.Random(given.seed), given.options, keep / f"alone-{machine}")
+            print(f"left alone, {machine}: {line(alone)}", flush=True)
+            tell("found when left alone", alone.blamed)
+            for name in given.regime.split(","):
+                results = []
+                for number in range(given.runs):
+                    chance = random.Random(f"{given.seed} {name} {machine} {number}")
+                    folder = keep / f"{name}-{machine}-{number + 1}"
+                    result = matrix(machine, REGIMES[name], chance, given.options, folder)
+                    result = replace(result, blamed=tuple(set(result.blamed) - set(alone.blamed)))
+                    results.append(result)
+                    print(f"{name} {machine} {number + 1}: {line(result)}", flush=True)
+                    tell("FALSE", result.blamed)
+                    tell("not judged", result.host)
+                false += sum(len(result.blamed) for result in results)
+                print(summary(name, machine, results), flush=True)
     return 1 if false else 0
+
+
+def tell(what: str, cells: Sequence[str]) -> None:
+    """A line for each cell."""
+    for each in cells:
+        print(f"  {what}: {each}", flush=True)
 
 
 def line(result: Result) -> str:
     """One run."""
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(result.verdicts.items()))
     done = ", ".join(f"{count} {what}" for what, count in sorted(result.done.items())) or "nothing"
-    tried = f"{result.again} tried again, {result.right} of them right"
+    tried = f"{result.again} tried again, {result.right} of them judged then"
     return f"{verdicts}; {tried}; {done} in {result.seconds:.0f} s; status {result.status}"
 
 
@@ -215,7 +241,7 @@ def summary(name: str, machine: str, results: list[Result]) -> str:
     blamed = sum(len(result.blamed) for result in results)
     return (
         f"{name} {machine}, {len(results)} runs: {cells} cells, {blamed} blame a device falsely, {host} host, "
-        f"{again} tried again and {right} of these right"
+        f"{again} tried again and {right} of these judged then"
     )
 
 
