@@ -9,7 +9,8 @@ The answer is one line, and the exit code:
 
   0    reproduced
   1    not reproduced, or failed in another way (the line says which)
-  125  could not be tried: no such machine, built without COLO, does not start, does not take the recorded machine
+  125  could not be tried: no such machine, built without COLO, does not start, does not take the recorded machine;
+       or the host stood still, or ended QEMU, in each of three tries
   2    this program was used wrongly
 
 ``git bisect run`` takes 0 for the old state and 1 for the new one: to find what mended it, that is right as it is; to
@@ -35,6 +36,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +55,16 @@ SLICE_S = 0.25
 CONFIDENCE = 0.99
 MAX_ATTEMPTS = 50
 SOCKET_PATH_BYTES = 107
+#: How often the host is looked at, and how late such a look may come before the time counts as lost.
+TICK_S, LATE_S = 0.1, 0.5
+#: Lost time is left out of every deadline; a wait that lost more than this is given up.
+PATIENCE_S = 45.0
+#: A host that stood still for so long may have brought about what only takes time.
+STOOD_STILL_S = 1.0
+#: How often an attempt is made that the host disturbed.
+TRIES = 3
+#: What comes of time, and not of a load alone.
+TIMED = ("hang", "guest-fault", "drift", "leak")
 #: Two complaints with less in common are two.
 MIN_ALIKE = 0.6
 #: Folders of runs that were killed are told by the process id in their name.
@@ -119,6 +131,8 @@ _PREFIX = re.compile(
     r"^(?:\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d{4})?:? )?"
     r"(?:(?:[^\s:]*/)?(?:qemu(?:-system)?(?:-[\w.-]+)?|kvm): )?(?:error: )?"
 )
+#: Somebody sent QEMU a signal that it leaves by in an orderly way (``qemu_kill_report`` in ``softmmu/runstate.c``).
+_TOLD_TO_END = re.compile(r"terminating on signal \d+.*")
 #: What QEMU itself shall forbid its process.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _NO_SANDBOX = re.compile(r"-sandbox|seccomp", re.IGNORECASE)
@@ -127,6 +141,10 @@ _NO_MACHINE = re.compile(r"unsupported machine type|machine type .*not (found|su
 
 class Untried(Exception):
     """The build cannot be asked; the text says why."""
+
+
+class Disturbed(Untried):
+    """The host spoiled the attempt: nothing can be said of the build."""
 
 
 class Refused(Exception):
@@ -218,6 +236,84 @@ def die_with(parent: int) -> Callable[[], None]:
     return guard
 
 
+class Host:
+    """How long a process could not run, or this program could not, as a thread of its own sees it.
+
+    A look that comes late: this program stood still. State T, t or D: the process is stopped, or the kernel holds it.
+    Run delay (``schedstat``, second figure): its threads were ready and got no CPU; the one that waited longest counts.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.stood_still_s = 0.0
+        self._pid = pid
+        self._lost_s = 0.0
+        self._last = time.monotonic()
+        self._waited_ns: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def now_s(self) -> float:
+        """A clock that stands still while the process cannot run."""
+        with self._lock:
+            if time.monotonic() - self._last >= TICK_S / 2:
+                self._look()
+            return time.monotonic() - self._lost_s
+
+    def close(self) -> None:
+        """The process is over."""
+        self._over.set()
+
+    def _follow(self) -> None:
+        while not self._over.wait(TICK_S):
+            self.now_s()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        passed_s, self._last = now - self._last, now
+        still_s = passed_s - TICK_S if passed_s > LATE_S else 0.0
+        held, waited_ns = sight(self._pid)
+        starved_s = max([waited_ns[name] - self._waited_ns.get(name, 0) for name in waited_ns] or [0]) / 1e9
+        self._waited_ns = waited_ns
+        still_s = passed_s if held else still_s
+        self.stood_still_s += still_s
+        self._lost_s += min(passed_s, max(still_s, starved_s))
+
+
+def sight(pid: int) -> tuple[bool, dict[str, int]]:
+    """Whether a process is stopped or held, and for how many nanoseconds each of its threads waited for a CPU."""
+    folder, held, waited_ns = Path(f"/proc/{leader(pid)}"), False, {}
+    try:
+        held = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] in "TtD"
+        for task in (folder / "task").iterdir():
+            waited_ns[task.name] = int((task / "schedstat").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        pass  # it is gone, or a thread is, or the kernel does not count
+    return held, waited_ns
+
+
+class Wait:
+    """One wait for QEMU: time in which it could not run does not count."""
+
+    def __init__(self, host: Host, timeout_s: float) -> None:
+        self._host = host
+        self._end_s = host.now_s() + timeout_s
+        self._given_up_s = time.monotonic() + timeout_s + PATIENCE_S
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left, 0 when none are; raises Disturbed when the host took too many of them."""
+        left_s = max(0.0, self._end_s - self._host.now_s())
+        if left_s and time.monotonic() > self._given_up_s:
+            raise Disturbed(f"the host kept QEMU from running for more than {PATIENCE_S:.0f} s")
+        return left_s
+
+    @property
+    def slice_s(self) -> float:
+        """How long to wait before it is looked at again."""
+        return min(SLICE_S, self.left_s)
+
+
 class Qemu:
     """One QEMU with a QMP session over a socket pair and a folder of its own; ``close`` ends both."""
 
@@ -250,26 +346,29 @@ class Qemu:
             raise Untried(f"{argv[0]} cannot be started: {error.strerror or error}") from error
         finally:
             theirs.close()
+        self.host = Host(self.process.pid)
 
     def greet(self) -> None:
         """Wait until it talks; raises Untried with what it printed when it does not."""
         try:
-            version = self._answer(time.monotonic() + START_TIMEOUT_S, "its greeting")["QMP"]["version"]
+            version = self._answer(Wait(self.host, START_TIMEOUT_S), "its greeting")["QMP"]["version"]
             numbers = version["qemu"]
             package = f" ({version['package']})" if version.get("package") else ""
             self.version = f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}{package}"
             self.qmp("qmp_capabilities")
         except (Broken, Refused, KeyError) as error:
-            self.ended(1.0)
+            by = ended_by(self.ended(1.0), self.log())
+            if by:
+                raise Disturbed(f"QEMU was ended from outside by {by}") from error
             raise Untried(f"QEMU does not start: {self.log() or error}") from error
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command; raises Refused or Broken."""
-        end = time.monotonic() + QMP_TIMEOUT_S
+        wait = Wait(self.host, QMP_TIMEOUT_S)
         line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
-        send_all(self._sock, [line], end)
+        send_all(self._sock, [line], wait)
         while True:
-            answer = self._answer(end, f"{command} over QMP")
+            answer = self._answer(wait, f"{command} over QMP")
             if "error" in answer:
                 raise Refused(answer["error"].get("desc", "no reason given"))
             if "return" in answer:
@@ -288,10 +387,10 @@ class Qemu:
         while b"\n" in self._data:
             self._take()
 
-    def _answer(self, end: float, what: str) -> dict[str, Any]:
+    def _answer(self, wait: Wait, what: str) -> dict[str, Any]:
         while True:
             while b"\n" not in self._data:
-                self._data += receive_some(self._sock, end, what)
+                self._data += receive_some(self._sock, wait, what)
             message = self._take()
             if message is not None:
                 return message
@@ -306,10 +405,12 @@ class Qemu:
 
     def ended(self, within_s: float = 0.0) -> int | None:
         """Its return code, the signal's number negative; None while it lives."""
-        try:
-            code = self.process.wait(within_s) if within_s else self.process.poll()
-        except subprocess.TimeoutExpired:
-            return None
+        wait, code = Wait(self.host, within_s), self.process.poll()
+        while code is None and wait.left_s:
+            try:
+                code = self.process.wait(wait.slice_s)
+            except subprocess.TimeoutExpired:
+                continue
         # a shell around QEMU tells of a signal in this way
         return 128 - code if code is not None and 128 < code < 160 else code
 
@@ -329,19 +430,20 @@ class Qemu:
             except OSError:
                 self.process.kill()
             self.process.wait()
+        self.host.close()
         self._sock.close()
 
 
 def send_all(
-    sock: socket.socket, buffers: Sequence[bytes], end: float, watch: Callable[[], None] = lambda: None
+    sock: socket.socket, buffers: Sequence[bytes], wait: Wait, watch: Callable[[], None] = lambda: None
 ) -> None:
     """Send on a socket that does not block; raises Broken."""
     for buffer in buffers:
         view = memoryview(buffer)
         while view:
-            if not select.select([], [sock], [], max(0.0, min(SLICE_S, end - time.monotonic())))[1]:
+            if not select.select([], [sock], [], wait.slice_s)[1]:
                 watch()
-                if time.monotonic() > end:
+                if not wait.left_s:
                     raise Broken("late", "QEMU takes no more data")
                 continue
             try:
@@ -353,11 +455,11 @@ def send_all(
 
 
 def receive_some(
-    sock: socket.socket, end: float, what: str, count: int = 65536, watch: Callable[[], None] = lambda: None
+    sock: socket.socket, wait: Wait, what: str, count: int = 65536, watch: Callable[[], None] = lambda: None
 ) -> bytes:
     """At least one byte; raises Broken."""
     while True:
-        if select.select([sock], [], [], max(0.0, min(SLICE_S, end - time.monotonic())))[0]:
+        if select.select([sock], [], [], wait.slice_s)[0]:
             try:
                 data = sock.recv(count)
             except BlockingIOError:
@@ -368,7 +470,7 @@ def receive_some(
                 raise Broken("closed", "QEMU hung up")
             return data
         watch()
-        if time.monotonic() > end:
+        if not wait.left_s:
             raise Broken("late", f"no answer to {what} in time")
 
 
@@ -392,14 +494,14 @@ class Primary:
             qemu.qmp("migrate-incoming", uri=f"unix:{address}")
         except Refused as error:
             raise Untried(f"migrate-incoming: {error}") from error
-        end = time.monotonic() + timeout_s
+        wait = Wait(qemu.host, timeout_s)
         while True:
             try:
                 self._sock.connect(address)
                 break
             except OSError as error:
                 # new builds answer the command before they listen
-                if qemu.ended() is not None or time.monotonic() > end:
+                if qemu.ended() is not None or not wait.left_s:
                     raise Broken("closed", f"QEMU does not listen for its incoming stream: {error}") from error
                 time.sleep(0.005)
         self._sock.setblocking(False)
@@ -431,12 +533,12 @@ class Primary:
         os.close(self._folder)
 
     def _send(self, *buffers: bytes) -> None:
-        send_all(self._sock, buffers, time.monotonic() + self._timeout_s, self._watch)
+        send_all(self._sock, buffers, Wait(self._qemu.host, self._timeout_s), self._watch)
 
     def _receive(self, what: str, count: int) -> bytes:
-        data, end = b"", time.monotonic() + self._timeout_s
+        data, wait = b"", Wait(self._qemu.host, self._timeout_s)
         while len(data) < count:
-            data += receive_some(self._sock, end, what, count - len(data), self._watch)
+            data += receive_some(self._sock, wait, what, count - len(data), self._watch)
         return data
 
     def _expect(self, answer: bytes, wanted: int, what: str) -> None:
@@ -538,7 +640,11 @@ class Session:
             qemu, machine = self._start(folder)
             try:
                 self._capabilities(qemu, dialect[0])
-                return self._session(qemu, machine, dialect[0], play)
+                seen = self._session(qemu, machine, dialect[0], play)
+                if seen.verdict in TIMED and qemu.host.stood_still_s >= STOOD_STILL_S:
+                    stood_still = f"the host, or this program, stood still for {qemu.host.stood_still_s:.0f} s"
+                    raise Disturbed(f"{self.about}: {stood_still}, which may be all that was seen: {seen.text}")
+                return seen
             except Refused as error:
                 return Seen("reject", str(error), qemu.log(), at_start=True)
             finally:
@@ -560,6 +666,8 @@ class Session:
                 machine = str(qemu.qmp("qom-get", path="/machine", property="type"))
             except (Untried, Refused, Broken) as error:
                 qemu.close()
+                if isinstance(error, Disturbed):
+                    raise
                 if self._walls and _NO_SANDBOX.search(str(error)):
                     self._walls = []
                     continue
@@ -644,14 +752,34 @@ class Session:
                 return Seen("hang", f"{where}: {broken}", log)
             return Seen("reject", f"{where}: {refusal(log) or broken}", log)
         name = signal_name(code)
-        if name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") and line is None:
-            raise Untried(f"{self.about}: QEMU was killed from outside by {name}")
+        by = "" if line else ended_by(code, log)
+        if by:
+            raise Disturbed(f"{self.about}: QEMU was ended from outside by {by}")
         if name or line:
             how = name or f"exit status {code}"
             return Seen("crash", f"{where}: {how}: {line or 'QEMU printed no reason'}", log, name)
         if code == 0:
             return Seen("guest-fault", f"{where}: QEMU ended with status 0: the guest shut down", log)
         return Seen("reject", f"{where}: exit status {code}: {refusal(log) or 'QEMU printed no reason'}", log)
+
+
+def ended_by(code: int | None, log: str) -> str:
+    """Who ended a QEMU that did not end by itself; empty for any other, and for one that lives."""
+    name = signal_name(code or 0)
+    told = _TOLD_TO_END.search(log) if code == 0 else None
+    return told.group() if told else name if name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") else ""
+
+
+def undisturbed(session: Session, case: Case) -> Seen:
+    """One attempt, made again where the host spoiled it. Raises Untried."""
+    for left in reversed(range(TRIES)):
+        try:
+            return session.run(_PLAYS[case.kind](case))
+        except Disturbed as error:
+            if not left:
+                raise
+            session.say(f"{error}; trying again")
+    raise AssertionError("unreachable")
 
 
 def takes_sandbox(qemu: str) -> bool:
@@ -1086,7 +1214,7 @@ def answer(case: Case, options: argparse.Namespace) -> int:
     other = ""
     for number in range(1, count + 1):
         session.is_last = number == count
-        seen = session.run(_PLAYS[case.kind](case))
+        seen = undisturbed(session, case)
         session.say(f"attempt {number}: {seen.verdict}: {seen.text}\n{seen.log}")
         why = differs(case, seen)
         if why is None:

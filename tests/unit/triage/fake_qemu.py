@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -135,6 +136,24 @@ def _now_and_then(qmp: socket.socket) -> None:
         _abort(10, "boom")(qmp)
 
 
+def _stopped(*pids: int) -> None:
+    """Somebody stops processes for longer than a deadline of one second, and lets them go on one after the other."""
+    goes_on = "; ".join(f"kill -CONT {pid}; sleep 0.5" for pid in pids)
+    subprocess.Popen(["sh", "-c", f"sleep 1.5; {goes_on}"], start_new_session=True)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+
+def _stopped_and_hangs(_: socket.socket) -> None:
+    _stopped(os.getpid())
+    time.sleep(60)
+
+
+def _told_to_end(_: socket.socket) -> None:
+    sys.stderr.write("qemu-fake: terminating on signal 15 from pid 1 (init)\n")
+    _end(0)
+
+
 _LOADS: dict[str, Callable[[socket.socket], None]] = {
     "crash": _abort(10, "boom"),
     "old": _abort(12, "boom"),
@@ -144,6 +163,11 @@ _LOADS: dict[str, Callable[[socket.socket], None]] = {
     "segv": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
     "shutdown": lambda _: _end(0),
     "flaky": _now_and_then,
+    "stopped": lambda _: _stopped(os.getpid()),
+    "all-stopped": lambda _: _stopped(os.getppid(), os.getpid()),
+    "stopped-and-hangs": _stopped_and_hangs,
+    "told-to-end": _told_to_end,
+    "killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 

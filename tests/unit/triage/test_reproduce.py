@@ -150,9 +150,33 @@ def test_another_failure_is_told_and_is_not_it(run: Run, behaviour: str, why: st
 
 
 def test_a_hang_ends_at_the_deadline(run: Run) -> None:
-    expect = {"verdict": "hang", "exit": None, "function": None, "assertion": None}
-    assert run("hang", "--timeout", "1", expect=expect).returncode == 0
+    assert run("hang", "--timeout", "1", expect=HANG).returncode == 0
     assert "hang instead of crash" in run("hang", "--timeout", "1").stdout
+
+
+HANG = {"verdict": "hang", "exit": None, "function": None, "assertion": None}
+
+
+@pytest.mark.parametrize("behaviour", ["stopped", "all-stopped"])
+def test_time_in_which_qemu_or_the_script_could_not_run_is_no_hang(run: Run, behaviour: str) -> None:
+    done = run(behaviour, "--timeout", "1", expect=HANG)
+    assert (done.returncode, "not reproduced: " in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "verdict", "why"),
+    [
+        ("stopped-and-hangs", "hang", "the host, or this program, stood still for "),
+        ("told-to-end", "guest-fault", "QEMU was ended from outside by terminating on signal 15 from pid 1 (init)"),
+        ("killed", "crash", "QEMU was ended from outside by SIGKILL"),
+    ],
+)
+def test_what_the_host_does_in_each_try_is_125(run: Run, behaviour: str, verdict: str, why: str) -> None:
+    done = run(behaviour, "-v", "--timeout", "1", expect={**HANG, "verdict": verdict})
+    assert done.returncode == 125, done.stdout + done.stderr
+    assert done.stdout.startswith("could not be tried: ")
+    assert why in done.stdout
+    assert done.stderr.count("; trying again") == 2
 
 
 def test_a_refused_section_is_known_by_its_name(run: Run) -> None:
