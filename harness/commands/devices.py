@@ -17,6 +17,7 @@ from harness.devices.device import device_types
 from harness.devices.recipe import load_recipe
 from harness.qemu.binary import QemuBinary
 from harness.report.console import SafeConsole
+from harness.report.lacks import step_text
 from harness.state.devicecheck import CheckedStep, DeviceCheck, works
 from harness.yamlfile import line_of
 
@@ -76,7 +77,8 @@ def _lines(file: Path, name: str, steps: dict[str, list[CheckedStep]]) -> Iterat
             mine = [step for step in found if step.machine == machine]
             yield f"{name} on {machine}, QEMU {qemu}: {'works' if works(mine) else 'does not work'}"
             for step in mine:
-                said = f"  {step.said}" if step.said and step.ok is not False else ""
+                text = step_text(step)
+                said = f"  {text}" if text and step.ok is not False else ""
                 yield f"  {_MARKS[step.ok]:5} {step.name:16} {step.seconds:5.1f} s{said}"
                 if step.ok is False:
-                    yield f"  {file}:{line_of(file, step.key)}: {'.'.join(step.key)}: {step.said}"
+                    yield f"  {file}:{line_of(file, step.key)}: {'.'.join(step.key)}: {text}"

@@ -24,9 +24,10 @@ from harness.errors import UsageError
 from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.report import inspection
+from harness.report.lacks import lack_text
 from harness.report.terminal import LiveProgress
 from harness.state.recorder import ordered_phases
-from harness.state.recordings import make_recording
+from harness.state.recordings import Unrecordable, make_recording
 from harness.work.run import Options, load_pack_rows
 
 
@@ -64,18 +65,21 @@ def record(given: dict[str, Any]) -> int:
         raise UsageError(f"{given['machine']} has no phase {', '.join(phases)}: it starts its kernel without firmware")
     guest = guest_maker(given["guest"], [given["machine"]], given["cpus"])
     accel = choose_accel(binaries[0], given["accel"])
-    with LiveProgress(total_cells=0, console=err) as progress:
-        make_recording(
-            binary=binaries[0],
-            machine=given["machine"],
-            accel=accel.name,
-            guest=guest(architecture_of(given["machine"])),
-            devices=chosen,
-            phases=phases,
-            path=given["out"],
-            stage=progress.stage,
-            kvm=kvm_state(binaries[0], accel),
-        )
+    try:
+        with LiveProgress(total_cells=0, console=err) as progress:
+            make_recording(
+                binary=binaries[0],
+                machine=given["machine"],
+                accel=accel.name,
+                guest=guest(architecture_of(given["machine"])),
+                devices=chosen,
+                phases=phases,
+                path=given["out"],
+                stage=progress.stage,
+                kvm=kvm_state(binaries[0], accel),
+            )
+    except Unrecordable as error:
+        raise UsageError(f"cannot record {error.device} on {error.machine}: {lack_text(error.lack)}") from error
     with StatePack(given["out"]) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
     return 0

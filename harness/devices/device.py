@@ -125,8 +125,12 @@ class Device:
         return {key: value for built in self.built_in.get(family, {}).values() for key, value in built.without.items()}
 
     def node(self, part: str) -> str:
-        """The id of one of its backends or attachments in a plan; QEMU wants a letter first."""
+        """The id of one of its backends in a plan; QEMU wants a letter first."""
         return f"{'' if self.name[0].isalpha() else 'd'}{self.name}-{part}"
+
+    def attached_as(self, name: str) -> str:
+        """The id of one of its attachments in a plan, another than that of a backend of the same name."""
+        return self.node(f"{name}-dev" if name in self.backends else name)
 
     def failing(self) -> dict[str, int]:
         """Sector that fails by the id of the disk in a plan."""

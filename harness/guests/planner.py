@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from harness.arch import RootBus
 from harness.devices.device import Attachment, Device
+from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import PORT, GuestPlan, PlacedDevice
 
 
@@ -34,11 +35,11 @@ class PlannedGuest:
 class Planned:
     """All guests of one machine.
 
-    :param refused: device to the reason why no guest can have it
+    :param refused: device to why no guest can have it
     """
 
     guests: tuple[PlannedGuest, ...]
-    refused: dict[str, str]
+    refused: dict[str, Lack]
 
 
 def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device]) -> Planned:
@@ -48,31 +49,31 @@ def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device])
     :param base: the guest without any of them
     """
     drafts: list[_GuestDraft] = []
-    refused: dict[str, str] = {}
+    refused: dict[str, Lack] = {}
     for device in [d for d in devices if not d.rest]:
         if bus is None and any(a.on != "none" for a in device.attached(base.family)):
-            refused[device.name] = f"no bus of machine {base.machine} is known to this program"
+            refused[device.name] = Lack(what=Lacks.BUS, machine=base.machine)
             continue
         fitting = [draft for draft in drafts if draft.default == device.default]
-        reason = _place(device, [*fitting, _GuestDraft(bus=bus, plan=base, default=device.default)], drafts)
-        if reason:
-            refused[device.name] = reason
+        lack = _place(device, [*fitting, _GuestDraft(bus=bus, plan=base, default=device.default)], drafts)
+        if lack is not None:
+            refused[device.name] = lack
     if not drafts:
         drafts.append(_GuestDraft(bus=bus, plan=base, default=True))
     rest = [d for d in devices if d.rest]
     return Planned(guests=tuple(draft.guest(rest) for draft in drafts), refused=refused)
 
 
-def _place(device: Device, candidates: Sequence[_GuestDraft], drafts: list[_GuestDraft]) -> str:
-    """Put a device into the first guest that takes it; why none does, or nothing."""
-    reason = ""
+def _place(device: Device, candidates: Sequence[_GuestDraft], drafts: list[_GuestDraft]) -> Lack | None:
+    """Put a device into the first guest that takes it; why none does, or None."""
+    lack = None
     for draft in candidates:
-        reason = draft.add(device)
-        if not reason:
+        lack = draft.add(device)
+        if lack is None:
             if draft not in drafts:
                 drafts.append(draft)
-            return ""
-    return reason
+            return None
+    return lack
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -86,19 +87,18 @@ class _GuestDraft:
     taken: set[int] = field(default_factory=set)
     placed: list[PlacedDevice] = field(default_factory=list)
 
-    def add(self, device: Device) -> str:
-        """Take a device in; why that is not to be done, or nothing."""
+    def add(self, device: Device) -> Lack | None:
+        """Take a device in; why that is not to be done, or None."""
         clash = {name for other in self.devices for name in other.takes & device.takes}
         if clash:
-            return f"another device of its guest takes {', '.join(sorted(clash))}"
+            return Lack(what=Lacks.GUEST_NAMES, names=tuple(sorted(clash)))
         taken, placed = set(self.taken), list(self.placed)
-        for attachment in device.attached(self.plan.family):
-            reason = self._attach(device, attachment)
-            if reason:
-                self.taken, self.placed = taken, placed
-                return reason
-        self.devices.append(device)
-        return ""
+        lack = self._attach_all(device) or self._twice(device)
+        if lack is None:
+            self.devices.append(device)
+        else:
+            self.taken, self.placed = taken, placed
+        return lack
 
     def guest(self, rest: Sequence[Device]) -> PlannedGuest:
         """What has come of it; the platform is last."""
@@ -106,23 +106,34 @@ class _GuestDraft:
         plan = self.plan.model_copy(update={"devices": (*self.plan.devices, *self.placed), "backends": backends})
         return PlannedGuest(devices=(*self.devices, *rest), plan=GuestPlan.model_validate(plan.model_dump()))
 
-    def _attach(self, device: Device, attachment: Attachment) -> str:
+    def _attach_all(self, device: Device) -> Lack | None:
+        lacks = (self._attach(device, attachment) for attachment in device.attached(self.plan.family))
+        return next((lack for lack in lacks if lack is not None), None)
+
+    def _twice(self, device: Device) -> Lack | None:
+        """Ids that stand in the guest more than once with this device: names of two devices may join to one."""
+        ids = [placed.id for placed in (*self.plan.devices, *self.placed)]
+        ids += [each.node(name) for each in (*self.devices, device) for name in each.backends]
+        twice = tuple(sorted({name for name in ids if ids.count(name) > 1}))
+        return Lack(what=Lacks.IDS, names=twice) if twice else None
+
+    def _attach(self, device: Device, attachment: Attachment) -> Lack | None:
         bus: str | None = None
         slot: str | None = None
         if attachment.on in ("pci", "pcie-port"):
             assert self.bus is not None  # asked before
             bus, slot = self.bus.name, self._free_slot()
             if slot is None:
-                return f"all slots of {bus} are taken"
+                return Lack(what=Lacks.SLOT, names=(bus,))
             if attachment.on == "pcie-port":
                 if not self.bus.has_ports:
-                    return f"machine {self.plan.machine} has no PCIe ports"
+                    return Lack(what=Lacks.PORTS, machine=self.plan.machine)
                 bus, slot = self._port(device, attachment, slot), "00.0"
         elif attachment.on != "none":
             bus = _bus_of(device, attachment.on, self.plan.family)
         self.placed.append(
             PlacedDevice(
-                id=device.node(attachment.name),
+                id=device.attached_as(attachment.name),
                 type=attachment.type,
                 owner=device.name,
                 bus=bus,
@@ -131,7 +142,7 @@ class _GuestDraft:
                 backends={key: device.node(name) for key, name in attachment.backends.items()},
             )
         )
-        return ""
+        return None
 
     def _free_slot(self) -> str | None:
         assert self.bus is not None  # asked before
@@ -144,7 +155,7 @@ class _GuestDraft:
     def _port(self, device: Device, attachment: Attachment, slot: str) -> str:
         """A root port of the device's own; returns the bus below it."""
         assert self.bus is not None  # asked before
-        name = device.node(f"{attachment.name}-port")
+        name = f"{device.attached_as(attachment.name)}-port"
         number = 1 + sum(1 for placed in self.placed if placed.type == PORT)
         self.placed.append(
             PlacedDevice(
@@ -163,4 +174,6 @@ def _bus_of(device: Device, on: str, family: str) -> str:
     """``hba.0`` as the machine calls it."""
     name, _, bus = on.partition(".")
     built = device.built_in.get(family, {}).get(name)
-    return built.bus if built else f"{device.node(name)}.{bus}" if bus else device.node(name)
+    if built:
+        return built.bus
+    return f"{device.attached_as(name)}.{bus}" if bus else device.attached_as(name)

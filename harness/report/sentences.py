@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.qemu.disturbance import Disturbance, Hindered
+from harness.report.lacks import lack_text
 from harness.report.text import plural
 from harness.results.cause import (
     At,
@@ -371,7 +372,7 @@ def disturbed_text(cells: Iterable[Cell]) -> str:
 
 def unsupported_text(unsupported: Unsupported) -> str:
     """What is lacking."""
-    return unsupported.said
+    return lack_text(unsupported.lack)
 
 
 def undecided_text(undecided: Undecided) -> str:

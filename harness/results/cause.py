@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.colo.messages import Step
+from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Hindered
 
 
@@ -313,14 +314,17 @@ class Unsupported:
     """A QEMU of the route has no such machine or device.
 
     :param side: whose lack it is; where the recorder has it not, no such guest exists
-    :param said: what is lacking
-    :param unmigratable: it is there, and QEMU migrates no machine that has it, so that COLO does not start
+    :param lack: what is not to be had
     """
 
     side: Side
-    said: str
-    unmigratable: bool = False
+    lack: Lack
     kind: Literal["unsupported"] = "unsupported"
+
+    @property
+    def unmigratable(self) -> bool:
+        """It is there, and QEMU migrates no machine that has it, so that COLO does not start."""
+        return self.lack.what is Lacks.MIGRATION
 
 
 class Why(StrEnum):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 from harness.devices.device import NOTHING, Device
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.build import Guest
 from harness.guests.console import Console
+from harness.guests.lack import Lack
 from harness.guests.machine import firmware_sink
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
@@ -33,20 +36,35 @@ _ORDER = ("bind", "life", "busy", "check", "idle", "unbind", "rebind", "life")
 Key = tuple[str, ...]
 
 
+class StepNote(StrEnum):
+    """What came of a step."""
+
+    REST = "owns-the-rest"
+    NO_COMMAND = "no-command"
+    STILL = "still-before-busy"
+    PASSES_IDLE = "passes-before-busy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedStep:
     """One thing that was tried.
 
     :param key: of the recipe that it stands for, such as ``("guest", "bind")``
     :param ok: None for one that the recipe does not have
-    :param said: what was found, or what is wrong
+    :param note: what came of it, where that needs a word
+    :param lack: why the device cannot be had
+    :param names: its sections
+    :param said: the words of an error
     """
 
     machine: str
     name: str
     key: Key
     ok: bool | None
-    said: str
+    note: StepNote | None = None
+    lack: Lack | None = None
+    names: tuple[str, ...] = ()
+    said: str = ""
     seconds: float = 0.0
 
 
@@ -71,11 +89,10 @@ class DeviceCheck:
 
     def _steps(self, device: Device) -> Iterator[CheckedStep]:
         family, name = machine_names(self.binary, self.machine)
-        lacking = missing(device, self.binary, self.machine, family)
         planned = planned_guests(name, family, [device, PLATFORM])
-        reason = lacking or planned.refused.get(device.name)
-        if reason is not None:
-            yield self._step(name, "starts", ("attach",), False, reason)
+        lack = missing(device, self.binary, self.machine, family) or planned.refused.get(device.name)
+        if lack is not None:
+            yield self._step(name, "starts", ("attach",), False, lack=lack)
             return
         guest = planned.guests[0]
         self.say(f"{name}: starting with and without {device.name}")
@@ -83,10 +100,12 @@ class DeviceCheck:
         owners = find_owners(self.binary, guest, self.accel, self.scope)
         seconds = time.monotonic() - started
         if device.name in owners.refused:
-            yield self._step(name, "owns sections", ("attach",), False, owners.refused[device.name], seconds)
+            lack = owners.refused[device.name]
+            yield self._step(name, "owns sections", ("attach",), False, lack=lack, seconds=seconds)
             return
-        own = ", ".join(owners.sections.get(device.name, ())) or "all that no other device owns"
-        yield self._step(name, "owns sections", ("attach",), True, own, seconds)
+        own = tuple(owners.sections.get(device.name, ()))
+        note = None if own else StepNote.REST
+        yield self._step(name, "owns sections", ("attach",), True, names=own, note=note, seconds=seconds)
         yield from self._in_guest(name, device, guest)
 
     def _in_guest(self, name: str, device: Device, planned: PlannedGuest) -> Iterator[CheckedStep]:
@@ -94,7 +113,7 @@ class DeviceCheck:
         guest = self.guest()
         lacking = lacking_drivers(device, guest)
         if lacking:
-            yield self._step(name, "drivers", ("drivers",), False, lacking)
+            yield self._step(name, "drivers", ("drivers",), False, said=lacking)
             return
         plan = recording_plan(
             binary=self.binary, accel=self.accel, guest=guest, planned=planned, phases=("kernel", "bound")
@@ -111,7 +130,7 @@ class DeviceCheck:
                 console.run("beat_start")
                 yield from self._commands(name, device, plan, console)
         except (GuestError, QemuError, DeadlineError) as error:
-            yield self._step(name, "boots", ("attach",), False, str(error))
+            yield self._step(name, "boots", ("attach",), False, said=str(error))
 
     def _commands(self, name: str, device: Device, plan: Plan, console: Console) -> Iterator[CheckedStep]:
         for what in _ORDER:
@@ -119,16 +138,17 @@ class DeviceCheck:
                 yield from self._idle_check(name, device, plan, console)
             command = guest_command(device, what, plan.planned.plan)
             if command == NOTHING:
-                yield self._step(name, what, ("guest", what), None, "the recipe has none")
+                yield self._step(name, what, ("guest", what), None, note=StepNote.NO_COMMAND)
                 continue
             self.say(f"{name}: {what}")
             started = time.monotonic()
             try:
                 console.run(command, COMMAND_TIMEOUT_S)
             except GuestError as error:
-                yield self._step(name, what, ("guest", what), False, str(error), time.monotonic() - started)
+                seconds = time.monotonic() - started
+                yield self._step(name, what, ("guest", what), False, said=str(error), seconds=seconds)
                 return
-            yield self._step(name, what, ("guest", what), True, "", time.monotonic() - started)
+            yield self._step(name, what, ("guest", what), True, seconds=time.monotonic() - started)
             if what == "busy":
                 time.sleep(BUSY_S)
 
@@ -138,13 +158,16 @@ class DeviceCheck:
         try:
             console.run(guest_command(device, "check", plan.planned.plan), COMMAND_TIMEOUT_S)
         except GuestError:
-            said, ok = "before busy it says that nothing moves, as it should", True
+            note, ok = StepNote.STILL, True
         else:
-            said, ok = "it passes before busy has begun: it does not tell whether the device moves", False
-        yield self._step(name, "check while idle", ("guest", "check"), ok, said, time.monotonic() - started)
+            note, ok = StepNote.PASSES_IDLE, False
+        seconds = time.monotonic() - started
+        yield self._step(name, "check while idle", ("guest", "check"), ok, note=note, seconds=seconds)
 
-    def _step(self, machine: str, name: str, key: Key, ok: bool | None, said: str, seconds: float = 0.0) -> CheckedStep:
-        return CheckedStep(machine=machine, name=name, key=key, ok=ok, said=said, seconds=round(seconds, 3))
+    def _step(
+        self, machine: str, name: str, key: Key, ok: bool | None, *, seconds: float = 0.0, **found: Any
+    ) -> CheckedStep:
+        return CheckedStep(machine=machine, name=name, key=key, ok=ok, seconds=round(seconds, 3), **found)
 
 
 def works(steps: Sequence[CheckedStep]) -> bool:

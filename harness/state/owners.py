@@ -12,9 +12,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from harness.cache import keep_answer, kept_answer
 from harness.errors import DeadlineError, QemuError, Unmigratable
+from harness.guests.lack import Lack, Lacks
 from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
@@ -35,13 +37,11 @@ class Owners:
     """What the devices of a guest own.
 
     :param sections: device to the labels of its sections; what is in none is the platform's
-    :param refused: device to the reason why it cannot be judged in this guest
-    :param unmigratable: those of them that block the migration of the whole machine
+    :param refused: device to why it cannot be judged in this guest
     """
 
     sections: Mapping[str, Sequence[str]]
-    refused: Mapping[str, str] = field(default_factory=dict)
-    unmigratable: frozenset[str] = frozenset()
+    refused: Mapping[str, Lack] = field(default_factory=dict)
 
     def split(self, labels: Iterable[str], devices: Sequence[str], rest: str | None) -> dict[str, list[str]]:
         """Who owns which of some sections: what a device shows later, below its own bus path, is its own too.
@@ -75,26 +75,25 @@ def find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Proc
     """
     names = [device.name for device in guest.devices if not device.rest]
     found: dict[str, list[str]] = {}
-    refused: dict[str, str] = {}
-    unmigratable: set[str] = set()
+    refused: dict[str, Lack] = {}
+    lack = partial(Lack, machine=guest.plan.machine, qemu=binary.version)
     before = set(_labels(binary, guest.without(frozenset(names)).plan, accel, scope))
     for number, name in enumerate(names):
         absent = frozenset({*names[number + 1 :], *refused})
         try:
             after = _labels(binary, guest.without(absent).plan, accel, scope)
         except Unmigratable as error:
-            refused[name] = f"QEMU {binary.version} does not migrate a machine that has it: {_short(error)}"
-            unmigratable.add(name)
+            refused[name] = lack(what=Lacks.MIGRATION, said=_short(error))
             continue
         except (QemuError, DeadlineError) as error:
-            refused[name] = f"QEMU {binary.version} does not run with it: {_short(error)}"
+            refused[name] = lack(what=Lacks.START, said=_short(error))
             continue
         own = [label for label in after if label not in before]
         if own:
             found[name], before = own, set(after)
         else:
-            refused[name] = f"machine {guest.plan.machine} of QEMU {binary.version} saves no section of its own for it"
-    return Owners(sections=found, refused=refused, unmigratable=frozenset(unmigratable))
+            refused[name] = lack(what=Lacks.SECTION)
+    return Owners(sections=found, refused=refused)
 
 
 def settled(

@@ -157,8 +157,8 @@ def _record_folder(
     plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
 ) -> Path:
     owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
-    for name, reason in owners.refused.items():
-        raise DeviceFailed(name, reason)
+    for name, lack in owners.refused.items():
+        raise DeviceFailed(name, str(lack))
     writer = PackWriter(path)
     boot = _Boot(plan, writer, progress, scope)
     failed: DeviceFailed | None = None

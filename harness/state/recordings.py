@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +22,7 @@ from harness.devices.device import Device
 from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
 from harness.guests.build import Guest
+from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import Planned, PlannedGuest, plan_guests
 from harness.names import USUAL_PHASES
@@ -36,6 +38,16 @@ _RECORDING_FORMAT = 3
 VMSTATE = "vmstate"
 
 Say = Callable[[str], None]
+
+
+class Unrecordable(UsageError):
+    """A device is not to be had on a machine."""
+
+    def __init__(self, device: str, machine: str, lack: Lack) -> None:
+        super().__init__(f"cannot record {device} on {machine}: {lack}")
+        self.device = device
+        self.machine = machine
+        self.lack = lack
 
 
 class Recordings:
@@ -177,13 +189,14 @@ def make_recording(
     """
     family, name = machine_names(binary, machine)
     planned = planned_guests(name, family, devices)
-    reasons: dict[str, str | None] = {
-        device.name: missing(device, binary, machine, family) or lacking_drivers(device, guest) for device in devices
-    }
-    reasons |= planned.refused
-    for device, reason in reasons.items():
-        if reason is not None:
-            raise UsageError(f"cannot record {device} on {name}: {reason}")
+    lacking = {device.name: missing(device, binary, machine, family) for device in devices} | planned.refused
+    for device_name, lack in lacking.items():
+        if lack is not None:
+            raise Unrecordable(device_name, name, lack)
+    for device in devices:
+        drivers = lacking_drivers(device, guest)
+        if drivers is not None:
+            raise UsageError(f"cannot record {device.name} on {name}: {drivers}")
     if len(planned.guests) > 1:
         apart = "; ".join(", ".join(d.name for d in each.devices if not d.rest) for each in planned.guests)
         raise UsageError(f"cannot record these devices in one guest, only apart: {apart}")
@@ -242,9 +255,10 @@ def lacking_drivers(device: Device, guest: Guest) -> str | None:
     )
 
 
-def missing(device: Device, binary: QemuBinary, machine: str, family: str) -> str | None:
+def missing(device: Device, binary: QemuBinary, machine: str, family: str) -> Lack | None:
     """Why a build cannot have a device on a machine, or None when it can."""
+    lack = partial(Lack, machine=machine, qemu=binary.version)
     if binary.machine(machine) is None:
-        return f"QEMU {binary.version} has no machine {machine}"
-    lacking = [name for name in device.types(family) if name not in binary.devices]
-    return f"this QEMU has no device {', '.join(lacking)}" if lacking else None
+        return lack(what=Lacks.MACHINE)
+    lacking = tuple(name for name in device.types(family) if name not in binary.devices)
+    return lack(what=Lacks.TYPES, names=lacking) if lacking else None

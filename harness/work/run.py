@@ -18,6 +18,7 @@ from harness.engines.schedule import Schedule
 from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
+from harness.guests.lack import Lack, Lacks
 from harness.guests.planner import PlannedGuest
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
@@ -325,11 +326,9 @@ class Run:
         ]
         self._add(plans)
         for plan in plans:
-            reason = lacking[plan.device]
-            if reason is not None:
-                whose = recorder if never[plan.device] else binary
-                text = reason.replace("this QEMU", f"QEMU {whose.version}")
-                self._unsupported([plan], seen, text, never=never[plan.device] is not None)
+            lack = lacking[plan.device]
+            if lack is not None:
+                self._unsupported([plan], seen, lack, never=never[plan.device] is not None)
         able = [plan for plan in plans if lacking[plan.device] is None]
         tasks = []
         for guest in planned.guests:
@@ -353,9 +352,8 @@ class Run:
             self._probe(seen)
             ask = partial(settled, recorder, guest, self._options.accel, self._scope)
             guest, owners = undisturbed(ask, _may_be_false)
-            for name, reason in owners.refused.items():
-                mine = [plan for plan in plans if plan.device == name]
-                self._unsupported(mine, seen, reason, never=True, unmigratable=name in owners.unmigratable)
+            for name, lack in owners.refused.items():
+                self._unsupported([plan for plan in plans if plan.device == name], seen, lack, never=True)
             plans = [plan for plan in plans if plan.device not in owners.refused]
             pack = undisturbed(partial(self._pack, recorder, guest, phases)) if plans else None
         except (HostError, Stopped):
@@ -415,12 +413,9 @@ class Run:
             return error
         return None
 
-    def _unsupported(
-        self, plans: Sequence[CellPlan], seen: Seen, reason: str, *, never: bool, unmigratable: bool = False
-    ) -> None:
+    def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, lack: Lack, *, never: bool) -> None:
         """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
-        side = Side.RECORDER if never else Side.LOADER
-        cause = Unsupported(side=side, said=reason, unmigratable=unmigratable)
+        cause = Unsupported(side=Side.RECORDER if never else Side.LOADER, lack=lack)
         for plan in plans:
             self._settle(plan, seen, Verdict.UNSUPPORTED, cause)
 
@@ -641,13 +636,13 @@ def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[st
     return phases if guest is None else reached(guest, phases)
 
 
-def _lacking(pack: StatePack, binary: QemuBinary) -> str | None:
+def _lacking(pack: StatePack, binary: QemuBinary) -> Lack | None:
     """Why a build cannot be the machine of a pack, or None when it can. It was asked for the pack's device types."""
     machine = pack.manifest.machine
     if binary.machine(machine) is None:
-        return f"QEMU {binary.version} has no machine {machine}"
-    absent = [name for name in pack.device_types if name not in binary.devices]
-    return f"the recorded guest has {', '.join(absent)}, which QEMU {binary.version} has not" if absent else None
+        return Lack(what=Lacks.MACHINE, machine=machine, qemu=binary.version)
+    absent = tuple(name for name in pack.device_types if name not in binary.devices)
+    return Lack(what=Lacks.RECORDED_TYPES, names=absent, machine=machine, qemu=binary.version) if absent else None
 
 
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:

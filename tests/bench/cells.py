@@ -32,6 +32,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.colo.messages import Step
+from harness.guests.lack import Lack, Lacks
 from harness.report.progress import LiveProgress
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import print_matrix
@@ -160,7 +161,7 @@ def _causes(verdict: Verdict, section: str, column: int, number: int) -> tuple[C
         Verdict.LEAK: Leaked(
             section=section, resource=Resource.MEMORY, per_load=30, low=low, high=high, unit="bytes", loads=9
         ),
-        Verdict.UNSUPPORTED: Unsupported(side=Side.LOADER, said="this QEMU has no such device"),
+        Verdict.UNSUPPORTED: Unsupported(side=Side.LOADER, lack=Lack(what=Lacks.TYPES, names=("sd",), qemu="7.2.22")),
     }
     return () if verdict is Verdict.OK else (causes[verdict],)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from harness.arch import RootBus
 from harness.devices.backends import Disk, Netdev
 from harness.devices.device import Attachment, BuiltIn, Device, GuestCommands
+from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan, PlacedDevice, guest_command, guest_slot
 from harness.guests.planner import PlannedGuest, plan_guests
 
@@ -94,7 +96,7 @@ def test_a_root_port_of_its_own() -> None:
 
 def test_a_machine_without_ports_refuses_that_device_alone() -> None:
     planned = plan_guests(PC, base("pc"), [pci("x", "pcie-port"), pci("a"), PLATFORM])
-    assert planned.refused == {"x": "machine pc-1 has no PCIe ports"}
+    assert planned.refused == {"x": Lack(what=Lacks.PORTS, machine="pc-1")}
     assert [names(guest) for guest in planned.guests] == [["a", "platform"]]
     # the slot that it had been given is free again
     assert planned.guests[0].plan.devices[0].slot == "03.0"
@@ -109,6 +111,36 @@ def test_names_that_clash_need_two_guests() -> None:
         ["three", "platform"],
     ]
     assert planned.refused == {}
+
+
+def stick(name: str, attachment: str, backend: str) -> Device:
+    attached = Attachment(name=attachment, type="usb-storage", on="none", backends={"drive": backend})
+    return Device(name=name, about="", attachments=(attached,), backends={backend: Disk(size_bytes=1024)})
+
+
+def test_a_device_and_its_backend_may_share_a_name() -> None:
+    below = Attachment(name="lun", type="scsi-hd", on="disk.0")
+    usb = stick("usb-disk", "disk", "disk")
+    usb = replace(usb, attachments=(*usb.attachments, below))
+    (guest,) = plan_guests(PC, base("pc"), [usb]).guests
+    assert [(d.id, d.bus, d.backends) for d in guest.plan.devices] == [
+        ("usb-disk-disk-dev", None, {"drive": "usb-disk-disk"}),
+        ("usb-disk-lun", "usb-disk-disk-dev.0", {}),
+    ]
+    assert list(guest.plan.backends) == ["usb-disk-disk"]
+
+
+def test_names_that_join_to_one_id_need_two_guests() -> None:
+    planned = plan_guests(PC, base("pc"), [stick("usb", "disk-dev", "a"), stick("usb-disk", "dev", "b")])
+    assert [[d.id for d in guest.plan.devices] for guest in planned.guests] == [["usb-disk-dev"], ["usb-disk-dev"]]
+    assert planned.refused == {}
+
+
+def test_a_device_whose_own_ids_clash_costs_itself_alone() -> None:
+    two = tuple(Attachment(name=name, type="t", on="none") for name in ("disk", "disk-dev"))
+    planned = plan_guests(PC, base("pc"), [replace(stick("usb", "x", "disk"), attachments=two), pci("a")])
+    assert planned.refused == {"usb": Lack(what=Lacks.IDS, names=("usb-disk-dev",))}
+    assert [names(guest) for guest in planned.guests] == [["a"]]
 
 
 def test_more_than_fit_need_two_guests() -> None:
@@ -132,7 +164,7 @@ def test_the_platform_alone_has_a_guest(devices: list[Device]) -> None:
 
 def test_a_machine_without_a_known_bus_takes_what_needs_none() -> None:
     planned = plan_guests(None, base("microvm"), [pci("a"), pci("b", "none"), PLATFORM])
-    assert planned.refused == {"a": "no bus of machine microvm-1 is known to this program"}
+    assert planned.refused == {"a": Lack(what=Lacks.BUS, machine="microvm-1")}
     assert [(d.id, d.bus, d.slot) for d in planned.guests[0].plan.devices] == [("b-dev", None, None)]
 
 

@@ -11,6 +11,7 @@ from made_cells import changed, made_cell, refused
 from rich.console import Console
 
 from harness.colo.messages import Step
+from harness.guests.lack import Lack, Lacks
 from harness.names import DECIDING, USES
 from harness.qualify.answer import Leg, answer_leg, legs_of
 from harness.qualify.explained import NotLookedFor
@@ -142,7 +143,7 @@ def test_colo_decides_between_hosts_of_one_version_only() -> None:
 
 @pytest.mark.parametrize(("side", "wanted"), [(Side.LOADER, Answer.NO_GO), (Side.RECORDER, Answer.NONE)])
 def test_a_device_that_only_the_new_side_has_is_no_no_go(side: Side, wanted: Answer) -> None:
-    causes = (Unsupported(side=side, said="no such"),)
+    causes = (Unsupported(side=side, lack=Lack(what=Lacks.TYPES)),)
     gone = cell(device="virtio-net", lane="same", verdict=Verdict.UNSUPPORTED, loads_acked=0, causes=causes)
     answer = answer_leg(leg(gone), None, DECIDING)
     assert (answer.devices[0].answer, answer.answer) == (wanted, wanted)
@@ -306,7 +307,10 @@ def test_reports_say_who_why_and_whether_it_is_new(run_doc: MatrixDoc) -> None:
 
 
 def test_what_keeps_every_device_away_is_one_reason(run_doc: MatrixDoc) -> None:
-    gone = {"causes": (Unsupported(side=Side.LOADER, said="QEMU 10.0.13 has no machine pc-q35-7.2"),), "blamed": ()}
+    gone = {
+        "causes": (Unsupported(side=Side.LOADER, lack=Lack(what=Lacks.MACHINE, machine="pc-q35-7.2", qemu="10.0.13")),),
+        "blamed": (),
+    }
     cells = [cell(name, "same", Verdict.UNSUPPORTED, loads_acked=0, **gone) for name in ("ahci", "platform")]
     text = markdown(qualify_doc(replace(run_doc, cells=tuple(cells)), Context(binaries={})))
     assert text.count("unsupported: ahci, platform") == text.count("has no machine") == 1

@@ -15,6 +15,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
+from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report.schemas import shipped
 from harness.report.writer import render_json, write_reports
@@ -166,7 +167,7 @@ ONE_OF_EACH: list[Cause] = [
     GuestFaulted(step=Step.AFTER, checks=(FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0}),)),
     KvmRefused(step=Step.LOAD, load=1, group="MSR 0x48", ioctl="KVM_SET_MSRS", msr=0x48, value=4),
     Hindered(how=Disturbance.ENDED, signal="SIGKILL"),
-    Unsupported(side=Side.RECORDER, said="no such machine"),
+    Unsupported(side=Side.RECORDER, lack=Lack(what=Lacks.MACHINE, machine="m", qemu="9")),
     Undecided(why=Why.LOADS, acked=1, asked=2),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from made_cells import ended, made_cell, refused
 
 from harness.colo.messages import Step
+from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report import sentences
 from harness.results.cause import (
@@ -141,7 +142,7 @@ TEXTS: list[tuple[Cause, str]] = [
         Hindered(how=Disturbance.STARVED, seconds=16.2, share=0.72, pressure=0.99),
         "QEMU was ready to run and got no CPU for 16.2 s, 72% of its time; the host had too few CPUs for 99% of it",
     ),
-    (Unsupported(side=Side.LOADER, said="QEMU 9 has no machine x"), "QEMU 9 has no machine x"),
+    (Unsupported(side=Side.LOADER, lack=Lack(what=Lacks.MACHINE, machine="x", qemu="9")), "QEMU 9 has no machine x"),
     (Undecided(why=Why.LOADS, acked=1, asked=2), "1 of 2 loads acknowledged"),
     (Undecided(why=Why.TOO_MANY, phase="busy", sections=("a", "b")),
      "phase busy: not judged: 2 sections are refused, and no load passed without them"),

@@ -13,6 +13,7 @@ import yaml
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
+from harness.guests.lack import Lack, Lacks
 from harness.oracles.load import judge
 from harness.qemu.process import Exit
 from harness.qemu.threads import THREADS
@@ -29,6 +30,7 @@ from harness.results.cause import (
     Leaked,
     Refused,
     Resource,
+    Side,
     Unsupported,
     located,
 )
@@ -337,7 +339,7 @@ def test_a_failure_that_comes_now_and_then_has_the_name_of_what_it_is() -> None:
 
 @pytest.mark.parametrize("verdict", [Verdict.OK, Verdict.UNSUPPORTED, Verdict.HARNESS_ERROR])
 def test_what_is_no_finding_has_no_name(verdict: Verdict) -> None:
-    cause = Unsupported(side="loader", said="x")  # type: ignore[arg-type]
+    cause = Unsupported(side=Side.LOADER, lack=Lack(what=Lacks.TYPES, names=("x",)))
     assert signature_of(Outcome(verdict=verdict, causes=(cause,)), machine="q35") is None
 
 

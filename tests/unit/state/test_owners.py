@@ -8,6 +8,7 @@ import pytest
 from harness.arch import RootBus
 from harness.devices.device import Attachment, Device
 from harness.errors import QemuError
+from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest, plan_guests
 from harness.qemu.binary import QemuBinary
@@ -49,8 +50,8 @@ def test_what_a_device_adds_is_its_own_and_a_broken_one_costs_itself(binary: Qem
     found = find_owners(binary, guest(), "tcg")
     assert found.sections == {"one": ["slirp", "0000:00:03.0/nic"], "two": ["slirp#1", "0000:00:04.0/nic"]}
     assert found.refused == {
-        "broken": "QEMU 7.2.22 does not run with it: Property 'broken-pci.x' not found",
-        "silent": "machine pc-1 of QEMU 7.2.22 saves no section of its own for it",
+        "broken": Lack(what=Lacks.START, machine="pc-1", qemu="7.2.22", said="Property 'broken-pci.x' not found"),
+        "silent": Lack(what=Lacks.SECTION, machine="pc-1", qemu="7.2.22"),
     }
 
 

@@ -20,6 +20,7 @@ from harness.devices.recipe import load_recipes
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.errors import HarnessError, HostError, QemuError
+from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import PlacedDevice
 from harness.lanes import checks, schedules
 from harness.lanes.checks import OracleCheck
@@ -494,7 +495,7 @@ def test_a_leak_that_did_not_come_back_breaks_no_load(binary: QemuBinary) -> Non
 
 
 def test_a_device_that_blocks_migration_is_one_that_colo_does_not_start_with(binary: QemuBinary) -> None:
-    blocked = Unsupported(side=Side.RECORDER, said="QEMU does not migrate it", unmigratable=True)
+    blocked = Unsupported(side=Side.RECORDER, lack=Lack(what=Lacks.MIGRATION, said="blocked"))
     found = cell_of(plan("ahci"), binary, UNSUPPORTED)
     found = replace(found, outcome=replace(found.outcome, causes=(blocked,)))
     cells = [cell_of(plan("platform"), binary), found]
