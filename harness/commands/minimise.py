@@ -157,4 +157,4 @@ def _say(case: Case, folder: Path, console: Console) -> None:
         soft_wrap=True,
     )
     size = sum(path.stat().st_size for path in folder.iterdir())
-    console.print(f"case: {escape(str(folder))} ({size} bytes)", soft_wrap=True)
+    console.print(f"case: {escape(str(folder))} ({plural(size, 'byte')})", soft_wrap=True)

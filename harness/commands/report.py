@@ -17,6 +17,7 @@ from harness.facts import KvmTried
 from harness.qualify.model import QualifyDoc
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import qualify_plain
+from harness.report.text import plural
 from harness.report.writer import FORMATS, write_reports
 from harness.results.document import MatrixDoc, read_model
 from harness.results.events import EVENTS_NAME, Fold, cut_bytes, fold_file, is_being_written
@@ -46,7 +47,8 @@ def _notes(path: Path) -> list[str]:
     if is_being_written(path):
         return ["the run still goes on"]
     cut = cut_bytes(path)
-    return [f"the last line was not written to its end; its {cut} bytes are left out"] if cut else []
+    what = f"what there is of it, {plural(cut, 'byte')}, is left out"
+    return [f"the last line was not written to its end; {what}"] if cut else []
 
 
 def _bare_answer(fold: Fold, doc: MatrixDoc) -> dict[str, Any]:

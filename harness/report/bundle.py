@@ -14,6 +14,7 @@ from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
 from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
+from harness.report.text import plural
 from harness.results.outcome import ControlName
 from harness.results.verdict import FailureClass
 from harness.text import one_line, printable
@@ -262,8 +263,8 @@ def _leak(leak: dict[str, Any]) -> str:
     """What stays allocated, and where that can be seen."""
     way = "one load a checkpoint" if leak["loads_per_checkpoint"] == 1 else "back to back"
     figure = figure_text(leak["bytes_per_load"], leak["low"], leak["high"])
-    text = f"Each load leaves {figure} bytes of heap behind ({way}, {leak['loads']:,} loads)."
-    chunks = [f"{count:.2f} of {size} bytes" for size, count in leak["chunks"]]
+    text = f"Each load leaves {figure} bytes of heap behind ({way}, {plural(leak['loads'], 'load')})."
+    chunks = [f"{count:.2f} of {plural(size, 'byte')}" for size, count in leak["chunks"]]
     if not chunks:
         return f"{text} The sizes of the allocations are not known: the heap could not be walked chunk by chunk."
     return (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.report.sentences import figure_text
+from harness.report.text import plural
 from harness.results.document import Cell
 from harness.state.transforms import GuestMode
 from harness.stream.fields import field_value
@@ -71,7 +72,7 @@ def _loads(found: SmallestFound, sections: Sequence[str]) -> str:
         phases.insert(0, candidate.incoming)
     where = f"in phase {phases[0]}" if len(phases) == 1 else f"in phases {_list(phases)}"
     if len(sections) > 12:
-        what = f"{len(sections)} sections"
+        what = plural(len(sections), "section")
     elif sections:
         what = f"{'section' if len(sections) == 1 else 'sections'} {_list(list(sections))}"
     else:
@@ -83,7 +84,7 @@ def _loads(found: SmallestFound, sections: Sequence[str]) -> str:
         return f"{way}, each load of {what} {where} leaves {figure} bytes behind"
     if found.target.at_start:
         return f"the incoming stream alone, with {what}, {where}{by_whom(found.target.cell)}{mode}"
-    count = "one load" if candidate.loads == 1 else f"{candidate.loads} loads"
+    count = "one load" if candidate.loads == 1 else plural(candidate.loads, "load")
     together = " in one device buffer," if candidate.loads > 1 and len(candidate.steps) == 1 else ""
     return f"{count} of {what}{together} {where}{by_whom(found.target.cell)}{mode}"
 
@@ -98,7 +99,7 @@ def _memory(found: SmallestFound) -> list[str]:
     if candidate.ram == ():
         return []
     count = Reduced(found.target.buffers, candidate).page_count()
-    return [f"{count} {'page' if count == 1 else 'pages'} of guest memory {'is' if count == 1 else 'are'} needed"]
+    return [f"{plural(count, 'page')} of guest memory {'is' if count == 1 else 'are'} needed"]
 
 
 def _few(said: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.report.text import number, plural
 from harness.results.verdict import Verdict
 from harness.studies.findings import (
     FrameCase,
@@ -106,10 +107,6 @@ def table_rows(found: StudyFinding) -> list[Values]:
     return _ROWS[type(found)](found)
 
 
-def _count(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
-
-
 # -- question 1 ------------------------------------------------------------------------------------------------------
 
 
@@ -118,14 +115,18 @@ def loads_text(found: LoadFinding) -> str:
     figures, passed = found.figures, found.figures.loads_passed
     if not figures.sessions_failed:
         return (
-            f"All {passed} loads of whole healthy states passed, so no load of this machine failed here; an assertion "
-            "would still turn a buffer that is cut or does not fit (question 2) into an abort."
+            f"All {plural(passed, 'load')} of whole healthy states passed, so no load of this machine failed here; "
+            "an assertion would still turn a buffer that is cut or does not fit (question 2) into an abort."
         )
     first = next(case for case in found.cases if case.verdict is not Verdict.OK)
     who = ", ".join(figures.sections_failed) or "no single section"
-    left = f"; without it {passed} of {passed} loads passed" if passed and not figures.unexplained else ""
+    left = (
+        f"; without it {number(passed)} of {plural(passed, 'load')} passed"
+        if passed and not figures.unexplained
+        else ""
+    )
     return (
-        f"No: {figures.sessions_failed} of {_count(figures.sessions, 'session')} of whole healthy states ended in a "
+        f"No: {figures.sessions_failed} of {plural(figures.sessions, 'session')} of whole healthy states ended in a "
         f"load that failed, by {who} ({first.verdict}: {first.line}){left}."
     )
 
@@ -195,7 +196,7 @@ def half_text(found: HalfFinding) -> str:
         parts.append(f"QMP itself hung in {len(figures.monitor_hung)} of these: {places}.")
     parts.append(
         f"A well-formed buffer that lacks sections was acknowledged in {figures.left_out_acknowledged} of "
-        f"{_count(figures.left_out, 'case')}."
+        f"{plural(figures.left_out, 'case')}."
     )
     return " ".join([*parts, *_primary_texts(figures)])
 
@@ -204,19 +205,19 @@ def _bad_texts(f: HalfFigures) -> list[str]:
     again = ": a last whole checkpoint cannot be loaded again" if f.bad_further == 0 else ""
     acknowledged = "none was" if f.bad_acknowledged == 0 else "1 was" if f.bad_acknowledged == 1 else None
     return [
-        f"Of {f.bad_buffers} cut or damaged device buffers {acknowledged or f'{f.bad_acknowledged} were'} "
+        f"Of {plural(f.bad_buffers, 'cut or damaged device buffer')} {acknowledged or f'{f.bad_acknowledged} were'} "
         f"acknowledged as loaded, {f.bad_reported} were reported by COLO_EXIT and {f.bad_died} killed the secondary.",
-        f"The connection took a further checkpoint in {f.bad_further} of {_count(f.bad_further_asked, 'case')}{again}.",
+        f"The connection took a further checkpoint in {f.bad_further} of {plural(f.bad_further_asked, 'case')}{again}.",
         f"x-colo-lost-heartbeat brought {f.bad_took_over} of {f.bad_buffers} to running, but "
         f"{f.bad_ram_of_next} had the RAM of N+1 already under devices loaded by half, and only "
-        f"{_count(f.bad_guest_alive, 'guest')} answered.",
+        f"{plural(f.bad_guest_alive, 'guest')} answered.",
     ]
 
 
 def _lost_text(f: HalfFigures) -> str:
     return (
         f"With the connection lost, {f.lost_took_over} of {f.lost} took over and "
-        f"{_count(f.lost_guest_alive, 'guest')} answered; while the checkpoint was not complete, {f.lost_ram_of_next} "
+        f"{plural(f.lost_guest_alive, 'guest')} answered; while the checkpoint was not complete, {f.lost_ram_of_next} "
         f"of {f.lost_incomplete} had the RAM of N+1."
     )
 
@@ -225,12 +226,12 @@ def _primary_texts(f: HalfFigures) -> list[str]:
     parts = []
     if f.primary_cases:
         parts.append(
-            f"A real primary noticed {f.primary_noticed} of {_count(f.primary_cases, 'failure')} of its secondary or "
+            f"A real primary noticed {f.primary_noticed} of {plural(f.primary_cases, 'failure')} of its secondary or "
             f"of the connection; its guest went on by itself in {f.primary_alone}, after x-colo-lost-heartbeat in "
             f"{f.primary_told}."
         )
     if f.primary_undecided:
-        pairs = _count(f.primary_undecided, "real pair")
+        pairs = plural(f.primary_undecided, "real pair")
         parts.append(f"{pairs} did not get to {'its' if f.primary_undecided == 1 else 'their'} checkpoints.")
     return parts
 
@@ -278,9 +279,9 @@ def framing_text(found: FrameFinding) -> str:
     """Can a device stream be framed?"""
     f = found.figures
     parts = [
-        f"{_framed(f)} {f.exact_taken} of {f.sections} loads stop exactly at their footer, "
+        f"{_framed(f)} {number(f.exact_taken)} of {plural(f.sections, 'load')} stop exactly at their footer, "
         f"{f.more_refused} of {f.sections} refuse one byte more and {f.less_refused} of {f.less} one byte less.",
-        f"The vmdesc has the length of {f.in_vmdesc} of {_count(f.sections, 'section')}, but {f.open_coded} are "
+        f"The vmdesc has the length of {f.in_vmdesc} of {plural(f.sections, 'section')}, but {f.open_coded} are "
         f"open-coded, {f.partly} hold lists, and {f.varying} change their length from phase to phase; a COLO device "
         "buffer carries no vmdesc.",
     ]
@@ -333,8 +334,8 @@ def interval_text(found: IntervalFinding) -> str:
     shortest, longest = min(cases, key=_interval), max(cases, key=_interval)
     means = [case.mean_ms for case in cases]
     return (
-        f"{found.figures.survived} of {_count(found.figures.asked, 'checkpoint')} survived over "
-        f"{_count(len(cases), 'interval')}; each stops the guest for {min(means):.1f} to {max(means):.1f} ms on "
+        f"{found.figures.survived} of {plural(found.figures.asked, 'checkpoint')} survived over "
+        f"{plural(len(cases), 'interval')}; each stops the guest for {min(means):.1f} to {max(means):.1f} ms on "
         f"average, so at {shortest.interval_ms:g} ms between checkpoints the guest stands still for "
         f"{shortest.stopped_share:.0%} of the time ({shortest.loading_share:.0%} in the load, where a failure leaves "
         f"half a state), at {longest.interval_ms:g} ms for {longest.stopped_share:.1%} ({longest.loading_share:.1%})."

@@ -118,7 +118,7 @@ def section_note(told: Explanation) -> str:
     if cell.blamed:
         return told.pack_note
     count = len(cell.sections)
-    loaded = f"{count} section{'s' if count != 1 else ''} of {cell.device}"
+    loaded = f"{plural(count, 'section')} of {cell.device}"
     return f"no section is blamed; loaded were {loaded}" if cell.verdict.is_finding else loaded
 
 
@@ -196,7 +196,7 @@ def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
         f"{label}: {_interval(memory)} bytes of memory each load; less than {floor} would be noise; "
         f"{told.get('loads')} loads, {told.get('measured', '')}, {looked}"
     )
-    chunks = [f"{chunk['per_load']:.2f} of {chunk['bytes']} bytes" for chunk in told.get("chunks") or []]
+    chunks = [f"{chunk['per_load']:.2f} of {plural(chunk['bytes'], 'byte')}" for chunk in told.get("chunks") or []]
     if chunks:
         yield f"{label}: heap chunks each load: {', '.join(chunks)}"
     for key, what in (("descriptors_per_load", "descriptors"), ("threads_per_load", "threads")):
@@ -226,7 +226,7 @@ def _io_error(label: str, told: Mapping[str, Any]) -> Iterable[str]:
     acked, asked = (told.get("loads") or [0, 0])[:2]
     states = ", ".join(dict.fromkeys(map(str, told.get("intervals") or []))) or "none"
     after = told.get("after") or "gone"
-    yield f"{label}: {acked} of {plural(asked, 'load')}; guest between them: {states}; after them: {after}"
+    yield f"{label}: {number(acked)} of {plural(asked, 'load')}; guest between them: {states}; after them: {after}"
 
 
 # -- the page --------------------------------------------------------------------------------------------------------
@@ -383,8 +383,8 @@ def _section(told: Explanation) -> Lines:
 def _about_section(facts: SectionFacts) -> str:
     if not facts.size_bytes:
         return f"of {facts.owner}" if facts.owner else ""
-    parts = [f"{facts.vmsd or 'old-style, not described'} v{facts.version}", f"{number(facts.size_bytes)} bytes"]
-    parts += [_count(facts.fields, "field")] if facts.fields else []
+    parts = [f"{facts.vmsd or 'old-style, not described'} v{facts.version}", plural(facts.size_bytes, "byte")]
+    parts += [plural(facts.fields, "field")] if facts.fields else []
     parts += [f"with {', '.join(facts.subsections)}"] if facts.subsections else []
     owner = f"; of {facts.owner}: {facts.about}" if facts.about else f"; of {facts.owner}" if facts.owner else ""
     return ", ".join(parts) + owner
@@ -417,7 +417,7 @@ def _stack_rows(told: Explanation) -> Lines:
     for frame in shown:
         yield Line(text=frame.text)
     left = len(stack.frames) - len(shown)
-    note = f"; {_count(left, 'frame')} of libraries and farther out: --json has them" if left else ""
+    note = f"; {plural(left, 'frame')} of libraries and farther out: --json has them" if left else ""
     yield Line(text=stack.how + note, style="dim")
 
 
@@ -461,8 +461,8 @@ def _smallest(told: Explanation) -> Lines:
     more = len(case.fields) - MAX_FIELDS
     if healthy:
         yield Line(text=f"passes with {', '.join(healthy)}{f' and {more} more' if more > 0 else ''}")
-    spent = f"found in {_count(case.spent.sessions, 'session')}, {duration(case.spent.seconds)}"
-    pages = _count(case.ram_pages, "page") + " of guest memory"
+    spent = f"found in {plural(case.spent.sessions, 'session')}, {duration(case.spent.seconds)}"
+    pages = plural(case.ram_pages, "page") + " of guest memory"
     yield Line(text=f"{case.rate.failed} of {case.rate.tried} tries fail; {pages}; {spent}", style="dim")
     yield Line(text=told.case_folder, style="dim", whole=True)
 
@@ -499,10 +499,6 @@ def _elsewhere(told: Explanation) -> Lines:
 def _unseen(told: Explanation) -> Lines:
     for text in unseen_lines(told):
         yield Line(text=text, style="dim")
-
-
-def _count(count: int, what: str) -> str:
-    return f"{number(count)} {what}{'s' if count != 1 else ''}"
 
 
 #: The page, in its order.

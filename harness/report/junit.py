@@ -6,7 +6,7 @@ from __future__ import annotations
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from harness.report.sentences import warning_text
-from harness.report.text import plural
+from harness.report.text import number, plural
 from harness.report.view import Block, blocks, finding_of, pair_text
 from harness.results.document import Cell, MatrixDoc
 from harness.results.verdict import Verdict
@@ -53,7 +53,7 @@ def _case(cell: Cell) -> TestCase:
 
 
 def _facts(cell: Cell) -> list[str]:
-    lines = [cell.id, f"{cell.loads_acked} of {plural(cell.loads_asked, 'load')} acknowledged"]
+    lines = [cell.id, f"{number(cell.loads_acked)} of {plural(cell.loads_asked, 'load')} acknowledged"]
     if cell.excluded:
         lines.append(f"without {', '.join(cell.excluded)}")
     return lines + [f"warning: {warning_text(line)}" for line in cell.warnings]

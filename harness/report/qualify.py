@@ -307,17 +307,13 @@ def _pair_notes(pair: PairAnswer) -> Iterator[str]:
     yield from (_change(change, pair) for change in pair.changes if _is_weighty(change))
     beside = (stray for stray in pair.strays if not set(stray.uses) & set(pair.deciding))
     yield from map(stray_text, beside)
-    refused = ", ".join(f"{group} in {_cells(count)}" for group, count in pair.kvm_refused.items())
+    refused = ", ".join(f"{group} in {plural(count, 'cell')}" for group, count in pair.kvm_refused.items())
     if refused:
         yield f"this host's KVM refused {refused}"
     if pair.no_static:
         yield f"-dump-vmstate of both builds could not be compared: {pair.no_static}"
     for device in pair.devices:
         yield from map(static_text, device.static)
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _is_weighty(change: FactChange) -> bool:

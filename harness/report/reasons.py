@@ -215,7 +215,7 @@ def _side(differs: Differs, number: int | None) -> str:
 
 def bytes_text(count: int | None) -> str:
     """A size in bytes."""
-    return f"{count} byte{'' if count == 1 else 's'}"
+    return "? bytes" if count is None else plural(count, "byte")
 
 
 def field_remedy(found: FieldEvidence) -> str:

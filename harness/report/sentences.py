@@ -13,7 +13,7 @@ from typing import Any
 from harness.colo.messages import Step
 from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report.lacks import lack_text
-from harness.report.text import plural
+from harness.report.text import number, plural, were
 from harness.results.cause import (
     At,
     Broke,
@@ -230,7 +230,7 @@ def _plain_number(value: float) -> str:
 
 
 def _chunks(chunks: Sequence[tuple[int, float]]) -> str:
-    named = [f"{number:.2f} of {size} bytes" for size, number in chunks]
+    named = [f"{count:.2f} of {plural(size, 'byte')}" for size, count in chunks]
     return f" (heap chunks: {', '.join(named)})" if named else ""
 
 
@@ -366,8 +366,7 @@ def disturbed_text(cells: Iterable[Cell]) -> str:
         return ""
     failed = sum(cell.verdict is Verdict.HOST for cell in again)
     end = f", {failed} of them in vain: their verdict is host" if failed else ""
-    count = "1 cell was" if len(again) == 1 else f"{len(again)} cells were"
-    return f"{count} tried again, because the host disturbed the first try{end}"
+    return f"{were(len(again), 'cell')} tried again, because the host disturbed the first try{end}"
 
 
 def unsupported_text(unsupported: Unsupported) -> str:
@@ -390,15 +389,17 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
     Why.NOT_JUDGED: lambda _: "it was not judged",
     Why.ERROR: lambda undecided: undecided.said,
     Why.ANSWER: lambda undecided: f"load {undecided.load}: the secondary answered out of order: {undecided.said}",
-    Why.LOADS: lambda undecided: f"{undecided.acked} of {plural(undecided.asked or 0, 'load')} acknowledged",
+    Why.LOADS: lambda undecided: (
+        f"{number(undecided.acked or 0)} of {plural(undecided.asked or 0, 'load')} acknowledged"
+    ),
     Why.LEFT_OUT: lambda undecided: f"{', '.join(undecided.sections)} was left out",
     Why.NO_SECTION: lambda _: "the recording has no section of this device",
     Why.NOT_ASKED: lambda _: "not asked: the guest did not answer",
     Why.TOO_MANY: lambda undecided: (
-        f"not judged: {len(undecided.sections)} sections are refused, and no load passed without them"
+        f"not judged: {plural(len(undecided.sections), 'section')} are refused, and no load passed without them"
     ),
     Why.OTHERS: lambda undecided: (
-        f"{undecided.acked} of {plural(undecided.asked or 0, 'load')} passed; the others broke, "
+        f"{number(undecided.acked or 0)} of {plural(undecided.asked or 0, 'load')} passed; the others broke, "
         "and not for a section of this device"
     ),
     Why.UNAVAILABLE: lambda undecided: f"could not be tried: {undecided.said}",
@@ -449,7 +450,7 @@ def control_text(control: ControlResult) -> str:
         comma = "" if control.name is ControlName.FRESH else ","
         return f"{name}: ok{comma} {_count(control)}"
     if not control.decided:
-        return f"{name}: undecided ({why or verdict}), {control.passed} of {control.asked} passed"
+        return f"{name}: undecided ({why or verdict}), {number(control.passed)} of {number(control.asked)} passed"
     when = " when the guest was started" if control.moment is Moment.RESUME else ""
     what = " with the same message" if control.alike else f": {why}"
     if control.name is ControlName.FRESH:
@@ -460,9 +461,9 @@ def control_text(control: ControlResult) -> str:
 
 def _count(control: ControlResult) -> str:
     if control.name is ControlName.FRESH:
-        return f"in {control.passed} of {plural(control.asked, 'process')}"
+        return f"in {number(control.passed)} of {plural(control.asked, 'process')}"
     unit = "checkpoint" if control.name is ControlName.PAIR else "load"
-    return f"{control.passed} {unit}{'' if control.passed == 1 else 's'}"
+    return plural(control.passed, unit)
 
 
 def isolation_text(isolation: Isolation, sections: Sequence[str]) -> str:
@@ -471,7 +472,7 @@ def isolation_text(isolation: Isolation, sections: Sequence[str]) -> str:
         return f"the smallest set of sections that does it in a parked guest, of {isolation.of}"
     loads = isolation.loads
     first = ", as the first load behind the incoming stream," if loads == 1 and not isolation.together else ""
-    times = "twice in one buffer" if isolation.together else "once" if loads == 1 else f"{loads} times"
+    times = "twice in one buffer" if isolation.together else "once" if loads == 1 else f"{number(loads)} times"
     return (
         f"isolated: loading section {', '.join(sections)} alone, {times}{first} into a parked guest in a fresh process "
         "reproduces the failure"
@@ -526,12 +527,8 @@ def known_text(held: KnownRun) -> str:
         if cell.known:
             key = f"known: {name_of(cell)} ({cell.known})"
             issues[key] = issues.get(key, 0) + 1
-    lines = [f"{line}: {_cells(count)}" for line, count in issues.items()]
+    lines = [f"{line}: {plural(count, 'cell')}" for line, count in issues.items()]
     return "\n".join(lines + [news_text(news) for news in held.news])
-
-
-def _cells(count: int) -> str:
-    return plural(count, "cell")
 
 
 def once(texts: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.lanes import schedules
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.report import inspection
+from harness.report.text import plural
 from harness.results.document import Cell
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
@@ -277,7 +278,8 @@ def test_report_of_a_run_that_was_killed(
     (out / "cells.jsonl").write_bytes(b"".join(lines[: judged[3]]) + lines[judged[3]][:-1])
     code, _, err = postload("report", out)
     assert code == 3
-    assert f"the last line was not written to its end; its {len(lines[judged[3]]) - 1} bytes are left out" in err
+    cut = plural(len(lines[judged[3]]) - 1, "byte")
+    assert f"the last line was not written to its end; what there is of it, {cut}, is left out" in err
     assert "3 cells were judged" in err
     document = json.loads((out / "matrix.json").read_text())
     assert (document["complete"], len(document["cells"])) == (False, 3)

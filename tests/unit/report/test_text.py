@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made_cells import QEMU, made_cell
 from rich.console import Console
 
+import harness
 from harness.report.html import render_html
 from harness.report.markdown import render_markdown
+from harness.report.reasons import bytes_text
+from harness.report.sentences import control_text, what_text
 from harness.report.terminal import print_matrix
 from harness.report.text import plural, were
 from harness.report.view import blocks, by_version, finding_groups
+from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, Colo, MachineResult, MatrixDoc
 from harness.results.key import Route
+from harness.results.outcome import ControlName, ControlResult
 from harness.results.verdict import Verdict
 
 
@@ -32,6 +39,21 @@ from harness.results.verdict import Verdict
 )
 def test_a_count_agrees_with_its_noun(count: int, noun: str, said: str) -> None:
     assert plural(count, noun) == said
+
+
+def test_every_count_of_a_text_is_made_by_one_function() -> None:
+    """A text that ends its nouns itself groups no digits: "1400 loads" beside "1,400 loads"."""
+    own = re.compile(r"""(''|"") if .{0,40}== ?1 else ['"]e?s['"]|['"]e?s['"] if .{0,40}!= ?1 else (''|"")""")
+    files = [path for name in ("report", "commands") for path in Path(harness.__path__[0], name).rglob("*.py")]
+    assert [path.name for path in files if path.name != "text.py" and own.search(path.read_text())] == []
+
+
+def test_counts_are_grouped_alike_in_every_sentence() -> None:
+    control = ControlResult(name=ControlName.LOADVM, verdict=Verdict.OK, decided=True, passed=1400, asked=1400)
+    few = Undecided(why=Why.LOADS, acked=1399, asked=1400)
+    assert control_text(control) == "loadvm: ok, 1,400 loads"
+    assert what_text(few) == "1,399 of 1,400 loads acknowledged"
+    assert [bytes_text(1), bytes_text(46000)] == ["1 byte", "46,000 bytes"]
 
 
 def test_a_count_agrees_with_its_verb() -> None:
