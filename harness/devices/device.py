@@ -7,15 +7,41 @@ A device says what is attached and what that needs, never where: slots and buses
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from harness.devices.backends import Backend, Model
 from harness.devices.saved import Registers, Rule
 from harness.errors import UsageError
 
 Scalar = bool | int | str
+
+_MAX_KERNEL_NAME = 64
+_KERNEL_NAME = re.compile(r"(?:[A-Za-z0-9_ :-]|\[(?:[A-Za-z0-9]-[A-Za-z0-9]|[A-Za-z0-9])+\]\+?)+")
+
+
+def _kernel_name(name: str) -> str:
+    """A pattern of so few means that none takes long: it comes with a pack from elsewhere, and is held against each
+    line of the guest's log."""
+    if not _KERNEL_NAME.fullmatch(name) or name.count("+") > 1 or len(name) > _MAX_KERNEL_NAME:
+        raise ValueError(
+            f"{name!r:.80}: expected letters, digits, spaces, '_', '-' and ':', and sets such as [0-9], one of them "
+            "with '+' behind it for several characters"
+        )
+    try:
+        re.compile(name)
+    except re.error as error:
+        raise ValueError(f"{name!r}: {error}") from error
+    return name
+
+
+#: What the guest's kernel calls a device in its log, such as ``eth[0-9]+``.
+KernelName = Annotated[str, AfterValidator(_kernel_name)]
 
 #: A guest command that does nothing.
 NOTHING = "true"
@@ -83,7 +109,7 @@ class Device:
     :param faults: backend to the sector of 512 bytes that fails in phase ``io-error``; nothing else may touch it
     :param drivers: guest kernel drivers that the guest must have on board
     :param takes: names that it has in the guest, such as ``eth0``: two that take the same one need two guests
-    :param kernel_names: regular expressions for what the guest's kernel calls it in its log
+    :param kernel_names: what the guest's kernel calls it in its log
     :param decoder: names what the vmdesc has as one opaque field; of ``CODECS`` of :mod:`harness.stream.vmdesc`
     :param drift: fields of its sections that move by nature
     :param registers: names of what lies in its sections
@@ -100,7 +126,7 @@ class Device:
     faults: Mapping[str, int] = field(default_factory=dict)
     drivers: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
-    kernel_names: tuple[str, ...] = ()
+    kernel_names: tuple[KernelName, ...] = ()
     decoder: str = ""
     drift: tuple[Rule, ...] = ()
     registers: tuple[Registers, ...] = ()

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -66,7 +64,7 @@ def register_of(atom: Atom, payload: bytes, known: Sequence[Registers]) -> Named
     :param known: the first that fits counts
     """
     for group in known:
-        if not fnmatchcase(atom.section, group.sections) or not re.fullmatch(group.field, atom.path):
+        if not group.speaks_of(atom.section, atom.path):
             continue
         for base in _bases(group, payload[atom.field_offset : atom.field_offset + _HEADER_BYTES]):
             for register in group.registers:

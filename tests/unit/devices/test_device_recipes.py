@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from harness.arch import ARCHITECTURES
 from harness.devices.backends import Chardev, Disk, Netdev
 from harness.devices.device import Attachment, BuiltIn, Device, section_label, select_devices
 from harness.devices.recipe import Recipes, load_recipe, load_recipes, size_bytes
-from harness.devices.saved import Comparison, Register
+from harness.devices.saved import Comparison, Register, Registers
 from harness.errors import ConfigError, UsageError
 from harness.files import data_dir
 from harness.guests import recipe as guests
@@ -61,7 +63,7 @@ decoder: virtio
 drift:
   - {fields: [count], bits: 0x10, compare: [n], reason: "toy_tick (hw/toy.c) counts it while the machine runs"}
 registers:
-  - {field: config, source: a book, registers: [{offset: 4, name: CTRL, bits: {"0": enabled}}]}
+  - {fields: [config], source: a book, registers: [{offset: 4, name: CTRL, bits: {"0": enabled}}]}
 """
     )
     toy = load(tmp_path, text).devices["toy"]
@@ -69,8 +71,8 @@ registers:
     (rule,) = toy.drift
     assert (rule.section, rule.fields, rule.bits, rule.compare) == ("*", ("count",), 0x10, (Comparison.N,))
     (group,) = toy.registers
-    assert (group.sections, group.field, group.registers) == (
-        "*", "config", (Register(name="CTRL", offset=4, width=1, bits={"0": "enabled"}),)
+    assert (group.sections, group.fields, group.registers) == (
+        "*", ("config",), (Register(name="CTRL", offset=4, width=1, bits={"0": "enabled"}),)
     )  # fmt: skip
 
 
@@ -101,10 +103,13 @@ def test_what_a_machine_has_is_not_added_to_it(tmp_path: Path) -> None:
         ("drive: disk", "drive: tape", 1, "stands on backend 'tape', which is not described"),
         ("{hba: {bus", "{hbb: {bus", 1, "q35: 'hbb' is not the name of an attachment"),
         ("name: hba, ", "", 1, "attach: 'dev' is there twice"),
-        ("drivers: [toy]", 'kernel_names: ["("]', 1, "kernel_names: '('"),
+        ("drivers: [toy]", 'kernel_names: ["("]', 3, "kernel_names.0: '(': expected letters"),
+        ("drivers: [toy]", 'kernel_names: ["(a+)+b"]', 3, "expected letters"),
+        ("drivers: [toy]", 'kernel_names: ["[a-z]+[a-z]+b"]', 3, "one of them with '+'"),
+        ("drivers: [toy]", 'kernel_names: ["[z-a]"]', 3, "bad character range"),
         ("drivers: [toy]", "decoder: virtoi", 1, "decoder: 'virtoi': expected one of virtio"),
         ("drivers: [toy]", "drift: [{fields: [a], compare: [n], reason: short}]", 3, "reason"),
-        ("drivers: [toy]", 'registers: [{field: "(", source: a book, registers: []}]', 3, "is no regular expression"),
+        ("drivers: [toy]", "registers: [{fields: [], source: a book, registers: []}]", 3, "fields"),
     ],
 )
 def test_a_mistake_is_said_with_its_line(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
@@ -227,3 +232,30 @@ def test_a_network_stays_inside() -> None:
     assert Netdev() == Netdev(type="user", restrict=True)
     with pytest.raises(ValueError, match="restrict"):
         Netdev.model_validate({"kind": "netdev", "restrict": False})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "fits"),
+    [
+        ("config[?]", "config[4]", True),
+        ("config[?]", "config[44]", False),
+        ("*config", "parent_obj.config", True),
+        ("dev[*].cmd*", "dev[12].cmd_issue", True),
+        ("*a**b*c", "xaxbxbxcxc", True),
+        ("*ab*b", "ab", False),
+        ("a.c", "abc", False),
+    ],
+)
+def test_stars_and_question_marks_are_the_only_wildcards(pattern: str, path: str, fits: bool) -> None:
+    assert Registers(fields=(pattern,), source="a book", registers=()).speaks_of("toy", path) is fits
+
+
+def test_no_pattern_of_a_pack_takes_hours() -> None:
+    """In another process: a pattern that does hangs the whole interpreter."""
+    code = (
+        "from harness.devices.saved import Registers\n"
+        "slow = Registers(fields=('*a' * 40 + 'b',), source='a book', registers=())\n"
+        "print(slow.speaks_of('toy', 'a' * 4000))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "False\n"

@@ -246,7 +246,8 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
         (lambda m: m.pop("schema"), "schema: found None"),
         (lambda m: m.pop("plan"), "plan"),
         (lambda m: m["devices"][0].update(name="other"), "the recipe of 'other' is one of 'ahci'"),
-        (lambda m: m["devices"][0]["recipe"].update(kernel_names=["("]), r"kernel_names: '\('"),
+        (lambda m: m["devices"][0]["recipe"].update(kernel_names=["("]), r"kernel_names\.0: '\('"),
+        (lambda m: m["devices"][0]["recipe"].update(kernel_names=["(a+)+b"]), r"kernel_names\.0: .* expected letters"),
         (lambda m: m["plan"].pop("machine"), r"plan\.machine"),
         (lambda m: m["plan"].update(surprise=1), r"plan\.surprise"),
         (lambda m: m["plan"]["backends"]["a"].update(filename="/etc/shadow"), r"plan\.backends\.a\.disk\.filename"),
@@ -422,7 +423,7 @@ def test_a_pack_knows_its_devices(make_pack: MakePack) -> None:
     manifest = read_manifest(path)
     lines = GuestCommands(life="disk_life sda", fail="disk_fail sda 9")
     rule = Rule(fields=("count",), compare=(Comparison.N,), reason="toy_tick (hw/toy.c) counts it")
-    names = Registers(field="config", source="a book", registers=(Register(name="CTRL", bits={"0": "enabled"}),))
+    names = Registers(fields=("config",), source="a book", registers=(Register(name="CTRL", bits={"0": "enabled"}),))
     ahci = replace(
         manifest.devices[0].recipe,
         faults={"disk": 9},

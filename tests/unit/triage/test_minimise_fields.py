@@ -148,7 +148,7 @@ def test_the_shipped_names_can_be_read() -> None:
 
 
 def test_a_section_has_the_names_of_the_device_that_owns_it(make_pack: Callable[..., Path]) -> None:
-    own = Registers(field="x", source="a book", registers=(Register(name="OWN"),))
+    own = Registers(fields=("x",), source="a book", registers=(Register(name="OWN"),))
     made = read_manifest(make_pack())
     ahci, *others = made.devices
     named = ahci.model_copy(update={"recipe": replace(ahci.recipe, registers=(own,))})
