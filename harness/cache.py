@@ -23,9 +23,10 @@ import platformdirs
 from harness.errors import HostError
 from harness.files import sweep, sync, temp_dir, write_atomically
 
-#: What may be pruned: recordings of this host, and packs from elsewhere. All else is small, or costs a download.
-PRUNABLE = ("packs", "imported")
-#: A recording that was used so lately is never pruned.
+#: What may be pruned: recordings of this host, packs from elsewhere and their guests, and marks of cases that were made
+#: here. All else is small, or costs a download.
+PRUNABLE = ("packs", "imported", "made")
+#: A folder that was used so lately is never pruned.
 GRACE_S = 3600.0
 CACHE_VARIABLE = "POSTLOAD_CACHE"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*")
@@ -170,7 +171,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def prunable() -> list[KeptFolder]:
-    """The recordings of the cache, used longest ago first."""
+    """The folders of the cache that may be pruned, used longest ago first."""
     found = []
     for path in (path for kind in PRUNABLE for path in (cache_root() / kind).glob("*")):
         # what begins with a dot is being built

@@ -19,7 +19,8 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _DAY_S = 86400.0
 _WHAT = {
     "packs": "recordings of guests",
-    "imported": "packs from elsewhere",
+    "imported": "guests of packs from elsewhere",
+    "made": "marks of cases that were made here",
     "guests": "kernels and initramfs of guests",
     "qemus": "QEMUs installed by name",
     "debs": "downloaded Debian packages",
@@ -43,7 +44,7 @@ def show(as_json: bool) -> int:
 
 
 def prune(*, keep: str | None, older: float | None, dry_run: bool) -> int:
-    """Remove recordings; returns the exit code.
+    """Remove what was not used lately; returns the exit code.
 
     :raises UsageError: nothing says how much
     """
@@ -64,7 +65,7 @@ def prune(*, keep: str | None, older: float | None, dry_run: bool) -> int:
     left = sum(each.size_bytes for each in folders) - freed
     verb = "would be removed" if dry_run else "removed"
     console = SafeConsole()
-    console.print(f"{verb}: {plural(len(gone), 'recording')}, {_size(freed)}; left: {_size(left)}", soft_wrap=True)
+    console.print(f"{verb}: {plural(len(gone), 'folder')}, {_size(freed)}; left: {_size(left)}", soft_wrap=True)
     if keep is not None and left > size_of(keep):
         console.print(f"more stays because it is in use, or was in the last {GRACE_S / 60:.0f} minutes", soft_wrap=True)
     return 0

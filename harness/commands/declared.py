@@ -381,10 +381,11 @@ def cache_show(as_json: bool) -> int:
 @click.option("--older", type=click.FloatRange(0), metavar="DAYS", help="Remove what was not used for so many days.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def cache_prune(**given: Any) -> int:
-    """Remove recordings that were not used lately.
+    """Remove recordings and unpacked packs that were not used lately.
 
     They are made again when a run needs them. What a running process uses, and what was used in the last hour, stays.
-    Guests and downloads stay too; QEMUs are removed by postload qemu remove.
+    Guests and downloads stay too; QEMUs are removed by postload qemu remove. Marks of cases that were made here go as
+    well: such a case is then checked as one from elsewhere.
     """
     from harness.commands.cache import prune
 

@@ -121,8 +121,9 @@ class StatePack:
     def __init__(self, path: Path) -> None:
         self.source = path
         # before anything is read: what is held is not pruned
-        self._held = hold(path) if path.is_dir() else None
-        self.path, self.manifest = _verified(path) if path.is_dir() else _verified_file(path)
+        self._held: dict[Path, int] = {}
+        self.path = self._hold(path if path.is_dir() else unpacked(path))
+        self.manifest = self._verified()
         self.foreign = is_foreign(self.path)
         if self.foreign:
             self._check_plan()
@@ -141,7 +142,7 @@ class StatePack:
         folder = self.path.absolute()
         boot = None
         if plan.kernel is not None:
-            folder = _own_guest(folder, self.manifest) if self.foreign else folder
+            folder = self._hold(_own_guest(folder, self.manifest)) if self.foreign else folder
             boot = Boot(kernel=folder / KERNEL, initramfs=folder / INITRAMFS)
         return Machine(plan=plan, accel=self.manifest.accel, boot=boot, foreign=self.source if self.foreign else None)
 
@@ -211,12 +212,33 @@ class StatePack:
         pages = list(self._pages_of(recording, self.recordings[base].index))
         return ram_section_buffers(SectionType.END, recording.ram_section_id, pages) if pages else []
 
+    def _hold(self, folder: Path) -> Path:
+        """A folder that stays in the cache until the pack is closed."""
+        if folder not in self._held:
+            held = hold(folder)
+            self._held |= {} if held is None else {folder: held}
+        return folder
+
+    def _let_go(self) -> None:
+        for held in self._held.values():
+            os.close(held)
+        self._held.clear()
+
+    def _verified(self) -> Manifest:
+        try:
+            return _verified(self.path)
+        except PackError:
+            if self.path == self.source:
+                raise
+        # the cache was damaged, and not the pack: unpack it again
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._let_go()
+        return _verified(self._hold(unpacked(self.source)))
+
     def close(self) -> None:
         """Unmap the pages."""
         self._pages.release()
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        self._let_go()
 
     def __enter__(self) -> StatePack:
         return self
@@ -303,17 +325,7 @@ def _copy_checked(folder: Path, own: Path, files: dict[str, FileModel]) -> None:
             raise PackError(f"{folder / name}: its SHA-256 is not the one in {MANIFEST}; the pack was changed")
 
 
-def _verified_file(path: Path) -> tuple[Path, Manifest]:
-    folder = unpacked(path)
-    try:
-        return _verified(folder)
-    except PackError:
-        # the cache was damaged, and not the pack: unpack it again
-        shutil.rmtree(folder, ignore_errors=True)
-        return _verified(unpacked(path))
-
-
-def _verified(path: Path) -> tuple[Path, Manifest]:
+def _verified(path: Path) -> Manifest:
     manifest = read_manifest(path)
     for name, wanted in manifest.files.items():
         file = path / name
@@ -328,7 +340,7 @@ def _verified(path: Path) -> tuple[Path, Manifest]:
             raise PackError(f"{file}: {size} bytes, expected {wanted.size_bytes}; the pack was cut or changed")
         if _sha256(file) != wanted.sha256:
             raise PackError(f"{file}: its SHA-256 is not the one in {MANIFEST}; the pack was changed")
-    return path, manifest
+    return manifest
 
 
 def _sha256(file: Path) -> str:

@@ -8,7 +8,9 @@ plan: an option that this program would not have made of it is refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.arch import architecture_of
-from harness.cache import cache_root
+from harness.cache import cache_root, publish_dir
 from harness.devices.backends import Backend, Chardev, Disk, Netdev
 from harness.errors import PackError, UsageError
-from harness.files import write_atomically
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import Option, Scalar
@@ -27,6 +28,8 @@ from harness.qemu.installed import used_before
 from harness.results.document import Cell
 from harness.triage.case import CASE_FILE, CASE_PLACE, Case
 
+#: Folder of the cache with an empty folder for each case that was made here.
+_MADE = "made"
 #: In place of the hash of a kernel that lies in the case.
 _SOME_HASH = "0" * 64
 _SECTOR_KEYS = ("logical_block_size", "physical_block_size")
@@ -48,12 +51,16 @@ def loader_path(cell: Cell) -> str:
 
 def remember_case(folder: Path) -> None:
     """Note in the cache that this case was made here."""
-    write_atomically(_mark(folder), b"")
+    publish_dir(f"{_MADE}/{_digest(folder)}", lambda _: None)
 
 
 def made_here(folder: Path) -> bool:
     """Whether a case was made by this program for this user, and nobody has changed it."""
-    return _mark(folder).exists()
+    mark = cache_root() / _MADE / _digest(folder)
+    with contextlib.suppress(OSError):
+        # used now: marks of cases that nobody asks for any more are pruned
+        os.utime(mark)
+    return mark.is_dir()
 
 
 def check_case(folder: Path, qemus: Sequence[str]) -> None:
@@ -137,6 +144,5 @@ def _count(options: Sequence[Option], name: str) -> int:
     return sum(1 for option in options if option.name == name)
 
 
-def _mark(folder: Path) -> Path:
-    digest = hashlib.sha256((folder / CASE_FILE).read_bytes()).hexdigest()
-    return cache_root() / "cases" / digest
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / CASE_FILE).read_bytes()).hexdigest()

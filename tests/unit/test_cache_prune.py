@@ -87,12 +87,12 @@ def prune(*arguments: str) -> str:
 
 def test_a_recording_in_use_stays_and_the_other_goes_whole(recordings: tuple[Path, Path]) -> None:
     free, held = recordings
-    assert "would be removed: 1 recording," in prune("--older", "1", "--dry-run")
+    assert "would be removed: 1 folder," in prune("--older", "1", "--dry-run")
     assert free.exists()
-    assert "removed: 1 recording," in prune("--older", "1")
+    assert "removed: 1 folder," in prune("--older", "1")
     assert [path.name for path in (cache_root() / "packs").iterdir()] == ["held"]
     assert (held / "ram").stat().st_size == 10000
-    assert "removed: 0 recordings," in prune("--keep", "0")
+    assert "removed: 0 folders," in prune("--keep", "0")
 
 
 def test_what_is_opened_counts_as_used_now(recordings: tuple[Path, Path]) -> None:
@@ -101,7 +101,7 @@ def test_what_is_opened_counts_as_used_now(recordings: tuple[Path, Path]) -> Non
     handle = hold(free)
     assert handle is not None
     os.close(handle)
-    assert "removed: 0 recordings," in prune("--older", str(GRACE_S / 2 / 86400))
+    assert "removed: 0 folders," in prune("--older", str(GRACE_S / 2 / 86400))
     assert free.exists()
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from harness.cache import CACHE_VARIABLE
+from harness.cache import CACHE_VARIABLE, prunable, remove_kept
 from harness.devices.recipe import load_recipes
 from harness.errors import PackError
 from harness.guests import machine as machine_module
@@ -418,3 +418,28 @@ def test_the_grammar_of_an_enumeration_is_read_from_its_description() -> None:
 def test_a_plan_of_a_task_has_the_same_grammar() -> None:
     with pytest.raises(ValueError, match="pattern"):
         GuestPlan.model_validate({"machine": "pc-i440fx-7.2\n", "family": "pc", "memory_mib": 1})
+
+
+def test_what_a_pack_from_elsewhere_left_in_the_cache_stays_while_it_is_open(
+    make_pack: Callable[..., Path], pack: Path, tmp_path: Path
+) -> None:
+    """Its QEMUs read kernel and initramfs from there, and it maps its pages."""
+    document = json.loads((pack / MANIFEST).read_text())
+    (pack / "guest").mkdir()
+    for name in ("kernel", "initramfs"):
+        (pack / "guest" / name).write_bytes(name.encode())
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        document["files"][f"guest/{name}"] = {"size_bytes": len(name), "sha256": digest}
+        document["plan"][name] = digest
+    (pack / MANIFEST).write_text(json.dumps(document))
+    with StatePack(pack) as folder:
+        export_pack(folder, tmp_path / "one.pack")
+    with StatePack(pack) as folder, StatePack(tmp_path / "one.pack") as file:
+        assert folder.machine.boot != file.machine.boot
+        kept = {each.path.parent.name: each for each in prunable()}
+        assert sorted(kept) == ["imported", "packs"]
+        assert all(each.in_use for each in kept.values())
+        assert not any(map(remove_kept, kept.values()))
+    assert not any(each.in_use for each in prunable())
+    assert all(map(remove_kept, prunable()))
+    assert list((tmp_path / "cache").glob("*/*")) == []

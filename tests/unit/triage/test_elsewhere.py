@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.cache import CACHE_VARIABLE
+from harness.cache import CACHE_VARIABLE, prunable, remove_kept
 from harness.devices.backends import Chardev, Disk, Netdev
 from harness.errors import PackError
 from harness.guests import machine as machine_module
@@ -21,7 +22,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.installed import qemus_folder, used_before
 from harness.qemu.listed import Listing, classified
 from harness.triage.case import CASE_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
-from harness.triage.elsewhere import check_case, machine_of, remember_case
+from harness.triage.elsewhere import check_case, machine_of, made_here, remember_case
 
 PLAN = GuestPlan(
     machine="pc-q35-7.2",
@@ -193,6 +194,19 @@ def test_a_case_that_was_made_here_is_not_asked_until_somebody_changes_it(tmp_pa
     (folder / CASE_FILE).write_text((folder / CASE_FILE).read_text() + "\n")
     with pytest.raises(PackError, match=r"case\.json: "):
         check_case(folder, ["qemu"])
+
+
+def test_marks_of_cases_go_when_nobody_asks_for_them_any_more(tmp_path: Path, own_cache: Path) -> None:
+    folder = CASE.save(tmp_path / "case")
+    remember_case(folder)
+    (mark,) = prunable()
+    os.utime(mark.path, (0, 0))
+    assert made_here(folder)
+    (mark,) = prunable()
+    assert mark.used_s > 0
+    assert remove_kept(mark)
+    assert not made_here(folder)
+    assert prunable() == []
 
 
 def test_a_qemu_of_a_document_is_run_only_where_it_was_used_before(cache: Path, tmp_path: Path) -> None:
