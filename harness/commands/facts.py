@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def all_devices(binary: QemuBinary, name: str, devices: Sequence[Device]) -> Mac
     return Machine(plan=plan.model_copy(update={"memory_mib": _MEMORY_MIB}), accel="tcg")
 
 
-def lines_of(facts: dict[str, Any]) -> Iterator[str]:
+def lines_of(facts: Mapping[str, Any]) -> Iterator[str]:
     """The facts for people; everything else is in the JSON."""
     system, cpu, kvm = facts["system"], facts["cpu"], facts["kvm"]
     yield f"System      {system['os']}, kernel {system['kernel']}, {system['architecture']}"
@@ -70,7 +70,7 @@ def lines_of(facts: dict[str, Any]) -> Iterator[str]:
         yield f"Not known   {name}: {why}"
 
 
-def _build_lines(build: dict[str, Any]) -> Iterator[str]:
+def _build_lines(build: Mapping[str, Any]) -> Iterator[str]:
     ending = sorted(machine["name"] for machine in build["machines"] if machine["deprecated"])
     package = f" ({build['build']})" if build["build"] else ""
     yield f"QEMU        {build['version']}{package} {build['path']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from harness.report.console import SafeConsole
@@ -13,6 +14,6 @@ from harness.report.console import SafeConsole
 err = SafeConsole(stderr=True)
 
 
-def print_json(document: dict[str, Any]) -> None:
+def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(document, indent=1) + "\n")

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from harness.errors import UsageError
 from harness.facts.host import cpu_facts, module_facts, system_facts
 from harness.facts.kvm import kvm_facts
+from harness.facts.model import HostFacts
 from harness.facts.part import Part
 from harness.facts.qemu import build_facts
 from harness.guests.machine import Machine
@@ -23,20 +24,8 @@ MachineOf = Machine | Callable[[QemuBinary], Machine | None] | None
 
 def collect_facts(
     binaries: Sequence[QemuBinary], *, machine: MachineOf = None, accel: AccelState | None = None
-) -> dict[str, Any]:
+) -> HostFacts:
     """What this host is, as JSON of schema :data:`SCHEMA`; never raises for a fact that cannot be had.
-
-    ::
-
-        schema, collected (UTC)
-        system    os, kernel, kernel_version, architecture
-        cpu       vendor, family, model, stepping, model_name, microcode, flags (sorted), cores
-        modules   name to parameters
-        kvm       present, openable, usable, reason, api_version, extensions (name to value),
-                  msrs ([{index, name}]), feature_msrs (index to value), cpuid (function.index.register to bits)
-        qemu      for each build: version, build, path, sha256, machines ([{name, alias, deprecated}]),
-                  says_refused_state, machine, accel, cpu_model, virtio ([{device, id, slot, backend, bits, features}])
-        unknown   dotted name of what is missing, to the reason
 
     :param binaries: the QEMUs of interest; the first is the one that records
     :param machine: whose virtio devices are asked what they offer; the machine is started once, stopped.
@@ -59,10 +48,10 @@ def collect_facts(
     for number, build in enumerate(builds):
         unknown |= _prefixed(f"qemu.{number}", build)
     facts["unknown"] = unknown
-    return facts
+    return cast(HostFacts, facts)
 
 
-def check_facts(facts: Mapping[str, Any], whose: str) -> None:
+def check_facts(facts: HostFacts, whose: str) -> None:
     """Facts that this version can read.
 
     :raises UsageError: another schema

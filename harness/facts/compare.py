@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from harness.facts.collect import check_facts
-
-Facts = Mapping[str, Any]
+from harness.facts.model import BuildFacts, HostFacts, KvmFacts, MachineEntry, MsrEntry, VirtioEntry
 
 _CPU_KEYS = ("vendor", "family", "model", "stepping", "model_name")
 _HOST_CPU_MODELS = ("host", "max")
@@ -83,7 +82,7 @@ class FactChange:
     said: str = ""
 
 
-def compare_facts(old: Facts, new: Facts) -> list[FactChange]:
+def compare_facts(old: HostFacts, new: HostFacts) -> list[FactChange]:
     """Everything that differs, what can break a load first; what either side does not know is left out, and said.
 
     :param old: facts of the recording side; its first QEMU is the one that recorded. Empty for a pack without any
@@ -112,7 +111,7 @@ def incomparable(matters: Matters, said: str = "") -> FactChange:
     return FactChange(kind=FactKind.HOST_FACTS, weight=Weight.NOTE, matters=matters, said=said)
 
 
-def _recorded_under_kvm(old: Facts) -> bool | None:
+def _recorded_under_kvm(old: HostFacts) -> bool | None:
     """None when nobody knows."""
     builds = old.get("qemu") or [{}]
     accel = builds[0].get("accel")
@@ -131,20 +130,21 @@ def _weighed(kvm: bool | None, change: FactChange) -> FactChange:
     return change
 
 
-def _system(old: Facts, new: Facts, kvm: bool | None) -> Iterator[FactChange]:
-    before, after = old.get("system") or {}, new.get("system") or {}
+def _system(old: HostFacts, new: HostFacts, kvm: bool | None) -> Iterator[FactChange]:
+    before: Mapping[str, object] = old.get("system") or {}
+    after: Mapping[str, object] = new.get("system") or {}
     for key, weight in (("os", Weight.NOTE), ("kernel", Weight.MAY_MATTER)):
         if _differ(before.get(key), after.get(key)):
             change = _change(FactKind.SYSTEM, before[key], after[key], weight, subject=key)
             yield _weighed(kvm, change) if key == "kernel" else change
 
 
-def _cpu(old: Facts, new: Facts, kvm: bool | None) -> Iterator[FactChange]:
+def _cpu(old: HostFacts, new: HostFacts, kvm: bool | None) -> Iterator[FactChange]:
     before, after = old.get("cpu") or {}, new.get("cpu") or {}
     for key in _CPU_KEYS:
-        if _differ(before.get(key), after.get(key)):
-            change = _change(FactKind.CPU, before[key], after[key], Weight.MAY_MATTER, subject=key)
-            yield _weighed(kvm, change)
+        was, is_ = before.get(key), after.get(key)
+        if _differ(was, is_):
+            yield _weighed(kvm, _change(FactKind.CPU, was, is_, Weight.MAY_MATTER, subject=key))
     if _differ(before.get("microcode"), after.get("microcode")):
         change = _change(FactKind.MICROCODE, before["microcode"], after["microcode"], Weight.MAY_MATTER)
         yield _weighed(kvm, change)
@@ -163,7 +163,7 @@ def _flags(before: list[str] | None, after: list[str] | None, kvm: bool | None, 
         yield _change(FactKind.MORE_FLAGS, None, " ".join(gained), Weight.NOTE)
 
 
-def _kvm(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
+def _kvm(before: KvmFacts, after: KvmFacts, kvm: bool | None) -> Iterator[FactChange]:
     if before.get("usable") and after.get("usable") is False:
         change = _change(FactKind.KVM, "", None, Weight.EXPLAINS, said=str(after.get("reason")))
         yield _weighed(kvm, change)
@@ -181,16 +181,16 @@ def _capabilities(before: Mapping[str, int], after: Mapping[str, int], kvm: bool
             yield _weighed(kvm, change)
 
 
-def _msrs(
-    before: list[dict[str, str]] | None, after: list[dict[str, str]] | None, kvm: bool | None
-) -> Iterator[FactChange]:
+def _msrs(before: list[MsrEntry] | None, after: list[MsrEntry] | None, kvm: bool | None) -> Iterator[FactChange]:
     if before is None or after is None:
         return
     for index in sorted({e["index"] for e in before} - {e["index"] for e in after}):
         yield _weighed(kvm, _change(FactKind.MSR, "", None, Weight.EXPLAINS, subject=index))
 
 
-def _feature_msrs(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
+def _feature_msrs(
+    before: Mapping[str, str | None], after: Mapping[str, str | None], kvm: bool | None
+) -> Iterator[FactChange]:
     for index in before:
         if index in after and _differ(before[index], after[index]):
             change = _change(FactKind.FEATURE_MSR, before[index], after[index], Weight.MAY_MATTER, subject=index)
@@ -204,7 +204,9 @@ def _cpuid(before: Mapping[str, str], after: Mapping[str, str], kvm: bool | None
             yield _weighed(kvm, _change(FactKind.CPUID, value, other, Weight.MAY_MATTER, subject=register))
 
 
-def _modules(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChange]:
+def _modules(
+    before: Mapping[str, Mapping[str, str | None]], after: Mapping[str, Mapping[str, str | None]], kvm: bool | None
+) -> Iterator[FactChange]:
     for name in sorted(set(before) - set(after)):
         yield _change(FactKind.MODULE, "", None, Weight.NOTE, subject=name)
     for name in sorted(set(before) & set(after)):
@@ -215,7 +217,7 @@ def _modules(before: Facts, after: Facts, kvm: bool | None) -> Iterator[FactChan
                 yield _weighed(kvm if name.startswith("kvm") else True, change)
 
 
-def _qemus(old: Facts, new: Facts) -> Iterator[FactChange]:
+def _qemus(old: HostFacts, new: HostFacts) -> Iterator[FactChange]:
     builds = old.get("qemu") or []
     if not builds:
         return
@@ -226,7 +228,7 @@ def _qemus(old: Facts, new: Facts) -> Iterator[FactChange]:
         yield from _devices(builds[0], build)
 
 
-def _machine(before: Facts, after: Facts) -> Iterator[FactChange]:
+def _machine(before: BuildFacts, after: BuildFacts) -> Iterator[FactChange]:
     name = before.get("machine")
     if name is None:
         return
@@ -234,15 +236,16 @@ def _machine(before: Facts, after: Facts) -> Iterator[FactChange]:
     version = str(after.get("version"))
     if is_ is None:
         yield _change(FactKind.MACHINE, "", None, Weight.EXPLAINS, subject=name, said=version)
-    elif is_.get("deprecated") and not (was or {}).get("deprecated"):
+    elif is_["deprecated"] and not (was and was["deprecated"]):
         yield _change(FactKind.MACHINE, "supported", "deprecated", Weight.MAY_MATTER, subject=name, said=version)
 
 
-def _devices(before: Facts, after: Facts) -> Iterator[FactChange]:
-    if before.get("virtio") is None or after.get("virtio") is None:
+def _devices(before: BuildFacts, after: BuildFacts) -> Iterator[FactChange]:
+    was, is_ = before.get("virtio"), after.get("virtio")
+    if was is None or is_ is None:
         return
-    new = {_device_key(device): device for device in after["virtio"]}
-    for device in before["virtio"]:
+    new = {_device_key(device): device for device in is_}
+    for device in was:
         where = f"{device['device']} {device['slot']}"
         other = new.get(_device_key(device))
         if other is None:
@@ -261,7 +264,7 @@ def _features(where: str, before: list[str], after: list[str]) -> Iterator[FactC
         yield _change(FactKind.FEATURE, None, "", Weight.NOTE, subject=name, where=where)
 
 
-def _unknown(old: Facts, new: Facts) -> Iterator[FactChange]:
+def _unknown(old: HostFacts, new: HostFacts) -> Iterator[FactChange]:
     """What could not be compared because one side alone could not be asked."""
     before, after = old.get("unknown") or {}, new.get("unknown") or {}
     for name in sorted(set(before) ^ set(after)):
@@ -281,20 +284,20 @@ def _differ(old: object, new: object) -> bool:
     return old is not None and new is not None and old != new
 
 
-def _entry(build: Facts, name: str) -> dict[str, Any] | None:
-    machines: Iterable[dict[str, Any]] = build.get("machines") or []
+def _entry(build: BuildFacts, name: str) -> MachineEntry | None:
+    machines = build.get("machines") or []
     return next((entry for entry in machines if name in (entry["name"], entry.get("alias"))), None)
 
 
-def _device_key(device: Facts) -> tuple[str, str]:
+def _device_key(device: VirtioEntry) -> tuple[str, str]:
     return device["device"], device["slot"]
 
 
-def _build(build: Facts) -> str:
+def _build(build: BuildFacts) -> str:
     return f"{build.get('version')} ({build.get('build')})" if build.get("build") else str(build.get("version"))
 
 
-def _cpu_model(old: Facts) -> str | None:
+def _cpu_model(old: HostFacts) -> str | None:
     builds = old.get("qemu") or [{}]
-    model: str | None = builds[0].get("cpu_model")
+    model = builds[0].get("cpu_model")
     return model.partition(",")[0] if model else None

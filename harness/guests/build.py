@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.arch import Architecture
 from harness.cache import cache_root, disk_errors, publish_dir
 from harness.errors import HostError, UsageError
 from harness.files import sweep, temp_dir, write_atomically
+from harness.guests.identity import FileIdentity, GuestIdentity
 from harness.guests.initramfs import build_initramfs
 from harness.guests.kernel import KernelImage, Module, ModuleTree, boot_image, read_module
 from harness.guests.recipe import PackagedBusybox, PackagedKernel, Recipe
@@ -45,7 +45,7 @@ class Guest:
     cmdline: str
     memory_mib: int
     pvh: bool
-    identity: Mapping[str, Any]
+    identity: GuestIdentity
     cpus: int = 1
 
 
@@ -200,7 +200,7 @@ def _identity(
     image: KernelImage,
     initramfs: bytes,
     order: Mapping[str, list[Module]],
-) -> dict[str, Any]:
+) -> GuestIdentity:
     return {
         "schema": "postload.guest/1",
         "name": recipe.name,
@@ -213,5 +213,5 @@ def _identity(
     }
 
 
-def _file_identity(data: bytes) -> dict[str, Any]:
+def _file_identity(data: bytes) -> FileIdentity:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}

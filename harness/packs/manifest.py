@@ -15,12 +15,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.devices.device import Device
 from harness.errors import PackError
+from harness.facts.model import HostFacts
+from harness.guests.identity import GuestIdentity
 from harness.guests.plan import GuestPlan
 from harness.text import printable
 
@@ -85,6 +87,7 @@ class Manifest(_Model):
 
     :param qemu: identity of the QEMU that recorded it
     :param host: facts of the host that recorded it; empty when nobody asked for them
+    :param guest: what the guest is made of
     :param roms: RAM blocks that hold ROMs, with their content in the first phase
     :param packed: in a pack that came as one file, compressed bytes of each part: ``guest`` and every phase
     """
@@ -94,9 +97,9 @@ class Manifest(_Model):
     program: str
     accel: Annotated[str, Field(pattern="^[a-z]+$")]
     qemu: dict[str, str]
-    host: dict[str, Any] = {}
+    host: HostFacts = {}
     plan: GuestPlan
-    guest: dict[str, Any]
+    guest: GuestIdentity
     roms: dict[str, FileModel] = {}
     blocks: list[BlockModel]
     devices: list[DeviceModel]

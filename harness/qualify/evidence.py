@@ -88,7 +88,7 @@ class GuestWitness:
             machine = self._machine(pack) if there else None
             try:
                 here = collect_facts([loader], machine=machine, accel=self.accel)
-                self._changes[key] = compare_facts(dict(pack.manifest.host), here)
+                self._changes[key] = compare_facts(pack.manifest.host, here)
             except PostloadError as error:
                 self.say(str(error))
                 self._changes[key] = [incomparable(Matters.ERROR, str(error))]

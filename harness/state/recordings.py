@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Final
 
 from pydantic import BaseModel
 
@@ -21,6 +21,7 @@ from harness.cache import cache_root
 from harness.devices.device import Device
 from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
+from harness.facts.model import HostFacts
 from harness.guests.build import Guest
 from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan
@@ -35,7 +36,7 @@ from harness.state.recorder import DeviceFailed, Plan, record
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
 _RECORDING_FORMAT = 3
 #: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
-VMSTATE = "vmstate"
+VMSTATE: Final = "vmstate"
 
 Say = Callable[[str], None]
 
@@ -205,7 +206,7 @@ def make_recording(
     return record(plan, path, lambda phase: stage(f"recording {name}: {phase}"), host=host)
 
 
-def facts_of(plan: Plan, kvm: AccelState | None = None) -> dict[str, Any]:
+def facts_of(plan: Plan, kvm: AccelState | None = None) -> HostFacts:
     """What a pack says of the host and the QEMU that recorded it, its own dump of vmstates among it."""
     facts = collect_facts([plan.binary], machine=plan.build(), accel=kvm)
     try:

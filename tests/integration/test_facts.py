@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from harness.commands.facts import all_devices
 from harness.devices.recipe import load_recipes
 from harness.errors import QemuError
 from harness.facts import collect_facts, compare_facts, explaining
+from harness.facts.model import HostFacts
 from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -35,17 +37,20 @@ def test_a_feature_that_a_property_takes_away_is_found_and_explains(binary: Qemu
     assert [(c.subject, c.where, c.old, c.new) for c in changes] == [
         ("VIRTIO_NET_F_MRG_RXBUF", "virtio-net 00:05.0", "", None)
     ]
-    bits = {d["device"]: int(d["bits"], 16) for d in before["qemu"][0]["virtio"]}
+    bits = {d["device"]: int(d["bits"], 16) for d in before["qemu"][0]["virtio"] or ()}
     allowed = bits["virtio-net"] & ~(1 << 15)
     log = f"qemu: Features {bits['virtio-net']:#x} unsupported. Allowed features: {allowed:#x}"
     assert explaining(compare_facts(before, after), log=log, section="0000:00:05.0/virtio-net") == changes
+    assert TypeAdapter(HostFacts).validate_python(before, strict=True) == before
     assert "unknown" in before
     assert not [name for name in before["unknown"] if name.startswith("qemu.")]
 
 
 def test_what_is_read_is_what_qemu_says_where_it_can(binary: QemuBinary, own_cache: Path) -> None:
     machine = machine_of(binary)
-    read = {d["device"]: set(d["features"]) for d in collect_facts([binary], machine=machine)["qemu"][0]["virtio"]}
+    read = {
+        d["device"]: set(d["features"]) for d in collect_facts([binary], machine=machine)["qemu"][0]["virtio"] or ()
+    }
     assert set(read) == {"virtio-blk", "virtio-net"}
     workdir = new_workdir()
     machine.make_files(workdir)

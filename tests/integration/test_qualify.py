@@ -177,7 +177,7 @@ def test_a_pack_brings_the_facts_of_its_host(postload: Postload, tmp_path: Path)
     assert facts["schema"] == "postload.host/1"
     assert facts["qemu"][0]["sha256"] == opened.manifest.qemu["sha256"]
     assert facts["vmstate"]["vmschkmachine"]["Name"] == opened.manifest.machine
-    assert any(device["device"] == "virtio-net" for device in facts["qemu"][0]["virtio"])
+    assert any(device["device"] == "virtio-net" for device in facts["qemu"][0]["virtio"] or ())
 
 
 def test_a_machine_type_that_is_not_there_is_a_no_go(

@@ -127,7 +127,7 @@ DESCRIBED: dict[str, Any] = {
         devices=(PlacedDevice(id="blk", type="virtio-blk-pci", slot="04.0", backends={"drive": "a"}),),
         backends={"a": Disk(size_bytes=1 << 20)},
     ),
-    "guest": {"kernel": "cd" * 32},
+    "guest": {"kernel": {"sha256": "cd" * 32, "size_bytes": 6}},
     "devices": [
         DeviceModel(name=name, sections=sections, recipe=Device(name=name, about="", rest=name == "platform"))
         for name, sections in (

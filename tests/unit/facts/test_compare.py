@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from harness.errors import UsageError
 from harness.facts import SCHEMA, FactChange, Weight, collect_facts, compare_facts, explaining
+from harness.facts.model import HostFacts
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.report.facts import fact_change_text, matters_text, sides_text, subject_text
 
@@ -42,13 +44,13 @@ HOST: dict[str, Any] = {
 }  # fmt: skip
 
 
-def host(change: Callable[[dict[str, Any]], object] = lambda facts: None) -> dict[str, Any]:
+def host(change: Callable[[dict[str, Any]], object] = lambda facts: None) -> HostFacts:
     facts = copy.deepcopy(HOST)
     change(facts)
-    return facts
+    return TypeAdapter(HostFacts).validate_python(facts, strict=True)
 
 
-def changed(change: Callable[[dict[str, Any]], object], before: dict[str, Any] | None = None) -> list[FactChange]:
+def changed(change: Callable[[dict[str, Any]], object], before: HostFacts | None = None) -> list[FactChange]:
     return compare_facts(before or host(), host(change))
 
 
