@@ -19,6 +19,7 @@ from harness.engines.evidence import DEATH_GRACE_S, Break, break_at
 from harness.engines.secondary import Secondary
 from harness.engines.setting import Setting
 from harness.errors import QemuError, StreamError
+from harness.qemu.look import Look, look_at
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, label_of, sections_for, without
 from harness.stream.model import Section
@@ -39,10 +40,14 @@ Change = Callable[[Section, int], Section]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The device state that QEMU saved after ``load`` loads (1 is the first), by section label."""
+    """The device state that QEMU saved after ``load`` loads (1 is the first), by section label.
+
+    :param look: what it showed besides; None where that was not asked
+    """
 
     load: int
     sections: Mapping[str, Section]
+    look: Look | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,7 @@ class DriftRun:
     :param sent: what was loaded first, by section label: the recording with its CPUs parked
     :param snapshots: in order of their loads: after the first, half-way, and the last; fewer when it broke
     :param loads_acked: loads into a used device that were acknowledged, the first included
+    :param recorded: what the recorded machine showed besides its state; None where nobody looked
     :param idle: saved once more after the last load, when time had passed and nothing had been loaded
     :param excluded: labels of sections that came with the incoming stream only
     :param back_to_back: the loads stood in one buffer, because the build resets before each buffer
@@ -65,6 +71,7 @@ class DriftRun:
     loads_acked: int
     seconds: float
     broken: Break | None
+    recorded: Look | None = None
     idle: Snapshot | None = None
     excluded: frozenset[str] = frozenset()
     back_to_back: bool = False
@@ -101,6 +108,7 @@ class DriftExperiment(Setting):
             phase=self.phase,
             sent=by_label(session.sent(1)),
             snapshots=tuple(session.snapshots),
+            recorded=self.buffers.pack.look(self.phase),
             loads_asked=self.loads,
             loads_acked=session.acked,
             seconds=time.monotonic() - started,
@@ -164,7 +172,8 @@ class _Session:
     def _saved(self, vm: Vm) -> Snapshot:
         saved = by_label(reversed(saved_sections(vm, self._vmdesc)))
         sent = by_label(self._sections)
-        return Snapshot(load=self.acked, sections={name: decoded_as(sent.get(name), saved[name]) for name in saved})
+        sections = {name: decoded_as(sent.get(name), saved[name]) for name in saved}
+        return Snapshot(load=self.acked, sections=sections, look=look_at(vm))
 
     def _idle(self, vm: Vm) -> Snapshot:
         vm.qmp("cont")

@@ -30,6 +30,7 @@ from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
+from harness.oracles.outside import judge_outside
 from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
@@ -168,8 +169,18 @@ def _drift(bench: Bench, check: OracleCheck) -> Experiment:
         run, rules_for(bench.devices, {d.name: d.sections for d in bench.buffers.pack.manifest.devices})
     )
     rows = _by_row(bench, check, judged)
-    told = {row: [_drift_told(label, judged[label]) for label in labels] for row, labels in rows}
+    # another QEMU, or other options, show the same machine otherwise
+    same = bench.recorder.sha256 == bench.loader.sha256 and not bench.buffers.machine.extra
+    outside = judge_outside(run, bench.buffers.pack.manifest.plan, PLATFORM) if same else {}
+    told = {
+        row: [*(_drift_told(label, judged[label]) for label in labels), *(Told.of(o) for o in _of(outside, row))]
+        for row, labels in rows
+    }
     return Experiment(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
+
+
+def _of(opinions: Mapping[str, Opinion], row: str) -> list[Opinion]:
+    return [opinions[row]] if row in opinions else []
 
 
 def _drift_told(label: str, opinion: Opinion) -> Told:

@@ -15,7 +15,7 @@ import zstandard
 
 from harness.errors import HostError, UsageError
 from harness.files import sweep, temp_dir
-from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, Manifest
+from harness.packs.manifest import LOOK, MANIFEST, PAGES, RAM_FILES, Manifest
 from harness.packs.pack import StatePack
 from harness.packs.packfile import BLOCK, CHUNK, GUEST_PART, HEAD, LAYOUT, MAGIC, NAME, WINDOW_LOG
 
@@ -86,9 +86,9 @@ def _parts(pack: StatePack) -> Iterator[_Part]:
         )
         start = end
     for phase in pack.sizes:
-        for file in RAM_FILES:
-            name = f"{phase.name}/{file}"
-            yield _whole(phase.name, name, sources[name], manifest)
+        for name in (f"{phase.name}/{file}" for file in (*RAM_FILES, LOOK)):
+            if name in sources:
+                yield _whole(phase.name, name, sources[name], manifest)
 
 
 def _whole(owner: str, name: str, source: Path, manifest: Manifest) -> _Part:

@@ -29,6 +29,8 @@ from harness.text import printable
 MANIFEST = "manifest.json"
 PAGES = "ram.pages"
 RAM_FILES = ("ram.index", "head.bin", "setup.bin", "devices.bin", "vmdesc.json", "console.log")
+#: What QEMU showed of the machine beside its saved state; a phase may lack it.
+LOOK = "look.json"
 KERNEL = "guest/kernel"
 INITRAMFS = "guest/initramfs"
 SCHEMA: Literal["postload.pack/4"] = "postload.pack/4"
@@ -142,9 +144,13 @@ class Manifest(_Model):
         """Files that the recordings consist of, in the order of the phases."""
         return [PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in RAM_FILES)]
 
+    def looks(self) -> list[str]:
+        """Looks at the recorded machine (:mod:`harness.qemu.look`), of the phases that have one."""
+        return [name for phase in self.phases if (name := f"{phase.name}/{LOOK}") in self.files]
+
     def guest_files(self) -> list[str]:
         """Files that are no part of a recording, in the document's order: the guest's kernel and initramfs."""
-        ours = set(self.contents())
+        ours = {*self.contents(), *self.looks()}
         return [name for name in self.files if name not in ours]
 
     def text(self) -> str:

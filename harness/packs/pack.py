@@ -39,6 +39,7 @@ from harness.guests.machine import Boot, Machine
 from harness.packs.manifest import (
     INITRAMFS,
     KERNEL,
+    LOOK,
     MANIFEST,
     PAGES,
     RAM_FILES,
@@ -50,6 +51,7 @@ from harness.packs.manifest import (
 )
 from harness.packs.packfile import is_foreign, unpacked
 from harness.packs.packwriter import PackWriter
+from harness.qemu.look import Look, look_from_json
 from harness.stream.model import Section
 from harness.stream.ram import ram_section_buffers
 from harness.stream.reader import read_devices
@@ -192,6 +194,19 @@ class StatePack:
             if entry.name == device:
                 return entry.sections
         raise PackError(f"{self.source}: recorded without device {device!r}")
+
+    def look(self, phase: str) -> Look | None:
+        """What QEMU showed of the machine beside its saved state; None for a phase that has no look.
+
+        :raises PackError: it is none
+        """
+        name = f"{phase}/{LOOK}"
+        if name not in self.manifest.files:
+            return None
+        try:
+            return look_from_json((self.path / name).read_bytes())
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise PackError(f"{self.source}: {name}: no look at a machine: {error}") from error
 
     def page(self, number: int) -> memoryview | None:
         """Content for one entry of an index."""

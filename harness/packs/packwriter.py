@@ -15,6 +15,7 @@ from typing import Any
 from harness.errors import HostError, PackError
 from harness.files import sha256_file, sweep, temp_dir
 from harness.packs.manifest import (
+    LOOK,
     MANIFEST,
     PAGES,
     RAM_FILES,
@@ -52,12 +53,15 @@ class PackWriter:
         self._pages = (self._folder / PAGES).open("w+b")
         self._known: dict[bytes, int] = {}
         self._files: list[str] = []
+        self._looks: list[str] = []
         self._roms: dict[str, FileModel] = {}
         self.blocks: tuple[RamBlock, ...] = ()
         self.phases: list[PhaseModel] = []
 
-    def add(self, name: str, stream: Stream, *, console: str, seconds: float) -> None:
+    def add(self, name: str, stream: Stream, *, console: str, seconds: float, look: bytes | None = None) -> None:
         """Add a phase from its migration stream.
+
+        :param look: what QEMU showed of the machine, see :func:`harness.qemu.look.look_to_json`
 
         :raises PackError: its RAM blocks are not those of the phase before
         :raises HostError: no space
@@ -77,6 +81,9 @@ class PackWriter:
             "vmdesc.json": stream.vmdesc.raw[5:],
             "console.log": console.encode(),
         }
+        if look is not None:
+            content[LOOK] = look
+            self._looks.append(f"{name}/{LOOK}")
         folder = self._folder / name
         try:
             folder.mkdir()
@@ -119,6 +126,7 @@ class PackWriter:
             self._pages.close()
             # the order of the file form: what phases share with the guest's kernel comes behind it
             names = [*self._files, PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in RAM_FILES)]
+            names += self._looks
             manifest = Manifest(
                 schema_=SCHEMA,
                 roms=self._roms,

@@ -16,6 +16,7 @@ from rich.text import Text
 from harness.qemu.threads import THREADS
 from harness.report.progress import VERDICT_STYLE
 from harness.report.sentences import (
+    DERIVED_FROM,
     class_meaning,
     complaint_text,
     controls_text,
@@ -29,7 +30,7 @@ from harness.report.sentences import (
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, plural
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
-from harness.results.cause import Drifted, KernelComplaint
+from harness.results.cause import Derived, Drifted, KernelComplaint
 from harness.results.document import Cell
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
@@ -163,7 +164,9 @@ def unseen_lines(told: Explanation) -> list[str]:
 def figures_of(cell: Cell) -> tuple[str, ...]:
     """The figures of an oracle's cell in words; nothing for a cell of loads."""
     if cell.lane == "drift":
-        return tuple(line for cause in cell.outcome.causes if isinstance(cause, Drifted) for line in _drift(cause))
+        causes = cell.outcome.causes
+        saved = [line for cause in causes if isinstance(cause, Drifted) for line in _drift(cause)]
+        return (*saved, *(line for cause in causes if isinstance(cause, Derived) for line in _derived(cause)))
     tellers = {"leak": _leak, "guest": _guest, "io-error": _io_error}
     tell = tellers.get(cell.lane)
     if tell is None:
@@ -172,6 +175,15 @@ def figures_of(cell: Cell) -> tuple[str, ...]:
     entries_ = [(key, value) for key, value in cell.details.items() if isinstance(value, dict) and key != "run"]
     wanted = [(key, value) for key, value in entries_ if key in named] or entries_
     return tuple(line for key, value in wanted for line in tell(key, value))
+
+
+def _derived(derived: Derived) -> Iterable[str]:
+    asked = DERIVED_FROM[derived.about]
+    yield from (f"{asked}: only the recorded machine: {line}" for line in derived.gone)
+    yield from (f"{asked}: only the loaded machine: {line}" for line in derived.new)
+    more = derived.count - len(derived.gone) - len(derived.new)
+    if more > 0:
+        yield f"{asked}: {plural(more, 'more line')}"
 
 
 def _drift(drifted: Drifted) -> Iterable[str]:

@@ -19,6 +19,7 @@ from harness.results.cause import (
     Broke,
     Cause,
     Check,
+    Derived,
     Drifted,
     DriftedField,
     During,
@@ -46,6 +47,18 @@ from harness.results.verdict import FailureClass, Verdict
 #: More fields of a section are counted only.
 _MAX_FIELDS = 3
 _NO_REASON = "QEMU printed no reason"
+#: What QEMU is asked for it.
+DERIVED_FROM = {
+    "memory": "info mtree",
+    "device": "info qtree",
+    "interrupts": "info pic",
+    "pci": "query-pci",
+    "block": "query-block",
+    "network": "info network",
+    "chardev": "query-chardev",
+    "usb": "info usb",
+    "mouse": "query-mice",
+}
 
 
 _VERDICTS = {
@@ -180,6 +193,18 @@ def drifted_text(drifted: Drifted) -> str:
     more = drifted.count - min(drifted.count, _MAX_FIELDS)
     rest = f", and {plural(more, 'more field')}" if more else ""
     return f"after {plural(drifted.loads, 'load')} it is not what it was after one: {told}{rest}"
+
+
+def derived_text(derived: Derived) -> str:
+    """What a loaded machine shows otherwise than the recorded one."""
+    lines = [*(f"gone: {line}" for line in derived.gone), *(f"new: {line}" for line in derived.new)]
+    shown = "; ".join(lines[:_MAX_FIELDS])
+    more = derived.count - min(len(lines), _MAX_FIELDS)
+    rest = f", and {plural(more, 'more line')}" if more else ""
+    return (
+        f"after {plural(derived.load, 'load')} QEMU shows another state than the recorded machine had "
+        f"({DERIVED_FROM[derived.about]}): {shown}{rest}"
+    )
 
 
 def field_text(field: DriftedField) -> str:
@@ -413,6 +438,7 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
     Ended: ended_text,
     Refused: refused_text,
     Drifted: drifted_text,
+    Derived: derived_text,
     Leaked: leaked_text,
     GuestFaulted: guest_faulted_text,
     KvmRefused: kvm_refused_text,

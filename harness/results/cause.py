@@ -152,6 +152,26 @@ class Drifted:
     kind: Literal["drifted"] = "drifted"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """A loaded machine shows something beside its saved state that the recorded one did not: a load forgets it.
+
+    :param about: of :data:`harness.qemu.look.ABOUT`
+    :param gone: lines that only the recorded machine shows, the first of them
+    :param new: lines that only the loaded one shows
+    :param count: of both in all
+    :param load: after which it was seen first
+    """
+
+    about: str
+    gone: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    count: int
+    load: int
+    phase: str | None = None
+    kind: Literal["derived"] = "derived"
+
+
 class Resource(StrEnum):
     """What leaks, the most telling first: what leaks a descriptor leaks memory too."""
 
@@ -369,7 +389,17 @@ class Undecided:
 
 
 Cause = Annotated[
-    Broke | Ended | Refused | Drifted | Leaked | GuestFaulted | KvmRefused | Hindered | Unsupported | Undecided,
+    Broke
+    | Ended
+    | Refused
+    | Drifted
+    | Derived
+    | Leaked
+    | GuestFaulted
+    | KvmRefused
+    | Hindered
+    | Unsupported
+    | Undecided,
     Field(discriminator="kind"),
 ]
 

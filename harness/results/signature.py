@@ -19,6 +19,7 @@ from harness.results.cause import (
     Broke,
     Cause,
     Check,
+    Derived,
     Drifted,
     Ended,
     FailedCheck,
@@ -235,6 +236,17 @@ def _drifted(causes: Sequence[Cause]) -> Signature:
     return Signature(kind="drift", assertion=", ".join(list(names)[:_MAX_FIELDS]))
 
 
+_PLACES = re.compile(r"\b[0-9a-f]{6,16}(-[0-9a-f]{6,16})?\b|\b[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b")
+
+
+def _derived(causes: Sequence[Cause]) -> Signature:
+    """What the loaded machine shows otherwise; where it lies is no part of the name."""
+    (derived,) = _of(Derived, causes[:1])
+    lines = [*derived.gone[:1], *derived.new[:1]][:1]
+    words = ", ".join(normal(_PLACES.sub("#", line.rpartition(": ")[2])) for line in lines)
+    return Signature(kind="drift", function=derived.about, assertion=words)
+
+
 def _leaked(causes: Sequence[Cause]) -> Signature:
     order = list(Resource)
     worst = min((leaked.resource for leaked in _of(Leaked, causes)), key=order.index)
@@ -302,6 +314,7 @@ _NAMERS: Mapping[type, Callable[[Sequence[Cause]], Signature | None]] = {
     Refused: _refused,
     Broke: _broke,
     Drifted: _drifted,
+    Derived: _derived,
     Leaked: _leaked,
     GuestFaulted: _guest_faulted,
     KvmRefused: _kvm_refused,

@@ -30,6 +30,7 @@ from harness.packs.packfile import SUFFIX
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.look import look_at, look_to_json
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -281,11 +282,12 @@ class _Boot:
                     raise DeviceFailed(device.name, f"{what}: {error}") from error
 
     def _capture(self, phase: str, vm: Vm, seconds: float) -> None:
+        look = look_to_json(look_at(vm))
         sink = vm.workdir / f"{phase}.stream"
         migrate_to_socket(vm, vm.workdir / "migrate.sock", sink, timeout_s=MIGRATE_TIMEOUT_S)
         with open_stream(sink) as stream:
             self.labels += [label for label in labels_of(stream.devices) if label not in self.labels]
-            self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds)
+            self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds, look=look)
         sink.unlink()
 
 

@@ -17,13 +17,14 @@ from harness.engines.probe import ColoAbility
 from harness.experiments.drift import Change, DriftExperiment, DriftRun
 from harness.oracles.drift import judge_drift, load_rules, unused_rules
 from harness.oracles.oracle import Opinion
+from harness.oracles.outside import judge_outside
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.results.cause import Derived, DriftedField
 from harness.results.cause import Drifted as Drift
-from harness.results.cause import DriftedField
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
-from harness.stream.fields import find, patch
+from harness.stream.fields import find, patch, walk
 from harness.stream.model import Section
 from harness.stream.vmdesc import decode
 
@@ -244,3 +245,26 @@ def _drifting(runs: Sequence[DriftRun], rules: Sequence[object]) -> list[str]:
         for label, judged in judge_drift(run, rules).items()  # type: ignore[arg-type]
         if judged.verdict is not Verdict.OK
     ]
+
+
+def test_what_a_load_does_not_restore_is_seen_outside_of_the_state(drifted: Drifted, pc_pack: StatePack) -> None:
+    """A controller whose BARs are off is the same after each load: no field drifts, and its memory is not mapped."""
+    label = label_with(pc_pack, "bound", "ich9_ahci")
+
+    def off(section: Section, load: int) -> Section:
+        if label_of(section) != label:
+            return section
+        assert section.desc is not None
+        config = next(f for f in walk(decode(section.payload, section.desc)) if f.path.endswith("config[0]"))
+        at = config.offset + 4  # PCI_COMMAND: without memory, and still master of the bus
+        command = bytes([section.payload[at] & ~2])
+        return replace(section, payload=section.payload[:at] + command + section.payload[at + 1 :])
+
+    plan = pc_pack.manifest.plan
+    assert judge_outside(drifted(pc_pack, "bound", loads=5), plan, "platform") == {}
+    run = drifted(pc_pack, "bound", loads=5, change=off)
+    assert judge_drift(run)[label].verdict is Verdict.OK
+    found = judge_outside(run, plan, "platform")
+    causes = [cause for cause in found["ahci"].causes if isinstance(cause, Derived)]
+    assert {"memory", "pci"} <= {cause.about for cause in causes}
+    assert any("ahci" in line for cause in causes for line in cause.gone)

@@ -23,6 +23,7 @@ from harness.results.cause import (
     Broke,
     Cause,
     Check,
+    Derived,
     Drifted,
     DriftedField,
     Ended,
@@ -154,6 +155,7 @@ ONE_OF_EACH: list[Cause] = [
     Ended(step=Step.LOAD, load=1, signal="SIGSEGV", sanitizer=SanitizerReport(tool="t", complaint="c")),
     Refused(step=Step.INCOMING, load=0, section="s", field="f", reason="r", errno="EINVAL"),
     Drifted(section="s", fields=(DriftedField(field="f", type="uint8", values=(1, None, "ab")),), count=1, loads=50),
+    Derived(about="memory", gone=("memory: 0-f: a",), count=1, load=1, phase="bound"),
     Leaked(
         section="s",
         resource=Resource.MEMORY,

@@ -17,6 +17,7 @@ from harness.results.cause import (
     Broke,
     Cause,
     Check,
+    Derived,
     Drifted,
     DriftedField,
     During,
@@ -141,6 +142,11 @@ TEXTS: list[tuple[Cause, str]] = [
     (
         Hindered(how=Disturbance.STARVED, seconds=16.2, share=0.72, pressure=0.99),
         "QEMU was ready to run and got no CPU for 16.2 s, 72% of its time; the host had too few CPUs for 99% of it",
+    ),
+    (
+        Derived(about="memory", gone=("a", "b"), new=("c", "d"), count=5, load=1, phase="bound"),
+        "after 1 load QEMU shows another state than the recorded machine had (info mtree): gone: a; "
+        "gone: b; new: c, and 2 more lines",
     ),
     (Unsupported(side=Side.LOADER, lack=Lack(what=Lacks.MACHINE, machine="x", qemu="9")), "QEMU 9 has no machine x"),
     (Undecided(why=Why.LOADS, acked=1, asked=2), "1 of 2 loads acknowledged"),
