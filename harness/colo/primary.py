@@ -18,6 +18,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.colo.messages import (
     RETURN_PATH_HEADER,
@@ -28,6 +29,7 @@ from harness.colo.messages import (
     Step,
     name_of,
 )
+from harness.colo.symptom import Sign, Symptom
 from harness.deadline import Clock, Deadline
 from harness.stream.wire import CommandType
 from harness.stream.writer import encode_command
@@ -77,14 +79,14 @@ class ChannelBroken(Exception):
     :param kind: ``closed`` (end of file or reset), ``late`` (deadline), ``refused`` (it left COLO and keeps the
         connection open, or its migration failed), ``died`` (it refused, and died by a signal while it cleaned up) or
         ``unexpected`` (another message)
-    :param detail: one sentence
+    :param symptom: what was seen
     """
 
-    def __init__(self, step: Step, kind: str, detail: str) -> None:
+    def __init__(self, step: Step, kind: str, symptom: Symptom) -> None:
         self.step = step
         self.kind = kind
-        self.detail = detail
-        super().__init__(f"{step.name}: {kind}: {detail}")
+        self.symptom = symptom
+        super().__init__(f"{step.name}: {kind}: {symptom}")
 
 
 class Primary:
@@ -93,7 +95,7 @@ class Primary:
     :param sock: connected to the secondary's incoming address; closed by :meth:`close`
     :param clocks: of the secondary: time in which it could not run counts for no deadline
     :param timeout_s: deadline for each answer and for each whole send, from the first moment of silence on
-    :param watch: asked now and then while the secondary is silent; a sentence when it has given up, else None
+    :param watch: asked now and then while the secondary is silent; how it has given up, or None
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Primary:
         sock: socket.socket,
         *clocks: Clock,
         timeout_s: float,
-        watch: Callable[[], str | None] = lambda: None,
+        watch: Callable[[], Symptom | None] = lambda: None,
     ) -> None:
         self._sock = sock
         self._clocks = clocks
@@ -126,9 +128,8 @@ class Primary:
         if dialect.return_path:
             kind, length = RETURN_PATH_HEADER.unpack(first)
             if kind != RETURN_PATH_SHUT:
-                raise ChannelBroken(
-                    Step.INCOMING, "unexpected", f"return-path message {kind} instead of SHUT ({first.hex()})"
-                )
+                other = Symptom(sign=Sign.OTHER_MESSAGE, said=first.hex(), wanted="SHUT")
+                raise ChannelBroken(Step.INCOMING, "unexpected", other)
             self._receive(Step.INCOMING, length)
             first = self._receive(Step.INCOMING, 4)
         self._expect(Step.INCOMING, first, Message.CHECKPOINT_READY)
@@ -170,7 +171,8 @@ class Primary:
     def _expect(self, step: Step, answer: bytes, wanted: Message) -> None:
         (value,) = U32.unpack(answer)
         if value != wanted:
-            raise ChannelBroken(step, "unexpected", f"{name_of(value)} instead of {wanted.name}")
+            other = Symptom(sign=Sign.OTHER_MESSAGE, said=name_of(value), wanted=wanted.name)
+            raise ChannelBroken(step, "unexpected", other)
 
     def _send(self, step: Step, *buffers: Buffer) -> None:
         deadline: Deadline | None = None
@@ -185,15 +187,15 @@ class Primary:
                 sent = self._sock.sendmsg(left)
             except BlockingIOError:
                 deadline = deadline or self._deadline()
-                self._silence(step, deadline, "took no more data")
+                self._silence(step, deadline, Sign.NO_DATA_TAKEN)
                 continue
             except OSError as error:
-                raise _closed(step, f" ({error.strerror})") from error
+                raise _closed(step, said=error.strerror or str(error)) from error
             left = _behind(left, sent)
             if left:
                 deadline = deadline or self._deadline()
                 if deadline.over:
-                    self._silence(step, deadline, "took too little data")
+                    self._silence(step, deadline, Sign.LITTLE_DATA_TAKEN)
         return deadline
 
     def _receive(self, step: Step, count: int, more_s: float = 0.0) -> bytes:
@@ -203,9 +205,9 @@ class Primary:
             piece = self._receive_some(step, count - len(data))
             if piece is None:
                 deadline = deadline or self._deadline(more_s)
-                self._silence(step, deadline, "gave no answer")
+                self._silence(step, deadline, Sign.NO_ANSWER)
             elif not piece:
-                raise _closed(step, f" after {len(data)} of {count} bytes" if data else "")
+                raise _closed(step, **({"got": len(data), "of": count} if data else {}))
             else:
                 data += piece
         return data
@@ -217,23 +219,23 @@ class Primary:
         except BlockingIOError:
             return None
         except OSError as error:
-            raise _closed(step, f" ({error.strerror})") from error
+            raise _closed(step, said=error.strerror or str(error)) from error
 
     def _deadline(self, more_s: float = 0.0) -> Deadline:
         """Made when something is slow for the first time: most answers come at once, some thousand a second."""
         return Deadline(self._timeout_s + more_s, *self._clocks)
 
-    def _silence(self, step: Step, deadline: Deadline, what: str) -> None:
+    def _silence(self, step: Step, deadline: Deadline, sign: Sign) -> None:
         """Nothing moved for a slice of time: it may have given up in silence, or be over its deadline."""
         why = self._watch()
         if why is not None:
             raise ChannelBroken(step, "refused", why)
         if deadline.over:
-            raise ChannelBroken(step, "late", f"the secondary {what} for {self._timeout_s:g} s")
+            raise ChannelBroken(step, "late", Symptom(sign=sign, seconds=self._timeout_s))
 
 
-def _closed(step: Step, how: str) -> ChannelBroken:
-    return ChannelBroken(step, "closed", f"the secondary closed the connection{how}")
+def _closed(step: Step, **how: Any) -> ChannelBroken:
+    return ChannelBroken(step, "closed", Symptom(sign=Sign.CLOSED, **how))
 
 
 def _behind(buffers: list[Buffer], sent: int) -> list[Buffer]:

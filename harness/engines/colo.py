@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.engines.buffers import Buffers, Selection
-from harness.engines.evidence import ANSWER_TIMEOUT_S, Break, Count, Evidence, OnLoads, evidence_of, own_words
+from harness.engines.evidence import ANSWER_TIMEOUT_S, Break, Count, Evidence, OnLoads, break_at, evidence_of, own_words
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary
 from harness.packs.pack import incoming_body
@@ -88,7 +88,7 @@ class Session:
         except ChannelBroken as error:
             number = 0 if error.step is Step.INCOMING else tally.loads + 1
             at = self.plan.checkpoints[tally.checkpoints].phase if number else phase
-            return Break(step=error.step, kind=error.kind, detail=error.detail, load=number, phase=at)
+            return break_at(error, number, at)
         finally:
             tally.end()
         return None

@@ -7,6 +7,7 @@ hangs is evidence, and so is one that does well. What it comes to is for an orac
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,10 @@ from typing import Any, Protocol
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.errors import DeadlineError, QemuError
+from harness.colo.symptom import Sign, Symptom
+from harness.errors import DeadlineError, HarnessError, QemuError
+from harness.guests.console import ConsoleError
+from harness.qemu.monitor import CommandRefused, NoAnswer, SessionClosed
 from harness.qemu.process import Exit
 from harness.qemu.threads import describe_threads
 from harness.qemu.vm import Vm
@@ -35,7 +39,7 @@ class Break:
 
     step: Step
     kind: str
-    detail: str
+    symptom: Symptom
     load: int
     phase: str
 
@@ -78,7 +82,24 @@ class Engine(Protocol):
 
 def break_at(error: ChannelBroken, load: int, phase: str) -> Break:
     """Where a control engine broke."""
-    return Break(step=error.step, kind=error.kind, detail=error.detail, load=load, phase=phase)
+    return Break(step=error.step, kind=error.kind, symptom=error.symptom, load=load, phase=phase)
+
+
+def symptom_of(error: HarnessError) -> Symptom:
+    """What an error of a QEMU or its guest comes to as data."""
+    match error:
+        case CommandRefused():
+            return Symptom(sign=Sign.REFUSED, command=error.command, said=error.text)
+        case NoAnswer(last=None):
+            return Symptom(sign=Sign.NO_ANSWER, command=error.command, seconds=error.seconds)
+        case NoAnswer():
+            last = json.dumps(error.last, sort_keys=True, default=str)
+            return Symptom(sign=Sign.NOT_DONE, command=error.command, seconds=error.seconds, said=last)
+        case SessionClosed():
+            return Symptom(sign=Sign.SESSION_CLOSED, command=error.command, said=error.how)
+        case ConsoleError():
+            return error.symptom
+    return Symptom(sign=Sign.ERROR, said=str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

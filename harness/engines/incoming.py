@@ -13,8 +13,10 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
+from harness.colo.symptom import Doing, Sign, Symptom
 from harness.deadline import Deadline, send_in_time
 from harness.engines.buffers import Buffers
+from harness.engines.evidence import symptom_of
 from harness.engines.secondary import connect_incoming
 from harness.errors import DeadlineError, QemuError
 from harness.guests.machine import Machine, firmware_sink
@@ -98,7 +100,7 @@ class Incoming:
         attempt(Step.RESUME, self.vm, "cont", self._timeout_s)
         drain_console(self.vm)
         if self.vm.ended(run_s):
-            raise ChannelBroken(Step.RESUME, "closed", f"QEMU ended within {run_s:g} s of the guest's start")
+            raise ChannelBroken(Step.RESUME, "closed", Symptom(sign=Sign.ENDED, doing=Doing.START, seconds=run_s))
 
     def _wait_loaded(self) -> None:
         try:
@@ -106,12 +108,11 @@ class Incoming:
                 "query-migrate", lambda info: stage_of(info).over, timeout_s=self._timeout_s
             )
         except DeadlineError as error:
-            raise ChannelBroken(Step.INCOMING, "late", str(error)) from error
+            raise ChannelBroken(Step.INCOMING, "late", symptom_of(error)) from error
         except QemuError as error:
-            raise ChannelBroken(Step.INCOMING, "closed", f"QEMU ended while it loaded: {error}") from error
+            raise ChannelBroken(Step.INCOMING, "closed", symptom_of(error).during(Doing.LOADING)) from error
         if stage_of(info) is not Stage.COMPLETED:
-            why = f"{info['status']}: {info.get('error-desc', 'no reason given')}"
-            raise ChannelBroken(Step.INCOMING, "refused", f"the incoming migration ended: {why}")
+            raise ChannelBroken(Step.INCOMING, "refused", migration_ended(info))
 
     def close(self) -> None:
         """Kill it."""
@@ -144,14 +145,19 @@ def attempt(step: Step, vm: Vm, command: str, timeout_s: float, **arguments: Any
     try:
         return vm.qmp(command, timeout_s, **arguments)
     except CommandRefused as error:
-        raise ChannelBroken(step, "refused", str(error)) from error
+        raise ChannelBroken(step, "refused", symptom_of(error)) from error
     except DeadlineError as error:
-        raise ChannelBroken(step, "late", str(error)) from error
+        raise ChannelBroken(step, "late", symptom_of(error)) from error
     except QemuError as error:
-        raise ChannelBroken(step, "closed", f"QEMU ended in {command}: {error}") from error
+        raise ChannelBroken(step, "closed", symptom_of(error)) from error
 
 
-def ended_in_postcopy(step: Step, vm: Vm, what: str) -> ChannelBroken:
+def migration_ended(info: dict[str, Any]) -> Symptom:
+    """An incoming migration that did not come to a good end, by its ``query-migrate``."""
+    return Symptom(sign=Sign.MIGRATION_ENDED, status=str(info.get("status", "")), said=str(info.get("error-desc", "")))
+
+
+def ended_in_postcopy(step: Step, vm: Vm, doing: Doing | None = None, command: str = "") -> ChannelBroken:
     """The break of a postcopy destination that is gone.
 
     Up to 10.1 one that refuses a device calls ``exit`` in two threads at once (``process_incoming_migration_co`` and
@@ -160,8 +166,9 @@ def ended_in_postcopy(step: Step, vm: Vm, what: str) -> ChannelBroken:
     """
     ended = vm.ended()
     if ended is not None and ended.signal and REFUSAL.search(vm.process.stderr()):
-        return ChannelBroken(step, "died", f"QEMU refused {what}, and died of {ended} while it cleaned up")
-    return ChannelBroken(step, "closed", f"QEMU ended in {what}")
+        died = Symptom(sign=Sign.DIED_CLEANING_UP, doing=doing, command=command, said=str(ended))
+        return ChannelBroken(step, "died", died)
+    return ChannelBroken(step, "closed", Symptom(sign=Sign.ENDED, doing=doing, command=command))
 
 
 def _send(sock: socket.socket, buffers: Sequence[Buffer], vm: Vm, timeout_s: float) -> None:
@@ -169,7 +176,8 @@ def _send(sock: socket.socket, buffers: Sequence[Buffer], vm: Vm, timeout_s: flo
     try:
         send_all(sock, buffers, vm.deadline(timeout_s))
     except TimeoutError as error:
-        raise ChannelBroken(Step.INCOMING, "late", f"QEMU took no more data for {timeout_s:g} s") from error
+        silent = Symptom(sign=Sign.NO_DATA_TAKEN, seconds=timeout_s)
+        raise ChannelBroken(Step.INCOMING, "late", silent) from error
 
 
 def send_all(sock: socket.socket, buffers: Sequence[Buffer], deadline: Deadline) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
+from harness.colo.symptom import Sign, Symptom
 from harness.engines.buffers import Buffers
 from harness.engines.evidence import ANSWER_TIMEOUT_S, Count, Evidence, OnLoads, break_at, evidence_of
 from harness.engines.incoming import Incoming, State, attempt
@@ -112,7 +113,8 @@ class Loadvm:
             Step.LOAD, qemu.vm, "human-monitor-command", self.timeout_s, command_line=f"loadvm {_tag(phase)}"
         )
         if said.strip():
-            raise ChannelBroken(Step.LOAD, "refused", f"loadvm: {said.strip()}")
+            refused = Symptom(sign=Sign.REFUSED, command="loadvm", said=said.strip())
+            raise ChannelBroken(Step.LOAD, "refused", refused)
         qemu.resume(self.run_s)
 
     def _check_stop(self) -> None:

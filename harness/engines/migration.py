@@ -29,6 +29,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
+from harness.colo.symptom import Sign, Symptom
 from harness.deadline import Deadline
 from harness.engines.evidence import DEATH_GRACE_S, Count, Evidence, OnLoads, break_at, evidence_of, own_words
 from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy
@@ -208,16 +209,16 @@ class _Move:
             # the source hears of it first
             self._check_destination(DEATH_GRACE_S)
             if not _answers(self._destination):
-                raise ChannelBroken(self._step, "refused", f"the destination does not come to its end: {self._where()}")
+                raise ChannelBroken(self._step, "refused", self._where(Sign.STUCK))
             raise _SourceFailed
         if self._deadline.over:
-            raise ChannelBroken(self._step, "late", f"{self._where()}, not done within {self._owner.timeout_s:g} s")
+            raise ChannelBroken(self._step, "late", replace(self._where(Sign.NOT_DONE), seconds=self._owner.timeout_s))
 
     def _check_destination(self, within_s: float = 0.0) -> None:
         if self._destination.ended(within_s):
-            raise ended_in_postcopy(self._step, self._destination, "the incoming migration")
+            raise ended_in_postcopy(self._step, self._destination)
         if self._bad(self._destination):
-            raise ChannelBroken(self._step, "refused", f"the incoming migration failed: {self._where()}")
+            raise ChannelBroken(self._step, "refused", self._where(Sign.MIGRATION_ENDED))
 
     def _bad(self, vm: Vm) -> bool:
         try:
@@ -225,8 +226,8 @@ class _Move:
         except QemuError:
             return False
 
-    def _where(self) -> str:
-        return f"the source says {_said(self._source)}, the destination {_said(self._destination)}"
+    def _where(self, sign: Sign) -> Symptom:
+        return Symptom(sign=sign, source=_status(self._source), status=_status(self._destination))
 
 
 def _info(vm: Vm) -> dict[str, Any]:
@@ -252,11 +253,12 @@ def _answers(vm: Vm) -> bool:
     return True
 
 
-def _said(vm: Vm) -> str:
+def _status(vm: Vm) -> str:
+    """Of its migration: ``none`` where it says nothing, ``gone`` where it is not there."""
     try:
-        return str(_info(vm).get("status", "nothing"))
+        return str(_info(vm).get("status", "none"))
     except QemuError:
-        return "nothing, it is gone"
+        return "gone"
 
 
 def _fate(source: Vm) -> str:

@@ -79,7 +79,7 @@ class PageSource:
         self._thread = Thread(target=self._run, name="postcopy-source", daemon=True)
         #: Status of the destination's SHUT, None before it came.
         self.shut: int | None = None
-        #: Why the return path is at its end, None while it is open.
+        #: The words of an error that ended the return path, empty when one side closed it, None while it is open.
         self.gone: str | None = None
 
     def start(self) -> None:
@@ -121,12 +121,10 @@ class PageSource:
             self._thread.join(self._timeout_s + 1.0)
 
     def _run(self) -> None:
-        why = "the source was closed"
+        why = ""
         try:
-            while not self._stopped.is_set():
-                if not self._turn():
-                    why = "the destination closed the connection"
-                    break
+            while not self._stopped.is_set() and self._turn():
+                pass
         except (OSError, StreamError, HinderedError) as error:
             why = str(error)
         with self._changed:

@@ -36,10 +36,11 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
+from harness.colo.symptom import Sign, Symptom
 from harness.deadline import Deadline
 from harness.engines.evidence import DEATH_GRACE_S, Count, Evidence, OnLoads, break_at, evidence_of, own_words
 from harness.engines.incoming import Incoming, State, drain_console
-from harness.engines.secondary import capabilities
+from harness.engines.secondary import capabilities, left_colo
 from harness.errors import DeadlineError, QemuError
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -196,15 +197,15 @@ class _Watch:
 
     def _check(self, events: list[dict[str, Any]]) -> None:
         if self._secondary.ended():
-            raise self._broken("closed", "the secondary ended")
-        reason = _left_colo(events)
-        if reason:
-            raise self._broken("refused", f"the secondary left COLO (event COLO_EXIT, reason {reason})")
+            raise self._broken("closed", Symptom(sign=Sign.ENDED))
+        left = left_colo(events)
+        if left is not None:
+            raise self._broken("refused", left)
         self._check_primary()
         if self._stall.over and not _answers(self._primary):
             raise _PrimaryFailed
         if self._late.over:
-            raise self._broken("late", f"no checkpoint was finished for {self._owner.timeout_s:g} s")
+            raise self._broken("late", Symptom(sign=Sign.NO_CHECKPOINT, seconds=self._owner.timeout_s))
 
     def _check_primary(self) -> None:
         """A primary that gives up because its secondary dies must not be taken for the cause."""
@@ -213,15 +214,15 @@ class _Watch:
         if not self._primary.ended() and not _gave_up(events):
             return
         if self._secondary.ended(DEATH_GRACE_S):
-            raise self._broken("closed", "the secondary ended")
-        reason = _left_colo(self._secondary.monitor.drain_events())
-        if reason:
-            raise self._broken("refused", f"the secondary left COLO (event COLO_EXIT, reason {reason})")
+            raise self._broken("closed", Symptom(sign=Sign.ENDED))
+        left = left_colo(self._secondary.monitor.drain_events())
+        if left is not None:
+            raise self._broken("refused", left)
         raise _PrimaryFailed
 
-    def _broken(self, kind: str, detail: str) -> ChannelBroken:
+    def _broken(self, kind: str, symptom: Symptom) -> ChannelBroken:
         step = Step.INCOMING if not self.begun else Step.LOAD if self.begun > self.passed else Step.REQUEST
-        return ChannelBroken(step, kind, detail)
+        return ChannelBroken(step, kind, symptom)
 
 
 def count_checkpoints(events: Iterable[str]) -> tuple[int, int]:
@@ -263,15 +264,8 @@ def _bring_up(primary: Incoming, state: State) -> None:
         raise QemuError(f"{where}: {error}: {said}") from error
 
 
-def _left_colo(events: Iterable[dict[str, Any]]) -> str | None:
-    for event in events:
-        if event["event"] == "COLO_EXIT":
-            return str(event.get("data", {}).get("reason", "unknown"))
-    return None
-
-
 def _gave_up(events: Sequence[dict[str, Any]]) -> bool:
-    return _left_colo(events) is not None or any(
+    return left_colo(events) is not None or any(
         event["event"] == "MIGRATION" and stage_of(event["data"]).bad for event in events
     )
 
@@ -307,9 +301,9 @@ def _listens(path: Path, pid: int) -> bool:
 
 def _fate(primary: Vm) -> str:
     ended = primary.ended()
-    left = _left_colo(primary.monitor.drain_events())
+    left = left_colo(primary.monitor.drain_events())
     how = f"ended with {ended}" if ended else "still there" if _answers(primary) else "hangs"
-    if left:
-        how += f", it left COLO (reason {left})"
+    if left is not None:
+        how += f", it left COLO (reason {left.said})"
     said = " / ".join(own_words(primary.process.stderr()).splitlines()[-3:])
     return f"the primary: {how}{f', it printed: {said}' if said else ''}"

@@ -34,11 +34,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from harness.colo.messages import Step
 from harness.colo.primary import Buffer, ChannelBroken
+from harness.colo.symptom import Doing, Sign, Symptom
 from harness.engines.evidence import (
     ANSWER_TIMEOUT_S,
     DEATH_GRACE_S,
@@ -49,9 +51,18 @@ from harness.engines.evidence import (
     break_at,
     evidence_of,
     own_words,
+    symptom_of,
 )
 from harness.engines.fresh import merge
-from harness.engines.incoming import Incoming, State, attempt, drain_console, ended_in_postcopy, send_all
+from harness.engines.incoming import (
+    Incoming,
+    State,
+    attempt,
+    drain_console,
+    ended_in_postcopy,
+    migration_ended,
+    send_all,
+)
 from harness.engines.pagesource import Page, PageCount, PageSource
 from harness.engines.postcopywire import Ping, encode_advise, encode_discards, encode_package, encode_ping, runs_of
 from harness.engines.secondary import connect_incoming
@@ -78,15 +89,29 @@ _STATUS_TIMEOUT_S = 1.0
 _UNPRIVILEGED = Path("/proc/sys/vm/unprivileged_userfaultfd")
 
 
+class PostcopyLack(StrEnum):
+    """Why there is no postcopy; of the last three QEMU says more."""
+
+    CAPABILITY = "capability"  # this QEMU has no such migration capability
+    KERNEL = "kernel"  # it has no userfaultfd
+    PRIVILEGE = "privilege"  # userfaultfd is not for this user
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostcopyAbility:
     """Whether a build, as a machine, on this host, can be the destination of a postcopy.
 
-    :param reason: why not; empty when it can
+    :param lack: why not; None when it can
+    :param said: by QEMU
     """
 
-    usable: bool
-    reason: str = ""
+    lack: PostcopyLack | None = None
+    said: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return self.lack is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +135,14 @@ def probe_postcopy(binary: QemuBinary, machine: Machine, scope: ProcessScope) ->
     :raises QemuError: it does not start as that machine
     """
     if CAPABILITY not in binary.capabilities:
-        return PostcopyAbility(usable=False, reason=f"{binary.path} has no migration capability {CAPABILITY}")
+        return PostcopyAbility(lack=PostcopyLack.CAPABILITY)
     with Incoming(binary, machine, timeout_s=_PROBE_TIMEOUT_S, scope=scope) as qemu:
         try:
             allow_postcopy(qemu.vm)
         except CommandRefused as error:
-            said = " / ".join(own_words(qemu.vm.process.stderr()).splitlines())
-            return PostcopyAbility(usable=False, reason=f"{error.text}{f': {said}' if said else ''}{_host_advice()}")
-    return PostcopyAbility(usable=True)
+            said = [error.text, *own_words(qemu.vm.process.stderr()).splitlines()]
+            return PostcopyAbility(lack=_host_lack(), said=" / ".join(said))
+    return PostcopyAbility()
 
 
 def allow_postcopy(vm: Vm) -> None:
@@ -128,18 +153,15 @@ def allow_postcopy(vm: Vm) -> None:
     vm.qmp("migrate-set-capabilities", capabilities=[{"capability": CAPABILITY, "state": True}])
 
 
-def _host_advice() -> str:
-    """What may be missing on the host; nothing when it looks as if all were there."""
+def _host_lack() -> PostcopyLack:
+    """What is missing on the host, as far as it can be seen from here."""
     try:
         allowed = _UNPRIVILEGED.read_text().strip() != "0"
     except OSError:
-        return "; this kernel has no userfaultfd"
-    device = Path("/dev/userfaultfd")
-    with suppress(OSError), device.open("rb"):
+        return PostcopyLack.KERNEL
+    with suppress(OSError), Path("/dev/userfaultfd").open("rb"):
         allowed = True
-    if allowed:
-        return ""
-    return f"; userfaultfd wants root, access to {device}, or sysctl vm.unprivileged_userfaultfd=1"
+    return PostcopyLack.REFUSED if allowed else PostcopyLack.PRIVILEGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,36 +309,34 @@ class _Load:
         :raises ChannelBroken: with the step at which the destination failed
         """
         self.source.start()
-        before = "the stream in front of the package"
-        self._send(Step.INCOMING, self._stream.before, before)
-        self._pong(Step.INCOMING, Ping.PRECOPY_DONE, before)
-        package = "the device state in the postcopy package"
-        self._send(Step.LOAD, [self._stream.package], package)
+        self._send(Step.INCOMING, self._stream.before, Doing.BEFORE_PACKAGE)
+        self._pong(Step.INCOMING, Ping.PRECOPY_DONE, Doing.BEFORE_PACKAGE)
+        self._send(Step.LOAD, [self._stream.package], Doing.PACKAGE)
         if not self.source.wait(lambda: self.source.has_pong(Ping.DEVICES_LOADED), min(PATIENCE_S, self._timeout_s)):
             self.source.push_rest()
-        self._pong(Step.LOAD, Ping.DEVICES_LOADED, package)
+        self._pong(Step.LOAD, Ping.DEVICES_LOADED, Doing.PACKAGE)
         self.loaded = time.monotonic()
         self._resume()
         self.source.push_rest()
-        rest = "the rest of the pages"
-        self._until(Step.RESUME, lambda: self.source.shut is not None or self._completed_without(), rest)
+        self._until(Step.RESUME, lambda: self.source.shut is not None or self._completed_without(), Doing.REST)
         self._completed()
-        self._live("with all its pages")
+        self._live(Doing.WITH_PAGES)
 
     def _resume(self) -> None:
         """Start the guest; before RUN is through, ``cont`` would only note that the guest shall be started."""
         deadline = self._vm.deadline(self._timeout_s)
         while attempt(Step.RESUME, self._vm, "query-status", self._timeout_s)["status"] == "inmigrate":
             if deadline.over:
-                raise ChannelBroken(Step.RESUME, "late", f"the guest could not be started for {self._timeout_s:g} s")
+                late = Symptom(sign=Sign.NOT_STARTED, seconds=self._timeout_s)
+                raise ChannelBroken(Step.RESUME, "late", late)
             time.sleep(0.002)
         attempt(Step.RESUME, self._vm, "cont", self._timeout_s)
-        self._live("with pages missing")
+        self._live(Doing.WITHOUT_PAGES)
 
-    def _live(self, how: str) -> None:
+    def _live(self, doing: Doing) -> None:
         drain_console(self._vm)
         if self._vm.ended(self._run_s):
-            raise ChannelBroken(Step.RESUME, "closed", f"QEMU ended within {self._run_s:g} s of a guest that ran {how}")
+            raise ChannelBroken(Step.RESUME, "closed", Symptom(sign=Sign.ENDED, doing=doing, seconds=self._run_s))
 
     def _completed_without(self) -> bool:
         return (
@@ -327,38 +347,41 @@ class _Load:
 
     def _completed(self) -> None:
         if self.source.shut:
-            why = f"the destination's SHUT says {self.source.shut}"
-            raise ChannelBroken(Step.RESUME, "refused", f"the rest of the pages: {why}")
+            shut = Symptom(sign=Sign.SHUT, doing=Doing.REST, said=str(self.source.shut))
+            raise ChannelBroken(Step.RESUME, "refused", shut)
         deadline = self._vm.deadline(self._timeout_s)
         while stage_of(info := self._info(Step.RESUME)) is not Stage.COMPLETED:
             if stage_of(info).bad:
-                raise ChannelBroken(Step.RESUME, "refused", f"the incoming migration ended as {info.get('status')}")
+                raise ChannelBroken(Step.RESUME, "refused", migration_ended(info))
             if deadline.over:
-                where = f"the incoming migration is still {info.get('status')}"
-                raise ChannelBroken(Step.RESUME, "late", f"{where} after {self._timeout_s:g} s")
+                status = str(info.get("status", "none"))
+                late = Symptom(sign=Sign.NOT_DONE, status=status, seconds=self._timeout_s)
+                raise ChannelBroken(Step.RESUME, "late", late)
             time.sleep(0.005)
 
-    def _pong(self, step: Step, ping: Ping, what: str) -> None:
-        self._until(step, lambda: self.source.has_pong(ping), what)
+    def _pong(self, step: Step, ping: Ping, doing: Doing) -> None:
+        self._until(step, lambda: self.source.has_pong(ping), doing)
 
-    def _until(self, step: Step, done: Callable[[], bool], what: str) -> None:
+    def _until(self, step: Step, done: Callable[[], bool], doing: Doing) -> None:
         """Wait for something on the return path, and find out how it ended when it does not come."""
         deadline = self._vm.deadline(self._timeout_s)
         while not self.source.wait(done, _LOOK_EVERY_S):
             if self.source.gone is not None or self.source.shut:
-                raise self._given_up(step, what)
+                raise self._given_up(step, doing)
             if stage_of(info := self._info(step)).bad:
-                raise ChannelBroken(step, "refused", f"{what}: the incoming migration is {info['status']}")
+                raise ChannelBroken(step, "refused", migration_ended(info).during(doing))
             if deadline.over:
-                raise ChannelBroken(step, "late", f"{what}: no answer for {self._timeout_s:g} s")
+                late = Symptom(sign=Sign.NO_ANSWER, doing=doing, seconds=self._timeout_s)
+                raise ChannelBroken(step, "late", late)
 
-    def _given_up(self, step: Step, what: str) -> ChannelBroken:
+    def _given_up(self, step: Step, doing: Doing) -> ChannelBroken:
         """The destination hung up, or said by its SHUT that it failed; it need not come to its end after that."""
         if self._vm.ended(DEATH_GRACE_S):
-            return ended_in_postcopy(step, self._vm, what)
-        why = self.source.gone or f"the destination's SHUT says {self.source.shut}"
-        status = self._info(step).get("status", "not to be had")
-        return ChannelBroken(step, "refused", f"{what}: {why}, and the status of the incoming migration is {status}")
+            return ended_in_postcopy(step, self._vm, doing)
+        gone = self.source.gone
+        sign, said = (Sign.SHUT, str(self.source.shut)) if gone is None else (Sign.HUNG_UP, gone)
+        status = str(self._info(step).get("status", "none"))
+        return ChannelBroken(step, "refused", Symptom(sign=sign, doing=doing, said=said, status=status))
 
     def _info(self, step: Step) -> dict[str, Any]:
         """``query-migrate``, or nothing while the main loop is busy with the load."""
@@ -368,12 +391,13 @@ class _Load:
             return {}
         except QemuError as error:
             if self._vm.ended(DEATH_GRACE_S):
-                raise ended_in_postcopy(step, self._vm, "query-migrate") from error
-            raise ChannelBroken(step, "late", f"QMP ended and QEMU did not: {error}") from error
+                raise ended_in_postcopy(step, self._vm, command="query-migrate") from error
+            raise ChannelBroken(step, "late", symptom_of(error)) from error
 
-    def _send(self, step: Step, buffers: Sequence[Buffer], what: str) -> None:
+    def _send(self, step: Step, buffers: Sequence[Buffer], doing: Doing) -> None:
         """Send everything; that QEMU hangs up is for its status to explain."""
         try:
             send_all(self._sock, buffers, self._vm.deadline(self._timeout_s))
         except TimeoutError as error:
-            raise ChannelBroken(step, "late", f"{what}: no data was taken for {self._timeout_s:g} s") from error
+            silent = Symptom(sign=Sign.NO_DATA_TAKEN, doing=doing, seconds=self._timeout_s)
+            raise ChannelBroken(step, "late", silent) from error

@@ -7,8 +7,10 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from harness.colo.primary import Buffer, Dialect, Primary
+from harness.colo.symptom import Sign, Symptom
 from harness.errors import QemuError
 from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
@@ -62,12 +64,8 @@ class Secondary:
         """
         self.primary.start(head, body, self._dialect)
 
-    def _given_up(self) -> str | None:
-        for event in self.vm.monitor.drain_events():
-            if event["event"] == "COLO_EXIT":
-                reason = event.get("data", {}).get("reason", "unknown")
-                return f"the secondary left COLO (event COLO_EXIT, reason {reason})"
-        return None
+    def _given_up(self) -> Symptom | None:
+        return left_colo(self.vm.monitor.drain_events())
 
     def close(self) -> None:
         """Hang up and kill it."""
@@ -79,6 +77,14 @@ class Secondary:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def left_colo(events: Iterable[dict[str, Any]]) -> Symptom | None:
+    """That COLO ended, as some events tell; None where none does."""
+    for event in events:
+        if event["event"] == "COLO_EXIT":
+            return Symptom(sign=Sign.LEFT_COLO, said=str(event.get("data", {}).get("reason", "unknown")))
+    return None
 
 
 def end_colo(vm: Vm) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.evidence import DEATH_GRACE_S, Break, break_at
+from harness.colo.symptom import Doing
+from harness.engines.evidence import DEATH_GRACE_S, Break, break_at, symptom_of
 from harness.engines.secondary import Secondary
 from harness.engines.setting import Setting
 from harness.errors import QemuError, StreamError
@@ -152,7 +153,7 @@ class _Session:
         except QemuError as error:
             if not secondary.vm.ended(DEATH_GRACE_S):
                 raise
-            died = ChannelBroken(Step.LOAD, "closed", f"it died when its state was saved: {error}")
+            died = ChannelBroken(Step.LOAD, "closed", symptom_of(error).during(Doing.SAVING))
             return break_at(died, self.acked, self._owner.phase)
         return None
 

@@ -12,16 +12,19 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
+from harness.colo.symptom import Symptom
 from harness.devices.device import Device
-from harness.engines.evidence import DEATH_GRACE_S, Break, end_within, guest_ends
+from harness.engines.evidence import DEATH_GRACE_S, Break, end_within, guest_ends, symptom_of
 from harness.engines.secondary import Secondary, end_colo
 from harness.engines.setting import Setting
 from harness.errors import DeadlineError, QemuError
 from harness.experiments.interview import (
     CHECK_TIMEOUT_S,
+    After,
     Answers,
     GuestClock,
     Interview,
@@ -40,18 +43,27 @@ LOADS = 30
 RUN_S = 0.01
 
 
+class DisksWhy(StrEnum):
+    """Why disks were not arranged as replication."""
+
+    ASKED = "asked-for"
+    ONE_LOAD = "one-load"  # nothing is rewound
+    NO_START = "replication-did-not-start"
+    INCOMING = "incoming-stream-broke"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestLife:
     """What was seen of one guest.
 
     :param unasked: those of them whose recipe has nothing to ask
     :param kernel_names: device to regular expressions for what the guest's kernel calls it
-    :param disks: how its disks were arranged, and ``disks_why`` why it was not replication
+    :param disks: how its disks were arranged, ``disks_why`` why not as replication, and ``disks_said`` what QEMU said
     :param broken: where the loads broke; then nothing else was asked
     :param exit: how QEMU ended by itself, None when it was still there
     :param events: names of QMP events of the guest's end
-    :param failover: why the failover did not end: one sentence, or empty
-    :param stuck: where the guest's console did not answer as it should: one sentence, or empty
+    :param failover: why the failover did not end, None where it did
+    :param stuck: where the guest's console did not answer as it should, None where it did
     :param clocks: first and last reading; fewer when the guest did not answer
     :param kernel_log: lines behind the mark of the recording
     :param log: what QEMU printed
@@ -63,20 +75,21 @@ class GuestLife:
     kernel_names: Mapping[str, tuple[str, ...]]
     disks: DiskKind
     unasked: tuple[str, ...] = ()
-    disks_why: str = ""
+    disks_why: DisksWhy | None = None
+    disks_said: str = ""
     loads_asked: int
     loads_acked: int
     broken: Break | None = None
     exit: Exit | None = None
     events: tuple[str, ...] = ()
-    failover: str = ""
-    stuck: str = ""
+    failover: Symptom | None = None
+    stuck: Symptom | None = None
     clocks: tuple[GuestClock, ...] = ()
     checks: tuple[LifeCheck, ...] = ()
     kernel_log: tuple[str, ...] = ()
     log: str = ""
     seconds: float = 0.0
-    after: str = "the failover"
+    after: After = After.FAILOVER
 
 
 def guest_life(
@@ -111,14 +124,13 @@ def guest_life(
     last = last or setting.phase
     experiment = _Experiment.of(setting, interview=interview, loads=loads, run_s=run_s, last=last)
     if disks is DiskKind.PLAIN:
-        return experiment.run(DiskKind.PLAIN, "asked for")
+        return experiment.run(DiskKind.PLAIN, DisksWhy.ASKED)
     try:
-        life = experiment.run(DiskKind.REPLICATION, "")
+        life = experiment.run(DiskKind.REPLICATION)
     except QemuError as error:
-        return experiment.run(DiskKind.PLAIN, f"replication did not start: {_last_line(str(error))}")
+        return experiment.run(DiskKind.PLAIN, DisksWhy.NO_START, _last_line(str(error)))
     if life.broken and life.broken.step is Step.INCOMING:
-        why = _last_line(life.log) or life.broken.detail
-        return experiment.run(DiskKind.PLAIN, f"with replication the incoming stream broke: {why}")
+        return experiment.run(DiskKind.PLAIN, DisksWhy.INCOMING, _last_line(life.log) or str(life.broken.symptom))
     return life
 
 
@@ -130,7 +142,7 @@ class _Seen:
     broken: Break | None = None
     exit: Exit | None = None
     events: tuple[str, ...] = ()
-    failover: str = ""
+    failover: Symptom | None = None
     answers: Answers = field(default_factory=Answers)
 
 
@@ -141,7 +153,7 @@ class _Experiment(Setting):
     run_s: float
     last: str
 
-    def run(self, disks: DiskKind, why: str) -> GuestLife:
+    def run(self, disks: DiskKind, why: DisksWhy | None = None, said: str = "") -> GuestLife:
         started = time.monotonic()
         pack = self.buffers.pack
         machine = self.interview.machine(self.buffers.machine, disks)
@@ -160,6 +172,7 @@ class _Experiment(Setting):
                 unasked=self.interview.unasked(),
                 disks=disks,
                 disks_why=why,
+                disks_said=said,
                 loads_asked=self.loads,
                 loads_acked=seen.loads,
                 broken=seen.broken,
@@ -198,7 +211,7 @@ class _Experiment(Setting):
         try:
             _fail_over(secondary)
         except (QemuError, DeadlineError) as error:
-            seen.failover = str(error)
+            seen.failover = symptom_of(error)
             return
         self.interview.ask(secondary.vm, seen.answers)
 

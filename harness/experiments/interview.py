@@ -11,10 +11,13 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
+from harness.colo.symptom import Sign, Symptom
 from harness.devices.device import NOTHING, Device
+from harness.engines.evidence import symptom_of
 from harness.errors import GuestError
-from harness.guests.console import Console
+from harness.guests.console import Console, ConsoleError
 from harness.guests.machine import DiskKind, Machine
 from harness.guests.plan import GuestPlan, guest_command, guest_slot
 from harness.packs.pack import StatePack
@@ -37,6 +40,13 @@ _PREPARE = {"firmware": "bind", "kernel": "bind", "unbound": "rebind"}
 _TOGETHER = ("bound", "busy", "rebound")
 _CLOCK = re.compile(r"\bclock (\d+) ([\d.]+) (\d+)\s*$", re.MULTILINE)
 _CLOCK_TRIES = 3
+
+
+class After(StrEnum):
+    """What brought the guest to run."""
+
+    FAILOVER = "failover"
+    MIGRATION = "migration"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +85,12 @@ class LifeCheck:
 class Answers:
     """What a guest has said so far.
 
-    :param stuck: where its console did not answer as it should: one sentence, or empty
+    :param stuck: where its console did not answer as it should, None where it did
     :param clocks: first and last reading; fewer when the guest did not answer
     :param kernel_log: lines behind the mark of the recording
     """
 
-    stuck: str = ""
+    stuck: Symptom | None = None
     clocks: list[GuestClock] = field(default_factory=list)
     checks: list[LifeCheck] = field(default_factory=list)
     kernel_log: tuple[str, ...] = ()
@@ -110,7 +120,7 @@ class Interview:
         try:
             self._ask(vm, Console(vm.console, vm.process.clock), answers)
         except GuestError as error:
-            answers.stuck = str(error)
+            answers.stuck = symptom_of(error)
 
     def machine(self, machine: Machine, disks: DiskKind) -> Machine:
         """The machine with disks that hold what its guest had written by then."""
@@ -191,7 +201,8 @@ def _read_clock(console: Console, host: HostClock) -> GuestClock:
             beats, up, epoch = int(match[1]), float(match[2]), int(match[3])
             answered = time.monotonic()
             return GuestClock(asked_s=asked, answered_s=answered, beats=beats, up_s=up, epoch_s=epoch, lost_s=lost_s)
-    raise GuestError(f"the guest's clock reads {printed.strip()!r}")
+    unread = Symptom(sign=Sign.UNREADABLE, command="clock", said=printed.strip())
+    raise ConsoleError(f"the guest's clock reads {unread.said!r}", unread)
 
 
 def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:

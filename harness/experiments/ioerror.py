@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.engines.evidence import DEATH_GRACE_S, Break, end_within, own_words
+from harness.colo.symptom import Doing, Sign, Symptom
+from harness.engines.evidence import DEATH_GRACE_S, Break, break_at, end_within, own_words, symptom_of
 from harness.engines.secondary import end_colo
 from harness.engines.setting import Setting
 from harness.errors import DeadlineError, GuestError, QemuError
-from harness.guests.console import Console
+from harness.guests.console import Console, ConsoleError
 from harness.guests.faults import halts
 from harness.qemu.process import Exit
 from harness.qemu.vm import Vm
@@ -54,11 +55,11 @@ class IoErrors:
     :param faults: the secondary's own disks that fail, node to sector; none when its disks are healthy
     :param intervals: one behind each acknowledged load
     :param broken: where the loads broke, or the failover (``load`` is then the last one)
-    :param failover: why the failover did not end: one sentence, or empty
+    :param failover: why the failover did not end, None where it did
     :param after: what followed the failover: run state, and what the disks held back
     :param requests: guest disk to the status that the failed request ended with in the guest, or ``waiting``; empty
         when nobody was asked
-    :param stuck: why the guest was not to be asked, or empty
+    :param stuck: why the guest was not to be asked, None where it was
     :param events: names of all QMP events, in order
     :param log: what QEMU printed
     """
@@ -71,10 +72,10 @@ class IoErrors:
     intervals: tuple[Interval, ...]
     broken: Break | None = None
     exit: Exit | None = None
-    failover: str = ""
+    failover: Symptom | None = None
     after: Interval | None = None
     requests: Mapping[str, str] = field(default_factory=dict)
-    stuck: str = ""
+    stuck: Symptom | None = None
     events: tuple[str, ...] = ()
     log: str = ""
     seconds: float = 0.0
@@ -118,12 +119,12 @@ def io_errors(
         except ChannelBroken as error:
             seen.broken = setting.broken(error, seen.loads)
         except (QemuError, DeadlineError) as error:
-            detail = f"between the loads: {error}"
-            seen.broken = Break(step=Step.RESUME, kind="closed", detail=detail, load=seen.loads, phase=setting.phase)
+            between = ChannelBroken(Step.RESUME, "closed", symptom_of(error).during(Doing.BETWEEN))
+            seen.broken = break_at(between, seen.loads, setting.phase)
         if seen.broken is None:
             _fail_over(vm, seen, bool(faults) and not once)
             _ask(vm, seen, disks)
-        dying = seen.broken is not None or bool(seen.failover)
+        dying = seen.broken is not None or seen.failover is not None
         ended = end_within(vm, DEATH_GRACE_S if dying else 0.0)
         return IoErrors(
             phase=setting.phase,
@@ -149,10 +150,10 @@ class _FaultSeen:
     loads: int = 0
     intervals: list[Interval] = field(default_factory=list)
     broken: Break | None = None
-    failover: str = ""
+    failover: Symptom | None = None
     after: Interval | None = None
     requests: dict[str, str] = field(default_factory=dict)
-    stuck: str = ""
+    stuck: Symptom | None = None
 
 
 def _interval(vm: Vm, before: int, timeout_s: float) -> Interval:
@@ -181,7 +182,7 @@ def _fail_over(vm: Vm, seen: _FaultSeen, fails: bool) -> None:
             vm.qmp("cont")
         seen.after = _interval(vm, before, HALT_TIMEOUT_S if fails else 0.0)
     except (QemuError, DeadlineError) as error:
-        seen.failover = str(error)
+        seen.failover = symptom_of(error)
 
 
 def _ask(vm: Vm, seen: _FaultSeen, disks: tuple[str, ...]) -> None:
@@ -196,11 +197,12 @@ def _ask(vm: Vm, seen: _FaultSeen, disks: tuple[str, ...]) -> None:
                 time.sleep(10 * _POLL_S)
             seen.requests[disk] = state
     except GuestError as error:
-        seen.stuck = str(error)
+        seen.stuck = symptom_of(error)
 
 
 def _request(console: Console, disk: str) -> str:
     printed = console.run(f"disk_failed {disk}", GUEST_TIMEOUT_S)
     with contextlib.suppress(StopIteration):
         return next(line.split()[2] for line in printed.splitlines() if line.startswith(f"failed {disk} "))
-    raise GuestError(f"disk_failed {disk} printed {printed!r}")
+    unread = Symptom(sign=Sign.UNREADABLE, command=f"disk_failed {disk}", said=printed)
+    raise ConsoleError(f"disk_failed {disk} printed {printed!r}", unread)

@@ -31,11 +31,13 @@ from typing import Protocol
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
+from harness.colo.symptom import Doing, Sign, Symptom
 from harness.engines.evidence import (
     Break,
     Count,
     Evidence,
     evidence_of,
+    symptom_of,
 )
 from harness.engines.secondary import Secondary
 from harness.engines.setting import Setting
@@ -594,10 +596,13 @@ def _alive() -> Iterator[None]:
     """A process that is gone when it is looked at broke after its last acknowledgement."""
     try:
         yield
-    except (OSError, QemuError) as error:
-        raise ChannelBroken(Step.REQUEST, "closed", f"QEMU was gone between two checkpoints: {error}") from error
+    except OSError as error:
+        gone = Symptom(sign=Sign.ENDED, doing=Doing.BETWEEN, said=str(error))
+        raise ChannelBroken(Step.REQUEST, "closed", gone) from error
+    except QemuError as error:
+        raise ChannelBroken(Step.REQUEST, "closed", symptom_of(error).during(Doing.BETWEEN)) from error
     except DeadlineError as error:
-        raise ChannelBroken(Step.REQUEST, "late", f"QEMU did not answer between two checkpoints: {error}") from error
+        raise ChannelBroken(Step.REQUEST, "late", symptom_of(error).during(Doing.BETWEEN)) from error
 
 
 def _state_bytes(vm: Vm) -> int:

@@ -17,8 +17,8 @@ from harness.devices.device import Device
 from harness.engines.buffers import Buffers
 from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, break_at, end_within, own_words
 from harness.engines.incoming import Incoming, State
-from harness.experiments.guestlife import GuestLife, answered_ends
-from harness.experiments.interview import CHECK_TIMEOUT_S, Answers, Interview, recorded_devices
+from harness.experiments.guestlife import DisksWhy, GuestLife, answered_ends
+from harness.experiments.interview import CHECK_TIMEOUT_S, After, Answers, Interview, recorded_devices
 from harness.guests.machine import DiskKind
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
@@ -84,7 +84,7 @@ def plain_life(
         kernel_names=interview.kernel_names(),
         unasked=interview.unasked(),
         disks=DiskKind.PLAIN,
-        disks_why="one load: nothing is rewound",
+        disks_why=DisksWhy.ONE_LOAD,
         loads_asked=1,
         loads_acked=0 if broken else 1,
         broken=broken,
@@ -96,7 +96,7 @@ def plain_life(
         kernel_log=answers.kernel_log,
         log=ended.log,
         seconds=time.monotonic() - started,
-        after="the migration",
+        after=After.MIGRATION,
     )
 
 

@@ -9,12 +9,24 @@ import socket
 import pexpect
 from pexpect.socket_pexpect import SocketSpawn
 
+from harness.colo.symptom import Doing, Sign, Symptom
 from harness.deadline import Clock, Deadline
 from harness.errors import GuestError
 
 _PROMPT = re.compile(rb"postload# ")
 _STATUS = re.compile(rb"POSTLOAD rc=(\d+)\r?\n")
 _TAIL_CHARS = 600
+
+
+class ConsoleError(GuestError):
+    """The guest's shell did not do as it should.
+
+    :param symptom: the same as the text, as data
+    """
+
+    def __init__(self, text: str, symptom: Symptom) -> None:
+        super().__init__(text)
+        self.symptom = symptom
 
 
 class Console:
@@ -34,8 +46,8 @@ class Console:
 
         :raises GuestError: it did not come in time, or the machine ended; with the last words of the console
         """
-        self._expect(re.compile(rb"POSTLOAD READY"), timeout_s, "the guest did not boot")
-        self._expect(_PROMPT, timeout_s, "the guest's shell did not start")
+        self._expect(re.compile(rb"POSTLOAD READY"), timeout_s, "the guest did not boot", Doing.BOOT)
+        self._expect(_PROMPT, timeout_s, "the guest's shell did not start", Doing.SHELL)
 
     def run(self, command: str, timeout_s: float = 30.0) -> str:
         """Run a command line and return what it printed.
@@ -45,17 +57,20 @@ class Console:
         try:
             self._spawn.sendline(f"{command}; echo POSTLOAD rc=$?")
         except OSError as error:
-            raise GuestError(f"guest command {command!r}: the console is gone ({error})") from error
-        self._expect(_STATUS, timeout_s, f"guest command {command!r} did not end")
+            raise _gone(command, error) from error
+        self._expect(_STATUS, timeout_s, f"guest command {command!r} did not end", command=command)
         match, printed = self._spawn.match, self._spawn.before
         assert isinstance(match, re.Match)
         assert isinstance(printed, bytes)  # a SocketSpawn without encoding
-        self._expect(_PROMPT, timeout_s, "the guest's prompt did not come back")
+        self._expect(_PROMPT, timeout_s, "the guest's prompt did not come back", Doing.PROMPT, command)
         text = printed.decode(errors="replace").replace("\r\n", "\n")
         status = int(match[1])
         if status:
-            said = text.strip()[-_TAIL_CHARS:] or "it printed nothing"
-            raise GuestError(f"guest command {command!r} failed with status {status}: {said}")
+            said = text.strip()[-_TAIL_CHARS:]
+            raise ConsoleError(
+                f"guest command {command!r} failed with status {status}: {said or 'it printed nothing'}",
+                Symptom(sign=Sign.FAILED, command=command, exit=status, said=said),
+            )
         return text
 
     def send(self, command: str) -> None:
@@ -66,9 +81,11 @@ class Console:
         try:
             self._spawn.sendline(command)
         except OSError as error:
-            raise GuestError(f"guest command {command!r}: the console is gone ({error})") from error
+            raise _gone(command, error) from error
 
-    def _expect(self, pattern: re.Pattern[bytes], timeout_s: float, what: str) -> None:
+    def _expect(
+        self, pattern: re.Pattern[bytes], timeout_s: float, what: str, doing: Doing | None = None, command: str = ""
+    ) -> None:
         deadline = Deadline(timeout_s, *self._clocks)
         try:
             while self._spawn.expect([pattern, pexpect.TIMEOUT], timeout=deadline.slice_s):
@@ -77,5 +94,17 @@ class Console:
         except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
             tail = self._spawn.buffer or self._spawn.before
             said = tail[-_TAIL_CHARS:].decode(errors="replace").strip() if isinstance(tail, bytes) else ""
-            how = f"within {timeout_s:g} s" if isinstance(error, pexpect.TIMEOUT) else "before the machine ended"
-            raise GuestError(f"{what} {how}; the console's last words: {said or 'nothing'}") from error
+            late = isinstance(error, pexpect.TIMEOUT)
+            how = f"within {timeout_s:g} s" if late else "before the machine ended"
+            sign, seconds = (Sign.NO_ANSWER, timeout_s) if late else (Sign.ENDED, None)
+            raise ConsoleError(
+                f"{what} {how}; the console's last words: {said or 'nothing'}",
+                Symptom(sign=sign, doing=doing, command=command, seconds=seconds, said=said),
+            ) from error
+
+
+def _gone(command: str, error: OSError) -> ConsoleError:
+    return ConsoleError(
+        f"guest command {command!r}: the console is gone ({error})",
+        Symptom(sign=Sign.CLOSED, command=command, said=str(error)),
+    )

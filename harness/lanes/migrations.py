@@ -45,7 +45,8 @@ def _postcopy(bench: Bench, check: OracleCheck) -> Experiment:
     """Every phase by postcopy, whole at first: a failure at post_load in there is told apart from one by precopy."""
     ability = probe_postcopy(bench.binary, bench.buffers.machine, bench.scope)
     if not ability.usable:
-        said = [Told(verdict=Verdict.HOST, causes=(Undecided(why=Why.UNAVAILABLE, said=ability.reason),))]
+        unavailable = Undecided(why=Why.UNAVAILABLE, lack=ability.lack, said=ability.said)
+        said = [Told(verdict=Verdict.HOST, causes=(unavailable,))]
         return Experiment(told=dict.fromkeys(check.rows, said), loads_asked=0, loads_acked=0, engine="postcopy")
     tally = _RowTally.of(bench, check.rows)
     pages = PageTally()

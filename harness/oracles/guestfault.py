@@ -139,10 +139,10 @@ def _not_alive(life: GuestLife) -> tuple[Verdict, Cause | None]:
             return Verdict.HOST, Hindered(how=Disturbance.ENDED, signal=life.exit.signal)
         exited = FailedCheck(check=Check.EXITED, status=life.exit.status)
         return Verdict.GUEST_FAULT, _faulted(life, [exited])
-    if life.failover:
-        return Verdict.HANG, Broke(step=Step.FAILOVER, phase=life.phase, how="late", said=life.failover)
+    if life.failover is not None:
+        return Verdict.HANG, Broke(step=Step.FAILOVER, phase=life.phase, how="late", symptom=life.failover)
     found = [FailedCheck(check=Check.ENDED, said=", ".join(life.events))] if life.events else []
-    found += [FailedCheck(check=Check.CONSOLE, said=life.stuck)] if life.stuck else []
+    found += [FailedCheck(check=Check.CONSOLE, symptom=life.stuck)] if life.stuck else []
     return Verdict.GUEST_FAULT, _faulted(life, found) if found else None
 
 
@@ -217,7 +217,8 @@ def _details(life: GuestLife, device: str, noted: list[dict[str, Any]]) -> dict[
         "phase": life.phase,
         "loads": life.loads_acked,
         "disks": str(life.disks),
-        "disks_why": life.disks_why,
+        "disks_why": life.disks_why and str(life.disks_why),
+        "disks_said": life.disks_said,
         "kernel_log": noted,
     }
     check = next((check for check in life.checks if check.device == device), None)

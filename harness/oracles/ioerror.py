@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Evidence
+from harness.experiments.interview import After
 from harness.experiments.ioerror import Interval, IoErrors
 from harness.oracles.load import end_of, judge
 from harness.oracles.oracle import Opinion
@@ -31,8 +32,8 @@ def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:
     during = During.FAILING_DISK if seen.faults else During.HEALTHY_DISK
     if seen.exit is not None or seen.broken is not None:
         return _broken(seen, during)
-    if seen.failover:
-        late = Broke(step=Step.FAILOVER, phase=seen.phase, during=during, how="late", said=seen.failover)
+    if seen.failover is not None:
+        late = Broke(step=Step.FAILOVER, phase=seen.phase, during=during, how="late", symptom=seen.failover)
         return Verdict.HANG, late
     if seen.loads_acked < seen.loads_asked or seen.after is None:
         missing = Undecided(why=Why.LOADS, acked=seen.loads_acked, asked=seen.loads_asked, during=during)
@@ -43,13 +44,13 @@ def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:
     if fault is None:
         return Verdict.OK, None
     return Verdict.GUEST_FAULT, GuestFaulted(
-        step=Step.AFTER, phase=seen.phase, during=during, checks=(fault,), after="the failover"
+        step=Step.AFTER, phase=seen.phase, during=during, checks=(fault,), after=After.FAILOVER
     )
 
 
 def _fault(seen: IoErrors, after: Interval) -> FailedCheck | None:
-    if seen.stuck:
-        return FailedCheck(check=Check.CONSOLE, said=seen.stuck)
+    if seen.stuck is not None:
+        return FailedCheck(check=Check.CONSOLE, symptom=seen.stuck)
     lost = [f"{disk}: {status}" for disk, status in seen.requests.items() if status != "0"]
     if lost:
         return FailedCheck(check=Check.REQUESTS, said=", ".join(lost))
@@ -77,9 +78,8 @@ def _broken(seen: IoErrors, during: During) -> tuple[Verdict, Cause | None]:
     return Verdict.CRASH, end_of(seen.log, seen.exit, {**at, "phase": seen.phase, "during": during}, said)
 
 
-def _said(interval: Interval) -> str:
-    held = ", ".join(f"{disk} held {count} back" for disk, count in interval.held.items())
-    return f"{interval.status}{f' ({held})' if held else ''}"
+def _plain(interval: Interval) -> dict[str, Any]:
+    return {"status": interval.status, "held": dict(interval.held)}
 
 
 def _details(seen: IoErrors) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def _details(seen: IoErrors) -> dict[str, Any]:
         "faults": dict(seen.faults),
         "once": seen.once,
         "loads": [seen.loads_acked, seen.loads_asked],
-        "intervals": [_said(interval) for interval in seen.intervals],
-        "after": _said(seen.after) if seen.after else None,
+        "intervals": [_plain(interval) for interval in seen.intervals],
+        "after": _plain(seen.after) if seen.after else None,
         "requests": dict(seen.requests),
         "events": list(seen.events),
         "log": seen.log,

@@ -352,7 +352,7 @@ def _details(look: _Look) -> dict[str, Any]:
         "floor_bytes_per_load": round(found.floor_bytes, 4),
         "loads": found.loads,
         "loads_per_checkpoint": series.repeat,
-        "measured": "by the byte" if series.exact else "by the page",
+        "measured": "bytes" if series.exact else "pages",
         "chunks": [{"bytes": size, "per_load": round(n / max(1, series.loads), 4)} for size, n in series.chunks],
         "run": run_details(run),
     }

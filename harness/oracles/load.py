@@ -140,17 +140,17 @@ def _verdict(evidence: Evidence) -> tuple[Verdict, Cause | None]:
 def _broken(evidence: Evidence, broken: Break, at: dict[str, Any]) -> tuple[Verdict, Cause]:
     line = error_line(evidence.log)
     if broken.kind == "late":
-        return Verdict.HANG, Broke(**at, how=broken.kind, said=broken.detail)
+        return Verdict.HANG, Broke(**at, how=broken.kind, symptom=broken.symptom)
     if broken.kind == "unexpected" and line is None:
         return Verdict.HARNESS_ERROR, Undecided(
-            why=Why.ANSWER, said=broken.detail, load=broken.load, phase=broken.phase
+            why=Why.ANSWER, symptom=broken.symptom, load=broken.load, phase=broken.phase
         )
     ended = evidence.exit if line is not None else None
     return Verdict.REJECT, refusal_of(
         evidence.log,
         at,
         how=broken.kind,
-        said=broken.detail,
+        symptom=broken.symptom,
         signal=ended.signal if ended else None,
         status=ended.status if ended and not ended.signal else None,
     )

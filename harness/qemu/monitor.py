@@ -36,6 +36,33 @@ class CommandRefused(QemuError):
         super().__init__(f"{command}: {text}")
 
 
+class NoAnswer(DeadlineError):
+    """A command was not answered, or not as it was waited for.
+
+    :param seconds: the deadline
+    :param last: the last answer, where there was one
+    """
+
+    def __init__(self, command: str, seconds: float, last: object = None) -> None:
+        self.command = command
+        self.seconds = seconds
+        self.last = last
+        found = f"no answer within {seconds:g} s" if last is None else f"still {last!r} after {seconds:g} s"
+        super().__init__(f"QMP {command}: {found}")
+
+
+class SessionClosed(QemuError):
+    """QEMU closed the session: most often it is gone.
+
+    :param how: name of what was seen of it
+    """
+
+    def __init__(self, command: str, how: str) -> None:
+        self.command = command
+        self.how = how
+        super().__init__(f"QMP {command}: QEMU closed the session ({how})")
+
+
 # Big qom lists are larger than the default buffer, and a reply over the limit ends the session.
 _REPLY_LIMIT_BYTES = 64 * 1024 * 1024
 
@@ -86,7 +113,7 @@ class Monitor:
             if done(answer):
                 return answer
             if deadline.over:
-                raise DeadlineError(f"{command}: still {answer!r} after {timeout_s:g} s")
+                raise NoAnswer(command, timeout_s, answer)
             time.sleep(interval_s)
             interval_s = min(interval_s * 1.5, 0.1)
 
@@ -114,11 +141,11 @@ class Monitor:
         try:
             return self._loop.run_until_complete(self._within(work, Deadline(timeout_s, *self._clocks)))
         except TimeoutError as error:
-            raise DeadlineError(f"QMP {what}: no answer within {timeout_s:g} s") from error
+            raise NoAnswer(what, timeout_s) from error
         except ExecuteError:
             raise
         except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
-            raise QemuError(f"QMP {what}: QEMU closed the session ({type(error).__name__})") from error
+            raise SessionClosed(what, type(error).__name__) from error
 
     async def _within(self, work: Any, deadline: Deadline) -> Any:
         task = asyncio.ensure_future(work)

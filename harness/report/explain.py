@@ -198,6 +198,9 @@ def _drift(drifted: Drifted) -> Iterable[str]:
         yield f"{drifted.section}: {plural(more, 'more field')} {'drifts' if more == 1 else 'drift'}"
 
 
+_MEASURED = {"bytes": "by the byte", "pages": "by the page"}
+
+
 def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
     memory = told.get("memory_bytes_per_load")
     if not isinstance(memory, dict):
@@ -206,7 +209,7 @@ def _leak(label: str, told: Mapping[str, Any]) -> Iterable[str]:
     floor = told.get("floor_bytes_per_load")
     yield (
         f"{label}: {_interval(memory)} bytes of memory each load; less than {floor} would be noise; "
-        f"{told.get('loads')} loads, {told.get('measured', '')}, {looked}"
+        f"{told.get('loads')} loads, {_MEASURED.get(str(told.get('measured')), '')}, {looked}"
     )
     chunks = [f"{chunk['per_load']:.2f} of {plural(chunk['bytes'], 'byte')}" for chunk in told.get("chunks") or []]
     if chunks:
@@ -236,9 +239,14 @@ def _guest(label: str, told: Mapping[str, Any]) -> Iterable[str]:
 
 def _io_error(label: str, told: Mapping[str, Any]) -> Iterable[str]:
     acked, asked = (told.get("loads") or [0, 0])[:2]
-    states = ", ".join(dict.fromkeys(map(str, told.get("intervals") or []))) or "none"
-    after = told.get("after") or "gone"
+    states = ", ".join(dict.fromkeys(map(_interval_text, told.get("intervals") or []))) or "none"
+    after = _interval_text(told["after"]) if told.get("after") else "gone"
     yield f"{label}: {number(acked)} of {plural(asked, 'load')}; guest between them: {states}; after them: {after}"
+
+
+def _interval_text(told: Mapping[str, Any]) -> str:
+    held = ", ".join(f"{disk} held {count} back" for disk, count in (told.get("held") or {}).items())
+    return f"{told.get('status')}{f' ({held})' if held else ''}"
 
 
 # -- the page --------------------------------------------------------------------------------------------------------

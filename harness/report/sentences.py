@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.colo.messages import Step
+from harness.engines.postcopy import PostcopyLack
+from harness.experiments.interview import After
 from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report.lacks import lack_text
+from harness.report.symptoms import symptom_text
 from harness.report.text import number, plural, were
 from harness.results.cause import (
     At,
@@ -168,8 +171,8 @@ def broke_text(broke: Broke) -> str:
     if broke.step is Step.MAIN_LOOP:
         return "then QEMU's main loop did not answer"
     if broke.step is Step.FAILOVER:
-        return f"it did not end: {broke.said}"
-    return broke.said or f"the answer was {broke.how}"
+        return f"it did not end{f': {symptom_text(broke.symptom)}' if broke.symptom else ''}"
+    return symptom_text(broke.symptom) if broke.symptom else f"the answer was {broke.how}"
 
 
 def ended_text(ended: Ended) -> str:
@@ -181,7 +184,7 @@ def ended_text(ended: Ended) -> str:
 
 def refused_text(refused: Refused) -> str:
     """A load that returned an error."""
-    said = refused.line or refused.said or _NO_REASON
+    said = refused.line or (symptom_text(refused.symptom) if refused.symptom else _NO_REASON)
     if refused.how == "died":
         return f"{said} (and then {exit_of(refused)} while it cleaned up)" if exit_of(refused) else said
     return f"{exit_of(refused)}: {said}" if exit_of(refused) else said
@@ -264,12 +267,15 @@ def guest_faulted_text(faulted: GuestFaulted) -> str:
     return "; ".join(check_text(check, faulted.after) for check in faulted.checks)
 
 
-def check_text(failed: FailedCheck, after: str = "") -> str:
+_AFTER = {After.FAILOVER: "the failover", After.MIGRATION: "the migration"}
+
+
+def check_text(failed: FailedCheck, after: After | None = None) -> str:
     """One thing that is wrong with a guest.
 
     :param after: what had brought it to run
     """
-    text = _CHECKS[failed.check](failed, after)
+    text = _CHECKS[failed.check](failed, _AFTER[after] if after else "")
     return f"{failed.device}, with such a clock: {text}" if failed.device else text
 
 
@@ -292,7 +298,8 @@ def _calendar(failed: FailedCheck, _: str) -> str:
 
 
 def _console(failed: FailedCheck, after: str) -> str:
-    return f"the guest does not answer{f' after {after}' if after else ''}: {failed.said}"
+    seen = f": {symptom_text(failed.symptom)}" if failed.symptom else ""
+    return f"the guest does not answer{f' after {after}' if after else ''}{seen}"
 
 
 def _state(failed: FailedCheck, after: str) -> str:
@@ -409,11 +416,31 @@ def _too_early(undecided: Undecided) -> str:
     return f"not judged: the secondary broke {where}, before there were two states to compare"
 
 
+def _answer(undecided: Undecided) -> str:
+    seen = f": {symptom_text(undecided.symptom)}" if undecided.symptom else ""
+    return f"load {undecided.load}: the secondary answered out of order{seen}"
+
+
+_POSTCOPY = {
+    PostcopyLack.CAPABILITY: "this QEMU has no migration capability postcopy-ram",
+    PostcopyLack.KERNEL: "this kernel has no userfaultfd",
+    PostcopyLack.PRIVILEGE: (
+        "userfaultfd wants root, access to /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1"
+    ),
+    PostcopyLack.REFUSED: "",
+}
+
+
+def _unavailable(undecided: Undecided) -> str:
+    lack = _POSTCOPY[undecided.lack] if undecided.lack else ""
+    return f"could not be tried: {'; '.join(part for part in (undecided.said, lack) if part)}"
+
+
 _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
     Why.STOPPED: lambda _: "the run did not come to its end",
     Why.NOT_JUDGED: lambda _: "it was not judged",
     Why.ERROR: lambda undecided: undecided.said,
-    Why.ANSWER: lambda undecided: f"load {undecided.load}: the secondary answered out of order: {undecided.said}",
+    Why.ANSWER: _answer,
     Why.LOADS: lambda undecided: (
         f"{number(undecided.acked or 0)} of {plural(undecided.asked or 0, 'load')} acknowledged"
     ),
@@ -427,7 +454,7 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
         f"{number(undecided.acked or 0)} of {plural(undecided.asked or 0, 'load')} passed; the others broke, "
         "and not for a section of this device"
     ),
-    Why.UNAVAILABLE: lambda undecided: f"could not be tried: {undecided.said}",
+    Why.UNAVAILABLE: _unavailable,
     Why.TOO_EARLY: _too_early,
     Why.NOT_MET: lambda undecided: f"no request met the failing sector of {undecided.said}",
     Why.BUDGET: lambda undecided: f"not judged within the {undecided.seconds:g} s that --budget allows",

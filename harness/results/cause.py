@@ -16,6 +16,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.colo.messages import Step
+from harness.colo.symptom import Symptom
+from harness.engines.postcopy import PostcopyLack
+from harness.experiments.interview import After
 from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Hindered
 
@@ -46,11 +49,11 @@ class Broke(At):
     """An answer that did not come, or came wrong, from a QEMU that is still there.
 
     :param how: ``late``: none within the deadline; ``closed`` the channel; ``unexpected``: another message
-    :param said: what the engine knows of it
+    :param symptom: what the engine saw
     """
 
     how: str
-    said: str = ""
+    symptom: Symptom | None = None
     kind: Literal["broke"] = "broke"
 
 
@@ -102,7 +105,7 @@ class Refused(At):
     :param reason: what it complained of, without what is the guest's or the run's
     :param errno: such as ``EINVAL``, where QEMU says no more
     :param how: of :class:`Broke`, where QEMU is still there
-    :param said: what the engine knows of it
+    :param symptom: what the engine saw
     :param line: the line that tells most, as it was printed
     """
 
@@ -114,7 +117,7 @@ class Refused(At):
     status: int | None = None
     signal: str | None = None
     how: str = ""
-    said: str = ""
+    symptom: Symptom | None = None
     line: str = ""
     kind: Literal["refused"] = "refused"
 
@@ -277,6 +280,7 @@ class FailedCheck:
     :param said: by the guest, its kernel or QEMU
     :param complaint: that a line of the kernel's log is
     :param wanted: the state that the machine should be in
+    :param symptom: what was seen of the console
     :param status: exit status of the check, None where it did not end
     :param device: another device that was asked, where the platform answers for it
     :param figures: what was measured, by name with its unit
@@ -286,6 +290,7 @@ class FailedCheck:
     said: str = ""
     complaint: KernelComplaint | None = None
     wanted: str = ""
+    symptom: Symptom | None = None
     status: int | None = None
     device: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -296,11 +301,11 @@ class GuestFaulted(At):
     """It loaded, and the guest is not well.
 
     :param checks: the first is what it is known by
-    :param after: what had brought the guest to run, empty for the loads themselves
+    :param after: what had brought the guest to run, None for the loads themselves
     """
 
     checks: tuple[FailedCheck, ...]
-    after: str = ""
+    after: After | None = None
     kind: Literal["guest-faulted"] = "guest-faulted"
 
 
@@ -370,7 +375,9 @@ class Why(StrEnum):
 class Undecided:
     """Nothing can be said of the device.
 
-    :param said: the words of an error
+    :param said: the words of an error, or the disks whose failing sector was not met
+    :param symptom: what was seen, where that is why
+    :param lack: what this host or QEMU has not, where that is why
     :param sections: left out, or refused, where that is why
     :param acked: loads acknowledged, of ``asked``, where that is why
     :param seconds: that were not enough
@@ -378,6 +385,8 @@ class Undecided:
 
     why: Why
     said: str = ""
+    symptom: Symptom | None = None
+    lack: PostcopyLack | None = None
     sections: tuple[str, ...] = ()
     phase: str | None = None
     load: int | None = None

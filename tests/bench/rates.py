@@ -104,7 +104,7 @@ def harness_rate(setup: Setup, case: Case, secondary: Opened) -> float:
     tally = engine._Tally(lambda _: None)
     broken = session._load_all(secondary, tally)
     if broken is not None:
-        raise SystemExit(f"{case.name}: {broken.detail}: {secondary.vm.process.stderr()}")
+        raise SystemExit(f"{case.name}: {broken.symptom}: {secondary.vm.process.stderr()}")
     return tally.loads / tally.seconds
 
 

@@ -13,6 +13,7 @@ import pytest
 from made_cells import words
 
 from harness.colo.messages import Step
+from harness.colo.symptom import Doing
 from harness.engines.buffers import Buffers
 from harness.engines.colo import Pace
 from harness.engines.incoming import State
@@ -46,7 +47,7 @@ def postcopied(binary: QemuBinary, pc: Buffers) -> Buffers:
     """The recording, on a host that can do postcopy."""
     ability = probe_postcopy(binary, pc.machine, ProcessScope())
     if not ability.usable:
-        pytest.skip(f"no postcopy here: {ability.reason}")
+        pytest.skip(f"no postcopy here: {ability.lack}")
     return pc
 
 
@@ -87,7 +88,7 @@ def test_a_load_that_fails_inside_the_package_is_said_to_be_there(binary: QemuBi
     assert (found.verdict, found.named, seen.loads_acked) == (Verdict.REJECT, BLK, 0)
     assert seen.broken is not None
     assert seen.broken.step is Step.LOAD
-    assert "postcopy package" in seen.broken.detail
+    assert seen.broken.symptom.doing is Doing.PACKAGE
 
 
 def test_a_stream_that_fails_before_the_package_is_said_to_be_there(binary: QemuBinary, postcopied: Buffers) -> None:
@@ -148,7 +149,7 @@ def test_a_newer_destination_that_refuses_in_postcopy_is_a_reject_of_its_section
     pack = recorded(qemu, "pc")
     ability = probe_postcopy(qemu, pack.machine, ProcessScope())
     if not ability.usable:
-        pytest.skip(f"no postcopy here: {ability.reason}")
+        pytest.skip(f"no postcopy here: {ability.lack}")
     buffers = another_machine(pack)
     for _ in range(4):
         state = State(buffers=buffers, phase="bound")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_cells import made_cell
+from made_cells import made_cell, symptom
 
 from harness.colo.messages import Step
 from harness.engines.buffers import Buffers, Selection
@@ -222,7 +222,7 @@ def test_a_section_that_is_refused_in_a_checkpoint_is_not_the_migration_that_was
     gave_up = f"qemu: error while loading state for instance 0x0 of device '{NET}'"
 
     def evidence(load: int) -> Evidence:
-        broken = Break(step=Step.LOAD, kind="refused", detail="x", load=load, phase="bound")
+        broken = Break(step=Step.LOAD, kind="refused", symptom=symptom("x"), load=load, phase="bound")
         log = f"qemu: VQ 0 vring.num 2 exceeds allocated max 1\n{gave_up}"
         return Evidence(loads_asked=1, loads_acked=0, checkpoints_acked=0, broken=broken, exit=None, log=log)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from harness.colo import primary as primary_module
 from harness.colo.messages import Step, name_of
 from harness.colo.primary import ENABLE_COLO, OPEN_RETURN_PATH, ChannelBroken, Dialect, Primary
+from harness.colo.symptom import Sign, Symptom
 from harness.deadline import Lost
 
 HEAD = b"QEVM\x00\x00\x00\x03\x07\x00\x00\x00\x02pc"
@@ -186,7 +187,7 @@ def test_an_answer_cut_anywhere_is_a_closed_channel(connect: Connect, dialect: D
         play(primary, dialect)
     assert (caught.value.step, caught.value.kind) == (step, "closed")
     if 0 < count < 4:
-        assert f"after {count} of 4 bytes" in caught.value.detail
+        assert (caught.value.symptom.got, caught.value.symptom.of) == (count, 4)
     assert primary.checkpoints == 0
 
 
@@ -198,7 +199,10 @@ def test_an_answer_that_does_not_come_is_late(connect: Connect, dialect: Dialect
     with pytest.raises(ChannelBroken) as caught:
         play(primary, dialect)
     assert (caught.value.step, caught.value.kind) == (step, "late")
-    assert "0.03 s" in caught.value.detail
+    assert caught.value.symptom == Symptom(sign=Sign.NO_ANSWER, seconds=0.03)
+
+
+LEFT = Symptom(sign=Sign.LEFT_COLO, said="error")
 
 
 @pytest.mark.parametrize(("dialect", "at"), ANSWERS)
@@ -207,17 +211,17 @@ def test_a_secondary_that_gave_up_is_not_waited_for(connect: Connect, dialect: D
     fakes: list[FakeSecondary] = []
     over: list[bool] = []
 
-    def left() -> str | None:
+    def left() -> Symptom | None:
         # silent because it is still reading is not the same as silent because it gave up
         over.append(not fakes or not fakes[0].is_alive())
         # what it said last may have come meanwhile: a silence that begins behind its end is meant
-        return "left COLO" if over[-2:] == [True, True] else None
+        return LEFT if over[-2:] == [True, True] else None
 
     primary, fake = connect(script_until(dialect, at), timeout_s=20.0, watch=left)
     fakes.append(fake)
     with pytest.raises(ChannelBroken) as caught:
         play(primary, dialect)
-    assert (caught.value.step, caught.value.kind, caught.value.detail) == (step, "refused", "left COLO")
+    assert (caught.value.step, caught.value.kind, caught.value.symptom) == (step, "refused", LEFT)
 
 
 @pytest.mark.parametrize(("dialect", "at", "other"), WRONG)
@@ -228,7 +232,8 @@ def test_any_other_message_is_unexpected(connect: Connect, dialect: Dialect, at:
     with pytest.raises(ChannelBroken) as caught:
         play(primary, dialect)
     assert (caught.value.step, caught.value.kind) == (step, "unexpected")
-    assert (wrong.hex() if answer == SHUT else name_of(other)) in caught.value.detail
+    said = wrong.hex() if answer == SHUT else name_of(other)
+    assert (caught.value.symptom.sign, caught.value.symptom.said) == (Sign.OTHER_MESSAGE, said)
 
 
 def test_a_secondary_that_hangs_up_with_data_unread_is_closed(connect: Connect) -> None:
@@ -243,7 +248,7 @@ def test_a_secondary_that_takes_no_data_is_late(connect: Connect) -> None:
     with pytest.raises(ChannelBroken) as caught:
         primary.start(HEAD, [bytes(1 << 22)], ENABLE_COLO)
     assert (caught.value.step, caught.value.kind) == (Step.INCOMING, "late")
-    assert "took no more data" in caught.value.detail
+    assert caught.value.symptom.sign is Sign.NO_DATA_TAKEN
 
 
 def test_a_second_checkpoint_into_a_closed_channel_names_its_request(connect: Connect) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import symptom
 
 from harness.colo.messages import Step
 from harness.engines.buffers import Buffers
@@ -55,8 +56,8 @@ def evidence(broken: Break | None = None, ended: Exit | None = None, log: str = 
 
 
 def test_processes_are_added_up_and_the_first_that_broke_speaks() -> None:
-    second = Break(step=Step.INCOMING, kind="closed", detail="", load=2, phase="busy")
-    third = Break(step=Step.RESUME, kind="closed", detail="", load=3, phase="busy")
+    second = Break(step=Step.INCOMING, kind="closed", symptom=symptom(""), load=2, phase="busy")
+    third = Break(step=Step.RESUME, kind="closed", symptom=symptom(""), load=3, phase="busy")
     merged = merge(
         [
             evidence(log="one"),

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from made_cells import words
+from made_cells import symptom, words
 
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, OPEN_RETURN_PATH, ChannelBroken
+from harness.colo.symptom import Sign, Symptom
 from harness.engines import colo as engine
 from harness.engines import evidence
 from harness.engines.buffers import Buffers, Selection
@@ -66,13 +67,13 @@ class FakeSecondary:
     def start(self, head: bytes, body: list[bytes]) -> None:
         self.begun = head, b"".join(body)
         if self.at_start:
-            raise ChannelBroken(Step.INCOMING, self.kind, "as told")
+            raise ChannelBroken(Step.INCOMING, self.kind, symptom("as told"))
 
     def checkpoint(self, devices: bytes, ram: Sequence[bytes], *, more_s: float) -> None:
         assert more_s > 0
         self.sent.append((devices, b"".join(ram)))
         if len(self.sent) == self.breaks_at:
-            raise ChannelBroken(Step.LOAD, self.kind, "as told")
+            raise ChannelBroken(Step.LOAD, self.kind, symptom("as told"))
 
     @property
     def clock(self) -> FakeSecondary:
@@ -299,8 +300,8 @@ def test_what_a_secondary_of_each_dialect_has_switched_on() -> None:
     [
         ([], None),
         ([{"event": "STOP"}, {"event": "RESUME"}], None),
-        ([{"event": "COLO_EXIT", "data": {"mode": "secondary", "reason": "error"}}], "reason error"),
-        ([{"event": "STOP"}, {"event": "COLO_EXIT"}], "reason unknown"),
+        ([{"event": "COLO_EXIT", "data": {"mode": "secondary", "reason": "error"}}], "error"),
+        ([{"event": "STOP"}, {"event": "COLO_EXIT"}], "unknown"),
     ],
 )
 def test_a_secondary_has_given_up_when_it_says_colo_exit(events: list[dict[str, Any]], said: str | None) -> None:
@@ -313,4 +314,4 @@ def test_a_secondary_has_given_up_when_it_says_colo_exit(events: list[dict[str, 
     secondary = object.__new__(Secondary)
     secondary.vm = Vm()  # type: ignore[assignment]
     answer = secondary._given_up()
-    assert answer is None if said is None else said in str(answer)
+    assert answer == (None if said is None else Symptom(sign=Sign.LEFT_COLO, said=said))

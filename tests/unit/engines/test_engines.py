@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from made_cells import symptom
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
@@ -57,7 +58,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def broken(kind: str) -> Break:
-    return break_at(ChannelBroken(Step.LOAD, kind, "why"), 3, "bound")
+    return break_at(ChannelBroken(Step.LOAD, kind, symptom("why")), 3, "bound")
 
 
 def seen(qemu: Qemu, broken: Break | None) -> Any:
@@ -69,7 +70,7 @@ def test_every_engine_runs() -> None:
 
 
 def test_a_break_says_where_it_was() -> None:
-    assert broken("closed") == Break(step=Step.LOAD, kind="closed", detail="why", load=3, phase="bound")
+    assert broken("closed") == Break(step=Step.LOAD, kind="closed", symptom=symptom("why"), load=3, phase="bound")
 
 
 def test_a_whole_qemu_is_asked_for_its_guest() -> None:

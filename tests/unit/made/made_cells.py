@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from harness.colo.messages import Step
+from harness.colo.symptom import Sign, Symptom
 from harness.report import sentences
 from harness.results.cause import Cause, Ended, Refused
 from harness.results.document import Cell, Qemu
@@ -64,6 +65,11 @@ def ended(line: str = "died", **more: Any) -> Cause:
     """QEMU crashed in the first load."""
     given: dict[str, Any] = {"step": Step.LOAD, "load": 1, "signal": "SIGABRT", "words": line, **more}
     return Ended(line=line, **given)
+
+
+def symptom(said: str = "x") -> Symptom:
+    """Something that was seen, told by the text of an error."""
+    return Symptom(sign=Sign.ERROR, said=said)
 
 
 def refused(line: str = "no", **more: Any) -> Cause:

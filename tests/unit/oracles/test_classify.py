@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from made_cells import ended, refused
+from made_cells import ended, refused, symptom
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
@@ -27,7 +27,7 @@ HOST = Judgement(verdict=Verdict.HOST, cause=Hindered(how=Disturbance.ENDED, sig
 
 
 def evidence(step: Step = Step.LOAD, load: int = 3) -> Evidence:
-    broken = Break(step=step, kind="closed", detail="", load=load, phase="busy")
+    broken = Break(step=step, kind="closed", symptom=symptom(""), load=load, phase="busy")
     acked = max(0, load - 1)
     return Evidence(loads_asked=20, loads_acked=acked, checkpoints_acked=acked, broken=broken, exit=None, log=ASSERTION)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_cells import words
+from made_cells import symptom, words
 
 from harness.colo.messages import Step
 from harness.devices.device import Device
@@ -255,7 +255,7 @@ def test_many_fields_are_counted() -> None:
 
 
 def test_a_secondary_that_broke_early_is_not_judged() -> None:
-    broken = Break(step=Step.LOAD, kind="closed", detail="gone", load=2, phase="bound")
+    broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("gone"), load=2, phase="bound")
     judged = judge_drift(run_of(pit(5), pit(5), broken=broken), ())["pit"]
     assert judged.verdict is Verdict.HARNESS_ERROR
     assert "load 2" in words(judged)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_cells import symptom
 from made_cells import words as in_words
 
 from harness.colo.messages import Step
@@ -62,7 +63,7 @@ def test_a_device_that_has_nothing_to_ask_is_judged_by_the_log_of_a_guest_that_i
     judged = judge_life(life(**given))
     assert {device: j.verdict for device, j in judged.items()} == dict.fromkeys(DEVICES, Verdict.OK)
     # of a guest that did not answer it is not known
-    assert silent not in judge_life(life(**given | {"checks": (), "clocks": (FIRST,), "stuck": "no prompt"}))
+    assert silent not in judge_life(life(**given | {"checks": (), "clocks": (FIRST,), "stuck": symptom("no prompt")}))
     assert silent not in judge_life(life(**given, clocks=(FIRST, replace(LAST, beats=FIRST.beats))))
 
 
@@ -273,7 +274,9 @@ def not_asked(**changes: Any) -> GuestLife:
 
 
 def test_loads_that_broke_keep_their_own_verdict() -> None:
-    broken = Break(step=Step.LOAD, kind="closed", detail="the secondary closed the connection", load=1, phase="bound")
+    broken = Break(
+        step=Step.LOAD, kind="closed", symptom=symptom("the secondary closed the connection"), load=1, phase="bound"
+    )
     log = "qemu-system-x86_64: ../../softmmu/memory.c:2610: f: Assertion `!subregion->container' failed."
     judged = judge_life(not_asked(loads_acked=0, broken=broken, exit=ABORTED, log=log))
     assert {device: j.verdict for device, j in judged.items()} == {"platform": Verdict.CRASH}
@@ -282,24 +285,24 @@ def test_loads_that_broke_keep_their_own_verdict() -> None:
 
 @pytest.mark.parametrize(("ended", "verdict"), [(ABORTED, Verdict.CRASH), (Exit(status=0), Verdict.GUEST_FAULT)])
 def test_a_qemu_that_ends_after_the_failover(ended: Exit, verdict: Verdict) -> None:
-    judged = judge_life(not_asked(exit=ended, stuck="the console is gone"))
+    judged = judge_life(not_asked(exit=ended, stuck=symptom("the console is gone")))
     assert {device: j.verdict for device, j in judged.items()} == {"platform": verdict}
     assert in_words(judged["platform"]).startswith(("after the failover: ", "after the loads: QEMU ended"))
 
 
 def test_a_failover_that_does_not_end_is_a_hang() -> None:
-    judged = judge_life(not_asked(failover="query-colo-status: still {'mode': 'secondary'} after 10 s"))
+    judged = judge_life(not_asked(failover=symptom("query-colo-status: still {'mode': 'secondary'} after 10 s")))
     assert {device: j.verdict for device, j in judged.items()} == {"platform": Verdict.HANG}
 
 
 def test_a_console_that_does_not_answer_is_the_guests_fault() -> None:
-    judged = judge_life(not_asked(stuck="guest command 'clock' did not end within 15 s"))
+    judged = judge_life(not_asked(stuck=symptom("guest command 'clock' did not end within 15 s")))
     assert {device: j.verdict for device, j in judged.items()} == {"platform": Verdict.GUEST_FAULT}
     assert "'clock' did not end" in in_words(judged["platform"])
 
 
 def test_a_guest_that_panicked() -> None:
-    judged = judge_life(not_asked(events=("GUEST_PANICKED",), stuck="the console is gone"))
+    judged = judge_life(not_asked(events=("GUEST_PANICKED",), stuck=symptom("the console is gone")))
     assert faulty(judged) == {"platform"}
     assert (
         in_words(judged["platform"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from made_cells import symptom
 from made_cells import words as said
 
 from harness.colo.messages import Step
@@ -33,7 +34,7 @@ ABORT = replace(
     loads_acked=1,
     intervals=(HALTED,),
     after=None,
-    broken=Break(step=Step.REQUEST, kind="closed", detail="closed", load=2, phase="busy"),
+    broken=Break(step=Step.REQUEST, kind="closed", symptom=symptom("closed"), load=2, phase="busy"),
     exit=Exit(status=-6, signal="SIGABRT"),
     log="qemu-system-x86_64: invalid runstate transition: 'io-error' -> 'colo'",
 )
@@ -58,10 +59,10 @@ def test_the_abort_is_named() -> None:
     ("seen", "verdict", "words"),
     [
         (replace(HEALTHY, requests={"sda": "0", "vda": "waiting"}), Verdict.GUEST_FAULT, "vda: waiting"),
-        (replace(HEALTHY, stuck="no prompt"), Verdict.GUEST_FAULT, "no prompt"),
+        (replace(HEALTHY, stuck=symptom("no prompt")), Verdict.GUEST_FAULT, "no prompt"),
         (replace(HEALTHY, after=HALTED), Verdict.GUEST_FAULT, "is io-error, not running"),
         (replace(FAILING, after=RUNNING), Verdict.GUEST_FAULT, "is running, not io-error"),
-        (replace(HEALTHY, failover="no answer", after=None), Verdict.HANG, "no answer"),
+        (replace(HEALTHY, failover=symptom("no answer"), after=None), Verdict.HANG, "no answer"),
         (replace(FAILING, intervals=(RUNNING, RUNNING), after=RUNNING), Verdict.HARNESS_ERROR, "no request met"),
         (replace(HEALTHY, loads_acked=1), Verdict.HARNESS_ERROR, "1 of 2"),
         (replace(ABORT, exit=None), Verdict.REJECT, "load 2"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from made_cells import symptom
 
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO, ChannelBroken
@@ -57,7 +58,7 @@ class Fake:
 
     def _die(self, step: Step) -> None:
         self.dead = True
-        raise ChannelBroken(step, "closed", "as told")
+        raise ChannelBroken(step, "closed", symptom("as told"))
 
     def ended(self, _within_s: float = 0.0) -> Exit | None:
         return Exit(status=-6, signal="SIGABRT") if self.dead else None

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from made_cells import words
+from made_cells import symptom, words
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
@@ -348,7 +348,7 @@ def test_a_section_that_breaks_the_secondary_is_judged_as_any_load() -> None:
         loads_asked=41,
         loads_acked=40,
         checkpoints_acked=1,
-        broken=Break(step=Step.LOAD, kind="closed", detail="closed", load=41, phase="bound"),
+        broken=Break(step=Step.LOAD, kind="closed", symptom=symptom("closed"), load=41, phase="bound"),
         exit=Exit(status=-6, signal="SIGABRT"),
         log="qemu: ../x.c:1: f: Assertion `a' failed.",
     )

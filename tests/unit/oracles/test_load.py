@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_cells import words
+from made_cells import symptom, words
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
@@ -53,7 +53,7 @@ LEFT = "the secondary left COLO (event COLO_EXIT, reason error)"
 
 
 def at(kind: str, step: Step = Step.LOAD, load: int = 3, detail: str = "detail") -> Break:
-    return Break(step=step, kind=kind, detail=detail, load=load, phase="bound")
+    return Break(step=step, kind=kind, symptom=symptom(detail), load=load, phase="bound")
 
 
 def evidence(**changes: Any) -> Evidence:
@@ -243,7 +243,7 @@ breaks = st.builds(
     Break,
     step=st.sampled_from(Step),
     kind=st.sampled_from(["closed", "late", "refused", "unexpected"]),
-    detail=st.text(max_size=5),
+    symptom=st.builds(symptom, st.text(max_size=5)),
     load=st.integers(0, 5),
     phase=st.just("bound"),
 )

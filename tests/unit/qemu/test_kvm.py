@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from made_cells import words
+from made_cells import symptom, words
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
@@ -85,7 +85,7 @@ NEAR_MISSES = [
 
 
 def evidence(log: str, ended: Exit | None) -> Evidence:
-    broken = Break(step=Step.LOAD, kind="closed", detail="closed", load=2, phase="bound") if ended else None
+    broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("closed"), load=2, phase="bound") if ended else None
     return Evidence(
         loads_asked=2, loads_acked=1 if ended else 2, checkpoints_acked=1, broken=broken, exit=ended, log=log
     )

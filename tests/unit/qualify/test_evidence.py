@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from made_cells import made_cell
+from made_cells import made_cell, symptom
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
@@ -74,7 +74,7 @@ def test_a_confirmation_that_the_host_disturbs_each_time_is_the_hosts(
     binary: QemuBinary, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = Hindered(how=Disturbance.ENDED, signal="SIGKILL")
-    gone = Break(step=Step.INCOMING, kind="closed", detail="x", load=1, phase="bound")
+    gone = Break(step=Step.INCOMING, kind="closed", symptom=symptom("x"), load=1, phase="bound")
     runs: list[int] = []
 
     def run() -> Evidence:

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from harness.colo.messages import Step
+from harness.colo.symptom import Sign, Symptom
 from harness.errors import HostError, UsageError
 from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Disturbance, Hindered
@@ -98,7 +99,7 @@ def test_a_cell_is_a_line(doc: MatrixDoc) -> None:
 
 
 def test_cell_keys_are_those_of_the_format(one_cell: Callable[..., Cell]) -> None:
-    cause = Broke(step=Step.LOAD, load=3, phase="bound", how="late", said="no answer")
+    cause = Broke(step=Step.LOAD, load=3, phase="bound", how="late", symptom=Symptom(sign=Sign.NO_ANSWER, seconds=20))
     cell = one_cell(
         verdict=Verdict.HANG,
         failure_class=FailureClass.FAILS,
@@ -132,7 +133,19 @@ def test_cell_keys_are_those_of_the_format(one_cell: Callable[..., Cell]) -> Non
                 "phase": "bound",
                 "during": None,
                 "how": "late",
-                "said": "no answer",
+                "symptom": {
+                    "sign": "no-answer",
+                    "doing": None,
+                    "command": "",
+                    "seconds": 20,
+                    "said": "",
+                    "wanted": "",
+                    "status": "",
+                    "source": "",
+                    "exit": None,
+                    "got": None,
+                    "of": None,
+                },
                 "kind": "broke",
             }
         ],

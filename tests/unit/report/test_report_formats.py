@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_cells import changed, ended
+from made_cells import changed, ended, symptom
 from rich.console import Console
 
 from harness.colo.messages import Step
@@ -246,7 +246,7 @@ def test_all_of_a_few_devices_is_told(one_cell: Callable[..., Cell], with_cells:
 
 def test_findings_are_grouped_but_not_across_causes(one_cell: Callable[..., Cell]) -> None:
     def cell(phase: str, load: int, said: str = "no answer", **more: Any) -> Cell:
-        late = Broke(step=Step.LOAD, load=load, phase=phase, how="late", said=said)
+        late = Broke(step=Step.LOAD, load=load, phase=phase, how="late", symptom=symptom(said))
         return one_cell(phases=(phase,), verdict=Verdict.HANG, causes=(late,), **more)
 
     groups = finding_groups(

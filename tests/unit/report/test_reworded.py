@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from made_cells import ended, made_cell, refused
+from made_cells import ended, made_cell, refused, symptom
 from made_claims import FINDINGS, claims_doc
 from nonsense import NONSENSE, reword, texts
 
@@ -79,7 +79,11 @@ def seen(log: str, exit: str | None = None) -> Evidence:
         ended_by = Exit(status=numbers[exit], signal=exit)
     elif exit:
         ended_by = Exit(status=int(exit.split()[-1]))
-    broken = None if "runtime error" in log else Break(step=Step.LOAD, kind="closed", detail="x", load=3, phase="bound")
+    broken = (
+        None
+        if "runtime error" in log
+        else Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=3, phase="bound")
+    )
     acked = 5 if broken is None else 2
     return Evidence(loads_asked=5, loads_acked=acked, checkpoints_acked=2, broken=broken, exit=ended_by, log=log)
 

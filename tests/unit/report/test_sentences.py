@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from made_cells import ended, made_cell, refused
+from made_cells import ended, made_cell, refused, symptom
 
 from harness.colo.messages import Step
+from harness.colo.symptom import Sign, Symptom
+from harness.experiments.interview import After
 from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report import sentences
@@ -40,7 +42,7 @@ from harness.results.document import Colo, ColoReason, Warned
 from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Moment, Outcome, Repeats
 from harness.results.verdict import Verdict
 
-LATE = Broke(step=Step.LOAD, load=3, how="late", said="no answer for 20 s")
+LATE = Broke(step=Step.LOAD, load=3, how="late", symptom=Symptom(sign=Sign.NO_ANSWER, seconds=20))
 DRIFT = Drifted(
     section="timer",
     fields=(
@@ -64,7 +66,7 @@ LEAK = Leaked(
     chunks=((32, 0.87),),
 )
 BEATS = FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0, "passed_s": 3.12})
-FAULT = GuestFaulted(step=Step.AFTER, phase="bound", checks=(BEATS,), after="the failover")
+FAULT = GuestFaulted(step=Step.AFTER, phase="bound", checks=(BEATS,), after=After.FAILOVER)
 
 TEXTS: list[tuple[Cause, str]] = [
     (LATE, "load 3: no answer for 20 s"),
@@ -73,7 +75,7 @@ TEXTS: list[tuple[Cause, str]] = [
     (replace(LATE, step=Step.INCOMING, load=0), "in the incoming stream, before any checkpoint: no answer for 20 s"),
     (Broke(step=Step.MAIN_LOOP, how="late"), "every load was acknowledged: then QEMU's main loop did not answer"),
     (
-        Broke(step=Step.FAILOVER, during=During.FAILING_DISK, how="late", said="x"),
+        Broke(step=Step.FAILOVER, during=During.FAILING_DISK, how="late", symptom=symptom()),
         "secondary with a failing disk: after the failover: it did not end: x",
     ),
     (ended("f: Assertion `a' failed."), "load 1: SIGABRT: f: Assertion `a' failed."),

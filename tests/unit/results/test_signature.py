@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from made_cells import symptom
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
+from harness.experiments.interview import After
 from harness.guests.lack import Lack, Lacks
 from harness.oracles.load import judge
 from harness.qemu.process import Exit
@@ -42,9 +44,9 @@ TABLE: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("signature
 SIGNALS = {"SIGABRT": 6, "SIGSEGV": 11}
 #: The same words say the same wherever they come: which load, which engine, which phase.
 PLACES = (
-    Break(step=Step.LOAD, kind="closed", detail="x", load=6, phase="bound"),
-    Break(step=Step.INCOMING, kind="closed", detail="another", load=1, phase="busy"),
-    Break(step=Step.INCOMING, kind="closed", detail="", load=0, phase="kernel"),
+    Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=6, phase="bound"),
+    Break(step=Step.INCOMING, kind="closed", symptom=symptom("another"), load=1, phase="busy"),
+    Break(step=Step.INCOMING, kind="closed", symptom=symptom(""), load=0, phase="kernel"),
 )
 CASES = [
     pytest.param(entry, machine, log, at, id=f"{entry['name'][:60]}-{machine}-{number}-{at.load}")
@@ -248,7 +250,7 @@ def test_warnings_before_a_segfault_are_not_its_reason() -> None:
 @pytest.mark.parametrize("step", [Step.LOAD, Step.REQUEST, Step.INCOMING, Step.RESUME, Step.MAIN_LOOP, Step.FAILOVER])
 def test_a_hang_is_told_by_its_step(step: Step) -> None:
     for said in ("no answer for 20 s", "colo-lost-heartbeat"):
-        broke = Broke(step=step, load=3, how="late", said=said)
+        broke = Broke(step=step, load=3, how="late", symptom=symptom(said))
         found = named(Verdict.HANG, broke, sections=("0000:00:1f.0/ICH9LPC",))
         assert found == f"hang:{step.value}:-:ICH9LPC:q35"
 
@@ -294,7 +296,7 @@ def test_a_leak_of_descriptors_is_another_than_one_of_memory() -> None:
 
 
 def faulted(*checks: FailedCheck) -> GuestFaulted:
-    return GuestFaulted(step=Step.AFTER, phase="bound", checks=checks, after="the failover")
+    return GuestFaulted(step=Step.AFTER, phase="bound", checks=checks, after=After.FAILOVER)
 
 
 def test_a_fault_of_the_guest_is_told_by_its_device_and_kind() -> None:
@@ -313,7 +315,10 @@ def test_a_fault_of_the_guest_is_told_by_its_device_and_kind() -> None:
 
 
 def test_words_of_this_program_name_nothing() -> None:
-    stuck = [FailedCheck(check=Check.CONSOLE, said=said) for said in ("no prompt for 30 s", "the console is gone")]
+    stuck = [
+        FailedCheck(check=Check.CONSOLE, symptom=symptom(said))
+        for said in ("no prompt for 30 s", "the console is gone")
+    ]
     assert len({named(Verdict.GUEST_FAULT, faulted(each), device="platform") for each in stuck}) == 1
 
 
@@ -325,7 +330,7 @@ def test_where_it_happened_names_nothing() -> None:
 
 
 def test_a_refusal_without_a_word_is_told_by_how_the_channel_ended() -> None:
-    refused = Refused(step=Step.LOAD, load=1, how="closed", said="the secondary closed the channel")
+    refused = Refused(step=Step.LOAD, load=1, how="closed", symptom=symptom("the secondary closed the channel"))
     assert named(Verdict.REJECT, refused, sections=("x",)) == "reject:-:closed:x:q35"
     assert named(Verdict.REJECT, replace(refused, how="", status=1)) == "reject:-:QEMU printed no reason:-:q35"
 

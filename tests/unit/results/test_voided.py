@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from made_cells import made_cell
+from made_cells import made_cell, symptom
 
 from harness.colo.messages import Step
 from harness.qemu.disturbance import Disturbance, Hindered
@@ -43,7 +43,7 @@ def test_what_a_disturbance_makes_void(verdict: Verdict) -> None:
 
 
 def test_a_void_cell_blames_nobody() -> None:
-    cause = Broke(step=Step.LOAD, load=3, phase="bound", how="late", said="no answer")
+    cause = Broke(step=Step.LOAD, load=3, phase="bound", how="late", symptom=symptom("no answer"))
     cell = made_cell(verdict=Verdict.HANG, causes=(cause,), blamed=("s",), log="words")
     found = voided(cell, (STOPPED, STARVED))
     assert (found.key, found.verdict, found.blamed, found.failure_class) == (cell.key, Verdict.HOST, (), None)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from made_cells import made_cell
+from made_cells import made_cell, symptom
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
@@ -43,7 +43,7 @@ def seen(broken: Break | None = None, log: str = "", exit: Exit | None = None) -
 
 def broke(kind: str, load: int = 1) -> Break:
     step = Step.LOAD if load else Step.INCOMING
-    return Break(step=step, kind=kind, detail="x", load=load, phase="bound")
+    return Break(step=step, kind=kind, symptom=symptom("x"), load=load, phase="bound")
 
 
 ABORTED = Exit(status=-6, signal="SIGABRT")

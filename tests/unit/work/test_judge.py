@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from made_cells import symptom
 
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO
@@ -65,7 +66,7 @@ class World:
             load = self._kills_at(checkpoint.phase, session)
             if load and seen + checkpoint.repeat >= load:
                 on_loads(load - 1)
-                broken = Break(step=Step.LOAD, kind="closed", detail="x", load=load, phase=checkpoint.phase)
+                broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=load, phase=checkpoint.phase)
                 return evidence(load - 1, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
             seen += checkpoint.repeat
         on_loads(asked.loads)
@@ -217,7 +218,7 @@ def test_culprits_in_both_rows_do_not_hide_each_other(world: World, bench: Bench
 
 def test_a_pair_that_needs_a_section_of_the_row_is_the_rows_finding(world: World, bench: Bench) -> None:
     world.evidence = [
-        evidence(0, broken=Break(step=Step.LOAD, kind="closed", detail="x", load=1, phase="bound"),
+        evidence(0, broken=Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=1, phase="bound"),
                  exit=Exit(status=-11, signal="SIGSEGV"))
     ]  # fmt: skip
     world.kills = {"bound": {"cpu&i8259": 99}}
@@ -234,7 +235,7 @@ def test_what_no_section_does_alone_is_still_a_finding(world: World, bench: Benc
 
 
 def test_a_crash_that_does_not_come_back_is_one_all_the_same(world: World, bench: Bench) -> None:
-    broken = Break(step=Step.LOAD, kind="closed", detail="x", load=2, phase="bound")
+    broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken, exit=Exit(status=-6, signal="SIGABRT")), evidence(10), evidence(10)]
     (cell,) = cells(plan("ahci", "bound"), bench)
     assert cell.verdict is Verdict.CRASH
@@ -242,7 +243,7 @@ def test_a_crash_that_does_not_come_back_is_one_all_the_same(world: World, bench
 
 
 def test_a_hang_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
-    broken = Break(step=Step.LOAD, kind="late", detail="x", load=2, phase="bound")
+    broken = Break(step=Step.LOAD, kind="late", symptom=symptom("x"), load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken), evidence(10), evidence(1, broken=broken)]
     (cell,) = cells(plan("ahci", "bound"), bench)
     assert (cell.verdict, cell.outcome.came_to) == (Verdict.FLAKY, Verdict.HANG)
@@ -271,7 +272,7 @@ def test_what_comes_back_now_and_then(
     [
         evidence(10, exit=Exit(status=0)),
         evidence(10, events=("RESET",)),
-        evidence(0, broken=Break(step=Step.INCOMING, kind="closed", detail="x", load=0, phase="bound"),
+        evidence(0, broken=Break(step=Step.INCOMING, kind="closed", symptom=symptom("x"), load=0, phase="bound"),
                  exit=Exit(status=-6, signal="SIGABRT")),
     ],
 )  # fmt: skip
@@ -320,7 +321,7 @@ def test_a_qemu_that_does_not_start_is_not_the_devices_fault(world: World, bench
 
 
 def test_a_killed_qemu_is_the_hosts_doing(world: World, bench: Bench) -> None:
-    broken = Break(step=Step.LOAD, kind="closed", detail="x", load=1, phase="bound")
+    broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=1, phase="bound")
     world.evidence = [evidence(0, broken=broken, exit=Exit(status=-9, signal="SIGKILL"))]
     (cell,) = cells(plan("ahci", "bound"), bench)
     assert cell.verdict is Verdict.HOST

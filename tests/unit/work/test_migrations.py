@@ -6,11 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from made_cells import symptom
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
 from harness.engines.incoming import State
-from harness.engines.postcopy import PostcopyAbility
+from harness.engines.postcopy import PostcopyAbility, PostcopyLack
 from harness.lanes import migrations as module
 from harness.lanes.checks import OracleCheck, OracleName, perform
 from harness.lanes.judge import Bench
@@ -45,7 +46,7 @@ class Destination:
         if not bad or (self.once and len(self.tried) > 1):
             return evidence(1)
         log = f"qemu: error while loading state for instance 0x0 of device '{bad[0]}'" if self.names else "qemu: no"
-        broken = Break(step=Step.INCOMING, kind=self.kind, detail="it failed", load=1, phase=state.phase)
+        broken = Break(step=Step.INCOMING, kind=self.kind, symptom=symptom("it failed"), load=1, phase=state.phase)
         return evidence(0, broken=broken, log=log)
 
 
@@ -183,7 +184,7 @@ def test_a_failure_that_does_not_come_back_is_not_hidden_where_the_platform_is_n
 def test_postcopy_that_cannot_be_is_the_hosts_and_not_ok(
     there: Destination, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ability = PostcopyAbility(usable=False, reason="no userfaultfd")
+    ability = PostcopyAbility(lack=PostcopyLack.KERNEL)
     monkeypatch.setattr(module, "probe_postcopy", lambda *_: ability)
     cells = by_row(migration_check(OracleName.POSTCOPY, PHASES, ROWS), bench)
     assert {cell.verdict for cell in cells.values()} == {Verdict.HOST}
