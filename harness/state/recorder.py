@@ -14,7 +14,7 @@ from typing import Any
 import harness
 from harness.arch import Architecture, architecture_of
 from harness.devices.device import NOTHING
-from harness.errors import DeadlineError, GuestError, HostError, UsageError
+from harness.errors import DeadlineError, GuestError, HarnessError, HostError, QemuError, UsageError
 from harness.files import sweep, temp_dir
 from harness.guests.build import Guest
 from harness.guests.console import Console
@@ -45,6 +45,9 @@ MIGRATE_TIMEOUT_S = 60.0
 HALT_TIMEOUT_S = 30.0
 #: How long the workload runs before the busy phase is recorded.
 BUSY_S = 0.5
+#: A console or a monitor closes before its process is gone.
+_END_WAIT_S = 1.0
+_END_CHARS = 400
 
 _FIRMWARE_LOG = "firmware.log"
 
@@ -221,7 +224,13 @@ class _Boot:
         machine = self._plan.build().with_faults(self._faults if "io-error" in self._plan.phases else {})
         machine.make_files(workdir)
         with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir, scope=self._scope) as vm:
-            self._drive(vm)
+            try:
+                self._drive(vm)
+            except (GuestError, QemuError) as error:
+                end = _end_text(vm)
+                if not end:
+                    raise
+                raise _with_end(error, end) from error
 
     def _drive(self, vm: Vm) -> None:
         # no bandwidth limit, and the source is stopped anyway: one pass
@@ -291,13 +300,26 @@ class _Boot:
         sink.unlink()
 
 
+def _with_end(error: HarnessError, end: str) -> HarnessError:
+    if isinstance(error, DeviceFailed):
+        return DeviceFailed(error.device, error.text + end, error.kept)
+    return (GuestError if isinstance(error, GuestError) else QemuError)(f"{error}{end}")
+
+
+def _end_text(vm: Vm) -> str:
+    """How QEMU ended, and its last words; empty while it runs."""
+    ended = vm.ended(_END_WAIT_S)
+    said = vm.process.stderr().strip()[-_END_CHARS:] or "it printed nothing"
+    return f"; QEMU ended with {ended}: {said}" if ended else ""
+
+
 def _wait_for_mark(vm: Vm, mark: bytes) -> None:
     """Follow the firmware's log up to the mark."""
     deadline = vm.deadline(FIRMWARE_TIMEOUT_S)
     log = vm.workdir / _FIRMWARE_LOG
     while mark not in log.read_bytes():
         if vm.ended():
-            raise GuestError(f"QEMU ended in its firmware: {vm.process.stderr().strip()[-400:]}")
+            raise GuestError("the firmware did not get to its mark before the machine ended")
         if deadline.over:
             last = log.read_bytes()[-200:].decode(errors="replace").strip() or "nothing"
             raise DeadlineError(f"the firmware did not get to its mark within {FIRMWARE_TIMEOUT_S:g} s: {last}")

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import yaml
 
 from harness.cache import CACHE_VARIABLE, cache_root
-from harness.errors import GuestError
+from harness.errors import GuestError, HarnessError
 from harness.guests.recipe import guests_folder
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -203,6 +204,27 @@ def test_a_guest_that_hangs_at_boot(
     with pytest.raises(GuestError, match="did not boot within 5 s; the console's last words"):
         record(replace(plan, planned=planned), tmp_path / "pack")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (signal.SIGSEGV, "QEMU ended with SIGSEGV: it printed nothing"),
+        (signal.SIGTERM, "QEMU ended with SIGTERM: .*signal 15"),
+    ],
+)
+def test_a_qemu_that_dies_while_its_guest_boots(
+    plan_of: Callable[[QemuBinary, str], Plan], binary: QemuBinary, tmp_path: Path, number: signal.Signals, how: str
+) -> None:
+    """What a device did that kills it there is in its end alone: the console just closes."""
+
+    def end_it(phase: str) -> None:
+        if phase == "kernel":
+            (qemu,) = [p for p in psutil.Process().children(recursive=True) if "qemu" in p.name()]
+            qemu.send_signal(number)
+
+    with pytest.raises(HarnessError, match=how):
+        record(plan_of(binary, "pc"), tmp_path / "pack", end_it)
 
 
 def test_a_guest_that_ends_at_boot(postload: Run, pc_pack: StatePack, scratch: Path, tmp_path: Path) -> None:
