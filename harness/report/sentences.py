@@ -17,6 +17,7 @@ from harness.qemu.disturbance import Disturbance, Hindered
 from harness.report.lacks import lack_text
 from harness.report.symptoms import symptom_text
 from harness.report.text import number, plural, were
+from harness.results.answer import REMARKED
 from harness.results.cause import (
     At,
     Broke,
@@ -543,9 +544,21 @@ COLO_TEXTS = {
 }
 
 
+#: What an answer says more of than the name: figures, and what is no finding.
+_WHOLE = (None, Verdict.OK, Verdict.UNSUPPORTED, *REMARKED)
+
+
+def is_whole(reason: ColoReason) -> bool:
+    """Whether :func:`colo_reason_text` says all of it; of the rest a report has a finding that does."""
+    return reason.verdict in _WHOLE
+
+
 def colo_reason_text(reason: ColoReason) -> str:
-    """One reason of an answer."""
+    """One reason of an answer; of what the findings tell in full the name and the verdict."""
     who = ", ".join(reason.sections) or reason.device
+    if not is_whole(reason):
+        text = f"{who}: {reason.verdict}" if who else str(reason.verdict)
+        return f"without the reset before each load, {text}" if reason.hidden else text
     verdict = f"{reason.verdict}: " if reason.verdict and reason.verdict is not Verdict.OK else ""
     what = "; ".join(dict.fromkeys(what_text(cause) for cause in reason.causes))
     text = f"{who}: {verdict}{what}" if who else f"{verdict}{what}"

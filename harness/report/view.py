@@ -404,6 +404,8 @@ def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     """One sentence: can this machine type live under COLO on this QEMU?"""
     head = f"{_title(_machine(result, cells), result.record_qemu, result.qemu)}: {sentences.COLO_TEXTS[result.colo]}"
     reasons = "; ".join(one_line(sentences.colo_reason_text(reason)).rstrip(".") for reason in result.because)
+    if not all(map(sentences.is_whole, result.because)):
+        reasons += " (see the findings)"
     if result.colo not in (Colo.SAFE, Colo.REMARKS):
         return f"{head}, because {reasons}." if reasons else f"{head}."
     passed = [cell for cell in cells if not cell.verdict.is_finding]

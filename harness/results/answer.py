@@ -17,7 +17,7 @@ from harness.results.verdict import Verdict
 
 PLATFORM = "platform"
 #: What breaks no load, and where it is looked for: one that did not come back is ``flaky``.
-_SLOW = (Verdict.DRIFT, Verdict.LEAK)
+REMARKED = (Verdict.DRIFT, Verdict.LEAK)
 _SLOW_LANES = ("drift", "leak")
 
 
@@ -81,7 +81,7 @@ def colo_answer(
     findings = [c for c in cells if c.verdict.is_finding]
     hidden = [c for c in findings if _hidden(c, resets)]
     shown = [c for c in findings if not _hidden(c, resets)]
-    slow = [c for c in shown if c.verdict in _SLOW or c.lane in _SLOW_LANES]
+    slow = [c for c in shown if c.verdict in REMARKED or c.lane in _SLOW_LANES]
     breaks = [c for c in shown if c not in slow]
     remarks = _reasons(slow) + _reasons(hidden, hidden=True)
     refused = [c for c in cells if _is_refused(c)]

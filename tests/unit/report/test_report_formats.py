@@ -33,7 +33,7 @@ from harness.studies.model import ClaimsDoc, MachineFinding, StudyAnswer
 from harness.text import printable
 
 LPC = "0000:00:1f.0/ICH9LPC"
-NOT_SAFE = f"not safe for COLO, because {LPC}: crash: SIGABRT: ../../softmmu/memory.c:2545: "
+NOT_SAFE = f"not safe for COLO, because {LPC}: crash (see the findings)."
 HOSTILE = "\x1b[31m\x00<script>alert(1)</script> ]]> \u202e `|` \udc80"
 
 
