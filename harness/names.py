@@ -23,8 +23,8 @@ PHASES = (*USUAL_PHASES, "io-error")
 #: Devices that are judged when none is named: the recipes in ``devices/`` say so of themselves.
 USUAL_DEVICES = ("ahci", "platform", "virtio-blk", "virtio-net")
 
-#: Ordinary migration, before any checkpoint.
-MIGRATIONS = ("plain", "postcopy")
+#: Ordinary migration, before any checkpoint. ``early`` only when it is asked for.
+MIGRATIONS = ("plain", "early", "postcopy")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
 ORACLES = ("drift", "leak", "guest", "io-error")
 #: All ways of loading or looking, in the order of a report.

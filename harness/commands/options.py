@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from harness.names import PHASES, SCHEDULES, USUAL_DEVICES, USUAL_PHASES
+from harness.names import MIGRATIONS, PHASES, SCHEDULES, USUAL_DEVICES, USUAL_PHASES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,6 +119,11 @@ cpus_option = click.option(
 )
 profiles_option = click.option(
     "--profiles", type=FILE, metavar="DIR", help="Folder of device recipes.  [default: devices/]"
+)
+migration_option = listed(
+    "--migration",
+    "migrations",
+    f"Ordinary migrations, made before the checkpoints: {', '.join(MIGRATIONS)}.  [default: none]",
 )
 quick_option = click.option("--quick", is_flag=True, help="Only load: no controls for findings, and no oracles.")
 confirm_option = click.option(

@@ -138,6 +138,7 @@ def replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "schedules": members(Schedule, given["schedules"] or names.SCHEDULES, "schedule"),
         "guest_modes": members(GuestMode, given["modes"], "guest mode"),
         "loads": given["loads"],
+        "migrations": names_of(names.MIGRATIONS, given["migrations"], "migration"),
         "jobs": given["jobs"],
         "processes": given["processes"],
         "budget_s": given["budget_s"],
@@ -168,6 +169,17 @@ def members(kind: Any, wanted: Sequence[str], what: str) -> tuple[Any, ...]:
         if name not in known:
             raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
     return tuple(member for member in kind if str(member) in wanted)
+
+
+def names_of(known: Sequence[str], wanted: Sequence[str], what: str) -> tuple[str, ...]:
+    """Wanted names, in the order of those that are known.
+
+    :raises UsageError: one is unknown
+    """
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
 
 
 def emit(document: dict[str, Any], as_json: bool) -> None:

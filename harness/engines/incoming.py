@@ -40,17 +40,21 @@ class State:
     """Which recorded state to bring in.
 
     :param excluded: labels of sections that are left out
+    :param early: the device state stands in the stream twice: an early load, and a whole one behind it
     """
 
     buffers: Buffers
     phase: str
     mode: GuestMode = GuestMode.RUNNING
     excluded: frozenset[str] = frozenset()
+    early: bool = False
 
     def stream(self) -> list[Buffer]:
         """The whole migration stream in pieces."""
         recording = self.buffers.pack.recordings[self.phase]
         devices = encode(without(sections_for(recording, self.mode), self.excluded))
+        if self.early:
+            devices += devices
         return [recording.head, *incoming_body(recording, self.buffers.ram_whole(self.phase), devices)]
 
 

@@ -50,6 +50,7 @@ class OracleName(StrEnum):
     DRIFT = "drift"
     LEAK = "leak"
     PLAIN = "plain"
+    EARLY = "early"
     POSTCOPY = "postcopy"
     GUEST = "guest"
     IO_ERROR = "io-error"

@@ -19,6 +19,7 @@ from harness.text import one_line
 
 SCHEDULE_MEANING = {
     "plain": "an ordinary migration into a new process, one load in each phase",
+    "early": "the same with the device state twice in the stream, without a reset between the two loads",
     "postcopy": "the same by postcopy: the guest runs before its memory is there",
     "same": "the same recorded moment again and again: A A A",
     "alternate": "two moments in turn: A B A B",

@@ -82,6 +82,20 @@ def test_a_healthy_state_passes_in_fresh_processes(binary: QemuBinary, buffers: 
     assert seen.loads_acked == 2
 
 
+def test_an_early_load_and_a_whole_one_behind_it_pass_on_pc_and_not_on_q35(
+    binary: QemuBinary, pc: Buffers, q35: Buffers
+) -> None:
+    """No reset comes between the two loads of one incoming stream, on any build."""
+    passed = Fresh(binary=binary, state=State(buffers=pc, phase="bound", early=True), processes=1).run()
+    assert judge(passed).verdict is Verdict.OK
+    assert passed.loads_acked == 1
+    once = Fresh(binary=binary, state=State(buffers=q35, phase="bound"), processes=1).run()
+    assert judge(once).verdict is Verdict.OK
+    twice = Fresh(binary=binary, state=State(buffers=q35, phase="bound", early=True), processes=1).run()
+    assert judge(twice).verdict is Verdict.CRASH
+    assert "!subregion->container" in twice.log
+
+
 def test_a_state_that_cannot_be_loaded_fails_in_every_fresh_process(
     binary: QemuBinary, ability: ColoAbility, pc: Buffers
 ) -> None:

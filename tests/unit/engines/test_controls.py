@@ -36,6 +36,17 @@ def test_a_state_is_a_whole_stream_without_what_is_excluded(make_pack: Callable[
     assert len(less) < len(whole)
 
 
+def test_an_early_load_stands_before_the_whole_one(make_pack: Callable[..., Path], handmade: Any) -> None:
+    with StatePack(make_pack("pack", "kernel")) as pack:
+        state = State(buffers=Buffers(pack), phase="kernel", excluded=frozenset({handmade.ahci}), early=True)
+        stream = b"".join(state.stream())
+    _, mark = handmade.phases["kernel"]
+    number = handmade.sections.index(handmade.ahci)
+    devices = handmade.devices(mark).replace(handmade.full(number, mark), b"")
+    assert stream.count(devices) == 2
+    assert stream.count(devices * 2 + b"\0") == 1
+
+
 @pytest.mark.parametrize(
     ("events", "counted"),
     [
