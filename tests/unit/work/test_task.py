@@ -85,7 +85,7 @@ def test_what_breaks_the_whole_state_is_known_before_the_rest_begins() -> None:
     tasks = plan_tasks(wanted())
     assert [shown(wave) for wave in in_waves(tasks, LANES)] == [
         ["plain ahci+platform kernel+bound"],
-        ["postcopy ahci+platform kernel+bound"],
+        ["early ahci+platform kernel+bound", "postcopy ahci+platform kernel+bound"],
         ["same ahci+platform kernel", "same ahci+platform bound", "walk ahci+platform kernel+bound"],
         ["back-to-back ahci kernel", "back-to-back ahci bound", "back-to-back platform kernel",
          "back-to-back platform bound"],
