@@ -98,7 +98,7 @@ def test_each_cell_is_answered_by_one_task() -> None:
     tasks = plan_tasks(wanted(modes=tuple(GuestMode), devices=("ahci",)))
     cells = [str(key).removeprefix("7.2/pc-i440fx-7.2/ahci/") for task in tasks for key in task.answers]
     assert cells == [
-        "kernel+bound/plain", "kernel+bound/postcopy",
+        "kernel+bound/plain", "kernel+bound/early", "kernel+bound/postcopy",
         "kernel/same", "bound/same", "kernel+bound/walk", "kernel/back-to-back", "bound/back-to-back",
         "kernel/same/parked", "bound/same/parked", "kernel+bound/walk/parked", "kernel/back-to-back/parked",
         "bound/back-to-back/parked",
@@ -116,7 +116,7 @@ def test_a_parked_guest_comes_with_the_waves_that_load_alone() -> None:
 def test_one_phase_is_not_walked_and_no_device_has_no_task() -> None:
     lanes = tuple(LANES.values())
     lone = {task.request.lane for task in plan_tasks(wanted(lanes=lanes, phases=("kernel",)))}
-    assert lone == {"plain", "postcopy", "same", "back-to-back", "leak", "drift"}
+    assert lone == {"plain", "early", "postcopy", "same", "back-to-back", "leak", "drift"}
     assert plan_tasks(wanted(lanes=lanes, devices=())) == []
 
 
@@ -127,7 +127,7 @@ def test_an_own_phase_is_for_the_devices_that_can_fail_in_it() -> None:
 
 def test_the_lanes_of_a_report_are_those_of_the_registry() -> None:
     assert tuple(LANES) == MIGRATIONS + SCHEDULES + ORACLES
-    assert len(LANES) == 10
+    assert len(LANES) == 11
 
 
 def test_the_waves_of_a_machine_pass_on_what_is_known() -> None:
