@@ -215,7 +215,7 @@ def undisturbed(work: Callable[[], T], void: Callable[[T, Hindrances], bool] = l
     """Do some work, again where the host disturbed it so that it came to nothing.
 
     :param void: whether a result says nothing after what the host did, which was something
-    :raises Disturbed: it was disturbed each time
+    :raises Disturbed: it was disturbed each time; a part of it that was is not tried anew
     :raises HarnessError: what the work raises undisturbed
     """
     for _ in range(TRIES):
@@ -225,7 +225,7 @@ def undisturbed(work: Callable[[], T], void: Callable[[T, Hindrances], bool] = l
                 result = work()
                 if not account.hindered or not void(result, account.hindered):
                     return result
-            except Stopped:
+            except (Stopped, Disturbed):
                 raise
             except HarnessError as error:
                 if not account.hindered:

@@ -21,6 +21,7 @@ from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import Disturbance, Hindrances, undisturbed
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -72,7 +73,17 @@ def find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Proc
     :param scope: of the run, for the QEMUs that are asked
 
     :raises QemuError: the machine does not start, or cannot be saved, with none of them
+    :raises Disturbed: the host disturbed each try
     """
+    return undisturbed(partial(_find_owners, binary, guest, accel, scope), _may_be_false)
+
+
+def _may_be_false(found: Owners, hindered: Hindrances) -> bool:
+    """A QEMU that was stopped or ended looks like one that does not start with a device."""
+    return bool(found.refused) and any(each.how is not Disturbance.STARVED for each in hindered)
+
+
+def _find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: ProcessScope | None) -> Owners:
     names = [device.name for device in guest.devices if not device.rest]
     found: dict[str, list[str]] = {}
     refused: dict[str, Lack] = {}
@@ -102,6 +113,7 @@ def settled(
     """The guest without the devices that cannot be judged in it, and who owns what.
 
     :raises QemuError: the machine does not start with none of them
+    :raises Disturbed: the host disturbed each try
     """
     owners = find_owners(binary, guest, accel, scope)
     return guest.without(frozenset(owners.refused)), owners

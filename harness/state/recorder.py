@@ -30,6 +30,7 @@ from harness.packs.packfile import SUFFIX
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
+from harness.qemu.disturbance import current_account, undisturbed
 from harness.qemu.look import look_at, look_to_json
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
@@ -126,6 +127,7 @@ def record(
     :param host: facts of this host, kept in the pack
     :param scope: of the run that records
     :raises DeviceFailed: a guest command failed; the phases before it are in the pack all the same
+    :raises Disturbed: the host disturbed each try
     :raises GuestError: the guest did not reach a phase; the message has the console's last words
     :raises QemuError: QEMU refused or died
     :raises HostError: no space
@@ -160,6 +162,12 @@ def record(
 def _record_folder(
     plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
 ) -> Path:
+    return undisturbed(lambda: _record_once(plan, path, progress, host, scope))
+
+
+def _record_once(
+    plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
+) -> Path:
     owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
     for name, lack in owners.refused.items():
         raise DeviceFailed(name, str(lack))
@@ -170,7 +178,7 @@ def _record_folder(
         try:
             boot.run()
         except DeviceFailed as error:
-            if not boot.captured:
+            if not boot.captured or current_account().hindered:
                 raise
             failed = error
         # the kernel first: in this order a travelling pack is the smaller

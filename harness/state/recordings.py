@@ -75,6 +75,7 @@ class Recordings:
         :raises GuestError: the guest did not reach a phase
         :raises QemuError: QEMU refused or died
         :raises HostError: no space
+        :raises Disturbed: the host disturbed each try
         """
         if not self._fresh:
             # one that goes further is as good

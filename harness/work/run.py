@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from threading import Lock
 from typing import Protocol
 
@@ -28,7 +27,7 @@ from harness.oracles.coverage import coverage_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.disturbance import Disturbance, Disturbed, Hindrances, undisturbed
+from harness.qemu.disturbance import Disturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.answer import Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
@@ -51,7 +50,7 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.owners import Owners, settled
+from harness.state.owners import settled
 from harness.state.recorder import DeviceFailed, ordered_phases
 from harness.state.recordings import (
     VMSTATE,
@@ -350,12 +349,11 @@ class Run:
         """
         try:
             self._probe(seen)
-            ask = partial(settled, recorder, guest, self._options.accel, self._scope)
-            guest, owners = undisturbed(ask, _may_be_false)
+            guest, owners = settled(recorder, guest, self._options.accel, self._scope)
             for name, lack in owners.refused.items():
                 self._unsupported([plan for plan in plans if plan.device == name], seen, lack, never=True)
             plans = [plan for plan in plans if plan.device not in owners.refused]
-            pack = undisturbed(partial(self._pack, recorder, guest, phases)) if plans else None
+            pack = self._pack(recorder, guest, phases) if plans else None
         except (HostError, Stopped):
             raise
         except DeviceFailed as error:
@@ -402,7 +400,7 @@ class Run:
     def _unrecorded(self, recorder: QemuBinary, guest: PlannedGuest) -> HarnessError | None:
         """Why a guest cannot be recorded; None for one that can, or of which it is known how far."""
         try:
-            undisturbed(partial(self._pack, recorder, guest))
+            self._pack(recorder, guest)
         except Stopped:
             raise
         except DeviceFailed:
@@ -611,11 +609,6 @@ class Run:
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
         self._emit(Judged(planned=planned, cell=cell))
-
-
-def _may_be_false(found: tuple[PlannedGuest, Owners], hindered: Hindrances) -> bool:
-    """A QEMU that was stopped or ended looks like one that does not start with a device."""
-    return bool(found[1].refused) and any(each.how is not Disturbance.STARVED for each in hindered)
 
 
 def _until(wanted: Sequence[str]) -> list[str]:

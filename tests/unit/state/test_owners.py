@@ -12,6 +12,7 @@ from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest, plan_guests
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import Disturbance, Hindered, current_account
 from harness.state import owners
 from harness.state.owners import Owners, find_owners, settled
 
@@ -73,6 +74,21 @@ def test_a_machine_that_does_not_start_with_none_of_them_is_an_error(
     monkeypatch.setattr(owners, "_labels", dead)
     with pytest.raises(QemuError):
         find_owners(binary, guest(), "tcg")
+
+
+def test_a_qemu_that_somebody_ends_refuses_no_device(binary: QemuBinary, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ended_once(binary: QemuBinary, plan: GuestPlan, accel: str, scope: object) -> list[str]:
+        asked.append(plan.devices[-1].owner if plan.devices else "")
+        if asked.count("two") == 1 and asked[-1] == "two":
+            current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
+            raise QemuError("QEMU closed the session")
+        return saved(binary, plan, accel, scope)
+
+    monkeypatch.setattr(owners, "_labels", ended_once)
+    _, found = settled(binary, guest(), "tcg")
+    assert set(found.refused) == {"broken", "silent"}
 
 
 @pytest.mark.parametrize("rest", ["platform", None])

@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 
 from harness.devices.recipe import load_recipes
+from harness.errors import GuestError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import Disturbance, Hindered, current_account
+from harness.state import recorder as recorder_module
 from harness.state import recordings as module
-from harness.state.recorder import Plan
+from harness.state.owners import Owners
+from harness.state.recorder import DeviceFailed, Plan, record
 from harness.state.recordings import Recordings, further, planned_guests, recording_plan
 
 
@@ -57,6 +61,28 @@ def test_one_without_the_facts_of_its_host_is_made_anew(made: Callable[..., Any]
     _, told, recorded = made({})
     assert recorded == ["key"]
     assert "before recordings held the facts" in told[0]
+
+
+def test_a_guest_that_the_host_disturbed_is_recorded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def boots(boot: Any) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            boot.captured.append("kernel")
+            current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
+            raise DeviceFailed("ahci", "QEMU closed the session")
+        raise GuestError("as it is when it is left alone")
+
+    monkeypatch.setattr(recorder_module, "find_owners", lambda *_: Owners(sections={}))
+    monkeypatch.setattr(recorder_module._Boot, "run", boots)
+    plan: Any = SimpleNamespace(
+        binary=None, accel="tcg", guest=None, planned=SimpleNamespace(devices=()), phases=("kernel", "bound")
+    )
+    with pytest.raises(GuestError, match="left alone"):
+        record(plan, tmp_path / "pack")
+    assert len(tries) == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_recording_that_goes_further_is_as_good(

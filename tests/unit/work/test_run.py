@@ -38,6 +38,7 @@ from harness.results.events import EventLog, Fold, Judged, RunEnded, Started, fo
 from harness.results.key import CellKey
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
+from harness.state import owners as owners_module
 from harness.state.transforms import GuestMode
 from harness.work import run as run_module
 from harness.work.run import Options, Run, Subject, load_pack_rows
@@ -743,7 +744,7 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
         raise QemuError("QEMU closed the session")
 
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
-    monkeypatch.setattr(run_module, "settled", settles)
+    monkeypatch.setattr(owners_module, "_labels", settles)
     devices = tuple(load_recipes().devices.values())
     run, _, _ = make_run(profiles=devices, devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
     (cell,) = run.execute().cells
