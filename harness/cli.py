@@ -30,7 +30,7 @@ def main() -> None:
         error.show(sys.stderr)
         code = 2
     except PostloadError as error:
-        code = _say(str(error), error.exit_code)
+        code = _say(_text(error), error.exit_code)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - only to keep the interpreter's last flush quiet
         code = 3
@@ -43,6 +43,13 @@ def main() -> None:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _text(error: PostloadError) -> str:
+    from harness.qemu.disturbance import Disturbed
+    from harness.report.sentences import disturbed_error_text
+
+    return disturbed_error_text(str(error), error.hindered) if isinstance(error, Disturbed) else str(error)
 
 
 def _say(text: str, code: int) -> int:

@@ -231,4 +231,4 @@ def undisturbed(work: Callable[[], T], void: Callable[[T, Hindrances], bool] = l
                 if not account.hindered:
                     raise
                 said = str(error)
-    raise Disturbed(said or "the host disturbed each try", account.hindered)
+    raise Disturbed(said or "it could not be tried undisturbed", account.hindered)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.report.sentences import disturbed_error_text
 from harness.report.text import number, plural
 from harness.results.verdict import Verdict
 from harness.studies.findings import (
@@ -33,7 +34,7 @@ from harness.studies.findings import (
     StudyFinding,
     WrongLength,
 )
-from harness.studies.model import ClaimsDoc, MachineFinding, StudyAnswer
+from harness.studies.model import ClaimsDoc, MachineFailure, MachineFinding, StudyAnswer
 
 QUESTIONS: Mapping[int, str] = {
     1: "May a COLO device load be asserted to succeed?",
@@ -81,10 +82,15 @@ def _told(answer: StudyAnswer) -> ToldQuestion:
         number=answer.number,
         question=question_text(answer.number),
         answer=" ".join(map(machine_text, answer.machines)),
-        failed="; ".join(f"{one.machine}: {one.said}" if one.machine else one.said for one in answer.failed),
+        failed="; ".join(map(_failed, answer.failed)),
         columns=(("machine",) if several else ()) + COLUMNS[answer.number],
         rows=tuple(rows),
     )
+
+
+def _failed(one: MachineFailure) -> str:
+    said = disturbed_error_text(one.said, one.hindered)
+    return f"{one.machine}: {said}" if one.machine else said
 
 
 def question_text(number: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from harness.colo.messages import Step
 from harness.engines.postcopy import PostcopyLack
 from harness.experiments.interview import After
-from harness.qemu.disturbance import Disturbance, Hindered
+from harness.qemu.disturbance import TRIES, Disturbance, Hindered
 from harness.report.lacks import lack_text
 from harness.report.symptoms import symptom_text
 from harness.report.text import number, plural, were
@@ -378,6 +378,12 @@ def hindered_text(hindered: Hindered) -> str:
             pressed = f"; the host had too few CPUs for {hindered.pressure:.0%} of it" if hindered.pressure else ""
             share = f", {hindered.share:.0%} of its time{pressed}" if hindered.share else ""
             return f"QEMU was ready to run and got no CPU for {_figure(hindered.seconds)} s{share}"
+
+
+def disturbed_error_text(said: str, hindered: Sequence[Hindered]) -> str:
+    """What came of the last try, and what the host did to it; the first alone where the host did nothing."""
+    causes = "; ".join(dict.fromkeys(hindered_text(each) for each in hindered))
+    return f"{said}; the host disturbed each of {TRIES} tries: {causes}" if causes else said
 
 
 def _figure(seconds: float | None) -> str:

@@ -22,6 +22,7 @@ from harness.guests.machine import firmware_sink
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import undisturbed
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
@@ -84,8 +85,11 @@ class DeviceCheck:
     say: Callable[[str], None] = lambda _: None
 
     def run(self, device: Device) -> list[CheckedStep]:
-        """Try a device; the steps end with the first after which no other makes sense."""
-        return list(self._steps(device))
+        """Try a device; the steps end with the first after which no other makes sense.
+
+        :raises Disturbed: the host disturbed each try, so that nobody knows whether it works
+        """
+        return undisturbed(lambda: list(self._steps(device)), lambda steps, _: not works(steps))
 
     def _steps(self, device: Device) -> Iterator[CheckedStep]:
         family, name = machine_names(self.binary, self.machine)

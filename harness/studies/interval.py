@@ -11,13 +11,15 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from harness.colo.messages import U32, Message
 from harness.colo.primary import ChannelBroken
+from harness.deadline import in_time
 from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode
 from harness.studies.findings import IntervalCase, IntervalFigures, IntervalFinding
-from harness.studies.model import Lab, Question
+from harness.studies.model import Lab, Question, whole
 from harness.studies.patient import EOF, REQUEST, SEND, Patient, sections_of, size_message
 
 _ANSWER_S = 10.0
@@ -76,11 +78,10 @@ def _one(patient: Patient, tail: Sequence[bytes]) -> Times | None:
 
 
 def _receive(patient: Patient, wanted: Message) -> bool:
-    patient.sock.settimeout(_ANSWER_S)
-    data = b""
+    deadline, data = patient.vm.deadline(_ANSWER_S), b""
     try:
         while len(data) < U32.size:
-            piece = patient.sock.recv(U32.size - len(data))
+            piece = in_time(patient.sock, deadline, partial(patient.sock.recv, U32.size - len(data)))
             if not piece:
                 return False
             data += piece
@@ -112,7 +113,7 @@ def ask(lab: Lab) -> IntervalFinding:
     cases = []
     for interval_ms in lab.effort.intervals_ms:
         lab.stage(f"{lab.family}: checkpoints, the guest runs {interval_ms:g} ms between them")
-        cases.append(case_of(interval_ms, *watch(lab, interval_ms)))
+        cases.append(case_of(interval_ms, *whole(partial(watch, lab, interval_ms))))
     figures = IntervalFigures(asked=sum(c.asked for c in cases), survived=sum(c.survived for c in cases))
     return IntervalFinding(figures=figures, cases=tuple(cases))
 

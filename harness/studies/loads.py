@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from harness.engines.buffers import Selection
 from harness.engines.colo import Pace, Session
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.oracles.isolate import Blame, Isolator
 from harness.oracles.load import Judgement, crash_line, error_line, judge
+from harness.qemu.disturbance import Hindrances
 from harness.results.verdict import Verdict
+from harness.results.voided import is_void
 from harness.state.transforms import GuestMode, label_of
 from harness.studies.findings import LoadCase, LoadFigures, LoadFinding
-from harness.studies.model import Lab, Question
+from harness.studies.model import Lab, Question, whole
 
 RUN_S = 0.002
 #: Sections that are blamed and left out before the rest is given up.
@@ -30,12 +33,24 @@ def ask(lab: Lab) -> LoadFinding:
     lab.stage(f"{lab.family}: whole states, {sum(plan.loads for _, plan in work)} loads")
     excluded, cases = find_broken(lab, *work[0])
     rest = replace(lab, excluded=excluded)
-    cases += [case for part in rest.each(lambda item: _cases(rest, *item), work[1:]) for case in part]
+    parts = rest.each(lambda item: find_broken(rest, *item)[1], work[1:], void=lambda *_: False)
+    cases += [case for part in parts for case in part]
     return LoadFinding(figures=figures_of(cases), cases=tuple(cases))
 
 
 def find_broken(lab: Lab, name: str, plan: LoadPlan) -> tuple[frozenset[str], list[LoadCase]]:
-    """Load; what breaks is isolated and left out, and it is tried again. Labels left out in the end, and all cases."""
+    """Load; what breaks is isolated and left out, and it is tried again. Labels left out in the end, and all cases.
+
+    :raises Disturbed: the host disturbed each try
+    """
+    return whole(partial(_find_broken, lab, name, plan), _is_void)
+
+
+def _is_void(found: tuple[frozenset[str], list[LoadCase]], hindered: Hindrances) -> bool:
+    return any(is_void(case.verdict, hindered) for case in found[1])
+
+
+def _find_broken(lab: Lab, name: str, plan: LoadPlan) -> tuple[frozenset[str], list[LoadCase]]:
     excluded: frozenset[str] = lab.excluded
     cases: list[LoadCase] = []
     while True:
@@ -48,10 +63,6 @@ def find_broken(lab: Lab, name: str, plan: LoadPlan) -> tuple[frozenset[str], li
             return excluded, [*cases, case]
         cases.append(replace(case, sections=blamed.sections, isolation=blamed.how))
         excluded |= frozenset(blamed.sections)
-
-
-def _cases(lab: Lab, name: str, plan: LoadPlan) -> list[LoadCase]:
-    return find_broken(lab, name, plan)[1]
 
 
 def _case(lab: Lab, name: str, plan: LoadPlan) -> tuple[LoadCase, Judgement, int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from threading import Event
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.errors import PostloadError, Stopped
 from harness.qemu.binary import QemuBinary
+from harness.qemu.disturbance import Disturbance, Disturbed, Hindrances, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.document import Qemu, read_model
 from harness.studies.findings import StudyFinding
@@ -25,6 +27,20 @@ SCHEMA = "postload.claims/1"
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def spoilt(_: object, hindered: Hindrances) -> bool:
+    """What was seen of a QEMU that was stopped or ended is no answer. One that merely got little CPU was waited for."""
+    return any(each.how is not Disturbance.STARVED for each in hindered)
+
+
+def whole(work: Callable[[], R], void: Callable[[R, Hindrances], bool] = spoilt) -> R:
+    """What comes of some work when the host leaves it alone.
+
+    :param void: whether a result says nothing after what the host did
+    :raises Disturbed: the host disturbed each try
+    """
+    return undisturbed(work, void)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +97,14 @@ class Lab:
         """The machine is reset before each load."""
         return bool(self.ability.resets_before_load)
 
-    def each(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    def each(
+        self, work: Callable[[T], R], items: Iterable[T], void: Callable[[R, Hindrances], bool] = spoilt
+    ) -> list[R]:
         """``work`` of every item, some at a time; results in the order of the items.
 
+        :param void: see :func:`whole`
         :raises Stopped: the run was told to stop
+        :raises Disturbed: the host disturbed each try of an item
         """
 
         failed = Event()
@@ -92,7 +112,7 @@ class Lab:
         def one(item: T) -> R:
             if self.scope.stopped or failed.is_set():
                 raise Stopped("stopped")
-            return work(item)
+            return whole(partial(work, item), void)
 
         with ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="claim") as pool:
             try:
@@ -115,10 +135,14 @@ class MachineFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFailure:
-    """A machine that could not say, and why; the name is empty where there was none to ask."""
+    """A machine that could not say, and why; the name is empty where there was none to ask.
+
+    :param hindered: what the host did, where it disturbed each try
+    """
 
     machine: str
     said: str
+    hindered: Hindrances = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +214,8 @@ class Question:
             except Stopped:
                 raise
             except PostloadError as error:
-                failed.append(MachineFailure(machine=lab.family, said=str(error)))
+                hindered = error.hindered if isinstance(error, Disturbed) else ()
+                failed.append(MachineFailure(machine=lab.family, said=str(error), hindered=hindered))
         return StudyAnswer(
             number=self.number,
             machines=tuple(machines),

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.colo.messages import Message
 from harness.colo.primary import ChannelBroken
+from harness.deadline import Deadline
 from harness.engines.evidence import own_words
 from harness.engines.incoming import Incoming, State
 from harness.engines.pair import let_cpu_threads_go_first
@@ -28,7 +30,7 @@ from harness.qemu.process import socket_path
 from harness.qemu.vm import Vm
 from harness.stream import wire
 from harness.studies.findings import PairFault, PrimaryCase
-from harness.studies.model import Lab
+from harness.studies.model import Lab, whole
 from harness.studies.patient import DEATH_S, colo_exit, guest_answers
 
 #: Long enough for the fault to be there before the next checkpoint begins.
@@ -159,7 +161,7 @@ def _with_tries(lab: Lab, fault: PairFault) -> PrimaryCase:
     for _ in range(_TRIES):
         lab.scope.check()
         try:
-            return primary_case(lab, fault)
+            return whole(partial(primary_case, lab, fault))
         except HarnessError as error:
             why = str(error)
     return PrimaryCase(fault=fault, undecided=why)
@@ -213,7 +215,7 @@ def _joined(lab: Lab, primary: Vm, secondary: Vm) -> Relay:
 def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: PairFault) -> None:
     """Until it is time for the fault."""
     yielding = False
-    end = time.monotonic() + TIMEOUT_S
+    deadline = Deadline(TIMEOUT_S, primary.process.clock, secondary.process.clock)
     while relay.loaded < HEALTHY:
         ready = relay.ready and fault is PairFault.REFUSES
         if ready or (fault is PairFault.OWN and secondary.ended() is not None):
@@ -222,7 +224,7 @@ def _wait_healthy(lab: Lab, relay: Relay, primary: Vm, secondary: Vm, fault: Pai
         if not yielding and _in_colo(events):
             yielding = True
             let_cpu_threads_go_first(primary.process.pid)
-        if lab.scope.stopped or time.monotonic() > end:
+        if lab.scope.stopped or deadline.over:
             raise HarnessError(f"a real pair loaded {relay.loaded} of {HEALTHY} checkpoints within {TIMEOUT_S:g} s")
         time.sleep(_POLL_S)
 
@@ -240,8 +242,8 @@ def _break(fault: PairFault, relay: Relay, secondary: Vm) -> None:
 
 def _observe(fault: PairFault, relay: Relay, primary: Vm, secondary: Vm) -> PrimaryCase:
     """First without a word to the primary, then after ``x-colo-lost-heartbeat``."""
-    end = time.monotonic() + NOTICE_S
-    while time.monotonic() < end and primary.ended() is None and colo_exit(primary) is None:
+    deadline = primary.deadline(NOTICE_S)
+    while not deadline.over and primary.ended() is None and colo_exit(primary) is None:
         time.sleep(_POLL_S)
     # the time that it takes to go on, or not
     time.sleep(0.3)
@@ -286,9 +288,9 @@ def _tell(vm: Vm) -> str:
         vm.qmp("x-colo-lost-heartbeat", ANSWER_S)
     except (QemuError, DeadlineError) as error:
         return (str(error).splitlines() or [""])[0]
-    end = time.monotonic() + NOTICE_S
+    deadline = vm.deadline(NOTICE_S)
     with contextlib.suppress(QemuError, DeadlineError):
-        while time.monotonic() < end and vm.qmp("query-status", ANSWER_S)["status"] != "running":
+        while not deadline.over and vm.qmp("query-status", ANSWER_S)["status"] != "running":
             time.sleep(_POLL_S)
     return ""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-import select
-import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from harness.colo.messages import SIZE_MESSAGE, U32, Message, name_of
 from harness.colo.primary import Buffer, Primary
+from harness.deadline import Deadline, in_time, send_in_time
 from harness.engines.evidence import own_words
 from harness.engines.secondary import capabilities, connect_incoming
 from harness.errors import DeadlineError, GuestError, QemuError
@@ -110,7 +110,7 @@ class Patient:
         try:
             self.vm.qmp("migrate-set-capabilities", capabilities=capabilities(lab.ability.dialect))
             self.sock = connect_incoming(self.vm, START_TIMEOUT_S)
-            self.primary = Primary(self.sock, timeout_s=START_TIMEOUT_S)
+            self.primary = Primary(self.sock, self.vm.process.clock, timeout_s=START_TIMEOUT_S)
             recording = lab.buffers.pack.recordings[lab.before]
             devices = encode(sections_for(recording, mode))
             body = incoming_body(recording, lab.buffers.ram_whole(lab.before), devices)
@@ -131,14 +131,13 @@ class Patient:
 
     def send(self, *buffers: Buffer) -> None:
         """Send what the secondary still takes; that it hangs up is seen in its reaction."""
-        self.sock.settimeout(REACTION_S)
         with contextlib.suppress(OSError):
-            self.sock.sendall(b"".join(buffers))
+            send_in_time(self.sock, b"".join(buffers), self.vm.deadline(REACTION_S))
 
     def reply(self) -> bool:
         """CHECKPOINT_REQUEST, and whether CHECKPOINT_REPLY comes."""
         self.send(REQUEST)
-        return self._answer(time.monotonic() + REQUEST_S) == Message.CHECKPOINT_REPLY.name
+        return self._answer(self.vm.deadline(REQUEST_S)) == Message.CHECKPOINT_REPLY.name
 
     def hang_up(self) -> None:
         """Close the connection."""
@@ -149,11 +148,11 @@ class Patient:
 
         :param listen: read its messages; not after :meth:`hang_up`
         """
-        end = time.monotonic() + timeout_s
+        deadline = self.vm.deadline(timeout_s)
         messages: list[str] = []
         closed = False
-        while time.monotonic() < end:
-            answer = self._answer(time.monotonic() + _SLICE_S) if listen and not closed else None
+        while not deadline.over:
+            answer = self._answer(self.vm.deadline(_SLICE_S)) if listen and not closed else None
             if not listen or closed:
                 time.sleep(_SLICE_S)
             closed = closed or answer == ""
@@ -220,27 +219,24 @@ class Patient:
         return status, refused, told
 
     def _status_within(self, timeout_s: float) -> str:
-        end = time.monotonic() + timeout_s
+        deadline = self.vm.deadline(timeout_s)
         while True:
             status = str(self.vm.qmp("query-status", TAKEOVER_S)["status"])
             colo = str(self.vm.qmp("query-colo-status", TAKEOVER_S)["mode"])
-            if (status in ("running", "paused") and colo == "none") or time.monotonic() > end:
+            if (status in ("running", "paused") and colo == "none") or deadline.over:
                 return status
             time.sleep(_SLICE_S)
 
     def _colo_exit(self) -> str | None:
         return colo_exit(self.vm)
 
-    def _answer(self, end: float) -> str | None:
+    def _answer(self, deadline: Deadline) -> str | None:
         """Name of the next message; empty at the end of the connection, None when nothing comes in time."""
         data = b""
         while len(data) < U32.size:
-            ready, _, _ = select.select([self.sock], [], [], max(0.0, end - time.monotonic()))
-            if not ready and not data:
-                return None
             try:
-                piece = self.sock.recv(U32.size - len(data), 0 if ready else socket.MSG_DONTWAIT)
-            except BlockingIOError:
+                piece = in_time(self.sock, deadline, partial(self.sock.recv, U32.size - len(data)))
+            except TimeoutError:
                 return None
             except OSError:
                 return ""

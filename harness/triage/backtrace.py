@@ -16,17 +16,18 @@ import shlex
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.deadline import Deadline, Lost
 from harness.engines.colo import Session
 from harness.engines.evidence import Evidence
-from harness.errors import PostloadError
+from harness.errors import HinderedError, PostloadError
 from harness.oracles.load import crash_line
 from harness.oracles.words import failed_assertion
+from harness.qemu.hosttime import HostClock
 from harness.qemu.process import scratch_folder
 from harness.qemu.threads import THREADS
 from harness.results.frames import Frame, short_form
@@ -186,19 +187,48 @@ class _Launcher:
         """Whether QEMU is being looked at already."""
         return _STOPPED.search(self.output()) is not None
 
-    def signal(self, number: signal.Signals) -> bool:
-        """Send gdb a signal, if it is there and a child of this process; a number that was given anew is not."""
+    def processes(self) -> tuple[int, ...]:
+        """gdb, if it is there and a child of this process, and what it has started; a number given anew is neither."""
         try:
             pid = int(self._pid.read_text())
             status = Path(f"/proc/{pid}/stat").read_text()
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         except (OSError, ValueError):
-            return False
+            return ()
         if int(status[status.rindex(")") + 2 :].split()[1]) != os.getpid():
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-            return True
+            return ()
+        return (pid, *map(int, children))
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send gdb a signal, if it is there."""
+        for pid in self.processes()[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+                return True
         return False
+
+
+class _GdbClock:
+    """Time in which gdb, or the QEMU under it, could not run. Both are there only some time after the wait began."""
+
+    def __init__(self, launcher: _Launcher) -> None:
+        self._launcher = launcher
+        self._clocks: dict[int, HostClock] = {}
+
+    def follow(self) -> None:
+        """Look for the processes."""
+        for pid in self._launcher.processes():
+            if pid not in self._clocks:
+                self._clocks = {**self._clocks, pid: HostClock.of(pid)}
+
+    def lost(self) -> Lost:
+        """See :class:`harness.deadline.Clock`: that of the process that lost most."""
+        return max((clock.lost() for clock in self._clocks.values()), key=lambda lost: lost.total_s, default=Lost())
+
+    def close(self) -> None:
+        """They are gone."""
+        for clock in self._clocks.values():
+            clock.close()
 
 
 class _GdbWatch:
@@ -209,24 +239,34 @@ class _GdbWatch:
         self.expired = False
         self._launcher = launcher
         self._answer_s = answer_s
-        self._end = time.monotonic() + timeout_s
-        self._moved = time.monotonic()
+        self._clock = _GdbClock(launcher)
+        self._end = Deadline(timeout_s, self._clock)
+        self._silence = Deadline(answer_s, self._clock)
         self.done = threading.Event()
 
     def progress(self) -> None:
         """The case got on."""
-        self._moved = time.monotonic()
+        self._silence = Deadline(self._answer_s, self._clock)
 
     def loop(self) -> None:
         while not self.done.wait(_POLL_S):
-            now = time.monotonic()
-            if now > self._end:
-                self.expired = True
-                self._launcher.signal(signal.SIGKILL)
-                return
-            # gdb hands a SIGINT that it gets on to the program that it runs
-            if not self.interrupted and now > self._moved + self._answer_s and not self._launcher.stopped():
-                self.interrupted = self._launcher.signal(signal.SIGINT)
+            self._clock.follow()
+            try:
+                if not self._end.over:
+                    self._interrupt()
+                    continue
+            except HinderedError:
+                pass  # the host took too much of the time
+            self.expired = True
+            self._launcher.signal(signal.SIGKILL)
+            break
+        self._clock.close()
+
+    def _interrupt(self) -> None:
+        """A program that does not get on; gdb hands a SIGINT that it gets on to the program that it runs."""
+        # one that is being looked at does not get on either
+        if not self.interrupted and not self._launcher.stopped() and self._silence.over:
+            self.interrupted = self._launcher.signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

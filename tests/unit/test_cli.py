@@ -21,6 +21,7 @@ from harness.engines.probe import ColoAbility
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.lanes import schedules
 from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.disturbance import Disturbance, Disturbed, Hindered
 from harness.report import inspection
 from harness.report.text import plural
 from harness.results.document import Cell
@@ -31,6 +32,7 @@ from harness.work import run as run_module
 if TYPE_CHECKING:
     from tests.unit.conftest import Handmade
 
+TERM = Hindered(how=Disturbance.ENDED, signal="SIGTERM")
 MakePack = Callable[..., Path]
 #: Exit code, stdout, stderr.
 Said = tuple[int, str, str]
@@ -372,6 +374,11 @@ def test_reports_that_cannot_be_written_are_the_hosts_fault(
         (HostError("no space"), 3, "postload: no space"),
         (MissingError("install [it]"), 3, "postload: install [it]"),
         (GuestError("no boot"), 3, "postload: no boot"),
+        (
+            Disturbed("QEMU is gone", (TERM,)),
+            3,
+            "gone; the host disturbed each of 3 tries: QEMU was ended from",
+        ),
         (NothingToRun("empty"), 4, "postload: empty"),
         (KeyboardInterrupt(), 3, "postload: interrupted"),
         (RuntimeError("a defect"), 3, "mistake in postload itself"),
