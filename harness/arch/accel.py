@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.arch import architecture_named
 from harness.errors import HostError, QemuError
-from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.binary import AccelSeen, AccelState, QemuBinary
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.process import Process, new_workdir
 
@@ -25,8 +25,8 @@ def prove_accel(binary: QemuBinary, name: str, *, timeout_s: float | None = None
     :raises UsageError: the binary's guests are of an architecture that is not known here
     """
     if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        there = Path("/dev/kvm").exists()
-        return AccelState(name=name, usable=False, reason=f"/dev/kvm {'cannot be opened' if there else 'is missing'}")
+        seen = AccelSeen.NOT_OPENED if Path("/dev/kvm").exists() else AccelSeen.NO_DEVICE
+        return AccelState(name=name, usable=False, seen=seen, said="/dev/kvm")
     architecture = architecture_named(binary.target)
     proof, workdir = architecture.boot_proof, new_workdir()
     (workdir / "boot.img").write_bytes(proof.image)
@@ -45,7 +45,7 @@ def prove_accel(binary: QemuBinary, name: str, *, timeout_s: float | None = None
         with Process(command.argv(), workdir=workdir) as process:
             return _judge(name, process, started, proof.status, timeout_s or ACCEL_TIMEOUT_S)
     except QemuError as error:
-        return AccelState(name=name, usable=False, reason=str(error))
+        return AccelState(name=name, usable=False, seen=AccelSeen.ERROR, said=str(error))
 
 
 def choose_accel(binary: QemuBinary, wanted: str) -> AccelState:
@@ -60,7 +60,7 @@ def choose_accel(binary: QemuBinary, wanted: str) -> AccelState:
         wanted = "tcg"
     state = prove_accel(binary, wanted)
     if not state.usable:
-        raise HostError(f"accelerator {wanted} does not run guest code with {binary.path}: {state.reason}")
+        raise HostError(f"accelerator {wanted} does not run guest code with {binary.path}: {state}")
     return state
 
 
@@ -73,9 +73,8 @@ def _judge(name: str, process: Process, started: float, status: int, timeout_s: 
     ended = process.wait(timeout_s)
     seconds = time.monotonic() - started
     if ended is None:
-        return AccelState(name=name, usable=False, reason=f"guest code did not run within {timeout_s:g} s")
+        return AccelState(name=name, usable=False, seen=AccelSeen.LATE, seconds=timeout_s)
     if ended.status == status:
-        slow = f", which is slower than emulation (more than {FAST_ACCEL_S:g} s)" if seconds > FAST_ACCEL_S else ""
-        return AccelState(name=name, usable=True, reason=f"booted in {seconds:.1f} s{slow}", seconds=seconds)
-    text = process.stderr().strip().splitlines()
-    return AccelState(name=name, usable=False, reason=f"{ended}: {text[-1] if text else 'no message'}")
+        return AccelState(name=name, usable=True, seen=AccelSeen.BOOTED, seconds=seconds)
+    words = [str(ended), *process.stderr().strip().splitlines()[-1:]]
+    return AccelState(name=name, usable=False, seen=AccelSeen.ENDED, said=": ".join(words))

@@ -19,6 +19,7 @@ from harness.engines.probe import probe_colo
 from harness.errors import PostloadError
 from harness.qemu.binary import AccelState, QemuBinary, find_binary, host_binary, probe_binary
 from harness.qemu.walls import standing
+from harness.report.facts import accel_text
 from harness.report.walls import walls_remedy, walls_text
 
 _NEEDED_FREE_BYTES = 2 << 30
@@ -47,7 +48,10 @@ def host_facts(accels: dict[str, AccelState]) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 1,
         "memory_bytes": psutil.virtual_memory().total,
-        "accel": {name: {"usable": a.usable, "reason": a.reason} for name, a in accels.items()},
+        "accel": {
+            name: {"usable": a.usable, "seen": str(a.seen), "said": a.said, "seconds": round(a.seconds, 3)}
+            for name, a in accels.items()
+        },
         "python": platform.python_version(),
     }
 
@@ -102,7 +106,7 @@ def _binary_checks(qemu: str | None) -> list[HostCheck]:
             name=f"accelerator {name}",
             ok=state.usable,
             needed=name == "tcg",
-            found=state.reason,
+            found=accel_text(state),
             remedy="" if state.usable or name != "kvm" else "not needed: TCG is used",
         )
         for name in ("tcg", "kvm")

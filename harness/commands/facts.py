@@ -16,7 +16,7 @@ from harness.devices.device import Device
 from harness.facts import collect_facts, kvm_tried
 from harness.guests.machine import Machine
 from harness.qemu.binary import QemuBinary
-from harness.report.facts import kvm_text
+from harness.report.facts import kvm_text, not_known_text
 from harness.state.recordings import machine_names, missing, planned_guests
 from harness.text import printable
 
@@ -67,7 +67,7 @@ def lines_of(facts: Mapping[str, Any]) -> Iterator[str]:
     for build in facts["qemu"]:
         yield from _build_lines(build)
     for name, why in facts["unknown"].items():
-        yield f"Not known   {name}: {why}"
+        yield f"Not known   {name}: {not_known_text(why)}"
 
 
 def _build_lines(build: Mapping[str, Any]) -> Iterator[str]:

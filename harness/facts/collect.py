@@ -10,7 +10,7 @@ from typing import Any, cast
 from harness.errors import UsageError
 from harness.facts.host import cpu_facts, module_facts, system_facts
 from harness.facts.kvm import kvm_facts
-from harness.facts.model import HostFacts
+from harness.facts.model import HostFacts, NotKnown
 from harness.facts.part import Part
 from harness.facts.qemu import build_facts
 from harness.guests.machine import Machine
@@ -39,7 +39,7 @@ def collect_facts(
         "kvm": kvm_facts(accel if accel is None or accel.name == "kvm" else None),
     }
     facts: dict[str, Any] = {"schema": SCHEMA, "collected": datetime.now(UTC).isoformat(timespec="seconds")}
-    unknown: dict[str, str] = {}
+    unknown: dict[str, NotKnown] = {}
     for name, part in parts.items():
         facts[name] = part.values
         unknown |= _prefixed(name, part)
@@ -61,5 +61,5 @@ def check_facts(facts: HostFacts, whose: str) -> None:
         raise UsageError(f"host facts of {whose}: expected schema {SCHEMA}, got {schema!r}")
 
 
-def _prefixed(prefix: str, part: Part) -> dict[str, str]:
+def _prefixed(prefix: str, part: Part) -> dict[str, NotKnown]:
     return {f"{prefix}.{name}": why for name, why in part.unknown.items()}

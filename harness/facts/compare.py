@@ -9,7 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from harness.facts.collect import check_facts
-from harness.facts.model import BuildFacts, HostFacts, KvmFacts, MachineEntry, MsrEntry, VirtioEntry
+from harness.facts.kvm import kvm_came
+from harness.facts.model import BuildFacts, HostFacts, KvmFacts, MachineEntry, MsrEntry, NotKnown, VirtioEntry
+from harness.qemu.binary import AccelState
 
 _CPU_KEYS = ("vendor", "family", "model", "stepping", "model_name")
 _HOST_CPU_MODELS = ("host", "max")
@@ -69,6 +71,8 @@ class FactChange:
     :param matters: why it matters, where its kind does not say so: ``emulated`` for a guest under TCG
     :param if_kvm: it matters only if the guest ran under KVM, which nobody knows
     :param said: an error, or the version of QEMU that has no such machine
+    :param state: what came of running guest code under KVM on the loading side
+    :param not_known: why one side could not tell
     """
 
     kind: FactKind
@@ -80,6 +84,8 @@ class FactChange:
     matters: Matters | None = None
     if_kvm: bool = False
     said: str = ""
+    state: AccelState | None = None
+    not_known: NotKnown | None = None
 
 
 def compare_facts(old: HostFacts, new: HostFacts) -> list[FactChange]:
@@ -165,7 +171,7 @@ def _flags(before: list[str] | None, after: list[str] | None, kvm: bool | None, 
 
 def _kvm(before: KvmFacts, after: KvmFacts, kvm: bool | None) -> Iterator[FactChange]:
     if before.get("usable") and after.get("usable") is False:
-        change = _change(FactKind.KVM, "", None, Weight.EXPLAINS, said=str(after.get("reason")))
+        change = _change(FactKind.KVM, "", None, Weight.EXPLAINS, state=kvm_came(after))
         yield _weighed(kvm, change)
     yield from _capabilities(before.get("extensions") or {}, after.get("extensions") or {}, kvm)
     yield from _msrs(before.get("msrs"), after.get("msrs"), kvm)
@@ -270,8 +276,8 @@ def _unknown(old: HostFacts, new: HostFacts) -> Iterator[FactChange]:
     for name in sorted(set(before) ^ set(after)):
         if not name.startswith("qemu."):
             was, now = (None, "") if name in before else ("", None)
-            said = str(before.get(name) or after.get(name))
-            yield _change(FactKind.UNKNOWN, was, now, Weight.NOTE, subject=name, said=said)
+            why = before.get(name) or after.get(name)
+            yield _change(FactKind.UNKNOWN, was, now, Weight.NOTE, subject=name, not_known=why)
 
 
 def _change(kind: FactKind, old: object, new: object, weight: Weight, **more: Any) -> FactChange:

@@ -8,7 +8,7 @@ import platform
 import re
 from pathlib import Path
 
-from harness.facts.part import Part, read_text
+from harness.facts.part import NotSaid, Part, not_known, read_text
 
 #: Modules whose presence and parameters decide what a guest gets.
 MODULES = re.compile(
@@ -38,14 +38,14 @@ def cpu_facts(root: Path = Path("/")) -> Part:
         first = _first_cpu(read_text(root / "proc/cpuinfo"))
     except OSError as error:
         first = {}
-        reason = f"/proc/cpuinfo: {error.strerror}"
+        missing: Exception = OSError(error.errno, error.strerror, "/proc/cpuinfo")
     else:
-        reason = "/proc/cpuinfo does not say"
+        missing = NotSaid("/proc/cpuinfo")
     for name, key in _CPU_KEYS.items():
-        part.put(name, lambda key=key: _need(first, key, reason))  # type: ignore[misc]
+        part.put(name, lambda key=key: _need(first, key, missing))  # type: ignore[misc]
     for name, key in _CPU_NUMBERS.items():
-        part.put(name, lambda key=key: int(_need(first, key, reason)))  # type: ignore[misc]
-    part.put("flags", lambda: sorted(set(_need(first, "flags", reason).split())))
+        part.put(name, lambda key=key: int(_need(first, key, missing)))  # type: ignore[misc]
+    part.put("flags", lambda: sorted(set(_need(first, "flags", missing).split())))
     part.values["cores"] = os.cpu_count() or 1
     return part
 
@@ -53,14 +53,14 @@ def cpu_facts(root: Path = Path("/")) -> Part:
 def module_facts(root: Path = Path("/")) -> Part:
     """Loaded and built-in modules that matter: name to parameters.
 
-    A parameter that only root may read is None and has its reason.
+    A parameter that only root may read is None, and it is said why.
     """
     part = Part()
     folder = root / "sys/module"
     try:
         names = sorted(path.name for path in folder.iterdir() if MODULES.fullmatch(path.name))
     except OSError as error:
-        part.unknown["*"] = f"/sys/module: {error.strerror}"
+        part.unknown["*"] = not_known(OSError(error.errno, error.strerror, "/sys/module"))
         return part
     for name in names:
         parameters = _parameters(folder / name / "parameters")
@@ -82,9 +82,9 @@ def _first_cpu(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _need(values: dict[str, str], key: str, reason: str) -> str:
+def _need(values: dict[str, str], key: str, missing: Exception) -> str:
     if not values.get(key):
-        raise LookupError(reason)
+        raise missing
     return values[key]
 
 
@@ -93,4 +93,4 @@ def _os_release(root: Path) -> str:
         key, _, value = line.partition("=")
         if key == "PRETTY_NAME":
             return value.strip().strip("\"'")
-    raise LookupError("/etc/os-release has no PRETTY_NAME")
+    raise NotSaid("/etc/os-release")

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.facts.model import NotKnown, WhyNotKnown
 from harness.facts.part import Part, within
-from harness.qemu.binary import AccelState
+from harness.qemu.binary import AccelSeen, AccelState
 from harness.qemu.msr import msr_name
 
 DEVICE = Path("/dev/kvm")
@@ -78,17 +79,19 @@ def kvm_facts(accel: AccelState | None = None, *, device: Path = DEVICE) -> Part
     part.values["present"] = device.exists()
     part.values["usable"] = None if accel is None else accel.usable
     if accel is None:
-        part.unknown["usable"] = "nobody tried to run guest code under it"
+        part.unknown["usable"] = {"why": WhyNotKnown.NOT_TRIED, "said": ""}
     try:
         handle = within(_TIMEOUT_S, f"open {device}", lambda: os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except Exception as error:
         why = _why_not_open(error, device)
-        part.values |= {"openable": False, "usable": False, "reason": why}
+        seen = AccelSeen.NO_DEVICE if why["why"] is WhyNotKnown.NO_DEVICE else AccelSeen.NOT_OPENED
+        part.values |= {"openable": False, "usable": False, "seen": seen, "said": why["said"], "seconds": 0.0}
         part.unknown.pop("usable", None)
         for name in ("api_version", "extensions", "msrs", "feature_msrs", "cpuid"):
             part.miss(name, why)
         return part
-    part.values |= {"openable": True, "reason": accel.reason if accel else part.unknown["usable"]}
+    tried = accel or AccelState(name="kvm", usable=False, seen=AccelSeen.NOT_TRIED)
+    part.values |= {"openable": True, "seen": tried.seen, "said": tried.said, "seconds": tried.seconds}
 
     def ask(request: int, argument: int | bytearray) -> int:
         # the flag makes the kernel write into the buffer itself; over 1024 bytes it does so anyway
@@ -118,12 +121,11 @@ def ask_kvm(ask: Ask) -> Part:
 class KvmTried:
     """Whether state that KVM refuses could be seen on a host.
 
-    :param reason: what came of running code under KVM
+    :param state: what came of running code under KVM
     :param silent: versions of QEMU that go on without a word when KVM refuses anything but an MSR
     """
 
-    usable: bool
-    reason: str
+    state: AccelState
     silent: tuple[str, ...] = ()
 
 
@@ -133,21 +135,31 @@ def kvm_tried(known: Mapping[str, Any] | AccelState | None) -> KvmTried:
     :param known: host facts, or what came of running code under KVM, or None
     """
     if isinstance(known, AccelState):
-        return KvmTried(usable=known.usable, reason=known.reason)
+        return KvmTried(state=known)
     kvm = (known or {}).get("kvm") or {}
     builds: Sequence[Mapping[str, Any]] = (known or {}).get("qemu") or ()
     return KvmTried(
-        usable=bool(kvm.get("usable")),
-        reason=str(kvm.get("reason") or "nothing is known of this host's KVM"),
+        state=kvm_came(kvm),
         silent=tuple(str(build["version"]) for build in builds if build.get("says_refused_state") is False),
     )
 
 
-def _why_not_open(error: Exception, device: Path) -> str:
+def kvm_came(kvm: Mapping[str, Any]) -> AccelState:
+    """What came of running code under KVM, as the facts of a host say."""
+    return AccelState(
+        name="kvm",
+        usable=bool(kvm.get("usable")),
+        seen=AccelSeen(kvm.get("seen") or AccelSeen.NOTHING_KNOWN),
+        said=str(kvm.get("said") or ""),
+        seconds=float(kvm.get("seconds") or 0.0),
+    )
+
+
+def _why_not_open(error: Exception, device: Path) -> NotKnown:
     if isinstance(error, FileNotFoundError):
-        return f"{device} is missing"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{device} cannot be opened: {reason}"
+        return {"why": WhyNotKnown.NO_DEVICE, "said": str(device)}
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return {"why": WhyNotKnown.NOT_OPENED, "said": f"{device}: {words}"}
 
 
 def _named(index: int) -> dict[str, str | None]:

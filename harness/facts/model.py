@@ -2,20 +2,44 @@
 """The facts of a host as JSON: each key, and what may stand there.
 
 They travel in state packs, so that the model is held against what comes from elsewhere. None stands for what could not
-be had; ``unknown`` has the reason. A key that a later program adds is left alone.
+be had; ``unknown`` says why. A key that a later program adds is left alone.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, StringConstraints
 
 # that of typing tells pydantic too little before Python 3.12
 from typing_extensions import TypedDict
 
+from harness.qemu.binary import AccelSeen
+
 Hex = Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{1,16}$")]
 _MORE = ConfigDict(extra="allow")
+
+
+class WhyNotKnown(StrEnum):
+    """Why a fact could not be had."""
+
+    ERROR = "error"
+    NOT_SAID = "not-said"  # the file ``said`` does not say
+    NOT_TRIED = "not-tried"
+    NOT_ASKED = "not-asked"  # nobody asked a machine
+    NO_MACHINE = "no-machine"  # the build has no machine type ``said``
+    NO_DEVICE = "no-device"  # ``said`` is missing
+    NOT_OPENED = "not-opened"  # ``said`` cannot be opened
+    BEHIND_BRIDGE = "behind-bridge"  # slot ``said``: nobody has set up the bridge before firmware ran
+    NO_INTERFACE = "no-interface"  # slot ``said`` shows neither a modern nor a legacy interface
+
+
+class NotKnown(TypedDict):
+    """Why a fact could not be had; ``said`` is the system's or QEMU's, or what it is about."""
+
+    why: Annotated[WhyNotKnown, BeforeValidator(WhyNotKnown)]
+    said: str
 
 
 class SystemFacts(TypedDict, total=False):
@@ -52,14 +76,17 @@ class MsrEntry(TypedDict):
 class KvmFacts(TypedDict, total=False):
     """What this host's KVM offers.
 
-    ``feature_msrs`` has index to value, ``cpuid`` has ``function.index.register`` to the bits that are offered.
+    ``usable``, ``seen``, ``said`` and ``seconds`` are what came of running guest code under it. ``feature_msrs`` has
+    index to value, ``cpuid`` has ``function.index.register`` to the bits that are offered.
     """
 
     __pydantic_config__ = _MORE  # type: ignore[misc]
     present: bool | None
     openable: bool | None
     usable: bool | None
-    reason: str | None
+    seen: Annotated[AccelSeen, BeforeValidator(AccelSeen)]
+    said: str
+    seconds: float
     api_version: int | None
     extensions: dict[str, int] | None
     msrs: list[MsrEntry] | None
@@ -109,7 +136,7 @@ class BuildFacts(TypedDict, total=False):
 class HostFacts(TypedDict, total=False):
     """All of it; without any key where nobody asked.
 
-    ``modules`` has name to parameters, ``unknown`` the dotted name of what is missing to the reason, ``vmstate`` the
+    ``modules`` has name to parameters, ``unknown`` the dotted name of what is missing to why, ``vmstate`` the
     recording QEMU's own dump of its vmstates (:mod:`harness.qemu.vmstate`), in a pack.
     """
 
@@ -121,5 +148,5 @@ class HostFacts(TypedDict, total=False):
     modules: dict[str, dict[str, str | None]]
     kvm: KvmFacts
     qemu: list[BuildFacts]
-    unknown: dict[str, str]
+    unknown: dict[str, NotKnown]
     vmstate: dict[str, Any]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a part of the facts says what it could not learn: a value that is missing always has a reason."""
+"""How a part of the facts says what it could not learn: a value that is missing always says why."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from harness.errors import DeadlineError, PostloadError
+from harness.facts.model import NotKnown, WhyNotKnown
 
 T = TypeVar("T")
 
@@ -19,30 +20,41 @@ class Part:
     """Facts of one subject.
 
     :param values: JSON; None stands for what could not be had
-    :param unknown: dotted name of what could not be had, to the reason
+    :param unknown: dotted name of what could not be had, to why
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    unknown: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, NotKnown] = field(default_factory=dict)
 
     def put(self, name: str, ask: Callable[[], Any]) -> None:
         """Ask for one value; that it cannot be had is a fact as well."""
         try:
             self.values[name] = ask()
         except (OSError, PostloadError, LookupError, ValueError) as error:
-            self.miss(name, reason_of(error))
+            self.miss(name, not_known(error))
 
-    def miss(self, name: str, why: str) -> None:
+    def miss(self, name: str, why: NotKnown) -> None:
         """One value that cannot be had."""
         self.values[name] = None
         self.unknown[name] = why
 
 
-def reason_of(error: Exception) -> str:
-    """An error in words, without its Python."""
+class NotSaid(LookupError):
+    """A file does not say what was looked for.
+
+    :param path: of the file
+    """
+
+
+def not_known(error: Exception) -> NotKnown:
+    """What an error keeps from being known."""
+    if isinstance(error, NotSaid):
+        return {"why": WhyNotKnown.NOT_SAID, "said": str(error)}
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error).strip("'\"") or type(error).__name__
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        said = str(error).strip("'\"") or type(error).__name__
+    return {"why": WhyNotKnown.ERROR, "said": said}
 
 
 def read_text(path: Path) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.cache import keep_answer, kept_answer
 from harness.errors import PostloadError
-from harness.facts.part import Part
+from harness.facts.model import WhyNotKnown
+from harness.facts.part import Part, not_known
 from harness.facts.virtio import backends, offered
 from harness.guests.machine import Machine, firmware_sink
 from harness.qemu.binary import QemuBinary
@@ -24,7 +25,7 @@ from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm
 
 #: Raise it when the same question gets another answer: kept answers of another number are not used.
-_ANSWERS = 1
+_ANSWERS = 2
 #: Backends whose features are QEMU's own. Those of any other come from the kernel or from another process.
 _OWN_NETDEVS = frozenset({"user", "hubport", "socket", "stream", "dgram"})
 _FOREIGN_DRIVERS = ("vhost", "vfio")
@@ -44,16 +45,16 @@ def build_facts(binary: QemuBinary, machine: Machine | None) -> Part:
     part.put("says_refused_state", lambda: _says_refused_state(Path(binary.path)))
     if machine is None:
         for name in ("machine", "accel", "cpu_model", "virtio"):
-            part.miss(name, "no machine was asked about")
+            part.miss(name, {"why": WhyNotKnown.NOT_ASKED, "said": ""})
         return part
     part.values |= {"machine": machine.name, "accel": machine.accel, "cpu_model": _cpu_model(machine.options)}
     if binary.machine(machine.name) is None:
-        part.miss("virtio", f"QEMU {binary.version} has no machine type {machine.name}")
+        part.miss("virtio", {"why": WhyNotKnown.NO_MACHINE, "said": machine.name})
         return part
     try:
         answers = _virtio(binary, machine)
     except PostloadError as error:
-        part.miss("virtio", str(error))
+        part.miss("virtio", not_known(error))
         return part
     part.values["virtio"] = answers["devices"]
     part.unknown |= {f"virtio.{name}": why for name, why in answers["missed"].items()}

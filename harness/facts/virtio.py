@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import QemuError
+from harness.facts.model import NotKnown, WhyNotKnown
 from harness.qemu.cmdline import Option
 from harness.qemu.vm import Vm
 from harness.stream.virtio import feature_names
@@ -114,13 +115,14 @@ class _Config:
         self._hmp(f"o /w {_CONFIG_ADDRESS:#x} {self._base | register:#x}")
 
 
-def offered(vm: Vm) -> tuple[list[VirtioFeatures], dict[str, str]]:
+def offered(vm: Vm) -> tuple[list[VirtioFeatures], dict[str, NotKnown]]:
     """All virtio devices of a machine that stands still and never ran, in order of their slots.
 
-    :return: what could be read, and the id or slot of the others with the reason
+    :return: what could be read, and the id or slot of the others with why not
     :raises QemuError: QEMU ended, or its monitor does not answer
     """
-    found, missed = [], {}
+    found: list[VirtioFeatures] = []
+    missed: dict[str, NotKnown] = {}
 
     def hmp(line: str) -> str:
         return str(vm.qmp("human-monitor-command", command_line=line))
@@ -129,12 +131,12 @@ def offered(vm: Vm) -> tuple[list[VirtioFeatures], dict[str, str]]:
         slot = f"{device['bus']:02x}:{device['slot']:02x}.{device['function']:x}"
         name = device["qdev_id"] or slot
         if device["bus"] != 0 or device.get("behind"):
-            missed[name] = f"slot {slot} is behind a bridge, which nobody has set up before firmware ran"
+            missed[name] = {"why": WhyNotKnown.BEHIND_BRIDGE, "said": slot}
             continue
         config = _Config(hmp, device["slot"], device["function"])
         bits = read_features(config)
         if bits is None:
-            missed[name] = f"slot {slot} shows neither a modern nor a legacy interface"
+            missed[name] = {"why": WhyNotKnown.NO_INTERFACE, "said": slot}
             continue
         kind = _type_of(device["id"]["device"], config.read(_SUBSYSTEM) >> 16)
         found.append(VirtioFeatures(device=kind, id=device["qdev_id"], slot=slot, bits=bits))

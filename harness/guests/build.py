@@ -17,11 +17,11 @@ from harness.errors import HostError, UsageError
 from harness.files import sweep, temp_dir, write_atomically
 from harness.guests.identity import FileIdentity, GuestIdentity
 from harness.guests.initramfs import build_initramfs
-from harness.guests.kernel import KernelImage, Module, ModuleTree, boot_image, read_module
+from harness.guests.kernel import KernelForm, KernelImage, Module, ModuleTree, boot_image, read_module
 from harness.guests.recipe import PackagedBusybox, PackagedKernel, Recipe
 from harness.tools.apt import AptRoot, Deb, extract
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same inputs would give another guest: kept guests of older formats are then built anew."""
 
 _KERNEL_PREFIX = "linux-image-"
@@ -191,7 +191,7 @@ def _only(folder: Path, package: str, *patterns: str) -> Path:
 
 def _image(vmlinuz: Path, pvh: bool) -> KernelImage:
     data = vmlinuz.read_bytes()
-    return boot_image(data) if pvh else KernelImage(data=data, pvh=False, note="as the package has it")
+    return boot_image(data) if pvh else KernelImage(data=data, pvh=False, form=KernelForm.PACKAGED)
 
 
 def _identity(
@@ -205,7 +205,8 @@ def _identity(
         "schema": "postload.guest/1",
         "name": recipe.name,
         "pvh": image.pvh,
-        "kernel_form": image.note,
+        "kernel_form": image.form,
+        "kernel_said": image.said,
         "kernel": _file_identity(image.data),
         "initramfs": _file_identity(initramfs),
         "packages": {deb.name: {"version": deb.version, "sha256": deb.sha256} for deb in inputs.debs()},

@@ -31,6 +31,7 @@ class GuestIdentity(TypedDict, total=False):
     name: str
     pvh: bool
     kernel_form: str
+    kernel_said: str
     kernel: FileIdentity
     initramfs: FileIdentity
     packages: dict[str, PackageIdentity]

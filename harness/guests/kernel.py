@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
@@ -35,18 +36,31 @@ _PAYLOAD_AT = 0x248
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 
 
+class KernelForm(StrEnum):
+    """How a kernel image came to be: of a bzImage that QEMU cannot start by PVH, why not."""
+
+    ELF = "elf"
+    UNPACKED = "elf-of-bzimage"
+    PACKAGED = "as-packaged"
+    NO_PAYLOAD = "bzimage-without-payload"  # as far as its boot header says
+    PACKED = "bzimage-not-unpacked"
+    NO_PVH = "bzimage-without-pvh-entry"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelImage:
     """What QEMU gets as ``-kernel``.
 
     :param data: the file
     :param pvh: true for an ELF that QEMU starts by PVH, false for the bzImage as the distribution ships it
-    :param note: how it came to be, for people: the payload's compression, or why the bzImage is used
+    :param form: how it came to be
+    :param said: the payload's compression, or why it could not be unpacked
     """
 
     data: bytes
     pvh: bool
-    note: str
+    form: KernelForm
+    said: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +84,17 @@ def boot_image(bzimage: bytes) -> KernelImage:
     if bzimage[:4] == ELF_MAGIC:
         if not has_pvh_note(bzimage):
             raise UsageError("the kernel is an ELF file without a PVH entry (XEN_ELFNOTE_PHYS32_ENTRY)")
-        return KernelImage(data=bzimage, pvh=True, note="ELF given as it is")
+        return KernelImage(data=bzimage, pvh=True, form=KernelForm.ELF)
     payload = _payload(bzimage)
     if payload is None:
-        return KernelImage(data=bzimage, pvh=False, note="bzImage as it is: the boot header names no payload")
+        return KernelImage(data=bzimage, pvh=False, form=KernelForm.NO_PAYLOAD)
     try:
         vmlinux, how = unpack(payload)
     except (PostloadError, lzma.LZMAError, OSError, EOFError, zlib.error) as error:
-        return KernelImage(data=bzimage, pvh=False, note=f"bzImage as it is: {error}")
+        return KernelImage(data=bzimage, pvh=False, form=KernelForm.PACKED, said=str(error))
     if not has_pvh_note(vmlinux):
-        return KernelImage(data=bzimage, pvh=False, note="bzImage as it is: its payload has no PVH entry")
-    return KernelImage(data=vmlinux, pvh=True, note=f"ELF unpacked from the bzImage ({how})")
+        return KernelImage(data=bzimage, pvh=False, form=KernelForm.NO_PVH)
+    return KernelImage(data=vmlinux, pvh=True, form=KernelForm.UNPACKED, said=how)
 
 
 def _payload(bzimage: bytes) -> bytes | None:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,35 @@ class QemuBinary:
         return {"version": self.version, "build": self.build, "path": self.path, "sha256": self.sha256}
 
 
+class AccelSeen(StrEnum):
+    """What came of running guest code under an accelerator; the value is what is stored."""
+
+    BOOTED = "booted"
+    LATE = "late"  # it did not run within so many seconds
+    ENDED = "ended"  # ``said`` is how, and the last line
+    NO_DEVICE = "no-device"  # ``said`` is missing
+    NOT_OPENED = "not-opened"  # ``said`` cannot be opened
+    ERROR = "error"
+    NOT_TRIED = "not-tried"
+    NOTHING_KNOWN = "nothing-known"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccelState:
-    """Whether an accelerator ran guest code just now."""
+    """Whether an accelerator ran guest code just now.
+
+    :param said: by QEMU or the system
+    """
 
     name: str
     usable: bool
-    reason: str
+    seen: AccelSeen
+    said: str = ""
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """For the text of an error: names and what was said, no sentence."""
+        return f"{self.seen}: {self.said}" if self.said else str(self.seen)
 
 
 def find_binary(wanted: str) -> Path:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from harness.arch.accel import FAST_ACCEL_S
 from harness.facts.compare import FactChange, FactKind, Matters, Weight
 from harness.facts.kvm import KvmTried
+from harness.facts.model import NotKnown, WhyNotKnown
+from harness.qemu.binary import AccelSeen, AccelState
 from harness.qemu.msr import msr_label
 
 
@@ -70,7 +73,7 @@ def sides_text(change: FactChange) -> tuple[str, str]:
         return "", f"{len(names)} more: {' '.join(names)}"
     there, gone = _PRESENCE.get(change.kind, ("", ""))
     old, new = (gone if value is None else value or there for value in (change.old, change.new))
-    return old, f"{new}: {change.said}" if change.kind is FactKind.KVM else new
+    return old, f"{new}: {accel_text(change.state)}" if change.state else new
 
 
 def matters_text(change: FactChange) -> str:
@@ -129,14 +132,58 @@ _WHY: Mapping[FactKind, Callable[[FactChange], str]] = {
     FactKind.BACKEND: lambda _: "a device offers what its backend can do",
     FactKind.FEATURE: _feature,
     FactKind.HOST_FACTS: lambda change: change.said,
-    FactKind.UNKNOWN: lambda change: f"not compared: {change.said}",
+    FactKind.UNKNOWN: lambda change: (
+        f"not compared: {not_known_text(change.not_known) if change.not_known else change.said}"
+    ),
 }
+
+
+_SEEN: Mapping[AccelSeen, Callable[[AccelState], str]] = {
+    AccelSeen.BOOTED: lambda state: f"booted in {state.seconds:.1f} s",
+    AccelSeen.LATE: lambda state: f"guest code did not run within {state.seconds:g} s",
+    AccelSeen.ENDED: lambda state: state.said,
+    AccelSeen.NO_DEVICE: lambda state: f"{state.said} is missing",
+    AccelSeen.NOT_OPENED: lambda state: f"{state.said.partition(': ')[0]} cannot be opened{_behind(state.said)}",
+    AccelSeen.ERROR: lambda state: state.said,
+    AccelSeen.NOT_TRIED: lambda _: "nobody tried to run guest code under it",
+    AccelSeen.NOTHING_KNOWN: lambda _: "nothing is known of this host's KVM",
+}
+_NOT_KNOWN: Mapping[WhyNotKnown, Callable[[str], str]] = {
+    WhyNotKnown.ERROR: lambda said: said,
+    WhyNotKnown.NOT_SAID: lambda said: f"{said} does not say",
+    WhyNotKnown.NOT_TRIED: lambda _: "nobody tried to run guest code under it",
+    WhyNotKnown.NOT_ASKED: lambda _: "no machine was asked about",
+    WhyNotKnown.NO_MACHINE: lambda said: f"this QEMU has no machine type {said}",
+    WhyNotKnown.NO_DEVICE: lambda said: f"{said} is missing",
+    WhyNotKnown.NOT_OPENED: lambda said: f"{said.partition(': ')[0]} cannot be opened{_behind(said)}",
+    WhyNotKnown.BEHIND_BRIDGE: lambda said: (
+        f"slot {said} is behind a bridge, which nobody has set up before firmware ran"
+    ),
+    WhyNotKnown.NO_INTERFACE: lambda said: f"slot {said} shows neither a modern nor a legacy interface",
+}
+
+
+def _behind(said: str) -> str:
+    _, colon, words = said.partition(": ")
+    return f"{colon}{words}"
+
+
+def accel_text(state: AccelState) -> str:
+    """What came of running guest code under an accelerator."""
+    text = _SEEN[state.seen](state)
+    slow = state.seen is AccelSeen.BOOTED and state.seconds > FAST_ACCEL_S
+    return f"{text}, which is slower than emulation (more than {FAST_ACCEL_S:g} s)" if slow else text
+
+
+def not_known_text(why: NotKnown) -> str:
+    """Why a fact could not be had."""
+    return _NOT_KNOWN[WhyNotKnown(why["why"])](why["said"])
 
 
 def kvm_text(tried: KvmTried) -> str:
     """Whether state that KVM refuses could be seen, and if not, why."""
-    if not tried.usable:
-        return f"KVM state: could not be tried: {tried.reason}"
+    if not tried.state.usable:
+        return f"KVM state: could not be tried: {accel_text(tried.state)}"
     silent = ", ".join(tried.silent)
     but = f"; QEMU {silent} goes on without a word when KVM refuses anything but an MSR" if silent else ""
-    return f"KVM state: could be tried: {tried.reason}{but}"
+    return f"KVM state: could be tried: {accel_text(tried.state)}{but}"

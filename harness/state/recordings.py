@@ -22,6 +22,7 @@ from harness.devices.device import Device
 from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
 from harness.facts.model import HostFacts
+from harness.facts.part import not_known
 from harness.guests.build import Guest
 from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan
@@ -213,7 +214,7 @@ def facts_of(plan: Plan, kvm: AccelState | None = None) -> HostFacts:
     try:
         return {**facts, VMSTATE: dump_vmstate(plan.binary, plan.machine)}
     except QemuError as error:
-        facts["unknown"][VMSTATE] = str(error)
+        facts["unknown"][VMSTATE] = not_known(error)
         return facts
 
 

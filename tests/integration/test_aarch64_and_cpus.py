@@ -100,7 +100,7 @@ def test_an_accelerator_is_proven_by_code_of_the_guests_architecture(virt: Recor
     assert (virt.binary.target, binary.target) == ("aarch64", "x86_64")
     for each in (virt.binary, binary):
         state = prove_accel(each, "tcg")
-        assert state.usable, state.reason
+        assert state.usable, state
 
 
 def test_the_pack_is_of_a_guest_that_started_without_firmware(virt: Recorded) -> None:

@@ -20,7 +20,7 @@ from harness.commands import resolve as resolve_module
 from harness.engines.probe import ColoAbility
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.lanes import schedules
-from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.binary import AccelSeen, AccelState, QemuBinary
 from harness.qemu.disturbance import Disturbance, Disturbed, Hindered
 from harness.report import inspection
 from harness.report.text import plural
@@ -64,7 +64,7 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     monkeypatch.setattr(resolve_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
     monkeypatch.setattr(resolve_module, "find_binary", lambda _: Path(binary.path))
     monkeypatch.setattr(resolve_module, "probe_binary", lambda *_: binary)
-    on_paper = AccelState(name="tcg", usable=True, reason="on paper")
+    on_paper = AccelState(name="tcg", usable=True, seen=AccelSeen.BOOTED)
     for module in (resolve_module, matrix_module):
         monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))

@@ -13,7 +13,8 @@ from harness.arch import AARCH64, X86_64, Architecture
 from harness.arch import accel as accel_module
 from harness.arch.accel import choose_accel, prove_accel
 from harness.errors import HostError
-from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.binary import AccelSeen, AccelState, QemuBinary
+from harness.report.facts import accel_text
 
 MakeQemu = Callable[[str, Architecture], QemuBinary]
 
@@ -33,11 +34,11 @@ def qemu(tmp_path: Path, binary: QemuBinary) -> MakeQemu:
     ("architecture", "text", "usable", "reason"),
     [
         (X86_64, "exit 85", True, "booted in"),
-        (X86_64, "exit 0", False, "exit status 0: no message"),
+        (X86_64, "exit 0", False, "exit status 0"),
         (X86_64, "echo first; echo no such accelerator >&2; exit 1", False, "exit status 1: no such accelerator"),
         (X86_64, "ulimit -c 0; kill -ABRT $$", False, "SIGABRT"),
         (AARCH64, "exit 0", True, "booted in"),
-        (AARCH64, "exit 85", False, "exit status 85: no message"),
+        (AARCH64, "exit 85", False, "exit status 85"),
     ],
 )
 def test_an_accelerator_is_proven_by_the_exit_of_guest_code(
@@ -45,13 +46,13 @@ def test_an_accelerator_is_proven_by_the_exit_of_guest_code(
 ) -> None:
     state = prove_accel(qemu(text, architecture), "tcg")
     assert state.usable is usable
-    assert reason in state.reason
+    assert reason in accel_text(state)
 
 
 def test_an_accelerator_that_hangs_is_not_usable(qemu: MakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accel_module, "ACCEL_TIMEOUT_S", 0.1)
     state = prove_accel(qemu("exec sleep 1000", X86_64), "tcg")
-    assert (state.usable, state.reason) == (False, "guest code did not run within 0.1 s")
+    assert (state.usable, state.seen, state.seconds) == (False, AccelSeen.LATE, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +76,13 @@ def test_kvm_is_chosen_where_it_is_fast(
 ) -> None:
     def prove(_: QemuBinary, name: str, **__: float) -> AccelState:
         if name == "tcg":
-            return AccelState(name="tcg", usable=True, reason="booted", seconds=0.1)
-        return AccelState(name="kvm", usable=kvm_usable, reason="as told", seconds=kvm_seconds)
+            return AccelState(name="tcg", usable=True, seen=AccelSeen.BOOTED, seconds=0.1)
+        return AccelState(name="kvm", usable=kvm_usable, seen=AccelSeen.ERROR, said="as told", seconds=kvm_seconds)
 
     monkeypatch.setattr(accel_module, "prove_accel", prove)
     if chosen:
         assert choose_accel(binary, wanted).name == chosen
     else:
-        said = f"accelerator kvm does not run guest code with {binary.path}: as told"
+        said = f"accelerator kvm does not run guest code with {binary.path}: error: as told"
         with pytest.raises(HostError, match=said):
             choose_accel(binary, wanted)

@@ -15,9 +15,10 @@ from pydantic import TypeAdapter
 from harness.errors import UsageError
 from harness.facts import SCHEMA, FactChange, Weight, collect_facts, compare_facts, explaining
 from harness.facts.model import HostFacts
-from harness.qemu.binary import AccelState, QemuBinary
+from harness.qemu.binary import AccelSeen, AccelState, QemuBinary
 from harness.report.facts import fact_change_text, matters_text, sides_text, subject_text
 
+NO_PROC = {"why": "error", "said": "no /proc"}
 NET = ["VIRTIO_NET_F_CSUM", "VIRTIO_NET_F_MRG_RXBUF", "VIRTIO_F_VERSION_1"]
 HOST: dict[str, Any] = {
     "schema": SCHEMA,
@@ -28,7 +29,8 @@ HOST: dict[str, Any] = {
     },
     "modules": {"kvm_intel": {"nested": "Y"}, "tun": {}},
     "kvm": {
-        "present": True, "openable": True, "usable": True, "reason": "booted in 0.1 s", "api_version": 12,
+        "present": True, "openable": True, "usable": True, "seen": "booted", "said": "", "seconds": 0.1,
+        "api_version": 12,
         "extensions": {"XSAVE": 1, "XCRS": 1, "NESTED_STATE": 4096, "NR_VCPUS": 8},
         "msrs": [{"index": "0x48", "name": "MSR_IA32_SPEC_CTRL"}, {"index": "0xda0", "name": "MSR_IA32_XSS"}],
         "feature_msrs": {"0x10a": "0xff", "0x480": None}, "cpuid": {"0x7.0.ebx": "0x00010801"},
@@ -71,7 +73,7 @@ TABLE: list[tuple[Callable[[dict[str, Any]], object], str, str, str, Weight]] = 
     (lambda f: f["cpu"].update(model_name="Core"), "CPU model name", "Xeon", "Core", Weight.MAY_MATTER),
     (lambda f: f["cpu"]["flags"].remove("rtm"), "CPU flag rtm", "there", "gone", Weight.MAY_MATTER),
     (lambda f: f["cpu"]["flags"].append("amx_tile"), "CPU flags", "", "1 more: amx_tile", Weight.NOTE),
-    (lambda f: f["kvm"].update(usable=False, reason="SIGABRT"), "KVM", "usable", "not usable: SIGABRT",
+    (lambda f: f["kvm"].update(usable=False, seen="ended", said="SIGABRT"), "KVM", "usable", "not usable: SIGABRT",
      Weight.EXPLAINS),
     (lambda f: f["kvm"]["extensions"].update(NESTED_STATE=0), "KVM_CAP_NESTED_STATE", "4096", "0", Weight.MAY_MATTER),
     (lambda f: f["kvm"]["extensions"].update(NR_VCPUS=16), "KVM_CAP_NR_VCPUS", "8", "16", Weight.NOTE),
@@ -94,7 +96,7 @@ TABLE: list[tuple[Callable[[dict[str, Any]], object], str, str, str, Weight]] = 
      "not offered", "offered", Weight.NOTE),
     (lambda f: _virtio(f).update(backend="tap"), "virtio-net 00:05.0: backend", "user", "tap", Weight.MAY_MATTER),
     (lambda f: f["qemu"][0]["virtio"].clear(), "virtio-net 00:05.0", "there", "gone", Weight.EXPLAINS),
-    (lambda f: (f["cpu"].update(flags=None), f["unknown"].update({"cpu.flags": "no /proc"})), "cpu.flags", "",
+    (lambda f: (f["cpu"].update(flags=None), f["unknown"].update({"cpu.flags": NO_PROC})), "cpu.flags", "",
      "not known", Weight.NOTE),
 ]  # fmt: skip
 
@@ -220,13 +222,13 @@ def test_a_device_that_is_gone_explains_a_section_without_an_owner() -> None:
 
 
 def test_facts_of_this_host_are_json_and_every_gap_has_a_reason(binary: QemuBinary) -> None:
-    accel = AccelState(name="kvm", usable=False, reason="guest code did not run within 10 s")
+    accel = AccelState(name="kvm", usable=False, seen=AccelSeen.LATE, seconds=10)
     facts = collect_facts([binary], accel=accel)
     assert facts["schema"] == SCHEMA
     assert facts["system"]["kernel"]
     assert facts["qemu"][0]["sha256"] == binary.sha256
     assert {"name": "pc-q35-6.0", "alias": None, "deprecated": False} in facts["qemu"][0]["machines"]
-    assert facts["unknown"]["qemu.0.virtio"] == "no machine was asked about"
+    assert facts["unknown"]["qemu.0.virtio"] == {"why": "not-asked", "said": ""}
     for area in ("system", "cpu", "kvm"):
         for name, value in facts[area].items():
             assert value is not None or facts["unknown"][f"{area}.{name}"], (area, name)

@@ -45,9 +45,12 @@ def test_what_the_kernel_does_not_say_has_a_reason(tmp_path: Path) -> None:
     part = cpu_facts(root(tmp_path, {"proc/cpuinfo": "vendor_id : x\nmodel : many\n"}))
     assert part.values["vendor"] == "x"
     assert part.values["microcode"] is None
-    assert part.unknown["microcode"] == "/proc/cpuinfo does not say"
-    assert "many" in part.unknown["model"]
-    assert cpu_facts(tmp_path / "none").unknown["flags"] == "/proc/cpuinfo: No such file or directory"
+    assert part.unknown["microcode"] == {"why": "not-said", "said": "/proc/cpuinfo"}
+    assert "many" in part.unknown["model"]["said"]
+    assert cpu_facts(tmp_path / "none").unknown["flags"] == {
+        "why": "error",
+        "said": "/proc/cpuinfo: No such file or directory",
+    }
 
 
 def test_the_distribution_is_named(tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_the_distribution_is_named(tmp_path: Path) -> None:
     assert system_facts(root(tmp_path, {"etc/os-release": text})).values["os"] == "Debian GNU/Linux 12 (bookworm)"
     part = system_facts(tmp_path / "none")
     assert part.values["os"] is None
-    assert "No such file" in part.unknown["os"]
+    assert "No such file" in part.unknown["os"]["said"]
 
 
 def test_modules_that_matter_come_with_their_parameters(tmp_path: Path) -> None:
@@ -67,7 +70,9 @@ def test_modules_that_matter_come_with_their_parameters(tmp_path: Path) -> None:
     }
     part = module_facts(root(tmp_path, files))
     assert part.values == {"kvm_intel": {"nested": "Y"}, "vhost_net": {}}
-    assert module_facts(tmp_path / "none").unknown == {"*": "/sys/module: No such file or directory"}
+    assert module_facts(tmp_path / "none").unknown == {
+        "*": {"why": "error", "said": "/sys/module: No such file or directory"}
+    }
 
 
 def test_a_parameter_that_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
@@ -76,4 +81,4 @@ def test_a_parameter_that_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     (folder / "sys/module/kvm/parameters/b").mkdir()
     part = module_facts(folder)
     assert part.values == {"kvm": {"a": "1", "b": None}}
-    assert "Is a directory" in part.unknown["kvm.b"]
+    assert "Is a directory" in part.unknown["kvm.b"]["said"]

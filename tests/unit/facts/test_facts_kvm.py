@@ -13,8 +13,8 @@ import pytest
 from harness.errors import DeadlineError
 from harness.facts.kvm import CAPABILITIES, ask_kvm, kvm_facts, kvm_tried
 from harness.facts.part import within
-from harness.qemu.binary import AccelState
-from harness.report.facts import kvm_text
+from harness.qemu.binary import AccelSeen, AccelState
+from harness.report.facts import kvm_text, not_known_text
 
 MSRS = (0xC0000082, 0x10, 0x9999)
 FEATURE_MSRS = {0x10A: 0xC00E16D, 0x8B: None, 0x345: 0}
@@ -80,7 +80,7 @@ def test_a_list_that_is_longer_than_the_room_is_asked_for_again() -> None:
     assert rooms == [4096, 5000]
     # and what the kernel refuses is told, each by itself
     assert part.values["api_version"] is None
-    assert part.unknown["api_version"] == "Invalid argument"
+    assert part.unknown["api_version"] == {"why": "error", "said": "Invalid argument"}
     assert set(part.unknown) == {"api_version", "extensions", "feature_msrs", "cpuid"}
 
 
@@ -88,7 +88,9 @@ def test_a_host_without_the_device_says_so_everywhere(tmp_path: Path) -> None:
     missing = tmp_path / "kvm"
     part = kvm_facts(device=missing)
     assert (part.values["present"], part.values["openable"], part.values["usable"]) == (False, False, False)
-    assert part.unknown["msrs"] == part.values["reason"] == f"{missing} is missing"
+    assert part.unknown["msrs"] == {"why": "no-device", "said": str(missing)}
+    assert (part.values["seen"], part.values["said"]) == ("no-device", str(missing))
+    assert not_known_text(part.unknown["msrs"]) == f"{missing} is missing"
     assert part.values["msrs"] is None
     assert kvm_text(kvm_tried({"kvm": part.values})) == f"KVM state: could not be tried: {missing} is missing"
 
@@ -96,32 +98,38 @@ def test_a_host_without_the_device_says_so_everywhere(tmp_path: Path) -> None:
 def test_a_device_that_is_something_else_says_so(tmp_path: Path) -> None:
     fake = tmp_path / "kvm"
     fake.write_bytes(b"")
-    part = kvm_facts(AccelState(name="kvm", usable=False, reason="SIGABRT"), device=fake)
+    part = kvm_facts(AccelState(name="kvm", usable=False, seen=AccelSeen.ENDED, said="SIGABRT"), device=fake)
     assert part.values["openable"] is True
     assert part.values["msrs"] is None
-    assert "ioctl" in part.unknown["msrs"]
+    assert "ioctl" in part.unknown["msrs"]["said"]
 
 
 @pytest.mark.parametrize(
     ("known", "sentence"),
     [
-        (AccelState(name="kvm", usable=True, reason="booted in 0.1 s"), "could be tried: booted in 0.1 s"),
+        (AccelState(name="kvm", usable=True, seen=AccelSeen.BOOTED, seconds=0.1), "could be tried: booted in 0.1 s"),
         (
-            AccelState(name="kvm", usable=False, reason="guest code did not run within 10 s"),
+            AccelState(name="kvm", usable=False, seen=AccelSeen.LATE, seconds=10),
             "could not be tried: guest code did not run within 10 s",
         ),
-        ({"kvm": {"usable": None, "reason": "nobody tried"}}, "could not be tried: nobody tried"),
-        ({"kvm": {"usable": True, "reason": "booted"}}, "could be tried: booted"),
+        (
+            {"kvm": {"usable": None, "seen": "not-tried"}},
+            "could not be tried: nobody tried to run guest code under it",
+        ),
+        (
+            {"kvm": {"usable": True, "seen": "booted", "seconds": 3}},
+            "could be tried: booted in 3.0 s, which is slower than emulation (more than 1.5 s)",
+        ),
         (
             {
-                "kvm": {"usable": True, "reason": "booted"},
+                "kvm": {"usable": True, "seen": "booted", "seconds": 0.12},
                 "qemu": [
                     {"version": "7.2.22", "says_refused_state": False},
                     {"version": "10.0.1", "says_refused_state": True},
                     {"version": "9.9.9", "says_refused_state": None},
                 ],
             },
-            "could be tried: booted; QEMU 7.2.22 goes on without a word when KVM refuses anything but an MSR",
+            "could be tried: booted in 0.1 s; QEMU 7.2.22 goes on without a word when KVM refuses anything but an MSR",
         ),
         ({}, "could not be tried: nothing is known of this host's KVM"),
         (None, "could not be tried: nothing is known of this host's KVM"),

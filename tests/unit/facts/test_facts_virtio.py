@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import QemuError
+from harness.facts.model import WhyNotKnown
 from harness.facts.virtio import backends, offered
 from harness.qemu.cmdline import Option
 
@@ -115,8 +116,8 @@ def test_what_cannot_be_reached_is_told_with_its_reason() -> None:
     found, missed = offered(fake)  # type: ignore[arg-type]
     assert found == []
     assert set(missed) == {"deep", "00:03.0"}
-    assert "behind a bridge" in missed["deep"]
-    assert "neither" in missed["00:03.0"]
+    assert missed["deep"]["why"] is WhyNotKnown.BEHIND_BRIDGE
+    assert missed["00:03.0"] == {"why": WhyNotKnown.NO_INTERFACE, "said": "00:03.0"}
 
 
 def test_a_monitor_that_prints_something_else_is_an_error() -> None:

@@ -12,7 +12,7 @@ import pytest
 from elf_files import PVH, bzimage, kernel_file, module_file
 
 from harness.errors import HostError, UsageError
-from harness.guests.kernel import ModuleTree, boot_image, has_pvh_note, parse_modinfo, read_module
+from harness.guests.kernel import KernelForm, ModuleTree, boot_image, has_pvh_note, parse_modinfo, read_module
 
 
 @pytest.mark.parametrize("how", [lzma.compress, gzip.compress])
@@ -23,21 +23,22 @@ def test_a_payload_with_a_pvh_note_is_unpacked(how) -> None:  # type: ignore[no-
 
 
 @pytest.mark.parametrize(
-    ("bz", "why"),
+    ("bz", "form", "said"),
     [
-        (bzimage(lzma.compress(kernel_file(b"Xen\0", 17))), "no PVH entry"),
-        (bzimage(lzma.compress(kernel_file(b"GNU\0", 18))), "no PVH entry"),
-        (bzimage(lzma.compress(PVH), protocol=0x207), "no payload"),
-        (bzimage(b"\x5d\0\0\0rest"), "5d000000 is not known"),
-        (bzimage(b"\xfd7zXZ\0broken and broken"), "bzImage as it is"),
-        (bzimage(lzma.compress(PVH))[:-30], "no payload"),
+        (bzimage(lzma.compress(kernel_file(b"Xen\0", 17))), KernelForm.NO_PVH, ""),
+        (bzimage(lzma.compress(kernel_file(b"GNU\0", 18))), KernelForm.NO_PVH, ""),
+        (bzimage(lzma.compress(PVH), protocol=0x207), KernelForm.NO_PAYLOAD, ""),
+        (bzimage(b"\x5d\0\0\0rest"), KernelForm.PACKED, "5d000000 is not known"),
+        (bzimage(b"\xfd7zXZ\0broken and broken"), KernelForm.PACKED, ""),
+        (bzimage(lzma.compress(PVH))[:-30], KernelForm.NO_PAYLOAD, ""),
     ],
 )
-def test_else_the_bzimage_is_booted_as_it_is(bz: bytes, why: str) -> None:
+def test_else_the_bzimage_is_booted_as_it_is(bz: bytes, form: KernelForm, said: str) -> None:
     image = boot_image(bz)
     assert not image.pvh
     assert image.data == bz
-    assert why in image.note
+    assert image.form is form
+    assert said in image.said
 
 
 def test_what_is_no_kernel_is_refused() -> None:

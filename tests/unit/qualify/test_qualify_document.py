@@ -15,6 +15,7 @@ from harness.colo.messages import Step
 from harness.errors import HostError, UsageError
 from harness.facts.compare import FactChange, FactKind, Weight, compare_facts
 from harness.facts.kvm import KvmTried
+from harness.qemu.binary import AccelSeen, AccelState
 from harness.qualify.explained import FieldEvidence, LostBy, LostFeature, Origin, SetAlike, SetBy
 from harness.qualify.model import (
     Answer,
@@ -52,7 +53,7 @@ CSUM = LostFeature(
 )  # fmt: skip
 ENDING = Ending(state=EndingState.DEPRECATED, version="10.0.13")
 STRAY = Stray(section="i8259", uses=("migration", "colo"))
-NO_KVM = KvmTried(usable=False, reason="no KVM")
+NO_KVM = KvmTried(state=AccelState(name="kvm", usable=False, seen=AccelSeen.NOT_TRIED))
 GROWN = StaticDifference(path="i8259/imr", kind=StaticKind.SIZE, name="imr", saved=1, loading=2)
 STATIC = StaticNote(
     how=Disagreement.ALARM_AND_PASSED,
@@ -144,7 +145,7 @@ def test_what_is_told_of_the_causes(doc: QualifyDoc) -> None:
     assert "pc-i440fx-7.2, 7.2.22 -> 10.0.13 (deprecated in 10.0.13)" in text
     assert "-dump-vmstate of both builds says that it can fail: i8259 (field i8259/imr has 1 byte where" in text
     assert "-dump-vmstate of both builds could not be compared: no dump" in text
-    assert "KVM state: could not be tried: no KVM" in text
+    assert "KVM state: could not be tried: nobody tried to run guest code under it" in text
 
 
 def test_document_is_read_back_as_it_was(doc: QualifyDoc) -> None:

@@ -12,6 +12,7 @@ from made_cells import made_cell, refused
 
 from harness.commands.declared import report
 from harness.facts import KvmTried
+from harness.qemu.binary import AccelSeen, AccelState
 from harness.qualify.run import Context, qualify_doc
 from harness.report.qualify import qualify_plain
 from harness.results.document import Cell, MachineResult, Qemu
@@ -25,7 +26,7 @@ FILES = ["cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md", 
 ASKED: dict[str, Any] = {
     "deciding": ["migration", "colo"],
     "travelled": False,
-    "kvm": {"usable": False, "reason": "no KVM", "silent": []},
+    "kvm": {"state": {"name": "kvm", "usable": False, "seen": "not-tried", "said": "", "seconds": 0.0}, "silent": []},
 }
 
 
@@ -76,9 +77,12 @@ def test_the_answer_that_was_given_is_told_again(tmp_path: Path, verdict: Verdic
     for event in kept:
         fold.add(event)
     plain = qualify_plain(
-        qualify_doc(fold.document(), Context(binaries={}, kvm=KvmTried(usable=True, reason="the QEMUs were asked")))
+        qualify_doc(
+            fold.document(),
+            Context(binaries={}, kvm=KvmTried(state=AccelState(name="kvm", usable=True, seen=AccelSeen.BOOTED))),
+        )
     )
     ended, answer, matrix = reported(tmp_path, [*kept, Answered(qualify=plain)])
     assert (ended, answer["answer"], matrix["complete"]) == (code, said, True)
     assert answer == plain
-    assert "the QEMUs were asked" in (tmp_path / "matrix.html").read_text()
+    assert "KVM state: could be tried: booted in" in (tmp_path / "matrix.html").read_text()
