@@ -16,7 +16,7 @@ from harness.report.explain import explain_json, print_page
 from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.known import load_known
-from harness.triage.backtrace import Backtrace
+from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.case import Case
 from harness.triage.explain import ExplainMaterial, explain
 from harness.triage.interrupt import one_interrupt
@@ -71,16 +71,16 @@ def _stack(cell: Cell, material: ExplainMaterial, given: QemuBinary | None, want
         return None
     kept = kept_stack(material.run, cell, given.sha256 if given else None)
     logged = None if given else told_stack(cell)
-    if kept or (logged and (logged.how.startswith("as ") or not wanted)):
+    if kept or (logged and (logged.how is StackHow.PRINTED or not wanted)):
         return kept or logged
     if not wanted:
         return None
     if material.pack is None:
-        return logged or Backtrace(how=f"no backtrace: {material.pack_note}")
+        return logged or Backtrace(how=StackHow.FAILED, said=material.pack_note)
     try:
         binary = given or binary_of(cell)
     except MissingError as error:
-        return logged or Backtrace(how=f"no backtrace: {error}")
+        return logged or Backtrace(how=StackHow.FAILED, said=str(error))
     with err.status("repeating the failing load under gdb"):
         found = repeat_under_gdb(cell, material.run, material.pack, binary)
     return found if found.frames or not logged else logged

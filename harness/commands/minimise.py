@@ -19,6 +19,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.cases import told_case
 from harness.report.console import SafeConsole
+from harness.report.guesses import guess_text
 from harness.report.text import plural
 from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
@@ -138,13 +139,13 @@ class _Shown:
         """After each try."""
         count = f"{plural(now.sessions, 'session')}, {plural(now.loads, 'load')}, {now.seconds:.1f} s"
         told = "fails" if now.hit else "passes"
-        self._status.update(f"{now.stage}: {escape(now.what)}: {told} ({count})")
+        self._status.update(f"{now.stage}: {escape(guess_text(now.what))}: {told} ({count})")
         if now.stage != self._stage:
             self._stage = now.stage
             if not err.is_terminal:
                 err.print(f"{now.stage}: {count}", soft_wrap=True)
         if now.hit and err.is_terminal and not now.replayed:
-            err.print(f"  {now.stage}: {escape(now.what)}: still fails", soft_wrap=True)
+            err.print(f"  {now.stage}: {escape(guess_text(now.what))}: still fails", soft_wrap=True)
 
 
 def _say(case: Case, folder: Path, console: Console) -> None:

@@ -14,6 +14,7 @@ from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
 from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
+from harness.report.stacks import stack_text
 from harness.report.text import plural
 from harness.results.outcome import ControlName
 from harness.results.verdict import FailureClass
@@ -34,7 +35,6 @@ _CONTROLS = {
     ControlName.SAME: "*the same state again*: the secondary's own state is loaded a second time",
     ControlName.BACK_TO_BACK: "*back to back*: the section stands twice in one buffer, and no guest runs in between",
 }
-_NO_SYMBOLS = re.compile(r"^#\d+ .*\?\?", re.MULTILINE)
 _FILES = {
     "reproduce.py": "plays the primary of a COLO pair; Python 3.8 or newer, nothing else",
     "case.json": "the case: machine, what is loaded, what is expected",
@@ -59,7 +59,7 @@ def describe(
     if material.log:
         files["log.txt"] = material.log.rstrip() + "\n"
     if material.backtrace:
-        files["backtrace.txt"] = material.backtrace.rstrip() + "\n"
+        files["backtrace.txt"] = stack_text(material.backtrace) + "\n"
     files["README.md"] = _readme(document, answer, others, files)
     return {name: without_home(text) for name, text in files.items()}
 
@@ -232,8 +232,8 @@ def _details(material: BundleMaterial, document: dict[str, Any], others: Sequenc
     if material.log:
         parts.append(f"QEMU printed:\n\n{_fenced(material.log.strip()[-_LOG_CHARS:])}")
     if material.backtrace:
-        parts.append(f"Stack:\n\n{_fenced(material.backtrace.strip())}")
-        if _NO_SYMBOLS.search(material.backtrace):
+        parts.append(f"Stack:\n\n{_fenced(stack_text(material.backtrace))}")
+        if any(not frame.function for frame in material.backtrace.frames):
             parts.append(_symbols(document))
     if document["leak"]:
         parts.append(_leak(document["leak"]))

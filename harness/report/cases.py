@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.report.guesses import donor_text
 from harness.report.sentences import figure_text
 from harness.report.text import plural
 from harness.results.document import Cell
@@ -54,7 +55,7 @@ def case_sentence(found: SmallestFound, sections: Sequence[str]) -> str:
         )
     if found.result.field_note and not atoms:
         note = found.result.field_note
-        parts.append(_NOTES[note.why].format(note.said))
+        parts.append(_NOTES[note.why].format(note.said or donor_text(note.phase)))
     if found.result.failed < found.result.tried:
         parts.append(f"it fails in {found.result.failed} of {found.result.tried} tries")
     return "; ".join(parts)

@@ -27,6 +27,7 @@ from harness.report.sentences import (
     verdict_meaning,
     warning_text,
 )
+from harness.report.stacks import stack_how, stack_text
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, plural
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
@@ -71,7 +72,7 @@ def explain_json(told: Explanation) -> dict[str, Any]:
         "section_note": section_note(told),
         "phase": {"name": told.phase, "meaning": PHASE_MEANING.get(told.phase, "")},
         "schedule": {"name": cell.lane, "meaning": SCHEDULE_MEANING.get(cell.lane, "")},
-        "stack": None if told.stack is None else told.stack.to_json(),
+        "stack": None if told.stack is None else {**told.stack.to_json(), "text": stack_text(told.stack)},
         "reports": [report.to_json() for report in told.reports],
         "figures": list(figures_of(cell)),
         "case": None if case is None else {"folder": told.case_folder, **case.to_json()},
@@ -438,7 +439,7 @@ def _stack_rows(told: Explanation) -> Lines:
         yield Line(text=frame.text)
     left = len(stack.frames) - len(shown)
     note = f"; {plural(left, 'frame')} of libraries and farther out: --json has them" if left else ""
-    yield Line(text=stack.how + note, style="dim")
+    yield Line(text=stack_how(stack) + note, style="dim")
 
 
 def _reports(told: Explanation) -> Lines:

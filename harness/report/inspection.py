@@ -16,6 +16,7 @@ from harness.devices.device import section_label
 from harness.errors import StreamError, UsageError
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
+from harness.report.containers import container_text
 from harness.stream.container import Container, container_of
 from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
@@ -45,7 +46,7 @@ def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[
         with mapped(path) as view:
             container = container_of(view)
             if container is not None and container.stream_at is None:
-                raise UsageError(f"{path}: not a migration stream, but {container.what}")
+                raise UsageError(f"{path}: not a migration stream, but {container_text(container)}")
             stream = read_foreign(view[container.stream_at :] if container else view)
             document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream, container)}
             document |= {"commands": _commands(stream), "sections": _parts(stream)}
@@ -158,7 +159,7 @@ def _cut(text: str) -> str:
 
 def _stream_head(stream: Stream, container: Container | None) -> dict[str, Any]:
     return {
-        "container": container.what if container else None,
+        "container": container_text(container) if container else None,
         "machine": stream.machine,
         "capabilities": list(stream.capabilities),
         "size_bytes": stream.size,

@@ -5,30 +5,62 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FileKind(StrEnum):
+    """What a file is."""
+
+    UNFINISHED_SAVE = "libvirt-unfinished"
+    QCOW = "qcow"
+    QED = "qed"
+    VMDK = "vmdk"
+    VHD = "vhd"
+    VHDX = "vhdx"
+    VDI = "vdi"
+    LUKS = "luks"
+    GZIP = "gzip"
+    BZIP2 = "bzip2"
+    XZ = "xz"
+    ZSTD = "zstd"
+    LZOP = "lzop"
+    LZ4 = "lz4"
+    ELF = "elf"
+    KDUMP = "kdump"
+    MAKEDUMPFILE = "makedumpfile"
+    ZIP = "zip"
+    TAR = "tar"
+    MULTIFD = "multifd"
+    RAW_DISK = "raw-disk"
+    QCOW2 = "qcow2"
+    LIBVIRT_SAVE = "libvirt-save"
+    TEXT = "text"
+    ZEROS = "zeros"
+
 
 #: Offset, bytes there, and what such a file is.
 _MAGICS = (
-    (0, b"LibvirtQemudPart", "a libvirt save image that was never finished"),
-    (0, b"QFI\xfb", "a QED or qcow disk image"),
-    (0, b"QED\0", "a QED disk image"),
-    (0, b"KDMV", "a VMDK disk image"),
-    (0, b"conectix", "a VHD disk image"),
-    (0, b"vhdxfile", "a VHDX disk image"),
-    (64, b"\x7f\x10\xda\xbe", "a VDI disk image"),
-    (0, b"LUKS\xba\xbe", "a LUKS volume"),
-    (0, b"\x1f\x8b", "compressed by gzip: gunzip it first"),
-    (0, b"BZh", "compressed by bzip2: bunzip2 it first"),
-    (0, b"\xfd7zXZ\0", "compressed by xz: unxz it first"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd: unzstd it first"),
-    (0, b"\x89LZO\0", "compressed by lzop: lzop -d it first"),
-    (0, b"\x04\x22\x4d\x18", "compressed by lz4: unlz4 it first"),
-    (0, b"\x7fELF", "an ELF file, such as a dump of dump-guest-memory: it has memory and no device state"),
-    (0, b"KDUMP   ", "a kdump file: it has memory and no device state"),
-    (0, b"makedumpfile", "a makedumpfile dump: it has memory and no device state"),
-    (0, b"PK\3\4", "a ZIP archive"),
-    (257, b"ustar", "a tar archive"),
-    (0, b"\x11\x22\x33\x44", "what a multifd channel sends: pages without the stream that they belong to"),
-    (510, b"\x55\xaa", "a raw disk image, or a boot sector"),
+    (0, b"LibvirtQemudPart", FileKind.UNFINISHED_SAVE),
+    (0, b"QFI\xfb", FileKind.QCOW),
+    (0, b"QED\0", FileKind.QED),
+    (0, b"KDMV", FileKind.VMDK),
+    (0, b"conectix", FileKind.VHD),
+    (0, b"vhdxfile", FileKind.VHDX),
+    (64, b"\x7f\x10\xda\xbe", FileKind.VDI),
+    (0, b"LUKS\xba\xbe", FileKind.LUKS),
+    (0, b"\x1f\x8b", FileKind.GZIP),
+    (0, b"BZh", FileKind.BZIP2),
+    (0, b"\xfd7zXZ\0", FileKind.XZ),
+    (0, b"\x28\xb5\x2f\xfd", FileKind.ZSTD),
+    (0, b"\x89LZO\0", FileKind.LZOP),
+    (0, b"\x04\x22\x4d\x18", FileKind.LZ4),
+    (0, b"\x7fELF", FileKind.ELF),
+    (0, b"KDUMP   ", FileKind.KDUMP),
+    (0, b"makedumpfile", FileKind.MAKEDUMPFILE),
+    (0, b"PK\3\4", FileKind.ZIP),
+    (257, b"ustar", FileKind.TAR),
+    (0, b"\x11\x22\x33\x44", FileKind.MULTIFD),
+    (510, b"\x55\xaa", FileKind.RAW_DISK),
 )
 _QCOW2 = struct.Struct(">4sI52xIQ")
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -40,11 +72,18 @@ _TEXT = b"{[<"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """:param what: what the file is, for people
+    """A file that is something else, or holds something else, than a migration stream.
+
+    :param version: of a qcow2 image, or of libvirt's format
+    :param snapshots: in a qcow2 image
+    :param format: that libvirt wrote the stream in
     :param stream_at: where a migration stream starts in it, None where it cannot be read from there
     """
 
-    what: str
+    kind: FileKind
+    version: int = 0
+    snapshots: int = 0
+    format: str = ""
     stream_at: int | None = None
 
 
@@ -55,25 +94,23 @@ def container_of(view: memoryview) -> Container | None:
         return _libvirt(head)
     if head.startswith(_QCOW2_MAGIC) and len(head) >= _QCOW2.size:
         return _qcow2(head)
-    named = next((what for at, magic, what in _MAGICS if head[at : at + len(magic)] == magic), None)
+    named = next((kind for at, magic, kind in _MAGICS if head[at : at + len(magic)] == magic), None)
     if named is None and head.lstrip()[:1] in (bytes([each]) for each in _TEXT):
-        named = "text, such as JSON or XML"
+        named = FileKind.TEXT
     if named is None and not any(head):
-        named = "empty at its start: 600 bytes of zeros"
-    return Container(what=named) if named else None
+        named = FileKind.ZEROS
+    return Container(kind=named) if named else None
 
 
 def _qcow2(head: bytes) -> Container:
     """``docs/interop/qcow2.rst``: u32 nb_snapshots at 60."""
     _, version, snapshots, _ = _QCOW2.unpack_from(head)
-    kept = f"{snapshots} internal snapshot{'' if snapshots == 1 else 's'}"
-    state = "; the state of a machine that savevm put there lies scattered in it" if snapshots else ""
-    return Container(what=f"a qcow2 disk image of version {version} with {kept}{state}")
+    return Container(kind=FileKind.QCOW2, version=version, snapshots=snapshots)
 
 
 def _libvirt(head: bytes) -> Container:
     """``virQEMUSaveHeader`` of libvirt: magic, then version, length of the XML, running, format; host byte order."""
     _, version, xml_bytes, _, kind, _ = _LIBVIRT.unpack_from(head)
     name = _LIBVIRT_FORMATS.get(kind, f"unknown ({kind})")
-    what = f"a libvirt save image of version {version}, format {name}"
-    return Container(what=what, stream_at=_LIBVIRT.size + xml_bytes if kind == 0 else None)
+    stream_at = _LIBVIRT.size + xml_bytes if kind == 0 else None
+    return Container(kind=FileKind.LIBVIRT_SAVE, version=version, format=name, stream_at=stream_at)

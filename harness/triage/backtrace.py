@@ -18,6 +18,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ DEADLINE_S = 60.0
 _SLOWER_S = 15.0
 _FRAMES = 48
 _POLL_S = 0.1
-NO_GDB = "no backtrace: gdb is not installed (Debian package gdb)"
 
 #: Everything else is QEMU's own business: it kicks its CPU threads with SIGUSR1.
 _FATAL = ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS")
@@ -51,35 +51,53 @@ _FRAME = re.compile(
 )
 
 
+class StackHow(StrEnum):
+    """How a stack was got, or why not; the value is what is stored."""
+
+    NO_GDB = "no-gdb"
+    LATE = "gdb-late"
+    DENIED = "gdb-denied"  # ``said`` is gdb's line
+    FAILED = "failed"  # ``said`` is the text of an error
+    NOT_AGAIN = "not-again"  # ``said`` is how QEMU ended
+    NO_MACHINE = "no-machine"  # QEMU ``qemu`` has no machine ``said``
+    INTERRUPTED = "interrupted"  # under gdb, while it did not answer
+    STOPPED = "stopped"  # under gdb, by its signal
+    PRINTED = "printed"  # by the sanitizer ``said``
+    THREADS = "threads"  # of the QEMU that hung, as the run saw them
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backtrace:
     """The stack of a failure.
 
     :param frames: of the thread that failed, innermost first; empty when none could be had
     :param short: names from QEMU's innermost frame to the one that dispatched the load; empty when there is none
-    :param how: one sentence on how it was got, or why not
+    :param how: it was got, or why not
+    :param said: see :class:`StackHow`
+    :param debug: debug symbols were found
+    :param qemu: version and path of the QEMU that was looked at, where it is not the cell's own
     :param signal: what stopped it, empty for one that was interrupted
     :param threads: of a hang, the stacks of the other threads, by name
     """
 
     frames: tuple[Frame, ...] = ()
     short: str = ""
-    how: str = NO_GDB
+    how: StackHow = StackHow.NO_GDB
+    said: str = ""
+    debug: bool = False
+    qemu: str = ""
     signal: str = ""
     threads: tuple[tuple[str, tuple[Frame, ...]], ...] = ()
-
-    @property
-    def text(self) -> str:
-        """For a report: a line for each frame, or why there is none."""
-        return "\n".join([self.how, *(frame.text for frame in self.frames)])
 
     def to_json(self) -> dict[str, Any]:
         return {
             "frames": [frame.to_json() for frame in self.frames],
             "short": self.short,
-            "how": self.how,
+            "how": str(self.how),
+            "said": self.said,
+            "debug": self.debug,
+            "qemu": self.qemu,
             "signal": self.signal or None,
-            "text": self.text,
         }
 
 
@@ -119,7 +137,7 @@ def backtrace_by(
     """
     gdb = shutil.which("gdb")
     if gdb is None:
-        return Backtrace(how=NO_GDB)
+        return Backtrace(how=StackHow.NO_GDB)
     with scratch_folder() as folder:
         launcher = _Launcher(folder, gdb, program)
         with _watch(launcher, answer_timeout_s + _SLOWER_S, timeout_s) as watch:
@@ -285,9 +303,9 @@ def _read(output: str, log: str, failed: str, watch: _GdbWatch) -> Backtrace:
     stopped = _STOPPED.search(output)
     name = (stopped[1] or stopped[2]) if stopped else ""
     if watch.expired:
-        return Backtrace(how="no backtrace: gdb was not done within its deadline")
+        return Backtrace(how=StackHow.LATE)
     if not stopped:
-        return Backtrace(how=_why_not(output, log, failed))
+        return _why_not(output, log, failed)
     first, _, rest = output.partition("== all threads ==")
     frames = parse_frames(first)
     threads = parse_threads(rest)
@@ -297,30 +315,22 @@ def _read(output: str, log: str, failed: str, watch: _GdbWatch) -> Backtrace:
     return Backtrace(
         frames=frames,
         short=short,
-        how=_how(name, frames),
+        how=StackHow.INTERRUPTED if name == "SIGINT" else StackHow.STOPPED,
+        debug=any(frame.file for frame in frames if frame.in_qemu),
         signal="" if name == "SIGINT" else name,
         threads=threads if name == "SIGINT" else (),
     )
 
 
-def _how(name: str, frames: Sequence[Frame]) -> str:
-    own = [frame for frame in frames if frame.in_qemu]
-    debug = any(frame.file for frame in own)
-    symbols = "debug symbols" if debug else "exported names only: no debug symbols were found"
-    if name == "SIGINT":
-        return f"repeated under gdb and interrupted while it did not answer; {symbols}"
-    return f"repeated under gdb, stopped by {name}; {symbols}"
-
-
-def _why_not(output: str, log: str, failed: str) -> str:
+def _why_not(output: str, log: str, failed: str) -> Backtrace:
     said = f"{output}\n{log}\n{failed}"
     denied = re.search(r".*(ptrace|Operation not permitted|Could not trace|not traced).*", said)
     if denied:
-        return f"no backtrace: gdb may not trace here: {denied[0].strip()[-300:]}"
+        return Backtrace(how=StackHow.DENIED, said=denied[0].strip()[-300:])
     if failed:
-        return f"no backtrace: {failed[-300:]}"
+        return Backtrace(how=StackHow.FAILED, said=failed[-300:])
     ended = _ENDED.search(output)
-    return f"no backtrace: it did not crash again under gdb{f': QEMU {ended[0]}' if ended else ''}"
+    return Backtrace(how=StackHow.NOT_AGAIN, said=ended[0] if ended else "")
 
 
 def _named_in(log: str) -> str:

@@ -48,7 +48,7 @@ from harness.stream.model import Stream
 from harness.stream.reader import read_stream
 from harness.stream.vmdesc import DeviceDesc, StructDesc, VmDesc
 from harness.stream.writer import encode_vmdesc
-from harness.triage.backtrace import backtrace_by
+from harness.triage.backtrace import Backtrace, backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
 from harness.triage.cells import LIKE_LOADS, at_start, phase_of
 from harness.triage.driftcase import drift_cases
@@ -106,7 +106,7 @@ class BundleMaterial:
 
     :param outcome: of the cell that it is about
     :param log: what QEMU printed
-    :param backtrace: empty where none is known
+    :param backtrace: None where none is known
     :param guest: what was recorded, in words
     :param subsections: see :func:`subsections`
     """
@@ -114,7 +114,7 @@ class BundleMaterial:
     case: Case
     outcome: Outcome | None = None
     log: str = ""
-    backtrace: str = ""
+    backtrace: Backtrace | None = None
     guest: str = ""
     subsections: tuple[dict[str, Any], ...] = ()
 
@@ -411,7 +411,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         outcome=cell.outcome,
         log=cell.outcome.log,
         # under gdb there would be no walls
-        backtrace=_known_backtrace(run, cell) or ("" if foreign else _backtrace(bare, qemu)),
+        backtrace=_known_backtrace(run, cell) or (None if foreign else _backtrace(bare, qemu)),
         guest=guest,
         subsections=tuple(subsections(bare, vmdesc)) if vmdesc else (),
     )
@@ -526,10 +526,10 @@ def _guest_words(pack: StatePack) -> str:
     return " ".join(str(word) for word in (pack.manifest.guest.get("name"), kernel) if word)
 
 
-def _backtrace(case: Case, qemu: str) -> str:
-    """The stack of a crash, by running the script once more under gdb; empty where there is none."""
+def _backtrace(case: Case, qemu: str) -> Backtrace | None:
+    """The stack of a crash, by running the script once more under gdb; None where there is none."""
     if case.verdict != Verdict.CRASH or not Path(qemu).is_file():
-        return ""
+        return None
     with scratch_folder() as scratch:
         folder = case.save(scratch / "case")
 
@@ -540,10 +540,10 @@ def _backtrace(case: Case, qemu: str) -> str:
                 return str(error)
 
         found = backtrace_by(run, Path(qemu), answer_timeout_s=GDB_TIMEOUT_S)
-    return found.text if found.frames else ""
+    return found if found.frames else None
 
 
-def _known_backtrace(run: Path, cell: Cell) -> str:
+def _known_backtrace(run: Path, cell: Cell) -> Backtrace | None:
     """The stack, where somebody has looked at it already."""
     found = kept_stack(run, cell)
-    return found.text if found and found.frames else ""
+    return found if found and found.frames else None

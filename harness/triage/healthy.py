@@ -30,9 +30,9 @@ class HealthyState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Donor:
-    """Sections by their label, and where they come from, in words."""
+    """Sections by their label, and the phase that they come from; empty for a machine that never ran."""
 
-    name: str
+    phase: str
     state: Mapping[str, HealthyState]
 
 
@@ -44,7 +44,7 @@ def recorded_donors(pack: StatePack, phase: str, labels: Sequence[str]) -> Itera
         if len(payloads) == len(labels) and payloads not in seen:
             seen.add(payloads)
             recording = pack.recordings[other]
-            yield Donor(name=f"phase {other}", state=_states(recording.sections, labels))
+            yield Donor(phase=other, state=_states(recording.sections, labels))
 
 
 def never_run(binary: QemuBinary, machine: Machine) -> Donor:
@@ -61,7 +61,7 @@ def never_run(binary: QemuBinary, machine: Machine) -> Donor:
         with open_stream(sink) as stream:
             sections = tuple(stream.devices)
             state = _states(sections, [label_of(section) for section in sections])
-    return Donor(name="a machine that never ran", state=state)
+    return Donor(phase="", state=state)
 
 
 def _payloads(pack: StatePack, phase: str, labels: Sequence[str]) -> tuple[bytes, ...]:

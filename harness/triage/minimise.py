@@ -24,6 +24,7 @@ from typing import Generic, Protocol, TypeVar
 
 from harness.ddmin import ddmin
 from harness.errors import HarnessError
+from harness.triage.guess import Guess, Trying
 
 #: How sure a miss has to be.
 CONFIDENCE = 0.95
@@ -107,14 +108,14 @@ class NoJournal:
 class Progress:
     """Where a search is.
 
-    :param what: the candidate that was just tried, in words
+    :param what: the candidate that was just tried
     :param hit: it failed in the wanted way
     :param tested: see :class:`Attempt`
     :param replayed: the try came out of the journal
     """
 
     stage: str
-    what: str
+    what: Guess
     hit: bool
     tested: bool
     replayed: bool
@@ -174,7 +175,7 @@ class Search(Generic[C]):
         self._rate(start, STEADY_AFTER, self.start_tries)
         self._safe = start
 
-    def improve(self, candidate: C, what: str) -> bool:
+    def improve(self, candidate: C, what: Guess) -> bool:
         """Take a smaller candidate when it fails as well."""
         if self.fails(candidate, what):
             self._best = candidate
@@ -188,7 +189,7 @@ class Search(Generic[C]):
         if best == self._safe or not self.steady:
             self._safe = best
             return
-        if self._once(best, "once more").hit:
+        if self._once(best, Guess(what=Trying.AGAIN)).hit:
             self._safe = best
             return
         # what was believed after one miss has to be asked again
@@ -207,7 +208,7 @@ class Search(Generic[C]):
         failed = tried = made = 0
         while made < (FINAL_TRIES if self.steady and failed == made else max(RATE_TRIES, self.patience)):
             made += 1
-            attempt = self._once(self.best, f"try {made}")
+            attempt = self._once(self.best, Guess(what=Trying.NUMBER, count=made))
             tried += attempt.tested
             failed += attempt.hit
         return failed, tried
@@ -222,18 +223,18 @@ class Search(Generic[C]):
             if failed == made == enough or failed >= max(RATE_HITS, enough):
                 break
             made += 1
-            attempt = self._once(candidate, f"try {made}")
+            attempt = self._once(candidate, Guess(what=Trying.NUMBER, count=made))
             tried += attempt.tested
             failed += attempt.hit
         if not failed:
             raise NotReproduced(failed, made)
         self.failed, self.tried, self.steady = failed, tried, failed == tried
 
-    def fails(self, candidate: C, what: str) -> bool:
+    def fails(self, candidate: C, what: Guess) -> bool:
         """Whether a candidate fails, without taking it."""
         return self.shows(candidate, what) is Shows.YES
 
-    def shows(self, candidate: C, what: str) -> Shows:
+    def shows(self, candidate: C, what: Guess) -> Shows:
         """Whether a candidate fails, does not, or could not be tested."""
         key = self.key(candidate)
         if candidate == self._best:
@@ -242,7 +243,7 @@ class Search(Generic[C]):
             self._known[key] = self._try(candidate, what)
         return self._known[key]
 
-    def _try(self, candidate: C, what: str) -> Shows:
+    def _try(self, candidate: C, what: Guess) -> Shows:
         needed = 1 if self.steady else FLAKY_HITS
         hits = misses = untested = 0
         while misses + untested + hits < self.patience * needed:
@@ -256,7 +257,7 @@ class Search(Generic[C]):
                 break
         return Shows.UNTESTED if untested else Shows.NO
 
-    def _once(self, candidate: C, what: str) -> Attempt:
+    def _once(self, candidate: C, what: Guess) -> Attempt:
         key = self.key(candidate)
         told = self.journal.recall(key)
         attempt = told or self.attempt(candidate)

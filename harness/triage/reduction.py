@@ -20,6 +20,7 @@ from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
 from harness.stream.vmdesc import decode
 from harness.triage.fields import Atom, differences, split_bits, split_bytes, whole_numbers
+from harness.triage.guess import Guess, Loads, Trying
 from harness.triage.healthy import Donor, never_run, recorded_donors
 from harness.triage.minimise import NotReproduced, Search, Shows, fewest, needed
 from harness.triage.reduced import Candidate, Labels, Pages, Reduced, all_pages, connected, halves
@@ -48,11 +49,13 @@ class NoField(Enum):
 class FieldNote:
     """Why no field is named.
 
-    :param said: whose state was compared, or the words of an error
+    :param phase: whose state was compared, empty for that of a machine that never ran
+    :param said: the words of an error
     """
 
     why: NoField
-    said: str
+    phase: str = ""
+    said: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,39 +180,40 @@ class Reduction:
             if self._search.improve(candidate, what):
                 return
 
-    def _guesses(self) -> Iterator[tuple[Candidate, str]]:
+    def _guesses(self) -> Iterator[tuple[Candidate, Guess]]:
         target, best = self._target, self._search.best
         if best.mode is GuestMode.PARKED and target.kind == "leak":
             bare = replace(best, start=self._least_start(best.own), dropped=self._boot_options())
-            yield replace(bare, ram=()), "this section alone, without memory"
-            yield bare, "this section alone"
+            yield replace(bare, ram=()), Guess(what=Trying.ONE_BARE)
+            yield bare, Guess(what=Trying.ONE)
             return
         if not target.hint or target.cell.verdict is Verdict.GUEST_FAULT:
             return
         small = replace(best, mode=GuestMode.PARKED, own=target.hint, sections=target.hint | self._base())
         small = replace(small, incoming=target.phase)
         bare = replace(small, start=self._least_start(target.hint), ram=(), dropped=self._boot_options())
-        for steps, said in self._step_guesses():
-            yield replace(bare, steps=steps), f"what was blamed alone, {said}, without memory"
-        for steps, said in self._step_guesses():
-            yield replace(small, steps=steps), f"what was blamed alone, {said}"
+        for what, candidate in ((Trying.BLAMED_BARE, bare), (Trying.BLAMED, small)):
+            for steps, loads, count in self._step_guesses():
+                yield replace(candidate, steps=steps), Guess(what=what, loads=loads, count=count)
 
-    def _step_guesses(self) -> Iterator[tuple[tuple[Checkpoint, ...], str]]:
+    def _step_guesses(self) -> Iterator[tuple[tuple[Checkpoint, ...], Loads, int]]:
+        """Checkpoints, how they load, and how often."""
         target = self._target
         together = max(step.repeat for step in self._search.best.steps) > 1
         if target.at_start:
-            yield (Checkpoint(phase=target.phase),), "in the incoming stream"
+            yield (Checkpoint(phase=target.phase),), Loads.INCOMING, 0
             return
         phase, load = target.phase, self._failing_load()
         if not (target.resets and together):
-            yield (Checkpoint(phase=phase),), "once"
+            yield (Checkpoint(phase=phase),), Loads.ONCE, 0
         if together:
-            yield (Checkpoint(phase=phase, repeat=2),), "twice in one buffer"
+            yield (Checkpoint(phase=phase, repeat=2),), Loads.TOGETHER, 0
         if load > 1:
             many = min(2 * load, MAX_REPEATS)
             yield (
                 (Checkpoint(phase=phase, repeat=many if together else 1),) * (1 if together else many),
-                f"{many} times",
+                Loads.TIMES,
+                many,
             )
 
     def _failing_load(self) -> int:
@@ -223,19 +227,19 @@ class Reduction:
             return
         if self._target.at_start:
             # what comes behind the incoming stream is never loaded
-            search.improve(replace(search.best, steps=search.best.steps[:1]), "the incoming stream")
+            search.improve(replace(search.best, steps=search.best.steps[:1]), Guess(what=Trying.INCOMING))
         else:
             self._shorten()
         if search.best.mode is GuestMode.RUNNING and self._target.cell.verdict is not Verdict.GUEST_FAULT:
-            search.improve(replace(search.best, mode=GuestMode.PARKED), "parked")
+            search.improve(replace(search.best, mode=GuestMode.PARKED), Guess(what=Trying.PARKED))
         best = search.best
         if best.incoming != best.steps[0].phase:
-            search.improve(replace(best, incoming=best.steps[0].phase), "begun in the same phase")
+            search.improve(replace(best, incoming=best.steps[0].phase), Guess(what=Trying.SAME_PHASE))
 
     def _shorten(self) -> None:
         search = self._search
         steps = self._up_to_failure(search.best.steps)
-        search.improve(replace(search.best, steps=steps), f"{len(steps)} checkpoints")
+        search.improve(replace(search.best, steps=steps), Guess(what=Trying.CHECKPOINTS, count=len(steps)))
         steps = search.best.steps
         if len({step.phase for step in steps}) == 1 and len(steps) > 1:
             fewest(len(steps), lambda n: self._with_steps(steps[:n], steps[0].phase))
@@ -265,12 +269,13 @@ class Reduction:
     def _with_steps(self, steps: tuple[Checkpoint, ...], incoming: str | None) -> bool:
         best = self._search.best
         candidate = replace(best, steps=steps, incoming=incoming or best.incoming)
-        return self._search.improve(candidate, f"{len(steps)} checkpoints")
+        return self._search.improve(candidate, Guess(what=Trying.CHECKPOINTS, count=len(steps)))
 
     def _repeated(self, at: int, count: int) -> bool:
         steps = list(self._search.best.steps)
         steps[at] = replace(steps[at], repeat=count)
-        return self._search.improve(replace(self._search.best, steps=tuple(steps)), f"{count} loads in one buffer")
+        tried = Guess(what=Trying.IN_ONE_BUFFER, count=count)
+        return self._search.improve(replace(self._search.best, steps=tuple(steps)), tried)
 
     def _sections(self) -> None:
         """Which sections have to be in a checkpoint."""
@@ -285,7 +290,7 @@ class Reduction:
         labels, best = frozenset(kept), self._search.best
         own = best.own & labels or labels
         candidate = replace(best, sections=labels | self._base(), own=own)
-        return self._search.improve(candidate, f"{len(kept)} sections")
+        return self._search.improve(candidate, Guess(what=Trying.SECTIONS, count=len(kept)))
 
     def _incoming(self) -> None:
         """Which sections have to be in the incoming stream; a guest that runs needs them all."""
@@ -295,13 +300,15 @@ class Reduction:
         if self._target.at_start:
             self._reduce_start(self._target.labels if best.start is None else best.start)
             kept = (self._search.best.start or self._target.labels) - self._target.cpu
-            self._search.improve(replace(self._search.best, sections=kept, own=kept), "no other section")
+            self._search.improve(replace(self._search.best, sections=kept, own=kept), Guess(what=Trying.NO_OTHER))
             return
         least = self._least_start(best.sections)
-        self._search.improve(replace(best, start=least - best.sections | self._fixed_start()), "nothing but the CPU")
+        bare = replace(best, start=least - best.sections | self._fixed_start())
+        self._search.improve(bare, Guess(what=Trying.CPU_ALONE))
         if self._search.best.start is not None and self._search.best.start <= self._fixed_start():
             return
-        if self._search.best.start is None and not self._search.improve(replace(best, start=least), "what is loaded"):
+        loaded = Guess(what=Trying.LOADED)
+        if self._search.best.start is None and not self._search.improve(replace(best, start=least), loaded):
             self._reduce_start(self._target.labels)
 
     def _reduce_start(self, labels: Labels) -> None:
@@ -309,7 +316,7 @@ class Reduction:
 
         def test(kept: tuple[str, ...]) -> bool:
             candidate = replace(self._search.best, start=frozenset(kept) | fixed)
-            return self._search.improve(candidate, f"{len(kept)} sections before the first load")
+            return self._search.improve(candidate, Guess(what=Trying.BEFORE, count=len(kept)))
 
         needed(sorted(labels - fixed), test)
 
@@ -318,7 +325,8 @@ class Reduction:
         search, best = self._search, self._search.best
         if self._target.cell.verdict is Verdict.GUEST_FAULT:
             return  # a guest without its memory faults anyway
-        if best.ram == () or search.improve(replace(best, ram=()), "without memory") or best.mode is GuestMode.RUNNING:
+        without = Guess(what=Trying.NO_MEMORY)
+        if best.ram == () or search.improve(replace(best, ram=()), without) or best.mode is GuestMode.RUNNING:
             return
         ranges = all_pages(self._target.buffers.pack)
         while True:
@@ -329,28 +337,29 @@ class Reduction:
 
     def _with_pages(self, kept: tuple[Pages, ...]) -> bool:
         count = sum(part.stop - part.first for part in kept)
-        return self._search.improve(replace(self._search.best, ram=tuple(kept)), f"{count} pages")
+        tried = Guess(what=Trying.PAGES, count=count)
+        return self._search.improve(replace(self._search.best, ram=tuple(kept)), tried)
 
     def _options(self) -> None:
         """Options of the machine that are not needed: those that boot a guest first, then each other one."""
         search, best = self._search, self._search.best
         if best.mode is GuestMode.RUNNING:
             return
-        search.improve(replace(best, dropped=best.dropped | self._boot_options()), "without a kernel")
+        search.improve(replace(best, dropped=best.dropped | self._boot_options()), Guess(what=Trying.NO_KERNEL))
         options = self._target.buffers.machine.options
         # what defines the machine stays, though its default would do
         left = {n for n, o in enumerate(options) if n not in search.best.dropped and o.name not in ("m", "smp")}
         groups = [group & left for group in connected(options) if group & left]
-        kept = self._without(groups, "devices")
-        self._without([frozenset({n}) for n in sorted(frozenset().union(*kept))], "options")
+        kept = self._without(groups, Trying.DEVICES)
+        self._without([frozenset({n}) for n in sorted(frozenset().union(*kept))], Trying.OPTIONS)
 
-    def _without(self, groups: list[frozenset[int]], what: str) -> tuple[frozenset[int], ...]:
+    def _without(self, groups: list[frozenset[int]], what: Trying) -> tuple[frozenset[int], ...]:
         search = self._search
         fixed, everything = search.best.dropped, frozenset().union(*groups)
 
         def test(kept: tuple[frozenset[int], ...]) -> bool:
             dropped = fixed | (everything - frozenset().union(*kept))
-            return search.improve(replace(search.best, dropped=dropped), f"{len(kept)} more {what}")
+            return search.improve(replace(search.best, dropped=dropped), Guess(what=what, count=len(kept)))
 
         return needed(groups, test)
 
@@ -366,13 +375,14 @@ class Reduction:
             if not atoms:
                 continue
             search, healthy = self._search, self._search.best.healthy | frozenset(atoms)
-            shown = search.shows(replace(search.best, healthy=healthy), f"all fields as in {donor.name}")
+            tried = Guess(what=Trying.DONOR, name=donor.phase)
+            shown = search.shows(replace(search.best, healthy=healthy), tried)
             if shown is Shows.NO:
                 self._note = None
                 self._narrow(phase, atoms)
                 return
             why = NoField.FAILS_TOO if shown is Shows.YES else NoField.NOT_TAKEN
-            self._note = FieldNote(why=why, said=donor.name)
+            self._note = FieldNote(why=why, phase=donor.phase)
 
     def _donors(self, phase: str, labels: list[str]) -> Iterator[Donor]:
         recorded = recorded_donors(self._target.buffers.pack, phase, labels)
@@ -404,9 +414,9 @@ class Reduction:
         def payload(atom: Atom) -> bytes:
             return reduced.payload(phase, atom.section)
 
-        kept = self._healthier(tuple(atoms), "fields")
-        kept = self._healthier(tuple(p for atom in kept for p in split_bytes(atom, payload(atom))), "bytes")
-        kept = self._healthier(tuple(p for atom in kept for p in split_bits(atom, payload(atom))), "bits")
+        kept = self._healthier(tuple(atoms), Trying.FIELDS)
+        kept = self._healthier(tuple(p for atom in kept for p in split_bytes(atom, payload(atom))), Trying.BYTES)
+        kept = self._healthier(tuple(p for atom in kept for p in split_bits(atom, payload(atom))), Trying.BITS)
         self._prove(whole_numbers(kept, atoms))
 
     def _prove(self, kept: tuple[Atom, ...]) -> None:
@@ -414,12 +424,12 @@ class Reduction:
         search = self._search
         for atom in kept:
             less = replace(search.best, healthy=search.best.healthy | {atom})
-            if search.shows(less, f"{atom.path} healthy") is Shows.NO:
+            if search.shows(less, Guess(what=Trying.HEALTHY, name=atom.path)) is Shows.NO:
                 self._needed += (atom,)
             else:
                 self._untested += (atom,)
 
-    def _healthier(self, atoms: tuple[Atom, ...], what: str) -> tuple[Atom, ...]:
+    def _healthier(self, atoms: tuple[Atom, ...], what: Trying) -> tuple[Atom, ...]:
         fixed = self._search.best.healthy
 
         def test(kept: tuple[Atom, ...]) -> bool:
@@ -428,7 +438,7 @@ class Reduction:
                 return False
             left = frozenset(kept)
             healthy = fixed | frozenset(atom for atom in atoms if atom not in left)
-            return self._search.improve(replace(self._search.best, healthy=healthy), f"{len(kept)} {what}")
+            return self._search.improve(replace(self._search.best, healthy=healthy), Guess(what=what, count=len(kept)))
 
         return needed(atoms, test)
 

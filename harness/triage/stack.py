@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The stack of a cell's failure: out of its log, or of a repetition under gdb, and kept beside the run.
 
-It is kept in ``backtraces/CELL.json`` (schema ``postload.backtrace/1``), for the next who asks.
+It is kept in ``backtraces/CELL.json`` (schema ``postload.backtrace/2``), for the next who asks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
 from harness.results.signature import name_of, signature_of_cell
 from harness.state.transforms import GuestMode, cpu_labels
-from harness.triage.backtrace import Backtrace, backtrace_of, hang_frames
+from harness.triage.backtrace import Backtrace, StackHow, backtrace_of, hang_frames
 from harness.triage.cells import phase_of
 
-STACK_SCHEMA = "postload.backtrace/1"
+STACK_SCHEMA = "postload.backtrace/2"
 BACKTRACES = "backtraces"
 #: The guest runs so long after each load, as it does in a matrix.
 _RUN_S = 0.002
@@ -67,7 +67,15 @@ def kept_stack(run: Path, cell: Cell, sha256: str | None = None) -> Backtrace | 
             return None
         told = document["backtrace"]
         frames = tuple(Frame(**each) for each in told["frames"])
-        return Backtrace(frames=frames, short=told["short"], how=told["how"], signal=told["signal"] or "")
+        return Backtrace(
+            frames=frames,
+            short=told["short"],
+            how=StackHow(told["how"]),
+            said=told["said"],
+            debug=told["debug"],
+            qemu=told["qemu"],
+            signal=told["signal"] or "",
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -93,27 +101,26 @@ def told_stack(cell: Cell) -> Backtrace | None:
     report = first_report(log.partition(THREADS)[0])
     if report and report.frames:
         short = short_form(report.frames, report.function)
-        return Backtrace(frames=report.frames, short=short, how=f"as {report.tool} printed it")
+        return Backtrace(frames=report.frames, short=short, how=StackHow.PRINTED, said=report.tool)
     frames = hang_frames(log)
     if frames:
-        how = "threads of the QEMU that hung, as the run saw them"
-        return Backtrace(frames=frames, short=short_form(frames), how=how)
+        return Backtrace(frames=frames, short=short_form(frames), how=StackHow.THREADS)
     return None
 
 
 def repeat_under_gdb(cell: Cell, run: Path, pack: StatePack, binary: QemuBinary) -> Backtrace:
     """Repeat the failing load of a cell under gdb; a stack that came of it is kept.
 
-    :return: without frames, and with the reason in ``how``, where it could not be had
+    :return: without frames, and with why in ``how``, where it could not be had
     """
     if binary.machine(cell.machine) is None:
-        return Backtrace(how=f"no backtrace: QEMU {binary.version} ({binary.path}) has no machine {cell.machine}")
+        return Backtrace(how=StackHow.NO_MACHINE, qemu=f"{binary.version} ({binary.path})", said=cell.machine)
     try:
         stack = backtrace_of(failing_session(cell, binary, probe_colo(binary), pack))
     except PostloadError as error:
-        return Backtrace(how=f"no backtrace: {error}")
+        return Backtrace(how=StackHow.FAILED, said=str(error))
     if binary.sha256 != cell.load_qemu.sha256:
-        stack = replace(stack, how=f"{stack.how}; by QEMU {binary.version} at {binary.path}, not the cell's own")
+        stack = replace(stack, qemu=f"{binary.version} at {binary.path}")
     if stack.frames:
         keep_stack(run, cell, binary, stack)
     return stack

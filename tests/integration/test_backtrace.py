@@ -18,10 +18,11 @@ from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.report.stacks import stack_text
 from harness.results.signature import signature_of
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
-from harness.triage.backtrace import backtrace_by, backtrace_of
+from harness.triage.backtrace import StackHow, backtrace_by, backtrace_of
 
 LPC = "0000:00:1f.0/ICH9LPC"
 
@@ -55,11 +56,11 @@ def test_the_crash_of_q35_has_the_stack_of_its_load(
     signature = signature_of(replace(judgement.outcome, sections=(LPC,)), machine="q35")
     assert signature is not None
     assert signature.name == "crash:memory_region_add_subregion_common:!subregion->container:ICH9LPC:q35"
-    assert found.signal == "SIGABRT", found.text
+    assert found.signal == "SIGABRT", stack_text(found)
     names = [frame.function for frame in found.frames]
     # a distribution's build has these two by name, whatever else it exports
-    assert any(name.startswith("vmstate_load") for name in names), found.text
-    assert "qemu_loadvm_state_main" in names, found.text
+    assert any(name.startswith("vmstate_load") for name in names), stack_text(found)
+    assert "qemu_loadvm_state_main" in names, stack_text(found)
     assert found.short.startswith("memory_region_add_subregion_common < ")
     assert found.short.rpartition(" < ")[2].startswith("vmstate_load")
 
@@ -67,7 +68,7 @@ def test_the_crash_of_q35_has_the_stack_of_its_load(
 def test_a_session_that_passes_has_no_backtrace(binary: QemuBinary, q35_pack: StatePack, ability: ColoAbility) -> None:
     found = backtrace_of(session(binary, q35_pack, ability, "i8259"))
     assert found.frames == ()
-    assert found.how.startswith("no backtrace: it did not crash again")
+    assert found.how is StackHow.NOT_AGAIN
 
 
 def test_a_qemu_that_does_not_get_on_is_interrupted(qemu_path: Path) -> None:
@@ -77,8 +78,8 @@ def test_a_qemu_that_does_not_get_on_is_interrupted(qemu_path: Path) -> None:
         return ""
 
     found = backtrace_by(run, qemu_path, answer_timeout_s=1.0, timeout_s=50.0)
-    assert "interrupted" in found.how, found.how
-    assert any(frame.function == "main_loop_wait" for frame in found.frames), found.text
+    assert found.how is StackHow.INTERRUPTED, stack_text(found)
+    assert any(frame.function == "main_loop_wait" for frame in found.frames), stack_text(found)
     assert len(found.threads) > 1
 
 
@@ -93,4 +94,4 @@ def test_a_launcher_script_may_stand_before_the_program(qemu_path: Path, scratch
         return f"{child.wait(60)}"
 
     found = backtrace_by(run, wrapper, answer_timeout_s=1.0, timeout_s=50.0)
-    assert any(frame.function == "main_loop_wait" for frame in found.frames), found.text
+    assert any(frame.function == "main_loop_wait" for frame in found.frames), stack_text(found)

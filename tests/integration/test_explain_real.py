@@ -55,7 +55,7 @@ def test_the_stack_is_kept_and_read_back(run: Path, postload: Callable[..., Done
     assert stack == json.loads(first.stdout)["stack"]
     assert stack["signal"] == "SIGABRT"
     assert any(frame["function"] == "qemu_loadvm_state_main" for frame in stack["frames"])
-    assert json.loads(kept.read_text())["schema"] == "postload.backtrace/1"
+    assert json.loads(kept.read_text())["schema"] == "postload.backtrace/2"
 
 
 def test_the_row_without_its_culprit_is_ok_and_says_so(run: Path, postload: Callable[..., Done]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.report.stacks import stack_text
 from harness.results.frames import Frame, short_form, source_file
 from harness.triage.backtrace import backtrace_by, hang_frames, parse_frames, parse_threads
 
@@ -106,7 +107,7 @@ def test_without_gdb_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     found = backtrace_by(run, Path("/bin/true"), answer_timeout_s=1)
     assert found.frames == ()
-    assert found.text == "no backtrace: gdb is not installed (Debian package gdb)"
+    assert stack_text(found) == "no backtrace: gdb is not installed (Debian package gdb)"
 
 
 @pytest.mark.parametrize(

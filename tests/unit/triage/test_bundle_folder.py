@@ -18,9 +18,11 @@ from harness.errors import HarnessError, UsageError
 from harness.qemu.cmdline import Option
 from harness.report.bisect import change_text, check_ends
 from harness.report.bundle import describe, shell_line, title
+from harness.results.frames import Frame
 from harness.results.outcome import ControlName, ControlResult, Outcome
 from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
+from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.bisect import Build, Found, Tried, builds, git_lines, judge
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, candidates, kept_case, lean, subsections, write_bundle
 from harness.triage.case import Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
@@ -52,6 +54,7 @@ VMDESC = json.dumps(
 ).encode()
 SUBSECTION = b"\x05\x07toy/new\0\0\0\x01\x01\x02\x03\x04"
 
+STACK = Backtrace(frames=(Frame(number=0, function="toy_load"),), how=StackHow.STOPPED, signal="SIGABRT")
 FRESH = ControlResult(name=ControlName.FRESH, verdict=Verdict.OK, asked=3, passed=3, decided=True)
 CONTROLLED = Outcome(verdict=Verdict.CRASH, controls=(FRESH,))
 
@@ -165,7 +168,7 @@ def write(folder: Path, made: Case | None = None, **more: Any) -> Path:
 
 
 def test_a_bundle_holds_all_that_is_told(tmp_path: Path) -> None:
-    folder = write(tmp_path / "out" / "b", outcome=CONTROLLED, backtrace="#0 toy_load")
+    folder = write(tmp_path / "out" / "b", outcome=CONTROLLED, backtrace=STACK)
     names = {file.name for file in folder.iterdir()}
     assert names == {
         *("README.md", "reproduce.py", "case.json", "head.bin", "body.bin", "c1.bin"),
@@ -181,7 +184,7 @@ def test_a_bundle_holds_all_that_is_told(tmp_path: Path) -> None:
 
 
 def test_the_issue_has_the_headings_of_the_template_in_order(tmp_path: Path) -> None:
-    text = (write(tmp_path / "b", outcome=CONTROLLED, backtrace="#0 toy_load") / "issue.md").read_text()
+    text = (write(tmp_path / "b", outcome=CONTROLLED, backtrace=STACK) / "issue.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Host environment",
         "## Emulated/Virtualized environment",
@@ -462,11 +465,14 @@ def test_an_issue_explains_its_controls_and_counts_bytes_from_the_start_of_a_fie
 
 def test_an_issue_says_where_the_names_of_unknown_functions_are(tmp_path: Path) -> None:
     debian = {"version": "7.2.22", "build": "Debian 1:7.2", "path": "/q", "sha256": "00"}
-    stack = "#0  0x1 in abort () from /lib/libc.so.6\n#1  0x2 in ?? ()"
+    named = Frame(number=0, function="abort", module="/lib/libc.so.6")
+    stack = Backtrace(frames=(named, Frame(number=1, function="")), how=StackHow.STOPPED)
     of_debian = case(options=(), machine="pc-q35-7.2", qemu=debian)
     made = BundleMaterial(case=of_debian, backtrace=stack)
     assert "qemu-system-x86-dbgsym" in documents(made, tmp_path / "a")["issue.md"]
-    assert "dbgsym" not in documents(replace(made, backtrace="#0  0x1 in main ()"), tmp_path / "b")["issue.md"]
+    assert (
+        "dbgsym" not in documents(replace(made, backtrace=replace(stack, frames=(named,))), tmp_path / "b")["issue.md"]
+    )
     own = replace(made, case=case(options=(), machine="pc-q35-7.2", qemu={**debian, "build": ""}))
     assert "--enable-debug" in documents(own, tmp_path / "c")["issue.md"]
 

@@ -59,7 +59,7 @@ from harness.results.verdict import FailureClass, Verdict
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
-from harness.triage.backtrace import Backtrace
+from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.explain import LINK_PLACE, ExplainMaterial, Explanation, explain
 from harness.triage.stack import binary_of, failing_session, has_stack, keep_stack, kept_stack, phase_before, told_stack
 
@@ -192,7 +192,7 @@ def test_a_crash_is_told_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [80, 100])
 def test_lines_fit_but_for_what_is_copied(tmp_path: Path, width: int) -> None:
     cell = crashed(controls=(FRESH,) * 12)
-    stack = Backtrace(frames=(Frame(number=0, function="a" * 30),), how="b " * 90)
+    stack = Backtrace(frames=(Frame(number=0, function="a" * 30),), how=StackHow.FAILED, said="b " * 90)
     text = page(told(tmp_path, cell, stack=stack), width)
     long = [line for line in text.splitlines() if len(line) > width]
     assert all(NAME in line or str(tmp_path) in line for line in long)
@@ -312,7 +312,9 @@ def test_the_stack_begins_with_the_first_frame_of_qemu(tmp_path: Path) -> None:
         Frame(number=2, function="vmstate_load_state"),
         Frame(number=3, function="start_thread"),
     )
-    stack = Backtrace(frames=frames, short="ich9_lpc_post_load < vmstate_load_state", how="repeated", signal="SIGABRT")
+    stack = Backtrace(
+        frames=frames, short="ich9_lpc_post_load < vmstate_load_state", how=StackHow.STOPPED, signal="SIGABRT"
+    )
     text = page(told(tmp_path, crashed(), stack=stack))
     assert "#1 ich9_lpc_post_load (hw/isa/lpc_ich9.c:500)" in text
     assert "raise" not in text.partition("stack")[2]
@@ -355,7 +357,7 @@ def test_a_stack_is_kept_for_its_own_finding_and_qemu_only(tmp_path: Path) -> No
     )
     assert kept_stack(tmp_path, cell) is None
     frame = Frame(number=0, function="f", file="hw/x.c", line=3)
-    stack = Backtrace(frames=(frame,), short="f", how="h", signal="SIGABRT")
+    stack = Backtrace(frames=(frame,), short="f", how=StackHow.STOPPED, signal="SIGABRT")
     keep_stack(tmp_path, cell, binary, stack)
     assert kept_stack(tmp_path, cell) == stack
     assert kept_stack(tmp_path, cell, OLD.sha256) == stack
@@ -427,7 +429,7 @@ def test_a_line_of_the_guests_kernel_is_told_with_its_meaning() -> None:
 
 
 def test_json_has_all_that_the_page_has(tmp_path: Path) -> None:
-    stack = Backtrace(frames=(Frame(number=0, function="f"),), short="f", how="h", signal="SIGABRT")
+    stack = Backtrace(frames=(Frame(number=0, function="f"),), short="f", how=StackHow.STOPPED, signal="SIGABRT")
     found = told(tmp_path, crashed(controls=(FRESH,)), crashed("busy"), stack=stack)
     document_ = json.loads(json.dumps(explain_json(found)))
     assert document_["schema"] == "postload.explain/1"

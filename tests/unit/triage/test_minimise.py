@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.triage.guess import Guess, Trying
 from harness.triage.journal import FileJournal
 from harness.triage.minimise import Attempt, NotReproduced, Progress, Search, Shows, fewest, misses_needed, needed
 
 Items = frozenset[int]
+ONE = Guess(what=Trying.SECTIONS, count=1)
 
 
 def search_of(attempt: Callable[[Items], Attempt], **more: object) -> Search[Items]:
@@ -25,7 +27,7 @@ def search_of(attempt: Callable[[Items], Attempt], **more: object) -> Search[Ite
 def reduce_all(search: Search[Items], start: Items) -> Items:
     search.confirm(start)
     search.stage = "items"
-    needed(sorted(start), lambda kept: search.improve(frozenset(kept), f"{len(kept)} items"))
+    needed(sorted(start), lambda kept: search.improve(frozenset(kept), Guess(what=Trying.SECTIONS, count=len(kept))))
     search.check()
     return search.best
 
@@ -40,7 +42,7 @@ def test_a_steady_failure_takes_one_try_each() -> None:
     assert reduce_all(search, frozenset(range(32))) == {3, 17}
     assert search.steady
     assert search.patience == 1
-    tried = [t for t in told if t.stage == "items" and t.what != "once more"]
+    tried = [t for t in told if t.stage == "items" and t.what != Guess(what=Trying.AGAIN)]
     assert search.sessions == len(told)
     assert len(tried) < 60
     assert search.seconds == pytest.approx(0.5 * len(told))
@@ -138,7 +140,7 @@ def test_nothing_is_tried_twice() -> None:
     search = search_of(attempt)
     search.confirm(frozenset({1, 2, 3}))
     for _ in range(3):
-        assert not search.improve(frozenset({1}), "one")
+        assert not search.improve(frozenset({1}), ONE)
     assert tried.count(frozenset({1})) == 1
 
 
@@ -259,9 +261,9 @@ def test_a_try_that_ends_in_another_way_says_nothing() -> None:
     """3 and 17 are needed; without 5 it is refused, so nobody knows whether 5 is."""
     search = search_of(lambda items: Attempt(hit={3, 5, 17} <= items, tested=5 in items))
     assert reduce_all(search, frozenset(range(32))) == {3, 5, 17}
-    assert search.shows(frozenset({5, 17}), "without 3") is Shows.NO
-    assert search.shows(frozenset({3, 17}), "without 5") is Shows.UNTESTED
-    assert not search.fails(frozenset({3, 17}), "without 5")
+    assert search.shows(frozenset({5, 17}), ONE) is Shows.NO
+    assert search.shows(frozenset({3, 17}), ONE) is Shows.UNTESTED
+    assert not search.fails(frozenset({3, 17}), ONE)
 
 
 def test_the_rate_counts_no_try_that_ended_in_another_way() -> None:
