@@ -15,6 +15,8 @@
     |   +-- HinderedError  (3)    the host kept a QEMU, or this program, from running
     |   +-- GuestError     (3)    the guest did not reach a phase
     |   +-- QemuError      (3)    QEMU refused a command, or died while it was prepared
+    |       +-- Unmigratable      a device blocks that the machine is saved
+    |       +-- UnsavedError      QEMU died, or gave up, while it saved the machine
     |   +-- BudgetError    (3)    a task took longer than it was given
     |   +-- Stopped        (3)    the run was told to stop
     +-- NothingToRun       (4)    the selection is empty
@@ -100,6 +102,10 @@ class QemuError(HarnessError):
 
 class Unmigratable(QemuError):
     """QEMU does not migrate the machine, and so does not start COLO with it either: a device blocks that."""
+
+
+class UnsavedError(QemuError):
+    """QEMU died, or gave up, while it saved a machine."""
 
 
 class BudgetError(HarnessError):

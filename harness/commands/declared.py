@@ -394,9 +394,36 @@ def cache_prune(**given: Any) -> int:
     return prune(**given)
 
 
-@click.group(cls=Commands)
-def devices() -> None:
-    """Check device recipes."""
+_one_machine_option = click.option(
+    "--machine", metavar="NAME", default="q35", show_default=True, help="Machine type: pc, q35, or a versioned name."
+)
+_one_qemu_option = click.option("--qemu", metavar="QEMU", help="QEMU to ask: a path, an installed name or a version.")
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@shared(_one_qemu_option, _one_machine_option, options.accel_option, options.jobs_option, json_option)
+def devices(**given: Any) -> int:
+    """Show the device types of a QEMU, and what becomes of each.
+
+    Every type of -device help is listed: judged, or the reason why it is not. Types that were not tried before are
+    started once, which takes half a minute. With a command, do that instead.
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return 0
+    from harness.commands.devices import catalogue
+
+    return catalogue(given)
+
+
+@devices.command("show")
+@click.argument("name", metavar="TYPE")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print the recipe alone, to save, edit and give with --profiles.")
+@shared(_one_qemu_option, _one_machine_option, options.accel_option, json_option)
+def devices_show(name: str, **given: Any) -> int:
+    """Show one device TYPE: what becomes of it, and its recipe."""
+    from harness.commands.devices import show
+
+    return show(name, given)
 
 
 @devices.command("check")

@@ -19,7 +19,7 @@ from harness.commands.resolve import (
     replay_options,
     rows_and_phases,
 )
-from harness.devices.device import select_devices
+from harness.commands.selection import select
 from harness.errors import UsageError
 from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
@@ -36,19 +36,21 @@ def matrix(given: dict[str, Any]) -> int:
     binaries, profiles = binaries_of(given["qemus"], given["profiles"], machines=given["machines"])
     check_machines(binaries, given["machines"])
     accel = common_accel(binaries, given["accel"])
-    wanted = [device.name for device in select_devices(profiles, given["devices"])]
+    phases, replayed = tuple(ordered_phases(given["phases"] or USUAL_PHASES)), replay_options(given)
+    guest = guest_maker(given["guest"], given["machines"], given["cpus"])
+    selection = select(binaries, given["machines"], profiles, given["devices"], accel.name, given["jobs"])
     chosen = Options(
-        binaries=tuple(binaries),
+        binaries=selection.binaries,
         accel=accel.name,
         machines=tuple(given["machines"]),
-        profiles=tuple(device for device in profiles.values() if device.default or device.name in wanted),
-        devices=tuple(wanted),
-        phases=tuple(ordered_phases(given["phases"] or USUAL_PHASES)),
+        profiles=tuple(device for device in profiles.values() if device.default or device.name in selection.recipes),
+        devices=selection.recipes,
+        derived=selection.derived,
+        phases=phases,
         fresh=given["fresh"],
         cpus=given["cpus"],
-        **replay_options(given),
+        **replayed,
     )
-    guest = guest_maker(given["guest"], given["machines"], given["cpus"])
     return carry_out(chosen, accel, given, lambda run: run.execute(), guest=guest)
 
 
@@ -59,16 +61,17 @@ def record(given: dict[str, Any]) -> int:
     check_machines(binaries, [given["machine"]])
     if given["out"].exists():
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
-    chosen = select_devices(profiles, given["devices"])
     phases = ordered_phases(given["phases"] or USUAL_PHASES)
     if not any(map(architecture_of(given["machine"]).has_phase, phases)):
         raise UsageError(f"{given['machine']} has no phase {', '.join(phases)}: it starts its kernel without firmware")
     guest = guest_maker(given["guest"], [given["machine"]], given["cpus"])
     accel = choose_accel(binaries[0], given["accel"])
+    selection = select(binaries, [given["machine"]], profiles, given["devices"], accel.name, jobs=1)
+    chosen = selection.on(selection.binaries[0], given["machine"], profiles)
     try:
         with LiveProgress(total_cells=0, console=err) as progress:
             make_recording(
-                binary=binaries[0],
+                binary=selection.binaries[0],
                 machine=given["machine"],
                 accel=accel.name,
                 guest=guest(architecture_of(given["machine"])),

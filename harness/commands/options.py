@@ -61,7 +61,8 @@ machine_option = listed(
 device_option = listed(
     "--device",
     "devices",
-    f"Devices to judge, by name or type; all: every recipe.  [default: {','.join(USUAL_DEVICES)}]",
+    "Devices to judge: names and types of postload devices, patterns such as 'virtio-*', category:network, or all.  "
+    f"[default: {','.join(USUAL_DEVICES)}]",
 )
 phase_option = listed("--phase", "phases", f"Phases: {', '.join(PHASES)}.  [default: {','.join(USUAL_PHASES)}]")
 schedule_option = listed("--schedule", "schedules", f"Schedules: {', '.join(SCHEDULES)}.  [default: all]")

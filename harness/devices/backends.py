@@ -59,4 +59,44 @@ class Chardev(Model):
     type: Literal["null"] = "null"
 
 
-Backend = Annotated[Disk | Netdev | Chardev, Field(discriminator="kind")]
+class Audiodev(Model):
+    """Sound that nobody hears: samples are taken at their rate."""
+
+    kind: Literal["audiodev"] = "audiodev"
+    type: Literal["none"] = "none"
+
+
+class Memdev(Model):
+    """Memory of QEMU's own, without a file; it is part of the saved RAM.
+
+    :param share: mapped as shared memory, which some devices want
+    """
+
+    kind: Literal["memdev"] = "memdev"
+    size_bytes: Annotated[int, Field(ge=4096, le=1 << 40)]
+    share: bool = False
+
+
+class Fsdev(Model):
+    """A file system that QEMU makes up itself (``hw/9pfs/9p-synth.c``): nothing of the host is in it."""
+
+    kind: Literal["fsdev"] = "fsdev"
+    type: Literal["synth"] = "synth"
+
+
+class Cryptodev(Model):
+    """Ciphers that QEMU computes itself."""
+
+    kind: Literal["cryptodev"] = "cryptodev"
+    type: Literal["builtin"] = "builtin"
+
+
+class Canbus(Model):
+    """A CAN bus with nothing of the host on it."""
+
+    kind: Literal["canbus"] = "canbus"
+
+
+Backend = Annotated[
+    Disk | Netdev | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus, Field(discriminator="kind")
+]

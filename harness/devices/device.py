@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Annotated
 
@@ -45,6 +46,11 @@ KernelName = Annotated[str, AfterValidator(_kernel_name)]
 
 #: A guest command that does nothing.
 NOTHING = "true"
+#: Stands between the type of a variant and what is special about it: ``nvme+ns2``.
+VARIANT = "+"
+#: In front of a category in a selection: ``category:network``.
+CATEGORY = "category:"
+_MOST_SHOWN = 6
 #: Guest command that brings a guest into a phase.
 _STEPS = {"bound": "bind", "busy": "busy", "unbound": "unbind", "rebound": "rebind"}
 
@@ -57,6 +63,7 @@ class Attachment:
     :param on: ``pci`` for a slot of the root bus, ``pcie-port`` for a root port of its own, ``none`` for a device that
         finds its bus by itself, else ``NAME.BUS``: a bus of another attachment
     :param backends: property to the backend that it names, such as ``drive`` to ``disk``
+    :param references: property to another attachment, before it, that it names, such as ``bmc`` to ``sim``
     """
 
     name: str
@@ -64,6 +71,7 @@ class Attachment:
     on: str = "pci"
     properties: Mapping[str, Scalar] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +110,12 @@ class GuestCommands(Model):
 class Device:
     """What can be judged.
 
+    :param type: the QEMU type that it stands for, another name of it; that of its first attachment when empty
     :param rest: owns every section that no other device owns: the platform
     :param default: judged when no device is named
     :param built_in: machine family to the attachments that it has already, by their names
+    :param machine: properties of the machine that it needs
+    :param memory_room_mib: memory that it may bring beside the machine's own
     :param patterns: backend that ``bind`` writes the pattern to, to the disk that the guest sees
     :param faults: backend to the sector of 512 bytes that fails in phase ``io-error``; nothing else may touch it
     :param drivers: guest kernel drivers that the guest must have on board
@@ -117,11 +128,14 @@ class Device:
 
     name: str
     about: str
+    type: str = ""
     rest: bool = False
     default: bool = True
     attachments: tuple[Attachment, ...] = ()
     backends: Mapping[str, Backend] = field(default_factory=dict)
     built_in: Mapping[str, Mapping[str, BuiltIn]] = field(default_factory=dict)
+    machine: Mapping[str, bool | int] = field(default_factory=dict)
+    memory_room_mib: int = 0
     patterns: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, int] = field(default_factory=dict)
     drivers: tuple[str, ...] = ()
@@ -134,8 +148,15 @@ class Device:
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Other names: the type that it attaches first."""
-        return tuple(attachment.type for attachment in self.attachments[:1])
+        """Other names: the type that it stands for. A variant has none."""
+        subject = self.subject
+        return () if subject is None or VARIANT in self.name else (subject.type,)
+
+    @property
+    def subject(self) -> Attachment | None:
+        """The attachment that it stands for, beside what that stands on; None for the platform."""
+        known = (attachment for attachment in self.attachments if self.type in ("", attachment.type))
+        return next(known, None)
 
     def attached(self, family: str) -> list[Attachment]:
         """What has to be added to a machine of this family."""
@@ -152,7 +173,7 @@ class Device:
 
     def node(self, part: str) -> str:
         """The id of one of its backends in a plan; QEMU wants a letter first."""
-        return f"{'' if self.name[0].isalpha() else 'd'}{self.name}-{part}"
+        return f"{'' if self.name[0].isalpha() else 'd'}{self.name.replace(VARIANT, '--')}-{part}"
 
     def attached_as(self, name: str) -> str:
         """The id of one of its attachments in a plan, another than that of a backend of the same name."""
@@ -169,22 +190,55 @@ class Device:
         return self.rest or phase not in _STEPS or getattr(self.guest, _STEPS[phase]) != NOTHING
 
 
-def select_devices(devices: Mapping[str, Device], names: Sequence[str]) -> list[Device]:
-    """The named ones: by name, by the type that they attach, by a pattern of these, or ``all``; without names those
-    that are judged by default.
+def select_devices(
+    devices: Mapping[str, Device], names: Sequence[str], categories: Mapping[str, str] | None = None
+) -> list[Device]:
+    """The named ones; without names those that are judged by default. See :func:`matching` for what a name can be.
 
-    :raises UsageError: a name fits none; the message lists what there is
+    :raises UsageError: a name fits none; the message lists those that are near it
     """
     if not names:
         return [device for device in devices.values() if device.default]
-    wanted: dict[str, Device] = {}
+    wanted: set[str] = set()
     for name in names:
-        pattern = "*" if name == "all" else name
-        found = [d for d in devices.values() if any(fnmatchcase(known, pattern) for known in (d.name, *d.aliases))]
+        found = matching(devices, name, categories or {})
         if not found:
-            raise UsageError(f"unknown device {name!r}: expected one of {', '.join(devices)}, a pattern, or all")
-        wanted |= {device.name: device for device in found}
+            raise unknown_device(name, known_names(devices.values()))
+        wanted |= {device.name for device in found}
     return [device for device in devices.values() if device.name in wanted]
+
+
+def matching(devices: Mapping[str, Device], name: str, categories: Mapping[str, str]) -> list[Device]:
+    """Those that a name means: a device's own name, the type that it stands for, a pattern of these, ``all``, or
+    ``category:NAME``.
+
+    :param categories: of devices, by their names
+    """
+    if name in devices:
+        return [devices[name]]
+    if name.startswith(CATEGORY):
+        wanted = name.removeprefix(CATEGORY)
+        return [device for device in devices.values() if categories.get(device.name) == wanted]
+    pattern = "*" if name == "all" else name
+    return [d for d in devices.values() if any(fnmatchcase(known, pattern) for known in (d.name, *d.aliases))]
+
+
+def known_names(devices: Iterable[Device]) -> list[str]:
+    """Every name that devices are known by."""
+    return [name for device in devices for name in (device.name, *device.aliases)]
+
+
+def unknown_device(name: str, known: Sequence[str]) -> UsageError:
+    """What to say of a name that fits no device: the near ones, or all where they are few."""
+    lower = {each.lower(): each for each in known}
+    near = [lower[each] for each in get_close_matches(name.lower(), list(lower), _MOST_SHOWN, 0.6)]
+    near += [each for each in known if name.lower() in each.lower() and each not in near]
+    if not near and len(known) <= 2 * _MOST_SHOWN:
+        near = list(known)
+    said = f" (near it: {', '.join(near[:_MOST_SHOWN])})" if near else ""
+    return UsageError(
+        f"unknown device {name!r}{said}: expected a name that postload devices lists, a pattern, {CATEGORY}NAME, or all"
+    )
 
 
 def device_types(devices: Iterable[Device]) -> set[str]:

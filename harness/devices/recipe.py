@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, StringConstraints, model_validator
 
-from harness.devices.backends import Backend, Chardev, Disk, Model, Netdev
-from harness.devices.device import Attachment, BuiltIn, Device, GuestCommands, KernelName
+from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Model, Netdev
+from harness.devices.device import VARIANT, Attachment, BuiltIn, Device, GuestCommands, KernelName
 from harness.devices.saved import Registers, Rule
 from harness.errors import ConfigError, UsageError
 from harness.files import data_dir
@@ -26,21 +27,24 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 #: Where an attachment can be, beside a bus of another one.
 PLACES = ("pci", "pcie-port", "none")
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(\+[A-Za-z0-9_.-]+)?$", max_length=48)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+#: A property, as QEMU names it: ``x-foo``, ``lan.ipaddr``.
+Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]*$")]
 Type = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,-]*$")]
 Size = Annotated[str, StringConstraints(pattern=r"^[0-9]+[KMG]?$")]
 
 
-class _Attachment(Model):
+class AttachmentModel(Model):
     type: Type
     name: Word = "dev"
     on: str = "pci"
-    properties: dict[Word, bool | int | str] = Field(default_factory=dict)
-    backends: dict[Word, Word] = Field(default_factory=dict)
+    properties: dict[Key, bool | int | str] = Field(default_factory=dict)
+    backends: dict[Key, Word] = Field(default_factory=dict)
+    references: dict[Key, Word] = Field(default_factory=dict)
 
 
-class _Disk(Model):
+class DiskModel(Model):
     """``pattern`` is what the guest calls the disk that ``bind`` writes the pattern to."""
 
     kind: Literal["disk"]
@@ -51,22 +55,36 @@ class _Disk(Model):
     fails_at: Annotated[int, Field(ge=0)] | None = None
 
 
+class MemdevModel(Model):
+    """Memory, its size as people write it."""
+
+    kind: Literal["memdev"]
+    size: Size
+    share: bool = False
+
+
 class _BuiltIn(Model):
     bus: str
     address: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
     without: dict[Word, bool | int] = Field(default_factory=dict)
 
 
-_Backend = Annotated[_Disk | Netdev | Chardev, Field(discriminator="kind")]
+#: A backend as YAML has it.
+BackendModel = Annotated[
+    DiskModel | MemdevModel | Netdev | Chardev | Audiodev | Fsdev | Cryptodev | Canbus, Field(discriminator="kind")
+]
 
 
 class _Recipe(Model):
     name: Name
     about: str
+    type: Type | None = None
     rest: bool = False
     default: bool = True
-    attach: tuple[_Attachment, ...] = ()
-    backends: dict[Word, _Backend] = Field(default_factory=dict)
+    attach: tuple[AttachmentModel, ...] = ()
+    backends: dict[Word, BackendModel] = Field(default_factory=dict)
+    machine: dict[Word, bool | int] = Field(default_factory=dict)
+    memory_room: Size | None = Field(default=None, alias="memory-room")
     built_in: dict[str, dict[Word, _BuiltIn]] = Field(default_factory=dict, alias="built-in")
     drivers: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
@@ -98,6 +116,13 @@ def _complaints(recipe: _Recipe) -> Iterator[str]:
         for backend in attachment.backends.values():
             if backend not in recipe.backends:
                 yield f"attach: {attachment.name} stands on backend {backend!r}, which is not described"
+        for other in attachment.references.values():
+            if other not in names[:number]:
+                yield f"attach: {attachment.name} names {other!r}: expected the name of an attachment before it"
+    if recipe.type is not None and recipe.type not in [attachment.type for attachment in recipe.attach]:
+        yield f"type: {recipe.type!r}: expected the type of an attachment"
+    if VARIANT in recipe.name and recipe.type is None:
+        yield f"name: {recipe.name!r} is a variant: expected 'type', which it is a variant of"
     for family, built in recipe.built_in.items():
         for name in set(built) - set(names):
             yield f"built-in: {family}: {name!r} is not the name of an attachment"
@@ -122,17 +147,27 @@ def load_recipe(path: Path) -> Device:
 
 
 def _device(recipe: _Recipe) -> Device:
-    disks = {name: backend for name, backend in recipe.backends.items() if isinstance(backend, _Disk)}
+    disks = {name: backend for name, backend in recipe.backends.items() if isinstance(backend, DiskModel)}
     return Device(
         name=recipe.name,
         about=recipe.about,
+        type=recipe.type or "",
         rest=recipe.rest,
         default=recipe.default,
         attachments=tuple(
-            Attachment(name=a.name, type=a.type, on=a.on, properties=a.properties, backends=a.backends)
+            Attachment(
+                name=a.name,
+                type=a.type,
+                on=a.on,
+                properties=a.properties,
+                backends=a.backends,
+                references=a.references,
+            )
             for a in recipe.attach
         ),
-        backends={name: _backend(backend) for name, backend in recipe.backends.items()},
+        backends={name: backend_of(backend) for name, backend in recipe.backends.items()},
+        machine=recipe.machine,
+        memory_room_mib=size_bytes(recipe.memory_room or "0") >> 20,
         built_in={
             family: {name: BuiltIn(bus=b.bus, address=b.address, without=b.without) for name, b in parts.items()}
             for family, parts in recipe.built_in.items()
@@ -149,10 +184,64 @@ def _device(recipe: _Recipe) -> Device:
     )
 
 
-def _backend(backend: _Disk | Netdev | Chardev) -> Backend:
-    if not isinstance(backend, _Disk):
-        return backend
-    return Disk(size_bytes=size_bytes(backend.size), medium=backend.medium, sector_bytes=backend.sector_bytes)
+def backend_of(model: BackendModel) -> Backend:
+    """What YAML says of a backend, with its size in bytes."""
+    if isinstance(model, MemdevModel):
+        return Memdev(size_bytes=size_bytes(model.size), share=model.share)
+    if isinstance(model, DiskModel):
+        return Disk(size_bytes=size_bytes(model.size), medium=model.medium, sector_bytes=model.sector_bytes)
+    return model
+
+
+def recipe_text(device: Device) -> str:
+    """A recipe that :func:`load_recipe` makes the same device of."""
+    parts = {
+        "name": device.name,
+        "about": device.about,
+        "type": device.type,
+        "rest": device.rest,
+        "default": None if device.default else False,
+        "attach": [_without_defaults(asdict(each), AttachmentModel) for each in device.attachments],
+        "backends": {name: _backend_text(device, name) for name in device.backends},
+        "machine": dict(device.machine),
+        "memory-room": f"{device.memory_room_mib}M" if device.memory_room_mib else "",
+        "built-in": {
+            family: {name: asdict(built) for name, built in parts.items()} for family, parts in device.built_in.items()
+        },
+        "drivers": list(device.drivers),
+        "takes": sorted(device.takes),
+        "kernel_names": list(device.kernel_names),
+        "decoder": device.decoder,
+        "drift": [rule.model_dump(mode="json", exclude_defaults=True) for rule in device.drift],
+        "registers": [each.model_dump(mode="json", exclude_defaults=True) for each in device.registers],
+        "guest": device.guest.model_dump(exclude_defaults=True),
+    }
+    kept = {key: value for key, value in parts.items() if value not in (None, False, "", [], {}) or key == "default"}
+    kept = {key: value for key, value in kept.items() if value is not None}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
+def _without_defaults(found: dict[str, Any], model: type[Model]) -> dict[str, Any]:
+    fields = {name: field.get_default(call_default_factory=True) for name, field in model.model_fields.items()}
+    return {key: value for key, value in found.items() if value != fields[key]}
+
+
+def _backend_text(device: Device, name: str) -> dict[str, Any]:
+    backend = device.backends[name]
+    found = {"kind": backend.kind} | backend.model_dump(exclude_defaults=True)
+    if isinstance(backend, Disk | Memdev):
+        found["size"] = size_text(found.pop("size_bytes"))
+    if name in device.patterns:
+        found["pattern"] = device.patterns[name]
+    if name in device.faults:
+        found["fails_at"] = device.faults[name]
+    return found
+
+
+def size_text(size: int) -> str:
+    """Bytes as ``64M``, in the largest unit that fits."""
+    unit = max((bytes_, name) for name, bytes_ in _UNITS.items() if size % bytes_ == 0)
+    return f"{size // unit[0]}{unit[1]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

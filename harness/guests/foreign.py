@@ -16,7 +16,7 @@ import re
 from fnmatch import fnmatchcase
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Chardev, Disk, Model, Netdev
+from harness.devices.backends import Audiodev, Canbus, Chardev, Cryptodev, Disk, Memdev, Model, Netdev
 from harness.errors import PackError
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
@@ -42,14 +42,24 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
 #: What a device option says beside its properties: these are the plan's own fields.
 _OWN_KEYS = frozenset({"id", "bus", "addr", "driver"})
 #: Properties of machines that are about the machine alone.
-_MACHINE = frozenset({"acpi", "hpet", "i8042", "kernel-irqchip", "nvdimm", "pcspk", "pit", "sata", "smbus", "smm"})
+_MACHINE = frozenset(
+    {"acpi", "cxl", "hpet", "i8042", "kernel-irqchip", "nvdimm", "pcspk", "pit", "sata", "smbus", "smm"}
+)
 _ACCELS = frozenset({"kvm", "tcg"})
 #: By kind of backend: the properties that name one.
 _BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Disk: re.compile(r"drive"),
     Netdev: re.compile(r"netdev"),
     Chardev: re.compile(r"chardev[0-7]?"),
+    Audiodev: re.compile(r"audiodev"),
+    Memdev: re.compile(r"memdev|lsa|(non)?volatile-memdev|persistent-memdev"),
+    Cryptodev: re.compile(r"cryptodev"),
+    Canbus: re.compile(r"canbus[0-7]?"),
 }
+#: Properties that name another device of the plan.
+_REFERENCE_KEYS = frozenset({"bmc", "subsys", "target", "primary-bus"})
+#: Files of the host that a guest may be without: said by an empty string.
+_EMPTY = frozenset({"romfile"})
 _BUS_TAIL = re.compile(r"\.[0-9]{1,3}")
 
 
@@ -92,7 +102,7 @@ def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
             raise PackError(f"plan: {where}: {device.type} would use the host's sound; expected a backend of its own")
         for key, value in device.properties.items():
             _check_value(f"{where}: {key}={value!r}", key, value, listed.get(key), binary)
-        for key in device.backends:
+        for key in (*device.backends, *device.references):
             if key not in listed:
                 raise PackError(f"plan: {where}: {key}: expected a property of {device.type} that {binary} lists")
 
@@ -116,13 +126,18 @@ def _check_device(plan: GuestPlan, device: PlacedDevice) -> None:
     for key, value in device.properties.items():
         if key in _OWN_KEYS:
             raise PackError(f"{where}: property {key!r}: expected it in the plan's own field")
-        if isinstance(value, str) and not _WORD.fullmatch(value):
+        if isinstance(value, str) and not _WORD.fullmatch(value) and not (value == "" and key in _EMPTY):
             raise PackError(f"{where}: {key}={value!r}: expected a word of at most 64 letters, digits and ' ._:+-'")
     for key, name in device.backends.items():
         pattern = _BACKEND_KEYS.get(type(plan.backends[name]))
         if key in device.properties or pattern is None or not pattern.fullmatch(key):
             wanted = "no such property" if pattern is None else pattern.pattern
             raise PackError(f"{where}: {key} names {name}, a {plan.backends[name].kind}: expected {wanted}")
+    for key in device.references:
+        if key in device.properties or key in device.backends or key not in _REFERENCE_KEYS:
+            raise PackError(
+                f"{where}: {key} names another device: expected one of {', '.join(sorted(_REFERENCE_KEYS))}"
+            )
 
 
 def _is_bus(plan: GuestPlan, bus: str) -> bool:
@@ -155,4 +170,4 @@ def _fits(key: str, value: bool | int | str, listed: Listed) -> bool:
         return isinstance(value, bool) or value in ("on", "off")
     if listed.kind == ENUM:
         return word in listed.words
-    return listed.kind == STRING and key in _STRINGS and isinstance(value, str)
+    return listed.kind == STRING and isinstance(value, str) and (key in _STRINGS or (value == "" and key in _EMPTY))

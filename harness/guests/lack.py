@@ -20,6 +20,7 @@ class Lacks(StrEnum):
     GUEST_NAMES = "guest-names"  # another device of the guest takes these names
     IDS = "ids"  # these ids of its parts are there already
     START = "start"  # the QEMU does not run with it
+    SAVE = "save"  # the QEMU dies, or gives up, when it saves a machine that has it
     MIGRATION = "migration"  # the QEMU does not migrate a machine that has it
     SECTION = "section"  # the machine saves no section of its own for it
 

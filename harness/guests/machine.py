@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Backend, Chardev, Disk, Netdev
+from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev
 from harness.errors import HostError, PackError
 from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
@@ -217,7 +217,7 @@ def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[O
     """The options of the guest itself, without any device under test."""
     architecture = architecture_of(plan.machine)
     yield from architecture.cpu_options(accel)
-    yield Option(name="m", first=str(plan.memory_mib))
+    yield Option(name="m", first=str(plan.memory_mib), props=_memory_room(plan))
     yield Option(name="smp", first=str(plan.cpus))
     if boot is not None:
         yield Option(name="kernel", first=str(boot.kernel))
@@ -226,6 +226,12 @@ def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[O
     if plan.kernel is not None and architecture.firmware:
         # the recorder reads how far it is, a secondary throws it away
         yield architecture.firmware.device
+
+
+def _memory_room(plan: GuestPlan) -> dict[str, Scalar]:
+    if not plan.memory_room_mib:
+        return {}
+    return {"slots": plan.memory_slots, "maxmem": f"{plan.memory_mib + plan.memory_room_mib}M"}
 
 
 def _device_options(machine: Machine) -> Iterator[Option]:
@@ -248,6 +254,7 @@ def _device_option(machine: Machine, device: PlacedDevice) -> Option:
     if device.slot is not None:
         props["addr"] = device.slot
     props |= device.properties
+    props |= device.references
     for key, name in device.backends.items():
         backend = machine.plan.backends[name]
         props[key] = name
@@ -263,12 +270,22 @@ def _device_option(machine: Machine, device: PlacedDevice) -> Option:
 def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[Option]:
     if isinstance(backend, Netdev):
         yield _netdev_option(name, backend)
-    elif isinstance(backend, Chardev):
-        yield Option(name="chardev", first=backend.type, props={"id": name})
+    elif isinstance(backend, Chardev | Audiodev | Fsdev):
+        yield Option(name=backend.kind, first=backend.type, props={"id": name})
+    elif isinstance(backend, Memdev | Cryptodev | Canbus):
+        yield _object_option(name, backend)
     else:
         yield from _disk_options(machine, name, backend)
         if name in machine.faults:
             yield _failing(name, machine.faults[name])
+
+
+def _object_option(name: str, backend: Memdev | Cryptodev | Canbus) -> Option:
+    if isinstance(backend, Memdev):
+        props: dict[str, Scalar] = {"id": name, "size": backend.size_bytes, "share": backend.share}
+        return Option(name="object", first="memory-backend-ram", props=props)
+    first = "can-bus" if isinstance(backend, Canbus) else f"cryptodev-backend-{backend.type}"
+    return Option(name="object", first=first, props={"id": name})
 
 
 def _netdev_option(name: str, netdev: Netdev) -> Option:

@@ -34,6 +34,7 @@ class PlacedDevice(Model):
     :param bus: id of its bus, None where QEMU finds one
     :param slot: device and function on a PCI bus
     :param backends: property to the id of a backend
+    :param references: property to the id of another device, before it
     """
 
     id: Ident
@@ -43,6 +44,7 @@ class PlacedDevice(Model):
     slot: Slot | None = None
     properties: dict[Property, bool | int | str] = Field(default_factory=dict)
     backends: dict[Property, Ident] = Field(default_factory=dict)
+    references: dict[Property, Ident] = Field(default_factory=dict)
 
 
 class GuestPlan(Model):
@@ -50,6 +52,8 @@ class GuestPlan(Model):
 
     :param machine: versioned machine type, e.g. ``pc-q35-7.2``; ``family`` is its alias, e.g. ``q35``
     :param kernel: hash of what it boots, None for a machine that never boots
+    :param memory_room_mib: memory that devices may bring beside the machine's own
+    :param memory_slots: DIMMs that may be plugged
     :param cmdline: for the guest's kernel
     """
 
@@ -58,6 +62,8 @@ class GuestPlan(Model):
     machine_properties: dict[Property, bool | int] = Field(default_factory=dict)
     cpus: Annotated[int, Field(ge=1, le=1024)] = 1
     memory_mib: Annotated[int, Field(ge=1, le=1 << 24)]
+    memory_room_mib: Annotated[int, Field(ge=0, le=1 << 24)] = 0
+    memory_slots: Annotated[int, Field(ge=0, le=256)] = 0
     kernel: Sha256 | None = None
     initramfs: Sha256 | None = None
     cmdline: Line = ""
@@ -74,6 +80,9 @@ class GuestPlan(Model):
             for backend in device.backends.values():
                 if backend not in self.backends:
                     raise ValueError(f"devices: {device.id} stands on {backend!r}, which is not among the backends")
+            for other in device.references.values():
+                if other not in ids:
+                    raise ValueError(f"devices: {device.id} names {other!r}, which is not among the devices")
         return self
 
     def of(self, owner: str) -> list[PlacedDevice]:

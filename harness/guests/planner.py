@@ -103,7 +103,19 @@ class _GuestDraft:
     def guest(self, rest: Sequence[Device]) -> PlannedGuest:
         """What has come of it; the platform is last."""
         backends = {device.node(name): backend for device in self.devices for name, backend in device.backends.items()}
-        plan = self.plan.model_copy(update={"devices": (*self.plan.devices, *self.placed), "backends": backends})
+        room = [device.memory_room_mib for device in self.devices if device.memory_room_mib]
+        plan = self.plan.model_copy(
+            update={
+                "devices": (*self.plan.devices, *self.placed),
+                "backends": backends,
+                "machine_properties": {
+                    **self.plan.machine_properties,
+                    **{key: value for device in self.devices for key, value in device.machine.items()},
+                },
+                "memory_room_mib": self.plan.memory_room_mib + sum(room),
+                "memory_slots": self.plan.memory_slots + len(room),
+            }
+        )
         return PlannedGuest(devices=(*self.devices, *rest), plan=GuestPlan.model_validate(plan.model_dump()))
 
     def _attach_all(self, device: Device) -> Lack | None:
@@ -140,6 +152,7 @@ class _GuestDraft:
                 slot=slot,
                 properties=dict(attachment.properties),
                 backends={key: device.node(name) for key, name in attachment.backends.items()},
+                references={key: device.attached_as(name) for key, name in attachment.references.items()},
             )
         )
         return None

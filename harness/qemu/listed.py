@@ -7,6 +7,8 @@ What a state pack from elsewhere asks for is held against these answers (:mod:`h
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,6 +30,7 @@ _NUMBER = re.compile(r"u?int(8|16|32|64)?(_t)?|size(32)?|busnr")
 _WORDS = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)+")
 _NOT_ENUMS = re.compile(r"str|string|list|.*List|link<.*|child<.*|QemuUUID|.*Info(rmation)?|guest statistics|.*Array")
 _LOCK = Lock()
+_HELP_TIMEOUT_S = 60.0
 
 Kind = str
 NUMBER, BOOLEAN, ENUM, STRING, OTHER = "number", "boolean", "enumeration", "string", "other"
@@ -89,6 +92,44 @@ def _listing(binary: str, machine: str, device_types: frozenset[str]) -> Listing
         devices={name: _read(found) for name in device_types if (found := answers["devices"][name]) is not None},
         machine=_read(answers["machine"][machine] or {}),
     )
+
+
+def device_help(binary: str) -> str:
+    """What ``-device help`` prints; kept by the build's hash.
+
+    :raises QemuError: it does not print it: a module of the build does not fit, or the like
+    """
+    try:
+        program = launched(Path(binary))
+    except OSError as error:
+        raise QemuError(f"{binary}: {error.strerror}") from error
+    key = f"probe/{program.sha256}{f'-{program.key}' if program.key else ''}-help-{_ANSWERS}.json"
+    text: str | None = kept_answer(key)
+    if text is None:
+        text = _print_help(binary)
+        keep_answer(key, text)
+    return text
+
+
+def _print_help(binary: str) -> str:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            done = subprocess.run(
+                [binary, "-device", "help"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=_HELP_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise QemuError(f"{binary} -device help: {error}") from error
+        out.seek(0)
+        err.seek(0)
+        if done.returncode:
+            said = err.read(400).decode(errors="replace").strip()
+            raise QemuError(f"{binary} -device help: it ended with {done.returncode}: {said or 'it printed nothing'}")
+        return out.read(1 << 20).decode(errors="replace")
 
 
 def _ask(binary: str, machine: str, device_types: frozenset[str], answers: dict[str, Any]) -> None:

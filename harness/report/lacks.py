@@ -28,6 +28,7 @@ _TEXTS: Mapping[Lacks, Callable[[Lack], str]] = {
     Lacks.GUEST_NAMES: lambda lack: f"another device of its guest takes {_names(lack)}",
     Lacks.IDS: lambda lack: f"its parts would have ids that are there already: {_names(lack)}",
     Lacks.START: lambda lack: f"QEMU {lack.qemu} does not run with it: {lack.said}",
+    Lacks.SAVE: lambda lack: f"QEMU {lack.qemu} fails to save a machine that has it: {lack.said}",
     Lacks.MIGRATION: lambda lack: f"QEMU {lack.qemu} does not migrate a machine that has it: {lack.said}",
     Lacks.SECTION: lambda lack: f"machine {lack.machine} of QEMU {lack.qemu} saves no section of its own for it",
 }

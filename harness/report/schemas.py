@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.qualify.model import qualify_schema
+from harness.report.catalogue import devices_schema
 from harness.results.document import matrix_schema
 from harness.studies.model import claims_schema
 
@@ -17,6 +18,7 @@ SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "matrix-2.schema.json": matrix_schema,
     "qualify-1.schema.json": qualify_schema,
     "claims-1.schema.json": claims_schema,
+    "devices-1.schema.json": devices_schema,
 }
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from harness.cache import keep_answer, kept_answer
-from harness.errors import DeadlineError, QemuError, Unmigratable
+from harness.errors import DeadlineError, QemuError, Unmigratable, UnsavedError
 from harness.guests.lack import Lack, Lacks
 from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan
@@ -88,16 +88,19 @@ def _find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Pro
     found: dict[str, list[str]] = {}
     refused: dict[str, Lack] = {}
     lack = partial(Lack, machine=guest.plan.machine, qemu=binary.version)
-    before = set(_labels(binary, guest.without(frozenset(names)).plan, accel, scope))
+    before = set(saved_labels(binary, guest.without(frozenset(names)).plan, accel, scope))
     for number, name in enumerate(names):
         absent = frozenset({*names[number + 1 :], *refused})
         try:
-            after = _labels(binary, guest.without(absent).plan, accel, scope)
+            after = saved_labels(binary, guest.without(absent).plan, accel, scope)
         except Unmigratable as error:
-            refused[name] = lack(what=Lacks.MIGRATION, said=_short(error))
+            refused[name] = lack(what=Lacks.MIGRATION, said=short(error))
+            continue
+        except UnsavedError as error:
+            refused[name] = lack(what=Lacks.SAVE, said=short(error))
             continue
         except (QemuError, DeadlineError) as error:
-            refused[name] = lack(what=Lacks.START, said=_short(error))
+            refused[name] = lack(what=Lacks.START, said=short(error))
             continue
         own = [label for label in after if label not in before]
         if own:
@@ -119,8 +122,13 @@ def settled(
     return guest.without(frozenset(owners.refused)), owners
 
 
-def _labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: ProcessScope | None) -> list[str]:
-    """Labels of the sections that a machine saves before it has run."""
+def saved_labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: ProcessScope | None) -> list[str]:
+    """Labels of the sections that a machine saves before it has run; kept by all that they depend on.
+
+    :raises Unmigratable: a device blocks it
+    :raises UnsavedError: QEMU dies while it saves it
+    :raises QemuError: the machine does not start
+    """
     bare = plan.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
     text = json.dumps([_ANSWERS, binary.sha256, binary.path, accel, bare.model_dump(mode="json")], sort_keys=True)
     key = f"owners/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
@@ -137,10 +145,18 @@ def _ask(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> li
     with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir, scope=scope) as vm:
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         sink = workdir / "owners.stream"
-        migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
+        try:
+            migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
+        except Unmigratable:
+            raise
+        except QemuError as error:
+            ended = vm.ended(1.0)
+            said = f"QEMU ended with {ended}: {vm.process.stderr().strip()}" if ended else error
+            raise UnsavedError(f"while the machine was saved: {said}") from error
         with open_stream(sink) as stream:
             return labels_of(stream.devices)
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The end of what an error says, in one line."""
     return " ".join(str(error).split())[-400:]

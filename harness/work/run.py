@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Protocol
 
@@ -109,6 +109,7 @@ class Options:
 
     :param machines: families, e.g. ``pc``, ``q35``, or versioned names
     :param profiles: every device that guests are planned with; ``devices`` are the rows to be judged
+    :param derived: by hash of a QEMU and versioned machine type, what else is judged there: devices without a recipe
     :param run_s: how long the guest runs after each load
     :param fresh: record anew even when a recording is kept
     :param pair: breaks are repeated with a real primary and a real secondary
@@ -140,6 +141,7 @@ class Options:
     overrides: tuple[Option, ...] = ()
     cpus: int = USUAL_CPUS
     processes: bool = False
+    derived: Mapping[tuple[str, str], tuple[Device, ...]] = field(default_factory=dict)
     budget_s: float | None = None
 
     @property
@@ -305,12 +307,14 @@ class Run:
         """Have one QEMU's recording of a machine; returns the first tasks that judge it, loaded by that or another."""
         family, name = machine_names(recorder, machine)
         seen = self._see(name, family, binary, recorder.identity())
-        wanted = devices or self._options.devices
-        never = {d.name: missing(d, recorder, name, family) for d in self._options.profiles}
-        lacking = {d.name: never[d.name] or missing(d, binary, name, family) for d in self._options.profiles}
-        planned = planned_guests(name, family, [d for d in self._options.profiles if lacking[d.name] is None])
+        derived = self._options.derived.get((recorder.sha256, name), ())
+        profiles = (*derived, *self._options.profiles)
+        wanted = devices or {*self._options.devices, *(d.name for d in derived)}
+        never = {d.name: missing(d, recorder, name, family) for d in profiles}
+        lacking = {d.name: never[d.name] or missing(d, binary, name, family) for d in profiles}
+        planned = planned_guests(name, family, [d for d in profiles if lacking[d.name] is None])
         lacking |= planned.refused
-        rows = [d for d in self._options.profiles if d.name in wanted]
+        rows = [d for d in profiles if d.name in wanted]
         guests = {d.name: guest for guest in reversed(planned.guests) for d in guest.devices}
         plans = [
             plan

@@ -27,6 +27,7 @@ from harness.report.text import plural
 from harness.results.document import Cell
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
+from harness.state import catalogue as catalogue_module
 from harness.work import run as run_module
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     monkeypatch.setattr(resolve_module, "build_guest", lambda _: pytest.fail("a guest is built for nothing"))
     monkeypatch.setattr(resolve_module, "find_binary", lambda _: Path(binary.path))
     monkeypatch.setattr(resolve_module, "probe_binary", lambda *_: binary)
+    monkeypatch.setattr(catalogue_module, "types_of", lambda _: {})
     on_paper = AccelState(name="tcg", usable=True, seen=AccelSeen.BOOTED)
     for module in (resolve_module, matrix_module):
         monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)

@@ -11,7 +11,7 @@ import pytest
 
 from harness.arch import ARCHITECTURES
 from harness.devices.backends import Chardev, Disk, Netdev
-from harness.devices.device import Attachment, BuiltIn, Device, section_label, select_devices
+from harness.devices.device import Attachment, BuiltIn, Device, section_label, select_devices, unknown_device
 from harness.devices.recipe import Recipes, load_recipe, load_recipes, size_bytes
 from harness.devices.saved import Comparison, Register, Registers
 from harness.errors import ConfigError, UsageError
@@ -86,7 +86,7 @@ def test_what_a_machine_has_is_not_added_to_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "said"),
     [
-        ("name: toy\n", "name: Toy\n", 1, "name"),
+        ("name: toy\n", "name: -toy\n", 1, "name"),
         ("drivers: [toy]", "divers: [toy]", 3, "did you mean 'drivers'"),
         ("drivers: [toy]", "drivers: toy", 3, "drivers"),
         ("size: 64K", "size: 64KiB", 10, "size"),
@@ -215,10 +215,19 @@ def test_devices_by_name_type_and_pattern(names: list[str], found: list[str]) ->
     assert [device.name for device in select_devices(KNOWN, names)] == found
 
 
-@pytest.mark.parametrize("name", ["ahcy", "Blk", "virtio-?"])
-def test_an_unknown_device_is_named_beside_the_known_ones(name: str) -> None:
-    with pytest.raises(UsageError, match=r"unknown device .*: expected one of blk, net, e1000e, platform"):
+@pytest.mark.parametrize(
+    ("name", "near"), [("Blk", "blk, virtio-blk-pci"), ("e1000", "e1000e"), ("ahcy", "blk, virtio-blk-pci, net")]
+)
+def test_an_unknown_device_is_named_beside_those_near_it(name: str, near: str) -> None:
+    """All of them where they are few."""
+    with pytest.raises(UsageError, match=rf"unknown device '{name}' \(near it: {near}.*\): expected a name"):
         select_devices(KNOWN, [name])
+
+
+def test_of_many_devices_only_the_near_ones_are_named() -> None:
+    many = [f"device-{number}" for number in range(300)]
+    assert len(str(unknown_device("device", many))) < 250
+    assert "near" not in str(unknown_device("xyz", many))
 
 
 def test_the_phases_that_a_device_reaches(tmp_path: Path) -> None:

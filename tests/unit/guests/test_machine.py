@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.devices.backends import Chardev, Disk, Netdev
+from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev
 from harness.errors import HostError
 from harness.guests.images import PATTERN_OFFSET_BYTES, pattern
 from harness.guests.machine import Boot, DiskKind, Machine, firmware_sink, small_machine
@@ -95,6 +95,32 @@ def test_what_the_user_adds_is_last_and_options_can_be_left_out() -> None:
     # an image goes with the option that names it
     assert MACHINE.files == (("a-disk.img", 64 * MIB),)
     assert replace(machine, dropped=frozenset({2})).files == ()
+
+
+@pytest.mark.parametrize(
+    ("backend", "given"),
+    [
+        (Audiodev(), ["-audiodev", "none,id=b"]),
+        (Fsdev(), ["-fsdev", "synth,id=b"]),
+        (Cryptodev(), ["-object", "cryptodev-backend-builtin,id=b"]),
+        (Canbus(), ["-object", "can-bus,id=b"]),
+        (Memdev(size_bytes=MIB, share=True), ["-object", "memory-backend-ram,id=b,size=1048576,share=on"]),
+    ],
+)
+def test_backends_stand_before_their_device(backend: Backend, given: list[str]) -> None:
+    placed = PlacedDevice(id="x", type="toy", backends={"thing": "b"})
+    plan = BARE.model_copy(update={"devices": (placed,), "backends": {"b": backend}})
+    assert argv(Machine(plan=plan, accel="tcg"))[-4:] == [*given, "-device", "toy,id=x,thing=b"]
+
+
+def test_memory_has_room_and_devices_name_each_other() -> None:
+    devices = (PlacedDevice(id="a", type="one"), PlacedDevice(id="b", type="two", references={"other": "a"}))
+    plan = BARE.model_copy(update={"devices": devices, "memory_room_mib": 256, "memory_slots": 2})
+    given = argv(Machine(plan=plan, accel="tcg"))
+    assert given[:2] == ["-m", "16,slots=2,maxmem=272M"]
+    assert given[-1] == "two,id=b,other=a"
+    with pytest.raises(ValueError, match="b names 'a', which is not among the devices"):
+        GuestPlan.model_validate(plan.model_dump() | {"devices": [devices[1].model_dump()]})
 
 
 def test_a_sector_that_fails() -> None:

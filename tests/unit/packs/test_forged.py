@@ -57,6 +57,7 @@ _TYPES: dict[str, dict[str, tuple[str, str]]] = {
     "isa-applesmc": {"osk": ("str", "")},
     "vmgenid": {"guid": ("str", "UUID")},
     "cxl-type3": {"cdat": ("str", ""), "volatile-memdev": ("link<memory-backend>", "")},
+    "isa-ipmi-kcs": {"bmc": ("link<ipmi-bmc>", "")},
     "nvme-subsys": {"nqn": ("str", "")},
     "nvdimm": {"uuid": ("QemuUUID", ""), "memdev": ("link<memory-backend>", "")},
     "new-smartcard": {"jsonfile": ("str", "")},
@@ -164,7 +165,6 @@ FORGED = [
     property_of("isa-serial", "chardev", "firmware"),
     # -- properties: strings that open files, name hosts, or are nobody's business
     property_of("virtio-net-pci", "romfile", "pxe.rom"),
-    property_of("virtio-net-pci", "romfile", ""),
     property_of("ipmi-bmc-sim", "sdrfile", "x"),
     property_of("ipmi-bmc-sim", "frudatafile", "x"),
     property_of("ipmi-bmc-sim", "guid", "auto"),
@@ -206,6 +206,24 @@ FORGED = [
             *("AC97", "not-listed", "virtio-blk"),
         )
     ),
+    # -- what names another device
+    *(
+        Forged("plan.devices.+", {**added(name), "references": references}, never)
+        for name, references, never in (
+            ("ipmi-bmc-sim", {"sdrfile": "blk"}, "sdrfile"),
+            ("ipmi-bmc-sim", {"bmc": "nobody"}, "nobody"),
+            ("ipmi-bmc-sim", {"bmc": "/etc/passwd"}, "/etc/passwd"),
+            ("isa-serial", {"chardev": "blk"}, "chardev=blk"),
+            ("virtio-blk-pci", {"bmc": "blk"}, "bmc=blk"),
+        )
+    ),
+    Forged("plan.backends.m", {"kind": "memdev", "size_bytes": 4096, "mem-path": "/dev/mem"}, "/dev/mem"),
+    Forged("plan.backends.m", {"kind": "memdev", "size_bytes": -1}, "size=-1"),
+    Forged("plan.backends.s", {"kind": "audiodev", "type": "wav"}, "wav"),
+    Forged("plan.backends.f", {"kind": "fsdev", "type": "local", "path": "/"}, "local"),
+    Forged("plan.backends.y", {"kind": "cryptodev", "type": "vhost-user"}, "vhost-user"),
+    Forged("plan.backends.b", {"kind": "canbus", "host": "can0"}, "can0"),
+    property_of("ipmi-bmc-sim", "sdrfile", ""),
     # -- machine, accelerator, kernel
     Forged("plan.machine", "pc-i440fx-7.2,dumpdtb=/tmp/x", "dumpdtb"),
     Forged("plan.machine", "xenfv-4.2", "xenfv"),
@@ -327,6 +345,7 @@ def test_a_forged_pack_is_refused_with_what_was_met(pack: Path, tmp_path: Path, 
         ("virtio-blk-pci", {"werror": "stop"}, "werror=stop"),
         ("virtio-blk-pci", {"serial": "dead-beef 1"}, "serial=dead-beef 1"),
         ("virtio-net-pci", {"mac": "52:54:00:12:34:56"}, "mac=52:54:00:12:34:56"),
+        ("virtio-net-pci", {"romfile": ""}, "romfile="),
         ("pcie-root-port", {"chassis": 1, "slot": 2, "x-speed": "2_5"}, "chassis=1,slot=2,x-speed=2_5"),
     ],
 )
@@ -387,6 +406,30 @@ def test_a_file_of_a_pack_is_a_plain_file(pack: Path, tmp_path: Path, kind: str)
     os.mkfifo(index) if kind == "fifo" else index.symlink_to(content)
     with pytest.raises(PackError, match=r"ram.index: expected a plain file"):
         StatePack(pack)
+
+
+@pytest.mark.parametrize(
+    ("type_name", "key", "backend", "given"),
+    [
+        ("AC97", "audiodev", {"kind": "audiodev"}, "none,id=x-b"),
+        ("nvdimm", "memdev", {"kind": "memdev", "size_bytes": 4096}, "memory-backend-ram,id=x-b,size=4096,share=off"),
+    ],
+)
+def test_a_backend_is_made_anew_from_its_shape(
+    pack: Path, tmp_path: Path, type_name: str, key: str, backend: dict[str, Any], given: str
+) -> None:
+    document = json.loads((pack / MANIFEST).read_text())
+    document["plan"]["devices"].append(added(type_name, {key: "x-b"}))
+    document["plan"]["backends"]["x-b"] = backend
+    (pack / MANIFEST).write_text(json.dumps(document))
+    assert given in built(pack, tmp_path)
+
+
+def test_a_device_can_name_another_one(pack: Path, tmp_path: Path) -> None:
+    document = json.loads((pack / MANIFEST).read_text())
+    document["plan"]["devices"].append({**added("isa-ipmi-kcs"), "references": {"bmc": "blk"}})
+    (pack / MANIFEST).write_text(json.dumps(document))
+    assert "isa-ipmi-kcs,id=x,bmc=blk" in built(pack, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["pc", "q35", "virt"])

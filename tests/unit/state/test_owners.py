@@ -43,7 +43,7 @@ def saved(_binary: QemuBinary, plan: GuestPlan, _accel: str, _scope: object) -> 
 
 @pytest.fixture
 def _asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owners, "_labels", saved)
+    monkeypatch.setattr(owners, "saved_labels", saved)
 
 
 @pytest.mark.usefixtures("_asked")
@@ -71,7 +71,7 @@ def test_a_machine_that_does_not_start_with_none_of_them_is_an_error(
     def dead(*_: object) -> list[str]:
         raise QemuError("no")
 
-    monkeypatch.setattr(owners, "_labels", dead)
+    monkeypatch.setattr(owners, "saved_labels", dead)
     with pytest.raises(QemuError):
         find_owners(binary, guest(), "tcg")
 
@@ -86,7 +86,7 @@ def test_a_qemu_that_somebody_ends_refuses_no_device(binary: QemuBinary, monkeyp
             raise QemuError("QEMU closed the session")
         return saved(binary, plan, accel, scope)
 
-    monkeypatch.setattr(owners, "_labels", ended_once)
+    monkeypatch.setattr(owners, "saved_labels", ended_once)
     _, found = settled(binary, guest(), "tcg")
     assert set(found.refused) == {"broken", "silent"}
 

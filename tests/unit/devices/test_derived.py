@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules over what four QEMUs said of their types: every type is a device or has its reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from harness.devices.backends import Canbus, Disk, Memdev, Netdev
+from harness.devices.derive import DerivedDevices, derive_all
+from harness.devices.device import Attachment
+from harness.devices.recipe import load_recipe, load_recipes, recipe_text
+from harness.devices.rules import Status, load_rules
+from harness.devices.types import DeviceType, parse_help, with_properties
+from harness.errors import ConfigError, QemuError
+from harness.files import data_dir
+from harness.guests.lack import Lacks
+from harness.state.recordings import planned_guests
+
+#: QEMU to the number of types that its ``-device help`` names.
+VERSIONS = {"5.2": 372, "7.2": 388, "10.0": 431, "11.1": 480}
+RECORDED = Path(__file__).with_name("recorded")
+RECIPES = [device for device in load_recipes().devices.values() if not device.rest]
+
+
+@cache
+def types_in(version: str) -> dict[str, DeviceType]:
+    said = json.loads(gzip.decompress((RECORDED / f"{version}.json.gz").read_bytes()))
+    return with_properties(parse_help(said["help"]), said["properties"])
+
+
+@cache
+def derived_in(version: str) -> DerivedDevices:
+    return derive_all(types_in(version), load_rules(), RECIPES)
+
+
+def test_help_is_read_with_bus_alias_and_category() -> None:
+    types = types_in("11.1")
+    assert types["e1000"].description == "Intel Gigabit Ethernet"
+    assert (types["e1000"].category, types["e1000"].bus, types["e1000"].alias) == ("network", "PCI", "e1000-82540em")
+    assert (types["pc-dimm"].category, types["pc-dimm"].bus) == ("uncategorized", "")
+    assert types["cxl-rp"].category == "controller"
+    assert {"netdev", "mac", "romfile"} <= types["e1000"].properties
+    assert types["max-x86_64-cpu"].properties == frozenset()
+
+
+def test_help_of_another_form_is_refused() -> None:
+    with pytest.raises(QemuError, match="-device help"):
+        parse_help("there is no help\n")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_type_is_a_device_or_has_its_reason(version: str) -> None:
+    derived, types = derived_in(version), types_in(version)
+    assert len(types) == VERSIONS[version]
+    assert not derived.rows.keys() & derived.underived.keys()
+    assert derived.rows.keys() | derived.underived.keys() == types.keys()
+    assert all(why.reason for why in derived.underived.values())
+    sums = Counter(why.status for why in derived.underived.values())
+    assert sums[Status.CPU] == sum(1 for kind in types.values() if kind.category == "cpu")
+    assert len(derived.rows) > 165
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_another_name_leads_to_a_device_or_to_what_has_its_own_reason(version: str) -> None:
+    derived = derived_in(version)
+    names = {*derived.devices, *(device.name for device in RECIPES)}
+    for name, why in derived.underived.items():
+        if why.status is Status.ALIAS:
+            assert why.row in names or why.row in derived.underived, name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("family", ["pc", "q35"])
+def test_what_was_derived_can_be_planned_alone(version: str, family: str) -> None:
+    """An id that QEMU would not take, or an attachment that names nothing, fails here."""
+    refused: set[Lacks] = set()
+    for device in derived_in(version).devices.values():
+        planned = planned_guests("pc-i440fx-7.2" if family == "pc" else "pc-q35-7.2", family, [device])
+        refused |= {lack.what for lack in planned.refused.values()}
+    assert refused <= {Lacks.PORTS}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_derived_device_is_the_same_when_its_recipe_is_read_again(version: str, tmp_path: Path) -> None:
+    file = tmp_path / "device.yaml"
+    for device in derived_in(version).devices.values():
+        file.write_text(recipe_text(device))
+        assert load_recipe(file) == device, device.name
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, load_recipes().devices["platform"]], ids=lambda recipe: recipe.name)
+def test_a_written_recipe_is_the_same_when_it_is_written_again(recipe: object, tmp_path: Path) -> None:
+    file = tmp_path / "device.yaml"
+    file.write_text(recipe_text(recipe))  # type: ignore[arg-type]
+    assert load_recipe(file) == recipe
+
+
+def test_devices_stand_on_what_their_properties_and_bus_want() -> None:
+    devices = derived_in("11.1").devices
+    assert devices["e1000"].backends == {"netdev": Netdev()}
+    assert devices["e1000"].attachments == (
+        Attachment(name="dev", type="e1000", properties={"romfile": ""}, backends={"netdev": "netdev"}),
+    )
+    assert [(a.name, a.type, a.on) for a in devices["usb-storage"].attachments] == [
+        ("xhci", "qemu-xhci", "pci"),
+        ("dev", "usb-storage", "xhci.0"),
+    ]
+    assert devices["usb-storage"].backends == {"drive": Disk(size_bytes=64 << 20)}
+    assert devices["pci-ipmi-bt"].attachments[1].references == {"bmc": "bmc"}
+    assert devices["ctucan_pci"].backends == {"canbus0": Canbus(), "canbus1": Canbus()}
+    assert devices["ivshmem-plain"].backends == {"memdev": Memdev(size_bytes=4 << 20, share=True)}
+    assert (devices["nvdimm"].machine, devices["nvdimm"].memory_room_mib) == ({"nvdimm": True}, 256)
+    assert devices["isa-serial"].attachments[0].on == "none"
+    assert devices["nvme"].attachments[0].properties == {"serial": "postload", "romfile": ""}
+
+
+def test_a_device_is_called_by_the_type_that_it_stands_for() -> None:
+    device = derived_in("7.2").devices["usb-kbd"]
+    assert (device.aliases, device.default) == (("usb-kbd",), False)
+    subject = device.subject
+    assert subject is not None
+    assert subject.type == "usb-kbd"
+
+
+def test_what_has_a_recipe_is_not_derived_again() -> None:
+    derived = derived_in("7.2")
+    assert derived.rows["virtio-blk-pci"][0] == "virtio-blk"
+    assert "virtio-blk-pci" not in derived.devices
+    assert derived.underived["virtio-blk-device"].row == "virtio-blk"
+
+
+def test_a_type_that_stands_on_what_is_not_there_says_so() -> None:
+    types = {name: kind for name, kind in types_in("7.2").items() if name != "qemu-xhci"}
+    why = derive_all(types, load_rules()).underived["usb-kbd"]
+    assert (why.status, why.reason) == (Status.NEEDS, "it stands on qemu-xhci, which this QEMU has not")
+
+
+def test_room_for_memory_and_properties_of_the_machine_are_planned() -> None:
+    devices = derived_in("7.2").devices
+    (guest,) = planned_guests("pc-q35-7.2", "q35", [devices["nvdimm"], devices["pc-dimm"]]).guests
+    assert guest.plan.machine_properties == {"nvdimm": True}
+    assert (guest.plan.memory_room_mib, guest.plan.memory_slots) == (512, 2)
+
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(text: str) -> Path:
+        (tmp_path / "mine.yaml").write_text(text)
+        return tmp_path
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rules:\n  - status: needs\n", "expected 'reason' with 'status'"),
+        ("rules:\n  - reason: alone\n", "expected 'reason' with 'status'"),
+        ("rules:\n  - status: judged\n    reason: x\n", "status"),
+        ("rules:\n  - wehn: {}\n", "did you mean 'when'"),
+        ("rules:\n  - same-as: {'(': x}\n", "no regular expression"),
+        ("rules:\n  - needs: {drive: {kind: tape}}\n", "tape"),
+    ],
+)
+def test_a_wrong_rule_is_said_with_its_file(write: Write, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.yaml:") as caught:
+        load_rules(write(text))
+    assert said in str(caught.value)
+
+
+def test_a_later_rule_wins_and_mappings_grow_together(write: Write) -> None:
+    rules = load_rules(
+        write(
+            "rules:\n"
+            "  - {when: {bus: [PCI]}, on: pci, properties: {a: 1, b: 1}, needs: {drive: {kind: disk, size: 1M}}}\n"
+            "  - {when: {types: [toy]}, on: pcie-port, properties: {b: 2}}\n"
+            "  - {when: {types: [toy]}, variant: fast, properties: {fast: true}}\n"
+            "  - {when: {types: [other]}, properties: {b: 3}}\n"
+        )
+    )
+    derived = derive_all({"toy": DeviceType(name="toy", category="misc", bus="PCI")}, rules)
+    assert derived.rows == {"toy": ["toy", "toy+fast"]}
+    toy, fast = derived.devices.values()
+    assert toy.attachments[0] == Attachment(
+        name="dev", type="toy", on="pcie-port", properties={"a": 1, "b": 2}, backends={"drive": "drive"}
+    )
+    assert fast.attachments[0].properties == {"a": 1, "b": 2, "fast": True}
+    assert (fast.aliases, fast.node("dev")) == ((), "toy--fast-dev")
+
+
+def test_the_shipped_rules_load() -> None:
+    assert len(load_rules(data_dir("devices") / "rules")) > 40
