@@ -20,7 +20,8 @@ from harness.commands.resolve import (
     rows_and_phases,
 )
 from harness.commands.selection import select
-from harness.errors import UsageError
+from harness.devices.phases import Missed
+from harness.errors import HarnessError, UsageError
 from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.report import inspection
@@ -85,7 +86,8 @@ def record(given: dict[str, Any]) -> int:
         raise UsageError(f"cannot record {error.device} on {error.machine}: {lack_text(error.lack)}") from error
     with StatePack(given["out"]) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
-    return 0
+        failed = any(lack.how is Missed.FAILED for device in pack.manifest.devices for lack in device.unreached)
+    return HarnessError.exit_code if failed else 0
 
 
 def replay(pack: Path, given: dict[str, Any]) -> int:

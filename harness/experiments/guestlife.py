@@ -30,6 +30,7 @@ from harness.experiments.interview import (
     Interview,
     LifeCheck,
     recorded_devices,
+    unbound_devices,
 )
 from harness.guests.machine import DiskKind
 from harness.qemu.process import Exit
@@ -118,6 +119,7 @@ def guest_life(
         plan=setting.buffers.pack.manifest.plan,
         phase=setting.phase,
         devices=recorded_devices(setting.buffers.pack, devices),
+        silent=unbound_devices(setting.buffers.pack, setting.phase),
         scope=setting.scope,
         check_timeout_s=check_timeout_s,
     )

@@ -102,6 +102,7 @@ class Interview:
 
     :param plan: what the guest is
     :param devices: those that the pack was recorded with
+    :param silent: names of those that are not to be asked
     :param check_timeout_s: how long one device's check may take
     :param scope: of the run: owns its processes, and is told when it shall end
     """
@@ -110,6 +111,7 @@ class Interview:
     phase: str
     devices: tuple[Device, ...]
     scope: ProcessScope
+    silent: frozenset[str] = frozenset()
     check_timeout_s: float = CHECK_TIMEOUT_S
 
     def ask(self, vm: Vm, answers: Answers) -> None:
@@ -129,12 +131,15 @@ class Interview:
         return replace(machine, disks=disks, patterns=patterns if written else {})
 
     def unasked(self) -> tuple[str, ...]:
-        """Devices that have no ``life`` to ask for."""
-        return tuple(each.name for each in self.devices if each.guest.life == NOTHING and not each.rest)
+        """Devices that have no ``life`` to ask for, or not got so far."""
+        return tuple(each.name for each in self.devices if not self._asked(each) and not each.rest)
 
     def kernel_names(self) -> Mapping[str, tuple[str, ...]]:
         """Device to regular expressions for what the guest's kernel calls it."""
         return {device.name: self._kernel_names(device) for device in self.devices if device.kernel_names}
+
+    def _asked(self, device: Device) -> bool:
+        return device.guest.life != NOTHING and device.name not in self.silent
 
     def _kernel_names(self, device: Device) -> tuple[str, ...]:
         slot = guest_slot(device, self.plan)
@@ -153,7 +158,7 @@ class Interview:
             console.run("beat_start", CONSOLE_TIMEOUT_S)
         answers.clocks.append(_read_clock(console, vm.process.clock))
         span = vm.deadline(CLOCK_SPAN_S)
-        checks = [(d.name, self._check_line(d)) for d in self.devices if d.guest.life != NOTHING]
+        checks = [(d.name, self._check_line(d)) for d in self.devices if self._asked(d)]
         if self.phase in _TOGETHER:
             self._run_checks(vm, console, checks, answers)
         else:
@@ -215,6 +220,13 @@ def _states(console: Console, devices: Sequence[str]) -> dict[str, int]:
 def _ended(console: Console, device: str, status: int | None, seconds: float) -> LifeCheck:
     said = console.run(f"life_said {shlex.quote(device)}", CONSOLE_TIMEOUT_S) if status != 0 else ""
     return LifeCheck(device=device, status=status, said=said.strip(), seconds=seconds)
+
+
+def unbound_devices(pack: StatePack, phase: str) -> frozenset[str]:
+    """Devices that cannot be asked how they are: they did not get to a phase, or to none in which they are bound."""
+    return frozenset(
+        device.name for device in pack.manifest.devices if {phase, "bound"} & {lack.phase for lack in device.unreached}
+    )
 
 
 def recorded_devices(pack: StatePack, devices: Iterable[Device] | None) -> tuple[Device, ...]:

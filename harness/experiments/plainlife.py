@@ -18,7 +18,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.evidence import ANSWER_TIMEOUT_S, DEATH_GRACE_S, Break, break_at, end_within, own_words
 from harness.engines.incoming import Incoming, State
 from harness.experiments.guestlife import DisksWhy, GuestLife, answered_ends
-from harness.experiments.interview import CHECK_TIMEOUT_S, After, Answers, Interview, recorded_devices
+from harness.experiments.interview import CHECK_TIMEOUT_S, After, Answers, Interview, recorded_devices, unbound_devices
 from harness.guests.machine import DiskKind
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
@@ -66,6 +66,7 @@ def plain_life(
         plan=pack.manifest.plan,
         phase=phase,
         devices=recorded_devices(pack, devices),
+        silent=unbound_devices(pack, phase),
         scope=scope,
         check_timeout_s=check_timeout_s,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import dataclass
 
 import pexpect
 from pexpect.socket_pexpect import SocketSpawn
@@ -15,6 +16,7 @@ from harness.errors import GuestError
 
 _PROMPT = re.compile(rb"postload# ")
 _STATUS = re.compile(rb"POSTLOAD rc=(\d+)\r?\n")
+#: How much of what was printed is told.
 _TAIL_CHARS = 600
 
 
@@ -27,6 +29,28 @@ class ConsoleError(GuestError):
     def __init__(self, text: str, symptom: Symptom) -> None:
         super().__init__(text)
         self.symptom = symptom
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What came of a command line: its exit status, and what it printed."""
+
+    command: str
+    status: int
+    text: str
+
+    @property
+    def said(self) -> str:
+        """The last of what it printed."""
+        return self.text.strip()[-_TAIL_CHARS:]
+
+    @property
+    def complaint(self) -> ConsoleError:
+        """How it failed."""
+        return ConsoleError(
+            f"guest command {self.command!r} failed with status {self.status}: {self.said or 'it printed nothing'}",
+            Symptom(sign=Sign.FAILED, command=self.command, exit=self.status, said=self.said),
+        )
 
 
 class Console:
@@ -54,6 +78,16 @@ class Console:
 
         :raises GuestError: its status is not 0, or it did not end within ``timeout_s``
         """
+        answer = self.ask(command, timeout_s)
+        if answer.status:
+            raise answer.complaint
+        return answer.text
+
+    def ask(self, command: str, timeout_s: float = 30.0) -> CommandResult:
+        """Run a command line that may fail.
+
+        :raises GuestError: it did not end within ``timeout_s``
+        """
         try:
             self._spawn.sendline(f"{command}; echo POSTLOAD rc=$?")
         except OSError as error:
@@ -64,14 +98,7 @@ class Console:
         assert isinstance(printed, bytes)  # a SocketSpawn without encoding
         self._expect(_PROMPT, timeout_s, "the guest's prompt did not come back", Doing.PROMPT, command)
         text = printed.decode(errors="replace").replace("\r\n", "\n")
-        status = int(match[1])
-        if status:
-            said = text.strip()[-_TAIL_CHARS:]
-            raise ConsoleError(
-                f"guest command {command!r} failed with status {status}: {said or 'it printed nothing'}",
-                Symptom(sign=Sign.FAILED, command=command, exit=status, said=said),
-            )
-        return text
+        return CommandResult(command=command, status=int(match[1]), text=text)
 
     def send(self, command: str) -> None:
         """Type a command line and wait for nothing, for one that stops the machine.

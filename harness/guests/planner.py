@@ -7,7 +7,7 @@ The devices of the default matrix share a guest of their own, so that naming one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from harness.arch import RootBus
@@ -23,7 +23,16 @@ class PlannedGuest:
     devices: tuple[Device, ...]
     plan: GuestPlan
 
-    def without(self, names: frozenset[str]) -> PlannedGuest:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The devices that it was given: all but the platform."""
+        return tuple(device.name for device in self.devices if not device.rest)
+
+    def only(self, names: Collection[str]) -> PlannedGuest:
+        """The same guest with some of its devices, in their places."""
+        return self.without({name for name in self.names if name not in names})
+
+    def without(self, names: Collection[str]) -> PlannedGuest:
         """The same guest without some devices, the others in their places."""
         left = tuple(device for device in self.devices if device.name not in names)
         lost = [device for device in self.devices if device.name in names]

@@ -24,7 +24,7 @@ from harness.experiments.guestlife import guest_life
 from harness.experiments.ioerror import io_errors
 from harness.experiments.leak import find_leaks
 from harness.lanes.judge import Bench, OnLoads, RunControls
-from harness.lanes.lane import Group, Judge, Lane, Request, Wave, by_phase
+from harness.lanes.lane import Group, Judge, Lane, Reached, Request, Wave, by_phase
 from harness.oracles.drift import judge_drift, rules_for
 from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
@@ -354,8 +354,9 @@ def _outcome(verdict: Verdict, told: Sequence[Told]) -> Outcome:
     )
 
 
-def _with_faults(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device]) -> list[Group]:
-    failing = {device.name for device in guest if device.faults} if IO_ERROR_PHASE in phases else set()
+def _with_faults(_phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
+    failing = {device.name for device in guest if device.faults}
+    rows = [row for row, own in reached.items() if IO_ERROR_PHASE in own]
     return [((IO_ERROR_PHASE,), (row,)) for row in rows if row in failing]
 
 
@@ -364,13 +365,14 @@ def _io_error_check(request: Request, bench: Bench) -> OracleCheck:
     return io_error_check(row, next(device.failing() for device in bench.devices if device.name == row))
 
 
-def _settled(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device]) -> list[Group]:
-    """Where drivers are bound, or the first phase that there is."""
-    return by_phase([next((phase for phase in ("bound", *phases) if phase in phases), phases[0])], rows, guest)
+def _settled(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
+    """Each device where its driver is bound, or in the first phase that it has."""
+    best = {row: [next((phase for phase in ("bound", *own) if phase in own), "")] for row, own in reached.items()}
+    return by_phase(phases, best, guest)
 
 
-def _lively(phases: Sequence[str], rows: Sequence[str], guest: Sequence[Device]) -> list[Group]:
-    return by_phase([phase for phase in phases if phase in LIVELY_PHASES], rows, guest)
+def _lively(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
+    return by_phase([phase for phase in phases if phase in LIVELY_PHASES], reached, guest)
 
 
 #: The longest first.

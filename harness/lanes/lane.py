@@ -8,7 +8,7 @@ nothing between two requests: what it has to know of earlier ones stands on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -19,6 +19,8 @@ from harness.state.transforms import GuestMode
 
 #: Phases and devices of one request.
 Group = tuple[tuple[str, ...], tuple[str, ...]]
+#: Device to the phases that it has reached, in their order.
+Reached = Mapping[str, Sequence[str]]
 
 
 class Wave(IntEnum):
@@ -61,12 +63,13 @@ class Lane:
 
     :param wave: when it comes; see :meth:`wave_of`
     :param waits: most of its time it waits, so that it is carried out beside those that take a core
-    :param groups: the requests that phases and the names of devices are split into; told all devices of the guest
+    :param groups: the requests that phases and devices are split into; told the phases of the recording, those that
+        each device to be judged has reached, and all devices of the guest
     """
 
     name: str
     wave: Wave
-    groups: Callable[[Sequence[str], Sequence[str], Sequence[Device]], Iterable[Group]]
+    groups: Callable[[Sequence[str], Reached, Sequence[Device]], Iterable[Group]]
     judge: Judge
     waits: bool = False
 
@@ -75,11 +78,13 @@ class Lane:
         return Wave.OWN if self.wave is Wave.WHOLE and mode is GuestMode.PARKED else self.wave
 
 
-def all_in_one(phases: Sequence[str], devices: Sequence[str], _guest: Sequence[Device]) -> list[Group]:
-    """One request."""
-    return [(tuple(phases), tuple(devices))] if devices else []
+def all_in_one(phases: Sequence[str], reached: Reached, _guest: Sequence[Device]) -> list[Group]:
+    """One request over all phases, of the devices that have reached any."""
+    devices = tuple(device for device, own in reached.items() if own)
+    return [(tuple(phases), devices)] if devices else []
 
 
-def by_phase(phases: Sequence[str], devices: Sequence[str], _guest: Sequence[Device]) -> list[Group]:
-    """A request for each phase."""
-    return [((phase,), tuple(devices)) for phase in phases if devices]
+def by_phase(phases: Sequence[str], reached: Reached, _guest: Sequence[Device]) -> list[Group]:
+    """A request for each phase, of the devices that have reached it."""
+    groups = [((phase,), tuple(device for device, own in reached.items() if phase in own)) for phase in phases]
+    return [group for group in groups if group[1]]

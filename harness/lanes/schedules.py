@@ -9,7 +9,7 @@ from dataclasses import replace
 from harness.devices.device import Device
 from harness.engines.schedule import Schedule
 from harness.lanes.judge import Bench, OnLoads, RunControls, judge_cell
-from harness.lanes.lane import Group, Lane, Request, Wave, all_in_one, by_phase
+from harness.lanes.lane import Group, Lane, Reached, Request, Wave, all_in_one, by_phase
 from harness.results.answer import PLATFORM
 from harness.results.document import Cell
 from harness.results.plan import CellPlan
@@ -28,14 +28,14 @@ def judge_request(bench: Bench, request: Request, on_loads: OnLoads, control: Ru
         yield from judge_cell(CellPlan(key=key, loads=request.loads), bench, on_loads, control)
 
 
-def over_all(phases: Sequence[str], devices: Sequence[str], guest: Sequence[Device]) -> list[Group]:
+def over_all(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
     """One request over all phases, where there are two to go between."""
-    return all_in_one(phases, devices, guest) if len(phases) > 1 else []
+    return all_in_one(phases, reached, guest) if len(phases) > 1 else []
 
 
-def one_by_one(phases: Sequence[str], devices: Sequence[str], _guest: Sequence[Device]) -> list[Group]:
+def one_by_one(_phases: Sequence[str], reached: Reached, _guest: Sequence[Device]) -> list[Group]:
     """A request for each phase of each device."""
-    return [((phase,), (device,)) for device in devices for phase in phases]
+    return [((phase,), (device,)) for device, own in reached.items() for phase in own]
 
 
 LANES = (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.colo.messages import Step
+from harness.devices.phases import NOTHING_TO_DO_STATUS
 from harness.engines.evidence import Evidence
 from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
 from harness.oracles.load import crash_line, end_of, judge
@@ -184,7 +185,7 @@ def _clock_faults(clocks: tuple[GuestClock, ...]) -> list[FailedCheck]:
 
 def _check_fault(check: LifeCheck) -> list[FailedCheck]:
     lines = check.said.splitlines()
-    if check.status == 0:
+    if check.status in (0, NOTHING_TO_DO_STATUS):
         return []
     if check.status is None:
         waited = {"waited_s": check.seconds}

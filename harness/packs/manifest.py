@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.devices.device import Device
+from harness.devices.phases import Unreached
 from harness.errors import PackError
 from harness.facts.model import HostFacts
 from harness.guests.identity import GuestIdentity
@@ -71,11 +72,13 @@ class DeviceModel(_Model):
     """A device that the guest was planned with, and the sections that it owns in this pack.
 
     :param recipe: all that is known of it, so that a replay needs no recipe of its own
+    :param unreached: phases that the guest went through without it, and why
     """
 
     name: str
     sections: list[str]
     recipe: Device
+    unreached: list[Unreached] = []
 
     @model_validator(mode="after")
     def _recipe_is_its_own(self) -> DeviceModel:

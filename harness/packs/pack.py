@@ -32,6 +32,7 @@ from pathlib import Path
 from harness.arch import Architecture, architecture_of
 from harness.cache import cache_root, hold, publish_dir
 from harness.devices.device import section_label
+from harness.devices.phases import Unreached
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
 from harness.guests.foreign import check_plan
@@ -190,10 +191,14 @@ class StatePack:
 
         :raises PackError: the pack was recorded without it
         """
-        for entry in self.manifest.devices:
-            if entry.name == device:
-                return entry.sections
-        raise PackError(f"{self.source}: recorded without device {device!r}")
+        return self._device(device).sections
+
+    def unreached(self, device: str) -> dict[str, Unreached]:
+        """By phase, what a device did not reach, and why.
+
+        :raises PackError: the pack was recorded without it
+        """
+        return {lack.phase: lack for lack in self._device(device).unreached}
 
     def look(self, phase: str) -> Look | None:
         """What QEMU showed of the machine beside its saved state; None for a phase that has no look.
@@ -260,6 +265,12 @@ class StatePack:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _device(self, name: str) -> DeviceModel:
+        for entry in self.manifest.devices:
+            if entry.name == name:
+                return entry
+        raise PackError(f"{self.source}: recorded without device {name!r}")
 
     def _check_plan(self) -> None:
         try:

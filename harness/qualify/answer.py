@@ -138,7 +138,7 @@ def _refused_by_kvm(cells: Iterable[Cell]) -> dict[str, int]:
 def _device(name: str, leg: Leg, home: Leg | None, deciding: Sequence[str], explain: Explain | None) -> DeviceAnswer:
     mine = [cell for cell in leg.cells if cell.device == name]
     uses = {use: _answer([c for c in mine if use_of(c) == use], leg) for use in USES}
-    if all(cell.verdict is Verdict.UNSUPPORTED for cell in mine):
+    if all(cell.verdict is Verdict.UNSUPPORTED and not cell.outcome.passed_over for cell in mine):
         # without the machine or the device there is nothing to go to; where the old side has it not, nothing comes
         never = any(isinstance(c, Unsupported) and c.side is Side.RECORDER for m in mine for c in m.outcome.causes)
         uses = dict.fromkeys(USES, Answer.NONE if never else Answer.NO_GO)
@@ -165,7 +165,7 @@ def _answer(cells: Sequence[Cell], leg: Leg) -> Answer:
 
 
 def _one(cell: Cell, leg: Leg) -> Answer:
-    if _hidden(cell, leg):
+    if _hidden(cell, leg) or cell.outcome.passed_over:
         return Answer.NONE
     if cell.lane == "postcopy" and cell.verdict in (Verdict.HOST, Verdict.UNSUPPORTED):
         return Answer.NONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.devices.device import section_label
+from harness.devices.phases import Unreached
 from harness.errors import StreamError, UsageError
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
 from harness.report.containers import container_text
+from harness.report.sentences import unreached_text
 from harness.stream.container import Container, container_of
 from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
@@ -70,6 +73,9 @@ def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any
         "phases": pack.phases,
         "phase": recording.name,
         "devices": {device.name: device.sections for device in manifest.devices},
+        "unreached": {
+            device.name: [asdict(lack) for lack in device.unreached] for device in manifest.devices if device.unreached
+        },
         "size_bytes": sum(file.size_bytes for file in manifest.files.values()),
         "packed_bytes": pack.source.stat().st_size if pack.source.is_file() else None,
         "guest_bytes": sum(manifest.files[name].size_bytes for name in manifest.guest_files()),
@@ -88,6 +94,9 @@ def print_document(document: dict[str, Any], console: Console) -> None:
         if document.get(key):
             value = document[key]
             console.print(f"{key}: {_shown(', '.join(value) if key == 'capabilities' else str(value))}")
+    for name, lacks in document.get("unreached", {}).items():
+        for lack in lacks:
+            console.print(f"{name}: {_shown(unreached_text(Unreached(**lack)))}", soft_wrap=True)
     for remark in document.get("remarks", ()):
         console.print(f"note: {_shown(remark)}", soft_wrap=True)
     if "sizes" in document and not document.get("filtered"):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.colo.messages import Step
+from harness.devices.phases import Missed, Unreached
 from harness.engines.postcopy import PostcopyLack
 from harness.experiments.interview import After
 from harness.qemu.disturbance import TRIES, Disturbance, Hindered
@@ -74,7 +75,9 @@ _VERDICTS = {
     Verdict.LEAK: "memory, descriptors or threads grow with each load, beyond the noise",
     Verdict.FLAKY: "the same cell gave different verdicts",
     Verdict.OK: "no problem found in the loads that were made",
-    Verdict.UNSUPPORTED: "this QEMU has no such device or machine, or the device cannot be migrated",
+    Verdict.UNSUPPORTED: (
+        "this QEMU has no such device or machine, the device cannot be migrated, or it has nothing to do in this phase"
+    ),
     Verdict.HOST: "the host did not let it be judged, or could not run it",
     Verdict.HARNESS_ERROR: "this program failed; it never counts for or against a device",
 }
@@ -413,6 +416,24 @@ def unsupported_text(unsupported: Unsupported) -> str:
     return lack_text(unsupported.lack)
 
 
+_STEPS = {
+    "bind": "its driver could not be bound",
+    "busy": "it could not be made to work",
+    "check": "it was not seen to work",
+    "idle": "its work could not be ended",
+    "unbind": "its driver could not be taken from it",
+    "rebind": "its driver could not be given back",
+    "fail": "none of its disks could be made to fail",
+}
+
+
+def unreached_text(unreached: Unreached) -> str:
+    """Why a device is not in a phase."""
+    why = f"{_STEPS.get(unreached.step, unreached.step)}: {unreached.said or 'the guest printed nothing'}"
+    how = "nothing to do" if unreached.how is Missed.NOTHING_TO_DO else "not reached"
+    return f"phase {unreached.phase}: {how}: {why}"
+
+
 def undecided_text(undecided: Undecided) -> str:
     """Why nothing was decided."""
     return _WHYS[undecided.why](undecided)
@@ -478,6 +499,7 @@ _TEXTS: Mapping[type, Callable[[Any], str]] = {
     KvmRefused: kvm_refused_text,
     Hindered: hindered_text,
     Unsupported: unsupported_text,
+    Unreached: unreached_text,
     Undecided: undecided_text,
 }
 

@@ -118,7 +118,7 @@ def _doubts(cells: Sequence[Cell], needed: str, *, resets: bool) -> list[ColoRea
 
 
 def _was_judged(cell: Cell) -> bool:
-    return cell.verdict is Verdict.OK or cell.verdict.is_finding
+    return cell.verdict is Verdict.OK or cell.verdict.is_finding or cell.outcome.passed_over
 
 
 def _reasons(cells: Iterable[Cell], *, hidden: bool = False) -> list[ColoReason]:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from harness.colo.messages import Step
 from harness.colo.symptom import Symptom
+from harness.devices.phases import Unreached
 from harness.engines.postcopy import PostcopyLack
 from harness.experiments.interview import After
 from harness.guests.lack import Lack, Lacks
@@ -408,6 +409,7 @@ Cause = Annotated[
     | KvmRefused
     | Hindered
     | Unsupported
+    | Unreached
     | Undecided,
     Field(discriminator="kind"),
 ]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter
 
+from harness.devices.phases import Missed, Unreached
 from harness.qemu.disturbance import Hindered
 from harness.results.cause import Cause, exit_of, load_of, phase_of
 from harness.results.verdict import FailureClass, Verdict
@@ -124,6 +125,13 @@ class Outcome:
     def came_to(self) -> Verdict:
         """The verdict; of a flaky one what it came to when it failed."""
         return self.repeats.verdict if self.verdict is Verdict.FLAKY and self.repeats else self.verdict
+
+    @property
+    def passed_over(self) -> bool:
+        """There was nothing to judge: the device has nothing to do in these phases."""
+        return bool(self.causes) and all(
+            isinstance(cause, Unreached) and cause.how is Missed.NOTHING_TO_DO for cause in self.causes
+        )
 
     @property
     def phase(self) -> str | None:

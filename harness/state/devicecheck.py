@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from harness.devices.device import NOTHING, Device
+from harness.devices.phases import NOTHING_TO_DO_STATUS
 from harness.errors import DeadlineError, GuestError, QemuError
 from harness.guests.build import Guest
 from harness.guests.console import Console
@@ -137,6 +138,7 @@ class DeviceCheck:
             yield self._step(name, "boots", ("attach",), False, said=str(error))
 
     def _commands(self, name: str, device: Device, plan: Plan, console: Console) -> Iterator[CheckedStep]:
+        still = False
         for what in _ORDER:
             if what == "busy" and device.guest.check != NOTHING:
                 yield from self._idle_check(name, device, plan, console)
@@ -144,17 +146,17 @@ class DeviceCheck:
             if command == NOTHING:
                 yield self._step(name, what, ("guest", what), None, note=StepNote.NO_COMMAND)
                 continue
+            if what in ("check", "idle") and still:
+                continue
             self.say(f"{name}: {what}")
             started = time.monotonic()
-            try:
-                console.run(command, COMMAND_TIMEOUT_S)
-            except GuestError as error:
-                seconds = time.monotonic() - started
-                yield self._step(name, what, ("guest", what), False, said=str(error), seconds=seconds)
+            ok, said = _run(console, command)
+            yield self._step(name, what, ("guest", what), ok, said=said, seconds=time.monotonic() - started)
+            if ok is False or (ok is None and what not in ("busy", "life")):
                 return
-            yield self._step(name, what, ("guest", what), True, seconds=time.monotonic() - started)
             if what == "busy":
-                time.sleep(BUSY_S)
+                still = ok is None
+                time.sleep(0 if still else BUSY_S)
 
     def _idle_check(self, name: str, device: Device, plan: Plan, console: Console) -> Iterator[CheckedStep]:
         """``check`` says that the device moves: asked of one that does not, it has to say no."""
@@ -172,6 +174,17 @@ class DeviceCheck:
         self, machine: str, name: str, key: Key, ok: bool | None, *, seconds: float = 0.0, **found: Any
     ) -> CheckedStep:
         return CheckedStep(machine=machine, name=name, key=key, ok=ok, seconds=round(seconds, 3), **found)
+
+
+def _run(console: Console, command: str) -> tuple[bool | None, str]:
+    """Whether a command did what it should, None for one that has nothing to do; and why not."""
+    try:
+        answer = console.ask(command, COMMAND_TIMEOUT_S)
+    except GuestError as error:
+        return False, str(error)
+    if answer.status == NOTHING_TO_DO_STATUS:
+        return None, answer.said
+    return not answer.status, str(answer.complaint) if answer.status else ""
 
 
 def works(steps: Sequence[CheckedStep]) -> bool:

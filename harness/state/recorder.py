@@ -13,8 +13,9 @@ from typing import Any
 
 import harness
 from harness.arch import Architecture, architecture_of
-from harness.devices.device import NOTHING
-from harness.errors import DeadlineError, GuestError, HarnessError, HostError, QemuError, UsageError
+from harness.devices.device import NOTHING, Device
+from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
+from harness.errors import DeadlineError, GuestError, HostError, PackError, QemuError, StreamError, UsageError
 from harness.files import sweep, temp_dir
 from harness.guests.build import Guest
 from harness.guests.console import Console
@@ -51,6 +52,8 @@ _END_WAIT_S = 1.0
 _END_CHARS = 400
 
 _FIRMWARE_LOG = "firmware.log"
+#: What a driver is asked for on the way into a phase.
+_STEPS = {"bound": "bind", "unbound": "unbind", "rebound": "rebind"}
 
 Progress = Callable[[str], None]
 
@@ -66,19 +69,32 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     return [phase for phase in PHASES if phase in names]
 
 
-class DeviceFailed(GuestError):
-    """A guest command of one device failed.
+class CutShort(GuestError):
+    """A recording ended before its last phase: the guest, or its QEMU, was lost.
 
-    :param device: whose
+    :param phase: that it was on its way to
+    :param device: whose command was under way; empty where none was
     :param kept: the phases that had been recorded by then, which are kept where the recording should have been
     """
 
-    def __init__(self, device: str, text: str, kept: tuple[str, ...] = ()) -> None:
+    def __init__(self, text: str, *, phase: str, device: str = "", kept: tuple[str, ...] = ()) -> None:
         more = f"; what was recorded until then is kept: {', '.join(kept)}" if kept else ""
-        super().__init__(f"{device}: {text}{more}")
+        super().__init__(f"phase {phase}: {f'{device}: ' if device else ''}{text}{more}")
+        self.phase = phase
         self.device = device
-        self.text = text
         self.kept = kept
+
+
+class _Hung(GuestError):
+    """A command of a device never ended."""
+
+    def __init__(self, text: str, device: str) -> None:
+        super().__init__(text)
+        self.device = device
+
+
+#: What loses a guest; a stream that cannot be read is one that a device brought.
+_LOST = (GuestError, QemuError, DeadlineError, StreamError, PackError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +142,9 @@ def record(
     :param progress: told what is being done
     :param host: facts of this host, kept in the pack
     :param scope: of the run that records
-    :raises DeviceFailed: a guest command failed; the phases before it are in the pack all the same
+    :raises CutShort: the guest did not reach a phase, or QEMU died; the phases before are in the pack all the same
     :raises Disturbed: the host disturbed each try
-    :raises GuestError: the guest did not reach a phase; the message has the console's last words
-    :raises QemuError: QEMU refused or died
+    :raises QemuError: QEMU does not start, or does not run with one of the devices
     :raises HostError: no space
     :raises UsageError: a file of that name is there already
     """
@@ -144,10 +159,10 @@ def record(
             temp = stack.enter_context(temp_dir(path.parent))
         except OSError as error:
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
-        failed: DeviceFailed | None = None
+        failed: CutShort | None = None
         try:
             _record_folder(plan, temp / "pack", progress, host or {}, scope)
-        except DeviceFailed as error:
+        except CutShort as error:
             if not error.kept:
                 raise
             failed = error
@@ -170,14 +185,14 @@ def _record_once(
 ) -> Path:
     owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
     for name, lack in owners.refused.items():
-        raise DeviceFailed(name, str(lack))
+        raise QemuError(f"{name}: {lack}")
     writer = PackWriter(path)
     boot = _Boot(plan, writer, progress, scope)
-    failed: DeviceFailed | None = None
+    failed: CutShort | None = None
     try:
         try:
             boot.run()
-        except DeviceFailed as error:
+        except CutShort as error:
             if not boot.captured or current_account().hindered:
                 raise
             failed = error
@@ -192,26 +207,34 @@ def _record_once(
             host=dict(host),
             plan=plan.planned.plan,
             guest=plan.guest.identity,
-            devices=_owned(boot.labels, owners, plan.planned),
+            devices=_recorded_devices(boot, owners, plan.planned),
         )
     finally:
         writer.discard()
     if failed is not None:
-        raise DeviceFailed(failed.device, failed.text, tuple(boot.captured)) from failed
+        raise failed
     return path
 
 
-def _owned(labels: Sequence[str], owners: Owners, guest: PlannedGuest) -> list[DeviceModel]:
-    """Which device owns which section of a recording."""
+def _recorded_devices(boot: _Boot, owners: Owners, guest: PlannedGuest) -> list[DeviceModel]:
+    """Which device owns which section of a recording, and how far each of them came."""
     rest = next((device.name for device in guest.devices if device.rest), None)
-    owned = owners.split(labels, [device.name for device in guest.devices], rest)
-    return [DeviceModel(name=each.name, sections=owned[each.name], recipe=each) for each in guest.devices]
+    owned = owners.split(boot.labels, [device.name for device in guest.devices], rest)
+    return [
+        DeviceModel(
+            name=each.name,
+            sections=owned[each.name],
+            recipe=each,
+            unreached=[lack for phase, lack in boot.lacks.of(each.name).items() if phase in boot.phases],
+        )
+        for each in guest.devices
+    ]
 
 
 class _Boot:
     """One guest being recorded.
 
-    ``labels`` are the sections that were saved so far, ``captured`` the phases.
+    ``labels`` are the sections that were saved so far, ``captured`` the phases, and ``lacks`` who is not in them.
     """
 
     def __init__(self, plan: Plan, writer: PackWriter, progress: Progress, scope: ProcessScope | None) -> None:
@@ -221,8 +244,15 @@ class _Boot:
         self._scope = scope
         self.labels: list[str] = []
         self.captured: list[str] = []
+        self.lacks = MissedPhases()
         self._devices = plan.planned.devices
+        self._moving: set[str] = set()
         self._faults = {node: sector for device in self._devices for node, sector in device.failing().items()}
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Those that are wanted."""
+        return self._plan.phases
 
     def run(self) -> None:
         workdir = new_workdir()
@@ -232,13 +262,7 @@ class _Boot:
         machine = self._plan.build().with_faults(self._faults if "io-error" in self._plan.phases else {})
         machine.make_files(workdir)
         with Vm(machine.command(self._plan.binary.path, workdir, chardev), workdir=workdir, scope=self._scope) as vm:
-            try:
-                self._drive(vm)
-            except (GuestError, QemuError) as error:
-                end = _end_text(vm)
-                if not end:
-                    raise
-                raise _with_end(error, end) from error
+            self._drive(vm)
 
     def _drive(self, vm: Vm) -> None:
         # no bandwidth limit, and the source is stopped anyway: one pass
@@ -248,11 +272,26 @@ class _Boot:
         last = max(PHASES.index(name) for name in filter(has_phase, self._plan.phases))
         for phase in filter(has_phase, PHASES[: 1 + last]):
             self._progress(phase)
-            start = time.monotonic()
-            self._reach(phase, vm, console)
-            if phase in self._plan.phases:
-                self._capture(phase, vm, time.monotonic() - start)
-                self.captured.append(phase)
+            try:
+                self._pass(phase, vm, console)
+            except _LOST as error:
+                if self._scope is not None:
+                    self._scope.check()
+                device = error.device if isinstance(error, _Hung) else ""
+                text = f"{error}{_end_text(vm)}"
+                raise CutShort(text, phase=phase, device=device, kept=tuple(self.captured)) from error
+
+    def _pass(self, phase: str, vm: Vm, console: Console) -> None:
+        if phase == "io-error" and not self._failing_disks():
+            for device in self._devices:
+                none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="fail", said="")
+                self.lacks.ends(device.name, none)
+            return
+        start = time.monotonic()
+        self._reach(phase, vm, console)
+        if phase in self._plan.phases:
+            self._capture(phase, vm, time.monotonic() - start)
+            self.captured.append(phase)
 
     def _reach(self, phase: str, vm: Vm, console: Console) -> None:
         vm.qmp("cont")
@@ -265,15 +304,8 @@ class _Boot:
         elif phase == "kernel":
             console.wait_ready(BOOT_TIMEOUT_S)
             console.run("beat_start")
-        elif phase == "busy":
-            self._each(console, "busy")
-            time.sleep(BUSY_S)
-            self._each(console, "check")
-        elif phase == "unbound":
-            self._each(console, "idle")
-            self._each(console, "unbind")
         else:
-            self._each(console, {"bound": "bind", "rebound": "rebind"}[phase])
+            self._lead(phase, console)
         if phase != "firmware":
             # what the kernel's log has behind this line was said after the recording
             console.run(f"log_mark {phase}")
@@ -281,22 +313,44 @@ class _Boot:
 
     def _halt(self, vm: Vm, console: Console) -> None:
         """Let every disk fail until all of them hold a request back."""
-        if not self._faults:
-            raise GuestError("phase io-error: none of the devices has a disk that can be made to fail")
         console.run("log_mark io-error")
         # one line: the first request that fails stops the machine, and with it the shell's answer
-        commands = [guest_command(device, "fail", self._plan.planned.plan) for device in self._devices if device.faults]
-        console.send("; ".join(commands))
-        wait_halted(vm, self._faults, HALT_TIMEOUT_S)
+        disks = self._failing_disks()
+        console.send("; ".join(guest_command(device, "fail", self._plan.planned.plan) for device in disks))
+        wait_halted(vm, {node for device in disks for node in device.failing()}, HALT_TIMEOUT_S)
 
-    def _each(self, console: Console, what: str) -> None:
-        for device in self._devices:
-            command = guest_command(device, what, self._plan.planned.plan)
-            if command != NOTHING:
-                try:
-                    console.run(command, COMMAND_TIMEOUT_S)
-                except GuestError as error:
-                    raise DeviceFailed(device.name, f"{what}: {error}") from error
+    def _failing_disks(self) -> list[Device]:
+        return [device for device in self._devices if device.faults and self.lacks.goes_on(device.name, "io-error")]
+
+    def _lead(self, phase: str, console: Console) -> None:
+        """Bring every device into a phase of its driver's."""
+        devices = [device for device in self._devices if self.lacks.goes_on(device.name, phase)]
+        if phase == "busy":
+            for device in devices:
+                if self._done(device, phase, "busy", console):
+                    self._moving.add(device.name)
+            time.sleep(BUSY_S)
+            for device in devices:
+                if device.name in self._moving:
+                    self._done(device, phase, "check", console)
+            return
+        for device in devices:
+            if phase != "unbound" or device.name not in self._moving or self._done(device, phase, "idle", console):
+                self._done(device, phase, _STEPS[phase], console)
+
+    def _done(self, device: Device, phase: str, step: str, console: Console) -> bool:
+        """Whether a device did one step; one that did not is out of the phase, and nobody else is."""
+        command = guest_command(device, step, self._plan.planned.plan)
+        if command == NOTHING:
+            return True
+        try:
+            answer = console.ask(command, COMMAND_TIMEOUT_S)
+        except GuestError as error:
+            raise _Hung(f"{step}: {error}", device.name) from error
+        if answer.status:
+            how = Missed.NOTHING_TO_DO if answer.status == NOTHING_TO_DO_STATUS else Missed.FAILED
+            self.lacks.ends(device.name, Unreached(phase=phase, how=how, step=step, said=answer.said))
+        return not answer.status
 
     def _capture(self, phase: str, vm: Vm, seconds: float) -> None:
         look = look_to_json(look_at(vm))
@@ -306,12 +360,6 @@ class _Boot:
             self.labels += [label for label in labels_of(stream.devices) if label not in self.labels]
             self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds, look=look)
         sink.unlink()
-
-
-def _with_end(error: HarnessError, end: str) -> HarnessError:
-    if isinstance(error, DeviceFailed):
-        return DeviceFailed(error.device, error.text + end, error.kept)
-    return (GuestError if isinstance(error, GuestError) else QemuError)(f"{error}{end}")
 
 
 def _end_text(vm: Vm) -> str:

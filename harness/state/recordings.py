@@ -32,7 +32,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
-from harness.state.recorder import DeviceFailed, Plan, record
+from harness.state.recorder import CutShort, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
 _RECORDING_FORMAT = 4
@@ -112,19 +112,20 @@ class Recordings:
         stage = self._stage
         try:
             record(plan, _path(key), lambda phase: stage(f"recording {who}: {phase}"), host=host, scope=self._scope)
-        except DeviceFailed as error:
+        except CutShort as error:
             if error.kept:
-                _keep_as(_path(recording_key(replace(plan, phases=error.kept))), _path(key))
+                self._keep_as(recording_key(replace(plan, phases=error.kept)), _path(key))
             raise
         return StatePack(_path(key))
 
-
-def _keep_as(wanted: Path, made: Path) -> None:
-    """Let a recording be found by the phases that it has."""
-    shutil.rmtree(wanted, ignore_errors=True)
-    with contextlib.suppress(OSError):  # somebody else's is there now, and is as good
-        made.rename(wanted)
-    shutil.rmtree(made, ignore_errors=True)
+    def _keep_as(self, key: str, made: Path) -> None:
+        """Let a recording be found by the phases that it has."""
+        shutil.rmtree(_path(key), ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody else's is there now, and is as good
+            made.rename(_path(key))
+        shutil.rmtree(made, ignore_errors=True)
+        with self._lock:
+            self._open[key] = StatePack(_path(key))
 
 
 def _path(key: str) -> Path:
@@ -161,8 +162,8 @@ def recording_plan(
 
 
 def reached(planned: PlannedGuest, phases: Sequence[str]) -> list[str]:
-    """Those phases that any device of a guest has something to do in."""
-    return [phase for phase in phases if any(device.reaches(phase) for device in planned.devices)]
+    """Those phases that any device of a guest has something to do in; a guest without any goes through all."""
+    return [phase for phase in phases if not planned.devices or any(d.reaches(phase) for d in planned.devices)]
 
 
 def further(plan: Plan) -> list[Plan]:

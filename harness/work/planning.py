@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.lanes.judge import Exclusion
-from harness.lanes.lane import Lane, Request, Wave
+from harness.lanes.lane import Lane, Reached, Request, Wave
 from harness.lanes.registry import LANES
 from harness.results.key import CellKey
 from harness.state.transforms import GuestMode
@@ -24,13 +24,14 @@ class Wanted:
     """What is to be judged on one machine.
 
     :param key: what the keys of all cells have in common
+    :param reached: by each device to be judged, those of the phases that it has reached
     :param lanes: in the order of the report
     :param modes: of the guest, for the lanes that load by a schedule
     :param like: what all tasks of the machine have in common
     """
 
     key: CellKey
-    devices: tuple[str, ...]
+    reached: Reached
     phases: tuple[str, ...]
     lanes: tuple[Lane, ...]
     modes: tuple[GuestMode, ...]
@@ -46,7 +47,7 @@ def plan_tasks(wanted: Wanted) -> list[Task]:
     return [
         _task(wanted, lane, mode, phases, devices)
         for lane, mode in [*before, *((lane, mode) for mode in wanted.modes for lane in loads), *behind]
-        for phases, devices in lane.groups(wanted.phases, wanted.devices, wanted.like.guest)
+        for phases, devices in lane.groups(wanted.phases, wanted.reached, wanted.like.guest)
     ]
 
 

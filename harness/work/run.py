@@ -12,9 +12,10 @@ from typing import Protocol
 
 from harness.arch import architecture_of
 from harness.devices.device import Device
+from harness.devices.phases import Missed, unreached_in
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
-from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
+from harness.errors import BudgetError, GuestError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
@@ -51,7 +52,7 @@ from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.owners import settled
-from harness.state.recorder import DeviceFailed, ordered_phases
+from harness.state.recorder import CutShort, ordered_phases
 from harness.state.recordings import (
     VMSTATE,
     Recordings,
@@ -353,63 +354,95 @@ class Run:
         """
         try:
             self._probe(seen)
-            guest, owners = settled(recorder, guest, self._options.accel, self._scope)
-            for name, lack in owners.refused.items():
-                self._unsupported([plan for plan in plans if plan.device == name], seen, lack, never=True)
-            plans = [plan for plan in plans if plan.device not in owners.refused]
+            guest, plans = self._able(recorder, guest, seen, plans)
             pack = self._pack(recorder, guest, phases) if plans else None
         except (HostError, Stopped):
             raise
-        except DeviceFailed as error:
-            if self._scope.stopped:
-                raise Stopped("stopped") from error
-            early = [p for p in plans if p.device == error.device and set(p.phases) <= set(error.kept)]
-            self._give_up([p for p in plans if p.device == error.device and p not in early], seen, error)
-            left = [plan for plan in plans if plan.device != error.device]
-            tasks = self._guest_tasks(recorder, guest, seen, early, error.kept) if early else []
-            without = guest.without(frozenset({error.device}))
-            return [*tasks, *(self._guest_tasks(recorder, without, seen, left, phases) if left else [])]
         except HarnessError as error:
-            if self._scope.stopped:
-                raise Stopped("stopped") from error
+            self._scope.check()
             return self._apart(recorder, guest, seen, plans, error)
         came = recorder.sha256 != seen.binary.sha256
         return [] if pack is None else self._tasks_for(pack, seen, plans, came=came)
 
+    def _able(
+        self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan]
+    ) -> tuple[PlannedGuest, list[CellPlan]]:
+        """The guest without those that QEMU does not start with or save, or that it has no drivers for."""
+        guest, owners = settled(recorder, guest, self._options.accel, self._scope)
+        for name, lack in owners.refused.items():
+            self._unsupported([plan for plan in plans if plan.device == name], seen, lack, never=True)
+        left = [plan for plan in plans if plan.device not in owners.refused]
+        undriven = self._undriven(guest) if left else {}
+        for name, reason in undriven.items():
+            self._give_up([plan for plan in left if plan.device == name], seen, GuestError(f"{name}: {reason}"))
+        return guest.without(frozenset(undriven)), [plan for plan in left if plan.device not in undriven]
+
+    def _undriven(self, planned: PlannedGuest) -> dict[str, str]:
+        """Devices that the guest has no driver for, and what to do about that."""
+        assert self._guest is not None  # only a run over an open pack has none, and it records nothing
+        guest = self._guest(architecture_of(planned.plan.machine))
+        reasons = {device.name: lacking_drivers(device, guest) for device in planned.devices}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
     def _apart(
         self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan], error: HarnessError
     ) -> list[Task]:
-        """A guest that cannot be recorded, and no device is named: each that cannot be recorded alone gives up, and
-        the others are recorded without it. Where each can, they do not get on with each other, and stay alone."""
-        names = [device.name for device in guest.devices if not device.rest]
-        # a machine that cannot be recorded with none of them fails for all
-        if not names or isinstance(error, Disturbed) or self._unrecorded(recorder, guest.without(frozenset(names))):
+        """A guest that was lost: who did it is recorded alone, as far as that goes, and the others without it."""
+        culprit = self._culprit(recorder, guest, error)
+        if culprit is None:
             self._give_up(plans, seen, error)
             return []
-        alone = {name: guest.without(frozenset(names) - {name}) for name in names}
-        reasons = {name: self._unrecorded(recorder, alone[name]) if names[1:] else error for name in names}
-        found = {name: reason for name, reason in reasons.items() if reason is not None}
-        if found:
-            for name, reason in found.items():
-                self._give_up([plan for plan in plans if plan.device == name], seen, reason)
-            left = [plan for plan in plans if plan.device not in found]
-            return self._guest_tasks(recorder, guest.without(frozenset(found)), seen, left) if left else []
-        tasks: list[Task] = []
-        for number, name in enumerate(names):
-            rest = [plan for plan in plans if plan.device not in names] if number == 0 else []
-            mine = [*(plan for plan in plans if plan.device == name), *rest]
-            tasks += self._guest_tasks(recorder, alone[name], seen, mine) if mine else []
-        return tasks
+        split, many = frozenset({culprit}), len(guest.names) > 1
+        reason = self._lost(recorder, guest.only(split)) if many else error
+        if reason is None and not _named(error):
+            # it is well without the others: they do not get on with each other
+            split = frozenset(guest.names[: len(guest.names) // 2])
+        mine = [plan for plan in plans if plan.device in split]
+        rest = [plan for plan in plans if plan.device not in split]
+        tasks = self._as_far_as_it_goes(recorder, guest.only(split), seen, mine, reason)
+        return [*tasks, *(self._guest_tasks(recorder, guest.without(split), seen, rest) if rest else [])]
 
-    def _unrecorded(self, recorder: QemuBinary, guest: PlannedGuest) -> HarnessError | None:
-        """Why a guest cannot be recorded; None for one that can, or of which it is known how far."""
+    def _as_far_as_it_goes(
+        self,
+        recorder: QemuBinary,
+        guest: PlannedGuest,
+        seen: Seen,
+        plans: Sequence[CellPlan],
+        reason: HarnessError | None,
+    ) -> list[Task]:
+        """The tasks of a guest with the phases before it is lost.
+
+        :param reason: how it is; None for one that is not
+        """
+        kept = None if reason is None else reason.kept if isinstance(reason, CutShort) else ()
+        early = [plan for plan in plans if kept is None or set(plan.phases) <= set(kept)]
+        lost = [plan for plan in plans if plan not in early]
+        if reason is not None and lost:
+            self._give_up(lost, seen, reason)
+        return self._guest_tasks(recorder, guest, seen, early, kept) if early else []
+
+    def _culprit(self, recorder: QemuBinary, guest: PlannedGuest, error: HarnessError) -> str | None:
+        """The device that a guest was lost by, found by halving; None where the machine is lost without any."""
+        names = guest.names
+        if isinstance(error, Disturbed) or not names:
+            return None
+        if _named(error) in names:
+            return _named(error)
+        until = error.phase if isinstance(error, CutShort) else ""
+        if self._lost(recorder, guest.only(()), until):
+            return None
+        while names[1:]:
+            half = names[: len(names) // 2]
+            names = half if self._lost(recorder, guest.only(half), until) else names[len(half) :]
+        return names[0]
+
+    def _lost(self, recorder: QemuBinary, guest: PlannedGuest, until: str = "") -> HarnessError | None:
+        """How a guest is lost on its way to a phase; None for one that gets there."""
+        phases = _until(self._options.phases)
         try:
-            self._pack(recorder, guest)
+            self._pack(recorder, guest, phases[: 1 + phases.index(until)] if until else phases)
         except Stopped:
             raise
-        except DeviceFailed:
-            self._scope.check()
-            return None
         except HarnessError as error:
             self._scope.check()
             return error
@@ -446,7 +479,11 @@ class Run:
 
     def _tasks_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Task]:
         """The first tasks of one open pack; ordinary migration comes before all checkpoints."""
+        plans = self._reached(pack, seen, plans)
+        if not plans:
+            return []
         devices = tuple(dict.fromkeys(plan.device for plan in plans))
+        phases = tuple(phase for phase in self._phases(seen.machine) if phase in pack.phases)
         like = Task(
             recording=RecordingFile(path=str(pack.source), content=pack.content),
             loader=QemuFile(path=seen.binary.path, sha256=seen.binary.sha256),
@@ -462,8 +499,8 @@ class Run:
         )
         wanted = Wanted(
             key=plans[0].key,
-            devices=devices,
-            phases=tuple(phase for phase in self._phases(seen.machine) if phase in pack.phases),
+            reached={name: [phase for phase in phases if phase not in pack.unreached(name)] for name in devices},
+            phases=phases,
             lanes=self._options.lanes,
             modes=self._options.guest_modes,
             loads=self._options.loads,
@@ -486,6 +523,18 @@ class Run:
             chain = Chain(in_waves(tasks, LANES), len(self._chains))
             self._chains[like.place] = seen, chain
         return chain.ready()
+
+    def _reached(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan]) -> list[CellPlan]:
+        """The cells of phases that their devices have reached; of the others it is known why."""
+        left = []
+        for plan in plans:
+            lacks = unreached_in(pack.unreached(plan.device), plan.phases)
+            failed = any(lack.how is Missed.FAILED for lack in lacks)
+            if lacks:
+                self._settle(plan, seen, Verdict.HARNESS_ERROR if failed else Verdict.UNSUPPORTED, *lacks)
+            else:
+                left.append(plan)
+        return left
 
     def _plan_more(self, tasks: Sequence[Task], like: CellKey, devices: Sequence[str], place: Place) -> None:
         """Cells of migrations stand before, and those of experiments behind, the schedules' of a device."""
@@ -541,15 +590,10 @@ class Run:
 
     def _pack(self, binary: QemuBinary, planned: PlannedGuest, phases: Sequence[str] | None = None) -> StatePack:
         assert self._guest is not None  # only a run over an open pack has none, and it records nothing
-        guest = self._guest(architecture_of(planned.plan.machine))
-        for device in planned.devices:
-            reason = lacking_drivers(device, guest)
-            if reason:
-                raise DeviceFailed(device.name, reason)
         plan = recording_plan(
             binary=binary,
             accel=self._options.accel,
-            guest=guest,
+            guest=self._guest(architecture_of(planned.plan.machine)),
             planned=planned,
             phases=_until(self._options.phases) if phases is None else phases,
         )
@@ -613,6 +657,11 @@ class Run:
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
         self._emit(Judged(planned=planned, cell=cell))
+
+
+def _named(error: HarnessError) -> str:
+    """The device whose command was under way when a guest was lost; empty where none was."""
+    return error.device if isinstance(error, CutShort) else ""
 
 
 def _until(wanted: Sequence[str]) -> list[str]:

@@ -108,6 +108,7 @@ WRONG = {
     "  - {type: nvme, properties: {serial: x}, backends: {drive: disk}}\nbackends:\n  disk: {kind: disk, size: 8M}\n",
     "silent": "name: silent\nabout: x\nattach:\n  - {type: isa-debug-exit, on: none}\n",
     "unbound": "name: unbound\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n  bind: echo alas >&2; false\n",
+    "undriven": "name: undriven\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n  bind: echo none; (exit 3)\n",
 }
 
 
@@ -133,17 +134,20 @@ def test_a_wrong_device_costs_itself_alone(postload: Postload, recipes: Path, ow
     assert verdicts == {
         "blk": "ok", "platform": "ok",
         "refused": "unsupported", "silent": "unsupported", "taken": "unsupported", "stuck": "unsupported",
-        "unbound": "harness-error",
+        "unbound": "harness-error", "undriven": "unsupported",
     }  # fmt: skip
     outcomes = {cell["key"]["device"]: cell["outcome"] for cell in document["cells"]}
-    said = {device: json.dumps(outcome["causes"]) for device, outcome in outcomes.items() if outcome["causes"]}
-    assert "does not run with it" in said["refused"]
-    assert "saves no section of its own for it" in said["silent"]
-    assert "in use by PIIX3" in said["taken"]
-    assert "does not migrate a machine that has it" in said["stuck"]
+    causes = {device: outcome["causes"][0] for device, outcome in outcomes.items() if outcome["causes"]}
+    lacks = {device: cause["lack"] for device, cause in causes.items() if cause["kind"] == "unsupported"}
+    wanted = {"refused": "start", "silent": "section", "taken": "start", "stuck": "migration"}
+    assert {device: lack["what"] for device, lack in lacks.items()} == wanted
+    assert "in use by PIIX3" in lacks["taken"]["said"]
     assert document["machines"][0]["colo"] == "refused"
-    assert "bind: guest command" in said["unbound"]
-    assert "alas" in said["unbound"]
+    bound = {"phase": "bound", "step": "bind", "kind": "unreached"}
+    assert causes["unbound"] == {**bound, "how": "failed", "said": "alas"}
+    assert causes["undriven"] == {**bound, "how": "nothing-to-do", "said": "none"}
+    # one guest was booted for all of them
+    assert len(list((own_cache / "packs").iterdir())) == 1
 
 
 #: What goes wrong only when the guest is booted, or its commands are run.

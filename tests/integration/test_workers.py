@@ -48,7 +48,7 @@ def tasks(pack: StatePack, binary: QemuBinary, lanes: Sequence[str], devices: Se
     route = Route(recorder=binary.version, loader=binary.version)
     key = CellKey(route=route, machine=pack.manifest.machine, device="", phases=(), lane="")
     wanted = Wanted(
-        key=key, devices=tuple(devices), phases=("bound",),
+        key=key, reached=dict.fromkeys(devices, ("bound",)), phases=("bound",),
         lanes=tuple(LANES[name] for name in lanes), modes=(GuestMode.RUNNING,), loads=loads, like=like,
     )  # fmt: skip
     return plan_tasks(wanted)

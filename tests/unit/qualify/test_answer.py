@@ -11,6 +11,7 @@ from made_cells import changed, made_cell, refused
 from rich.console import Console
 
 from harness.colo.messages import Step
+from harness.devices.phases import Missed, Unreached
 from harness.guests.lack import Lack, Lacks
 from harness.names import DECIDING, USES
 from harness.qualify.answer import Leg, answer_leg, legs_of
@@ -139,6 +140,14 @@ def test_colo_decides_between_hosts_of_one_version_only() -> None:
     alike = answer_leg(replace(leg(*cells), loader=other_host), None, ())
     assert (alike.answer, alike.deciding) == (Answer.NO_GO, ("migration", "colo"))
     assert answer_leg(leg(*cells), None, ("colo",)).answer is Answer.NO_GO
+
+
+def test_a_phase_in_which_a_device_has_nothing_to_do_is_no_reason() -> None:
+    causes = (Unreached(phase="bound", how=Missed.NOTHING_TO_DO, step="bind", said="no driver"),)
+    over = cell(lane="same", verdict=Verdict.UNSUPPORTED, loads_acked=0, causes=causes)
+    (device,) = answer_leg(leg(over, cell(), cell(lane="same")), None, DECIDING).devices
+    assert (device.answer, device.because) == (Answer.GO, ())
+    assert answer_leg(leg(over), None, DECIDING).devices[0].answer is Answer.NONE
 
 
 @pytest.mark.parametrize(("side", "wanted"), [(Side.LOADER, Answer.NO_GO), (Side.RECORDER, Answer.NONE)])

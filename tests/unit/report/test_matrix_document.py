@@ -15,6 +15,7 @@ import pytest
 
 from harness.colo.messages import Step
 from harness.colo.symptom import Sign, Symptom
+from harness.devices.phases import Missed, Unreached
 from harness.errors import HostError, UsageError
 from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Disturbance, Hindered
@@ -183,6 +184,7 @@ ONE_OF_EACH: list[Cause] = [
     KvmRefused(step=Step.LOAD, load=1, group="MSR 0x48", ioctl="KVM_SET_MSRS", msr=0x48, value=4),
     Hindered(how=Disturbance.ENDED, signal="SIGKILL"),
     Unsupported(side=Side.RECORDER, lack=Lack(what=Lacks.MACHINE, machine="m", qemu="9")),
+    Unreached(phase="bound", how=Missed.NOTHING_TO_DO, step="bind", said="no driver"),
     Undecided(why=Why.LOADS, acked=1, asked=2),
 ]
 

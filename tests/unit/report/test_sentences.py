@@ -11,6 +11,7 @@ from made_cells import ended, made_cell, refused, symptom
 
 from harness.colo.messages import Step
 from harness.colo.symptom import Sign, Symptom
+from harness.devices.phases import Missed, Unreached
 from harness.experiments.interview import After
 from harness.guests.lack import Lack, Lacks
 from harness.qemu.disturbance import Disturbance, Hindered
@@ -151,6 +152,14 @@ TEXTS: list[tuple[Cause, str]] = [
         "gone: b; new: c, and 2 more lines",
     ),
     (Unsupported(side=Side.LOADER, lack=Lack(what=Lacks.MACHINE, machine="x", qemu="9")), "QEMU 9 has no machine x"),
+    (
+        Unreached(phase="busy", how=Missed.NOTHING_TO_DO, step="bind", said="no driver"),
+        "phase busy: nothing to do: its driver could not be bound: no driver",
+    ),
+    (
+        Unreached(phase="bound", how=Missed.FAILED, step="bind", said=""),
+        "phase bound: not reached: its driver could not be bound: the guest printed nothing",
+    ),
     (Undecided(why=Why.LOADS, acked=1, asked=2), "1 of 2 loads acknowledged"),
     (Undecided(why=Why.TOO_MANY, phase="busy", sections=("a", "b")),
      "phase busy: not judged: 2 sections are refused, and no load passed without them"),

@@ -19,7 +19,7 @@ from harness.qemu.disturbance import Disturbance, Hindered, current_account
 from harness.state import recorder as recorder_module
 from harness.state import recordings as module
 from harness.state.owners import Owners
-from harness.state.recorder import DeviceFailed, Plan, record
+from harness.state.recorder import CutShort, Plan, record
 from harness.state.recordings import Recordings, further, planned_guests, recording_plan
 
 
@@ -71,7 +71,7 @@ def test_a_guest_that_the_host_disturbed_is_recorded_anew(tmp_path: Path, monkey
         if len(tries) == 1:
             boot.captured.append("kernel")
             current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
-            raise DeviceFailed("ahci", "QEMU closed the session")
+            raise CutShort("QEMU closed the session", phase="bound", device="ahci")
         raise GuestError("as it is when it is left alone")
 
     monkeypatch.setattr(recorder_module, "find_owners", lambda *_: Owners(sections={}))

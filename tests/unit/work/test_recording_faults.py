@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from made_cells import changed, made_cell
 
 from harness.colo.primary import ENABLE_COLO
+from harness.devices.phases import Missed, Unreached
 from harness.devices.recipe import load_recipes
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
@@ -27,7 +28,7 @@ from harness.results.events import Event, Said, Started
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict
 from harness.state.owners import Owners
-from harness.state.recorder import DeviceFailed, Plan
+from harness.state.recorder import CutShort, Plan
 from harness.state.recordings import Recordings
 from harness.state.transforms import GuestMode
 from harness.work import run as run_module
@@ -36,6 +37,7 @@ from harness.work.run import Options, Run
 DRIVERS = ("ahci", "sd_mod", "virtio_pci", "virtio_blk")
 SHA = "ab" * 32
 Record = Callable[[tuple[str, ...], tuple[str, ...]], None]
+Lacking = Mapping[str, Sequence[Unreached]]
 
 
 class Watcher:
@@ -49,8 +51,9 @@ class Watcher:
 class Recorder:
     """Records on paper: ``refuses`` raises for a guest with some devices and phases that cannot be recorded."""
 
-    def __init__(self, make_pack: Callable[..., Path], refuses: Record) -> None:
+    def __init__(self, make_pack: Callable[..., Path], refuses: Record, unreached: Lacking) -> None:
         self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+        self._unreached = unreached
         self._make_pack = make_pack
         self._refuses = refuses
 
@@ -63,6 +66,15 @@ class Recorder:
         manifest = json.loads(file.read_text())
         # no two guests have the same memory: neither have these the same content
         manifest["qemu"]["build"] = f"Debian {len(self.asked)}"
+        manifest["devices"] = [
+            {
+                "name": device.name,
+                "sections": [],
+                "recipe": {"name": device.name, "about": ""},
+                "unreached": [asdict(lack) for lack in self._unreached.get(device.name, ())],
+            }
+            for device in plan.planned.devices
+        ]
         file.write_text(json.dumps(manifest))
         return StatePack(folder)
 
@@ -78,8 +90,10 @@ def judged(
         cell = replace(made_cell(verdict=Verdict.OK, record_qemu=qemu, load_qemu=qemu), key=plan.key)
         yield changed(cell, blamed=())
 
-    def run(refuses: Record, drivers: tuple[str, ...] = DRIVERS, **changes: Any) -> Any:
-        recorder = Recorder(make_pack, refuses)
+    def run(
+        refuses: Record, drivers: tuple[str, ...] = DRIVERS, unreached: Lacking | None = None, **changes: Any
+    ) -> Any:
+        recorder = Recorder(make_pack, refuses, unreached or {})
         monkeypatch.setattr(
             run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
         )
@@ -136,10 +150,11 @@ def test_a_driver_that_the_guest_has_not_is_told_once_with_what_to_do(judged: Ca
     assert "name it under 'drivers' in the guest's recipe, and give that with --guest FILE" in said[0]
 
 
-def test_phases_that_were_recorded_before_a_command_failed_are_judged(judged: Callable[..., Any]) -> None:
+def test_phases_that_were_recorded_before_a_device_hung_are_judged(judged: Callable[..., Any]) -> None:
     def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
         if "virtio-blk" in devices and "bound" in phases:
-            raise DeviceFailed("virtio-blk", "bind: it printed nothing", ("firmware", "kernel"))
+            kept = ("firmware", "kernel")
+            raise CutShort("bind: it did not end", phase="bound", device="virtio-blk", kept=kept)
 
     doc, recorder, said = judged(refuses)
     assert verdicts(doc) == {
@@ -147,12 +162,33 @@ def test_phases_that_were_recorded_before_a_command_failed_are_judged(judged: Ca
         "virtio-blk": {"kernel/same": "ok", "bound/same": "harness-error", "kernel+bound/walk": "harness-error"},
         "platform": WELL,
     }
-    assert recorder.asked[1] == (("ahci", "virtio-blk"), ("firmware", "kernel"))
-    assert recorder.asked[2] == (("ahci",), ("firmware", "kernel", "bound"))
+    # whose command it was is known: nobody else is looked at
+    assert recorder.asked[1:] == [
+        (("virtio-blk",), ("firmware", "kernel", "bound")),
+        (("virtio-blk",), ("firmware", "kernel")),
+        (("ahci",), ("firmware", "kernel", "bound")),
+    ]
     assert said == [
-        "7.2.22 pc-i440fx-7.2: virtio-blk: bind: it printed nothing; what was recorded until then is kept: "
+        "7.2.22 pc-i440fx-7.2: phase bound: virtio-blk: bind: it did not end; what was recorded until then is kept: "
         "firmware, kernel"
     ]
+
+
+@pytest.mark.parametrize(("how", "verdict"), [(Missed.NOTHING_TO_DO, "unsupported"), (Missed.FAILED, "harness-error")])
+def test_a_phase_that_a_device_did_not_reach_costs_that_cell(
+    judged: Callable[..., Any], how: Missed, verdict: str
+) -> None:
+    lack = Unreached(phase="bound", how=how, step="bind", said="no driver for pci:v00001AF4")
+    doc, recorder, said = judged(nothing, unreached={"ahci": [lack]})
+    assert verdicts(doc) == {
+        # what is loaded over all phases goes through all that the guest went through
+        "ahci": {"kernel/same": "ok", "bound/same": verdict, "kernel+bound/walk": "ok"},
+        "virtio-blk": WELL,
+        "platform": WELL,
+    }
+    assert len(recorder.asked) == 1
+    assert [cell.outcome.causes for cell in doc.cells if cell.verdict is not Verdict.OK] == [(lack,)]
+    assert said == []
 
 
 @pytest.mark.parametrize("error", [GuestError("the guest did not boot within 120 s"), HarnessError("QEMU died")])
@@ -176,12 +212,28 @@ def test_a_device_that_nobody_names_is_found_by_recording_each_alone(
     ]
 
 
+def test_one_of_many_that_kills_qemu_is_found_by_halving(judged: Callable[..., Any]) -> None:
+    many = tuple(replace(_profiles("virtio-blk")[0], name=f"blk{n}", takes=frozenset()) for n in range(16))
+
+    def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
+        if "blk11" in devices and "kernel" in phases:
+            raise CutShort("QEMU ended", phase="kernel", kept=("firmware",))
+
+    names = tuple(device.name for device in many)
+    doc, recorder, _ = judged(refuses, devices=names, profiles=many, schedules=(Schedule.SAME,))
+    well = {"kernel/same": "ok", "bound/same": "ok"}
+    assert verdicts(doc) == {name: well if name != "blk11" else dict.fromkeys(well, "harness-error") for name in names}
+    # all, none, four halves, the one alone, the rest; no half goes further than to where it was lost
+    assert [len(devices) for devices, _ in recorder.asked] == [16, 0, 8, 4, 2, 1, 1, 15]
+    assert {phases for _, phases in recorder.asked[1:6]} == {("firmware", "kernel")}
+
+
 def test_how_far_a_device_came_is_known_beside_one_that_kills_qemu(judged: Callable[..., Any]) -> None:
     def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
         if "virtio-blk" in devices:
             raise HarnessError("QEMU died")
         if "ahci" in devices and "bound" in phases:
-            raise DeviceFailed("ahci", "bind: it printed nothing", ("firmware", "kernel"))
+            raise CutShort("bind: it did not end", phase="bound", device="ahci", kept=("firmware", "kernel"))
 
     doc, _, _ = judged(refuses)
     early = {"kernel/same": "ok", "bound/same": "harness-error", "kernel+bound/walk": "harness-error"}

@@ -16,6 +16,7 @@ import pytest
 from made_cells import changed, ended, made_cell
 
 from harness.colo.primary import ENABLE_COLO
+from harness.devices.phases import Missed, Unreached
 from harness.devices.recipe import load_recipes
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
@@ -449,6 +450,15 @@ def test_a_machine_is_safe_only_when_all_was_judged_with_nothing_left_out(
     assert (result.alias, result.dialect, result.resets_before_load) == ("pc", "enable-colo", False)
     stopped = machine_result(seen_machine(binary), cells, complete=False)
     assert stopped.colo is (UNSAFE if colo is UNSAFE else UNDECIDED)
+
+
+def test_a_device_with_nothing_to_do_in_a_phase_leaves_no_doubt(binary: QemuBinary) -> None:
+    found = {}
+    for how in Missed:
+        lack = Unreached(phase="bound", how=how, step="bind", said="no driver")
+        cells = [cell_of(plan("platform"), binary), cell_of(plan("ahci"), binary, UNSUPPORTED, causes=(lack,))]
+        found[how] = machine_result(seen_machine(binary), cells).colo
+    assert found == {Missed.NOTHING_TO_DO: SAFE, Missed.FAILED: UNDECIDED}
 
 
 def test_without_the_platform_the_reason_is_that_it_was_not_judged(binary: QemuBinary) -> None:

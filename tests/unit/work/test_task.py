@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -67,14 +68,14 @@ def test_what_is_no_task_is_named(change: dict[str, object], said: str) -> None:
         Task.from_json(json.dumps({**json.loads(TASK.to_json()), **change}))
 
 
-def wanted(**more: object) -> Wanted:
+def wanted(devices: Sequence[str] = ("ahci", "platform"), **more: object) -> Wanted:
     given: dict[str, object] = {
         "key": CellKey.parse("7.2/pc-i440fx-7.2/x/bound/same"),
-        "devices": ("ahci", "platform"), "phases": ("kernel", "bound"),
+        "phases": ("kernel", "bound"),
         "lanes": tuple(LANES[name] for name in (*MIGRATIONS, "same", "walk", "back-to-back", "drift")),
         "modes": (GuestMode.RUNNING,), "loads": 5, "like": LIKE, **more,
     }  # fmt: skip
-    return Wanted(**given)  # type: ignore[arg-type]
+    return Wanted(**{"reached": dict.fromkeys(devices, given["phases"]), **given})  # type: ignore[arg-type]
 
 
 def shown(tasks: list[Task]) -> list[str]:
@@ -123,6 +124,15 @@ def test_one_phase_is_not_walked_and_no_device_has_no_task() -> None:
 def test_an_own_phase_is_for_the_devices_that_can_fail_in_it() -> None:
     tasks = plan_tasks(wanted(lanes=(LANES["io-error"],), phases=("bound", "io-error"), devices=("ahci", "virtio-net")))
     assert shown(tasks) == ["io-error ahci io-error"]
+
+
+def test_a_device_has_tasks_in_the_phases_that_it_has_reached() -> None:
+    reached = {"ahci": ("kernel", "bound"), "virtio-rng-pci": ("kernel",), "lost": ()}
+    tasks = plan_tasks(wanted(reached=reached, lanes=tuple(LANES[name] for name in ("same", "walk", "leak", "guest"))))
+    assert shown(tasks) == [
+        "same ahci+virtio-rng-pci kernel", "same ahci bound", "walk ahci+virtio-rng-pci kernel+bound",
+        "leak virtio-rng-pci kernel", "leak ahci bound", "guest ahci bound",
+    ]  # fmt: skip
 
 
 def test_the_lanes_of_a_report_are_those_of_the_registry() -> None:

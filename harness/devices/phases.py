@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How far a device comes through the phases of its guest, and why no further."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Literal
+
+#: Phase to the one before it that a device has to have reached as well.
+STANDS_ON = {"busy": "bound", "unbound": "bound", "rebound": "unbound", "io-error": "rebound"}
+#: Status of a guest command that says: this device does not get to this phase, and what is printed says why.
+NOTHING_TO_DO_STATUS = 3
+
+
+class Missed(StrEnum):
+    """Why a device did not reach a phase."""
+
+    NOTHING_TO_DO = "nothing-to-do"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreached:
+    """A phase that a device did not reach while its guest was recorded; also why a cell was not judged.
+
+    :param step: the guest's command that ended so, such as ``bind``: of an earlier phase where this one stands on that
+    :param said: by the guest
+    """
+
+    phase: str
+    how: Missed
+    step: str
+    said: str
+    kind: Literal["unreached"] = "unreached"
+
+
+@dataclass(slots=True)
+class MissedPhases:
+    """The phases that a guest's devices do not reach, while it goes through them."""
+
+    _lacks: dict[str, dict[str, Unreached]] = field(default_factory=dict)
+
+    def goes_on(self, device: str, phase: str) -> bool:
+        """Whether a device still has a way into a phase; where it has none, that is written down."""
+        lacks = self._lacks.get(device, {})
+        before = lacks.get(STANDS_ON.get(phase, ""))
+        if before is not None:
+            lacks.setdefault(phase, replace(before, phase=phase))
+        return phase not in lacks
+
+    def ends(self, device: str, lack: Unreached) -> None:
+        """A device does not reach a phase; the first reason is the one that stays."""
+        self._lacks.setdefault(device, {}).setdefault(lack.phase, lack)
+
+    def of(self, device: str) -> Mapping[str, Unreached]:
+        """By phase, what a device did not reach."""
+        return self._lacks.get(device, {})
+
+
+def unreached_in(lacks: Mapping[str, Unreached], phases: Sequence[str]) -> list[Unreached]:
+    """Why none of some phases was reached; empty where one of them was."""
+    found = [lacks[phase] for phase in phases if phase in lacks]
+    return found if len(found) == len(phases) else []
