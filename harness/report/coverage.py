@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.report.text import number
-from harness.results.coverage import sum_of
+from harness.results.coverage import Sum, sum_of
 from harness.results.document import DeviceCoverage, MatrixDoc
 
 NOTE = (
@@ -45,6 +45,11 @@ def _row(device: DeviceCoverage) -> CoverageRow:
         subsections=_of(total.subsections_loaded, total.subsections),
         never=tuple(state.name for state in device.missing),
     )
+
+
+def share_text(total: Sum) -> str:
+    """How much of all descriptions and subsections was loaded: ``12 of 14``."""
+    return _of(total.descriptions_loaded + total.subsections_loaded, total.descriptions + total.subsections)
 
 
 def coverage_text(devices: Sequence[DeviceCoverage]) -> str:

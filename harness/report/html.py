@@ -13,6 +13,7 @@ from markupsafe import Markup
 from harness.names import LANES
 from harness.report.coverage import NOTE as COVERAGE_NOTE
 from harness.report.coverage import coverage_rows
+from harness.report.overview import colo_rows, grid_of, overview
 from harness.report.sentences import class_meaning, verdict_meaning, warning_text
 from harness.report.text import duration, number, plural, size
 from harness.report.view import (
@@ -22,6 +23,7 @@ from harness.report.view import (
     block_title,
     blocks,
     by_version,
+    explain_cell,
     explain_line,
     finding_groups,
     finding_of,
@@ -35,6 +37,9 @@ from harness.report.view import (
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.verdict import FailureClass, Verdict
 from harness.text import printable
+
+#: Cells that a finding of a long page names; the others are counted.
+_MANY_CELLS = 40
 
 
 def _safe(value: object) -> object:
@@ -57,7 +62,11 @@ def _environment() -> Environment:
     )
     environment.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
     environment.globals.update(
-        finding_of=finding_of, warning=warning_text, verdict_counts=verdict_counts, plural=plural
+        explain_cell=explain_cell,
+        finding_of=finding_of,
+        warning=warning_text,
+        verdict_counts=verdict_counts,
+        plural=plural,
     )
     return environment
 
@@ -69,6 +78,7 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
     :param first: another one, above the tables, see :func:`harness.report.qualify.qualify_html`
     """
     found = blocks(doc)
+    seen = overview(doc)
     return (
         _environment()
         .get_template("matrix.html.j2")
@@ -78,6 +88,10 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
             first=Markup(first),
             blocks=found,
             versions=by_version(doc),
+            seen=seen,
+            grid=grid_of(doc) if seen.is_long else {},
+            colo=colo_rows(doc),
+            many_cells=_MANY_CELLS if seen.is_long else len(doc.cells),
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),
             devices=list(dict.fromkeys(cell.device for cell in doc.cells)),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Set
 
 from harness.report.coverage import coverage_text
+from harness.report.overview import Overview, overview
 from harness.report.sentences import class_meaning
 from harness.report.text import duration, number, plural
 from harness.report.view import (
@@ -18,6 +19,7 @@ from harness.report.view import (
     blocks,
     by_version,
     cells_text,
+    explain_cell,
     finding_groups,
     loads_text,
     phases_of,
@@ -57,8 +59,12 @@ def render_markdown(doc: MatrixDoc) -> str:
         parts.append(f"**Partial:** the run has not come to its end; {plural(len(doc.cells), 'cell')} judged.")
     found = blocks(doc)
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
-    parts += _versions(doc)
-    parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
+    seen = overview(doc)
+    if seen.is_long:
+        parts += ["## Devices", _overview(seen), *(f"ok: {_plain(text)}" for text in seen.fine)]
+    else:
+        parts += _versions(doc)
+        parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
     groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
     if groups:
         parts += ["## Findings", *(_finding(group, phases) for group in groups[:MANY_FINDINGS])]
@@ -66,6 +72,17 @@ def render_markdown(doc: MatrixDoc) -> str:
         parts.append(f"And {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html.")
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
+
+
+def _overview(seen: Overview) -> str:
+    """A line for each device that is not ok."""
+    lines = [["machine", "device", *map(_plain, seen.qemus), "state loaded", "next"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in seen.odd:
+        words = (f"{answer.verdict}, COLO: {answer.colo}" if answer else "" for answer in row.answers)
+        asked = _code(explain_cell(row.cell)) if row.cell else ""
+        lines.append([_plain(row.family), _plain(row.device), *words, row.state, asked])
+    return "\n".join(map(_line, lines))
 
 
 def _versions(doc: MatrixDoc) -> list[str]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.report.coverage import coverage_text
+from harness.report.overview import Overview, overview
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.sentences import disturbed_text
 from harness.report.text import duration, plural
@@ -23,6 +24,7 @@ from harness.report.view import (
     blocks,
     by_version,
     cells_text,
+    explain_cell,
     explain_line,
     finding_groups,
     loads_text,
@@ -74,8 +76,12 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
     :param run: folder of the run, for the lines to type next, where it is not the usual one
     """
     found = blocks(doc)
-    for block in found:
-        _print_block(block, console)
+    seen = overview(doc)
+    if seen.is_long:
+        _print_overview(seen, console, run)
+    else:
+        for block in found:
+            _print_block(block, console)
     groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
     for group in groups[:MANY_FINDINGS]:
         _print_finding(group, phases, console)
@@ -84,7 +90,8 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
     if len(groups) > MANY_FINDINGS:
         _line(console, f"and {plural(len(groups) - MANY_FINDINGS, 'more finding')}, in matrix.html")
         _line(console)
-    _print_versions(doc, console)
+    if not seen.is_long:
+        _print_versions(doc, console)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)
@@ -253,6 +260,23 @@ def _print_log(log: str, text: str, console: Console) -> None:
     for line in lines[-MAX_LOG_LINES:]:
         for part in textwrap.wrap(line, width, break_on_hyphens=False):
             _line(console, Text("  | ", style="dim").append(part, style="not dim"))
+
+
+def _print_overview(seen: Overview, console: Console, run: str) -> None:
+    """A line for each device that is not ok, the names of those that are, and who may be in a COLO guest."""
+    lines = [("machine", "device", *seen.qemus, "state")]
+    for row in seen.odd:
+        words = (f"{answer.verdict} {answer.colo}" if answer else "" for answer in row.answers)
+        lines.append((row.family, row.device, *words, row.state))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line, cell in zip(lines, (None, *(row.cell for row in seen.odd)), strict=True):
+        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        _line(console, " " + printable(text))
+        if cell:
+            _line(console, Text(f"   {explain_cell(cell, run)}", style="dim"))
+    for text in seen.fine:
+        _wrapped(console, f"ok: {text}", 0, "green", hang=4)
+    _line(console)
 
 
 def _print_versions(doc: MatrixDoc, console: Console) -> None:

@@ -42,6 +42,10 @@ PHASE_MEANING = {
 #: More rows than that in one table, or findings one after the other, are not read.
 MANY_ROWS = 40
 MANY_FINDINGS = 50
+#: More reasons than that in one answer are counted.
+MANY_REASONS = 6
+#: More names than that in one sentence are counted.
+MANY_NAMES = 12
 SPANNING = frozenset({"alternate", "walk"})
 
 
@@ -232,7 +236,12 @@ def explain_line(group: FindingGroup, run: str = "") -> str:
 
     :param run: folder of the run, where it is not the usual one
     """
-    return shlex.join(["postload", "explain", group.cells[0].id, *(["--run", run] if run else [])])
+    return explain_cell(group.cells[0].id, run)
+
+
+def explain_cell(cell: str, run: str = "") -> str:
+    """The same for a cell."""
+    return shlex.join(["postload", "explain", cell, *(["--run", run] if run else [])])
 
 
 def pair_text(cell: Cell) -> str:
@@ -404,13 +413,17 @@ def blocks(doc: MatrixDoc) -> tuple[Block, ...]:
 def answer(result: MachineResult, cells: Sequence[Cell]) -> str:
     """One sentence: can this machine type live under COLO on this QEMU?"""
     head = f"{_title(_machine(result, cells), result.record_qemu, result.qemu)}: {sentences.COLO_TEXTS[result.colo]}"
-    reasons = "; ".join(one_line(sentences.colo_reason_text(reason)).rstrip(".") for reason in result.because)
+    told = result.because if len(result.because) <= MANY_REASONS else result.because[: MANY_REASONS - 1]
+    reasons = "; ".join(one_line(sentences.colo_reason_text(reason)).rstrip(".") for reason in told)
+    if len(told) < len(result.because):
+        reasons += f"; and {plural(len(result.because) - len(told), 'more reason')}"
     if not all(map(sentences.is_whole, result.because)):
         reasons += " (see the findings)"
     if result.colo not in (Colo.SAFE, Colo.REMARKS):
         return f"{head}, because {reasons}." if reasons else f"{head}."
     passed = [cell for cell in cells if not cell.verdict.is_finding]
-    devices = ", ".join(dict.fromkeys(cell.device for cell in passed))
+    names = tuple(dict.fromkeys(cell.device for cell in passed))
+    devices = ", ".join(names) if len(names) <= MANY_NAMES else plural(len(names), "device")
     but = f"; but {reasons}" if reasons else ""
     own = [cell for cell in passed if cell.lane == "leak"]
     others = [cell for cell in passed if cell.lane != "leak"]

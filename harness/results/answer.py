@@ -11,9 +11,9 @@ from harness.engines.schedule import Schedule
 from harness.names import MIGRATIONS
 from harness.qemu.binary import QemuBinary
 from harness.results.cause import Leaked, Undecided, Unsupported, Why
-from harness.results.document import Cell, Colo, ColoReason, MachineResult, Qemu
+from harness.results.document import Cell, Colo, ColoAnswer, ColoReason, MachineResult, Qemu
 from harness.results.key import Route
-from harness.results.verdict import Verdict
+from harness.results.verdict import Verdict, worst
 
 PLATFORM = "platform"
 #: What breaks no load, and where it is looked for: one that did not come back is ``flaky``.
@@ -63,7 +63,23 @@ def machine_result(machine: MachineResult, cells: Sequence[Cell], *, complete: b
         and cell.lane not in MIGRATIONS
     ]
     colo, because = colo_answer(mine, resets=bool(machine.resets_before_load), complete=complete)
-    return replace(machine, colo=colo, because=because)
+    return replace(machine, colo=colo, because=because, devices=_devices(machine, mine, complete=complete))
+
+
+def _devices(machine: MachineResult, cells: Sequence[Cell], *, complete: bool) -> tuple[ColoAnswer, ...]:
+    """The answer of each device by its own cells."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.device, []).append(cell)
+    resets = bool(machine.resets_before_load)
+    return tuple(
+        ColoAnswer(
+            device=device,
+            colo=colo_answer(own, resets=resets, complete=complete, needed=device)[0],
+            verdict=worst(cell.verdict for cell in own),
+        )
+        for device, own in found.items()
+    )
 
 
 def colo_answer(

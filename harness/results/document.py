@@ -218,6 +218,18 @@ class ColoReason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ColoAnswer:
+    """The answer for one device of a machine: may a COLO guest have it?
+
+    :param verdict: the worst of its cells
+    """
+
+    device: str
+    colo: Colo
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineResult:
     """The answer for one machine type on one QEMU.
 
@@ -232,6 +244,7 @@ class MachineResult:
     alias: str | None = None
     colo: Colo = Colo.UNDECIDED
     because: tuple[ColoReason, ...] = ()
+    devices: tuple[ColoAnswer, ...] = ()
     dialect: str | None = None
     resets_before_load: bool | None = None
 
