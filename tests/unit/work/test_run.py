@@ -754,7 +754,7 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
         raise QemuError("QEMU closed the session")
 
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
-    monkeypatch.setattr(owners_module, "_labels", settles)
+    monkeypatch.setattr(owners_module, "saved_labels", settles)
     devices = tuple(load_recipes().devices.values())
     run, _, _ = make_run(profiles=devices, devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
     (cell,) = run.execute().cells
