@@ -5,8 +5,9 @@ A host that was suspended, a program that was stopped, a QEMU that waited for a 
 have answered. :class:`Deadline` leaves that time out. What it leaves out is told by a :class:`Clock`, such as
 :class:`harness.qemu.hosttime.HostClock` for one QEMU; without a clock it is an ordinary deadline.
 
-No wait is endless: a QEMU that was kept from running for :data:`PATIENCE_S` within one wait is given up, by an error
-that nobody takes for a hang.
+No wait is endless: a QEMU that did not run at all for :data:`PATIENCE_S`, or that was kept from running for
+:data:`LONGEST_S` within one wait, is given up, by an error that nobody takes for a hang. One that merely gets little
+CPU gets on all the same, and needs many times as long.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from harness.errors import HinderedError
 
 T = TypeVar("T")
 
-#: How long one wait bears that a process cannot run, while this program can. Longer than what a debugger, a backup or
-#: a frozen container usually take.
+#: How long one wait bears that a process does not run at all, while this program can. Longer than what a debugger, a
+#: backup or a frozen container usually take.
 PATIENCE_S = 45.0
+#: How long it bears in all that a process could have run and did not.
+LONGEST_S = 900.0
 #: The longest that a blocking call may take before its deadline is looked at again.
 SLICE_S = 0.5
 
@@ -35,10 +38,12 @@ class Lost:
 
     :param total_s: all of it
     :param held_s: of that, the time in which this program itself could run, and waited
+    :param in_a_row_s: of that, since the process ran last
     """
 
     total_s: float = 0.0
     held_s: float = 0.0
+    in_a_row_s: float = 0.0
 
 
 class Clock(Protocol):
@@ -67,14 +72,15 @@ class Deadline:
 
         :raises HinderedError: whoever is waited for was kept from running for too long
         """
-        lost_s = held_s = 0.0
+        lost_s = held_s = in_a_row_s = 0.0
         for clock, before in zip(self._clocks, self._before, strict=True):
             now = clock.lost()
             lost_s += now.total_s - before.total_s
             held_s += now.held_s - before.held_s
+            in_a_row_s = max(in_a_row_s, min(now.in_a_row_s, now.held_s - before.held_s))
         passed_s = time.monotonic() - self._begun
         left_s = max(0.0, self._timeout_s - max(0.0, passed_s - lost_s))
-        if left_s and held_s > PATIENCE_S:
+        if left_s and (in_a_row_s > PATIENCE_S or held_s > LONGEST_S):
             raise HinderedError(f"QEMU was kept from running for {held_s:.0f} s of {passed_s:.0f} s")
         return left_s
 

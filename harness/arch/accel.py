@@ -11,6 +11,7 @@ from harness.arch import architecture_named
 from harness.errors import HostError, QemuError
 from harness.qemu.binary import AccelSeen, AccelState, QemuBinary
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.disturbance import undisturbed
 from harness.qemu.process import Process, new_workdir
 
 ACCEL_TIMEOUT_S = 10.0
@@ -52,13 +53,14 @@ def choose_accel(binary: QemuBinary, wanted: str) -> AccelState:
     """The accelerator to use: ``auto`` takes KVM where it runs code as fast as hardware does.
 
     :raises HostError: the wanted one, or TCG, does not run
+    :raises Disturbed: the host disturbed each try of it
     """
     if wanted == "auto":
         kvm = prove_accel(binary, "kvm", timeout_s=FAST_ACCEL_S)
         if kvm.usable and kvm.seconds <= FAST_ACCEL_S:
             return kvm
         wanted = "tcg"
-    state = prove_accel(binary, wanted)
+    state = undisturbed(lambda: prove_accel(binary, wanted), lambda found, _: not found.usable)
     if not state.usable:
         raise HostError(f"accelerator {wanted} does not run guest code with {binary.path}: {state}")
     return state

@@ -11,12 +11,15 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.cache import keep_answer, kept_answer
 from harness.errors import MissingError, QemuError, UsageError
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.disturbance import undisturbed
+from harness.qemu.hosttime import run_watched
 from harness.qemu.installed import Installed, entries, entry, launched
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.versions import load_versions
@@ -196,7 +199,7 @@ def probe_binary(path: Path, device_types: Iterable[str] = ()) -> QemuBinary:
     wanted = set(device_types)
     answers = kept_answer(key) or {"devices": {}}
     if "machines" not in answers or not wanted <= set(answers["devices"]):
-        answers = _ask(path, wanted | set(answers["devices"]))
+        answers = undisturbed(partial(_ask, path, wanted | set(answers["devices"])))
         keep_answer(key, answers)
     return QemuBinary(
         path=str(path),
@@ -228,14 +231,8 @@ def _version(path: Path) -> tuple[str, str]:
 def _say_version(path: Path) -> tuple[str, str]:
     """What ``--version`` prints to stdout and stderr, in files: a grandchild may keep a pipe open for ever."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        subprocess.run(
-            [str(path), "--version"],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            timeout=_VERSION_TIMEOUT_S,
-            check=False,
-        )
+        argv = [str(path), "--version"]
+        run_watched(argv, timeout_s=_VERSION_TIMEOUT_S, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         out.seek(0)
         err.seek(0)
         return out.read(4096).decode(errors="replace"), err.read(200).decode(errors="replace")

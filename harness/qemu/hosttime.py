@@ -10,6 +10,7 @@ it looks too late          this program stood still: it was stopped, or the host
 state ``T`` or ``t``       somebody stopped the process, or a debugger holds it (``/proc/PID/stat``)
 state ``D``                the kernel holds it, for a disk of the host's
 run delay has grown        its threads were ready and got no CPU (second figure of ``/proc/PID/task/*/schedstat``)
+run time has grown         it got on (first figure)
 =========================  ===========================================================================================
 
 Only the thread that waited longest counts: a QEMU is as slow as that one.
@@ -17,14 +18,16 @@ Only the thread that waited longest counts: a QEMU is as slow as that one.
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
+from typing import Any
 
-from harness.deadline import Lost
+from harness.deadline import Deadline, Lost
 
 TICK_S = 0.1
 #: A look that comes later than this shows that this program stood still; less is the scheduler's ordinary noise.
@@ -38,10 +41,12 @@ class Sight:
 
     :param state: as ``/proc/PID/stat`` has it
     :param waited_s: thread to the seconds in which it was ready and had no CPU, since it began
+    :param ran_s: seconds of CPU that its threads had
     """
 
     state: str
     waited_s: Mapping[int, float]
+    ran_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +75,13 @@ def look_at(pid: int) -> Sight | None:
         tasks = list((folder / "task").iterdir())
     except (OSError, IndexError):
         return None
-    waited = {}
+    waited_s, ran_s = {}, 0.0
     for task in tasks:
         with suppress(OSError, IndexError, ValueError):  # a thread that ended, or a kernel that does not count
-            waited[int(task.name)] = int((task / "schedstat").read_text().split()[1]) / 1e9
-    return Sight(state=state, waited_s=waited)
+            ran_ns, waited_ns, _ = (task / "schedstat").read_text().split()
+            waited_s[int(task.name)] = int(waited_ns) / 1e9
+            ran_s += int(ran_ns) / 1e9
+    return Sight(state=state, waited_s=waited_s, ran_s=ran_s)
 
 
 def cpu_pressure_s() -> float | None:
@@ -110,8 +117,11 @@ class HostClock:
         self._over = Event()
         self._begun = self._last = clock()
         self._pressed = pressure()
-        self._before: Mapping[int, float] = {}
-        self._total_s = self._held_s = 0.0
+        # what a process waited before it was followed was lost for nobody here
+        seen = look()
+        self._before: Mapping[int, float] = seen.waited_s if seen is not None else {}
+        self._ran_s = seen.ran_s if seen is not None else 0.0
+        self._total_s = self._held_s = self._in_a_row_s = 0.0
         self._stopped_s = self._starved_s = self._stood_still_s = 0.0
         self._end: HostTimes | None = None
 
@@ -126,7 +136,7 @@ class HostClock:
         """See :class:`harness.deadline.Clock`."""
         with self._lock:
             self._sample()
-            return Lost(total_s=self._total_s, held_s=self._held_s)
+            return Lost(total_s=self._total_s, held_s=self._held_s, in_a_row_s=self._in_a_row_s)
 
     @property
     def times(self) -> HostTimes:
@@ -177,9 +187,37 @@ class HostClock:
             held_s = max(0.0, starved_s - still_s)
         self._total_s += still_s + held_s
         self._held_s += held_s
+        ran = seen is not None and seen.ran_s != self._ran_s
+        self._ran_s = seen.ran_s if seen is not None else 0.0
+        self._in_a_row_s = 0.0 if ran or not held_s else self._in_a_row_s + held_s
 
     def _starved(self, seen: Sight) -> float:
         """How long the thread that waited longest did since the last look."""
         waited_s = [after - self._before.get(thread, 0.0) for thread, after in seen.waited_s.items()]
         self._before = seen.waited_s
         return max(waited_s, default=0.0)
+
+
+def run_watched(argv: Sequence[str], *, timeout_s: float, **how: Any) -> subprocess.CompletedProcess[Any]:
+    """Run a program to its end, as ``subprocess.run`` does; time in which it could not run does not count.
+
+    :param how: what ``subprocess.Popen`` takes
+    :raises subprocess.TimeoutExpired: it did not end in time, and is killed
+    :raises HinderedError: the host kept it from running for too long, and it is killed
+    :raises OSError: it cannot be started
+    """
+    with subprocess.Popen(argv, **how) as child:
+        clock = HostClock.of(child.pid)
+        deadline = Deadline(timeout_s, clock)
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    out, err = child.communicate(timeout=deadline.slice_s)
+                    return subprocess.CompletedProcess(argv, child.returncode, out, err)
+                if deadline.over:
+                    raise subprocess.TimeoutExpired(argv, timeout_s)
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            clock.close()

@@ -9,6 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness.errors import HinderedError
+from harness.qemu.hosttime import run_watched
+
 GDB_TIMEOUT_S = 30.0
 _FRAMES = 12
 _STATES = {"R": "running", "S": "sleeping", "D": "waiting for I/O", "T": "stopped", "t": "traced", "Z": "dead"}
@@ -78,10 +81,9 @@ def _backtrace(pid: int) -> str:
         return "no backtrace: gdb is not installed"
     argv = [gdb, "-p", str(pid), "-batch", "-nx", "-ex", "set pagination off", "-ex", f"thread apply all bt {_FRAMES}"]
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GDB_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+        done = run_watched(argv, timeout_s=GDB_TIMEOUT_S, stdin=nothing, stdout=pipe, stderr=pipe, text=True)
+    except (OSError, subprocess.TimeoutExpired, HinderedError) as error:
         return f"no backtrace: {error}"
     frames = [line for line in done.stdout.splitlines() if line.startswith(("#", "Thread "))]
     return "\n".join(frames) or f"no backtrace: gdb said: {done.stderr.strip()[-400:] or 'nothing'}"

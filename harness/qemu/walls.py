@@ -23,12 +23,14 @@ from typing import Any
 
 from harness.cache import keep_answer, kept_answer
 from harness.errors import HostError
+from harness.qemu.hosttime import run_watched
 from harness.qemu.installed import entries, launched
 
 #: What ``-sandbox on`` shall deny.
 SANDBOX = {"obsolete": "deny", "elevateprivileges": "deny", "spawn": "deny", "resourcecontrol": "deny"}
 _LAUNCHER = Path(__file__).with_name("wallrun.py")
 _TRY_TIMEOUT_S = 20.0
+_PIPE = subprocess.PIPE
 _NOBODY = 65534
 #: In a deeper scratch folder a socket is named by way of this process's files, which nobody behind walls gets at.
 _DEEP_BYTES = 50
@@ -159,7 +161,7 @@ def _stands(walls: Walls) -> bool:
     uid = _NOBODY if walls.user else None
     argv = _launched(["/bin/sh", "-c", ":"], walls, _SYSTEM, (), uid)
     try:
-        return subprocess.run(argv, capture_output=True, timeout=_TRY_TIMEOUT_S, check=False).returncode == 0
+        return run_watched(argv, timeout_s=_TRY_TIMEOUT_S, stdout=_PIPE, stderr=_PIPE).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -184,7 +186,7 @@ def _has_sandbox(binary: str) -> bool:
     value = ",".join(["on", *(f"{key}={what}" for key, what in SANDBOX.items())])
     argv = [binary, "-sandbox", value, "--version"]
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=_TRY_TIMEOUT_S, check=False)
+        done = run_watched(argv, timeout_s=_TRY_TIMEOUT_S, stdout=_PIPE, stderr=_PIPE)
     except (OSError, subprocess.TimeoutExpired):
         return False
     with program.program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:

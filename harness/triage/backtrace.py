@@ -258,6 +258,7 @@ class _GdbWatch:
         self._launcher = launcher
         self._answer_s = answer_s
         self._clock = _GdbClock(launcher)
+        self._clock.follow()
         self._end = Deadline(timeout_s, self._clock)
         self._silence = Deadline(answer_s, self._clock)
         self.done = threading.Event()

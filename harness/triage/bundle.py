@@ -34,6 +34,7 @@ from harness.devices.device import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
 from harness.files import temp_dir
 from harness.packs.pack import StatePack, incoming_body
+from harness.qemu.hosttime import run_watched
 from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
 from harness.qemu.walls import script_confined
@@ -158,13 +159,13 @@ def run_script(folder: Path, qemu: str, *options: str, foreign: bool = False) ->
     try:
         with scratch_folder() as scratch:
             walls = script_confined(qemu, (_SCRIPT_FILE, folder.resolve()), scratch) if foreign else None
-            done = subprocess.run(
+            done = run_watched(
                 guarded(argv) if walls is None else walls.argv(argv),
+                timeout_s=SCRIPT_TIMEOUT_S,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
-                timeout=SCRIPT_TIMEOUT_S,
-                check=False,
                 env={**os.environ, "TMPDIR": str(scratch)},
             )
     except subprocess.TimeoutExpired as error:

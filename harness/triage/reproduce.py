@@ -57,8 +57,8 @@ MAX_ATTEMPTS = 50
 SOCKET_PATH_BYTES = 107
 #: How often the host is looked at, and how late such a look may come before the time counts as lost.
 TICK_S, LATE_S = 0.1, 0.5
-#: Lost time is left out of every deadline; a wait that lost more than this is given up.
-PATIENCE_S = 45.0
+#: Lost time is left out of every deadline. A wait is given up that stood still, or that lost, more than this.
+PATIENCE_S, LONGEST_S = 45.0, 900.0
 #: A host that stood still for so long may have brought about what only takes time.
 STOOD_STILL_S = 1.0
 #: How often an attempt is made that the host disturbed.
@@ -298,14 +298,16 @@ class Wait:
     def __init__(self, host: Host, timeout_s: float) -> None:
         self._host = host
         self._end_s = host.now_s() + timeout_s
-        self._given_up_s = time.monotonic() + timeout_s + PATIENCE_S
+        self._still_s = host.stood_still_s
+        self._given_up_s = time.monotonic() + timeout_s + LONGEST_S
 
     @property
     def left_s(self) -> float:
         """Seconds that are left, 0 when none are; raises Disturbed when the host took too many of them."""
         left_s = max(0.0, self._end_s - self._host.now_s())
-        if left_s and time.monotonic() > self._given_up_s:
-            raise Disturbed(f"the host kept QEMU from running for more than {PATIENCE_S:.0f} s")
+        still_s = self._host.stood_still_s - self._still_s
+        if left_s and (still_s > PATIENCE_S or time.monotonic() > self._given_up_s):
+            raise Disturbed(f"the host kept QEMU from running for too long; it stood still for {still_s:.0f} s")
         return left_s
 
     @property

@@ -155,7 +155,8 @@ def matrix(machine: str, regime: Regime, chance: random.Random, options: list[st
     with tempfile.TemporaryDirectory(prefix="plf-") as folder:
         argv = [sys.executable, "-m", "harness", "matrix", "--machine", machine, "--out", folder, *options]
         begun = time.monotonic()
-        with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        said = Path(folder) / "stderr"
+        with said.open("w") as stderr, subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=stderr) as run:
             try:
                 with regime(run.pid, chance, done):
                     status = run.wait(RUN_TIMEOUT_S)
@@ -164,21 +165,26 @@ def matrix(machine: str, regime: Regime, chance: random.Random, options: list[st
         seconds = time.monotonic() - begun
         document = Path(folder) / "matrix.json"
         cells = MatrixDoc.from_json(json.loads(document.read_text())).cells if document.exists() else ()
-        if document.exists():
-            keep.mkdir(parents=True, exist_ok=True)
-            shutil.copy(document, keep)
-    return read(cells, done, status, seconds)
+        keep.mkdir(parents=True, exist_ok=True)
+        for file in filter(Path.exists, (document, said)):
+            shutil.copy(file, keep)
+        error = "" if cells else (said.read_text().strip().splitlines() or ["no cell, and not a word"])[-1]
+    return read(cells, error, done, status, seconds)
 
 
-def read(cells: Sequence[Cell], done: Counter[str], status: int, seconds: float) -> Result:
-    """Count the cells of a run."""
+def read(cells: Sequence[Cell], error: str, done: Counter[str], status: int, seconds: float) -> Result:
+    """Count the cells of a run.
+
+    :param error: why it has none
+    """
     again = [cell for cell in cells if cell.outcome.hindered]
     return Result(
         verdicts=Counter(cell.verdict for cell in cells),
         again=len(again),
         right=sum(not cell.verdict.is_undecided for cell in again),
         blamed=tuple(f"{cell.id} {cell.verdict} {name_of(cell)}" for cell in cells if cell.verdict.is_finding),
-        host=tuple(f"{cell.id} {cell.verdict}: {text_of(cell)}" for cell in cells if cell.verdict.is_undecided),
+        host=tuple(f"{cell.id} {cell.verdict}: {text_of(cell)}" for cell in cells if cell.verdict.is_undecided)
+        or ((error,) if error else ()),
         done=done,
         status=status,
         seconds=seconds,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from harness.deadline import PATIENCE_S, Deadline, Lost, in_time, send_in_time
+from harness.deadline import LONGEST_S, PATIENCE_S, Deadline, Lost, in_time, send_in_time
 from harness.errors import HinderedError
 
 
@@ -23,9 +23,13 @@ class Host:
     def lost(self) -> Lost:
         return self.gone
 
-    def passes(self, seconds: float, *, held_s: float = 0.0, still_s: float = 0.0) -> None:
+    def passes(self, seconds: float, *, held_s: float = 0.0, still_s: float = 0.0, ran: bool = False) -> None:
         self.now_s += seconds
-        self.gone = Lost(total_s=self.gone.total_s + held_s + still_s, held_s=self.gone.held_s + held_s)
+        self.gone = Lost(
+            total_s=self.gone.total_s + held_s + still_s,
+            held_s=self.gone.held_s + held_s,
+            in_a_row_s=0.0 if ran else self.gone.in_a_row_s + held_s,
+        )
 
 
 @pytest.fixture
@@ -65,6 +69,23 @@ def test_who_stands_still_is_given_up_and_that_is_no_late_answer(host: Host) -> 
     host.passes(1.0, held_s=1.0)
     with pytest.raises(HinderedError, match=f"{PATIENCE_S + 1:.0f} s of {PATIENCE_S + 1:.0f} s"):
         _ = deadline.over
+
+
+def test_who_got_little_cpu_is_waited_for_and_not_for_ever(host: Host) -> None:
+    deadline = Deadline(20.0, host)
+    for _ in range(int(LONGEST_S / PATIENCE_S)):
+        host.passes(PATIENCE_S, held_s=PATIENCE_S, ran=True)
+        assert deadline.left_s == pytest.approx(20.0)
+    host.passes(1.0, held_s=1.0, ran=True)
+    with pytest.raises(HinderedError):
+        _ = deadline.over
+
+
+def test_what_was_held_before_the_wait_does_not_count(host: Host) -> None:
+    host.passes(PATIENCE_S, held_s=PATIENCE_S)
+    deadline = Deadline(20.0, host)
+    host.passes(1.0, held_s=1.0)
+    assert deadline.left_s == pytest.approx(20.0)
 
 
 def test_time_in_which_this_program_stood_still_tries_nobodys_patience(host: Host) -> None:

@@ -55,6 +55,12 @@ def test_an_accelerator_that_hangs_is_not_usable(qemu: MakeQemu, monkeypatch: py
     assert (state.usable, state.seen, state.seconds) == (False, AccelSeen.LATE, 0.1)
 
 
+def test_a_proof_that_somebody_ends_is_made_again(qemu: MakeQemu, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    binary = qemu(f"test -e {there} && exit 85; touch {there}; kill -KILL $$", X86_64)
+    assert choose_accel(binary, "tcg").usable
+
+
 @pytest.mark.parametrize(
     ("wanted", "kvm_usable", "kvm_seconds", "chosen"),
     [

@@ -92,6 +92,15 @@ def test_a_program_that_never_answers_is_not_waited_for(
     assert not (tmp_path / "done").exists()
 
 
+def test_a_program_that_is_stopped_is_waited_for(
+    script: MakeScript, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binary_module, "_VERSION_TIMEOUT_S", 0.5)
+    path = script("#!/bin/sh\n(sleep 1; kill -CONT $$) &\nkill -STOP $$\necho QEMU emulator version 7.2.22\n")
+    keep(own_cache, path)
+    assert probe_binary(path).version == "7.2.22"
+
+
 def test_a_qemu_that_does_not_start_is_no_usage_error(script: MakeScript) -> None:
     path = script(
         '#!/bin/sh\n[ "$1" = --version ] && { echo QEMU emulator version 7.2.22; exit; }\necho no module >&2\nexit 1\n'

@@ -25,7 +25,6 @@ class World:
         self.pressed_s: float | None = 5.0
         self.sight: Sight | None = Sight(state="S", waited_s={1: 2.0, 2: 9.0})
         self.clock = HostClock(lambda: self.sight, clock=lambda: self.now_s, pressure=lambda: self.pressed_s)
-        self.passes(0.1)  # what it had waited before it was followed
         self.before = self.clock.times
 
     def passes(self, seconds: float, state: str = "S", **waited_s: float) -> None:
@@ -33,7 +32,7 @@ class World:
         assert self.sight is not None
         grown = {thread: was + waited_s.get(f"t{thread}", 0.0) for thread, was in self.sight.waited_s.items()}
         self.now_s += seconds
-        self.sight = Sight(state=state, waited_s=grown)
+        self.sight = Sight(state=state, waited_s=grown, ran_s=self.sight.ran_s + waited_s.get("ran", 0.0))
         self.clock.lost()
 
     @property
@@ -85,11 +84,29 @@ def test_both_at_once_count_once(world: World) -> None:
     assert world.lost == (20.1, 0.1)
 
 
+def test_what_it_waited_before_it_was_followed_is_not_lost() -> None:
+    world = World()
+    world.passes(0.1)
+    assert world.lost == (0.0, 0.0)
+
+
 def test_the_thread_that_waited_longest_counts(world: World) -> None:
     world.passes(0.1, t1=0.05, t2=0.08)
     world.passes(0.1, t1=0.09, t2=0.02)
     assert world.lost == (0.17, 0.17)
     assert world.clock.times.starved_s - world.before.starved_s == pytest.approx(0.17)
+
+
+def test_one_that_runs_now_and_then_is_not_held_in_a_row(world: World) -> None:
+    for _ in range(3):
+        world.passes(0.1, t1=0.1)
+    assert world.clock.lost().in_a_row_s == pytest.approx(0.3)
+    world.passes(0.1, t1=0.09, ran=0.01)
+    assert world.clock.lost().in_a_row_s == 0.0
+    world.passes(0.1, "T")
+    assert world.clock.lost().in_a_row_s == pytest.approx(0.1)
+    world.passes(0.1)
+    assert world.clock.lost().in_a_row_s == 0.0
 
 
 def test_one_that_is_gone_or_not_counted_loses_nothing_more(world: World) -> None:
@@ -106,8 +123,8 @@ def test_its_time_ends_with_it(world: World) -> None:
     world.passes(0.1)
     world.clock.close()
     ended = world.clock.times
-    assert ended.pressure == pytest.approx(0.25)
-    assert ended.passed_s == pytest.approx(0.2)
+    assert ended.pressure == pytest.approx(0.5)
+    assert ended.passed_s == pytest.approx(0.1)
     world.passes(60.0, "T")
     world.clock.close()
     assert world.clock.times == ended

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness.qemu.hosttime import look_at
 from harness.triage.backtrace import _GdbWatch
 
 TIMEOUT_S = 30.0
@@ -42,6 +43,10 @@ def process() -> Iterator[int]:
     """A process that is stopped."""
     with subprocess.Popen(["sleep", "60"]) as child:
         os.kill(child.pid, signal.SIGSTOP)
+        end = time.monotonic() + TIMEOUT_S
+        while (seen := look_at(child.pid)) is None or seen.state != "T":
+            assert time.monotonic() < end
+            time.sleep(0.01)
         yield child.pid
         child.kill()
 
