@@ -4,22 +4,31 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.markup import escape
 
 from harness.arch import architecture_of
+from harness.commands.minimise import case_folder, minimise_cell
 from harness.commands.output import err, print_json
-from harness.errors import HarnessError
+from harness.errors import HarnessError, HostError, PostloadError, Stopped, UsageError
 from harness.qemu.binary import find_binary
 from harness.qemu.installed import entries, launched
 from harness.report.bundle import WRITING
-from harness.results.document import find_cell
+from harness.report.text import plural
+from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
+from harness.results.signature import name_of
 from harness.text import printable
-from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell
+from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case
+from harness.triage.case import CASE_FILE
 from harness.triage.interrupt import one_interrupt
+from harness.triage.tries import check_target
+
+#: Where those of a whole run lie, in its folder.
+BUNDLES = "bundles"
 
 
 def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: bool) -> int:
@@ -37,6 +46,70 @@ def bundle(cell: str, run: Path, out: Path, qemus: tuple[str, ...], as_json: boo
     if not made.answer.reproduced:
         raise HarnessError(f"{made.folder}: the bundle was written, but does not show the failure: {made.answer.line}")
     return 0
+
+
+def bundle_all(run: Path, out: Path | None, qemus: tuple[str, ...], as_json: bool) -> int:
+    """Minimise and bundle each signature of a run once; returns the exit code.
+
+    What cannot be minimised is bundled as it is. Of a signature that comes to no bundle is said why, and the others
+    are made all the same.
+
+    :raises HarnessError: some bundles do not show their failure, or could not be made
+    """
+    folder = out or (run if run.is_dir() else run.parent) / BUNDLES
+    documents: list[dict[str, object]] = []
+    failed: list[str] = []
+    for signature, cell in one_of_each(read_matrix(run).cells).items():
+        place = folder / cell.slug
+        err.print(f"{escape(signature)}: {escape(cell.id)}", soft_wrap=True)
+        try:
+            made = None if (place / CASE_FILE).exists() else _made(cell, run, place, qemus)
+        except (HostError, Stopped):
+            raise
+        except PostloadError as error:
+            failed.append(signature)
+            documents.append({"signature": signature, "cell": cell.id, "error": str(error)})
+            err.print(f"  {escape(str(error))}", soft_wrap=True)
+            continue
+        if made is None:
+            err.print(f"  {escape(str(place))} is there already", soft_wrap=True)
+            continue
+        documents.append({"signature": signature, "cell": cell.id, **_document(made)})
+        if not made.answer.reproduced:
+            failed.append(signature)
+        if not as_json:
+            _tell(made)
+    if as_json:
+        print_json({"schema": "postload.bundles/1", "bundles": documents})
+    if failed:
+        raise HarnessError(f"{plural(len(failed), 'signature')} without a bundle that shows it: {', '.join(failed)}")
+    return 0
+
+
+def one_of_each(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """A cell for each signature: one that can be made small where there is one, and the one with the fewest loads."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.verdict.is_finding and (name := name_of(cell)):
+            found.setdefault(name, []).append(cell)
+    return {name: min(each, key=lambda cell: (not _shrinks(cell), cell.loads_acked)) for name, each in found.items()}
+
+
+def _shrinks(cell: Cell) -> bool:
+    try:
+        check_target(cell)
+    except UsageError:
+        return False
+    return True
+
+
+def _made(cell: Cell, run: Path, place: Path, qemus: Sequence[str]) -> Bundle:
+    if _shrinks(cell) and kept_case(run, cell) is None:
+        minimise_cell(cell, case_folder(run, cell))
+    others = [str(find_binary(name)) for name in qemus] or _installed(cell.id, run)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with one_interrupt(), err.status("Making the case small and trying it"):
+        return bundle_cell(cell.id, run, place, WRITING, others)
 
 
 def _installed(text: str, run: Path) -> list[str]:

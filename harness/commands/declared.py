@@ -207,9 +207,15 @@ def minimise(**given: Any) -> int:
 
 
 @click.command(cls=OwningCommand)
-@_cell_argument
+@click.argument("cell", required=False)
 @run_option
-@click.option("--out", type=FILE, required=True, metavar="DIR", help="Folder to write. It must not exist yet.")
+@click.option("--all", "every", is_flag=True, help="Minimise and bundle each signature of the run once.")
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="DIR",
+    help="Folder to write. It must not exist yet.  [with --all, default: bundles in the folder of the run]",
+)
 @click.option(
     "--qemu",
     "qemus",
@@ -218,16 +224,25 @@ def minimise(**given: Any) -> int:
     help="Another QEMU to try it on. May be repeated.  [default: all that are installed]",
 )
 @json_option
-def bundle(**given: Any) -> int:
+def bundle(cell: str | None, every: bool, out: Path | None, **given: Any) -> int:
     """Write a bug report with a script that reproduces the finding.
 
     CELL is the id of a cell, or a part of the id that only one failing cell has. The case is that of postload minimise
     where there is one, else the cell's own. The script is run once on the QEMU that the cell was found on,
-    and on the others that are installed.
+    and on the others that are installed. With --all each signature of the run gets a bundle of its smallest case; a
+    signature that has one already is passed over, so that the same command goes on from there.
     """
-    from harness.commands.bundle import bundle as run
+    if every is (cell is not None):
+        raise click.UsageError("expected a CELL, or --all")
+    if cell is None:
+        from harness.commands.bundle import bundle_all
 
-    return run(**given)
+        return bundle_all(out=out, **given)
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    from harness.commands.bundle import bundle as run_bundle
+
+    return run_bundle(cell, out=out, **given)
 
 
 @click.command(cls=OwningCommand)

@@ -50,6 +50,22 @@ def bundle(run: Path) -> Bundle:
     return bundle_cell("platform/bound/same", run, run.parent / "bundle", WRITING)
 
 
+def test_every_signature_of_a_run_gets_a_bundle_of_its_smallest_case_once(
+    run: Path, postload: Callable[..., Done], binary: QemuBinary
+) -> None:
+    made = postload("bundle", "--all", "--run", run, "--qemu", binary.path, "--json")
+    assert made.returncode == 0, made.stderr
+    (told,) = json.loads(made.stdout)["bundles"]
+    assert "ICH9LPC" in told["signature"]
+    assert told["reproduced"]
+    folder = Path(told["folder"])
+    assert folder.parent == run / "bundles"
+    assert json.loads((folder / CASE_FILE).read_bytes())["sections"] == [LPC]
+    again = postload("bundle", "--all", "--run", run, "--json")
+    assert (again.returncode, json.loads(again.stdout)["bundles"]) == (0, [])
+    assert "is there already" in again.stderr
+
+
 def reproduce(folder: Path, *words: str) -> Done:
     """The bundle's own script, in an environment that has nothing of this program in it."""
     argv = [sys.executable, "-I", str(folder / "reproduce.py"), *words]

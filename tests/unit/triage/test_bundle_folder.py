@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_cells import made_cell
 
 from harness.arch import X86_64
+from harness.commands.bundle import one_of_each
 from harness.errors import HarnessError, UsageError
 from harness.qemu.cmdline import Option
 from harness.report.bisect import change_text, check_ends
@@ -482,3 +484,12 @@ def test_the_firmwares_port_has_a_far_end_only_where_there_is_one(tmp_path: Path
     for name, options, there in (("a", (), False), ("b", (port,), True)):
         text = documents(BundleMaterial(case=case(options=options)), tmp_path / name)["qemu-command.txt"]
         assert ("null,id=firmware" in text) is there
+
+
+def test_of_each_signature_one_cell_is_taken_that_can_be_made_small() -> None:
+    drift = made_cell("pc-q35-7.2/ahci/bound/drift", Verdict.DRIFT, signature="d")
+    crash = made_cell("pc-q35-7.2/ahci/bound/same", Verdict.CRASH, signature="c", loads_acked=5)
+    sooner = made_cell("pc-q35-7.2/ahci/busy/same", Verdict.CRASH, signature="c", loads_acked=0)
+    early = made_cell("pc-q35-7.2/ahci/all/early", Verdict.CRASH, signature="c")
+    found = one_of_each([drift, early, crash, sooner, made_cell("pc-q35-7.2/ahci/kernel/same")])
+    assert found == {"d": drift, "c": sooner}
