@@ -59,18 +59,23 @@ def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device])
     """
     drafts: list[_GuestDraft] = []
     refused: dict[str, Lack] = {}
-    for device in [d for d in devices if not d.rest]:
+    for device in sorted((d for d in devices if not d.rest), key=lambda d: not d.default):
         if bus is None and any(a.on != "none" for a in device.attached(base.family)):
             refused[device.name] = Lack(what=Lacks.BUS, machine=base.machine)
             continue
-        fitting = [draft for draft in drafts if draft.default == device.default]
-        lack = _place(device, [*fitting, _GuestDraft(bus=bus, plan=base, default=device.default)], drafts)
+        fitting = [draft for draft in drafts if draft.suits(device)]
+        lack = _place(device, [*fitting, _GuestDraft(bus=bus, plan=_machine_of(device, base), like=device)], drafts)
         if lack is not None:
             refused[device.name] = lack
     if not drafts:
-        drafts.append(_GuestDraft(bus=bus, plan=base, default=True))
+        drafts.append(_GuestDraft(bus=bus, plan=base))
     rest = [d for d in devices if d.rest]
     return Planned(guests=tuple(draft.guest(rest) for draft in drafts), refused=refused)
+
+
+def _machine_of(device: Device, base: GuestPlan) -> GuestPlan:
+    """The guest with the machine that a device asks for."""
+    return base.model_copy(update={"machine_properties": {**base.machine_properties, **device.machine}})
 
 
 def _place(device: Device, candidates: Sequence[_GuestDraft], drafts: list[_GuestDraft]) -> Lack | None:
@@ -87,14 +92,22 @@ def _place(device: Device, candidates: Sequence[_GuestDraft], drafts: list[_Gues
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _GuestDraft:
-    """A guest that devices are still added to."""
+    """A guest that devices are still added to.
+
+    :param like: a device that it was begun for
+    """
 
     bus: RootBus | None
     plan: GuestPlan
-    default: bool
+    like: Device | None = None
     devices: list[Device] = field(default_factory=list)
     taken: set[int] = field(default_factory=set)
     placed: list[PlacedDevice] = field(default_factory=list)
+
+    def suits(self, device: Device) -> bool:
+        """Whether a device wants the same machine, and the same company."""
+        like = self.like
+        return like is not None and (like.default, like.machine) == (device.default, device.machine)
 
     def add(self, device: Device) -> Lack | None:
         """Take a device in; why that is not to be done, or None."""
@@ -117,10 +130,6 @@ class _GuestDraft:
             update={
                 "devices": (*self.plan.devices, *self.placed),
                 "backends": backends,
-                "machine_properties": {
-                    **self.plan.machine_properties,
-                    **{key: value for device in self.devices for key, value in device.machine.items()},
-                },
                 "memory_room_mib": self.plan.memory_room_mib + sum(room),
                 "memory_slots": self.plan.memory_slots + len(room),
             }

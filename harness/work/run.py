@@ -15,7 +15,7 @@ from harness.devices.device import Device
 from harness.devices.phases import Missed, unreached_in
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Schedule
-from harness.errors import BudgetError, GuestError, HarnessError, HostError, QemuError, Stopped
+from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
@@ -23,7 +23,7 @@ from harness.guests.planner import PlannedGuest
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
-from harness.names import MIGRATIONS, ORACLES, USUAL_PHASES
+from harness.names import MIGRATIONS, ORACLES
 from harness.oracles.coverage import coverage_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -51,19 +51,16 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.owners import settled
-from harness.state.recorder import CutShort, ordered_phases
 from harness.state.recordings import (
     VMSTATE,
     Recordings,
-    lacking_drivers,
     machine_names,
     missing,
     planned_guests,
     reached,
-    recording_plan,
 )
 from harness.state.transforms import GuestMode
+from harness.work.guests import GuestDue, GuestRecorder
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
 from harness.work.process import ProcessWorker
 from harness.work.queue import Queue
@@ -92,6 +89,8 @@ class Subject:
     pack: StatePack | None = None
 
 
+#: What a run has to do: a subject has guests, a guest brings tasks.
+Due = Subject | GuestDue | Task
 #: Takes each event of a run after it happened, from any thread.
 Sink = Callable[[Event], None]
 
@@ -186,7 +185,6 @@ class Run:
         scope: ProcessScope | None = None,
     ) -> None:
         self._options = options
-        self._guest = guest
         self._watcher = watcher
         self._started = started
         self._write = write
@@ -199,7 +197,14 @@ class Run:
         self._chains: dict[object, tuple[Seen, Chain]] = {}
         self._here = LocalWorker(self._scope)
         self._worker: Worker = ProcessWorker(self._scope) if options.processes else self._here
-        self._recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
+        self._recorder = None if guest is None else self._guest_recorder(guest)
+
+    def _guest_recorder(self, make: GuestMaker) -> GuestRecorder:
+        options, watcher = self._options, self._watcher
+        recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
+        return GuestRecorder(
+            recordings=recordings, make=make, accel=options.accel, phases=options.phases, scope=self._scope
+        )
 
     def stop(self) -> None:
         """End it from another thread: its QEMUs are killed, and :meth:`execute` returns what was judged."""
@@ -274,38 +279,43 @@ class Run:
         return list(subjects.values())
 
     def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Subject]) -> None:
-        """Prepare subjects and do the tasks that they bring; the first error that stops a run is raised.
+        """Do what is due and what that brings; the first error that stops a run is raised.
 
-        Subjects come behind the tasks of those before: one machine is over, and its buffers are free, before the next
-        but few begins.
+        Subjects and guests come behind the tasks of those before: one guest is over, and its buffers are free, before
+        the next but few begins.
         """
-        queue: Queue[Subject | Task] = Queue(self._options.jobs)
+        queue: Queue[Due] = Queue(self._options.jobs)
         for subject in first:
             queue.add(subject, _BEHIND_TASKS)
-        out: dict[Future[list[Task]], bool] = {}
+        out: dict[Future[Sequence[Due]], bool] = {}
         while queue:
             self._scope.check()
             out |= {pool.submit(self._do, due): waits for due, waits in queue.take()}
             for future in wait(out, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
                 queue.done(waits=out.pop(future))
-                for task in future.result():
-                    self._enqueue(queue, task)
+                for due in future.result():
+                    self._enqueue(queue, due)
 
-    def _enqueue(self, queue: Queue[Subject | Task], task: Task) -> None:
-        _, chain = self._chains[task.place]
-        queue.add(task, chain.rank(task), waits=LANES[task.request.lane].waits)
+    def _enqueue(self, queue: Queue[Due], due: Due) -> None:
+        if not isinstance(due, Task):
+            queue.add(due, _BEHIND_TASKS)
+            return
+        _, chain = self._chains[due.place]
+        queue.add(due, chain.rank(due), waits=LANES[due.request.lane].waits)
 
-    def _do(self, due: Subject | Task) -> list[Task]:
+    def _do(self, due: Due) -> Sequence[Due]:
         if isinstance(due, Task):
             return self._carry_out(due)
+        if isinstance(due, GuestDue):
+            return self._guest_tasks(due)
         if due.pack is not None:
             return self._prepare_pack(due.pack, due.loader)
         return self._prepare(due.recorder or due.loader, due.loader, due.machine, due.devices)
 
     def _prepare(
         self, recorder: QemuBinary, binary: QemuBinary, machine: str, devices: frozenset[str] | None
-    ) -> list[Task]:
-        """Have one QEMU's recording of a machine; returns the first tasks that judge it, loaded by that or another."""
+    ) -> list[GuestDue]:
+        """The guests of a machine that one QEMU is to record, for that or another one to load."""
         family, name = machine_names(recorder, machine)
         seen = self._see(name, family, binary, recorder.identity())
         derived = self._options.derived.get((recorder.sha256, name), ())
@@ -334,119 +344,29 @@ class Run:
             if lack is not None:
                 self._unsupported([plan], seen, lack, never=never[plan.device] is not None)
         able = [plan for plan in plans if lacking[plan.device] is None]
-        tasks = []
+        dues = []
         for guest in planned.guests:
-            mine = [plan for plan in able if guests[plan.device] is guest]
-            tasks += self._guest_tasks(recorder, guest, seen, mine) if mine else []
-        return tasks
+            mine = tuple(plan for plan in able if guests[plan.device] is guest)
+            dues += [GuestDue(recorder=recorder, guest=guest, seen=seen, plans=mine)] if mine else []
+        return dues
 
-    def _guest_tasks(
-        self,
-        recorder: QemuBinary,
-        guest: PlannedGuest,
-        seen: Seen,
-        plans: Sequence[CellPlan],
-        phases: tuple[str, ...] | None = None,
-    ) -> list[Task]:
-        """Have one guest recorded; a device that it cannot have costs its own cells and no others.
-
-        :param phases: those to be recorded, by default all up to the last one that is wanted
-        """
+    def _guest_tasks(self, due: GuestDue) -> list[Due]:
+        """Have one guest recorded; the first tasks that judge it, and guests that are to be recorded in its place."""
+        assert self._recorder is not None  # only a run over an open pack has none, and it records nothing
         try:
-            self._probe(seen)
-            guest, plans = self._able(recorder, guest, seen, plans)
-            pack = self._pack(recorder, guest, phases) if plans else None
-        except (HostError, Stopped):
-            raise
-        except HarnessError as error:
+            self._probe(due.seen)
+        except QemuError as error:
             self._scope.check()
-            return self._apart(recorder, guest, seen, plans, error)
-        came = recorder.sha256 != seen.binary.sha256
-        return [] if pack is None else self._tasks_for(pack, seen, plans, came=came)
-
-    def _able(
-        self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan]
-    ) -> tuple[PlannedGuest, list[CellPlan]]:
-        """The guest without those that QEMU does not start with or save, or that it has no drivers for."""
-        guest, owners = settled(recorder, guest, self._options.accel, self._scope)
-        for name, lack in owners.refused.items():
-            self._unsupported([plan for plan in plans if plan.device == name], seen, lack, never=True)
-        left = [plan for plan in plans if plan.device not in owners.refused]
-        undriven = self._undriven(guest) if left else {}
-        for name, reason in undriven.items():
-            self._give_up([plan for plan in left if plan.device == name], seen, GuestError(f"{name}: {reason}"))
-        return guest.without(frozenset(undriven)), [plan for plan in left if plan.device not in undriven]
-
-    def _undriven(self, planned: PlannedGuest) -> dict[str, str]:
-        """Devices that the guest has no driver for, and what to do about that."""
-        assert self._guest is not None  # only a run over an open pack has none, and it records nothing
-        guest = self._guest(architecture_of(planned.plan.machine))
-        reasons = {device.name: lacking_drivers(device, guest) for device in planned.devices}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
-
-    def _apart(
-        self, recorder: QemuBinary, guest: PlannedGuest, seen: Seen, plans: Sequence[CellPlan], error: HarnessError
-    ) -> list[Task]:
-        """A guest that was lost: who did it is recorded alone, as far as that goes, and the others without it."""
-        culprit = self._culprit(recorder, guest, error)
-        if culprit is None:
-            self._give_up(plans, seen, error)
+            self._give_up(due.plans, due.seen, error)
             return []
-        split, many = frozenset({culprit}), len(guest.names) > 1
-        reason = self._lost(recorder, guest.only(split)) if many else error
-        if reason is None and not _named(error):
-            # it is well without the others: they do not get on with each other
-            split = frozenset(guest.names[: len(guest.names) // 2])
-        mine = [plan for plan in plans if plan.device in split]
-        rest = [plan for plan in plans if plan.device not in split]
-        tasks = self._as_far_as_it_goes(recorder, guest.only(split), seen, mine, reason)
-        return [*tasks, *(self._guest_tasks(recorder, guest.without(split), seen, rest) if rest else [])]
-
-    def _as_far_as_it_goes(
-        self,
-        recorder: QemuBinary,
-        guest: PlannedGuest,
-        seen: Seen,
-        plans: Sequence[CellPlan],
-        reason: HarnessError | None,
-    ) -> list[Task]:
-        """The tasks of a guest with the phases before it is lost.
-
-        :param reason: how it is; None for one that is not
-        """
-        kept = None if reason is None else reason.kept if isinstance(reason, CutShort) else ()
-        early = [plan for plan in plans if kept is None or set(plan.phases) <= set(kept)]
-        lost = [plan for plan in plans if plan not in early]
-        if reason is not None and lost:
-            self._give_up(lost, seen, reason)
-        return self._guest_tasks(recorder, guest, seen, early, kept) if early else []
-
-    def _culprit(self, recorder: QemuBinary, guest: PlannedGuest, error: HarnessError) -> str | None:
-        """The device that a guest was lost by, found by halving; None where the machine is lost without any."""
-        names = guest.names
-        if isinstance(error, Disturbed) or not names:
-            return None
-        if _named(error) in names:
-            return _named(error)
-        until = error.phase if isinstance(error, CutShort) else ""
-        if self._lost(recorder, guest.only(()), until):
-            return None
-        while names[1:]:
-            half = names[: len(names) // 2]
-            names = half if self._lost(recorder, guest.only(half), until) else names[len(half) :]
-        return names[0]
-
-    def _lost(self, recorder: QemuBinary, guest: PlannedGuest, until: str = "") -> HarnessError | None:
-        """How a guest is lost on its way to a phase; None for one that gets there."""
-        phases = _until(self._options.phases)
-        try:
-            self._pack(recorder, guest, phases[: 1 + phases.index(until)] if until else phases)
-        except Stopped:
-            raise
-        except HarnessError as error:
-            self._scope.check()
-            return error
-        return None
+        outcome = self._recorder.record(due)
+        for plans, lack in outcome.refused:
+            self._unsupported(plans, due.seen, lack, never=True)
+        for plans, reason in outcome.lost:
+            self._give_up(plans, due.seen, reason)
+        came = due.recorder.sha256 != due.seen.binary.sha256
+        tasks = self._tasks_for(outcome.pack, due.seen, outcome.plans, came=came) if outcome.pack else []
+        return [*tasks, *outcome.more]
 
     def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, lack: Lack, *, never: bool) -> None:
         """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
@@ -588,17 +508,6 @@ class Run:
         for row, names in rows.items():
             self._emit(CellsPlanned(row=row, cells=tuple(names)))
 
-    def _pack(self, binary: QemuBinary, planned: PlannedGuest, phases: Sequence[str] | None = None) -> StatePack:
-        assert self._guest is not None  # only a run over an open pack has none, and it records nothing
-        plan = recording_plan(
-            binary=binary,
-            accel=self._options.accel,
-            guest=self._guest(architecture_of(planned.plan.machine)),
-            planned=planned,
-            phases=_until(self._options.phases) if phases is None else phases,
-        )
-        return self._recordings.pack(plan)
-
     def _carry_out(self, task: Task) -> list[Task]:
         """Let a worker do a task; what may be done next comes back."""
         self._scope.check()
@@ -657,18 +566,6 @@ class Run:
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
         self._emit(Judged(planned=planned, cell=cell))
-
-
-def _named(error: HarnessError) -> str:
-    """The device whose command was under way when a guest was lost; empty where none was."""
-    return error.device if isinstance(error, CutShort) else ""
-
-
-def _until(wanted: Sequence[str]) -> list[str]:
-    """The phases to be recorded: a guest goes through them in their order, and stops behind the last that is wanted."""
-    last = ordered_phases(wanted)[-1]
-    usual = ordered_phases([*USUAL_PHASES, last])
-    return usual[: 1 + usual.index(last)]
 
 
 def _place_of(lane: Lane) -> Place:

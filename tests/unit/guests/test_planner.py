@@ -187,3 +187,25 @@ def test_a_name_that_would_be_more_than_a_name_is_refused(name: str) -> None:
 def test_a_name_that_begins_with_a_digit_becomes_an_id() -> None:
     (guest,) = plan_guests(PC, base("pc"), [pci("82801")]).guests
     assert guest.plan.devices[0].id == "d82801-dev"
+
+
+def test_the_default_devices_have_the_first_guest_whoever_is_named_first() -> None:
+    planned = plan_guests(PC, base("pc"), [pci("x", default=False), AHCI, PLATFORM])
+    assert [names(guest) for guest in planned.guests] == [["ahci", "platform"], ["x", "platform"]]
+
+
+def test_devices_that_want_another_machine_share_a_guest_of_their_own() -> None:
+    wanting = [pci(name, default=False, machine={"nvdimm": True}) for name in ("a", "b")]
+    planned = plan_guests(PC, base("pc"), [wanting[0], pci("x", default=False), wanting[1]])
+    assert [(names(guest), guest.plan.machine_properties) for guest in planned.guests] == [
+        (["a", "b"], {"nvdimm": True}),
+        (["x"], {}),
+    ]
+
+
+def test_many_devices_fill_one_guest_after_the_other() -> None:
+    many = [pci(f"d{number}", default=False) for number in range(150)]
+    bus = RootBus(name="pci.0", slots=range(3, 32), has_ports=False)
+    planned = plan_guests(bus, base("pc"), many)
+    assert [len(guest.devices) for guest in planned.guests] == [29] * 5 + [5]
+    assert planned.refused == {}

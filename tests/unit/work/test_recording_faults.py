@@ -31,6 +31,7 @@ from harness.state.owners import Owners
 from harness.state.recorder import CutShort, Plan
 from harness.state.recordings import Recordings
 from harness.state.transforms import GuestMode
+from harness.work import guests as guests_module
 from harness.work import run as run_module
 from harness.work.run import Options, Run
 
@@ -97,7 +98,7 @@ def judged(
         monkeypatch.setattr(
             run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
         )
-        monkeypatch.setattr(run_module, "settled", lambda _recorder, guest, *_: (guest, Owners(sections={})))
+        monkeypatch.setattr(guests_module, "settled", lambda _recorder, guest, *_: (guest, Owners(sections={})))
         monkeypatch.setattr(schedules, "judge_cell", all_well)
         monkeypatch.setattr(Recordings, "pack", lambda keeper, plan: recorder.pack(keeper, plan))
         identity = {"kernel": {"sha256": SHA}, "initramfs": {"sha256": SHA}, "drivers": drivers}

@@ -91,7 +91,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
 
 @pytest.fixture
 def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[RunEvent]]]:
-    def make(**changes: Any) -> tuple[Run, Watcher, list[RunEvent]]:
+    def make(guest: Any = None, **changes: Any) -> tuple[Run, Watcher, list[RunEvent]]:
         options = Options(
             binaries=(binary,), accel="tcg", machines=("pc-i440fx-7.2",), profiles=(),
             devices=("ahci", "virtio-blk", "platform"), phases=("kernel", "bound"),
@@ -101,7 +101,7 @@ def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[RunEv
         watcher = Watcher()
         seen: list[RunEvent] = []
         started = Started(command=("postload",), host={})
-        run = Run(replace(options, **changes), watcher=watcher, started=started, write=seen.append)
+        run = Run(replace(options, **changes), guest=guest, watcher=watcher, started=started, write=seen.append)
         return run, watcher, seen
 
     return make
@@ -755,8 +755,8 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
 
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
     monkeypatch.setattr(owners_module, "saved_labels", settles)
-    devices = tuple(load_recipes().devices.values())
-    run, _, _ = make_run(profiles=devices, devices=("ahci",), schedules=(Schedule.SAME,), phases=("bound",))
+    wanted = {"profiles": tuple(load_recipes().devices.values()), "devices": ("ahci",), "phases": ("bound",)}
+    run, _, _ = make_run(guest=lambda _: None, schedules=(Schedule.SAME,), **wanted)
     (cell,) = run.execute().cells
     assert (cell.verdict, cell.outcome.causes) == (Verdict.HOST, (TERM,))
 
