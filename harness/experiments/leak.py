@@ -18,15 +18,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from pathlib import Path
 from typing import Protocol
 
 from harness.colo.messages import Step
@@ -41,7 +38,8 @@ from harness.engines.evidence import (
 )
 from harness.engines.secondary import Secondary
 from harness.engines.setting import Setting
-from harness.errors import DeadlineError, HarnessError, QemuError
+from harness.errors import DeadlineError, QemuError
+from harness.experiments.memory import Memory, look_at_memory, private_bytes
 from harness.qemu.threads import wait_at_rest
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, cpu_labels, encode, labels_of, only, sections_for, without
@@ -73,10 +71,6 @@ _LARGE_BYTES, _MOST_BYTES, _FEWEST_CHECKPOINTS = 100_000, 64 << 20, 2
 #: more growth than this, or no heap, is repeated, and the smallest one is taken.
 _LOOKS = 4
 _GROWTH_BYTES = 4096
-#: ``proc(5)``: the first line of a mapping, and the lines of it that matter here.
-_SMAPS = re.compile(
-    r"^(?:([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)|(?:Private_Dirty|Swap): +(\d+) kB)$", re.MULTILINE
-)
 #: Allocation sizes whose number grew by less than this part of the loads are not worth naming.
 _CHUNK_SHARE = 0.02
 
@@ -413,7 +407,6 @@ class _Meter:
         blocks = bench.buffers.pack.manifest.blocks
         self._ram = frozenset(block.size_bytes for block in blocks if block.size_bytes >= _BIG_BLOCK_BYTES)
         self._walkable = bench.budget.exact
-        self._space = bytearray()
         self._cpu = encode(only(self._sections, cpu_labels(bench.recording))) if bench.resets else b""
         self.done: list[tuple[_Item, Series]] = []
         self.unborn = True
@@ -452,7 +445,7 @@ class _Meter:
         batch.size = budget.once_checkpoints if once else together
         batch.load()
         samples: list[Sample] = []
-        looks: list[_Growth] = []
+        looks: list[Memory] = []
         state_bytes = []
         looks_at_state = {0, budget.samples // 2, budget.samples - 1}
         for number in range(budget.samples):
@@ -487,7 +480,7 @@ class _Meter:
 
     def _private_bytes(self, vm: Vm) -> int:
         with _alive():
-            return private_memory(Path(f"/proc/{vm.process.pid}/smaps").read_text(), self._ram)[0]
+            return private_bytes(vm.process.pid, self._ram)
 
     def _buffer(self, item: _Item) -> tuple[bytes, int]:
         """What a checkpoint loads, and how often the section under test stands in it."""
@@ -506,20 +499,20 @@ class _Meter:
         repeat = min(wanted, max(1, budget.buffer_bytes // len(own)))
         return self._prefix + own * repeat, repeat
 
-    def _settled(self, vm: Vm, before: _Growth | None) -> _Growth:
+    def _settled(self, vm: Vm, before: Memory | None) -> Memory:
         """The smallest of some looks, one when it shows no growth."""
         # a queue of events that nobody fetches would grow in this process, and fill the socket
         vm.monitor.drain_events().clear()
-        looks: list[_Growth] = []
+        looks: list[Memory] = []
         while len(looks) < _LOOKS:
             self._settle(vm, watched=before is not None and not looks)
-            looks.append(_look(vm.process.pid, self._ram, self._space if self._walkable else None))
+            looks.append(look_at_memory(vm.process.pid, self._ram, walk=self._walkable))
             walked = looks[-1].chunks is not None or not self._walkable
-            if walked and (before is None or looks[-1].memory_bytes < before.memory_bytes + _GROWTH_BYTES):
+            if walked and (before is None or looks[-1].known_bytes < before.known_bytes + _GROWTH_BYTES):
                 break
         best = [look for look in looks if look.chunks is not None]
         self._walkable = bool(best)
-        return min(best or looks, key=lambda look: look.memory_bytes)
+        return min(best or looks, key=lambda look: look.known_bytes)
 
     def _settle(self, vm: Vm, *, watched: bool) -> None:
         """What the others are compared with, and what seems to have grown, gets the whole pause."""
@@ -615,120 +608,7 @@ def _state_bytes(vm: Vm) -> int:
     return size
 
 
-# --- The process, seen from outside --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Growth:
-    private_bytes: int
-    outside_bytes: int
-    chunks: dict[int, int] | None
-    descriptors: int
-    threads: int
-
-    @property
-    def heap_bytes(self) -> int | None:
-        return None if self.chunks is None else sum(size * number for size, number in self.chunks.items())
-
-    @property
-    def memory_bytes(self) -> int:
-        return self.private_bytes if self.heap_bytes is None else self.heap_bytes + self.outside_bytes
-
-
-def _look(pid: int, ram_sizes: frozenset[int], space: bytearray | None) -> _Growth:
-    """Look at a process.
-
-    :param ram_sizes: sizes of mappings that are guest RAM
-    :param space: where the heap may be copied to; it is not walked when None
-    :raises OSError: it is gone
-    """
-    folder = Path(f"/proc/{pid}")
-    private, heap_pages, heap = private_memory((folder / "smaps").read_text(), ram_sizes)
-    return _Growth(
-        private_bytes=private,
-        outside_bytes=private - heap_pages,
-        chunks=_walk(folder / "mem", heap, space) if heap and space is not None else None,
-        descriptors=_entries(folder / "fd"),
-        threads=_entries(folder / "task"),
-    )
-
-
-def _entries(folder: Path) -> int:
-    return sum(1 for _ in folder.iterdir())
-
-
-def private_memory(smaps: str, ram_sizes: frozenset[int]) -> tuple[int, int, tuple[int, int] | None]:
-    """Sum up ``/proc/PID/smaps``.
-
-    Guest RAM, told by its size, and executable memory (QEMU's own code, translated code) are left out.
-
-    :return: bytes that are dirty and private, those of them in ``[heap]``, and where that begins and ends
-    :raises HarnessError: the text is not a process's memory map
-    """
-    total = inside = 0
-    heap = None
-    counted = in_heap = False
-    for start, end, mode, name, dirty_kib in _SMAPS.findall(smaps):
-        if dirty_kib:
-            size_bytes = int(dirty_kib) * 1024 if counted else 0
-            total += size_bytes
-            inside += size_bytes if in_heap else 0
-            continue
-        first, last = int(start, 16), int(end, 16)
-        in_heap = name == "[heap]"
-        counted = last - first not in ram_sizes and "x" not in mode
-        heap = (first, last) if in_heap else heap
-    if not smaps:
-        raise HarnessError("the memory map of the process is empty")
-    return total, inside, heap
-
-
-def _walk(memory: Path, heap: tuple[int, int], space: bytearray) -> dict[int, int] | None:
-    start, end = heap
-    size_bytes = end - start
-    if len(space) < size_bytes:
-        space.extend(bytes(size_bytes - len(space)))
-    try:
-        with memory.open("rb", buffering=0) as file, memoryview(space)[:size_bytes] as view:
-            file.seek(start)
-            # a heap that shrinks meanwhile reads short, and is then not walked to its end
-            return heap_chunks(view) if file.readinto(view) == size_bytes else None
-    except PermissionError:
-        return None
-
-
-def heap_chunks(heap: bytes | memoryview) -> dict[int, int] | None:
-    """Walk a heap of glibc and count the chunks in use by their size.
-
-    ======  =====  ==========================================================================
-    offset  width  field of a chunk (``malloc/malloc.c``, ``struct malloc_chunk``, 64 bits)
-    ======  =====  ==========================================================================
-    0       8      size of the chunk before, when that is free
-    8       8      size of this one, a multiple of 16; bit 0: the chunk before is in use
-    16             what the program was given
-    ======  =====  ==========================================================================
-
-    The last chunk reaches to the end of the heap and is free.
-
-    :return: size in bytes to number of chunks; None when this is not such a heap
-    """
-    words = memoryview(heap)[: len(heap) & ~7].cast("Q")
-    in_use: list[int] = []
-    at, last = 0, len(words)
-    head = words[1] if last > 1 else 0
-    while True:  # some ten thousand times a look: each word is read once
-        size = head & ~7
-        if size < 32 or size & 15:
-            return None
-        at += size >> 3
-        if at + 1 >= last:
-            return dict(Counter(in_use)) if at == last else None
-        head = words[at + 1]
-        if head & 1:
-            in_use.append(size)
-
-
-def _sample(look: _Growth, checkpoints: int, repeat: int) -> Sample:
+def _sample(look: Memory, checkpoints: int, repeat: int) -> Sample:
     return Sample(
         loads=checkpoints * repeat,
         checkpoints=checkpoints,

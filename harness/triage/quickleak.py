@@ -12,7 +12,8 @@ import time
 from typing import Final
 
 from harness.colo.primary import ChannelBroken
-from harness.experiments.leak import LeakBench, _alive, _Item, _Kind, _look, _Meter, tuned_secondary
+from harness.experiments.leak import LeakBench, _alive, _Item, _Kind, _Meter, tuned_secondary
+from harness.experiments.memory import look_at_memory
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode
 
@@ -71,7 +72,7 @@ def _heap_bytes(vm: Vm, bench: LeakBench, ram: frozenset[int]) -> int | None:
         for _ in range(_LOOKS):
             bench.scope.check()
             time.sleep(bench.budget.settle_s)
-            look = _look(vm.process.pid, ram, bytearray())
+            look = look_at_memory(vm.process.pid, ram, walk=True)
             if look.heap_bytes is not None:
                 seen.append(look.heap_bytes)
     return min(seen, default=None)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slopes, floors and verdicts of the leak oracle, and what it reads of a process, on hand-made numbers."""
+"""Slopes, floors and verdicts of the leak oracle, on hand-made numbers."""
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ from made_cells import symptom, words
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Break, Evidence
-from harness.errors import HarnessError
 from harness.experiments.leak import (
     BrokenSection,
     LeakBudget,
@@ -25,8 +23,6 @@ from harness.experiments.leak import (
     Series,
     _Meter,
     _most_checkpoints,
-    heap_chunks,
-    private_memory,
 )
 from harness.oracles.leak import (
     MIN_LEAK_BYTES,
@@ -364,78 +360,7 @@ def test_a_run_without_sections_can_be_told() -> None:
     assert details["noise_floor_bytes_per_load"] == 0
 
 
-# --- The process -------------------------------------------------------------------------------------------
-
-
-def chunk(size: int, *, before_used: bool) -> bytes:
-    return struct.pack("<QQ", 0, size | before_used) + bytes(size - 16)
-
-
-def test_chunks_in_use_are_counted_by_size() -> None:
-    heap = b"".join(
-        [
-            chunk(32, before_used=True),
-            chunk(96, before_used=True),
-            chunk(64, before_used=True),  # free: the next one says so
-            chunk(96, before_used=False),
-            chunk(256, before_used=True),  # the top, free
-        ]
-    )
-    assert heap_chunks(heap) == {32: 1, 96: 2}
-
-
-@pytest.mark.parametrize(
-    "heap",
-    [
-        b"",
-        bytes(4096),
-        chunk(32, before_used=True) + struct.pack("<QQ", 0, 24) + bytes(64),
-        chunk(32, before_used=True) + struct.pack("<QQ", 0, 1 << 40 | 1) + bytes(64),
-    ],
-)
-def test_what_is_no_heap_is_not_counted(heap: bytes) -> None:
-    assert heap_chunks(heap) is None
-
-
-SMAPS = """\
-55d0c0000000-55d0c0200000 r-xp 00000000 08:01 123 /usr/bin/qemu
-Size:               2048 kB
-Private_Dirty:        16 kB
-Swap:                  0 kB
-VmFlags: rd ex mr mw me sd
-55d0c1000000-55d0c1400000 rw-p 00000000 00:00 0 [heap]
-Size:               4096 kB
-Private_Clean:         4 kB
-Private_Dirty:      3000 kB
-Swap:                100 kB
-SwapPss:             100 kB
-7f0000000000-7f0010000000 rw-p 00000000 00:00 0
-Private_Dirty:    262144 kB
-Swap:                  0 kB
-7f0020000000-7f0020801000 rw-p 00000000 00:00 0
-Private_Dirty:        40 kB
-Swap:                  0 kB
-7f0030000000-7f0034000000 rwxp 00000000 00:00 0
-Private_Dirty:      5000 kB
-Swap:                  0 kB
-"""
-
-
-def test_private_memory_leaves_out_ram_and_code() -> None:
-    total, inside, heap = private_memory(SMAPS, frozenset({256 << 20}))
-    assert heap == (0x55D0C1000000, 0x55D0C1400000)
-    assert inside == 3100 * 1024
-    assert total == 3140 * 1024
-
-
-def test_ram_is_left_out_because_of_its_size() -> None:
-    total, _, _ = private_memory(SMAPS, frozenset())
-    assert total == (3140 + 262144) * 1024
-
-
-def test_an_empty_memory_map_is_an_error() -> None:
-    with pytest.raises(HarnessError):
-        private_memory("", frozenset())
+# --- How much is loaded ------------------------------------------------------------------------------------
 
 
 def test_a_budget_times_two() -> None:
