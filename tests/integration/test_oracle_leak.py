@@ -103,7 +103,7 @@ def test_a_leak_of_100_bytes_a_load_is_seen_and_blamed_on_the_section_that_has_i
 def test_a_leak_of_100_bytes_a_load_is_seen_by_the_page_too(find: Find, object_bytes: float) -> None:
     budget = LeakBudget(section_s=0.3, min_loads=3000, max_loads=6000, exact=False)
     judged = judge_leaks(find(labels=[LEAKY, HEALTHY], between=Hoard(WANTED_BYTES / object_bytes), budget=budget))
-    assert judged[LEAKY].details["measured"] == "by the page"
+    assert judged[LEAKY].details["measured"] == "pages"
     assert judged[LEAKY].verdict is Verdict.LEAK, judged[LEAKY]
     assert judged[HEALTHY].verdict is Verdict.OK, judged[HEALTHY]
 
@@ -152,7 +152,7 @@ def test_a_real_leak_of_80_bytes_a_load_is_seen(find: Find, pc_pack: StatePack) 
     if judged[label].verdict is Verdict.OK and not chunks:
         pytest.skip("this QEMU frees the older table")
     assert judged[label].verdict is Verdict.LEAK
-    if judged[label].details["measured"] == "by the byte":
+    if judged[label].details["measured"] == "bytes":
         assert memory(judged[label])["low"] <= _RSS_CHUNK_BYTES <= memory(judged[label])["high"]
         assert chunks[_RSS_CHUNK_BYTES] == pytest.approx(1.0, abs=0.15)
 
