@@ -94,7 +94,8 @@ class Bench:
     :param blamed: sections that broke a secondary, by phase and by whether they had to stand twice in a buffer
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
-    :param refused: sections that this QEMU refuses already in an ordinary migration: only their own rows load them
+    :param refused: sections that this QEMU does not take already in an ordinary migration, or in the incoming stream of
+        a session: only their own rows load them
     """
 
     binary: QemuBinary
@@ -178,9 +179,15 @@ class Bench:
             scope=self.scope,
         )
 
-    def blame(self, phase: str, blame: Blame) -> None:
-        """Remember what broke in a phase."""
+    def blame(self, phase: str, blame: Blame, *, incoming: bool = False) -> None:
+        """Remember what broke in a phase.
+
+        :param incoming: it was the incoming stream, which comes before everything: it is left out of that too
+        """
         with self.lock:
+            if incoming:
+                self.refused |= set(blame.sections)
+                return
             self.blamed.setdefault((phase, blame.how.together), set()).update(blame.sections)
 
     def known(self, phases: tuple[str, ...], again: bool, own: frozenset[str]) -> frozenset[str]:
@@ -247,7 +254,7 @@ class _Row:
                 yield self._controlled(cell, evidence, judgement)
             if blame is None or len(self._blamed) >= MAX_BLAMED:
                 return
-            self._bench.blame(self._failing_phase(evidence), blame)
+            self._bench.blame(self._failing_phase(evidence), blame, incoming=_is_incoming(evidence))
             if not foreign:
                 self._blamed += blame.sections
                 self._started = time.monotonic()
@@ -358,9 +365,12 @@ class _Row:
         return evidence.broken.phase if evidence.broken else self._plan.phases[-1]
 
     def _blame(self, evidence: Evidence, judgement: Judgement, excluded: frozenset[str]) -> Blame | None:
-        """Who did it; a guest that broke, or a session that broke without a load, has no section to blame."""
-        if judgement.verdict is Verdict.GUEST_FAULT or evidence.broken is None or evidence.broken.load == 0:
+        """Who did it; a guest that broke, or a session that is well, has no section to blame."""
+        if judgement.verdict is Verdict.GUEST_FAULT or evidence.broken is None:
             return None
+        if _is_incoming(evidence):
+            absent = self._bench.refused & excluded
+            return self._bench.isolator(self._again).find_incoming(evidence.broken.phase, absent, judgement)
         before = self._load_plan().phase_before(evidence.broken.load)
         return self._bench.isolator(self._again).find(
             before, evidence.broken.phase, evidence.broken.load, excluded, judgement.verdict
@@ -421,6 +431,10 @@ class _Row:
             pack=str(self._bench.buffers.pack.source),
             seconds=round(time.monotonic() - self._started, 3),
         )
+
+
+def _is_incoming(evidence: Evidence) -> bool:
+    return evidence.broken is not None and evidence.broken.load == 0
 
 
 def repeated(first: Verdict, again: Sequence[Verdict]) -> tuple[Verdict, Repeats]:

@@ -8,7 +8,7 @@ section does it alone, the smallest set that does is searched for by delta debug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.colo.primary import ChannelBroken, Dialect
@@ -78,6 +78,27 @@ class Isolator:
             found = replace(self, again=True)._found(before, phase, load, excluded, verdict)
         return found
 
+    def find_incoming(self, phase: str, absent: frozenset[str], judgement: Judgement) -> Blame | None:
+        """Find what breaks the incoming stream itself: the section that QEMU names, else the fewest that break it
+        beside what is in every machine, else of all sections but the CPU's.
+
+        :param absent: what it leaves out already
+        :param judgement: what came of it; only a break of this kind counts
+        :return: None when it does not break again
+        """
+        case = _Isolation(self, phase, phase, 1, judgement.verdict)
+        recording = self.buffers.pack.recordings[phase]
+        labels = [label for label in labels_of(recording.sections) if label not in absent | cpu_labels(recording)]
+        if judgement.named in labels:
+            return _alone(judgement.named, judgement, case)
+        devices = self.buffers.pack.manifest.devices
+        added = {label for device in devices if not device.recipe.rest for label in device.sections}
+        for among in ([label for label in labels if label in added], labels):
+            found = case.minimise_incoming(among, absent) if among else None
+            if found is not None:
+                return found
+        return None
+
     def _found(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
         case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
@@ -107,6 +128,18 @@ class _Isolation:
         judgement = judge(self._session(labels).run())
         return judgement if judgement.verdict is self.verdict else None
 
+    def minimise_incoming(self, among: Sequence[str], absent: frozenset[str]) -> Blame | None:
+        """The fewest of some sections that break the incoming stream; None where it breaks without any of them."""
+
+        def breaks(labels: Sequence[str]) -> Judgement | None:
+            self.absent = absent | (set(among) - set(labels))
+            incoming = LoadPlan(incoming=self.before, checkpoints=())
+            judgement = judge(replace(self._session(()), plan=incoming).run())
+            return judgement if judgement.verdict is self.verdict else None
+
+        whole = None if breaks(()) else breaks(among)
+        return None if whole is None else self._smallest(among, breaks, whole)
+
     def refused_at_start(self, excluded: frozenset[str]) -> frozenset[str]:
         """What to leave out of the incoming stream: all that is excluded, where it is taken without that alone."""
         if not excluded or _Sweep(self, ()).begins():
@@ -131,9 +164,12 @@ class _Isolation:
     def minimise(self, labels: Sequence[str]) -> Blame | None:
         """The smallest set that breaks it; None when all of them together do not."""
         whole = self.breaks(labels)
-        if whole is None:
-            return None
-        smallest, judgement = ddmin(labels, self.breaks, whole)
+        return None if whole is None else self._smallest(labels, self.breaks, whole)
+
+    def _smallest(
+        self, labels: Sequence[str], breaks: Callable[[Sequence[str]], Judgement | None], whole: Judgement
+    ) -> Blame:
+        smallest, judgement = ddmin(labels, breaks, whole)
         if len(smallest) == 1:
             return _alone(smallest[0], judgement, self)
         how = self.isolation(IsolationWay.SMALLEST_SET, of=len(labels))

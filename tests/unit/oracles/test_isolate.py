@@ -17,6 +17,7 @@ from harness.engines.buffers import Buffers
 from harness.errors import Stopped
 from harness.oracles import isolate
 from harness.oracles.isolate import Isolator
+from harness.oracles.load import Judgement
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
@@ -232,3 +233,29 @@ def test_a_search_stops_when_it_is_told(isolator: Callable[..., Isolator], fake:
     scope.stop()
     with pytest.raises(Stopped):
         find(isolator(scope=scope))
+
+
+def test_who_breaks_the_incoming_stream_is_found_by_leaving_out(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    for number in (2, 3, 4, 5):
+        fake.refuses = handmade.full(number, 0x22)
+        blame = isolator().find_incoming("bound", frozenset(), Judgement(verdict=Verdict.CRASH))
+        assert blame is not None
+        assert (blame.sections, blame.judgement.verdict) == ((handmade.sections[number],), Verdict.CRASH)
+
+
+def test_nobody_is_to_blame_for_an_incoming_stream_that_breaks_for_all(
+    isolator: Callable[..., Isolator], fake: type[Fake]
+) -> None:
+    fake.dies_at_start = True
+    assert isolator().find_incoming("bound", frozenset(), Judgement(verdict=Verdict.CRASH)) is None
+
+
+def test_whom_qemu_names_is_not_searched_for(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    judgement = Judgement(verdict=Verdict.REJECT, named=handmade.sections[3])
+    blame = isolator().find_incoming("bound", frozenset(), judgement)
+    assert blame is not None
+    assert (blame.sections, fake.started) == ((handmade.sections[3],), [])

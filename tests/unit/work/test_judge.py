@@ -49,6 +49,7 @@ class World:
     def __init__(self) -> None:
         self.kills: dict[str, dict[str, int]] = {}
         self.blind = False
+        self.chokes: list[str] = []
         self.raises: Exception | None = None
         self.evidence: list[Evidence] = []
         self.sessions: list[Any] = []
@@ -61,6 +62,11 @@ class World:
         if self.evidence:
             return self.evidence.pop(0)
         asked: LoadPlan = session.plan
+        if not session.absent.issuperset(self.chokes):
+            broken = Break(
+                step=Step.INCOMING, kind="closed", symptom=symptom("x"), load=0, phase=asked.checkpoints[0].phase
+            )
+            return evidence(0, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
         seen = 0
         for checkpoint in asked.checkpoints:
             load = self._kills_at(checkpoint.phase, session)
@@ -90,6 +96,12 @@ class World:
             judgement=Judgement(verdict=verdict),
         )
 
+    def find_incoming(self, phase: str, absent: frozenset[str], judgement: Judgement) -> Blame | None:
+        self.searches.append((phase, phase, 0, absent))
+        left = [label for label in self.chokes if label not in absent]
+        how = Isolation(way=IsolationWay.ALONE)
+        return Blame(sections=(left[0],), how=how, judgement=judgement) if left else None
+
 
 def evidence(acked: int, **more: Any) -> Evidence:
     given: dict[str, Any] = {
@@ -113,6 +125,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     class FakeIsolator:
         def __init__(self, **given: Any) -> None:
             self.find = made.find
+            self.find_incoming = made.find_incoming
 
     monkeypatch.setattr(judge_module, "Session", FakeSession)
     monkeypatch.setattr(judge_module, "Isolator", FakeIsolator)
@@ -272,15 +285,33 @@ def test_what_comes_back_now_and_then(
     [
         evidence(10, exit=Exit(status=0)),
         evidence(10, events=("RESET",)),
-        evidence(0, broken=Break(step=Step.INCOMING, kind="closed", symptom=symptom("x"), load=0, phase="bound"),
-                 exit=Exit(status=-6, signal="SIGABRT")),
     ],
-)  # fmt: skip
+)
 def test_no_section_is_sought_where_no_load_broke(world: World, bench: Bench, seen: Evidence) -> None:
     world.evidence = [seen] * 3
     (cell,) = cells(plan("ahci", "bound"), bench)
     assert cell.verdict.is_finding
     assert world.searches == []
+
+
+def test_what_breaks_the_incoming_stream_is_its_own_rows_finding_and_no_others(world: World, bench: Bench) -> None:
+    culprit = bench.buffers.pack.sections_of("ahci")[0]
+    world.chokes = [culprit]
+    assert [cell.verdict for cell in cells(plan("platform", "bound"), bench)] == [Verdict.OK]
+    assert world.searches == [("bound", "bound", 0, frozenset())]
+    finding, *rest = cells(plan("ahci", "bound"), bench)
+    assert (finding.verdict, finding.blamed, finding.outcome.load) == (Verdict.CRASH, (culprit,), 0)
+    assert all(cell.verdict is Verdict.OK and cell.excluded == (culprit,) for cell in rest)
+    # in another phase nobody searches again
+    assert [cell.verdict for cell in cells(plan("platform", "kernel"), bench)] == [Verdict.OK]
+    assert len(world.searches) == 1
+
+
+def test_two_that_break_the_incoming_stream_are_both_found(world: World, bench: Bench) -> None:
+    world.chokes = ["i8259", bench.buffers.pack.sections_of("ahci")[0]]
+    found = [*cells(plan("platform", "bound"), bench), *cells(plan("ahci", "bound"), bench)]
+    blamed = [(cell.device, cell.blamed) for cell in found if cell.verdict is Verdict.CRASH]
+    assert blamed == [("platform", ("i8259",)), ("ahci", (world.chokes[1],))]
 
 
 def test_a_row_with_ever_more_culprits_is_given_up(
