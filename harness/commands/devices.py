@@ -19,7 +19,7 @@ from harness.devices.device import device_types, known_names, unknown_device
 from harness.devices.recipe import load_recipe, load_recipes, recipe_text
 from harness.errors import UsageError
 from harness.qemu.binary import QemuBinary
-from harness.report.catalogue import catalogue_of, print_catalogue, print_entry
+from harness.report.catalogue import catalogue_of, print_catalogue, print_entry, underived_text
 from harness.report.console import SafeConsole
 from harness.report.lacks import step_text
 from harness.state.catalogue import DeviceTrial, Offer, offer_of
@@ -54,7 +54,7 @@ def show(name: str, given: dict[str, Any]) -> int:
     if given["as_yaml"]:
         if not devices:
             why = offer.derived.underived[kind]
-            raise UsageError(f"{name} has no recipe: {why.status}: {why.reason}")
+            raise UsageError(f"{name} has no recipe: {why.status}: {underived_text(why)}")
         click.echo(recipe_text(devices[0]), nl=False)
         return 0
     found = catalogue_of(trial, offer, 1, lambda _: None, [kind])

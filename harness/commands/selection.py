@@ -18,7 +18,7 @@ from harness.devices.device import Device, known_names, select_devices, unknown_
 from harness.devices.rules import Status
 from harness.errors import UsageError
 from harness.qemu.binary import QemuBinary
-from harness.report.catalogue import tried_text
+from harness.report.catalogue import tried_text, underived_text
 from harness.state.catalogue import DeviceTrial, Offer, TriedDevice, offer_of
 from harness.state.recordings import machine_names
 
@@ -138,5 +138,5 @@ def _not_found(name: str, offers: Sequence[Offer]) -> UsageError:
     for offer in offers:
         why = offer.derived.underived.get(name)
         if why is not None:
-            return UsageError(f"device {name!r} cannot be judged: {why.status}: {why.reason}")
+            return UsageError(f"device {name!r} cannot be judged: {why.status}: {underived_text(why)}")
     return unknown_device(name, list(known))

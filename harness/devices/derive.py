@@ -25,12 +25,15 @@ SUBJECT = "dev"
 class Underived:
     """Why a type makes no device of its own.
 
+    :param reason: in the words of the rule that says so
     :param row: the device that it is judged as, where there is one
+    :param needs: types that it stands on and that the QEMU has not
     """
 
     status: Status
-    reason: str
+    reason: str = ""
     row: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +87,11 @@ def derive(
         if rule.status is not None:
             return Underived(status=Status(rule.status), reason=rule.reason)
         if rule.same_as:
-            return Underived(status=Status.ALIAS, reason="")
+            return Underived(status=Status.ALIAS)
     device = _device(kind, variant, reduce(_together, fitting, TypeRule()))
-    lacking = sorted({attachment.type for attachment in device.attachments} - types.keys())
+    lacking = tuple(sorted({attachment.type for attachment in device.attachments} - types.keys()))
     if lacking:
-        return Underived(status=Status.NEEDS, reason=f"it stands on {', '.join(lacking)}, which this QEMU has not")
+        return Underived(status=Status.NEEDS, needs=lacking)
     return device
 
 
@@ -107,7 +110,7 @@ def _same_as(name: str, rules: Sequence[TypeRule], names: Mapping[str, str]) -> 
             match = re.fullmatch(pattern, name)
             row = names.get(match.expand(other)) if match else None
             if row is not None:
-                return Underived(status=Status.ALIAS, reason=f"judged as {row}", row=row)
+                return Underived(status=Status.ALIAS, row=row)
     return None
 
 

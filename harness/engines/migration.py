@@ -262,20 +262,17 @@ def _status(vm: Vm) -> str:
 
 
 def _fate(source: Vm) -> str:
+    """Names and the words of QEMU: how it ended or its status, requests for pages, what it printed."""
     ended = source.ended()
-    said = " / ".join(own_words(source.process.stderr()).splitlines()[-3:])
-    return f"the source: {f'ended with {ended}' if ended else _story(source)}{f', it printed: {said}' if said else ''}"
+    said = own_words(source.process.stderr()).splitlines()[-3:]
+    return f"source: {', '.join([*([str(ended)] if ended else _story(source)), *said])}"
 
 
-def _story(source: Vm) -> str:
+def _story(source: Vm) -> list[str]:
     try:
         info = source.qmp("query-migrate", _STATUS_TIMEOUT_S)
     except (DeadlineError, QemuError) as error:
-        return f"does not answer ({error})"
-    ram = info.get("ram", {})
-    told = [f"{info.get('status')}"]
-    if "error-desc" in info:
-        told.append(str(info["error-desc"]))
-    if ram.get("postcopy-requests"):
-        told.append(f"{ram['postcopy-requests']} pages were asked for")
-    return ", ".join(told)
+        return ["no-answer", str(error)]
+    requests = info.get("ram", {}).get("postcopy-requests")
+    told = [str(info.get("status")), str(info.get("error-desc", "")), f"requests={requests}" if requests else ""]
+    return [word for word in told if word]

@@ -260,8 +260,9 @@ def _bring_up(primary: Incoming, state: State) -> None:
         primary.load(state)
     except ChannelBroken as error:
         said = own_words(primary.vm.process.stderr())
-        where = f"the primary of the pair cannot be brought into phase {state.phase}"
-        raise QemuError(f"{where}: {error}: {said}") from error
+        raise QemuError(
+            f"the primary of the pair cannot be brought into phase {state.phase}: {error}: {said}"
+        ) from error
 
 
 def _gave_up(events: Sequence[dict[str, Any]]) -> bool:
@@ -300,10 +301,9 @@ def _listens(path: Path, pid: int) -> bool:
 
 
 def _fate(primary: Vm) -> str:
+    """Names and the words of QEMU: how it ended or that it is there, the reason of COLO_EXIT, what it printed."""
     ended = primary.ended()
     left = left_colo(primary.monitor.drain_events())
-    how = f"ended with {ended}" if ended else "still there" if _answers(primary) else "hangs"
-    if left is not None:
-        how += f", it left COLO (reason {left.said})"
-    said = " / ".join(own_words(primary.process.stderr()).splitlines()[-3:])
-    return f"the primary: {how}{f', it printed: {said}' if said else ''}"
+    how = [str(ended) if ended else "answers" if _answers(primary) else "no-answer"]
+    how += [f"COLO_EXIT={left.said}"] if left is not None else []
+    return f"primary: {', '.join([*how, *own_words(primary.process.stderr()).splitlines()[-3:]])}"

@@ -87,7 +87,7 @@ class EndingState(StrEnum):
 
     DEPRECATED = "deprecated"
     REMOVED = "removed"
-    NOT_YET = "not yet"
+    NOT_YET = "not-yet"
 
 
 def ending(binary: QemuBinary, machine: str) -> EndingState | None:

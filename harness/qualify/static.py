@@ -34,7 +34,7 @@ class StaticState(StrEnum):
 
     CLEAN = "clean"
     ALARM = "alarm"
-    NOT_DESCRIBED = "not described"
+    NOT_DESCRIBED = "not-described"
 
 
 class StaticKind(StrEnum):

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.devices.backends import Model
-from harness.devices.derive import DerivedDevices
+from harness.devices.derive import DerivedDevices, Underived
 from harness.devices.rules import Status
 from harness.devices.types import DeviceType
 from harness.report.lacks import lack_text
@@ -119,7 +119,7 @@ def catalogue_of(
 def _entry(kind: DeviceType, derived: DerivedDevices, tried: Mapping[str, TriedDevice]) -> TypeEntry:
     if kind.name in derived.underived:
         why = derived.underived[kind.name]
-        rows = [TypeRow(row=why.row, status=why.status, reason=why.reason)]
+        rows = [TypeRow(row=why.row, status=why.status, reason=underived_text(why))]
     else:
         rows = [_row(name, tried[name]) for name in derived.rows[kind.name]]
     return TypeEntry(
@@ -136,6 +136,13 @@ def _entry(kind: DeviceType, derived: DerivedDevices, tried: Mapping[str, TriedD
 
 def _row(name: str, found: TriedDevice) -> TypeRow:
     return TypeRow(row=name, status=found.status, reason=tried_text(found), sections=tuple(found.sections))
+
+
+def underived_text(why: Underived) -> str:
+    """Why a type makes no device of its own."""
+    if why.needs:
+        return f"it stands on {', '.join(why.needs)}, which this QEMU has not"
+    return why.reason or f"judged as {why.row}"
 
 
 def tried_text(found: TriedDevice) -> str:

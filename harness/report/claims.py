@@ -89,8 +89,10 @@ def _told(answer: StudyAnswer) -> ToldQuestion:
 
 
 def _failed(one: MachineFailure) -> str:
+    if not one.machine:
+        return "no machine to ask"
     said = disturbed_error_text(one.said, one.hindered)
-    return f"{one.machine}: {said}" if one.machine else said
+    return f"{one.machine}: {said}"
 
 
 def question_text(number: int) -> str:

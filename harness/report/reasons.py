@@ -24,6 +24,7 @@ from harness.qualify.explained import (
     StructureDifference,
 )
 from harness.qualify.model import Ending, Reason, Stray
+from harness.qualify.pairs import EndingState
 from harness.qualify.static import (
     Disagreement,
     StaticDifference,
@@ -259,9 +260,16 @@ def hosts_differ_text(hosts: HostsDiffer) -> str:
     return "; ".join(f"{subject_text(change)}: {matters_text(change)}" for change in hosts.changes)
 
 
+_ENDINGS = {
+    EndingState.DEPRECATED: "deprecated",
+    EndingState.REMOVED: "removed",
+    EndingState.NOT_YET: "not yet",
+}
+
+
 def ending_text(ending: Ending) -> str:
     """For how long a QEMU has a machine type."""
-    return f"{ending.state} in {ending.version}"
+    return f"{_ENDINGS[ending.state]} in {ending.version}"
 
 
 COLO_BETWEEN_VERSIONS = (

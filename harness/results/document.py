@@ -357,7 +357,7 @@ def matrix_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``matrix.json``, made from the models."""
     schema = _adapter(MatrixDoc).json_schema(mode="serialization", by_alias=True)
     cell = schema["$defs"]["Cell"]
-    cell["properties"] = {"id": {"type": "string", "title": "The key as text"}, **cell["properties"]}
+    cell["properties"] = {"id": {"type": "string", "title": "Id"}, **cell["properties"]}
     cell["required"] = ["id", *cell["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -122,8 +122,8 @@ class NewsKind(StrEnum):
     """What changed about a known issue."""
 
     GONE = "gone"
-    FAILS_ALTHOUGH_FIXED = "fails although fixed"
-    UNLISTED = "known for other versions"
+    FAILS_ALTHOUGH_FIXED = "fails-although-fixed"
+    UNLISTED = "unlisted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from harness.colo.primary import ChannelBroken
 from harness.deadline import in_time
 from harness.errors import HarnessError
 from harness.state.transforms import GuestMode, encode
-from harness.studies.findings import IntervalCase, IntervalFigures, IntervalFinding
+from harness.studies.findings import How, IntervalCase, IntervalFigures, IntervalFinding
 from harness.studies.model import Lab, Question, whole
 from harness.studies.patient import EOF, REQUEST, SEND, Patient, sections_of, size_message
 
@@ -56,7 +56,7 @@ def watch(lab: Lab, interval_ms: float) -> tuple[list[Times], int, float, str]:
                 time.sleep(interval_ms / 1000)
                 took = _one(patient, tail)
                 if took is None:
-                    broken = patient.reaction().said or "no answer"
+                    broken = patient.reaction().said or str(How.SILENT)
                     return times, len(times) + 1, time.monotonic() - began, broken
                 times.append(took)
             return times, len(times), time.monotonic() - began, ""

@@ -219,7 +219,7 @@ class Question:
         return StudyAnswer(
             number=self.number,
             machines=tuple(machines),
-            failed=tuple(failed) if labs else (MachineFailure(machine="", said="no machine to ask"),),
+            failed=tuple(failed) if labs else (MachineFailure(machine="", said=""),),
             seconds=round(time.monotonic() - started, 1),
         )
 

@@ -112,7 +112,7 @@ def test_a_guest_moves_between_two_real_processes(
     seen = RealMigration(source=binary, destination=binary, state=state, postcopy=postcopy).run()
     assert judge(seen).verdict is Verdict.OK, (seen.broken, seen.log)
     assert (seen.loads_acked, seen.exit, seen.events) == (1, None, ())
-    assert seen.log.splitlines()[-1].startswith("the source: completed")
+    assert seen.log.splitlines()[-1].startswith("source: completed")
 
 
 def another_machine(pack: StatePack) -> Buffers:

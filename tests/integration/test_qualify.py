@@ -188,7 +188,7 @@ def test_a_machine_type_that_is_not_there_is_a_no_go(
     done = postload("qualify", *words, timeout_s=TIMEOUT_S)
     assert done.returncode == 1
     (pair,) = answer_of(tmp_path)["pairs"]
-    assert pair["endings"] == [{"state": "not yet", "version": pair["loader"]["version"]}]
+    assert pair["endings"] == [{"state": "not-yet", "version": pair["loader"]["version"]}]
     assert pair["uses"]["migration"] == "no-go"
 
 

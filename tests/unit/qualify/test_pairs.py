@@ -102,13 +102,13 @@ def test_versions_of_virt_are_versions_too(binary: QemuBinary) -> None:
     old, new = build(binary, "d", "virt-7.2", "virt-6.2"), build(binary, "e", "virt-10.0", "virt-7.2", "virt-6.2")
     assert machine_for(old, new, "virt") == "virt-7.2"
     assert machine_for(new, old, "virt") == "virt-7.2"
-    assert ending(old, "virt-10.0") == "not yet"
+    assert ending(old, "virt-10.0") == "not-yet"
 
 
 def test_a_deprecated_type_is_near_its_end(binary: QemuBinary) -> None:
     there = build(binary, "e", "pc-q35-5.2", "pc-q35-10.0", deprecated=("pc-q35-5.2",))
     names = ("pc-q35-5.2", "pc-q35-10.0", "pc-q35-4.2", "pc-q35-11.0", "pc-i440fx-5.2")
-    assert [ending(there, name) for name in names] == ["deprecated", None, "removed", "not yet", "not yet"]
+    assert [ending(there, name) for name in names] == ["deprecated", None, "removed", "not-yet", "not-yet"]
 
 
 def test_a_named_type_that_the_recorder_has_not_is_nobodys_guest(old: QemuBinary, new: QemuBinary) -> None:
