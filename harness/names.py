@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 #: Phases that are recorded when nothing else is asked for.
 USUAL_PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
-#: In the order in which a guest goes through them. ``io-error`` only when it is asked for: the guest is then
-#: recorded over disks that fail, and it has to be the last, as its requests never end.
-PHASES = (*USUAL_PHASES, "io-error")
+#: In the order in which a guest goes through them. Those behind the usual ones only when they are asked for, and one
+#: of them only, for each is the end of its guest: ``io-error`` is recorded over disks that fail.
+PHASES = (*USUAL_PHASES, "plugged", "rebooted", "io-error")
 
 #: Devices that are judged when none is named: the recipes in ``devices/`` say so of themselves.
 USUAL_DEVICES = ("ahci", "platform", "virtio-blk", "virtio-net")

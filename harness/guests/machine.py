@@ -242,12 +242,13 @@ def _device_options(machine: Machine) -> Iterator[Option]:
             if name not in made:
                 made.add(name)
                 yield from _backend_options(machine, name, machine.plan.backends[name])
-        yield _device_option(machine, device)
+        yield device_option(machine, device)
     if machine.disks is DiskKind.SNAPSHOTS:
         yield from _image_nodes(_VMSTATE, _VMSTATE_FILE[0], "qcow2")
 
 
-def _device_option(machine: Machine, device: PlacedDevice) -> Option:
+def device_option(machine: Machine, device: PlacedDevice) -> Option:
+    """The ``-device`` of one device, which is what ``device_add`` takes too."""
     props: dict[str, Scalar] = {"id": device.id}
     if device.bus is not None:
         props["bus"] = device.bus

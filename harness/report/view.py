@@ -37,6 +37,8 @@ PHASE_MEANING = {
     "busy": "I/O in flight",
     "unbound": "driver unbound",
     "rebound": "driver bound again",
+    "plugged": "hot-plugged into the running guest; the secondary has it on its command line",
+    "rebooted": "reset by the guest after use, firmware has run again",
     "io-error": "after an I/O error",
 }
 #: More rows than that in one table, or findings one after the other, are not read.

@@ -23,7 +23,7 @@ from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
-from harness.names import PHASES
+from harness.names import PHASES, USUAL_PHASES
 from harness.packs.export import export_pack
 from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
 from harness.packs.pack import StatePack
@@ -33,10 +33,12 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.disturbance import current_account, undisturbed
 from harness.qemu.look import look_at, look_to_json
+from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.owners import Owners, find_owners
+from harness.state.plugging import replug
 from harness.state.transforms import labels_of
 from harness.stream.reader import open_stream
 
@@ -47,12 +49,16 @@ MIGRATE_TIMEOUT_S = 60.0
 HALT_TIMEOUT_S = 30.0
 #: How long the workload runs before the busy phase is recorded.
 BUSY_S = 0.5
+#: How long the guest has for what was plugged in.
+PLUGGED_S = 1.5
 #: A console or a monitor closes before its process is gone.
 _END_WAIT_S = 1.0
 _END_CHARS = 400
 
 _FIRMWARE_LOG = "firmware.log"
 #: What a driver is asked for on the way into a phase.
+#: Nobody answers at the console then.
+_WITHOUT_SHELL = ("firmware", "rebooted")
 _STEPS = {"bound": "bind", "unbound": "unbind", "rebound": "rebind"}
 
 Progress = Callable[[str], None]
@@ -66,6 +72,9 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in PHASES:
             raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(PHASES)}")
+    last = [phase for phase in PHASES if phase in names and phase not in USUAL_PHASES]
+    if len(last) > 1:
+        raise UsageError(f"phases {' and '.join(last)} cannot be reached by one guest: ask for one of them")
     return [phase for phase in PHASES if phase in names]
 
 
@@ -270,7 +279,8 @@ class _Boot:
         console = Console(vm.console, vm.process.clock)
         has_phase = self._plan.architecture.has_phase
         last = max(PHASES.index(name) for name in filter(has_phase, self._plan.phases))
-        for phase in filter(has_phase, PHASES[: 1 + last]):
+        way = [phase for phase in PHASES[: 1 + last] if phase in (*USUAL_PHASES, *self._plan.phases)]
+        for phase in filter(has_phase, way):
             self._progress(phase)
             try:
                 self._pass(phase, vm, console)
@@ -285,6 +295,11 @@ class _Boot:
         if phase == "io-error" and not self._failing_disks():
             for device in self._devices:
                 none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="fail", said="")
+                self.lacks.ends(device.name, none)
+            return
+        if phase == "rebooted" and (said := _kept_from_reset(vm)):
+            for device in self._devices:
+                none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="reboot", said=said)
                 self.lacks.ends(device.name, none)
             return
         start = time.monotonic()
@@ -304,9 +319,13 @@ class _Boot:
         elif phase == "kernel":
             console.wait_ready(BOOT_TIMEOUT_S)
             console.run("beat_start")
+        elif phase == "plugged":
+            self._plug(vm)
+        elif phase == "rebooted":
+            self._reboot(vm, console)
         else:
             self._lead(phase, console)
-        if phase != "firmware":
+        if phase not in _WITHOUT_SHELL:
             # what the kernel's log has behind this line was said after the recording
             console.run(f"log_mark {phase}")
         vm.qmp("stop")
@@ -318,6 +337,26 @@ class _Boot:
         disks = self._failing_disks()
         console.send("; ".join(guest_command(device, "fail", self._plan.planned.plan) for device in disks))
         wait_halted(vm, {node for device in disks for node in device.failing()}, HALT_TIMEOUT_S)
+
+    def _plug(self, vm: Vm) -> None:
+        """Take every device out that can be, and plug it in again; its driver is bound again by itself."""
+        devices = [device.name for device in self._devices if self.lacks.goes_on(device.name, "plugged")]
+        rest = {device.name for device in self._devices if device.rest}
+        refused = replug(vm, self._plan.build(), [name for name in devices if name not in rest])
+        for name, said in refused.items():
+            how = Missed.NOTHING_TO_DO if said else Missed.FAILED
+            self.lacks.ends(name, Unreached(phase="plugged", how=how, step="plug", said=said))
+        time.sleep(PLUGGED_S)
+
+    def _reboot(self, vm: Vm, console: Console) -> None:
+        """Let the guest reset its machine, up to where firmware is done, or the kernel where there is none."""
+        firmware = self._plan.architecture.firmware
+        before = (vm.workdir / _FIRMWARE_LOG).read_bytes().count(firmware.mark) if firmware else 0
+        console.send("reboot -f")
+        if firmware:
+            _wait_for_mark(vm, firmware.mark, before + 1)
+        else:
+            console.wait_ready(BOOT_TIMEOUT_S)
 
     def _failing_disks(self) -> list[Device]:
         return [device for device in self._devices if device.faults and self.lacks.goes_on(device.name, "io-error")]
@@ -362,6 +401,15 @@ class _Boot:
         sink.unlink()
 
 
+def _kept_from_reset(vm: Vm) -> str:
+    """Have QEMU reset the machine where its command line has it end (``-no-reboot``); why it does not, or nothing."""
+    try:
+        vm.qmp("set-action", reboot="reset")
+    except CommandRefused as error:
+        return error.text
+    return ""
+
+
 def _end_text(vm: Vm) -> str:
     """How QEMU ended, and its last words; empty while it runs."""
     ended = vm.ended(_END_WAIT_S)
@@ -369,11 +417,11 @@ def _end_text(vm: Vm) -> str:
     return f"; QEMU ended with {ended}: {said}" if ended else ""
 
 
-def _wait_for_mark(vm: Vm, mark: bytes) -> None:
-    """Follow the firmware's log up to the mark."""
+def _wait_for_mark(vm: Vm, mark: bytes, times: int = 1) -> None:
+    """Follow the firmware's log until the mark is there so many times."""
     deadline = vm.deadline(FIRMWARE_TIMEOUT_S)
     log = vm.workdir / _FIRMWARE_LOG
-    while mark not in log.read_bytes():
+    while log.read_bytes().count(mark) < times:
         if vm.ended():
             raise GuestError("the firmware did not get to its mark before the machine ended")
         if deadline.over:
