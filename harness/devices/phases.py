@@ -54,6 +54,11 @@ class MissedPhases:
         """A device does not reach a phase; the first reason is the one that stays."""
         self._lacks.setdefault(device, {}).setdefault(lack.phase, lack)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a device missed one because a command failed."""
+        return any(lack.how is Missed.FAILED for lacks in self._lacks.values() for lack in lacks.values())
+
     def of(self, device: str) -> Mapping[str, Unreached]:
         """By phase, what a device did not reach."""
         return self._lacks.get(device, {})

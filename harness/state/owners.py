@@ -21,7 +21,7 @@ from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import Disturbance, Hindrances, undisturbed
+from harness.qemu.disturbance import Hindrances, only_slow, undisturbed
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -80,7 +80,7 @@ def find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Proc
 
 def _may_be_false(found: Owners, hindered: Hindrances) -> bool:
     """A QEMU that was stopped or ended looks like one that does not start with a device."""
-    return bool(found.refused) and any(each.how is not Disturbance.STARVED for each in hindered)
+    return bool(found.refused) and not only_slow(hindered)
 
 
 def _find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: ProcessScope | None) -> Owners:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,7 +32,7 @@ from harness.packs.packfile import SUFFIX
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.disturbance import current_account, undisturbed
+from harness.qemu.disturbance import Disturbed, only_slow, undisturbed
 from harness.qemu.look import look_at, look_to_json
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
@@ -186,12 +187,32 @@ def record(
 def _record_folder(
     plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
 ) -> Path:
-    return undisturbed(lambda: _record_once(plan, path, progress, host, scope))
+    """A device that missed a phase while the host disturbed the guest may have missed it for that: it is recorded anew.
+
+    The last try stands where the guest was merely slow.
+    """
+    ours = not path.exists()
+
+    def once() -> bool:
+        if ours:
+            shutil.rmtree(path, ignore_errors=True)
+        return _record_once(plan, path, progress, host, scope)
+
+    try:
+        undisturbed(once, lambda missed, _: missed)
+    except Disturbed as error:
+        if ours and path.exists() and only_slow(error.hindered):
+            return path
+        if ours:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    return path
 
 
 def _record_once(
     plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
-) -> Path:
+) -> bool:
+    """Record; returns whether a device missed a phase because a command of it failed."""
     owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
     for name, lack in owners.refused.items():
         raise QemuError(f"{name}: {lack}")
@@ -202,7 +223,7 @@ def _record_once(
         try:
             boot.run()
         except CutShort as error:
-            if not boot.captured or current_account().hindered:
+            if not boot.captured:
                 raise
             failed = error
         # the kernel first: in this order a travelling pack is the smaller
@@ -222,7 +243,7 @@ def _record_once(
         writer.discard()
     if failed is not None:
         raise failed
-    return path
+    return boot.lacks.failed
 
 
 def _recorded_devices(boot: _Boot, owners: Owners, guest: PlannedGuest) -> list[DeviceModel]:

@@ -18,7 +18,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.errors import PostloadError, Stopped
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import Disturbance, Disturbed, Hindrances, undisturbed
+from harness.qemu.disturbance import Disturbed, Hindrances, only_slow, undisturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.document import Qemu, read_model
 from harness.studies.findings import StudyFinding
@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 def spoilt(_: object, hindered: Hindrances) -> bool:
     """What was seen of a QEMU that was stopped or ended is no answer. One that merely got little CPU was waited for."""
-    return any(each.how is not Disturbance.STARVED for each in hindered)
+    return not only_slow(hindered)
 
 
 def whole(work: Callable[[], R], void: Callable[[R, Hindrances], bool] = spoilt) -> R:

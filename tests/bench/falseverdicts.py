@@ -16,7 +16,8 @@ stops    the program, or one of its QEMUs, is stopped for 5 to 30 s
 hits     one of its QEMUs is stopped for 5 to 30 s, or ended by SIGTERM, SIGINT, SIGHUP or SIGKILL
 =======  =============================================================================================================
 
-``--keep`` keeps the document of each run. Ends with 1 when a device was blamed falsely.
+``--keep`` keeps the document of each run. Ends with 1 when a device was blamed falsely, and with 3 when nothing was
+judged even of a run that was left alone.
 """
 
 from __future__ import annotations
@@ -209,6 +210,9 @@ def main() -> int:
             alone = matrix(machine, quiet, random.Random(given.seed), given.options, keep / f"alone-{machine}")
             print(f"left alone, {machine}: {line(alone)}", flush=True)
             tell("found when left alone", alone.blamed)
+            tell("not judged when left alone", alone.host)
+            if not alone.verdicts:
+                return 3
             for name in given.regime.split(","):
                 results = []
                 for number in range(given.runs):

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from harness.errors import HarnessError, QemuError, Stopped
+from harness.errors import HarnessError, HinderedError, QemuError, Stopped
 from harness.qemu.disturbance import (
     STARVED_S,
     STOOD_STILL_S,
@@ -187,18 +187,22 @@ def test_of_each_kind_the_longest_is_told_and_a_signal_once() -> None:
     )
 
 
+KILLED = Hindered(how=Disturbance.ENDED, signal="SIGTERM")
+
+
 class Work:
     """Comes to what it is told, and is disturbed as often as it is told."""
 
-    def __init__(self, *results: object, disturbed: int = TRIES) -> None:
+    def __init__(self, *results: object, disturbed: int = TRIES, by: Hindered = KILLED) -> None:
         self.results = list(results)
         self.disturbed = disturbed
+        self.by = by
         self.tries = 0
 
     def __call__(self) -> object:
         self.tries += 1
         if self.tries <= self.disturbed:
-            current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
+            current_account().ended(self.by)
         result = self.results.pop(0)
         if isinstance(result, Exception):
             raise result
@@ -234,6 +238,23 @@ def test_in_the_end_it_is_the_host_that_is_told_of() -> None:
     assert work.tries == TRIES
     assert caught.value.hindered == (Hindered(how=Disturbance.ENDED, signal="SIGTERM"),)
     assert isinstance(caught.value, HarnessError)
+
+
+SLOW = Hindered(how=Disturbance.STARVED, seconds=9.0, share=0.9)
+
+
+def test_what_fails_again_and_again_of_a_qemu_that_is_merely_slow_fails() -> None:
+    work = Work(*[QemuError("no such property")] * TRIES, by=SLOW)
+    with pytest.raises(QemuError, match="no such property") as caught:
+        undisturbed(work)
+    assert work.tries == TRIES
+    assert not isinstance(caught.value, Disturbed)
+
+
+def test_one_that_was_given_up_for_want_of_a_cpu_is_the_hosts() -> None:
+    work = Work(*[HinderedError("kept from running")] * TRIES, by=SLOW)
+    with pytest.raises(Disturbed, match="kept from running"):
+        undisturbed(work)
 
 
 def test_a_run_that_was_stopped_is_not_tried_again() -> None:

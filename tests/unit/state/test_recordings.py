@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from harness.devices.recipe import load_recipes
-from harness.errors import GuestError
+from harness.errors import QemuError
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import Disturbance, Hindered, current_account
+from harness.qemu.disturbance import Disturbance, Disturbed, Hindered, current_account
 from harness.state import recorder as recorder_module
 from harness.state import recordings as module
-from harness.state.owners import Owners
 from harness.state.recorder import CutShort, Plan, record
 from harness.state.recordings import Recordings, further, planned_guests, recording_plan
 
@@ -63,26 +62,77 @@ def test_one_without_the_facts_of_its_host_is_made_anew(made: Callable[..., Any]
     assert "before recordings held the facts" in told[0]
 
 
-def test_a_guest_that_the_host_disturbed_is_recorded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[int] = []
+TERM = Hindered(how=Disturbance.ENDED, signal="SIGTERM")
+SLOW = Hindered(how=Disturbance.STARVED, seconds=9.0, share=0.9)
 
-    def boots(boot: Any) -> None:
-        tries.append(1)
-        if len(tries) == 1:
-            boot.captured.append("kernel")
-            current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))
-            raise CutShort("QEMU closed the session", phase="bound", device="ahci")
-        raise GuestError("as it is when it is left alone")
 
-    monkeypatch.setattr(recorder_module, "find_owners", lambda *_: Owners(sections={}))
-    monkeypatch.setattr(recorder_module._Boot, "run", boots)
-    plan: Any = SimpleNamespace(
-        binary=None, accel="tcg", guest=None, planned=SimpleNamespace(devices=()), phases=("kernel", "bound")
-    )
-    with pytest.raises(GuestError, match="left alone"):
-        record(plan, tmp_path / "pack")
-    assert len(tries) == 2
-    assert not list(tmp_path.iterdir())
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str]]]:
+    """Records guests, each while the host does something; how that ended, and of which try a recording is there.
+
+    A try gives what the host did, and whether a device missed a phase; None for one that was cut short.
+    """
+
+    def run(*tries: tuple[Hindered | None, bool | None]) -> tuple[str, list[str]]:
+        left = list(enumerate(tries, 1))
+
+        def once(_plan: Plan, path: Path, *_: object) -> bool:
+            number, (hindered, missed) = left.pop(0)
+            path.mkdir()
+            (path / f"try-{number}").touch()
+            if hindered is not None:
+                current_account().ended(hindered)
+            if missed is None:
+                raise CutShort("gone", phase="bound", device="ahci", kept=("kernel",))
+            return missed
+
+        monkeypatch.setattr(recorder_module, "_record_once", once)
+        plan: Any = None
+        try:
+            record(plan, tmp_path / "pack")
+            end = "made"
+        except (Disturbed, CutShort) as error:
+            end = type(error).__name__
+        assert not left
+        return end, [file.name for file in tmp_path.glob("pack/*")]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("tries", "wanted"),
+    [
+        ([(None, False)], ("made", ["try-1"])),
+        ([(TERM, False)], ("made", ["try-1"])),
+        ([(None, True)], ("made", ["try-1"])),
+        ([(None, None)], ("CutShort", ["try-1"])),
+        ([(TERM, True), (SLOW, None), (None, True)], ("made", ["try-3"])),
+        ([(TERM, None), (None, None)], ("CutShort", ["try-2"])),
+        # one that is merely slow
+        ([(SLOW, True)] * 3, ("made", ["try-3"])),
+        ([(SLOW, None)] * 3, ("CutShort", ["try-3"])),
+        ([(SLOW, True), (SLOW, None), (TERM, True)], ("Disturbed", [])),
+        ([(TERM, None)] * 3, ("Disturbed", [])),
+    ],
+)
+def test_what_went_wrong_while_the_host_disturbed_the_guest_is_recorded_anew(
+    recorded: Callable[..., tuple[str, list[str]]],
+    tries: list[tuple[Hindered | None, bool | None]],
+    wanted: tuple[str, list[str]],
+) -> None:
+    assert recorded(*tries) == wanted
+
+
+def test_what_is_there_already_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: object) -> bool:
+        current_account().ended(TERM)
+        raise QemuError("gone")
+
+    monkeypatch.setattr(recorder_module, "_record_once", ended)
+    plan: Any = None
+    with pytest.raises(Disturbed):
+        record(plan, tmp_path)
+    assert tmp_path.is_dir()
 
 
 def test_a_recording_that_goes_further_is_as_good(
