@@ -24,7 +24,7 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.qualify.answer import Leg, use_of
 from harness.qualify.explain import explain_load
 from harness.qualify.explained import FieldEvidence, HostsDiffer, LostFeature, NotLookedFor
-from harness.qualify.model import Confirmation, Reason
+from harness.qualify.model import Confirmation, Confirms, Reason
 from harness.qualify.pairs import other_types
 from harness.qualify.static import StaticNote, check_sections, compare_static_dynamic, sections_at_hand
 from harness.results.cause import Undecided, Why
@@ -147,7 +147,8 @@ class GuestWitness:
         if key not in self._confirmed:
             self.say(f"confirming {cell.machine} {recorder.version} -> {loader.version} with two real QEMUs")
             self._confirmed[key] = replace(frame, outcome=self._migrated(recorder, loader, pack, reason.phase))
-        return self._confirmed[key]
+        made = self._confirmed[key]
+        return made if made.outcome is None else replace(made, shows=shown(reason, made.outcome))
 
     def _migrated(self, recorder: QemuBinary, loader: QemuBinary, pack: StatePack, phase: str) -> Outcome:
         state = State(buffers=Buffers(pack, self._machine(pack)), phase=phase)
@@ -196,6 +197,16 @@ class GuestWitness:
         for pack in self._packs.values():
             pack.close()
         self._packs.clear()
+
+
+def shown(reason: Reason, outcome: Outcome) -> Confirms:
+    """What an outcome shows of a reason: it is that failure only where it is of the same section."""
+    if outcome.verdict is Verdict.OK:
+        return Confirms.PASSED
+    if not outcome.verdict.is_finding:
+        return Confirms.NOTHING
+    named = not reason.section or not outcome.sections or reason.section in outcome.sections
+    return Confirms.SAME if named and outcome.verdict == reason.verdict else Confirms.OTHER
 
 
 def field_of(found: LostFeature | FieldEvidence) -> str:

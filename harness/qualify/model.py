@@ -46,17 +46,29 @@ def exit_code(answer: Answer) -> int:
     return _EXIT[answer]
 
 
+class Confirms(StrEnum):
+    """What a migration between two real QEMUs shows of a reason."""
+
+    SAME = "same"
+    #: The whole guest is migrated, and ends with the first section that breaks: what stands behind that was not tried.
+    OTHER = "other-failure"
+    PASSED = "passed"
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirmation:
     """The same guest in a migration between two real QEMUs, without this program between them.
 
     :param outcome: what it came to; None where it was not made, because the recorder is not here
+    :param shows: of the reason that has it
     """
 
     recorder: str
     loader: str
     phase: str
     outcome: Outcome | None = None
+    shows: Confirms = Confirms.NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from harness.facts.compare import FactChange, FactKind, Weight
 from harness.files import write_atomically
 from harness.names import USES
 from harness.qualify.explained import Explained, FieldEvidence
-from harness.qualify.model import Answer, Confirmation, PairAnswer, QualifyDoc, Reason, Stray
+from harness.qualify.model import Answer, Confirmation, Confirms, PairAnswer, QualifyDoc, Reason, Stray
 from harness.report.facts import fact_change_text, kvm_text
 from harness.report.reasons import (
     COLO_BETWEEN_VERSIONS,
@@ -272,7 +272,7 @@ def _lines(shared: _Shared) -> Iterator[str]:
     cause, remedy = reason_cause_text(reason), reason_remedy_text(reason)
     yield f"cause: {cause}" if cause else ""
     yield f"remedy: {remedy}" if remedy else ""
-    yield f"confirmed: {_confirmed(reason.confirmed)}" if reason.confirmed else ""
+    yield _confirmed(reason.confirmed) if reason.confirmed else ""
     yield f"known: {reason.known}" if reason.known else ""
     yield f"in {', '.join(dict.fromkeys(shared.ways))}"
 
@@ -289,10 +289,16 @@ def _confirmed(confirmed: Confirmation) -> str:
     """What a migration between two real QEMUs gave."""
     outcome = confirmed.outcome
     if outcome is None:
-        return f"not tried: QEMU {confirmed.recorder} that recorded is not among the QEMUs of this run"
+        return f"not confirmed: QEMU {confirmed.recorder} that recorded is not among the QEMUs of this run"
     way = f"QEMU {confirmed.recorder} migrating to QEMU {confirmed.loader} without this program between them"
-    result = "passed" if outcome.verdict is Verdict.OK else f"{outcome.verdict}: {outcome_text(outcome)}"
-    return f"{way}, {confirmed.phase}: {result}"
+    where = f" of {', '.join(outcome.sections)}" if outcome.sections else ""
+    result = f"{outcome.verdict}{where}: {outcome_text(outcome)}"
+    return {
+        Confirms.SAME: f"confirmed: {way}, {confirmed.phase}: {result}",
+        Confirms.OTHER: f"not confirmed: {way}, {confirmed.phase}, ends earlier, with another failure: {result}",
+        Confirms.PASSED: f"not confirmed: {way}, {confirmed.phase}: passed",
+        Confirms.NOTHING: f"not confirmed: {way}, {confirmed.phase}: {result}",
+    }[confirmed.shows]
 
 
 def _notes(doc: QualifyDoc) -> list[str]:

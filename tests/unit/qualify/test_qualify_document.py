@@ -16,10 +16,12 @@ from harness.errors import HostError, UsageError
 from harness.facts.compare import FactChange, FactKind, Weight, compare_facts
 from harness.facts.kvm import KvmTried
 from harness.qemu.binary import AccelSeen, AccelState
+from harness.qualify.evidence import shown
 from harness.qualify.explained import FieldEvidence, LostBy, LostFeature, Origin, SetAlike, SetBy
 from harness.qualify.model import (
     Answer,
     Confirmation,
+    Confirms,
     DeviceAnswer,
     Ending,
     PairAnswer,
@@ -67,7 +69,8 @@ REASON = Reason(
     use="migration", verdict="reject", causes=(FEATURES,), section="0000:00:05.0/virtio-net",
     field="VIRTIO_NET_F_CSUM", phase="bound", explained=(CSUM,), log="qemu: Features 0x1 unsupported", at_home=False,
     confirmed=Confirmation(
-        recorder="7.2.22", loader="10.0.13", phase="bound", outcome=Outcome(verdict=Verdict.REJECT, causes=(FEATURES,))
+        recorder="7.2.22", loader="10.0.13", phase="bound", outcome=Outcome(verdict=Verdict.REJECT, causes=(FEATURES,)),
+        shows=Confirms.SAME,
     ),
     cells=("7.2.22>10.0.13/pc-i440fx-7.2/virtio-net/all/plain",),
 )  # fmt: skip
@@ -129,6 +132,32 @@ def test_schema_refuses(doc: QualifyDoc, damage: Callable[[Any], object]) -> Non
 def test_the_shipped_schema_is_the_one_that_the_models_give() -> None:
     """``python -m harness.report.schemas`` writes it anew."""
     assert shipped("qualify-1.schema.json") == qualify_schema()
+
+
+@pytest.mark.parametrize(
+    ("sections", "verdict", "shows", "said"),
+    [
+        ((REASON.section,), Verdict.REJECT, Confirms.SAME, "confirmed: QEMU 7.2.22 "),
+        # QEMU names no section
+        ((), Verdict.REJECT, Confirms.SAME, "confirmed: QEMU 7.2.22 "),
+        (("cpu",), Verdict.REJECT, Confirms.OTHER, "not confirmed: QEMU 7.2.22 "),
+        ((REASON.section,), Verdict.CRASH, Confirms.OTHER, "not confirmed: QEMU 7.2.22 "),
+        ((), Verdict.OK, Confirms.PASSED, "not confirmed: QEMU 7.2.22 "),
+        ((), Verdict.HOST, Confirms.NOTHING, "not confirmed: QEMU 7.2.22 "),
+    ],
+)
+def test_another_failure_confirms_nothing(
+    doc: QualifyDoc, sections: tuple[str, ...], verdict: Verdict, shows: Confirms, said: str
+) -> None:
+    outcome = Outcome(verdict=verdict, sections=sections, causes=() if verdict is Verdict.OK else (FEATURES,))
+    assert shown(REASON, outcome) is shows
+    assert REASON.confirmed is not None
+    reason = replace(REASON, confirmed=replace(REASON.confirmed, outcome=outcome, shows=shows))
+    (pair,) = [pair for pair in doc.pairs if not pair.home]
+    text = markdown(replace(doc, pairs=(replace(pair, devices=(replace(pair.devices[0], because=(reason,)),)),)))
+    (line,) = [line.strip() for line in text.replace("\\", "").splitlines() if "without this program" in line]
+    assert line.startswith(said)
+    assert ("ends earlier, with another failure" in line) is (shows is Confirms.OTHER)
 
 
 def test_what_is_told_of_the_causes(doc: QualifyDoc) -> None:
