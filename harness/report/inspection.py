@@ -20,6 +20,8 @@ from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
 from harness.report.containers import container_text
 from harness.report.sentences import unreached_text
+from harness.report.text import number, plural
+from harness.stream.bitmaps import IDSTR, bitmaps_of
 from harness.stream.container import Container, container_of
 from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
@@ -92,8 +94,7 @@ def print_document(document: dict[str, Any], console: Console) -> None:
     keys = ("container", "machine", "capabilities", "phases", "phase", "size_bytes", "packed_bytes")
     for key in keys:
         if document.get(key):
-            value = document[key]
-            console.print(f"{key}: {_shown(', '.join(value) if key == 'capabilities' else str(value))}")
+            console.print(f"{key}: {_shown(_head_text(document[key]))}")
     for name, lacks in document.get("unreached", {}).items():
         for lack in lacks:
             console.print(f"{name}: {_shown(unreached_text(Unreached(**lack)))}", soft_wrap=True)
@@ -104,10 +105,17 @@ def print_document(document: dict[str, Any], console: Console) -> None:
     commands = [] if document.get("filtered") else document.get("commands", [])
     for part in sorted([*document["sections"], *commands], key=lambda part: part["offset"]):
         console.print(
-            f"{part['offset']:>10}  {part['size']:>9} bytes  {part['type']:<7} {_shown(_line(part))}", soft_wrap=True
+            f"{part['offset']:>10}  {number(part['size']):>9} bytes  {part['type']:<7} {_shown(_line(part))}",
+            soft_wrap=True,
         )
         if document.get("filtered"):
             _print_fields(part["fields"], console, 1)
+
+
+def _head_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return number(value) if isinstance(value, int) else str(value)
 
 
 def _line(part: dict[str, Any]) -> str:
@@ -115,8 +123,9 @@ def _line(part: dict[str, Any]) -> str:
     if part["type"] == "command":
         return f"{part['name']} {part['data']}".rstrip()
     label = f"{section_label(part['idstr'], part['instance_id'])} v{part['version_id']}"
-    pages = f", {part['pages']:,} pages" if "pages" in part else ""
-    return f"{label} in {part['parts']:,} parts{pages}" if part.get("parts", 1) > 1 else f"{label}{pages}"
+    more = f", {plural(part['pages'], 'page')}" if "pages" in part else ""
+    more += "".join(f", {bitmap['name']} of {bitmap['node']}" for bitmap in part.get("bitmaps", ()))
+    return f"{label} in {plural(part['parts'], 'part')}{more}" if part.get("parts", 1) > 1 else f"{label}{more}"
 
 
 def _print_sizes(document: dict[str, Any], console: Console) -> None:
@@ -190,7 +199,7 @@ def _remarks(stream: Stream) -> Iterator[str]:
         yield "the stream does not say its machine type: those before 2.4 and xen-save-devices-state do not"
     if stream.tail:
         zeros = ", all zeros" if not any(stream.tail) else ""
-        yield f"{len(stream.tail):,} bytes behind the end of the stream are no part of it{zeros}"
+        yield f"{plural(len(stream.tail), 'byte')} behind the end of the stream are no part of it{zeros}"
 
 
 def _commands(stream: Stream) -> list[dict[str, Any]]:
@@ -221,9 +230,15 @@ def _parts(stream: Stream) -> list[dict[str, Any]]:
         elif part.section_id in iterables:
             _add(iterables[part.section_id], entry)
         else:
-            iterables[part.section_id] = {**entry, "type": "parts", "parts": 1}
+            iterables[part.section_id] = {**entry, "type": "parts", "parts": 1, **_bitmaps(part)}
             entries.append(iterables[part.section_id])
     return entries
+
+
+def _bitmaps(part: Section | RamSection) -> dict[str, Any]:
+    if isinstance(part, RamSection) or part.idstr != IDSTR:
+        return {}
+    return {"bitmaps": [asdict(bitmap) for bitmap in bitmaps_of(part.payload)]}
 
 
 def _add(whole: dict[str, Any], part: dict[str, Any]) -> None:

@@ -157,6 +157,27 @@ def test_mapped_ram(
     assert document["remarks"] == []
 
 
+def test_dirty_bitmaps_are_one_line(
+    qemu_7_2: Any, tmp_path: Path, inspected: Callable[[Path], dict[str, Any]], postload: Run
+) -> None:
+    """A bitmap is sent in pieces of 4 MiB of its disk, and each was a line of its own."""
+    options = (
+        Option(name="blockdev", first="null-co", props={"node-name": "disk", "size": 1 << 28, "read-zeroes": True}),
+        Option(name="device", first="virtio-blk-pci", props={"drive": "disk"}),
+    )
+    with machine(qemu_7_2.path, "pc", *options) as vm:
+        vm.qmp("block-dirty-bitmap-add", node="disk", name="backup-of-monday", granularity=512)
+        vm.qmp("migrate-set-capabilities", capabilities=[{"capability": "dirty-bitmaps", "state": True}])
+        vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
+        path = saved(vm, tmp_path / "bitmaps")
+    document = inspected(path)
+    (section,) = [section for section in document["sections"] if section["idstr"] == "dirty-bitmap"]
+    assert section["parts"] > 60
+    done = postload("inspect", path)
+    assert len(done.stdout.splitlines()) < 100
+    assert "backup-of-monday" in done.stdout
+
+
 def test_a_compressed_stream_is_named(qemu_7_2: Any, tmp_path: Path, postload: Run) -> None:
     path = saved(machine(qemu_7_2.path, "pc"), tmp_path / "plain")
     packed = tmp_path / "stream.gz"

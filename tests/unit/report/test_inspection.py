@@ -51,6 +51,25 @@ def test_an_iterable_section_of_many_parts_is_one_entry(tmp_path: Path) -> None:
     assert printed(document)[2].endswith("dirty-bitmap v1 in 1,001 parts")
 
 
+def test_dirty_bitmaps_are_named(tmp_path: Path) -> None:
+    """Control characters in a name are spelled out, and a record that is cut ends the list."""
+    first = b"\x1c\x04disk\x07mon\x1bday" + struct.pack(">IB", 65536, 1)
+    second = b"\x14\x07tuesday" + struct.pack(">IB", 512, 0)
+    for payload, names in (
+        (first + second + b"\x01", ["mon\x1bday", "tuesday"]),
+        (first + second[:-3], ["mon\x1bday"]),
+        (b"\x1c\xff", []),
+        (b"\x01", []),
+    ):
+        start = struct.pack(">BIB", 1, 8, 12) + b"dirty-bitmap" + struct.pack(">II", 0, 1) + payload + build.footer(8)
+        raw = build.head() + start + build.toy_section() + b"\0" + build.vmdesc(build.TOY)
+        document = inspected(tmp_path, raw)
+        assert [bitmap["name"] for bitmap in document["sections"][0]["bitmaps"]] == names
+    raw = build.head() + start.replace(b"\x01" + build.footer(8), first + b"\x01" + build.footer(8))
+    line = printed(inspected(tmp_path, raw + build.toy_section() + b"\0" + build.vmdesc(build.TOY)))[2]
+    assert line.endswith("dirty-bitmap v1, mon\\x1bday of disk")
+
+
 def test_capabilities_are_shown(tmp_path: Path) -> None:
     said = b"\x05\x1aconfiguration/capabilities\0\0\0\1\0\0\0\1\x0fx-ignore-shared"
     raw = build.head(subsections=said) + build.toy_section() + b"\0" + build.vmdesc(build.TOY)
