@@ -27,8 +27,10 @@ from harness.studies.run import QUESTIONS, Asked, answer_all, exit_status
 
 def claims(given: dict[str, Any]) -> int:
     """Answer questions about COLO with numbers from this QEMU: asserts, half checkpoints, framing, frequency."""
-    binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"])
     machines = given["machines"]
+    binaries, profiles = binaries_of([given["qemu"]] if given["qemu"] else [], given["profiles"], machines=machines)
+    if len(binaries) > 1:
+        raise UsageError(f"--machine {','.join(machines)}: expected machines of one QEMU, since each answer is of one")
     check_machines(binaries, machines)
     both = [name for name in architecture_named(binaries[0].target).probe_machines if binaries[0].machine(name)]
     asked = Asked(

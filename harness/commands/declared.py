@@ -180,7 +180,7 @@ def report(**given: Any) -> int:
 def explain(**given: Any) -> int:
     """Tell everything that is known of one CELL, on one page.
 
-    CELL is the id of a cell, or a part of the id that only one failing cell has. A stack from gdb is kept in
+    CELL is the name of a cell, or a part of it that only one failing cell has. A stack from gdb is kept in
     DIR/backtraces. Ends with 3 when the cell was not judged.
     """
     from harness.commands.explain import explain_cell
@@ -197,7 +197,7 @@ def explain(**given: Any) -> int:
 def minimise(**given: Any) -> int:
     """Find the smallest case of a failing CELL.
 
-    CELL is the id of a cell, or a part of the id that only one failing cell has. Tries fewer loads, sections, memory
+    CELL is the name of a cell, or a part of it that only one failing cell has. Tries fewer loads, sections, memory
     pages and fields. Ctrl-C loses nothing: the same command goes on from there. Ends with 3 when the cell does not fail
     any more.
     """
@@ -227,7 +227,7 @@ def minimise(**given: Any) -> int:
 def bundle(cell: str | None, every: bool, out: Path | None, **given: Any) -> int:
     """Write a bug report with a script that reproduces the finding.
 
-    CELL is the id of a cell, or a part of the id that only one failing cell has. The case is that of postload minimise
+    CELL is the name of a cell, or a part of it that only one failing cell has. The case is that of postload minimise
     where there is one, else the cell's own. The script is run once on the QEMU that the cell was found on,
     and on the others that are installed. With --all each signature of the run gets a bundle of its smallest case; a
     signature that has one already is passed over, so that the same command goes on from there.
@@ -256,7 +256,7 @@ def bundle(cell: str | None, every: bool, out: Path | None, **given: Any) -> int
 def bisect(**given: Any) -> int:
     """Find the QEMU version that changed a finding.
 
-    CELL is the id of a cell, or a part of the id that only one failing cell has. Each installed QEMU between GOOD and
+    CELL is the name of a cell, or a part of it that only one failing cell has. Each installed QEMU between GOOD and
     BAD is tried with the script of the cell's bundle. A QEMU is a path, an installed name or a version.
     """
     from harness.commands.bisect import bisect_cell
@@ -278,7 +278,7 @@ def known() -> None:
 def known_add(**given: Any) -> int:
     """Add the finding of a CELL to the file.
 
-    CELL is the id of a cell, or a part of the id that only one failing cell has.
+    CELL is the name of a cell, or a part of it that only one failing cell has.
     """
     from harness.commands.known import add
 
@@ -323,7 +323,7 @@ def inspect(**given: Any) -> int:
 @shared(options.jobs_option, options.accel_option, options.guest_option, options.profiles_option)
 @shared(options.out_option, json_option)
 def claims(**given: Any) -> int:
-    """Measure four claims about COLO on this QEMU.
+    """Answer four questions about COLO, in numbers.
 
     \b
     1  May QEMU assert that a device load succeeds?

@@ -87,13 +87,12 @@ def _say(done: Installed, note: str, seconds: float) -> None:
 
 def _table(there: list[Installed]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("name", "version", "build", "source", "SHA-256", "size", "from"):
+    for title in ("name", "version", "size", "from", "build"):
         table.add_column(title, overflow="fold", justify="right" if title == "size" else "left")
     for each in there:
         size = f"{each.size_bytes / 1e6:.0f} MB" if each.size_bytes else ""
-        origin = each.mirror or "own build"
         state = "" if each.whole else " (not there any more)"
-        table.add_row(each.name, each.version, each.build, each.source + state, each.sha256[:16], size, origin)
+        table.add_row(each.name, each.version, size, each.source + state, each.build)
     return table
 
 

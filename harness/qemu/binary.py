@@ -162,7 +162,10 @@ def host_binary(program: HostProgram) -> Path:
         return find_binary(wanted)
     found = shutil.which(program.name)
     if found is None:
-        raise MissingError(f"{program.name} is not installed: apt-get install {program.package}")
+        raise MissingError(
+            f"{program.name} is not installed: apt-get install {program.package}, or name a QEMU by --qemu "
+            "(postload qemu list shows those that are installed or can be)"
+        )
     return Path(found).resolve()
 
 

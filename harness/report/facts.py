@@ -172,7 +172,7 @@ def accel_text(state: AccelState) -> str:
     """What came of running guest code under an accelerator."""
     text = _SEEN[state.seen](state)
     slow = state.seen is AccelSeen.BOOTED and state.seconds > FAST_ACCEL_S
-    return f"{text}, which is slower than emulation (more than {FAST_ACCEL_S:g} s)" if slow else text
+    return f"{text}, more than {FAST_ACCEL_S:g} s: --accel auto takes TCG, which is faster" if slow else text
 
 
 def not_known_text(why: NotKnown) -> str:

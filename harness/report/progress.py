@@ -249,8 +249,10 @@ class LiveProgress:
 
     def _plain(self) -> str:
         counts = ", ".join(f"{count} {verdict}" for verdict, count in self._sorted_counts())
-        parts = [f"{self._done}/{plural(self._total, 'cell')}" + (f" ({counts})" if counts else "")]
-        parts += [f"{plural(self._total_loads(), 'load')}, {number(self._rate())}/s", self._times()]
+        cells = [f"{self._done}/{plural(self._total, 'cell')}" + (f" ({counts})" if counts else "")]
+        cells += [f"{plural(self._total_loads(), 'load')}, {number(self._rate())}/s"]
+        # a recording that is made for itself has no cells
+        parts = [*(cells if self._total else []), self._times()]
         doing = list(self._running) or ([self._stage] if self._stage else [])
         parts += [f"now {', '.join(doing[:MAX_RUNNING])}"] if doing else []
         return "; ".join(parts)
@@ -265,6 +267,8 @@ class LiveProgress:
             )
 
     def _numbers(self) -> Text:
+        if not self._total:
+            return Text("recording", no_wrap=True)
         line = Text(f"{self._done}/{plural(self._total, 'cell')}", no_wrap=True, overflow="ellipsis")
         for verdict, count in self._sorted_counts():
             line.append("  ").append(f"{count} {verdict}", style=VERDICT_STYLE[verdict])

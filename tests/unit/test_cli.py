@@ -415,3 +415,21 @@ def test_help_is_no_error(postload: Postload, argv: list[str]) -> None:
     code, out, err = postload(*argv)
     assert (code, err) == (0, "")
     assert "postload" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        (("claims", "--machine", "virt"), "qemu-system-aarch64"),
+        (("matrix", "--machine", "virt"), "qemu-system-aarch64"),
+        (("claims",), "qemu-system-x86_64"),
+    ],
+)
+def test_a_machine_is_asked_of_the_qemu_of_its_architecture(
+    postload: Postload, own_cache: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], program: str
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    code, _, err = postload(*command)
+    assert code == 3
+    assert f"{program} is not installed: apt-get install " in err
+    assert "--qemu" in err

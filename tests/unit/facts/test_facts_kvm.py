@@ -118,7 +118,7 @@ def test_a_device_that_is_something_else_says_so(tmp_path: Path) -> None:
         ),
         (
             {"kvm": {"usable": True, "seen": "booted", "seconds": 3}},
-            "could be tried: booted in 3.0 s, which is slower than emulation (more than 1.5 s)",
+            "could be tried: booted in 3.0 s, more than 1.5 s: --accel auto takes TCG, which is faster",
         ),
         (
             {

@@ -127,6 +127,15 @@ def test_plain_progress(one_cell: Callable[..., Cell]) -> None:
     assert lines[4] == "bye [/]"
 
 
+def test_a_recording_that_is_made_for_itself_counts_no_cells() -> None:
+    console, clock = plain_console(100), Clock()
+    with LiveProgress(total_cells=0, console=console, clock=clock) as progress:
+        progress.stage("recording pc: kernel")
+        clock.now_s += 100.0
+        progress.tick()
+    assert written(console).splitlines() == ["recording pc: kernel", "1:40; now recording pc: kernel"]
+
+
 def test_why_a_device_was_not_judged_is_told_once_when_piped(one_cell: Callable[..., Cell]) -> None:
     console = plain_console(300)
     with LiveProgress(total_cells=3, console=console, clock=Clock()) as progress:
