@@ -22,6 +22,7 @@ class Lacks(StrEnum):
     START = "start"  # the QEMU does not run with it
     SAVE = "save"  # the QEMU dies, or gives up, when it saves a machine that has it
     MIGRATION = "migration"  # the QEMU does not migrate a machine that has it
+    COLO = "colo"  # the QEMU does not start COLO with a machine that has it
     SECTION = "section"  # the machine saves no section of its own for it
 
 

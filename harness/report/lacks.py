@@ -30,6 +30,9 @@ _TEXTS: Mapping[Lacks, Callable[[Lack], str]] = {
     Lacks.START: lambda lack: f"QEMU {lack.qemu} does not run with it: {lack.said}",
     Lacks.SAVE: lambda lack: f"QEMU {lack.qemu} fails to save a machine that has it: {lack.said}",
     Lacks.MIGRATION: lambda lack: f"QEMU {lack.qemu} does not migrate a machine that has it: {lack.said}",
+    Lacks.COLO: lambda lack: (
+        f"QEMU {lack.qemu} does not start COLO with {_names(lack) or 'it'}: {lack.said or 'it printed no reason'}"
+    ),
     Lacks.SECTION: lambda lack: f"machine {lack.machine} of QEMU {lack.qemu} saves no section of its own for it",
 }
 

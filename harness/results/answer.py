@@ -121,7 +121,7 @@ def _hidden(cell: Cell, resets: bool) -> bool:
 
 def _is_refused(cell: Cell) -> bool:
     """QEMU does not start COLO with the device."""
-    return any(isinstance(cause, Unsupported) and cause.unmigratable for cause in cell.outcome.causes)
+    return any(isinstance(cause, Unsupported) and cause.keeps_from_colo for cause in cell.outcome.causes)
 
 
 def _doubts(cells: Sequence[Cell], needed: str, *, resets: bool) -> list[ColoReason]:

@@ -348,9 +348,9 @@ class Unsupported:
     kind: Literal["unsupported"] = "unsupported"
 
     @property
-    def unmigratable(self) -> bool:
-        """It is there, and QEMU migrates no machine that has it, so that COLO does not start."""
-        return self.lack.what is Lacks.MIGRATION
+    def keeps_from_colo(self) -> bool:
+        """It is there, and QEMU starts no COLO with a machine that has it, or does not migrate one at all."""
+        return self.lack.what in (Lacks.MIGRATION, Lacks.COLO)
 
 
 class Why(StrEnum):

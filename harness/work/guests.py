@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.arch import architecture_of
+from harness.engines.admission import guest_refusals
 from harness.errors import GuestError, HarnessError, HostError, Stopped
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
@@ -37,6 +38,7 @@ class GuestDue:
 
     :param plans: cells of its devices that are to be judged
     :param phases: those to be recorded, by default all up to the last one that is wanted
+    :param no_colo: why the loading QEMU does not start COLO with it, so that it can only be migrated
     """
 
     recorder: QemuBinary
@@ -44,6 +46,7 @@ class GuestDue:
     seen: Seen
     plans: tuple[CellPlan, ...]
     phases: tuple[str, ...] | None = None
+    no_colo: Lack | None = None
 
     def only(self, names: Collection[str]) -> GuestDue:
         """The same guest with some of its devices, and their cells."""
@@ -121,7 +124,15 @@ class GuestRecorder:
         for name, error in undriven.items():
             mine = _of(due.plans, {name})
             outcome.lost += [(mine, error)] if mine else []
-        return due.without(undriven)
+        return self._admitted(due.without(undriven), outcome)
+
+    def _admitted(self, due: GuestDue, outcome: GuestOutcome) -> GuestDue:
+        """The guest without the devices that QEMU does not start COLO with: each of them gets one of its own."""
+        if due.no_colo is not None or due.seen.ability is None or not due.plans:
+            return due
+        refusals = guest_refusals(due.seen.binary, due.seen.ability, due.guest, self.accel, self.scope)
+        outcome.more += [replace(due.only({name}), no_colo=lack) for name, lack in refusals.items()]
+        return due.without(refusals)
 
     def _undriven(self, planned: PlannedGuest) -> dict[str, GuestError]:
         """Devices that the guest has no driver for, and what to do about that."""

@@ -13,7 +13,8 @@ from typing import Protocol
 from harness.arch import architecture_of
 from harness.devices.device import Device
 from harness.devices.phases import Missed, unreached_in
-from harness.engines.probe import probe_colo
+from harness.engines.admission import pack_refusals
+from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.schedule import Schedule
 from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
@@ -353,6 +354,9 @@ class Run:
     def _guest_tasks(self, due: GuestDue) -> list[Due]:
         """Have one guest recorded; the first tasks that judge it, and guests that are to be recorded in its place."""
         assert self._recorder is not None  # only a run over an open pack has none, and it records nothing
+        if due.no_colo is not None and not self._migrations():
+            self._unsupported(due.plans, due.seen, due.no_colo, never=False)
+            return []
         try:
             self._probe(due.seen)
         except QemuError as error:
@@ -365,8 +369,14 @@ class Run:
         for plans, reason in outcome.lost:
             self._give_up(plans, due.seen, reason)
         came = due.recorder.sha256 != due.seen.binary.sha256
-        tasks = self._tasks_for(outcome.pack, due.seen, outcome.plans, came=came) if outcome.pack else []
+        tasks = []
+        if outcome.pack is not None:
+            tasks = self._tasks_for(outcome.pack, due.seen, outcome.plans, came=came, no_colo=due.no_colo)
         return [*tasks, *outcome.more]
+
+    def _migrations(self) -> tuple[Lane, ...]:
+        """The lanes that COLO has no part in."""
+        return tuple(lane for lane in self._options.lanes if lane.name in MIGRATIONS)
 
     def _unsupported(self, plans: Sequence[CellPlan], seen: Seen, lack: Lack, *, never: bool) -> None:
         """Cells that nothing can be said of, and why; ``never``: the QEMU that records is the reason."""
@@ -386,21 +396,31 @@ class Run:
             self._unsupported(plans, seen, lacking, never=False)
             return []
         try:
-            self._probe(seen)
+            refusals = pack_refusals(binary, self._probe(seen), pack, self._scope)
         except QemuError as error:
             self._give_up(plans, seen, error)
             return []
-        return self._tasks_for(pack, seen, plans, came=True)
+        # nothing can be taken out of a pack: what one device refuses, it refuses for all
+        lack = replace(next(iter(refusals.values())), names=tuple(refusals)) if refusals else None
+        return self._tasks_for(pack, seen, plans, came=True, no_colo=lack)
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.route} {seen.machine}: {error}")
         for plan in plans:
             self._fail(plan, seen, error)
 
-    def _tasks_for(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool) -> list[Task]:
-        """The first tasks of one open pack; ordinary migration comes before all checkpoints."""
-        plans = self._reached(pack, seen, plans)
-        if not plans:
+    def _tasks_for(
+        self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool, no_colo: Lack | None
+    ) -> list[Task]:
+        """The first tasks of one open pack; ordinary migration comes before all checkpoints.
+
+        :param no_colo: why COLO does not start with it, so that migrations alone are left
+        """
+        plans, lanes = self._reached(pack, seen, plans), self._options.lanes
+        if no_colo is not None:
+            self._unsupported(plans, seen, no_colo, never=False)
+            lanes = self._migrations()
+        if not plans or not lanes:
             return []
         devices = tuple(dict.fromkeys(plan.device for plan in plans))
         phases = tuple(phase for phase in self._phases(seen.machine) if phase in pack.phases)
@@ -421,7 +441,7 @@ class Run:
             key=plans[0].key,
             reached={name: [phase for phase in phases if phase not in pack.unreached(name)] for name in devices},
             phases=phases,
-            lanes=self._options.lanes,
+            lanes=lanes,
             modes=self._options.guest_modes,
             loads=self._options.loads,
             like=like,
@@ -483,10 +503,11 @@ class Run:
         self._emit(MachineSeen(machine=seen.result()))
         return seen
 
-    def _probe(self, seen: Seen) -> None:
+    def _probe(self, seen: Seen) -> ColoAbility:
         if seen.ability is None:
             seen.ability = probe_colo(seen.binary, self._scope)
             self._emit(MachineSeen(machine=seen.result()))
+        return seen.ability
 
     def _plan(self, seen: Seen, devices: list[str], phases: Sequence[str], accel: str, cpus: int) -> list[CellPlan]:
         return plan_cells(

@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -212,3 +213,62 @@ def test_check_of_a_file_that_is_wrong_is_the_users_to_mend(postload: Postload, 
     done = postload("devices", "check", recipes / "broken.yaml")
     assert done.returncode == 2
     assert "broken.yaml:4:" in done.stderr.replace("\n", "")
+
+
+MEM = """\
+name: mem
+about: memory that can be unplugged, which COLO does not take
+attach:
+  - {type: virtio-mem-pci, backends: {memdev: room}}
+backends:
+  room: {kind: memdev, size: 128M}
+memory-room: 256M
+"""
+
+
+def test_a_device_that_qemu_does_not_start_colo_with_is_no_reject(
+    postload: Postload, qemu_7_2: QemuBinary, tmp_path: Path
+) -> None:
+    """Its whole guest was refused, and each device of it was called a reject."""
+    folder, pack = tmp_path / "devices", tmp_path / "mem.pack"
+    folder.mkdir()
+    (folder / "mem.yaml").write_text(MEM)
+    for name in ("platform", "ahci"):
+        (folder / f"{name}.yaml").write_text((data_dir("devices") / f"{name}.yaml").read_text())
+    given = ["--qemu", qemu_7_2.path, "--profiles", folder, "--phase", "firmware"]
+    loads = ["--schedule", "same", "--loads", 2, "--quick", "--json", "--out", tmp_path / "out"]
+    chosen = ["--machine", "pc", "--device", "mem,ahci,platform"]
+    done = postload("matrix", *given, *chosen, *loads)
+    verdicts, document = told(done)
+    assert verdicts == {"mem": "unsupported", "ahci": "ok", "platform": "ok"}, done.stderr
+    assert document["machines"][0]["colo"] == "refused"
+    assert "does not start COLO with it: COLO: cannot disable RAM discard" in done.stderr.replace("\n", " ")
+    # nothing can be taken out of a pack
+    made = postload("record", *given, "--machine", "pc", "--device", "mem,ahci,platform", "--out", pack)
+    assert made.returncode == 0, made.stderr
+    verdicts, document = told(postload("replay", pack, "--qemu", qemu_7_2.path, *loads))
+    assert verdicts == {"mem": "unsupported", "ahci": "unsupported", "platform": "unsupported"}
+    assert {tuple(cell["outcome"]["causes"][0]["lack"]["names"]) for cell in document["cells"]} == {("mem",)}
+    assert document["machines"][0]["colo"] == "refused"
+
+
+def test_what_qemu_does_not_start_colo_with_is_migrated_all_the_same(
+    postload: Postload, qemu_7_2: QemuBinary, installed_qemu: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "devices"
+    folder.mkdir()
+    (folder / "mem.yaml").write_text(MEM)
+    (folder / "platform.yaml").write_text((data_dir("devices") / "platform.yaml").read_text())
+    way = ["--from", qemu_7_2.path, "--to", installed_qemu("10.0"), "--machine", "pc", "--device", "mem,platform"]
+    more = ["--profiles", folder, "--phase", "firmware", "--schedule", "same", "--loads", 2, "--out", tmp_path / "out"]
+    done = postload("qualify", *way, *more, "--json")
+    (pair,) = [pair for pair in json.loads(done.stdout)["pairs"] if not pair["home"]]
+    uses = {device["device"]: device["uses"] for device in pair["devices"]}
+    assert (uses["mem"]["migration"], uses["mem"]["colo"]) == ("go", "no-go"), done.stderr
+    assert (uses["platform"]["migration"], uses["platform"]["colo"]) == ("go", "go")
+
+
+def told(done: subprocess.CompletedProcess[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Verdict of each device, and the document."""
+    document: dict[str, Any] = json.loads(done.stdout)
+    return {cell["key"]["device"]: cell["outcome"]["verdict"] for cell in document["cells"]}, document

@@ -103,7 +103,7 @@ def test_a_device_that_cannot_migrate_is_refused_by_colo(run: Path) -> None:
     doc = read_matrix(run)
     (machine,) = doc.machines
     cells = [cell for cell in doc.cells if cell.device == "nvme"]
-    blocked = [c for cell in cells for c in cell.outcome.causes if isinstance(c, Unsupported) and c.unmigratable]
+    blocked = [c for cell in cells for c in cell.outcome.causes if isinstance(c, Unsupported) and c.keeps_from_colo]
     if machine.qemu.version.startswith("11."):
         assert not blocked
         assert machine.colo is Colo.UNDECIDED  # the platform was not asked for

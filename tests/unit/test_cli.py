@@ -28,6 +28,7 @@ from harness.results.document import Cell
 from harness.results.folder import read_matrix
 from harness.results.verdict import Verdict
 from harness.state import catalogue as catalogue_module
+from harness.work import guests as guests_module
 from harness.work import run as run_module
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     for module in (resolve_module, matrix_module):
         monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
+    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
     return binary
 
 

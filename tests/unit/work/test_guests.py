@@ -42,6 +42,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[s
             owners = Owners(sections=sections, refused={name: Lack(what=what) for name, what in lacks.items()})
             return guest.without(lacks), owners
 
+        monkeypatch.setattr(module, "guest_refusals", lambda *_: {})
         monkeypatch.setattr(module, "settled", settles)
         monkeypatch.setattr(Recordings, "pack", lambda _self, plan: plan.planned.names)
         identity = {"kernel": {"sha256": "ab" * 32}, "initramfs": {"sha256": "ab" * 32}, "drivers": ()}
@@ -51,10 +52,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[s
             recorder = GuestRecorder(
                 recordings=recordings, make=lambda _: guest, accel="tcg", phases=("kernel",), scope=scope
             )
-            anything: Any = None
+            anything: Any = SimpleNamespace(ability=None)
             planned = planned_guests(MACHINE, "pc", [isa(name) for name in devices])
             due = [
-                GuestDue(recorder=anything, guest=each, seen=anything, plans=tuple(map(plan, each.names)))
+                GuestDue(
+                    recorder=anything,
+                    guest=each,
+                    seen=anything,
+                    plans=tuple(map(plan, each.names)),
+                )
                 for each in planned.guests
             ]
             outcomes = []

@@ -99,6 +99,7 @@ def judged(
             run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
         )
         monkeypatch.setattr(guests_module, "settled", lambda _recorder, guest, *_: (guest, Owners(sections={})))
+        monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
         monkeypatch.setattr(schedules, "judge_cell", all_well)
         monkeypatch.setattr(Recordings, "pack", lambda keeper, plan: recorder.pack(keeper, plan))
         identity = {"kernel": {"sha256": SHA}, "initramfs": {"sha256": SHA}, "drivers": drivers}

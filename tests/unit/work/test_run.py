@@ -41,6 +41,7 @@ from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
 from harness.state import owners as owners_module
 from harness.state.transforms import GuestMode
+from harness.work import guests as guests_module
 from harness.work import run as run_module
 from harness.work.run import Options, Run, Subject, load_pack_rows
 from harness.work.task import Task
@@ -86,6 +87,8 @@ Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
+    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
     return lambda function: monkeypatch.setattr(schedules, "judge_cell", function)
 
 
@@ -754,6 +757,8 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
         raise QemuError("QEMU closed the session")
 
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
+    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
     monkeypatch.setattr(owners_module, "saved_labels", settles)
     wanted = {"profiles": tuple(load_recipes().devices.values()), "devices": ("ahci",), "phases": ("bound",)}
     run, _, _ = make_run(guest=lambda _: None, schedules=(Schedule.SAME,), **wanted)
