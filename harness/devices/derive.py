@@ -144,6 +144,7 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
         backends=dict(pair for part in parts for pair in _backends(part)),
         machine=rule.machine,
         memory_room_mib=size_bytes(rule.memory_room or "0") >> 20,
+        within=(rule.within or "") if rule.within in [part.name for part in parts] else "",
         takes=frozenset(rule.takes),
         decoder=rule.decoder or "",
         guest=guest.model_copy(update={key: line.replace("{name}", name) for key, line in guest}),

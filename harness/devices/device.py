@@ -7,6 +7,7 @@ A device says what is attached and what that needs, never where: slots and buses
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ VARIANT = "+"
 #: In front of a category in a selection: ``category:network``.
 CATEGORY = "category:"
 _MOST_SHOWN = 6
+#: A block node has 31 characters (``include/block/block_int-common.h``), and some get ``-faults`` behind theirs.
+_LONGEST_ID = 24
 #: Guest command that brings a guest into a phase.
 _STEPS = {"bound": "bind", "busy": "busy", "unbound": "unbind", "rebound": "rebind"}
 
@@ -116,6 +119,7 @@ class Device:
     :param built_in: machine family to the attachments that it has already, by their names
     :param machine: properties of the machine that it needs
     :param memory_room_mib: memory that it may bring beside the machine's own
+    :param within: the attachment that its state is saved with, for one that saves no section of its own
     :param patterns: backend that ``bind`` writes the pattern to, to the disk that the guest sees
     :param faults: backend to the sector of 512 bytes that fails in phase ``io-error``; nothing else may touch it
     :param drivers: guest kernel drivers that the guest must have on board
@@ -136,6 +140,7 @@ class Device:
     built_in: Mapping[str, Mapping[str, BuiltIn]] = field(default_factory=dict)
     machine: Mapping[str, bool | int] = field(default_factory=dict)
     memory_room_mib: int = 0
+    within: str = ""
     patterns: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, int] = field(default_factory=dict)
     drivers: tuple[str, ...] = ()
@@ -172,8 +177,11 @@ class Device:
         return {key: value for built in self.built_in.get(family, {}).values() for key, value in built.without.items()}
 
     def node(self, part: str) -> str:
-        """The id of one of its backends in a plan; QEMU wants a letter first."""
-        return f"{'' if self.name[0].isalpha() else 'd'}{self.name.replace(VARIANT, '--')}-{part}"
+        """The id of one of its backends in a plan; QEMU wants a letter first, and block nodes that are not long."""
+        text = f"{'' if self.name[0].isalpha() else 'd'}{self.name.replace(VARIANT, '--')}-{part}"
+        if len(text) <= _LONGEST_ID:
+            return text
+        return f"{text[: _LONGEST_ID - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
     def attached_as(self, name: str) -> str:
         """The id of one of its attachments in a plan, another than that of a backend of the same name."""

@@ -85,6 +85,7 @@ class _Recipe(Model):
     backends: dict[Word, BackendModel] = Field(default_factory=dict)
     machine: dict[Word, bool | int] = Field(default_factory=dict)
     memory_room: Size | None = Field(default=None, alias="memory-room")
+    within: Word | None = None
     built_in: dict[str, dict[Word, _BuiltIn]] = Field(default_factory=dict, alias="built-in")
     drivers: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
@@ -119,6 +120,8 @@ def _complaints(recipe: _Recipe) -> Iterator[str]:
         for other in attachment.references.values():
             if other not in names[:number]:
                 yield f"attach: {attachment.name} names {other!r}: expected the name of an attachment before it"
+    if recipe.within is not None and recipe.within not in names:
+        yield f"within: {recipe.within!r}: expected the name of an attachment"
     if recipe.type is not None and recipe.type not in [attachment.type for attachment in recipe.attach]:
         yield f"type: {recipe.type!r}: expected the type of an attachment"
     if VARIANT in recipe.name and recipe.type is None:
@@ -167,6 +170,7 @@ def _device(recipe: _Recipe) -> Device:
         ),
         backends={name: backend_of(backend) for name, backend in recipe.backends.items()},
         machine=recipe.machine,
+        within=recipe.within or "",
         memory_room_mib=size_bytes(recipe.memory_room or "0") >> 20,
         built_in={
             family: {name: BuiltIn(bus=b.bus, address=b.address, without=b.without) for name, b in parts.items()}
@@ -208,6 +212,7 @@ def recipe_text(device: Device) -> str:
         "built-in": {
             family: {name: asdict(built) for name, built in parts.items()} for family, parts in device.built_in.items()
         },
+        "within": device.within,
         "drivers": list(device.drivers),
         "takes": sorted(device.takes),
         "kernel_names": list(device.kernel_names),

@@ -95,6 +95,7 @@ class TypeRule(Model):
     :param before: what it stands on; later rules replace the whole list
     :param after: what is attached to it
     :param properties: of the device itself, and so are ``needs`` and ``references``
+    :param within: the attachment that its state is saved with, for one that saves none of its own
     :param takes: names of which a guest has one
     """
 
@@ -111,6 +112,7 @@ class TypeRule(Model):
     references: dict[Key, Word] = Field(default_factory=dict)
     machine: dict[Word, bool | int] = Field(default_factory=dict)
     memory_room: Size | None = Field(default=None, alias="memory-room")
+    within: Word | None = None
     takes: tuple[str, ...] = ()
     decoder: str | None = None
     guest: GuestCommands | None = None

@@ -16,7 +16,7 @@ import re
 from fnmatch import fnmatchcase
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Audiodev, Canbus, Chardev, Cryptodev, Disk, Memdev, Model, Netdev
+from harness.devices.backends import Audiodev, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Model, Netdev
 from harness.errors import PackError
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
@@ -25,7 +25,7 @@ from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
 _HOST_TYPES = (
     *("*vfio*", "vhost*", "*vhost-*", "xen*", "usb-host*", "usb-mtp", "usb-braille", "u2f-*", "canokey", "ivshmem*"),
     *("*loader", "*passthr*", "tpm*", "*tpm-*", "*rutabaga*", "*-gl", "*-gl-pci", "virtio-input-host*", "x-*"),
-    *("pvrdma", "virtio-9p*", "ccid-card-emulated", "hv-syndbg", "igd-*", "scsi-generic", "scsi-block", "sev-*"),
+    *("pvrdma", "ccid-card-emulated", "hv-syndbg", "igd-*", "scsi-generic", "scsi-block", "sev-*"),
     *("tdx-*", "sgx-*", "*nitro*", "migration"),
 )
 #: Properties that only such types have.
@@ -37,6 +37,7 @@ _HOST_PROPERTIES = frozenset(
 #: Properties whose strings are no more than strings.
 _STRINGS = frozenset(
     {"mac", "serial", "model", "ver", "wwn", "device_id", "drive-id", "product_id", "product", "vendor"}
+    | {"mount_tag", "port"}
 )
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
 #: What a device option says beside its properties: these are the plan's own fields.
@@ -52,7 +53,8 @@ _BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Netdev: re.compile(r"netdev"),
     Chardev: re.compile(r"chardev[0-7]?"),
     Audiodev: re.compile(r"audiodev"),
-    Memdev: re.compile(r"memdev|lsa|(non)?volatile-memdev|persistent-memdev"),
+    Memdev: re.compile(r"memdev|lsa|pmrdev|(non)?volatile-memdev|persistent-memdev"),
+    Fsdev: re.compile(r"fsdev"),
     Cryptodev: re.compile(r"cryptodev"),
     Canbus: re.compile(r"canbus[0-7]?"),
 }
@@ -95,7 +97,8 @@ def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
         listed = listing.devices.get(device.type)
         if listed is None:
             raise PackError(f"plan: {where}: type {device.type}: expected a device type that {binary} lists")
-        told = sorted(_HOST_PROPERTIES & listed.keys())
+        # a backend of the plan is made anew, and none of them reaches for the host
+        told = sorted(_HOST_PROPERTIES & listed.keys() - device.backends.keys())
         if told:
             raise PackError(f"plan: {where}: {device.type} stands on the host's own {told[0]}; no such type is taken")
         if "audiodev" in listed and "audiodev" not in device.backends:

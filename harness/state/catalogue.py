@@ -159,6 +159,9 @@ class DeviceTrial:
         except (QemuError, DeadlineError) as error:
             return _lacking(said(what=Lacks.START, said=short(error)))
         sections = [label for label in after if label not in without]
+        if not sections and device.within:
+            bare = set(self._labels(guest.without(frozenset({device.name}))))
+            sections = [label for label in after if label not in bare]
         if not sections:
             return _lacking(said(what=Lacks.SECTION))
         return TriedDevice(status=Status.JUDGED, sections=sections)

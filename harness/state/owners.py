@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,8 @@ from harness.state.transforms import labels_of
 from harness.stream.reader import open_stream
 
 SAVE_TIMEOUT_S = 60.0
+#: ``warn_report`` (``util/error-report.c``).
+_WARNING = re.compile(r"qemu-system-[^\n]*?warning: [^\n]*(\n|$)")
 #: Raise it when the same question gets another answer.
 _ANSWERS = 1
 
@@ -158,5 +161,5 @@ def _ask(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> li
 
 
 def short(error: Exception) -> str:
-    """The end of what an error says, in one line."""
-    return " ".join(str(error).split())[-400:]
+    """The end of what an error says, in one line and without warnings."""
+    return " ".join(_WARNING.sub("", str(error)).split())[-400:]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,11 @@ from harness.devices.device import Attachment
 from harness.devices.recipe import load_recipe, load_recipes, recipe_text
 from harness.devices.rules import Status, load_rules
 from harness.devices.types import DeviceType, parse_help, with_properties
-from harness.errors import ConfigError, QemuError
+from harness.errors import ConfigError, PackError, QemuError
 from harness.files import data_dir
+from harness.guests.foreign import check_listed, check_plan
 from harness.guests.lack import Lacks
+from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, OTHER, STRING, Listed, Listing
 from harness.state.recordings import planned_guests
 
 #: QEMU to the number of types that its ``-device help`` names.
@@ -29,10 +32,35 @@ RECORDED = Path(__file__).with_name("recorded")
 RECIPES = [device for device in load_recipes().devices.values() if not device.rest]
 
 
+#: Properties of machines that derived devices set.
+MACHINE = {name: Listed(type="bool", kind=BOOLEAN) for name in ("nvdimm", "cxl")}
+#: In a pack from elsewhere these are not taken.
+REFUSED = {"ccid-card-passthru", "igd-passthrough-isa-bridge", "ivshmem-plain", "uefi-vars-sysbus", "uefi-vars-x64"}
+REFUSED |= {"virtio-gpu-gl-pci", "virtio-vga-gl", "xen-platform"}
+_KINDS = {"n": NUMBER, "b": BOOLEAN, "s": STRING, "o": OTHER}
+
+
+@cache
+def recorded(version: str) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(gzip.decompress((RECORDED / f"{version}.json.gz").read_bytes()))
+    return said
+
+
 @cache
 def types_in(version: str) -> dict[str, DeviceType]:
-    said = json.loads(gzip.decompress((RECORDED / f"{version}.json.gz").read_bytes()))
-    return with_properties(parse_help(said["help"]), said["properties"])
+    return with_properties(parse_help(recorded(version)["help"]), recorded(version)["properties"])
+
+
+@cache
+def listed_in(version: str) -> dict[str, dict[str, Listed]]:
+    """Recorded with a letter for its kind, an enumeration with its words."""
+    return {
+        name: {
+            key: Listed(type="", kind=_KINDS.get(said, ENUM), words=() if said in _KINDS else tuple(said.split("/")))
+            for key, said in properties.items()
+        }
+        for name, properties in recorded(version)["properties"].items()
+    }
 
 
 @cache
@@ -102,6 +130,21 @@ def test_a_written_recipe_is_the_same_when_it_is_written_again(recipe: object, t
     assert load_recipe(file) == recipe
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_pack_with_a_derived_device_can_travel(version: str) -> None:
+    """But for a few that are refused by what they could do, were they another's."""
+    refused = {}
+    for device in derived_in(version).devices.values():
+        plan = planned_guests("pc-q35-7.2", "q35", [device]).guests[0].plan
+        listing = Listing(devices={name: listed_in(version).get(name, {}) for name in plan.types()}, machine=MACHINE)
+        try:
+            check_plan(plan, "tcg")
+            check_listed(plan, listing, "qemu")
+        except PackError as error:
+            refused[device.name] = str(error)
+    assert set(refused) <= REFUSED, refused
+
+
 def test_devices_stand_on_what_their_properties_and_bus_want() -> None:
     devices = derived_in("11.1").devices
     assert devices["e1000"].backends == {"netdev": Netdev()}
@@ -148,6 +191,25 @@ def test_room_for_memory_and_properties_of_the_machine_are_planned() -> None:
     # what asks for another machine has a guest of its own
     assert [guest.plan.machine_properties for guest in planned] == [{"nvdimm": True}, {}]
     assert [(guest.plan.memory_room_mib, guest.plan.memory_slots) for guest in planned] == [(256, 1)] * 2
+
+
+def test_ids_are_short_enough_for_block_nodes_and_differ() -> None:
+    """A node has 31 characters, and ``-faults`` comes behind a disk's."""
+    devices = derived_in("11.1").devices.values()
+    ids = [device.node(name) for device in devices for name in device.backends]
+    assert max(map(len, ids)) <= 24
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_drive_is_saved_with_what_it_is_plugged_into() -> None:
+    devices = derived_in("7.2").devices
+    assert {name: devices[name].within for name in ("ide-hd", "ide-hd+piix3", "floppy", "virtconsole", "scsi-hd")} == {
+        "ide-hd": "hba",
+        "ide-hd+piix3": "hba",
+        "floppy": "fdc",
+        "virtconsole": "serial",
+        "scsi-hd": "",
+    }
 
 
 Write = Callable[[str], Path]

@@ -34,6 +34,8 @@ KINDS = [
     DeviceType(name="usb-nothing", category="usb", bus="usb-bus"),
     DeviceType(name="qemu-xhci", category="usb", bus="PCI"),
     DeviceType(name="toy-x86_64-cpu", category="cpu"),
+    DeviceType(name="ich9-ahci", category="storage", bus="PCI"),
+    DeviceType(name="ide-cd", category="storage", bus="IDE"),
     DeviceType(name="vfio-pci", category="misc", bus="PCI"),
 ]
 TYPES = {kind.name: kind for kind in KINDS}
@@ -47,7 +49,7 @@ def saved(_: QemuBinary, plan: GuestPlan, *__: object) -> list[str]:
         raise UnsavedError("QEMU ended with SIGSEGV")
     if "broken" in types or ("elsewhere" in types and plan.family == "pc"):
         raise QemuError("it did not start:\nno such luck")
-    own = [name for name in types if name not in ("stateless", "usb-nothing")]
+    own = [name for name in types if name not in ("stateless", "usb-nothing", "ide-cd")]
     return ["cpu", *(f"0000:00:03.0/{name}" for name in own)]
 
 
@@ -83,6 +85,8 @@ def test_each_type_has_its_status_and_the_sums_are_all_types(trial: DeviceTrial)
         "usb-stick": "judged",
         "usb-nothing": "stateless",
         "qemu-xhci": "judged",
+        "ich9-ahci": "judged",
+        "ide-cd": "judged",
         "toy-x86_64-cpu": "cpu",
         "vfio-pci": "host-only",
     }
@@ -94,6 +98,12 @@ def test_what_a_device_stands_on_is_not_its_own(trial: DeviceTrial) -> None:
     entries = {entry.type: entry for entry in asked_of(trial).types}
     assert entries["usb-stick"].sections == ("0000:00:03.0/usb-stick",)
     assert entries["qemu-xhci"].sections == ("0000:00:03.0/qemu-xhci",)
+
+
+def test_one_that_saves_nothing_itself_has_what_its_controller_saves(trial: DeviceTrial) -> None:
+    """Were its rule not there, it would be taken for one without state."""
+    (entry,) = catalogue_of(trial, offer(), 1, lambda _: None, ["ide-cd"]).types
+    assert entry.sections == ("0000:00:03.0/ich9-ahci",)
 
 
 def test_another_machine_is_named_with_what_was_said_here(trial: DeviceTrial) -> None:
@@ -133,7 +143,7 @@ def test_the_shipped_schema_is_that_of_the_model() -> None:
     [
         ("plain", ["plain"]),
         ("usb-*", ["usb-stick", "usb-nothing"]),
-        ("category:usb", ["usb-stick", "usb-nothing", "qemu-xhci"]),
+        ("category:usb", ["usb-stick", "usb-nothing", "qemu-xhci", "qemu-xhci+port"]),
         ("category:none", []),
         ("vfio-pci", []),
         ("nosuch", []),

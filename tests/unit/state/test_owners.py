@@ -108,3 +108,10 @@ def test_what_is_in_none_is_the_platforms_and_what_comes_later_is_below_its_path
     assert split["one"] == ["slirp", "0000:00:03.0/nic", "0000:00:03.0/late"]
     assert split["two"] == ["slirp#1", "0000:00:04.0/nic"]
     assert split.get("platform") == (["timer", "0000:00:05.0/x"] if rest else None)
+
+
+def test_warnings_are_not_what_an_error_says() -> None:
+    said = (
+        "it ended: qemu-system-x86_64: -mon x: warning: '-mon' is deprecated\nqemu-system-x86_64: -device y: no bus\n"
+    )
+    assert owners.short(QemuError(said)) == "it ended: qemu-system-x86_64: -device y: no bus"
