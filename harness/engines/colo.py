@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
@@ -55,28 +56,31 @@ class Session:
         :raises QemuError: the secondary did not even start
         :raises Stopped: the run was told to stop
         """
-        started = time.monotonic()
-        with Secondary(
-            self.binary, self.buffers.machine, self.dialect, timeout_s=self.timeout_s, scope=self.scope
-        ) as secondary:
-            tally = _Tally(on_loads)
-            broken = self._load_all(secondary, tally)
-            vm = secondary.vm
-            count = Count(
-                asked=self.plan.loads,
-                passed=tally.loads,
-                checkpoints=tally.checkpoints,
-                load_seconds=tally.seconds,
-                warnings=tally.warnings(vm.process.stderr()),
-            )
-            return evidence_of(vm, count, broken, started)
+        return in_turn([(self, on_loads)])[0]
 
-    def _load_all(self, secondary: Secondary, tally: _Tally) -> Break | None:
+    def turn(self, secondary: Secondary, on_loads: OnLoads, *, first: bool) -> Evidence:
+        """Load everything into a secondary.
+
+        :param first: nothing was loaded into it yet, not even its incoming stream
+        """
+        started = time.monotonic()
+        vm, tally = secondary.vm, _Tally(on_loads)
+        printed = 0 if first else vm.process.stderr_size()
+        broken = self._load_all(secondary, tally, first=first)
+        count = Count(
+            asked=self.plan.loads,
+            passed=tally.loads,
+            checkpoints=tally.checkpoints,
+            load_seconds=tally.seconds,
+            warnings=tally.warnings(vm.process.stderr()),
+        )
+        return evidence_of(vm, count, broken, started, printed)
+
+    def _load_all(self, secondary: Secondary, tally: _Tally, *, first: bool = True) -> Break | None:
         phase = self.plan.incoming
-        recording = self.buffers.pack.recordings[phase]
-        devices = self.buffers.whole_state(phase, self.mode, self.absent)
         try:
-            secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(phase), devices))
+            if first:
+                self._bring_in(secondary)
             tally.begin(secondary.vm.process.stderr_size())
             for checkpoint in self.plan.checkpoints:
                 self.scope.check()
@@ -93,10 +97,35 @@ class Session:
             tally.end()
         return None
 
+    def _bring_in(self, secondary: Secondary) -> None:
+        recording = self.buffers.pack.recordings[self.plan.incoming]
+        devices = self.buffers.whole_state(recording.name, self.mode, self.absent)
+        secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(recording.name), devices))
+
     def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
         devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, checkpoint.repeat)
         ram = self.buffers.ram_difference(checkpoint.phase, before)
         secondary.primary.checkpoint(devices, ram, more_s=checkpoint.repeat * PER_LOAD_S)
+
+
+def in_turn(sessions: Sequence[tuple[Session, OnLoads]]) -> list[Evidence]:
+    """One session behind the other in one secondary, as long as that is well.
+
+    :param sessions: who is told of the loads of each; all bring in the same, and several stay in one phase
+    :return: the evidence of each that was begun; what broke a later one may be the doing of one before
+    :raises QemuError: the secondary did not even start
+    :raises Stopped: the run was told to stop
+    """
+    found: list[Evidence] = []
+    like, _ = sessions[0]
+    with Secondary(
+        like.binary, like.buffers.machine, like.dialect, timeout_s=like.timeout_s, scope=like.scope
+    ) as secondary:
+        for session, on_loads in sessions:
+            found.append(session.turn(secondary, on_loads, first=not found))
+            if found[-1].broken or found[-1].exit or found[-1].events:
+                break
+    return found
 
 
 class _Tally:

@@ -120,10 +120,11 @@ class Count:
     warnings: tuple[tuple[int, str], ...] = ()
 
 
-def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float) -> Evidence:
+def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float, printed: int = 0) -> Evidence:
     """What is to be seen of a QEMU that a session is over with.
 
     :param started: ``time.monotonic()`` at the beginning
+    :param printed: bytes that it had printed by then
     """
     ended = end_within(vm, grace_s(broken))
     hung = broken is not None and broken.kind == "late" and ended is None
@@ -135,7 +136,7 @@ def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float) -> E
         checkpoints_acked=count.passed if count.checkpoints is None else count.checkpoints,
         broken=broken,
         exit=ended,
-        log="\n".join([own_words(vm.process.stderr()), *([describe_threads(vm.process.pid)] if hung else [])]),
+        log="\n".join([own_words(vm.process.stderr(printed)), *([describe_threads(vm.process.pid)] if hung else [])]),
         warnings=count.warnings,
         # of one that broke it is known already that it is not well
         events=() if ended or hung else guest_events(vm, DEATH_GRACE_S if broken else ANSWER_TIMEOUT_S),

@@ -12,7 +12,7 @@ from threading import Lock
 from harness.arch import architecture_of
 from harness.devices.device import Device
 from harness.engines.buffers import Buffers, Selection
-from harness.engines.colo import Pace, Session
+from harness.engines.colo import Pace, Session, in_turn
 from harness.engines.evidence import Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
@@ -64,6 +64,21 @@ class WholeSession:
     parts: tuple[Blame | None, Judgement, Repeats | None] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """A row's session in a secondary that other rows had before it.
+
+    :param decides: the row need not be tried alone
+    """
+
+    session: WholeSession
+    decides: bool
+
+
+#: What happened to a QEMU, however seldom it comes back.
+_HAPPENED = (Verdict.CRASH, Verdict.REJECT)
+
+
 class ExclusionReason(StrEnum):
     """Why a section is left out."""
 
@@ -94,6 +109,7 @@ class Bench:
     :param blamed: sections that broke a secondary, by phase and by whether they had to stand twice in a buffer
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
+    :param turns: sessions of single rows that were made in one secondary, by what they left out
     :param refused: sections that this QEMU does not take already in an ordinary migration, or in the incoming stream of
         a session: only their own rows load them
     """
@@ -108,6 +124,7 @@ class Bench:
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
     sessions: dict[tuple[CellKey, frozenset[str]], WholeSession] = field(default_factory=dict)
+    turns: dict[tuple[CellKey, frozenset[str]], _Turn] = field(default_factory=dict)
     named: Route | None = None
     lock: Lock = field(default_factory=Lock)
 
@@ -221,6 +238,24 @@ def judge_cell(plan: CellPlan, bench: Bench, on_loads: OnLoads, control: RunCont
         yield row.undecided(Undecided(why=Why.ERROR, said=str(error)))
 
 
+def take_turns(plans: Sequence[CellPlan], bench: Bench, on_loads: OnLoads) -> None:
+    """Let cells of one phase that load their devices' own sections share a secondary, as long as it is well.
+
+    Each is judged by :func:`judge_cell` afterwards, and alone where its turn does not decide.
+
+    :raises HostError: no space; nothing more can be judged
+    :raises Stopped: the run was told to stop
+    """
+    rows = [row for row in (_Row(plan, bench, on_loads, None) for plan in plans) if row.takes_turns]
+    while rows[1:]:
+        try:
+            rows = rows[rows[0].in_turn(rows[1:]) :]
+        except (HostError, Stopped):
+            raise
+        except (QemuError, HarnessError):
+            return  # whose fault it is comes out when each is judged
+
+
 class _Row:
     """The state of one cell being judged."""
 
@@ -240,8 +275,7 @@ class _Row:
             yield self.undecided(Undecided(why=Why.NO_SECTION))
             return
         while True:
-            known = self._bench.known(self._plan.phases, self._again, self._own)
-            excluded = known | frozenset(self._blamed)
+            excluded = self.excluded()
             session = self._made(excluded)
             evidence, judgement = session.evidence, session.judgement
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
@@ -268,11 +302,44 @@ class _Row:
         if shared is not None:
             self._on_loads(self._id, shared.evidence.loads_acked)
             return shared
-        evidence = self._session(excluded).run(self._tell)
-        made = WholeSession(evidence=evidence, judgement=self._trusted(judge(evidence), excluded))
+        turn = self._bench.turns.pop((self._plan.key, excluded), None)
+        if turn is not None:
+            self._started -= turn.session.evidence.seconds
+        if turn is not None and turn.decides:
+            return turn.session
+        made = self._judged(self._session(excluded).run(self._tell), excluded)
         if self._whole:
             self._bench.sessions[key] = made
+        elif turn is not None and made.judgement.verdict is Verdict.OK and turn.session.judgement.verdict in _HAPPENED:
+            verdict, repeats = repeated(turn.session.judgement.verdict, [Verdict.OK])
+            turn.session.parts = None, replace(turn.session.judgement, verdict=verdict), repeats
+            return turn.session
         return made
+
+    def _judged(self, evidence: Evidence, excluded: frozenset[str]) -> WholeSession:
+        return WholeSession(evidence=evidence, judgement=self._trusted(judge(evidence), excluded))
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether it loads sections of its own alone, in one phase, and nothing that its QEMU refuses."""
+        return (
+            bool(self._all) and not self._whole and len(self._plan.phases) == 1 and not self._bench.refused & self._own
+        )
+
+    def excluded(self) -> frozenset[str]:
+        """Sections of others that are known to break, and its own that did."""
+        return self._bench.known(self._plan.phases, self._again, self._own) | frozenset(self._blamed)
+
+    def in_turn(self, others: Sequence[_Row]) -> int:
+        """Load its own sections, and behind that those of other rows, in one secondary; how many had their turn."""
+        rows = [self, *others]
+        found = in_turn([(row._session(row.excluded()), row._tell) for row in rows])
+        for number, (row, evidence) in enumerate(zip(rows, found, strict=False)):
+            made = row._judged(evidence, row.excluded())
+            # what broke behind others may be their doing
+            decides = number == 0 or made.judgement.verdict is Verdict.OK
+            self._bench.turns[row._plan.key, row.excluded()] = _Turn(session=made, decides=decides)
+        return len(found)
 
     def _taken_apart(
         self, session: WholeSession, excluded: frozenset[str]

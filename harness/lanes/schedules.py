@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness.devices.device import Device
 from harness.engines.schedule import Schedule
-from harness.lanes.judge import Bench, OnLoads, RunControls, judge_cell
+from harness.lanes.judge import Bench, OnLoads, RunControls, judge_cell, take_turns
 from harness.lanes.lane import Group, Lane, Reached, Request, Wave, all_in_one, by_phase
 from harness.results.answer import PLATFORM
 from harness.results.document import Cell
@@ -17,25 +17,17 @@ from harness.results.plan import CellPlan
 
 def judge_request(bench: Bench, request: Request, on_loads: OnLoads, control: RunControls | None) -> Iterator[Cell]:
     """The cells of each device; the platform's first, so that what it breaks is known to the others."""
-    for device in sorted(request.devices, key=lambda name: name != PLATFORM):
-        key = replace(
-            bench.machine_key,
-            device=device,
-            phases=request.phases,
-            lane=request.lane,
-            guest_mode=str(request.guest_mode),
-        )
-        yield from judge_cell(CellPlan(key=key, loads=request.loads), bench, on_loads, control)
+    like = replace(bench.machine_key, phases=request.phases, lane=request.lane, guest_mode=str(request.guest_mode))
+    devices = sorted(request.devices, key=lambda name: name != PLATFORM)
+    plans = [CellPlan(key=replace(like, device=device), loads=request.loads) for device in devices]
+    take_turns(plans, bench, on_loads)
+    for plan in plans:
+        yield from judge_cell(plan, bench, on_loads, control)
 
 
 def over_all(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
     """One request over all phases, where there are two to go between."""
     return all_in_one(phases, reached, guest) if len(phases) > 1 else []
-
-
-def one_by_one(_phases: Sequence[str], reached: Reached, _guest: Sequence[Device]) -> list[Group]:
-    """A request for each phase of each device."""
-    return [((phase,), (device,)) for device, own in reached.items() for phase in own]
 
 
 LANES = (
@@ -60,7 +52,7 @@ LANES = (
     Lane(
         name=str(Schedule.BACK_TO_BACK),
         wave=Wave.OWN,
-        groups=one_by_one,
+        groups=by_phase,
         judge=judge_request,
     ),
 )

@@ -160,12 +160,15 @@ class Process:
             self._popen.kill()
         return self._reaped(self._popen.wait())
 
-    def stderr(self) -> str:
-        """What it printed so far (the last 256 KiB)."""
+    def stderr(self, since: int = 0) -> str:
+        """What it printed so far (the last 256 KiB).
+
+        :param since: bytes that are left out, as :meth:`stderr_size` gave them
+        """
         try:
             with self._stderr_path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - STDERR_LIMIT_BYTES))
+                file.seek(max(since, size - STDERR_LIMIT_BYTES))
                 return file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""

@@ -18,7 +18,7 @@ from harness.colo.symptom import Sign, Symptom
 from harness.engines import colo as engine
 from harness.engines import evidence
 from harness.engines.buffers import Buffers, Selection
-from harness.engines.colo import Pace, Session
+from harness.engines.colo import Pace, Session, in_turn
 from harness.engines.schedule import Schedule, plan_loads
 from harness.engines.secondary import Secondary, capabilities
 from harness.errors import DeadlineError, QemuError, Stopped
@@ -86,7 +86,7 @@ class FakeSecondary:
         self.waited.append(within_s)
         return self.exit
 
-    def stderr(self) -> str:
+    def stderr(self, _since: int = 0) -> str:
         return self.text
 
     def stderr_size(self) -> int:
@@ -151,6 +151,25 @@ def test_what_is_sent_follows_the_schedule(
     # the first load is of the phase that the incoming stream brought: no page differs
     assert [bool(ram) for _, ram in last.sent] == [False, True, True, True]
     assert last.sent[1][1] == last.sent[3][1] != last.sent[2][1]
+
+
+def test_sessions_in_turn_share_a_secondary_as_long_as_it_is_well(
+    session: Callable[..., Session], fake: type[FakeSecondary], handmade: Handmade
+) -> None:
+    def of(own: str) -> tuple[Session, Any]:
+        return session(Schedule.BACK_TO_BACK, ["bound"], 2, selection=Selection(own=frozenset({own}))), told.append
+
+    told: list[int] = []
+    turns = [of(handmade.ahci), of("cpu"), of("i8259")]
+    assert [evidence.loads_acked for evidence in in_turn(turns)] == [2, 2, 2]
+    last = sent(fake)
+    assert [devices.count(handmade.full(1, 0x22)) for devices, _ in last.sent] == [1, 2, 1]
+    assert sum(told) == 6
+    fake.breaks_at = 2
+    first, second = in_turn(turns)
+    assert first.broken is None
+    assert second.broken is not None
+    assert (second.broken.load, second.loads_acked) == (1, 0)
 
 
 def test_the_incoming_stream_is_whole_though_sections_are_excluded(

@@ -47,7 +47,7 @@ class Qemu:
         self.waited.append(within_s)
         return self.exit
 
-    def stderr(self) -> str:
+    def stderr(self, _since: int = 0) -> str:
         return "qemu: oops\n"
 
 

@@ -64,7 +64,7 @@ class Fake:
     def ended(self, _within_s: float = 0.0) -> Exit | None:
         return Exit(status=-6, signal="SIGABRT") if self.dead else None
 
-    def stderr(self) -> str:
+    def stderr(self, _since: int = 0) -> str:
         return ""
 
     def stderr_size(self) -> int:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule
 from harness.errors import HostError, QemuError, Stopped
 from harness.lanes import judge as judge_module
-from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell, repeated
+from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell, repeated, take_turns
 from harness.oracles.isolate import Blame
 from harness.oracles.load import Judgement
 from harness.qemu.process import Exit
@@ -127,6 +128,15 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
             self.find = made.find
             self.find_incoming = made.find_incoming
 
+    def in_turn(turns: Sequence[tuple[Any, Any]]) -> list[Evidence]:
+        found: list[Evidence] = []
+        for session, on_loads in turns:
+            found.append(made.run(session, on_loads))
+            if found[-1].broken:
+                break
+        return found
+
+    monkeypatch.setattr(judge_module, "in_turn", in_turn)
     monkeypatch.setattr(judge_module, "Session", FakeSession)
     monkeypatch.setattr(judge_module, "Isolator", FakeIsolator)
     return made
@@ -144,6 +154,47 @@ def test_a_row_that_loads_is_ok(world: World, bench: Bench, handmade: Handmade) 
     assert (cell.outcome.causes, cell.excluded, cell.sections) == ((), (), (handmade.ahci,))
     assert (cell.loads_per_second, cell.accel, cell.record_qemu.sha256) == (20.0, "tcg", "12345678" * 8)
     assert told == [10]
+
+
+def turn_cells(bench: Bench, *devices: str) -> list[Cell]:
+    plans = [plan(device, "bound", schedule=Schedule.BACK_TO_BACK) for device in devices]
+    take_turns(plans, bench, lambda *_: None)
+    return [cell for each in plans for cell in cells(each, bench)]
+
+
+def test_rows_that_load_their_own_sections_take_turns(world: World, bench: Bench) -> None:
+    found = turn_cells(bench, "platform", "ahci")
+    assert [(cell.device, cell.verdict, cell.loads_acked) for cell in found] == [
+        ("platform", Verdict.OK, 10),
+        ("ahci", Verdict.OK, 10),
+    ]
+    assert len(world.sessions) == 2
+    # of the whole state there is one session anyway
+    take_turns([plan("platform", "bound"), plan("ahci", "bound")], bench, lambda *_: None)
+    assert len(world.sessions) == 2
+
+
+def test_what_broke_behind_others_is_tried_alone(world: World, bench: Bench) -> None:
+    broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=2, phase="bound")
+    crash = evidence(1, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
+    late = evidence(1, broken=replace(broken, kind="late"))
+    for seen, verdict, repeats in (
+        # a crash happened, though it does not come back
+        (crash, Verdict.CRASH, Repeats(seen=1, of=2, verdict=Verdict.CRASH, others=(Verdict.OK,))),
+        (late, Verdict.OK, None),
+    ):
+        world.evidence, world.blind = [evidence(10), seen, evidence(10)], True
+        first, second = turn_cells(bench, "platform", "ahci")
+        assert first.verdict is Verdict.OK
+        assert (second.verdict, second.outcome.repeats) == (verdict, repeats)
+        assert world.evidence == []
+
+
+def test_who_breaks_in_its_turn_is_found_and_the_others_go_on(world: World, bench: Bench) -> None:
+    world.kills = {"bound": {bench.buffers.pack.sections_of("ahci")[0]: 2}}
+    found = turn_cells(bench, "platform", "ahci")
+    assert {cell.device for cell in found if cell.verdict is Verdict.CRASH} == {"ahci"}
+    assert found[0].verdict is Verdict.OK
 
 
 def test_fewer_loads_than_asked_are_never_ok(world: World, bench: Bench) -> None:
