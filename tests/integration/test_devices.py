@@ -109,6 +109,10 @@ WRONG = {
     "  - {type: nvme, properties: {serial: x}, backends: {drive: disk}}\nbackends:\n  disk: {kind: disk, size: 8M}\n",
     "silent": "name: silent\nabout: x\nattach:\n  - {type: isa-debug-exit, on: none}\n",
     "unbound": "name: unbound\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n  bind: echo alas >&2; false\n",
+    **{
+        name: f"name: {name}\nabout: x\nattach:\n  - {{type: pxb, properties: {{bus_nr: 128}}}}\n"
+        for name in ("bridge", "twin")
+    },
     "undriven": "name: undriven\nabout: x\nattach:\n  - {type: virtio-rng-pci}\nguest:\n  bind: echo none; (exit 3)\n",
 }
 
@@ -133,7 +137,7 @@ def test_a_wrong_device_costs_itself_alone(postload: Postload, recipes: Path, ow
     document = json.loads(done.stdout)
     verdicts = {cell["key"]["device"]: cell["outcome"]["verdict"] for cell in document["cells"]}
     assert verdicts == {
-        "blk": "ok", "platform": "ok",
+        "blk": "ok", "platform": "ok", "bridge": "ok", "twin": "ok",
         "refused": "unsupported", "silent": "unsupported", "taken": "unsupported", "stuck": "unsupported",
         "unbound": "harness-error", "undriven": "unsupported",
     }  # fmt: skip
@@ -147,8 +151,19 @@ def test_a_wrong_device_costs_itself_alone(postload: Postload, recipes: Path, ow
     bound = {"phase": "bound", "step": "bind", "kind": "unreached"}
     assert causes["unbound"] == {**bound, "how": "failed", "said": "alas"}
     assert causes["undriven"] == {**bound, "how": "nothing-to-do", "said": "none"}
-    # one guest was booted for all of them
-    assert len(list((own_cache / "packs").iterdir())) == 1
+    # one guest was booted for all of them, and one for the bridge whose number another one has
+    packs = [json.loads((pack / "manifest.json").read_text()) for pack in (own_cache / "packs").iterdir()]
+    recorded = sorted(sorted(device["name"] for device in pack["devices"]) for pack in packs)
+    assert recorded == [["blk", "bridge", "platform", "unbound", "undriven"], ["platform", "twin"]]
+
+
+def test_a_machine_without_a_pci_bus_costs_each_device_its_own_cells(postload: Postload, tmp_path: Path) -> None:
+    given = ["--machine", "isapc", "--phase", "firmware", "--schedule", "same", "--loads", 2, "--quick", "--json"]
+    document = json.loads(postload("matrix", "--out", tmp_path / "out", *given).stdout)
+    found = {cell["key"]["device"]: cell["outcome"] for cell in document["cells"]}
+    assert found.pop("platform")["verdict"] == "ok"
+    assert found.keys() == {"ahci", "virtio-blk", "virtio-net"}
+    assert {outcome["causes"][0]["lack"]["what"] for outcome in found.values()} == {"bus"}
 
 
 #: What goes wrong only when the guest is booted, or its commands are run.
