@@ -18,6 +18,7 @@ from harness.deadline import Deadline, send_in_time
 from harness.engines.buffers import Buffers
 from harness.engines.evidence import symptom_of
 from harness.engines.secondary import connect_incoming
+from harness.engines.spare import memory_option, setup_with_spare, spare_of
 from harness.errors import DeadlineError, QemuError
 from harness.guests.machine import Machine, firmware_sink
 from harness.packs.pack import incoming_body
@@ -49,13 +50,20 @@ class State:
     excluded: frozenset[str] = frozenset()
     early: bool = False
 
-    def stream(self) -> list[Buffer]:
-        """The whole migration stream in pieces."""
-        recording = self.buffers.pack.recordings[self.phase]
+    def stream(self, spare_bytes: int = 0) -> list[Buffer]:
+        """The whole migration stream in pieces.
+
+        :param spare_bytes: so much more memory has the machine that it is for
+        """
+        pack = self.buffers.pack
+        recording = pack.recordings[self.phase]
         devices = encode(without(sections_for(recording, self.mode), self.excluded))
         if self.early:
             devices += devices
-        return [recording.head, *incoming_body(recording, self.buffers.ram_whole(self.phase), devices)]
+        ram = self.buffers.ram_whole(self.phase)
+        if spare_bytes:
+            ram = [setup_with_spare(pack, self.phase, spare_bytes), *ram[1:]]
+        return [recording.head, *incoming_body(recording, ram, devices)]
 
 
 class Incoming:
@@ -63,6 +71,7 @@ class Incoming:
 
     :param machine: what to be; its scratch images are made here when ``images`` is None
     :param images: a folder that holds them already
+    :param live: one end of a migration whose guest may run in the source; see :mod:`harness.engines.spare`
     :param timeout_s: deadline for the stream, and for each step after it
     :param scope: of the run that it belongs to
     :raises QemuError: QEMU does not start
@@ -76,9 +85,13 @@ class Incoming:
         timeout_s: float,
         scope: ProcessScope,
         images: Path | None = None,
+        live: bool = False,
         extra: tuple[Option, ...] = (),
     ) -> None:
         self._timeout_s = timeout_s
+        self._spare_bytes = spare_of(machine) if live else 0
+        if self._spare_bytes:
+            extra = (memory_option(machine, self._spare_bytes), *extra)
         workdir = new_workdir()
         if images is None:
             machine.make_files(workdir)
@@ -93,7 +106,7 @@ class Incoming:
         :raises QemuError: it does not even listen
         """
         with connect_incoming(self.vm, self._timeout_s) as sock:
-            _send(sock, state.stream(), self.vm, self._timeout_s)
+            _send(sock, state.stream(self._spare_bytes), self.vm, self._timeout_s)
             self._wait_loaded()
 
     def resume(self, run_s: float) -> None:

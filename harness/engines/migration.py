@@ -4,7 +4,8 @@
 The source is brought into the recorded state by an ordinary incoming stream and its guest runs for a moment; then it
 migrates over a unix socket, live, as a management program would have it: nothing on that socket is the harness's.
 It confirms what the harness found as a source, or does not. Both have one set of images, as with shared storage: the
-destination opens them when the source has let go.
+destination opens them when the source has let go. Both have some memory more than was recorded, so that nothing of
+what the guest writes meanwhile is lost under TCG (see :mod:`harness.engines.spare`).
 
 What is loaded is that phase a moment later, whole: sections cannot be left out on the way.
 
@@ -99,9 +100,11 @@ class RealMigration:
         started = time.monotonic()
         recorded, wanted = self.state.buffers.pack.machine, self.state.buffers.machine
         with (
-            Incoming(self.source, recorded, timeout_s=self.timeout_s, scope=self.scope, images=images) as source,
             Incoming(
-                self.destination, wanted, timeout_s=self.timeout_s, scope=self.scope, images=images
+                self.source, recorded, timeout_s=self.timeout_s, scope=self.scope, images=images, live=True
+            ) as source,
+            Incoming(
+                self.destination, wanted, timeout_s=self.timeout_s, scope=self.scope, images=images, live=True
             ) as destination,
         ):
             bring_up(source, self.state, self.run_s)

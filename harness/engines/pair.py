@@ -3,9 +3,8 @@
 
 The primary is brought into the recorded state and migrates with ``x-colo`` to a secondary of the same command line;
 then COLO starts both guests, and the primary sends a checkpoint every ``x-checkpoint-delay``. The primary's guest
-does not run before that: with pages that change during the first migration, a secondary under TCG was seen to
-triple-fault before its first checkpoint. There is neither block replication nor a network proxy: nobody but the
-secondary's devices is asked anything.
+does not run before that. There is neither block replication nor a network proxy: nobody but the secondary's devices
+is asked anything.
 
 A secondary stops its guest for each checkpoint and starts it when the load is over
 (``colo_incoming_process_checkpoint`` in ``migration/colo.c``), so its events STOP and RESUME count checkpoints
@@ -13,8 +12,8 @@ without trace points: a RESUME behind a STOP is a load that passed. The RESUME b
 of COLO itself.
 
 The guest goes on between the recording and a checkpoint, so what is loaded is that phase a moment later, whole:
-sections cannot be left out. In the phase firmware that is a guest that boots, whose secondary triple-faults after
-a few checkpoints under TCG on 7.2; later phases are the ones to confirm with.
+sections cannot be left out. Both have some memory more than was recorded, without which a secondary gets old pages
+under TCG, and its guest panics (see :mod:`harness.engines.spare`).
 
 Under TCG a primary can hang by itself, seen on 7.2 and 10.0: its COLO thread synchronises dirty memory without the
 big lock (``qemu_savevm_live_state`` in ``colo_do_checkpoint_transaction``), ``tcg_log_global_after_sync`` waits for
@@ -103,9 +102,9 @@ class Pair:
         started = time.monotonic()
         with (
             Incoming(
-                self.binary, machine, timeout_s=self.timeout_s, scope=self.scope, extra=(_THREAD_NAMES,)
+                self.binary, machine, timeout_s=self.timeout_s, scope=self.scope, live=True, extra=(_THREAD_NAMES,)
             ) as primary,
-            Incoming(self.binary, machine, timeout_s=self.timeout_s, scope=self.scope) as secondary,
+            Incoming(self.binary, machine, timeout_s=self.timeout_s, scope=self.scope, live=True) as secondary,
         ):
             _bring_up(primary, self.state)
             watch = _Watch(self, primary.vm, secondary.vm, on_loads)

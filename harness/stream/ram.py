@@ -24,6 +24,7 @@ __all__ = [
     "encode_mem_size",
     "encode_pages",
     "encode_ram_section",
+    "with_larger_block",
 ]
 
 _ZERO = int(wire.RamFlag.ZERO)
@@ -266,6 +267,23 @@ def encode_mem_size(blocks: Iterable[RamBlock]) -> bytes:
         if block.address is not None:
             parts.append(wire.U64.pack(block.address))
     return b"".join(parts)
+
+
+def with_larger_block(start: bytes, block: RamBlock, more_bytes: int) -> bytes:
+    """A START section of ``ram`` whose block list has one block longer than it was.
+
+    :raises UsageError: it lists no such block
+    """
+    listed = _counted(block.name) + wire.U64.pack(block.size_bytes)
+    at = start.find(listed)
+    if at < 0:
+        raise UsageError(f"no RAM block {block.name!r} of {block.size_bytes} bytes is listed")
+    total_at = len(section_header(wire.SectionType.START, 0, wire.RAM_IDSTR, 0, wire.RAM_VERSION))
+    (total,) = wire.U64.unpack_from(start, total_at)
+    longer = bytearray(start)
+    wire.U64.pack_into(longer, total_at, total + more_bytes)
+    wire.U64.pack_into(longer, at + len(listed) - wire.U64.size, block.size_bytes + more_bytes)
+    return bytes(longer)
 
 
 def encode_pages(

@@ -175,8 +175,8 @@ def primary_case(lab: Lab, fault: PairFault) -> PrimaryCase:
     machine = lab.buffers.machine
     named = Option(name="name", first="postload-primary", props={"debug-threads": True})
     with (
-        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, scope=lab.scope, extra=(named,)) as primary,
-        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, scope=lab.scope) as secondary,
+        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, scope=lab.scope, live=True, extra=(named,)) as primary,
+        Incoming(lab.binary, machine, timeout_s=TIMEOUT_S, scope=lab.scope, live=True) as secondary,
     ):
         try:
             primary.load(State(buffers=lab.buffers, phase=lab.before))

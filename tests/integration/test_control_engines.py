@@ -155,11 +155,12 @@ def pair(binary: QemuBinary, ability: ColoAbility, buffers: Buffers, checkpoints
 
 
 def test_a_real_pair_passes_on_pc(binary: QemuBinary, ability: ColoAbility, pc: Buffers) -> None:
-    seen = pair(binary, ability, pc, 3)
+    # a guest whose old pages came along panics within ten
+    seen = pair(binary, ability, pc, 15)
     if judge(seen).verdict is Verdict.HARNESS_ERROR and seen.loads_acked:
         pytest.skip(f"the primary hung by itself after {seen.loads_acked} checkpoints: {seen.log}")
     assert judge(seen).verdict is Verdict.OK, words(judge(seen))
-    assert seen.loads_acked >= 3
+    assert seen.loads_acked >= 15
 
 
 def test_q35_gets_its_class_from_real_controls(binary: QemuBinary, ability: ColoAbility, q35: Buffers) -> None:

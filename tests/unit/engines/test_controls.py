@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from harness.engines.evidence import Break, Evidence
 from harness.engines.fresh import merge
 from harness.engines.incoming import State
 from harness.engines.pair import count_checkpoints
+from harness.engines.spare import SPARE_BYTES, memory_option, spare_of
+from harness.errors import HarnessError
 from harness.oracles.marker import marker
+from harness.packs.manifest import BlockModel
 from harness.packs.pack import StatePack
 from harness.qemu.process import Exit
 
@@ -45,6 +49,33 @@ def test_an_early_load_stands_before_the_whole_one(make_pack: Callable[..., Path
     devices = handmade.devices(mark).replace(handmade.full(number, mark), b"")
     assert stream.count(devices) == 2
     assert stream.count(devices * 2 + b"\0") == 1
+
+
+def test_a_stream_for_a_machine_with_spare_memory_announces_it_and_is_the_same_otherwise(
+    make_pack: Callable[..., Path],
+) -> None:
+    def listed(size: int) -> bytes:
+        return struct.pack(">Q", size | 4) + b"\x06pc.ram" + struct.pack(">Q", size)
+
+    with StatePack(make_pack("pack", "kernel")) as pack:
+        with pytest.raises(HarnessError, match="no RAM block has the 16777216 bytes of the guest's memory"):
+            State(buffers=Buffers(pack), phase="kernel").stream(SPARE_BYTES)
+        start = struct.pack(">BIB", 1, 2, 3) + b"ram" + struct.pack(">II", 0, 4)
+        recording = replace(pack.recordings["kernel"], setup=start + listed(16 << 20) + b"behind")
+        pack.recordings = {"kernel": recording}
+        pack.manifest = pack.manifest.model_copy(update={"blocks": [BlockModel(name="pc.ram", size_bytes=16 << 20)]})
+        state = State(buffers=Buffers(pack), phase="kernel")
+        usual, spare = b"".join(state.stream()), b"".join(state.stream(SPARE_BYTES))
+    assert usual.count(listed(16 << 20)) == 1
+    assert spare == usual.replace(listed(16 << 20), listed((16 << 20) + SPARE_BYTES))
+
+
+def test_spare_memory_is_for_tcg_and_no_whole_number_of_64_pages(make_pack: Callable[..., Path]) -> None:
+    with StatePack(make_pack("pack", "kernel")) as pack:
+        machine = pack.machine
+    assert spare_of(replace(machine, accel="kvm")) == 0
+    assert memory_option(machine, spare_of(machine)).argv() == ["-m", "16392k"]
+    assert 16392 * 1024 % (64 * 4096)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import StreamError, UsageError
 from harness.stream.model import RamBlock, Stream
-from harness.stream.ram import RamImage, encode_mem_size, encode_pages, encode_ram_section
+from harness.stream.ram import RamImage, encode_mem_size, encode_pages, encode_ram_section, with_larger_block
 from harness.stream.reader import read_stream
 
 from . import build
@@ -151,3 +151,12 @@ def test_writer_makes_the_bytes_of_the_wire() -> None:
 def test_writer_refuses_what_is_no_page(bad: tuple[str, int, bytes | None]) -> None:
     with pytest.raises(UsageError):
         encode_pages([bad])
+
+
+def test_a_block_list_with_one_block_longer_is_otherwise_the_same() -> None:
+    longer = tuple((name, size + 0x2000 * (name == "pc.ram")) for name, size in build.BLOCKS)
+    assert longer != build.BLOCKS
+    block = RamBlock(name="pc.ram", size_bytes=dict(build.BLOCKS)["pc.ram"])
+    assert with_larger_block(build.ram_start(build.BLOCKS), block, 0x2000) == build.ram_start(longer)
+    with pytest.raises(UsageError, match=r"no RAM block 'pc.ram' of 4096 bytes is listed"):
+        with_larger_block(build.ram_start(build.BLOCKS), RamBlock(name="pc.ram", size_bytes=4096), 0x2000)
