@@ -89,7 +89,7 @@ def check(file: Path, given: dict[str, Any]) -> int:
                 binary=binary,
                 machine=machine,
                 accel=accel.name,
-                guest=lambda machine=machine: make(architecture_of(machine)),  # type: ignore[misc]
+                guest=lambda machine=machine: make(architecture_of(machine), device.wide),  # type: ignore[misc]
                 scope=scope,
                 say=lambda text: err.print(escape(text), soft_wrap=True),
             ).run(device)

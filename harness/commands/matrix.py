@@ -75,7 +75,7 @@ def record(given: dict[str, Any]) -> int:
                 binary=selection.binaries[0],
                 machine=given["machine"],
                 accel=accel.name,
-                guest=guest(architecture_of(given["machine"])),
+                guest=guest(architecture_of(given["machine"]), any(device.wide for device in chosen)),
                 devices=chosen,
                 phases=phases,
                 path=given["out"],

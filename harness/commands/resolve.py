@@ -91,8 +91,9 @@ def guest_maker(recipe: str, machines: Sequence[str], cpus: int = USUAL_CPUS) ->
     anything is done."""
     recipes = {found.name: load_recipe(recipe, found) for found in map(architecture_of, machines)}
 
-    def make(architecture: Architecture) -> Guest:
-        return replace(build_guest(recipes[architecture.name]), cpus=cpus)
+    def make(architecture: Architecture, wide: bool) -> Guest:
+        found = recipes[architecture.name]
+        return replace(build_guest(found.widened() if wide else found), cpus=cpus)
 
     return make
 

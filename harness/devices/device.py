@@ -163,6 +163,11 @@ class Device:
         known = (attachment for attachment in self.attachments if self.type in ("", attachment.type))
         return next(known, None)
 
+    @property
+    def wide(self) -> bool:
+        """Whether the guest has to look for its drivers, and so must have all of them on board."""
+        return self.guest.bind.startswith("auto_bind ")
+
     def attached(self, family: str) -> list[Attachment]:
         """What has to be added to a machine of this family."""
         there = self.built_in.get(family, {})

@@ -16,7 +16,7 @@ from harness.cache import cache_root, disk_errors, publish_dir
 from harness.errors import HostError, UsageError
 from harness.files import sweep, temp_dir, write_atomically
 from harness.guests.identity import FileIdentity, GuestIdentity
-from harness.guests.initramfs import build_initramfs
+from harness.guests.initramfs import OnBoard, build_initramfs
 from harness.guests.kernel import KernelForm, KernelImage, Module, ModuleTree, boot_image, read_module
 from harness.guests.recipe import PackagedBusybox, PackagedKernel, Recipe
 from harness.tools.apt import AptRoot, Deb, extract
@@ -49,8 +49,8 @@ class Guest:
     cpus: int = 1
 
 
-#: Builds the guest of an architecture, when a recording has to be made.
-GuestMaker = Callable[[Architecture], Guest]
+#: Builds the guest of an architecture, when a recording has to be made; true for the wide one.
+GuestMaker = Callable[[Architecture, bool], Guest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,17 +149,27 @@ def _build(recipe: Recipe, inputs: _Inputs, folder: Path) -> None:
             image = _image(vmlinuz, recipe.pvh)
             tree = ModuleTree.open(modules)
             order = {driver: tree.load_order(driver) for driver in recipe.drivers}
-            data = {item.name: read_module(item.path) for items in order.values() for item in items}
             initramfs = build_initramfs(
                 init=recipe.path(recipe.init).read_bytes(),
+                library=b"".join(path.read_bytes() for path in recipe.library()),
                 busybox=busybox.read_bytes(),
-                modules=data,
-                load_order=order,
+                modules=_on_board(recipe, tree, order),
             )
             (folder / "kernel").write_bytes(image.data)
             (folder / "initramfs").write_bytes(initramfs)
             identity = _identity(recipe, inputs, image, initramfs, order)
             (folder / "guest.json").write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
+
+
+def _on_board(recipe: Recipe, tree: ModuleTree, order: Mapping[str, list[Module]]) -> OnBoard:
+    """The drivers of a recipe, and all that they need."""
+    modules = {module.name: module for needed in order.values() for module in needed}
+    return OnBoard(
+        load_order={name: tree.load_order(name) for name in modules},
+        data={name: read_module(module.path) for name, module in modules.items()},
+        builtin=[driver for driver, needed in order.items() if not needed],
+        options=recipe.options,
+    )
 
 
 def _unpacked(inputs: _Inputs, work: Path) -> tuple[Path, Path, Path]:

@@ -36,7 +36,11 @@ DEVICE_NODES: Mapping[str, tuple[int, int]] = {
 }
 """Character devices that must be there before devtmpfs is mounted: path -> (major, minor)."""
 
-MOUNT_POINTS = ("proc", "sys", "dev", "tmp", "run", "root", "mnt", "etc", "lib")
+SCRATCH_BYTES = 256 << 10
+"""The last member: SeaBIOS's high zone (``BUILD_MAX_HIGHTABLE``), of which QEMU leaves 160 KiB free behind an initramfs
+(``x86_load_linux``). Where many devices have their rings in it, the firmware's drivers write over the archive's end."""
+
+MOUNT_POINTS = ("proc", "sys", "dev", "tmp", "run", "root", "mnt", "etc", "lib/modules")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,21 +112,42 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def build_initramfs(
-    *,
-    init: bytes,
-    busybox: bytes,
-    modules: Mapping[str, bytes],
-    load_order: Mapping[str, Sequence[Module]],
-) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnBoard:
+    """The modules of a guest.
+
+    :param load_order: module name -> the modules to load for it, in order, itself the last
+    :param data: module name -> the decompressed module
+    :param builtin: drivers that are in the kernel itself
+    :param options: module name -> its parameters
+    """
+
+    load_order: Mapping[str, Sequence[Module]]
+    data: Mapping[str, bytes]
+    builtin: Sequence[str] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, str]:
+        """What modprobe reads: file name -> text.
+
+        A line of ``modules.dep`` has what a module needs in the order that modprobe pushes it on a stack: the first to
+        load is the last. ``modules.alias`` has the aliases of the modules on board and of no others.
+        """
+        orders = sorted(self.load_order.items())
+        needs = [(name, reversed([f"{module.name}.ko" for module in order[:-1]])) for name, order in orders]
+        aliases = [(alias, name) for name, order in orders for alias in order[-1].aliases]
+        return {
+            "modules.dep": "".join(f"{name}.ko: {' '.join(files)}\n" for name, files in needs),
+            "modules.alias": "".join(f"alias {alias} {name}\n" for alias, name in aliases),
+            "modules.builtin": "".join(f"{name}.ko\n" for name in sorted(self.builtin)),
+        }
+
+
+def build_initramfs(*, init: bytes, library: bytes, busybox: bytes, modules: OnBoard) -> bytes:
     """The whole initramfs.
 
-    It holds ``/init``, ``/bin/busybox`` (``/bin/sh`` links to it), the device nodes, ``/modules/NAME.ko``,
-    and for each driver ``/modules/DRIVER.list``: one ``NAME FILE`` a line, in load order, ``NAME`` as in
-    ``/proc/modules``.
-
-    :param modules: module name -> the decompressed module
-    :param load_order: driver -> the modules to load, in order; empty when the driver is built into the kernel
+    It holds ``/init``, ``/lib/postload.sh``, ``/bin/busybox`` (``/bin/sh`` links to it), the device nodes,
+    ``/modules/NAME.ko`` and beside them modprobe's tables, ``/etc/modprobe.conf`` with the parameters of modules.
     """
     archive = Archive()
     for path in MOUNT_POINTS:
@@ -132,10 +157,13 @@ def build_initramfs(
     archive.file("init", init, 0o755)
     archive.file("bin/busybox", busybox, 0o755)
     archive.symlink("bin/sh", "busybox")
-    archive.folder("modules")
-    for name, data in modules.items():
+    archive.file("lib/postload.sh", library)
+    for name, data in modules.data.items():
         archive.file(f"modules/{name}.ko", data)
-    for driver, order in load_order.items():
-        lines = [f"{module.name} /modules/{module.name}.ko\n" for module in order]
-        archive.file(f"modules/{driver}.list", "".join(lines).encode())
+    for name, text in modules.tables().items():
+        archive.file(f"modules/{name}", text.encode())
+    options = [f"options {name} {text}\n" for name, text in sorted(modules.options.items())]
+    archive.file("etc/modprobe.conf", "".join(options).encode())
+    # no other path is behind it
+    archive.file("zone", bytes(SCRATCH_BYTES))
     return archive.to_bytes()

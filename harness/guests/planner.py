@@ -24,6 +24,11 @@ class PlannedGuest:
     plan: GuestPlan
 
     @property
+    def wide(self) -> bool:
+        """Whether one of its devices wants the guest with all drivers."""
+        return any(device.wide for device in self.devices)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The devices that it was given: all but the platform."""
         return tuple(device.name for device in self.devices if not device.rest)

@@ -50,13 +50,29 @@ class GivenBusybox(_RecipeModel):
     path: Path
 
 
+class Wide(_RecipeModel):
+    """What a guest has beside the rest of its recipe when its devices look for their drivers by themselves.
+
+    :param drivers: further ones
+    :param options: driver to the parameters that it is loaded with
+    :param memory_mib: in place of the recipe's
+    :param cmdline: further words
+    """
+
+    drivers: tuple[DriverName, ...]
+    options: dict[DriverName, Annotated[str, Field(pattern=r"^[ -~]+$")]] = Field(default_factory=dict)
+    memory_mib: Annotated[int, Field(ge=64, le=65536)]
+    cmdline: tuple[Word, ...] = ()
+
+
 class Recipe(_RecipeModel):
     """One guest.
 
     ``drivers`` are what ``load`` in the guest can insert, each with all that it needs. Relative paths start
-    at the YAML's folder.
+    at the YAML's folder. The ``*.sh`` of the folder ``lib`` beside ``init`` are what the guest's shell begins with.
 
     :param arch: Debian's name of the architecture
+    :param wide: None when the guest is the same for all devices
     :param pvh: the kernel is unpacked and booted by PVH where it can be; else it is booted as the package has it
     """
 
@@ -70,6 +86,8 @@ class Recipe(_RecipeModel):
     memory_mib: Annotated[int, Field(ge=64, le=65536)]
     cmdline: tuple[Word, ...]
     pvh: bool = True
+    options: dict[DriverName, Annotated[str, Field(pattern=r"^[ -~]+$")]] = Field(default_factory=dict)
+    wide: Wide | None = None
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -82,18 +100,36 @@ class Recipe(_RecipeModel):
         """A path of this recipe, made absolute."""
         return self._folder / relative.expanduser()
 
+    def widened(self) -> Recipe:
+        """The recipe of the wide guest."""
+        if self.wide is None:
+            return self
+        drivers = tuple(dict.fromkeys((*self.drivers, *self.wide.drivers)))
+        update = {
+            "drivers": drivers,
+            "options": {**self.options, **self.wide.options},
+            "memory_mib": self.wide.memory_mib,
+            "cmdline": (*self.cmdline, *self.wide.cmdline),
+            "wide": None,
+        }
+        return self.model_copy(update=update)
+
+    def library(self) -> list[Path]:
+        """What the guest's shell begins with, in order."""
+        return sorted((self.path(self.init).parent / "lib").glob("*.sh"))
+
     def digest(self) -> str:
         """A hash over all that the recipe says and over the files that it names; nothing is looked up
-        anywhere.
+        anywhere. What only the wide guest has is no part of it.
 
         :raises UsageError: a file that the recipe names is not there
         """
-        text = self.model_dump_json(exclude={"name"})
+        text = self.model_dump_json(exclude={"name", "wide"})
         parts = [text.encode(), *(part for path in self._files() for part in _stamp(path))]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def _files(self) -> list[Path]:
-        files = [self.path(self.init)]
+        files = [self.path(self.init), *self.library()]
         if isinstance(self.kernel, GivenKernel):
             files += [self.path(self.kernel.vmlinuz), self.path(self.kernel.modules)]
         if isinstance(self.busybox, GivenBusybox):

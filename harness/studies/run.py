@@ -113,7 +113,7 @@ def _lab(asked: Asked, machine: str) -> Iterator[Lab]:
     devices = [d for d in asked.devices if recordings.missing(d, asked.binary, machine, family) is None]
     first = planned_guests(name, family, devices).guests[0]
     able, _ = settled(asked.binary, first, asked.accel, asked.scope)
-    guest = asked.guest(architecture_of(name))
+    guest = asked.guest(architecture_of(name), able.wide)
     plan = recording_plan(binary=asked.binary, accel=asked.accel, guest=guest, planned=able, phases=USUAL_PHASES)
     with kept_pack(plan, asked.stage, asked.scope) as pack:
         lab = Lab(

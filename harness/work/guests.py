@@ -136,7 +136,7 @@ class GuestRecorder:
 
     def _undriven(self, planned: PlannedGuest) -> dict[str, GuestError]:
         """Devices that the guest has no driver for, and what to do about that."""
-        guest = self.make(architecture_of(planned.plan.machine))
+        guest = self.make(architecture_of(planned.plan.machine), planned.wide)
         reasons = {device.name: lacking_drivers(device, guest) for device in planned.devices}
         return {name: GuestError(f"{name}: {reason}") for name, reason in reasons.items() if reason is not None}
 
@@ -190,7 +190,7 @@ class GuestRecorder:
         plan = recording_plan(
             binary=recorder,
             accel=self.accel,
-            guest=self.make(architecture_of(planned.plan.machine)),
+            guest=self.make(architecture_of(planned.plan.machine), planned.wide),
             planned=planned,
             phases=_up_to_the_last(self.phases) if phases is None else phases,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.guests.initramfs import Archive, build_initramfs
+from harness.guests.initramfs import Archive, OnBoard, build_initramfs
 from harness.guests.kernel import Module
 
 TRAILER = b"070701" + b"00000000" * 4 + b"00000001" + b"00000000" * 6 + b"0000000B00000000TRAILER!!!\0" + bytes(3)
@@ -78,13 +78,36 @@ def test_parents_come_before_children() -> None:
     assert places == sorted(places)
 
 
-def test_the_initramfs_names_modules_in_load_order() -> None:
-    modules = [Module(name=name, path=Path(f"{name}.ko")) for name in ("base", "top")]
-    arguments = {"init": b"#!init", "busybox": b"BB", "modules": {"top": b"TOP", "base": b"BASE"}}
-    data = build_initramfs(**arguments, load_order={"top": modules, "none": []})  # type: ignore[arg-type]
-    assert b"modules/top.list\0" in data
-    assert b"base /modules/base.ko\ntop /modules/top.ko\n" in data
-    for member in (b"init\0", b"bin/busybox\0", b"dev/console\0", b"modules/none.list\0"):
-        assert member in data
-    again = build_initramfs(**arguments, load_order={"none": [], "top": modules})  # type: ignore[arg-type]
-    assert again == data
+BASE, MIDDLE = Module(name="base", path=Path("base.ko")), Module(name="middle", path=Path("middle.ko"))
+TOP = Module(name="top", path=Path("top.ko"), aliases=("pci:v00008086d0000100E*", "pci:v1d2*"))
+ORDER = {"top": [BASE, MIDDLE, TOP], "middle": [BASE, MIDDLE], "base": [BASE]}
+
+
+def test_modprobe_finds_what_a_module_needs_the_first_to_load_last_and_aliases() -> None:
+    tables = OnBoard(load_order=ORDER, data={}, builtin=["tpm", "8250"]).tables()
+    assert tables == {
+        "modules.dep": "base.ko: \nmiddle.ko: base.ko\ntop.ko: middle.ko base.ko\n",
+        "modules.alias": "alias pci:v00008086d0000100E* top\nalias pci:v1d2* top\n",
+        "modules.builtin": "8250.ko\ntpm.ko\n",
+    }
+
+
+def test_the_initramfs_has_modules_with_their_tables_and_parameters_and_the_shells_library() -> None:
+    def build(order: dict[str, list[Module]]) -> bytes:
+        modules = OnBoard(load_order=order, data={"top": b"TOP", "base": b"BASE"}, options={"top": "slow=0"})
+        return build_initramfs(init=b"#!init", library=b"load() {", busybox=b"BB", modules=modules)
+
+    data = build(ORDER)
+    assert b"top.ko: middle.ko base.ko\n" in data
+    assert b"options top slow=0\n" in data
+    assert b"load() {" in data
+    for member in (
+        b"init",
+        b"bin/busybox",
+        b"dev/console",
+        b"modules/top.ko",
+        b"modules/modules.alias",
+        b"lib/modules",
+    ):
+        assert member + b"\0" in data
+    assert build(dict(reversed(ORDER.items()))) == data

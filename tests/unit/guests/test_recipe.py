@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from elf_files import PVH, bzimage, module_file
 
+from harness.arch import ARCHITECTURES
 from harness.errors import ConfigError, DeadlineError, HostError, MissingError, UsageError
 from harness.guests.build import build_guest
 from harness.guests.recipe import Recipe, load_recipe
@@ -43,6 +44,34 @@ def test_the_shipped_recipe_is_sound() -> None:
     assert recipe.suite == "bookworm"
     assert {"ahci", "sd_mod", "virtio_pci", "virtio_blk", "virtio_net"} <= set(recipe.drivers)
     assert recipe.path(recipe.init).is_file()
+
+
+def test_a_wide_guest_has_more_drivers_and_is_no_part_of_the_usual_ones_hash(by_hand: Recipe, tmp_path: Path) -> None:
+    assert by_hand.widened() is by_hand
+    wide = "wide: {drivers: [disk, net], options: {net: slow=0}, memory_mib: 128}\n"
+    (tmp_path / "mine.yaml").write_text(BY_HAND + wide)
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe.digest() == by_hand.digest()
+    widened = recipe.widened()
+    assert (widened.drivers, widened.options, widened.memory_mib) == (("disk", "net"), {"net": "slow=0"}, 128)
+    assert widened.path(widened.init) == recipe.path(recipe.init)
+    assert widened.digest() != recipe.digest()
+
+
+def test_the_library_of_the_shell_is_part_of_the_guest(by_hand: Recipe, tmp_path: Path) -> None:
+    before = by_hand.digest()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "b.sh").write_bytes(b"second\n")
+    (tmp_path / "lib" / "a.sh").write_bytes(b"first\n")
+    assert by_hand.digest() != before
+    assert b"first\nsecond\n" in build_guest(by_hand).initramfs.read_bytes()
+
+
+def test_the_parameters_of_the_shipped_wide_guests_are_of_drivers_on_board() -> None:
+    for architecture in ARCHITECTURES:
+        recipe = load_recipe("debian", architecture).widened()
+        assert set(recipe.options) <= set(recipe.drivers)
+        assert recipe.memory_mib <= 256
 
 
 def test_unknown_guests_and_broken_recipes(tmp_path: Path) -> None:

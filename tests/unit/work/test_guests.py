@@ -50,7 +50,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[s
         with ProcessScope() as scope:
             recordings = Recordings(fresh=False, stage=print, message=print, scope=scope)
             recorder = GuestRecorder(
-                recordings=recordings, make=lambda _: guest, accel="tcg", phases=("kernel",), scope=scope
+                recordings=recordings, make=lambda *_: guest, accel="tcg", phases=("kernel",), scope=scope
             )
             anything: Any = SimpleNamespace(ability=None)
             planned = planned_guests(MACHINE, "pc", [isa(name) for name in devices])

@@ -114,7 +114,7 @@ def judged(
         seen: list[Event] = []
         started = Started(command=("postload",), host={})
         made = Run(
-            replace(options, **changes), guest=lambda _: guest, watcher=Watcher(), started=started, write=seen.append
+            replace(options, **changes), guest=lambda *_: guest, watcher=Watcher(), started=started, write=seen.append
         )
         return made.execute(), recorder, [event.text for event in seen if isinstance(event, Said)]
 
