@@ -53,10 +53,10 @@ class Netdev(Model):
 
 
 class Chardev(Model):
-    """The far end of a serial line: nobody is there."""
+    """The far end of a serial line: nobody is there, or what was written last is kept (``ringbuf``)."""
 
     kind: Literal["chardev"] = "chardev"
-    type: Literal["null"] = "null"
+    type: Literal["null", "ringbuf"] = "null"
 
 
 class Audiodev(Model):

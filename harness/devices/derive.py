@@ -88,7 +88,11 @@ def derive(
             return Underived(status=Status(rule.status), reason=rule.reason)
         if rule.same_as:
             return Underived(status=Status.ALIAS)
-    device = _device(kind, variant, reduce(_together, fitting, TypeRule()))
+    rule = reduce(_together, fitting, TypeRule())
+    if not any(each.variant and each.after for each in fitting):
+        # what is plugged in gives it something to do, and is no need; but of a variant it is the point
+        rule = rule.model_copy(update={"after": tuple(part for part in rule.after or () if part.type in types)})
+    device = _device(kind, variant, rule)
     lacking = tuple(sorted({attachment.type for attachment in device.attachments} - types.keys()))
     if lacking:
         return Underived(status=Status.NEEDS, needs=lacking)

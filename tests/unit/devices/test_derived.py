@@ -185,12 +185,25 @@ def test_a_type_that_stands_on_what_is_not_there_says_so() -> None:
     assert (why.status, why.needs) == (Status.NEEDS, ("qemu-xhci",))
 
 
+def test_a_controller_has_something_to_do_where_that_is_there() -> None:
+    types = types_in("7.2")
+    assert [a.type for a in derived_in("7.2").devices["usb-ehci"].attachments] == ["usb-ehci", "usb-storage"]
+    left = {name: kind for name, kind in types.items() if name not in ("usb-storage", "nvme-ns")}
+    derived = derive_all(left, load_rules())
+    assert [a.type for a in derived.devices["usb-ehci"].attachments] == ["usb-ehci"]
+    # a variant is what its parts make of it
+    assert "nvme+ns3" in derived_in("7.2").devices
+    assert "nvme+ns3" not in derived.devices
+
+
 def test_room_for_memory_and_properties_of_the_machine_are_planned() -> None:
     devices = derived_in("7.2").devices
     planned = planned_guests("pc-q35-7.2", "q35", [devices["nvdimm"], devices["pc-dimm"]]).guests
     # what asks for another machine has a guest of its own
     assert [guest.plan.machine_properties for guest in planned] == [{"nvdimm": True}, {}]
     assert [(guest.plan.memory_room_mib, guest.plan.memory_slots) for guest in planned] == [(256, 1)] * 2
+    (guest,) = planned_guests("pc-q35-7.2", "q35", [devices["virtio-pmem-pci"], devices["pc-dimm"]]).guests
+    assert (guest.plan.memory_room_mib, guest.plan.memory_slots) == (512, 2)
 
 
 def test_ids_are_short_enough_for_block_nodes_and_differ() -> None:
@@ -203,9 +216,9 @@ def test_ids_are_short_enough_for_block_nodes_and_differ() -> None:
 
 def test_a_drive_is_saved_with_what_it_is_plugged_into() -> None:
     devices = derived_in("7.2").devices
-    assert {name: devices[name].within for name in ("ide-hd", "ide-hd+piix3", "floppy", "virtconsole", "scsi-hd")} == {
+    assert {name: devices[name].within for name in ("ide-hd", "ide-cd+piix3", "floppy", "virtconsole", "scsi-hd")} == {
         "ide-hd": "hba",
-        "ide-hd+piix3": "hba",
+        "ide-cd+piix3": "hba",
         "floppy": "fdc",
         "virtconsole": "serial",
         "scsi-hd": "",
