@@ -182,13 +182,16 @@ class LocalWorker:
 class _Tries:
     """The tries of one task. What is not void is told at once, each cell once; the rest waits for the next try.
 
-    A device that has one void cell is judged anew as a whole, but what was told of it stands.
+    A device that has one void cell is judged anew as a whole, but what was told of it stands. One that had none in a
+    try is settled, whatever comes of the next.
     """
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._left = TRIES
         self._told: set[CellKey] = set()
+        self._settled: set[str] = set()
+        self._came: set[str] = set()
         self._void: dict[str, list[CellDone]] = {}
         self._before: tuple[Hindered, ...] = ()
         self._account = Account()
@@ -198,12 +201,14 @@ class _Tries:
         """A new try; returns who is to be told what comes of it."""
         self._account = account
         self._void = {}
+        self._came = set()
         self._left -= 1
         return self._take
 
     def end(self) -> None:
         """A try is over."""
         hindered = self._account.hindered
+        self._settled |= self._came - self._void.keys()
         self.over = not self._void or not self._left
         if self.over:
             for each in self._void.values():
@@ -222,7 +227,11 @@ class _Tries:
     def _take(self, said: Reported) -> None:
         if not isinstance(said, CellDone):
             self._tell(said)
-        elif said.planned in self._void or is_void(said.cell.verdict, self._account.hindered):
+            return
+        if said.planned in self._settled:
+            return
+        self._came.add(said.planned)
+        if said.planned in self._void or is_void(said.cell.verdict, self._account.hindered):
             self._void.setdefault(said.planned, []).append(said)
         elif said.cell.key not in self._told:
             self._say(said)

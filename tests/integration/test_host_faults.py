@@ -29,7 +29,7 @@ from harness.errors import HinderedError
 from harness.oracles.load import judge
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import Account, Disturbance, Hindered, attempt
+from harness.qemu.disturbance import TRIES, Account, Disturbance, Hindered, attempt
 from harness.results.verdict import Verdict
 from harness.results.voided import is_void
 from harness.state.transforms import GuestMode
@@ -232,3 +232,43 @@ def test_a_cell_whose_qemu_was_ended_is_right_at_the_second_try(
     assert cell["outcome"]["verdict"] == "ok"
     (why,) = cell["outcome"]["hindered"]
     assert (why["how"], why["signal"]) == ("ended", "SIGTERM")
+
+
+def booting(of: int) -> Iterator[psutil.Process]:
+    """The QEMUs below a process that boot a guest to be recorded."""
+    for child in psutil.Process(of).children(recursive=True):
+        try:
+            words = child.cmdline()
+        except psutil.Error:
+            continue
+        if "-kernel" in words and "defer" not in words and Path(words[0]).name.startswith("qemu-system"):
+            yield child
+
+
+def test_a_recording_that_is_hit_in_each_try_is_the_hosts_and_made_by_the_next_run(
+    started: Callable[..., subprocess.Popen[str]], own_cache: Path, scratch: Path
+) -> None:
+    argv = [*MATRIX, "--phase", "firmware", "--loads", 2, "--json", "--out", scratch / "out"]
+    env = {"POSTLOAD_CACHE": str(own_cache)}
+    run = started(*argv, env=env)
+    hit = set()
+    while run.poll() is None:
+        try:
+            for qemu in booting(run.pid):
+                qemu.kill()
+                hit.add(qemu.pid)
+        except psutil.Error:
+            break
+        time.sleep(0.02)
+    said, told = run.communicate(timeout=60)
+    assert len(hit) == TRIES, told
+    assert run.returncode == 3
+    outcomes = [cell["outcome"] for cell in json.loads(said)["cells"]]
+    assert {outcome["verdict"] for outcome in outcomes} == {"host"}
+    assert {outcome["causes"][0]["signal"] for outcome in outcomes} == {"SIGKILL"}
+    assert "QEMU was ended from outside by SIGKILL" in " ".join(told.split())
+    again = started(*argv, env=env)
+    said, told = again.communicate(timeout=120)
+    assert again.returncode == 0, told
+    assert {cell["outcome"]["verdict"] for cell in json.loads(said)["cells"]} == {"ok"}
+    assert "recording pc" in told

@@ -749,6 +749,26 @@ def test_a_finding_that_was_told_does_not_hide_that_its_rest_was_not_judged(
     assert len(tries) == TRIES
 
 
+def test_a_device_that_was_judged_is_so_whatever_comes_of_the_next_try(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
+) -> None:
+    tries: Counter[str] = Counter()
+
+    def one_is_ended(plan: CellPlan, bench: Bench, _on_loads: Any, _control: Any) -> Iterator[Cell]:
+        tries[plan.device] += 1
+        first = tries[plan.device] == 1
+        current_account().ended(TERM)
+        yield cell_of(plan, bench.binary, Verdict.OK if first and plan.device == "ahci" else Verdict.HOST)
+
+    judge(one_is_ended)
+    run, _, _ = make_run(devices=("ahci", "virtio-blk"), schedules=(Schedule.SAME,), phases=("bound",))
+    cells = load_pack_rows(run, pack).cells
+    assert {(cell.device, cell.key.rest, cell.verdict) for cell in cells} == {
+        ("ahci", 0, Verdict.OK),
+        ("virtio-blk", 0, Verdict.HOST),
+    }
+
+
 def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
     make_run: Callable[..., Any], pack: StatePack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
