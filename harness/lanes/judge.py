@@ -107,6 +107,7 @@ class Bench:
     :param devices: those that the guest has, as their recipes tell
     :param came: the guest came from elsewhere: another QEMU, or another host
     :param blamed: sections that broke a secondary, by phase and by whether they had to stand twice in a buffer
+    :param hints: sections that broke something in whatever phase: they are the first to be suspected, and no more
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
     :param turns: sessions of single rows that were made in one secondary, by what they left out
@@ -125,6 +126,7 @@ class Bench:
     refused: frozenset[str] = frozenset()
     sessions: dict[tuple[CellKey, frozenset[str]], WholeSession] = field(default_factory=dict)
     turns: dict[tuple[CellKey, frozenset[str]], _Turn] = field(default_factory=dict)
+    hints: list[str] = field(default_factory=list)
     named: Route | None = None
     lock: Lock = field(default_factory=Lock)
 
@@ -184,7 +186,7 @@ class Bench:
         :param again: the sections stood more than once in a buffer when it broke
         """
         with self.lock:
-            known = sorted({label for labels in self.blamed.values() for label in labels})
+            known = sorted({*self.hints, *(label for labels in self.blamed.values() for label in labels)})
         return Isolator(
             binary=self.binary,
             dialect=self.ability.dialect,
@@ -202,6 +204,7 @@ class Bench:
         :param incoming: it was the incoming stream, which comes before everything: it is left out of that too
         """
         with self.lock:
+            self.hints += blame.sections  # of several tasks at a time: a list may grow while it is read
             if incoming:
                 self.refused |= set(blame.sections)
                 return

@@ -93,6 +93,10 @@ class Isolator:
             return _alone(judgement.named, judgement, case)
         devices = self.buffers.pack.manifest.devices
         added = {label for device in devices if not device.recipe.rest for label in device.sections}
+        for suspect in [each for each in self.suspects if each in labels]:
+            found = case.minimise_incoming([suspect], absent | (set(labels) - {suspect}))
+            if found is not None:
+                return found
         for among in ([label for label in labels if label in added], labels):
             found = case.minimise_incoming(among, absent) if among else None
             if found is not None:

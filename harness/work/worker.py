@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Literal, Protocol
@@ -82,6 +82,7 @@ class _Place:
     ability: ColoAbility
     buffers: Buffers
     controls: ControlRoom
+    hints: list[str] = field(default_factory=list)
 
 
 class LocalWorker:
@@ -135,6 +136,7 @@ class LocalWorker:
             devices=task.guest,
             came=task.came,
             named=task.answers[0].route,
+            hints=place.hints,
         )
         bench.tell(task.excluded)
         return bench

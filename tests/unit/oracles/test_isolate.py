@@ -259,3 +259,15 @@ def test_whom_qemu_names_is_not_searched_for(
     blame = isolator().find_incoming("bound", frozenset(), judgement)
     assert blame is not None
     assert (blame.sections, fake.started) == ((handmade.sections[3],), [])
+
+
+def test_a_suspect_of_the_incoming_stream_is_tried_first(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.refuses = handmade.full(5, 0x22)
+    blame = isolator(suspects=["gone", handmade.sections[5]]).find_incoming(
+        "bound", frozenset(), Judgement(verdict=Verdict.CRASH)
+    )
+    assert blame is not None
+    # without it, and with it alone
+    assert (blame.sections, len(fake.started)) == ((handmade.sections[5],), 2)

@@ -353,6 +353,7 @@ def test_what_breaks_the_incoming_stream_is_its_own_rows_finding_and_no_others(w
     finding, *rest = cells(plan("ahci", "bound"), bench)
     assert (finding.verdict, finding.blamed, finding.outcome.load) == (Verdict.CRASH, (culprit,), 0)
     assert all(cell.verdict is Verdict.OK and cell.excluded == (culprit,) for cell in rest)
+    assert bench.hints == [culprit, culprit]
     # in another phase nobody searches again
     assert [cell.verdict for cell in cells(plan("platform", "kernel"), bench)] == [Verdict.OK]
     assert len(world.searches) == 1
