@@ -298,6 +298,11 @@ def known_list(**given: Any) -> int:
 @click.argument("path", type=FILE)
 @click.option("--section", metavar="IDSTR", help="Show the fields of the sections whose idstr contains this text.")
 @click.option("--phase", metavar="PHASE", help="Phase of a state pack to show.")
+@click.option(
+    "--like",
+    type=FILE,
+    help="Stream or state pack of the same machine, to name the fields of a stream without a description of its own.",
+)
 @json_option
 def inspect(**given: Any) -> int:
     """Show what a state pack or a migration stream contains.

@@ -27,24 +27,43 @@ from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
 from harness.stream.reader import mapped, read_foreign
 from harness.stream.virtio import field_features
-from harness.stream.vmdesc import decode
+from harness.stream.vmdesc import VmDesc, decode
 from harness.stream.wire import CommandType, SectionType
 from harness.text import printable
 
 SCHEMA = "postload.inspect/1"
 
 
-def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[str, Any]:
+def inspect_path(path: Path, *, section: str | None, phase: str | None, like: Path | None = None) -> dict[str, Any]:
     """The document for a stream file or a state pack.
 
     :param section: keep only sections whose idstr holds this text; fields are shown for these
+    :param like: a stream or a state pack of the same machine, whose vmdesc a stream without its own is read by
     :raises UsageError: no such file, phase or section
     :raises StreamError: the file is no stream, or is damaged
     :raises PackError: the pack is damaged
     """
-    if path.is_dir() or path.name == MANIFEST or path.suffix == SUFFIX or is_packfile(path):
-        with StatePack(path.parent if path.name == MANIFEST else path) as pack:
+    if _is_pack(path):
+        with _pack(path) as pack:
             return _filtered(describe_pack(pack, phase=phase), section, path)
+    with _read(path, _vmdesc_of(like) if like is not None else None) as (stream, container):
+        document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream, container, like)}
+        document |= {"commands": _commands(stream), "sections": _parts(stream)}
+        del stream
+    return _filtered(document, section, path)
+
+
+def _is_pack(path: Path) -> bool:
+    return path.is_dir() or path.name == MANIFEST or path.suffix == SUFFIX or is_packfile(path)
+
+
+def _pack(path: Path) -> StatePack:
+    return StatePack(path.parent if path.name == MANIFEST else path)
+
+
+@contextlib.contextmanager
+def _read(path: Path, vmdesc: VmDesc | None = None) -> Iterator[tuple[Stream, Container | None]]:
+    """The stream of a file, as long as the block lasts."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file or folder")
     try:
@@ -52,13 +71,22 @@ def inspect_path(path: Path, *, section: str | None, phase: str | None) -> dict[
             container = container_of(view)
             if container is not None and container.stream_at is None:
                 raise UsageError(f"{path}: not a migration stream, but {container_text(container)}")
-            stream = read_foreign(view[container.stream_at :] if container else view)
-            document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream, container)}
-            document |= {"commands": _commands(stream), "sections": _parts(stream)}
-            del stream
+            yield read_foreign(view[container.stream_at :] if container else view, vmdesc=vmdesc), container
     except StreamError as error:
         raise UsageError(f"{path}: not a migration stream, or a damaged one: {error}") from error
-    return _filtered(document, section, path)
+
+
+def _vmdesc_of(path: Path) -> VmDesc:
+    """The description that a stream or a pack has of its sections."""
+    if _is_pack(path):
+        with _pack(path) as pack:
+            return pack.recordings[pack.phases[-1]].vmdesc
+    with _read(path) as (stream, _):
+        vmdesc = stream.vmdesc
+        del stream
+    if vmdesc is None:
+        raise UsageError(f"--like {path}: expected a stream with a vmdesc, or a state pack; it has none either")
+    return vmdesc
 
 
 def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any]:
@@ -175,7 +203,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= 64 else f"{text[:64]}... ({len(text) // 2} bytes)"
 
 
-def _stream_head(stream: Stream, container: Container | None) -> dict[str, Any]:
+def _stream_head(stream: Stream, container: Container | None, like: Path | None) -> dict[str, Any]:
     return {
         "container": container_text(container) if container else None,
         "machine": stream.machine,
@@ -183,17 +211,18 @@ def _stream_head(stream: Stream, container: Container | None) -> dict[str, Any]:
         "size_bytes": stream.size,
         "own_vmdesc": stream.own_vmdesc,
         "tail_bytes": len(stream.tail),
-        "remarks": list(_remarks(stream)),
+        "remarks": list(_remarks(stream, like)),
     }
 
 
-def _remarks(stream: Stream) -> Iterator[str]:
+def _remarks(stream: Stream, like: Path | None) -> Iterator[str]:
     """What is missing from the stream, or stands in it besides."""
     if not stream.own_vmdesc:
         ends = "footers" if all(section.footer for section in stream.devices) else "the headers of the next ones"
+        names = f"their fields are named as those of {like}, where these fit" if like else "their fields have no names"
         yield (
             f"the stream has no vmdesc (suppress-vmdesc, xen-save-devices-state, or a machine type before 2.4): "
-            f"sections were found by {ends}, and their fields have no names"
+            f"sections were found by {ends}, and {names}"
         )
     if not stream.machine:
         yield "the stream does not say its machine type: those before 2.4 and xen-save-devices-state do not"

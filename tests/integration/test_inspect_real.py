@@ -85,7 +85,9 @@ def test_without_vmdesc(qemu_7_2: Any, tmp_path: Path, inspected: Callable[[Path
     assert "sections were found by footers" in bare["remarks"][0]
 
 
-def test_a_machine_type_before_2_4(qemu_7_2: Any, tmp_path: Path, inspected: Callable[[Path], dict[str, Any]]) -> None:
+def test_a_machine_type_before_2_4(
+    qemu_7_2: Any, tmp_path: Path, inspected: Callable[[Path], dict[str, Any]], postload: Run
+) -> None:
     old = inspected(saved(machine(qemu_7_2.path, "pc-i440fx-2.2", *networks("a")), tmp_path / "old"))
     described = machine(qemu_7_2.path, "pc-i440fx-2.2", *networks("a"), **{"suppress-vmdesc": "off"})
     told = inspected(saved(described, tmp_path / "described"))
@@ -93,6 +95,10 @@ def test_a_machine_type_before_2_4(qemu_7_2: Any, tmp_path: Path, inspected: Cal
         (s["idstr"], s["size"]) for s in told["sections"][1:]
     ]
     assert (old["machine"], len(old["remarks"])) == ("", 2)
+    done = postload("inspect", tmp_path / "old", "--like", tmp_path / "described", "--section", "e1000", "--json")
+    (named,) = json.loads(done.stdout)["sections"]
+    (wanted,) = [section for section in told["sections"] if section["idstr"] == named["idstr"]]
+    assert [f["name"] for f in named["fields"]] == [f["name"] for f in wanted["fields"]] != []
 
 
 def test_saved_devices_state(qemu_7_2: Any, tmp_path: Path, inspected: Callable[[Path], dict[str, Any]]) -> None:

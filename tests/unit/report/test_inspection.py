@@ -129,3 +129,17 @@ def test_damage_is_named_with_its_place_and_what_was_expected(tmp_path: Path) ->
     with pytest.raises(UsageError) as caught:
         inspected(tmp_path, build.head() + build.toy_section()[:-2])
     assert "at offset 43 (0x2b): section 'toy' has no end: its footer, 7e 00 00 00 09," in str(caught.value)
+
+
+def test_another_stream_names_the_fields_of_one_without_a_description(tmp_path: Path) -> None:
+    described = build.head() + build.toy_section() + b"\0" + build.vmdesc(build.TOY)
+    bare, like = tmp_path / "bare", tmp_path / "like"
+    bare.write_bytes(build.head() + build.toy_section() + b"\0")
+    like.write_bytes(described)
+    (wanted,) = inspected(tmp_path, described)["sections"]
+    document = inspect_path(bare, section=None, phase=None, like=like)
+    assert document["sections"][0]["fields"] == wanted["fields"] != []
+    assert f"their fields are named as those of {like}" in document["remarks"][0]
+    assert inspect_path(bare, section=None, phase=None)["sections"][0]["fields"] == []
+    with pytest.raises(UsageError, match=r"--like .*bare: expected a stream with a vmdesc"):
+        inspect_path(bare, section=None, phase=None, like=bare)
