@@ -151,7 +151,9 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
         within=(rule.within or "") if rule.within in [part.name for part in parts] else "",
         takes=frozenset(rule.takes),
         decoder=rule.decoder or "",
-        guest=guest.model_copy(update={key: line.replace("{name}", name) for key, line in guest}),
+        guest=guest.model_copy(
+            update={key: line.replace("{name}", name).replace("{hint}", rule.hint or "") for key, line in guest}
+        ),
     )
 
 

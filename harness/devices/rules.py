@@ -97,6 +97,8 @@ class TypeRule(Model):
     :param properties: of the device itself, and so are ``needs`` and ``references``
     :param within: the attachment that its state is saved with, for one that saves none of its own
     :param takes: names of which a guest has one
+    :param guest: commands, in which ``{name}`` stands for the device's and ``{hint}`` for ``hint``: where the guest has
+        what is on no PCI bus
     """
 
     when: When = When()
@@ -116,6 +118,7 @@ class TypeRule(Model):
     takes: tuple[str, ...] = ()
     decoder: str | None = None
     guest: GuestCommands | None = None
+    hint: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:*@-]+$")] | None = None
 
     @model_validator(mode="after")
     def _says_why(self) -> TypeRule:

@@ -23,6 +23,7 @@ from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Hindrances, only_slow, undisturbed
+from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -152,6 +153,9 @@ def _ask(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> li
             migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
         except Unmigratable:
             raise
+        except CommandRefused as error:
+            # 5.2 refuses a machine with such a device and does not call it blocked
+            raise Unmigratable(str(error)) from error
         except QemuError as error:
             ended = vm.ended(1.0)
             said = f"QEMU ended with {ended}: {vm.process.stderr().strip()}" if ended else error

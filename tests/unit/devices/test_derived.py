@@ -214,6 +214,14 @@ def test_ids_are_short_enough_for_block_nodes_and_differ() -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_the_guest_looks_for_drivers_and_is_told_where_what_is_on_no_pci_bus_is() -> None:
+    devices = derived_in("7.2").devices
+    assert devices["e1000+multifunction"].guest.bind == 'auto_bind e1000+multifunction "{slot}" ""'
+    assert devices["isa-serial"].guest.bind == 'auto_bind isa-serial "{slot}" "tty:ttyS1"'
+    assert devices["e1000"].reaches("busy")
+    assert not devices["virtio-9p-pci"].reaches("busy")
+
+
 def test_a_drive_is_saved_with_what_it_is_plugged_into() -> None:
     devices = derived_in("7.2").devices
     assert {name: devices[name].within for name in ("ide-hd", "ide-cd+piix3", "floppy", "virtconsole", "scsi-hd")} == {
