@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -137,8 +137,12 @@ def test_a_kernel_that_counts_no_pressure_has_none() -> None:
 
 
 @pytest.fixture
-def child() -> object:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that works and no more: one that still starts is held by the kernel while its files are read."""
+    program = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
         yield process
         process.kill()
 
