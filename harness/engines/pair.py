@@ -238,7 +238,8 @@ def count_checkpoints(events: Iterable[str]) -> tuple[int, int]:
 def let_cpu_threads_go_first(pid: int) -> None:
     """Keep a process on one CPU and put its migration thread, which COLO runs in, into the idle class."""
     with contextlib.suppress(OSError):
-        cpu = {min(os.sched_getaffinity(pid))}
+        usable = sorted(os.sched_getaffinity(pid))
+        cpu = {usable[pid % len(usable)]}  # several pairs at a time shall not share one
         for task in Path(f"/proc/{pid}/task").iterdir():
             name = (task / "comm").read_text().strip()
             os.sched_setaffinity(int(task.name), cpu)

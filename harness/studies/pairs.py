@@ -144,7 +144,7 @@ class _PairSeen:
 
 
 def primary_cases(lab: Lab) -> list[PrimaryCase]:
-    """Each fault in a pair of its own, one after the other: every primary is kept on the same host CPU.
+    """Each fault in a pair of its own, one after the other: every primary is kept on one host CPU.
 
     A pair that does not get to its checkpoints gives a row with ``undecided``.
 
