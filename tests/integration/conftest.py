@@ -36,7 +36,9 @@ from harness.state.recordings import Recordings, missing, planned_guests, record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-COMMAND_TIMEOUT_S = 240.0
+#: For the whole of a command that boots a guest, and for a step of it, on a machine that has others to serve.
+COMMAND_TIMEOUT_S = 900.0
+STEP_TIMEOUT_S = 180.0
 
 Done = subprocess.CompletedProcess[str]
 
@@ -247,7 +249,7 @@ def strays(scratch: Path) -> Callable[[], list[int]]:
 def eventually() -> Callable[..., None]:
     """Waits for something that another process brings about."""
 
-    def wait(done: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+    def wait(done: Callable[[], object], what: str, timeout_s: float = STEP_TIMEOUT_S) -> None:
         end = time.monotonic() + timeout_s
         while not done():
             assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"

@@ -37,7 +37,7 @@ Start = Callable[..., subprocess.Popen[str]]
 Strays = Callable[[], list[int]]
 Eventually = Callable[..., None]
 
-END_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 180.0
 #: 24 cells of six sessions, four cells a session: the first end after seconds, the last after a quarter of a minute.
 LONG = ["matrix", "--quick", "--machine", "pc", "--schedule", "same", "--loads", "1500", "--jobs", "2"]
 SHORT = [
@@ -136,7 +136,7 @@ def test_killed_in_the_middle_of_a_matrix(
     eventually(lambda: len(_judged(tmp_path)) >= 3 and strays(), "three judged cells and a QEMU at work")
     process.kill()
     process.communicate(timeout=END_TIMEOUT_S)
-    eventually(lambda: not strays(), "every QEMU gone with its harness", timeout_s=5.0)
+    eventually(lambda: not strays(), "every QEMU gone with its harness")
     judged = [cell["id"] for cell in _judged(tmp_path)]
     _assert_partial(json.loads((tmp_path / "matrix.json").read_text()))
     told = postload("report", tmp_path)

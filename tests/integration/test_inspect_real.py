@@ -21,7 +21,7 @@ from harness.qemu.vm import Vm, migrate_to_socket
 
 pytestmark = pytest.mark.integration
 
-SAVE_TIMEOUT_S = 60.0
+SAVE_TIMEOUT_S = 180.0
 Run = Callable[..., CompletedProcess[str]]
 
 

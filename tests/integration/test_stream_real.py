@@ -25,7 +25,7 @@ from harness.stream.vmdesc import decode
 pytestmark = pytest.mark.integration
 
 _QEMU = shutil.which("qemu-system-x86_64")
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 180.0
 _PR_SET_PDEATHSIG = 1
 _DEVICES = """
     -netdev user,id=n0 -device virtio-net-pci,netdev=n0

@@ -18,7 +18,7 @@ from harness.work.run import Options, Run, load_pack_rows
 LOADS = 200
 #: So many that a run of them does not end while the test lasts.
 ENDLESS = 1_000_000
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 class Watcher:

@@ -22,7 +22,7 @@ from harness.stream.fields import Field, find, walk
 from harness.stream.reader import open_stream
 from harness.stream.virtio import decode_virtio, feature_names
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 180.0
 _PR_SET_PDEATHSIG = 1
 _DRIVER_OK = 4
 _MODERN = "virtio/extra_state/virtio_pci/modern_state/"

@@ -29,7 +29,7 @@ from harness.work.process import ProcessWorker
 from harness.work.task import QemuFile, RecordingFile, Task
 from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported, Worker
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 @pytest.fixture(scope="module")
