@@ -61,7 +61,8 @@ def _parts(vm: Vm) -> Iterator[tuple[str, Iterator[str]]]:
     for about, command in _TABLES.items():
         yield about, (line.rstrip() for line in _hmp(vm, command).splitlines() if line.strip())
     for about, command, keys in (
-        ("block", "query-block", ("device", "qdev", "locked", "tray_open", "removable", "io-status")),
+        # its io-status is the host's disk, which failed where the phase io-error was recorded
+        ("block", "query-block", ("device", "qdev", "locked", "tray_open", "removable")),
         ("chardev", "query-chardev", ("label", "frontend-open")),
         ("mouse", "query-mice", ("name", "index", "current", "absolute")),
     ):

@@ -103,7 +103,16 @@ class FakeVm:
         if command == "human-monitor-command":
             return texts.get(arguments["command_line"], "")
         if command == "query-block":
-            return [{"device": "", "qdev": "a", "locked": False, "type": "unknown", "inserted": {"file": "/tmp/x"}}]
+            return [
+                {
+                    "device": "",
+                    "qdev": "a",
+                    "locked": False,
+                    "io-status": "failed",
+                    "type": "unknown",
+                    "inserted": {"file": "/tmp/x"},
+                }
+            ]
         raise CommandRefused(command, "there is no such command")
 
 
