@@ -34,6 +34,12 @@ def test_no_class_name_is_used_twice() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+def test_no_test_file_has_the_name_of_another() -> None:
+    """pytest imports all of them by their bare name, and stops at the second of one name."""
+    names = [path.name for path in Path(__file__).parents[1].rglob("test_*.py")]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 def test_the_names_are_those_of_the_registries() -> None:
     assert tuple(LANES) == (*names.MIGRATIONS, *names.SCHEDULES, *names.ORACLES)
     assert tuple(map(str, Schedule)) == names.SCHEDULES
