@@ -146,8 +146,13 @@ def test_a_guest_that_is_not_parked_runs(
     with recorded.secondary("bound") as opened:
         opened.primary.checkpoint(encode(recorded.pack.recordings["bound"].sections))
         before = registers(opened.vm)
-        opened.vm.qmp("cont")
-        eventually(lambda: registers(opened.vm) != before, "its registers move")
+
+        def move() -> bool:
+            opened.vm.qmp("cont")
+            time.sleep(0.1)
+            return registers(opened.vm) != before  # which stops it
+
+        eventually(move, "its registers move")
 
 
 def test_what_moves_by_nature_on_virt_has_rules_and_they_are_needed(virt: Recorded) -> None:

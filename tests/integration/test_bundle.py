@@ -51,8 +51,9 @@ def bundle(run: Path) -> Bundle:
 
 
 def test_every_signature_of_a_run_gets_a_bundle_of_its_smallest_case_once(
-    run: Path, postload: Callable[..., Done], binary: QemuBinary
+    run: Path, postload: Callable[..., Done], binary: QemuBinary, tmp_path: Path
 ) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
     made = postload("bundle", "--all", "--run", run, "--qemu", binary.path, "--json")
     assert made.returncode == 0, made.stderr
     (told,) = json.loads(made.stdout)["bundles"]
