@@ -269,8 +269,8 @@ def _leak(leak: dict[str, Any]) -> str:
         return f"{text} The sizes of the allocations are not known: the heap could not be walked chunk by chunk."
     return (
         f"{text} They are, for each load, {', '.join(chunks)} (malloc's own 8 bytes and the rounding to 16 among "
-        "them). Their call sites are not known from outside: a build with `--enable-asan`, or valgrind or heaptrack "
-        "around `reproduce.py`, names them."
+        "them). Their call sites are not known: what names them (heaptrack, valgrind, LeakSanitizer) writes its report "
+        "when QEMU ends by itself, and `reproduce.py` ends it by SIGKILL."
     )
 
 
