@@ -210,7 +210,7 @@ class StatePack:
             return None
         try:
             return look_from_json((self.path / name).read_bytes())
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise PackError(f"{self.source}: {name}: no look at a machine: {error}") from error
 
     def page(self, number: int) -> memoryview | None:

@@ -18,6 +18,8 @@ from harness.qemu.vm import Vm
 
 #: What a look is about, in the order of a report.
 ABOUT = ("memory", "device", "interrupts", "pci", "block", "network", "chardev", "usb", "mouse")
+#: Raised when a look at the same machine gives other lines: two looks are compared only when they are of one version.
+VERSION = 2
 #: Part, then text: ``("memory", "memory: 00000000fed00000-00000000fed003ff (prio 0, i/o): hpet")``.
 Line = tuple[str, str]
 Look = Counter[Line]
@@ -42,15 +44,19 @@ def look_at(vm: Vm) -> Look:
 
 def look_to_json(look: Look) -> bytes:
     """As it is kept in a state pack."""
-    return json.dumps([[*line, count] for line, count in sorted(look.items())], separators=(",", ":")).encode()
+    lines = [[*line, count] for line, count in sorted(look.items())]
+    return json.dumps({"version": VERSION, "lines": lines}, separators=(",", ":")).encode()
 
 
-def look_from_json(data: bytes) -> Look:
-    """What :func:`look_to_json` gave.
+def look_from_json(data: bytes) -> Look | None:
+    """What :func:`look_to_json` gave; None for a look that a program of another version took.
 
     :raises ValueError: it is something else
     """
-    return Counter({(str(about), str(line)): int(count) for about, line, count in json.loads(data)})
+    found = json.loads(data)
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        return None
+    return Counter({(str(about), str(line)): int(count) for about, line, count in found["lines"]})
 
 
 def _parts(vm: Vm) -> Iterator[tuple[str, Iterator[str]]]:

@@ -35,7 +35,7 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.state.recorder import CutShort, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
-_RECORDING_FORMAT = 4
+_RECORDING_FORMAT = 6
 #: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
 VMSTATE: Final = "vmstate"
 

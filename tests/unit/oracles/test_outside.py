@@ -87,6 +87,8 @@ def test_very_many_lines_are_counted() -> None:
 def test_a_look_is_kept_as_json() -> None:
     there = look(BAR, BAR, INSIDE)
     assert look_from_json(look_to_json(there)) == there
+    assert look_from_json(b'[["memory","a",1]]') is None
+    assert look_from_json(b'{"version":1,"lines":[]}') is None
     with pytest.raises(ValueError, match="Expecting"):
         look_from_json(b"{")
 
