@@ -126,8 +126,9 @@ def test_a_device_of_another_phase_is_caught(
         )
     judged = judge_life(life)
     assert life.loads_acked == 3, life
-    if "soft lockup" in in_words(judged["platform"]):
-        # the driver happened to have a command for the control queue, and waits for its end with the CPU held
+    if set(judged) == {"platform"}:
+        # the driver happened to have a command for the control queue, and waits for its end with the CPU held: nobody
+        # answers, and after 20 s the kernel says soft lockup
         assert device == "virtio-net"
         assert verdicts(judged) == {"platform": Verdict.GUEST_FAULT}, judged
         return
