@@ -165,11 +165,7 @@ def members(kind: Any, wanted: Sequence[str], what: str) -> tuple[Any, ...]:
 
     :raises UsageError: a value is unknown
     """
-    known = [str(member) for member in kind]
-    for name in wanted:
-        if name not in known:
-            raise UsageError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
-    return tuple(member for member in kind if str(member) in wanted)
+    return tuple(map(kind, names_of([str(member) for member in kind], wanted, what)))
 
 
 def names_of(known: Sequence[str], wanted: Sequence[str], what: str) -> tuple[str, ...]:
