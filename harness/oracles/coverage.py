@@ -35,11 +35,21 @@ def coverage_of(pack: StatePack, like: CellKey, devices: Iterable[str], dump: Du
     :param dump: what the recording QEMU says of its vmstates; empty when it said nothing
     """
     seen = _seen(pack)
-    return tuple(_device(pack, name, like, seen.get(name, {}), dump) for name in devices)
+    by_vmsd: dict[str, list[str]] = {}
+    for type_name, entry in dump.items():
+        if type_name != HEAD and "Description" in entry:
+            by_vmsd.setdefault(entry["Description"]["name"], []).append(type_name)
+    found = []
+    for name in devices:
+        places = seen.get(name, {})
+        known = _known(pack.manifest.plan.of(name), places, dump, by_vmsd)
+        found.append(_device(pack, name, like, places, known))
+    return tuple(found)
 
 
-def _device(pack: StatePack, name: str, like: CellKey, seen: Mapping[_Name, _Places], dump: Dump) -> DeviceCoverage:
-    known = _known(pack.manifest.plan.of(name), seen, dump)
+def _device(
+    pack: StatePack, name: str, like: CellKey, seen: Mapping[_Name, _Places], known: Mapping[_Name, str]
+) -> DeviceCoverage:
     states = []
     for part_of, vmsd in sorted(known):
         places = seen.get((part_of, vmsd), {})
@@ -54,13 +64,14 @@ def _device(pack: StatePack, name: str, like: CellKey, seen: Mapping[_Name, _Pla
     return DeviceCoverage(row=replace(like, device=name).row, machine=like.machine, device=name, states=tuple(states))
 
 
-def _known(attached: Iterable[PlacedDevice], seen: Iterable[_Name], dump: Dump) -> dict[_Name, str]:
-    """What a device can have, to the type that has it; empty where no type is known to."""
+def _known(
+    attached: Iterable[PlacedDevice], seen: Iterable[_Name], dump: Dump, by_vmsd: Mapping[str, list[str]]
+) -> dict[_Name, str]:
+    """What a device can have, to the type that has it; empty where no type is known to.
+
+    :param by_vmsd: the types of the dump by the vmsd that they have
+    """
     known = dict.fromkeys(seen, "")
-    by_vmsd: dict[str, list[str]] = {}
-    for type_name, entry in dump.items():
-        if type_name != HEAD and "Description" in entry:
-            by_vmsd.setdefault(entry["Description"]["name"], []).append(type_name)
     types = {placed.type for placed in attached if placed.type in dump}
     for vmsd in [vmsd for part_of, vmsd in known if not part_of]:
         # a vmstate may be that of several types: of those that are attached when any is

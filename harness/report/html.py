@@ -90,7 +90,7 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
             versions=by_version(doc),
             seen=seen,
             grid=grid_of(doc) if seen.is_long else {},
-            colo=colo_rows(doc),
+            colo=colo_rows(found),
             many_cells=_MANY_CELLS if seen.is_long else len(doc.cells),
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),

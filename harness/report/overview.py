@@ -7,12 +7,12 @@ this overview in their place, and the page has the tables on demand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.arch import family_of
 from harness.report.coverage import share_text
-from harness.report.view import blocks, pair_text
+from harness.report.view import Block, pair_text
 from harness.results.coverage import sum_of
 from harness.results.document import Cell, Colo, ColoAnswer, DeviceCoverage, MatrixDoc
 from harness.results.verdict import Verdict, rank, worst
@@ -91,13 +91,16 @@ def overview(doc: MatrixDoc) -> Overview:
         recorder = result.record_qemu or result.qemu
         for answer in result.devices:
             answers[f"{recorder.sha256} {result.qemu.sha256}", family_of(result.machine), answer.device] = answer
+    states: dict[tuple[str, str], list[DeviceCoverage]] = {}
+    for each in doc.coverage:
+        states.setdefault((family_of(each.machine), each.device), []).append(each)
     qemus = {f"{c.record_qemu.sha256} {c.load_qemu.sha256}": pair_text(c) for c in doc.cells}
     rows = [
         OverviewRow(
             family=family,
             device=device,
             answers=tuple(answers.get((qemu, family, device)) for qemu in qemus),
-            state=_state([c for c in doc.coverage if c.device == device and family_of(c.machine) == family]),
+            state=_state(states.get((family, device), [])),
             cell=_worst(found),
         )
         for (family, device), found in cells.items()
@@ -106,11 +109,11 @@ def overview(doc: MatrixDoc) -> Overview:
     return Overview(qemus=tuple(qemus.values()), rows=tuple(sorted(told, key=lambda row: rank(row.verdict))))
 
 
-def colo_rows(doc: MatrixDoc) -> tuple[ColoRow, ...]:
+def colo_rows(blocks: Iterable[Block]) -> tuple[ColoRow, ...]:
     """Which devices a COLO guest may have: for each machine the devices of each answer, the worst answer first."""
     return tuple(
         ColoRow(machine=block.title, colo=colo, devices=devices)
-        for block in blocks(doc)
+        for block in blocks
         for colo in Colo
         if (devices := tuple(each.device for each in block.result.devices if each.colo is colo))
     )

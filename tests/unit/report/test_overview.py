@@ -16,6 +16,7 @@ from harness.report.html import render_html
 from harness.report.markdown import render_markdown
 from harness.report.overview import FEW, colo_rows, grid_of, overview
 from harness.report.terminal import print_matrix
+from harness.report.view import blocks
 from harness.results.answer import machine_result
 from harness.results.document import Cell, Colo, DescribedState, DeviceCoverage, MachineResult, MatrixDoc
 from harness.results.key import CellKey
@@ -69,7 +70,7 @@ def test_the_worst_stands_first_with_what_to_look_at(many: MatrixDoc) -> None:
 
 
 def test_a_device_is_answered_by_its_own_cells(many: MatrixDoc) -> None:
-    (unsafe, safe) = colo_rows(many)
+    (unsafe, safe) = colo_rows(blocks(many))
     assert (unsafe.colo, unsafe.devices) == (Colo.UNSAFE, (ODD,))
     assert (safe.colo, len(safe.devices)) == (Colo.SAFE, 2 * FEW - 1)
     stopped = machine_result(many.machines[0], many.cells, complete=False)
