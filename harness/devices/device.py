@@ -54,8 +54,8 @@ CATEGORY = "category:"
 _MOST_SHOWN = 6
 #: A block node has 31 characters (``include/block/block_int-common.h``), and some get ``-faults`` behind theirs.
 _LONGEST_ID = 24
-#: Guest command that brings a guest into a phase.
-_STEPS = {"bound": "bind", "busy": "busy", "unbound": "unbind", "rebound": "rebind"}
+#: Guest command that brings a device into a phase.
+STEPS = {"bound": "bind", "busy": "busy", "unbound": "unbind", "rebound": "rebind"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +200,7 @@ class Device:
         """Whether it has anything to do in a phase; the platform is in all of them."""
         if phase == "io-error":
             return bool(self.faults)
-        return self.rest or phase not in _STEPS or getattr(self.guest, _STEPS[phase]) != NOTHING
+        return self.rest or phase not in STEPS or getattr(self.guest, STEPS[phase]) != NOTHING
 
 
 def select_devices(

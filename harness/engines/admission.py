@@ -91,10 +91,8 @@ def _refusals(
 def _refusal(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> str | None:
     """QEMU's words where it does not start COLO with a machine; None where it does, or where the machine's own state
     is not taken by an ordinary migration either. Kept by all that it depends on."""
-    bare = replace(machine, boot=None)
-    plan = bare.plan.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
-    bare = replace(bare, plan=plan)
-    asked = [_ANSWERS, binary.sha256, binary.path, dialect.name, bare.accel, plan.model_dump(mode="json")]
+    bare = replace(machine, boot=None, plan=machine.plan.unbooted())
+    asked = [_ANSWERS, binary.sha256, binary.path, dialect.name, bare.accel, bare.plan.model_dump(mode="json")]
     key = f"colo/{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]}.json"
     kept: dict[str, str | None] | None = kept_answer(key)
     if kept is None:

@@ -99,14 +99,18 @@ class GuestPlan(Model):
         :param machine_properties: properties of the machine beside its own
         """
         left = tuple(device for device in self.devices if not device.owner or device.owner in owners)
-        named = {backend for device in left for backend in device.backends.values()}
-        return self.model_copy(
-            update={
-                "devices": left,
-                "backends": {name: backend for name, backend in self.backends.items() if name in named},
-                "machine_properties": {**self.machine_properties, **(machine_properties or {})},
-            }
-        )
+        properties = {**self.machine_properties, **(machine_properties or {})}
+        return self.with_devices(left).model_copy(update={"machine_properties": properties})
+
+    def with_devices(self, devices: tuple[PlacedDevice, ...]) -> GuestPlan:
+        """The same guest with some of its devices, and the backends that these name."""
+        named = {backend for device in devices for backend in device.backends.values()}
+        backends = {name: backend for name, backend in self.backends.items() if name in named}
+        return self.model_copy(update={"devices": devices, "backends": backends})
+
+    def unbooted(self) -> GuestPlan:
+        """The same machine with nothing to boot."""
+        return self.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
 
 
 def guest_slot(device: Device, plan: GuestPlan) -> str | None:

@@ -17,13 +17,13 @@ from harness.devices.derive import DerivedDevices, derive_all
 from harness.devices.device import Device, matching
 from harness.devices.rules import Status, load_rules
 from harness.devices.types import DeviceType, types_of
-from harness.errors import DeadlineError, QemuError, Unmigratable, UnsavedError
+from harness.errors import DeadlineError, QemuError
 from harness.guests.lack import Lack, Lacks
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
-from harness.qemu.disturbance import Disturbance, Hindrances, undisturbed
+from harness.qemu.disturbance import Hindrances, only_slow, undisturbed
 from harness.qemu.scope import ProcessScope
-from harness.state.owners import saved_labels, short
+from harness.state.owners import lack_of, saved_labels
 from harness.state.recordings import machine_names, missing, planned_guests
 
 
@@ -90,7 +90,7 @@ _STATUS = {
 
 def _may_be_false(found: TriedDevice, hindered: Hindrances) -> bool:
     """A QEMU that was stopped or ended looks like one that does not start with a device."""
-    return found.lack is not None and any(each.how is not Disturbance.STARVED for each in hindered)
+    return found.lack is not None and not only_slow(hindered)
 
 
 def _lacking(lack: Lack) -> TriedDevice:
@@ -148,22 +148,17 @@ class DeviceTrial:
         if lack is not None:
             return _lacking(lack)
         guest = planned.guests[0]
-        said = partial(Lack, machine=name, qemu=self.binary.version)
         try:
             without = set(self._labels(_without_subject(guest, device)))
             after = self._labels(guest)
-        except Unmigratable as error:
-            return _lacking(said(what=Lacks.MIGRATION, said=short(error)))
-        except UnsavedError as error:
-            return _lacking(said(what=Lacks.SAVE, said=short(error)))
         except (QemuError, DeadlineError) as error:
-            return _lacking(said(what=Lacks.START, said=short(error)))
+            return _lacking(lack_of(error, self.binary, name))
         sections = [label for label in after if label not in without]
         if not sections and device.within:
             bare = set(self._labels(guest.without(frozenset({device.name}))))
             sections = [label for label in after if label not in bare]
         if not sections:
-            return _lacking(said(what=Lacks.SECTION))
+            return _lacking(Lack(what=Lacks.SECTION, machine=name, qemu=self.binary.version))
         return TriedDevice(status=Status.JUDGED, sections=sections)
 
     def _labels(self, guest: PlannedGuest) -> list[str]:
@@ -180,6 +175,4 @@ def _without_subject(guest: PlannedGuest, device: Device) -> PlannedGuest:
         return guest.without(frozenset({device.name}))
     ports = {placed.bus for placed in guest.plan.devices if placed.id in kept}
     left = tuple(placed for placed in guest.plan.devices if placed.id in kept or placed.id in ports)
-    named = {backend for placed in left for backend in placed.backends.values()}
-    backends = {name: backend for name, backend in guest.plan.backends.items() if name in named}
-    return replace(guest, plan=guest.plan.model_copy(update={"devices": left, "backends": backends}))
+    return replace(guest, plan=guest.plan.with_devices(left))

@@ -91,26 +91,19 @@ def _find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: Pro
     names = [device.name for device in guest.devices if not device.rest]
     found: dict[str, list[str]] = {}
     refused: dict[str, Lack] = {}
-    lack = partial(Lack, machine=guest.plan.machine, qemu=binary.version)
     before = set(saved_labels(binary, guest.without(frozenset(names)).plan, accel, scope))
     for number, name in enumerate(names):
         absent = frozenset({*names[number + 1 :], *refused})
         try:
             after = saved_labels(binary, guest.without(absent).plan, accel, scope)
-        except Unmigratable as error:
-            refused[name] = lack(what=Lacks.MIGRATION, said=short(error))
-            continue
-        except UnsavedError as error:
-            refused[name] = lack(what=Lacks.SAVE, said=short(error))
-            continue
         except (QemuError, DeadlineError) as error:
-            refused[name] = lack(what=Lacks.START, said=short(error))
+            refused[name] = lack_of(error, binary, guest.plan.machine)
             continue
         own = [label for label in after if label not in before]
         if own:
             found[name], before = own, set(after)
         else:
-            refused[name] = lack(what=Lacks.SECTION)
+            refused[name] = Lack(what=Lacks.SECTION, machine=guest.plan.machine, qemu=binary.version)
     return Owners(sections=found, refused=refused)
 
 
@@ -133,7 +126,7 @@ def saved_labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: Process
     :raises UnsavedError: QEMU dies while it saves it
     :raises QemuError: the machine does not start
     """
-    bare = plan.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
+    bare = plan.unbooted()
     text = json.dumps([_ANSWERS, binary.sha256, binary.path, accel, bare.model_dump(mode="json")], sort_keys=True)
     key = f"owners/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     labels: list[str] | None = kept_answer(key)
@@ -162,6 +155,16 @@ def _ask(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> li
             raise UnsavedError(f"while the machine was saved: {said}") from error
         with open_stream(sink) as stream:
             return labels_of(stream.devices)
+
+
+def lack_of(error: QemuError | DeadlineError, binary: QemuBinary, machine: str) -> Lack:
+    """Why a device is not to be had, by what :func:`saved_labels` raised with it."""
+    what = Lacks.START
+    if isinstance(error, Unmigratable):
+        what = Lacks.MIGRATION
+    elif isinstance(error, UnsavedError):
+        what = Lacks.SAVE
+    return Lack(what=what, machine=machine, qemu=binary.version, said=short(error))
 
 
 def short(error: Exception) -> str:

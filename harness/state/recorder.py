@@ -14,7 +14,7 @@ from typing import Any
 
 import harness
 from harness.arch import Architecture, architecture_of
-from harness.devices.device import NOTHING, Device
+from harness.devices.device import NOTHING, STEPS, Device
 from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
 from harness.errors import DeadlineError, GuestError, HostError, PackError, QemuError, StreamError, UsageError
 from harness.files import sweep, temp_dir
@@ -57,10 +57,8 @@ _END_WAIT_S = 1.0
 _END_CHARS = 400
 
 _FIRMWARE_LOG = "firmware.log"
-#: What a driver is asked for on the way into a phase.
 #: Nobody answers at the console then.
 _WITHOUT_SHELL = ("firmware", "rebooted")
-_STEPS = {"bound": "bind", "unbound": "unbind", "rebound": "rebind"}
 
 Progress = Callable[[str], None]
 
@@ -396,7 +394,7 @@ class _Boot:
             return
         for device in devices:
             if phase != "unbound" or device.name not in self._moving or self._done(device, phase, "idle", console):
-                self._done(device, phase, _STEPS[phase], console)
+                self._done(device, phase, STEPS[phase], console)
 
     def _done(self, device: Device, phase: str, step: str, console: Console) -> bool:
         """Whether a device did one step; one that did not is out of the phase, and nobody else is."""
