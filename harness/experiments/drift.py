@@ -146,7 +146,7 @@ class _Session:
                 self.acked = last
                 if last in saved_after(self._owner.loads):
                     time.sleep(SETTLE_S)
-                    self.snapshots.append(self._saved(secondary.vm))
+                    self.snapshots.append(replace(self._saved(secondary.vm), look=look_at(secondary.vm)))
             self.idle = self._idle(secondary.vm)
         except ChannelBroken as error:
             return self._owner.broken(error, self.acked)
@@ -174,7 +174,7 @@ class _Session:
         saved = by_label(reversed(saved_sections(vm, self._vmdesc)))
         sent = by_label(self._sections)
         sections = {name: decoded_as(sent.get(name), saved[name]) for name in saved}
-        return Snapshot(load=self.acked, sections=sections, look=look_at(vm))
+        return Snapshot(load=self.acked, sections=sections)
 
     def _idle(self, vm: Vm) -> Snapshot:
         vm.qmp("cont")
