@@ -25,6 +25,8 @@ USUAL_DEVICES = ("ahci", "platform", "virtio-blk", "virtio-net")
 
 #: Ordinary migration, before any checkpoint. ``early`` only when it is asked for.
 MIGRATIONS = ("plain", "early", "postcopy")
+#: Of these, those that load a recorded stream as it is: what a guest lives through.
+AS_RECORDED = ("plain", "postcopy")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
 ORACLES = ("drift", "leak", "guest", "io-error")
 #: All ways of loading or looking, in the order of a report.

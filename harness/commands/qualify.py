@@ -31,7 +31,7 @@ from harness.devices.device import Device, select_devices
 from harness.engines.schedule import Schedule
 from harness.errors import UsageError
 from harness.facts import KvmTried, collect_facts, kvm_tried
-from harness.names import USES, USUAL_PHASES
+from harness.names import AS_RECORDED, USES, USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qualify.evidence import GuestWitness
@@ -140,7 +140,7 @@ def _options(
         run_s=given["run_ms"] / 1000,
         fresh=given["fresh"],
         cpus=given["cpus"],
-        migrations=("plain", "postcopy"),
+        migrations=AS_RECORDED,
         oracles=False,
         overrides=overrides(given["globals_"]),
     )

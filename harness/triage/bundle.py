@@ -33,6 +33,7 @@ from harness.arch import architecture_of
 from harness.devices.device import section_label
 from harness.errors import HarnessError, HostError, StreamError, UsageError
 from harness.files import temp_dir
+from harness.names import AS_RECORDED
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.hosttime import run_watched
 from harness.qemu.installed import launched
@@ -51,7 +52,7 @@ from harness.stream.vmdesc import DeviceDesc, StructDesc, VmDesc
 from harness.stream.writer import encode_vmdesc
 from harness.triage.backtrace import Backtrace, backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
-from harness.triage.cells import LIKE_LOADS, at_start, phase_of
+from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
 from harness.triage.elsewhere import check_case, loader_path, made_here, remember_case
 from harness.triage.reduced import part_of
@@ -451,7 +452,7 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
     :raises UsageError: the cell is of another kind, or its state pack is not known
     """
     outcome = cell.outcome
-    by_load = cell.by_load or cell.lane in ("drift", *LIKE_LOADS)
+    by_load = cell.by_load or cell.lane in ("drift", *AS_RECORDED)
     if not by_load or not outcome.causes or cell.verdict is Verdict.GUEST_FAULT or pack is None:
         if by_load or cell.lane == "leak":
             raise UsageError(f"{cell.id}: there is no case of it yet: postload minimise makes one")

@@ -6,9 +6,6 @@ from __future__ import annotations
 from harness.names import MIGRATIONS
 from harness.results.document import Cell
 
-#: Lanes beside the schedules whose findings are those of one incoming stream.
-LIKE_LOADS = ("plain", "postcopy")
-
 
 def phase_of(cell: Cell) -> str:
     """Where it failed; the last phase where nobody says."""

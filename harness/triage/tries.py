@@ -14,6 +14,7 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan
 from harness.errors import HarnessError, HostError, QemuError, Stopped, UsageError
 from harness.experiments.leak import LeakBench, LeakBudget
+from harness.names import AS_RECORDED
 from harness.oracles.leak import MIN_LEAK_BYTES, growth
 from harness.oracles.load import is_spoilt, judge
 from harness.qemu.binary import QemuBinary
@@ -24,7 +25,7 @@ from harness.results.document import Cell
 from harness.results.signature import Signature, signature_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.transforms import cpu_labels, label_of
-from harness.triage.cells import LIKE_LOADS, at_start, phase_of
+from harness.triage.cells import at_start, phase_of
 from harness.triage.minimise import Attempt, NotReproduced, Search
 from harness.triage.quickleak import still_leaks
 from harness.triage.reduced import Candidate, Labels, Reduced
@@ -108,7 +109,7 @@ def check_target(cell: Cell) -> None:
     if not cell.verdict.is_finding:
         raise UsageError(f"{cell.id}: its verdict is {cell.verdict}: there is nothing to minimise")
     leak = cell.lane == "leak" and cell.verdict is Verdict.LEAK
-    if not cell.by_load and cell.lane not in LIKE_LOADS and not leak:
+    if not cell.by_load and cell.lane not in AS_RECORDED and not leak:
         raise UsageError(
             f"{cell.id}: a finding of oracle {cell.lane} ({cell.verdict}) cannot be minimised: expected one of a "
             f"load, a migration or a leak; postload explain has all that is known of it{_INSTEAD.get(cell.lane, '')}"
