@@ -443,7 +443,7 @@ class _Row:
             return self._bench.isolator(self._again).find_incoming(evidence.broken.phase, absent, judgement)
         before = self._load_plan().phase_before(evidence.broken.load)
         return self._bench.isolator(self._again).find(
-            before, evidence.broken.phase, evidence.broken.load, excluded, judgement.verdict
+            before, evidence.broken.phase, evidence.broken.load, excluded, judgement
         )
 
     def _cell(

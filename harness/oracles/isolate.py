@@ -22,7 +22,6 @@ from harness.packs.pack import incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.results.outcome import Isolation, IsolationWay
-from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, cpu_labels, labels_of
 
 #: A section that hangs costs its deadline at every try.
@@ -66,16 +65,16 @@ class Isolator:
     suspects: list[str] = field(default_factory=list)
     scope: ProcessScope = field(default_factory=ProcessScope)
 
-    def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
+    def find(self, before: str, phase: str, load: int, excluded: frozenset[str], judgement: Judgement) -> Blame | None:
         """Find what breaks a secondary that is in state ``before`` when ``phase`` is loaded.
 
         :param load: in which load the whole state broke; later ones are searched with repeated loads
-        :param verdict: what the whole state came to; only a break of this kind counts
+        :param judgement: what the whole state came to; only such a break counts, by its verdict and its assertion
         :return: None when the parked guest does not break at all
         """
-        found = self._found(before, phase, load, excluded, verdict)
+        found = self._found(before, phase, load, excluded, judgement)
         if found is None and self.repeated and not self.again:
-            found = replace(self, again=True)._found(before, phase, load, excluded, verdict)
+            found = replace(self, again=True)._found(before, phase, load, excluded, judgement)
         return found
 
     def find_incoming(self, phase: str, absent: frozenset[str], judgement: Judgement) -> Blame | None:
@@ -83,10 +82,10 @@ class Isolator:
         beside what is in every machine, else of all sections but the CPU's.
 
         :param absent: what it leaves out already
-        :param judgement: what came of it; only a break of this kind counts
+        :param judgement: what came of it; only such a break counts, by its verdict and its assertion
         :return: None when it does not break again
         """
-        case = _Isolation(self, phase, phase, 1, judgement.verdict)
+        case = _Isolation(self, phase, phase, 1, judgement)
         recording = self.buffers.pack.recordings[phase]
         labels = [label for label in labels_of(recording.sections) if label not in absent | cpu_labels(recording)]
         if judgement.named in labels:
@@ -103,8 +102,10 @@ class Isolator:
                 return found
         return None
 
-    def _found(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
-        case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), verdict)
+    def _found(
+        self, before: str, phase: str, load: int, excluded: frozenset[str], judgement: Judgement
+    ) -> Blame | None:
+        case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), judgement)
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
         case.absent = case.refused_at_start(excluded)
         labels = labels_of(self.buffers.pack.recordings[phase].sections)
@@ -119,18 +120,18 @@ class Isolator:
 class _Isolation:
     """One search."""
 
-    def __init__(self, owner: Isolator, before: str, phase: str, repeats: int, verdict: Verdict) -> None:
+    def __init__(self, owner: Isolator, before: str, phase: str, repeats: int, whole: Judgement) -> None:
         self.owner = owner
         self.before = before
         self.phase = phase
         self.repeats = repeats
-        self.verdict = verdict
+        self.whole = whole
         self.absent: frozenset[str] = frozenset()
 
     def breaks(self, labels: Sequence[str]) -> Judgement | None:
         """Load these sections alone into a new process; the judgement when it breaks in the same way."""
         judgement = judge(self._session(labels).run())
-        return judgement if judgement.verdict is self.verdict else None
+        return judgement if judgement.is_break_of(self.whole) else None
 
     def minimise_incoming(self, among: Sequence[str], absent: frozenset[str]) -> Blame | None:
         """The fewest of some sections that break the incoming stream; None where it breaks without any of them."""
@@ -139,7 +140,7 @@ class _Isolation:
             self.absent = absent | (set(among) - set(labels))
             incoming = LoadPlan(incoming=self.before, checkpoints=())
             judgement = judge(replace(self._session(()), plan=incoming).run())
-            return judgement if judgement.verdict is self.verdict else None
+            return judgement if judgement.is_break_of(self.whole) else None
 
         whole = None if breaks(()) else breaks(among)
         return None if whole is None else self._smallest(among, breaks, whole)

@@ -23,6 +23,7 @@ from harness.qemu.disturbance import Disturbance, Hindered
 from harness.qemu.kvm import Refusal, is_kvm_assertion, kvm_refusals
 from harness.qemu.process import Exit
 from harness.results.cause import (
+    Assertion,
     Broke,
     Cause,
     Check,
@@ -74,6 +75,17 @@ class Judgement:
     cause: Cause | None = None
     log: str = ""
     named: str | None = None
+
+    @property
+    def assertion(self) -> Assertion | None:
+        """The assertion that ended QEMU, where one did."""
+        return self.cause.assertion if isinstance(self.cause, Ended) else None
+
+    def is_break_of(self, other: Judgement) -> bool:
+        """Whether it broke as another did: the same verdict, and by the same assertion where both name one."""
+        return self.verdict is other.verdict and (
+            None in (self.assertion, other.assertion) or self.assertion == other.assertion
+        )
 
     @property
     def outcome(self) -> Outcome:

@@ -58,7 +58,7 @@ def _find_broken(lab: Lab, name: str, plan: LoadPlan) -> tuple[frozenset[str], l
         if judgement.verdict is Verdict.OK or len(excluded) >= _MAX_BLAMED:
             return excluded, [*cases, case]
         lab.stage(f"{lab.family}: {name}: {judgement.verdict}, looking for the section")
-        blamed = _blame(lab, plan, load, excluded, judgement.verdict)
+        blamed = _blame(lab, plan, load, excluded, judgement)
         if blamed is None:
             return excluded, [*cases, case]
         cases.append(replace(case, sections=blamed.sections, isolation=blamed.how))
@@ -92,7 +92,7 @@ def _case(lab: Lab, name: str, plan: LoadPlan) -> tuple[LoadCase, Judgement, int
     return case, judgement, evidence.broken.load if evidence.broken else evidence.loads_acked
 
 
-def _blame(lab: Lab, plan: LoadPlan, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
+def _blame(lab: Lab, plan: LoadPlan, load: int, excluded: frozenset[str], judgement: Judgement) -> Blame | None:
     phase = plan.checkpoints[max(0, min(load, len(plan.checkpoints)) - 1)].phase
     before = plan.checkpoints[load - 2].phase if load > 1 else plan.incoming
     isolator = Isolator(
@@ -103,7 +103,7 @@ def _blame(lab: Lab, plan: LoadPlan, load: int, excluded: frozenset[str], verdic
         again=lab.resets,
         scope=lab.scope,
     )
-    return isolator.find(before, phase, load, excluded, verdict)
+    return isolator.find(before, phase, load, excluded, judgement)
 
 
 def figures_of(cases: Sequence[LoadCase]) -> LoadFigures:

@@ -22,6 +22,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
 from harness.qemu.scope import ProcessScope
+from harness.results.cause import Assertion, Ended
 from harness.results.outcome import IsolationWay
 from harness.results.verdict import Verdict
 
@@ -38,6 +39,8 @@ class Fake:
     started: list[Fake] = []  # noqa: RUF012 - of all, on purpose
     dies_at_start = False
     refuses: bytes = b""
+    #: Bytes of an incoming stream and what a secondary says that dies of them; the first in the stream does it.
+    asserts: dict[bytes, str] = {}  # noqa: RUF012 - told by a test for all
 
     def __init__(self, *_: object, **__: object) -> None:
         self.vm = self.primary = self.process = self.monitor = self
@@ -45,10 +48,14 @@ class Fake:
         self.dead = False
         self.checkpoints: list[bytes] = []
         self.hits = 0
+        self.said = ""
         type(self).started.append(self)
 
     def start(self, _head: bytes = b"", body: Sequence[bytes] = ()) -> None:
-        if self.dies_at_start or (self.refuses and self.refuses in b"".join(map(bytes, body))):
+        stream = b"".join(map(bytes, body))
+        places = {stream.find(part): said for part, said in self.asserts.items() if part in stream}
+        self.said = places[min(places)] if places else ""
+        if self.dies_at_start or places or (self.refuses and self.refuses in stream):
             self._die(Step.INCOMING)
 
     def checkpoint(self, devices: bytes, ram: Sequence[bytes] = (), **_: object) -> None:
@@ -65,7 +72,7 @@ class Fake:
         return Exit(status=-6, signal="SIGABRT") if self.dead else None
 
     def stderr(self, _since: int = 0) -> str:
-        return ""
+        return self.said
 
     def stderr_size(self) -> int:
         return 0
@@ -100,7 +107,7 @@ def isolator(make_pack: Callable[..., Path], binary: QemuBinary) -> Iterator[Cal
 
 
 def find(searcher: Isolator, load: int = 1, excluded: frozenset[str] = frozenset()) -> Any:
-    return searcher.find("kernel", "bound", load, excluded, Verdict.CRASH)
+    return searcher.find("kernel", "bound", load, excluded, Judgement(verdict=Verdict.CRASH))
 
 
 @pytest.mark.parametrize("number", [2, 3, 4, 5])
@@ -173,7 +180,7 @@ def test_nobody_is_blamed_for_another_kind_of_break(
     isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
 ) -> None:
     fake.bug = frozenset({handmade.full(4, 0x22)})
-    assert isolator().find("kernel", "bound", 1, frozenset(), Verdict.REJECT) is None
+    assert isolator().find("kernel", "bound", 1, frozenset(), Judgement(verdict=Verdict.REJECT)) is None
 
 
 def test_a_secondary_that_does_not_even_start_ends_the_search(
@@ -243,6 +250,21 @@ def test_who_breaks_the_incoming_stream_is_found_by_leaving_out(
         blame = isolator().find_incoming("bound", frozenset(), Judgement(verdict=Verdict.CRASH))
         assert blame is not None
         assert (blame.sections, blame.judgement.verdict) == ((handmade.sections[number],), Verdict.CRASH)
+
+
+def test_of_two_that_break_the_incoming_stream_the_one_with_its_assertion_is_to_blame(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    """Also where the other one was found before, and breaks it alone as well, in another way."""
+    said = "qemu: ../../hw/%s.c:1: %s: Assertion `%s' failed."
+    first, second = said % ("cirrus", "set_offset", "mr->alias"), said % ("xhci", "msix_unuse", "vector < n")
+    fake.asserts = {handmade.full(3, 0x22): first, handmade.full(5, 0x22): second}
+    searcher = isolator(suspects=[handmade.sections[5], handmade.sections[3]])
+    assertion = Assertion(function="set_offset", expression="mr->alias", file="cirrus.c")
+    whole = Judgement(verdict=Verdict.CRASH, cause=Ended(step=Step.INCOMING, assertion=assertion))
+    blame = searcher.find_incoming("bound", frozenset(), whole)
+    assert blame is not None
+    assert (blame.sections, blame.judgement.assertion) == ((handmade.sections[3],), assertion)
 
 
 def test_nobody_is_to_blame_for_an_incoming_stream_that_breaks_for_all(
