@@ -29,8 +29,10 @@ MIGRATIONS = ("plain", "early", "postcopy")
 AS_RECORDED = ("plain", "postcopy")
 SCHEDULES = ("same", "alternate", "walk", "back-to-back")
 ORACLES = ("drift", "leak", "guest", "io-error")
+#: Loads behind a reset of the machine, and what the reset costs; only when it is asked for.
+RESET = "reset"
 #: All ways of loading or looking, in the order of a report.
-LANES = (*MIGRATIONS, *SCHEDULES, *ORACLES)
+LANES = (*MIGRATIONS, *SCHEDULES, *ORACLES, RESET)
 
 GUEST_MODES = ("running", "parked")
 

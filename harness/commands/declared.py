@@ -54,7 +54,9 @@ _known_file_option = click.option(
 
 @click.command(cls=OwningCommand)
 @shared(options.qemu_option, options.machine_option, options.device_option, options.phase_option)
-@shared(options.schedule_option, options.migration_option, options.mode_option, options.loads_option)
+@shared(
+    options.schedule_option, options.migration_option, options.reset_option, options.mode_option, options.loads_option
+)
 @shared(options.run_ms_option, options.quick_option, options.confirm_option, options.jobs_option)
 @shared(options.processes_option)
 @shared(options.budget_option, options.accel_option, options.guest_option, options.cpus_option, options.profiles_option)
@@ -98,7 +100,7 @@ def record(**given: Any) -> int:
 @click.command(cls=OwningCommand)
 @click.argument("pack", type=FILE)
 @shared(options.qemu_option, options.device_option, options.phase_option, options.schedule_option)
-@shared(options.migration_option)
+@shared(options.migration_option, options.reset_option)
 @shared(options.mode_option, options.loads_option, options.run_ms_option, options.quick_option)
 @shared(options.confirm_option, options.jobs_option, options.processes_option, options.budget_option)
 @shared(options.profiles_option)

@@ -140,6 +140,7 @@ def replay_options(given: dict[str, Any]) -> dict[str, Any]:
         "guest_modes": members(GuestMode, given["modes"], "guest mode"),
         "loads": given["loads"],
         "migrations": names_of(names.MIGRATIONS, given["migrations"], "migration"),
+        "reset": given["reset"],
         "jobs": given["jobs"],
         "processes": given["processes"],
         "budget_s": given["budget_s"],

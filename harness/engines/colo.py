@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.evidence import ANSWER_TIMEOUT_S, Break, Count, Evidence, OnLoads, break_at, evidence_of, own_words
+from harness.engines.reset import reset_machine
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary
 from harness.packs.pack import incoming_body
@@ -36,6 +37,7 @@ class Session:
 
     :param absent: labels of sections that even the incoming stream leaves out, as this QEMU refuses them
     :param scope: of the run: owns its processes, and is told when it shall end
+    :param reset_first: the machine is reset before each load, for a build that does not do that itself
     """
 
     binary: QemuBinary
@@ -48,6 +50,7 @@ class Session:
     pace: Pace = Pace()
     timeout_s: float = ANSWER_TIMEOUT_S
     scope: ProcessScope = field(default_factory=ProcessScope)
+    reset_first: bool = False
 
     def run(self, on_loads: OnLoads = lambda _: None) -> Evidence:
         """Load everything and say what happened; a secondary that dies is evidence.
@@ -105,6 +108,8 @@ class Session:
     def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
         devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, checkpoint.repeat)
         ram = self.buffers.ram_difference(checkpoint.phase, before)
+        if self.reset_first:
+            reset_machine(secondary.vm, self.timeout_s)
         secondary.primary.checkpoint(devices, ram, more_s=checkpoint.repeat * PER_LOAD_S)
 
 
@@ -118,9 +123,8 @@ def in_turn(sessions: Sequence[tuple[Session, OnLoads]]) -> list[Evidence]:
     """
     found: list[Evidence] = []
     like, _ = sessions[0]
-    with Secondary(
-        like.binary, like.buffers.machine, like.dialect, timeout_s=like.timeout_s, scope=like.scope
-    ) as secondary:
+    machine = replace(like.buffers.machine, resettable=like.reset_first)
+    with Secondary(like.binary, machine, like.dialect, timeout_s=like.timeout_s, scope=like.scope) as secondary:
         for session, on_loads in sessions:
             found.append(session.turn(secondary, on_loads, first=not found))
             if found[-1].broken or found[-1].exit or found[-1].events:

@@ -160,6 +160,8 @@ def end_within(vm: Vm, within_s: float) -> Exit | None:
 
 
 _BY_SIGNAL = "host-signal"
+#: The reason of a reset that ``system_reset`` asked for.
+ASKED_FOR = "host-qmp-system-reset"
 _GUEST_ENDS = ("SHUTDOWN", "RESET", "GUEST_PANICKED", "GUEST_CRASHLOADED")
 
 
@@ -179,8 +181,9 @@ def guest_ends(vm: Vm) -> tuple[str, ...]:
 
 
 def _by_others(event: dict[str, Any]) -> bool:
-    """A reset that is part of loading a snapshot, or an end that somebody on the host wanted: not the guest's."""
-    return _reason(event) in ("snapshot-load", _BY_SIGNAL)
+    """A reset that is part of loading a snapshot, or that this program asked for, or an end that somebody on the host
+    wanted: not the guest's."""
+    return _reason(event) in ("snapshot-load", ASKED_FOR, _BY_SIGNAL)
 
 
 def _reason(event: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
 from harness.colo.symptom import Doing
 from harness.engines.evidence import DEATH_GRACE_S, Break, break_at, symptom_of
+from harness.engines.reset import reset_machine
 from harness.engines.secondary import Secondary
 from harness.engines.setting import Setting
 from harness.errors import QemuError, StreamError
@@ -85,11 +86,13 @@ class DriftExperiment(Setting):
     :param loads: 2 or more
     :param idle_s: how long the parked machine runs before the save that no load comes before
     :param change: makes a state wrong on purpose: the control of the oracle
+    :param reset_first: each load stands in a checkpoint of its own, behind a reset of the machine
     """
 
     loads: int = DRIFT_LOADS
     idle_s: float = IDLE_S
     change: Change | None = None
+    reset_first: bool = False
 
     def run(self) -> DriftRun:
         """Load and save; a secondary that breaks is a result.
@@ -102,7 +105,7 @@ class DriftExperiment(Setting):
         recording = self.recording
         parked = sections_for(recording, GuestMode.PARKED)
         session = _Session(self, without(parked, self.excluded), recording.vmdesc)
-        with self.secondary() as secondary:
+        with self.secondary(replace(self.buffers.machine, resettable=self.reset_first)) as secondary:
             broken = session.run(secondary)
         return DriftRun(
             machine=self.buffers.machine.name,
@@ -116,7 +119,7 @@ class DriftExperiment(Setting):
             broken=broken,
             idle=session.idle,
             excluded=self.excluded,
-            back_to_back=self.resets,
+            back_to_back=self.resets and not self.reset_first,
         )
 
 
@@ -142,6 +145,8 @@ class _Session:
             self._owner.begin(secondary, GuestMode.PARKED)
             for first, last in self._buffers():
                 self._owner.scope.check()
+                if self._owner.reset_first and not self._owner.resets:
+                    reset_machine(secondary.vm, self._owner.timeout_s)
                 secondary.primary.checkpoint(b"".join(self._state(load) for load in range(first, last + 1)))
                 self.acked = last
                 if last in saved_after(self._owner.loads):
@@ -163,7 +168,7 @@ class _Session:
 
     def _buffers(self) -> Iterator[tuple[int, int]]:
         """First and last load of each buffer; behind a reset the count starts anew."""
-        if self._owner.resets:
+        if self._owner.resets and not self._owner.reset_first:
             return ((1, last) for last in saved_after(self._owner.loads))
         return ((load, load) for load in range(1, self._owner.loads + 1))
 

@@ -67,6 +67,7 @@ class Machine:
     :param extra: further options of the user's, behind all others
     :param dropped: options that are left out, by their number: what turned out not to be needed
     :param foreign: where the plan came from, when that is not this user's own cache: it is checked before each use
+    :param resettable: a reset resets it; else QEMU ends at one, so that a guest that faults is seen
     """
 
     plan: GuestPlan
@@ -78,6 +79,7 @@ class Machine:
     extra: tuple[Option, ...] = ()
     dropped: frozenset[int] = frozenset()
     foreign: Path | None = None
+    resettable: bool = False
 
     @property
     def name(self) -> str:
@@ -115,8 +117,9 @@ class Machine:
             guest_options = self._moved(workdir).options
             confinement = confined(binary, workdir)
             walls = (_SANDBOX,) if confinement.walls.sandbox else ()
+        reset = () if self.resettable else ("no-reboot",)
         options = (
-            *(Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot", "S")),
+            *(Option(name=name) for name in ("nodefaults", "no-user-config", *reset, "S")),
             Option(name="display", first="none"),
             Option(name="machine", first=self.name, props=self.plan.machine_properties),
             Option(name="accel", first=self.accel),

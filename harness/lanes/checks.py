@@ -54,6 +54,7 @@ class OracleName(StrEnum):
     POSTCOPY = "postcopy"
     GUEST = "guest"
     IO_ERROR = "io-error"
+    RESET = "reset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +165,8 @@ def drift_check(phase: str, rows: Sequence[str]) -> OracleCheck:
 
 def _drift(bench: Bench, check: OracleCheck) -> Experiment:
     phase = check.phases[0]
-    excluded = _excluded(bench, check)
-    run = DriftExperiment.of(_setting(bench, phase, excluded)).run()
+    excluded = excluded_in(bench, check)
+    run = DriftExperiment.of(setting_of(bench, phase, excluded)).run()
     judged = judge_drift(
         run, rules_for(bench.devices, {d.name: d.sections for d in bench.buffers.pack.manifest.devices})
     )
@@ -196,10 +197,10 @@ def leak_check(phase: str, rows: Sequence[str]) -> OracleCheck:
 
 def _leak(bench: Bench, check: OracleCheck) -> Experiment:
     phase = check.phases[0]
-    excluded = _excluded(bench, check)
+    excluded = excluded_in(bench, check)
     every = labels_of(bench.buffers.pack.recordings[phase].sections)
     asked = [label for _, labels in _by_row(bench, check, every) for label in labels]
-    result = find_leaks(_setting(bench, phase, excluded), suspects=Suspects(), labels=asked)
+    result = find_leaks(setting_of(bench, phase, excluded), suspects=Suspects(), labels=asked)
     judged = judge_leaks(result)
     told = {
         row: [
@@ -240,9 +241,9 @@ def guest_check(phase: str, rows: Sequence[str]) -> OracleCheck:
 
 
 def _guest(bench: Bench, check: OracleCheck) -> Experiment:
-    excluded = _excluded(bench, check)
+    excluded = excluded_in(bench, check)
     life = guest_life(
-        _setting(bench, check.phases[0], excluded),
+        setting_of(bench, check.phases[0], excluded),
         devices=bench.devices,
     )
     judged = judge_life(life)
@@ -267,10 +268,10 @@ def io_error_check(row: str, faults: Mapping[str, int]) -> OracleCheck:
 
 
 def _io_error(bench: Bench, check: OracleCheck, *, faults: Mapping[str, int]) -> Experiment:
-    excluded = _excluded(bench, check)
+    excluded = excluded_in(bench, check)
     seen = {
         name: io_errors(
-            _setting(bench, IO_ERROR_PHASE, excluded),
+            setting_of(bench, IO_ERROR_PHASE, excluded),
             faults=failing,
         )
         for name, failing in (("healthy disk", {}), ("failing disk", faults))
@@ -289,7 +290,7 @@ def _io_error(bench: Bench, check: OracleCheck, *, faults: Mapping[str, int]) ->
     )
 
 
-def _setting(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
+def setting_of(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
     return Setting(
         binary=bench.binary,
         dialect=bench.ability.dialect,
@@ -301,7 +302,7 @@ def _setting(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
     )
 
 
-def _excluded(bench: Bench, check: OracleCheck) -> frozenset[str]:
+def excluded_in(bench: Bench, check: OracleCheck) -> frozenset[str]:
     """What was blamed in the phase, in whichever schedule: an experiment may load back to back."""
     nobody: frozenset[str] = frozenset()
     return bench.known(check.phases, True, nobody) | bench.known(check.phases, False, nobody)

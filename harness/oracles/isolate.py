@@ -53,6 +53,7 @@ class Isolator:
     :param again: load each section twice in one buffer
     :param repeated: the sections stood more than once in a buffer when it broke: what does not break with each section
         once in a buffer is searched for with each twice
+    :param reset_first: the machine was reset before each load, by this program
     :param scope: of the run; told to stop, the search raises :class:`~harness.errors.Stopped`
     """
 
@@ -62,6 +63,7 @@ class Isolator:
     resets: bool
     again: bool = False
     repeated: bool = False
+    reset_first: bool = False
     suspects: list[str] = field(default_factory=list)
     scope: ProcessScope = field(default_factory=ProcessScope)
 
@@ -114,7 +116,8 @@ class Isolator:
             found = case.breaks([suspect])
             if found:
                 return _alone(suspect, found, case)
-        return case.sweep(labels) or case.minimise(labels)
+        swept = None if self.reset_first else case.sweep(labels)
+        return swept or case.minimise(labels)
 
 
 class _Isolation:
@@ -187,7 +190,7 @@ class _Isolation:
     def selection(self, labels: Sequence[str]) -> Selection:
         """These sections alone; where a reset comes first, with the parked CPU that would else start to run."""
         recording = self.owner.buffers.pack.recordings[self.phase]
-        cpu = cpu_labels(recording) if self.owner.resets else frozenset()
+        cpu = cpu_labels(recording) if self.owner.resets or self.owner.reset_first else frozenset()
         return Selection(own=frozenset(labels) | cpu, whole=False, again=self.owner.again)
 
     def _session(self, labels: Sequence[str]) -> Session:
@@ -201,6 +204,7 @@ class _Isolation:
             absent=self.absent,
             timeout_s=ISOLATE_TIMEOUT_S,
             scope=self.owner.scope,
+            reset_first=self.owner.reset_first,
         )
 
 

@@ -14,6 +14,9 @@ from harness.names import LANES
 from harness.report.coverage import NOTE as COVERAGE_NOTE
 from harness.report.coverage import coverage_rows
 from harness.report.overview import colo_rows, grid_of, overview
+from harness.report.reset import HEAD as RESET_HEAD
+from harness.report.reset import NOTE as RESET_NOTE
+from harness.report.reset import reset_tables
 from harness.report.sentences import class_meaning, verdict_meaning, warning_text
 from harness.report.text import duration, number, plural, size
 from harness.report.view import (
@@ -95,6 +98,9 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),
             devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
+            resets=reset_tables(doc),
+            reset_head=RESET_HEAD,
+            reset_note=RESET_NOTE,
             coverage=coverage_rows(doc),
             coverage_note=COVERAGE_NOTE,
             host=_host(doc.host),

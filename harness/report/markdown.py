@@ -8,6 +8,7 @@ from collections.abc import Set
 
 from harness.report.coverage import coverage_text
 from harness.report.overview import Overview, overview
+from harness.report.reset import HEAD, ResetTable, reset_tables
 from harness.report.sentences import class_meaning
 from harness.report.text import duration, number, plural
 from harness.report.view import (
@@ -70,6 +71,9 @@ def render_markdown(doc: MatrixDoc) -> str:
         parts += ["## Findings", *(_finding(group, phases) for group in groups[:MANY_FINDINGS])]
     if len(groups) > MANY_FINDINGS:
         parts.append(f"And {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html.")
+    for table in reset_tables(doc):
+        parts += [f"## Reset: {_plain(table.title)}", _resets(table), *map(_plain, filter(None, [table.left_out]))]
+        parts += ["\n".join(f"- {_plain(text)}" for text in (table.about, *table.costs))]
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
 
@@ -93,6 +97,12 @@ def _versions(doc: MatrixDoc) -> list[str]:
     lines = [["machine", "device", *map(_plain, table.qemus)], ["---"] * (2 + len(table.qemus))]
     lines += [[_plain(f), _plain(d), *(str(v) if v else "" for v in verdicts)] for f, d, verdicts in table.rows]
     return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _resets(table: ResetTable) -> str:
+    """Which devices need a reset before a load."""
+    lines = [list(HEAD), ["---"] * len(HEAD), *(list(map(_plain, line.words)) for line in table.told)]
+    return "\n".join(map(_line, lines))
 
 
 def _answer(block: Block) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 from harness.report.coverage import coverage_text
 from harness.report.overview import Overview, overview
 from harness.report.progress import VERDICT_STYLE, LiveProgress
+from harness.report.reset import HEAD, ResetTable, reset_tables
 from harness.report.sentences import disturbed_text
 from harness.report.text import duration, plural
 from harness.report.view import (
@@ -92,6 +93,8 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
         _line(console)
     if not seen.is_long:
         _print_versions(doc, console)
+    for table in reset_tables(doc):
+        _print_resets(table, console)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)
@@ -289,6 +292,20 @@ def _print_versions(doc: MatrixDoc, console: Console) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         _line(console, " " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    _line(console)
+
+
+def _print_resets(table: ResetTable, console: Console) -> None:
+    """Which devices need a reset before a load, and what it costs."""
+    _wrapped(console, f"reset: {table.title}: {table.about}", 0, "bold", hang=2)
+    lines = [HEAD, *(line.words for line in table.told)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        _line(console, " " + printable(text))
+    for text in (table.left_out, *table.costs):
+        if text:
+            _wrapped(console, text, 1, "dim", hang=2)
     _line(console)
 
 

@@ -28,6 +28,7 @@ SCHEDULE_MEANING = {
     "drift": "state saved after one load against state saved after many",
     "leak": "what a load leaves behind in memory, descriptors and threads",
     "io-error": "a secondary that loads the state of a failed disk, its own disk healthy or failing too",
+    "reset": "every ordered pair of moments, the machine reset before each load",
     "guest": "after the loads the guest lives on: disks, network, clock, kernel log",
 }
 PHASE_MEANING = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
-from harness.names import MIGRATIONS
+from harness.names import MIGRATIONS, RESET
 from harness.qemu.binary import QemuBinary
 from harness.results.cause import Leaked, Undecided, Unsupported, Why
 from harness.results.document import Cell, Colo, ColoAnswer, ColoReason, MachineResult, Qemu
@@ -60,7 +60,7 @@ def machine_result(machine: MachineResult, cells: Sequence[Cell], *, complete: b
         for cell in cells
         if cell.machine == machine.machine
         and (cell.record_qemu.sha256, cell.load_qemu.sha256) == builds
-        and cell.lane not in MIGRATIONS
+        and cell.lane not in (*MIGRATIONS, RESET)
     ]
     colo, because = colo_answer(mine, resets=bool(machine.resets_before_load), complete=complete)
     return replace(machine, colo=colo, because=because, devices=_devices(machine, mine, complete=complete))

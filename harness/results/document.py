@@ -292,6 +292,71 @@ class DeviceCoverage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Milliseconds:
+    """A median with its 99 % interval."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestReset:
+    """What a reset costs the guest that a device is in, in processor time of QEMU.
+
+    :param phase: that was loaded
+    :param samples: of each figure
+    :param reset: of the loaded machine
+    :param load: a checkpoint that comes without a reset
+    :param added: what a reset makes a checkpoint longer by: itself, and what the load behind it takes longer
+    """
+
+    phase: str
+    samples: int
+    reset: Milliseconds
+    load: Milliseconds
+    added: Milliseconds
+
+
+class ResetNeed(StrEnum):
+    """Does a device need a reset before each load? The value is what is stored."""
+
+    YES = "yes"  # it breaks or drifts without one, and behind one it does not
+    NO_HELP = "no-help"  # it does so behind one too
+    UNKNOWN = "unknown"  # one of the two was not judged
+    NO = "no"  # it does neither without one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReset:
+    """A device on one machine: loads into what was used, and loads behind a reset.
+
+    :param row: what the cells of the device have in common
+    :param resets: the QEMU resets the machine before each COLO load by itself; None where that is not known
+    :param without: the worst verdict of its loads without a reset; None where there were none
+    :param failure_class: of that verdict
+    :param sections: that broke or drifted without a reset
+    :param leaks: it leaks when it is loaded without a reset, whatever else it does
+    :param behind: the worst verdict of its loads behind a reset; None where there were none
+    :param part: what its use makes a reset longer by; None where that was not measured
+    :param guest: the reset of the guest that it is in; None where that was not measured
+    """
+
+    row: str
+    machine: str
+    device: str
+    resets: bool | None
+    need: ResetNeed
+    without: Verdict | None
+    behind: Verdict | None
+    failure_class: FailureClass | None = None
+    sections: tuple[str, ...] = ()
+    leaks: bool = False
+    part: Milliseconds | None = None
+    guest: GuestReset | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """The program that wrote the document."""
 
@@ -303,7 +368,8 @@ class Program:
 class MatrixDoc:
     """The whole document.
 
-    ``started`` is ISO 8601 in UTC; ``complete`` is False during the run and after an early stop.
+    ``started`` is ISO 8601 in UTC; ``complete`` is False during the run and after an early stop. ``resets`` is empty
+    unless the run was asked for the lane ``reset``.
     """
 
     schema: Literal["postload.matrix/2"] = "postload.matrix/2"
@@ -316,6 +382,7 @@ class MatrixDoc:
     machines: tuple[MachineResult, ...]
     cells: tuple[Cell, ...]
     coverage: tuple[DeviceCoverage, ...] = ()
+    resets: tuple[DeviceReset, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, in the order in which they are documented."""
@@ -330,6 +397,7 @@ class MatrixDoc:
             "machines": [result.to_json() for result in self.machines],
             "cells": [cell.to_json() for cell in self.cells],
             "coverage": [_adapter(DeviceCoverage).dump_python(each, mode="json") for each in self.coverage],
+            "resets": [_adapter(DeviceReset).dump_python(each, mode="json") for each in self.resets],
         }
 
     @classmethod

@@ -41,6 +41,7 @@ from harness.errors import HostError, UsageError
 from harness.results.answer import machine_result
 from harness.results.coverage import covered
 from harness.results.document import Cell, DeviceCoverage, MachineResult, MatrixDoc, Program
+from harness.results.reset import reset_table
 
 SCHEMA: Literal["postload.events/1"] = "postload.events/1"
 EVENTS_NAME = "cells.jsonl"
@@ -226,6 +227,7 @@ class Fold:
             ),
             cells=cells,
             coverage=covered(self._coverage.values(), cells),
+            resets=reset_table(self._machines.values(), cells),
         )
 
     def _plan(self, event: CellsPlanned) -> None:

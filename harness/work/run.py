@@ -24,7 +24,7 @@ from harness.guests.planner import PlannedGuest
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
-from harness.names import MIGRATIONS, ORACLES
+from harness.names import MIGRATIONS, ORACLES, RESET
 from harness.oracles.coverage import coverage_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -116,6 +116,7 @@ class Options:
     :param pair: breaks are repeated with a real primary and a real secondary
     :param quick: loads only: no control, no oracle beyond the answers of the secondary
     :param migrations: ordinary migrations to be made before the checkpoints: ``plain``, ``postcopy``
+    :param reset: the lane ``reset`` is asked for
     :param oracles: the experiments that look at more than the answers are made
     :param overrides: further options of the QEMU that loads, such as ``-global``
     :param cpus: of the guests that are recorded
@@ -138,6 +139,7 @@ class Options:
     quick: bool = False
     pair: bool = False
     migrations: tuple[str, ...] = ()
+    reset: bool = False
     oracles: bool = True
     overrides: tuple[Option, ...] = ()
     cpus: int = USUAL_CPUS
@@ -153,7 +155,7 @@ class Options:
     @property
     def lanes(self) -> tuple[Lane, ...]:
         """What is varied, in the order of a report."""
-        looks = ORACLES if self.experiments else ()
+        looks = (*(ORACLES if self.experiments else ()), *((RESET,) if self.reset else ()))
         names = (*(name for name in MIGRATIONS if name in self.migrations), *map(str, self.schedules), *looks)
         return tuple(LANES[name] for name in names)
 

@@ -41,7 +41,7 @@ def test_no_test_file_has_the_name_of_another() -> None:
 
 
 def test_the_names_are_those_of_the_registries() -> None:
-    assert tuple(LANES) == (*names.MIGRATIONS, *names.SCHEDULES, *names.ORACLES)
+    assert tuple(LANES) == (*names.MIGRATIONS, *names.SCHEDULES, *names.ORACLES, names.RESET)
     assert tuple(map(str, Schedule)) == names.SCHEDULES
     assert tuple(map(str, GuestMode)) == names.GUEST_MODES
     assert (tuple(FORMATS), tuple(QUESTIONS)) == (names.FORMATS, names.QUESTIONS)

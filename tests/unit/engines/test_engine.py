@@ -334,3 +334,21 @@ def test_a_secondary_has_given_up_when_it_says_colo_exit(events: list[dict[str, 
     secondary.vm = Vm()  # type: ignore[assignment]
     answer = secondary._given_up()
     assert answer == (None if said is None else Symptom(sign=Sign.LEFT_COLO, said=said))
+
+
+def test_the_machine_is_reset_before_each_load_when_it_is_asked_for(
+    session: Callable[..., Session], fake: type[FakeSecondary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    monkeypatch.setattr(engine, "reset_machine", lambda vm, _: done.append(len(vm.sent)))
+    monkeypatch.setattr(fake, "__init__", lambda self, _b, machine, *_, **__: started(self, machine.resettable))
+    resettable: list[bool] = []
+
+    def started(self: FakeSecondary, may_reset: bool) -> None:
+        resettable.append(may_reset)
+        FakeSecondary.__init__(self)
+
+    assert session(Schedule.SAME, ["bound"], 3, reset_first=True).run().loads_acked == 3
+    assert done == [0, 1, 2]
+    assert session(Schedule.SAME, ["bound"], 3).run().loads_acked == 3
+    assert (done, resettable) == ([0, 1, 2], [True, False])

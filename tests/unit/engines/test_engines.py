@@ -110,6 +110,7 @@ def test_one_that_somebody_told_to_end_is_waited_for() -> None:
     [
         ("SHUTDOWN", "guest-reset", ("SHUTDOWN",)),
         ("SHUTDOWN", "host-signal", ()),
+        ("RESET", "host-qmp-system-reset", ()),
         ("RESET", "snapshot-load", ()),
         ("RESET", "guest-reset", ("RESET",)),
         ("STOP", "", ()),

@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.lanes.judge import Exclusion, ExclusionReason
 from harness.lanes.lane import Request
 from harness.lanes.registry import LANES
-from harness.names import MIGRATIONS, ORACLES, SCHEDULES
+from harness.names import MIGRATIONS, ORACLES, RESET, SCHEDULES
 from harness.qemu.cmdline import Option
 from harness.results.key import CellKey
 from harness.state.transforms import GuestMode
@@ -116,7 +116,7 @@ def test_a_parked_guest_comes_with_the_waves_that_load_alone() -> None:
 def test_one_phase_is_not_walked_and_no_device_has_no_task() -> None:
     lanes = tuple(LANES.values())
     lone = {task.request.lane for task in plan_tasks(wanted(lanes=lanes, phases=("kernel",)))}
-    assert lone == {"plain", "early", "postcopy", "same", "back-to-back", "leak", "drift"}
+    assert lone == {"plain", "early", "postcopy", "same", "back-to-back", "leak", "drift", "reset"}
     assert plan_tasks(wanted(lanes=lanes, devices=())) == []
 
 
@@ -135,8 +135,8 @@ def test_a_device_has_tasks_in_the_phases_that_it_has_reached() -> None:
 
 
 def test_the_lanes_of_a_report_are_those_of_the_registry() -> None:
-    assert tuple(LANES) == MIGRATIONS + SCHEDULES + ORACLES
-    assert len(LANES) == 11
+    assert tuple(LANES) == (*MIGRATIONS, *SCHEDULES, *ORACLES, RESET)
+    assert len(LANES) == 12
 
 
 def test_the_waves_of_a_machine_pass_on_what_is_known() -> None:
