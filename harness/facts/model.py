@@ -35,10 +35,19 @@ class WhyNotKnown(StrEnum):
     NO_INTERFACE = "no-interface"  # slot ``said`` shows neither a modern nor a legacy interface
 
 
+# Functions, not the enumerations themselves: pydantic reads the signature, and that is another one in each Python.
+def _why(value: str) -> WhyNotKnown:
+    return WhyNotKnown(value)
+
+
+def _seen(value: str) -> AccelSeen:
+    return AccelSeen(value)
+
+
 class NotKnown(TypedDict):
     """Why a fact could not be had; ``said`` is the system's or QEMU's, or what it is about."""
 
-    why: Annotated[WhyNotKnown, BeforeValidator(WhyNotKnown)]
+    why: Annotated[WhyNotKnown, BeforeValidator(_why)]
     said: str
 
 
@@ -84,7 +93,7 @@ class KvmFacts(TypedDict, total=False):
     present: bool | None
     openable: bool | None
     usable: bool | None
-    seen: Annotated[AccelSeen, BeforeValidator(AccelSeen)]
+    seen: Annotated[AccelSeen, BeforeValidator(_seen)]
     said: str
     seconds: float
     api_version: int | None

@@ -289,6 +289,7 @@ class Run:
         """
         queue: Queue[Due] = Queue(self._options.jobs)
         for subject in first:
+            self._seen_of(subject)  # here, in their order: threads take them in any
             queue.add(subject, _BEHIND_TASKS)
         out: dict[Future[Sequence[Due]], bool] = {}
         while queue:
@@ -313,14 +314,21 @@ class Run:
             return self._guest_tasks(due)
         if due.pack is not None:
             return self._prepare_pack(due.pack, due.loader)
-        return self._prepare(due.recorder or due.loader, due.loader, due.machine, due.devices)
+        return self._prepare(due)
 
-    def _prepare(
-        self, recorder: QemuBinary, binary: QemuBinary, machine: str, devices: frozenset[str] | None
-    ) -> list[GuestDue]:
+    def _seen_of(self, subject: Subject) -> Seen:
+        if subject.pack is not None:
+            manifest = subject.pack.manifest
+            return self._see(manifest.machine, manifest.family, subject.loader, manifest.qemu)
+        recorder = subject.recorder or subject.loader
+        family, name = machine_names(recorder, subject.machine)
+        return self._see(name, family, subject.loader, recorder.identity())
+
+    def _prepare(self, subject: Subject) -> list[GuestDue]:
         """The guests of a machine that one QEMU is to record, for that or another one to load."""
-        family, name = machine_names(recorder, machine)
-        seen = self._see(name, family, binary, recorder.identity())
+        recorder, binary, devices = subject.recorder or subject.loader, subject.loader, subject.devices
+        seen = self._seen_of(subject)
+        family, name = machine_names(recorder, subject.machine)
         derived = self._options.derived.get((recorder.sha256, name), ())
         profiles = (*derived, *self._options.profiles)
         wanted = devices or {*self._options.devices, *(d.name for d in derived)}
