@@ -17,11 +17,11 @@ from harness.errors import HostError, UsageError
 from harness.files import sweep, temp_dir, write_atomically
 from harness.guests.identity import FileIdentity, GuestIdentity
 from harness.guests.initramfs import OnBoard, build_initramfs
-from harness.guests.kernel import KernelForm, KernelImage, Module, ModuleTree, boot_image, read_module
+from harness.guests.kernel import KernelForm, KernelImage, Module, ModuleTree, boot_image, read_module, unsigned
 from harness.guests.recipe import PackagedBusybox, PackagedKernel, Recipe
 from harness.tools.apt import AptRoot, Deb, extract
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same inputs would give another guest: kept guests of older formats are then built anew."""
 
 _KERNEL_PREFIX = "linux-image-"
@@ -166,7 +166,7 @@ def _on_board(recipe: Recipe, tree: ModuleTree, order: Mapping[str, list[Module]
     modules = {module.name: module for needed in order.values() for module in needed}
     return OnBoard(
         load_order={name: tree.load_order(name) for name in modules},
-        data={name: read_module(module.path) for name, module in modules.items()},
+        data={name: unsigned(read_module(module.path)) for name, module in modules.items()},
         builtin=[driver for driver, needed in order.items() if not needed],
         options=recipe.options,
     )

@@ -35,6 +35,10 @@ _PAYLOAD_AT = 0x248
 
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 
+# Linux, include/linux/module_signature.h: what stands behind a signed module, the magic last.
+_SIGNED_MAGIC = b"~Module signature appended~\n"
+_SIGNATURE = struct.Struct(">5B3xI")  # algo, hash, id_type, signer_len, key_id_len, sig_len
+
 
 class KernelForm(StrEnum):
     """How a kernel image came to be: of a bzImage that QEMU cannot start by PVH, why not."""
@@ -174,6 +178,21 @@ def read_module(path: Path) -> bytes:
         return data if path.suffix == ".ko" else unpack(data)[0]
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise HostError(f"module {path} cannot be read: {error}") from error
+
+
+def unsigned(module: bytes) -> bytes:
+    """A module without the signature that stands behind it; one that has none, or a broken one, is left as it is.
+
+    A signature that is there is checked, by whatever ciphers the guest has by then, and one that does not pass refuses
+    the module (``module_sig_check``): a device under test that offers RSA (virtio-crypto) would decide which other
+    drivers can be loaded. A module without any is taken, as long as the kernel does not insist on one.
+    """
+    body = module.removesuffix(_SIGNED_MAGIC)
+    if body == module or len(body) < _SIGNATURE.size:
+        return module
+    *_, signer, key, signature = _SIGNATURE.unpack(body[-_SIGNATURE.size :])
+    end = len(body) - _SIGNATURE.size - signer - key - signature
+    return body[:end] if end > 0 else module
 
 
 def parse_modinfo(path: Path, data: bytes) -> Module:

@@ -12,7 +12,7 @@ import pytest
 from elf_files import PVH, bzimage, kernel_file, module_file
 
 from harness.errors import HostError, UsageError
-from harness.guests.kernel import KernelForm, ModuleTree, boot_image, has_pvh_note, parse_modinfo, read_module
+from harness.guests.kernel import KernelForm, ModuleTree, boot_image, has_pvh_note, parse_modinfo, read_module, unsigned
 
 
 @pytest.mark.parametrize("how", [lzma.compress, gzip.compress])
@@ -114,3 +114,19 @@ def test_modules_are_decompressed(tree: Path) -> None:
     (tree / "bad.ko.xz").write_bytes(b"\xfd7zXZ\0broken and broken")
     with pytest.raises(HostError, match=r"bad\.ko\.xz"):
         read_module(tree / "bad.ko.xz")
+
+
+SIGNED = b"~Module signature appended~\n"
+
+
+def test_a_signature_behind_a_module_is_taken_off() -> None:
+    body = module_file(b"license=GPL\0")
+    # module_signature.h: algo, hash, id_type (PKCS#7), signer_len, key_id_len, 3 of padding, sig_len big-endian
+    trailer = bytes([0, 0, 2, 3, 2, 0, 0, 0]) + struct.pack(">I", 300)
+    assert unsigned(body + b"ann" + b"id" + bytes(300) + trailer + SIGNED) == body
+    assert unsigned(body) == body
+
+
+@pytest.mark.parametrize("data", [SIGNED, bytes(11) + SIGNED, bytes(20) + struct.pack(">I", 4000) + SIGNED])
+def test_what_is_no_whole_signature_is_left_alone(data: bytes) -> None:
+    assert unsigned(data) == data
