@@ -3,6 +3,8 @@
 
 Pure: no QEMU is asked. A device that has no place on a machine is refused with a reason, and no other one with it.
 The devices of the default matrix share a guest of their own, so that naming one more device changes nothing for them.
+Devices of one type are spread: a guest that one of them loses is not lost for all of them. What lives with few others
+is placed first, so that no guest is left for it alone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,10 @@ from harness.arch import RootBus
 from harness.devices.device import Attachment, Device
 from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import PORT, GuestPlan, PlacedDevice
+
+#: Devices of one type, and devices at all, that are put into one guest.
+_MOST_OF_A_TYPE = 2
+_MOST_DEVICES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +70,11 @@ def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device])
     """
     drafts: list[_GuestDraft] = []
     refused: dict[str, Lack] = {}
-    for device in sorted((d for d in devices if not d.rest), key=lambda d: not d.default):
+    for device in sorted((d for d in devices if not d.rest), key=_turn):
         if bus is None and any(a.on != "none" for a in device.attached(base.family)):
             refused[device.name] = Lack(what=Lacks.BUS, machine=base.machine)
             continue
-        fitting = [draft for draft in drafts if draft.suits(device)]
+        fitting = sorted((draft for draft in drafts if draft.suits(device)), key=lambda draft: draft.crowd(device))
         lack = _place(device, [*fitting, _GuestDraft(bus=bus, plan=_machine_of(device, base), like=device)], drafts)
         if lack is not None:
             refused[device.name] = lack
@@ -76,6 +82,11 @@ def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device])
         drafts.append(_GuestDraft(bus=bus, plan=base))
     rest = [d for d in devices if d.rest]
     return Planned(guests=tuple(draft.guest(rest) for draft in drafts), refused=refused)
+
+
+def _turn(device: Device) -> tuple[bool, bool]:
+    """Those of the default matrix come first, and of the others those that a guest has one of."""
+    return not device.default, not device.default and not device.takes
 
 
 def _machine_of(device: Device, base: GuestPlan) -> GuestPlan:
@@ -112,7 +123,14 @@ class _GuestDraft:
     def suits(self, device: Device) -> bool:
         """Whether a device wants the same machine, and the same company."""
         like = self.like
-        return like is not None and (like.default, like.machine) == (device.default, device.machine)
+        if like is None or (like.default, like.machine) != (device.default, device.machine):
+            return False
+        alike, count = self.crowd(device)
+        return like.default or (alike < _MOST_OF_A_TYPE and count < _MOST_DEVICES)
+
+    def crowd(self, device: Device) -> tuple[int, int]:
+        """How many of its devices stand for the same type as another one, and how many it has."""
+        return sum(1 for other in self.devices if _type_of(other) == _type_of(device)), len(self.devices)
 
     def add(self, device: Device) -> Lack | None:
         """Take a device in; why that is not to be done, or None."""
@@ -204,6 +222,10 @@ class _GuestDraft:
             )
         )
         return name
+
+
+def _type_of(device: Device) -> str:
+    return device.subject.type if device.subject else device.name
 
 
 def _bus_of(device: Device, on: str, family: str) -> str:

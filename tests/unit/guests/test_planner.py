@@ -209,3 +209,19 @@ def test_many_devices_fill_one_guest_after_the_other() -> None:
     planned = plan_guests(bus, base("pc"), many)
     assert [len(guest.devices) for guest in planned.guests] == [29] * 5 + [5]
     assert planned.refused == {}
+
+
+def test_devices_of_one_type_are_spread_over_guests_that_are_equally_full() -> None:
+    variants = [replace(pci("net", default=False), name=f"net+{number}", type="net-pci") for number in range(5)]
+    others = [pci(f"d{number}", default=False) for number in range(40)]
+    bus = RootBus(name="pci.0", slots=range(3, 32), has_ports=False)
+    planned = plan_guests(bus, base("pc"), [*variants, *others])
+    assert [sum(name.startswith("net+") for name in names(guest)) for guest in planned.guests] == [2, 2, 1]
+    assert [len(guest.devices) for guest in planned.guests] == [15, 15, 15]
+
+
+def test_what_a_guest_has_one_of_is_placed_first_so_that_no_guest_is_for_it_alone() -> None:
+    dogs = [pci(f"dog{number}", default=False, takes=frozenset({"watchdog"})) for number in range(3)]
+    planned = plan_guests(PC, base("pc"), [*(pci(f"d{number}", default=False) for number in range(6)), *dogs])
+    assert [names(guest)[0] for guest in planned.guests] == ["dog0", "dog1", "dog2"]
+    assert [len(guest.devices) for guest in planned.guests] == [3, 3, 3]
