@@ -15,11 +15,12 @@ auto_none() {
 }
 
 # auto_bind NAME SLOT [HINT]: find the device and its driver, wait for what shows up below it, see what it can do.
-# SLOT is a PCI address. For what is on no PCI bus it is empty, and HINT has BUS:PATTERN[@DRIVER]: a name on a bus or in
-# a class of sysfs, and the driver to load first where nothing asks for it by a modalias.
+# SLOT is a PCI address. For what is on no PCI bus it is empty, and HINT has BUS:PATTERN[@DRIVER...]: a name on a bus or
+# in a class of sysfs, or pnp:ID, and the drivers to load first where nothing asks for them by a modalias.
 auto_bind() {
     mkdir -p "/tmp/auto.$1"
     auto_place "$2" "$3" || return
+    auto_alone || return
     local work why net=
     auto_want
     auto_driver || return
@@ -92,17 +93,53 @@ auto_place() {
     cd /
 }
 
-# auto_hinted BUS PATTERN[@DRIVER]: goes to the folder in sysfs.
+# auto_hinted BUS PATTERN[@DRIVER...]: goes to the folder in sysfs.
 auto_hinted() {
-    local found driver= pattern=${2%@*}
-    [ "$pattern" = "$2" ] || driver=${2##*@}
-    if [ -n "$driver" ]; then
-        modprobe -q "$driver" || { auto_none "this guest's kernel has no driver $driver, or it found no device"; return; }
-    fi
-    for found in /sys/bus/$1/devices/$pattern /sys/class/$1/$pattern/device /sys/class/$1/$pattern; do
+    local driver tries=1 pattern=${2%%@*} drivers=${2#"${2%%@*}"}
+    while [ -n "$drivers" ]; do
+        drivers=${drivers#@}
+        driver=${drivers%%@*} drivers=${drivers#"${drivers%%@*}"}
+        auto_modprobe "$driver" || {
+            case $said in *'did not end'*) echo "$said"; return 1 ;; esac
+            auto_none "this guest's kernel has no driver $driver, or it found no device"
+            return
+        }
+    done
+    # a driver may go on looking for its devices when it has been loaded
+    [ "$pattern" = "$2" ] || tries=60
+    until auto_found "$1" "$pattern"; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || { auto_none "the guest has no $1 $pattern"; return; }
+        nap
+    done
+}
+
+# auto_found BUS PATTERN: goes to the folder in sysfs, or not.
+auto_found() {
+    local found id
+    for found in /sys/bus/$1/devices/$2 /sys/class/$1/$2/device /sys/class/$1/$2; do
         [ -e "$found" ] && cd -P "$found" && return
     done
-    auto_none "the guest has no $1 $pattern"
+    for found in /sys/bus/$1/devices/*/id; do
+        read -r id 2> /dev/null < "$found" && [ "$id" = "$2" ] && cd -P "${found%/id}" && return
+    done
+    return 1
+}
+
+# auto_alone: whether nothing else has its ports. Two IDE controllers in compatibility mode have the same ones, and a
+# driver that asks both waits for answers that the other one got.
+auto_alone() {
+    local class other
+    [ -f "$path/class" ] || return 0
+    read -r class < "$path/class"
+    case $class in 0x01010[0a] | 0x01018[0a]) ;; *) return 0 ;; esac
+    for other in /sys/bus/pci/devices/*; do
+        [ "${other##*/}" != "${path##*/}" ] || continue
+        read -r class < "$other/class"
+        case $class in
+        0x01010[0a] | 0x01018[0a]) auto_none "the IDE controller ${other##*/} has the same I/O ports"; return ;;
+        esac
+    done
 }
 
 # auto_want: sets want, the kind of thing that a PCI device is going to have below it, by its class.
@@ -125,6 +162,7 @@ auto_want() {
 auto_look() {
     local found node alias below
     work= fresh= bare= usb=
+    [ ! -e "$path/complete_transactions" ] || work=" ipmi:${path##*/}"
     for found in $(find "$path" -name modalias -o -type d 2> /dev/null); do
         below=${found#"$path"}
         case $below in
@@ -140,7 +178,11 @@ auto_look() {
         */nvme/nvme*/nvme*c*n*) work="$work block:nvme${found##*/nvme}" ;;
         */nvme/nvme*/nvme*n*) work="$work block:${found##*/}" ;;
         */net/*) work="$work net:${found##*/}" ;;
-        */pcmC*D*p) work="$work sound:${found##*/}" ;;
+        */mmc_host/mmc*/mmc*:*) auto_look_card ;;
+        */pcmC*D*[cp]) work="$work sound:${found##*/}" ;;
+        */printer/lp*) work="$work lp:${found##*/}" ;;
+        */rtc/rtc*/*) ;;
+        */rtc/rtc*) work="$work rtc:${found##*/}" ;;
         */tty/ttyS* | */tty/ttyUSB*) work="$work tty:${found##*/}" ;;
         */input/input*/event*) work="$work input:${found##*/}" ;;
         */graphics/fb*) work="$work fb:${found##*/}" ;;
@@ -155,6 +197,11 @@ auto_look() {
 auto_look_bare() {
     fresh="$fresh $1"
     case $1 in input:*) ;; *) bare="$bare $1" ;; esac
+}
+
+# auto_look_card: a card in a slot says what it is to udev alone.
+auto_look_card() {
+    case ${found##*/} in mmc*:*) [ -e "$found/driver" ] || auto_look_bare mmc:block ;; esac
 }
 
 # auto_look_alias ALIAS: what is known by its modalias alone.
@@ -189,8 +236,6 @@ auto_settle() {
     local asked=' ' now end alias new
     read -r now _ < /proc/uptime
     end=$((${now%%.*} + 8))
-    # nobody waits as long for a bus that may well be empty
-    case $want in usb | port) end=$((end - 5)) ;; esac
     while :; do
         auto_look
         new=
@@ -209,7 +254,8 @@ auto_settle() {
         read -r now _ < /proc/uptime
         [ "${now%%.*}" -lt "$end" ] || break
     done
-    [ -z "$bare" ] || auto_none "no driver of this guest's kernel takes$bare"
+    [ -z "$bare" ] || { auto_none "no driver of this guest's kernel takes$bare"; return; }
+    [ "$want" != usb ] || [ -n "$usb" ] || auto_none "nothing is plugged into its USB bus"
 }
 
 # auto_quiet: whether nothing comes or goes for a while, where things come by themselves and not with their driver.
@@ -253,11 +299,13 @@ auto_busy() {
     done
 }
 
-# auto_check NAME: whether each part of it moves while one looks.
+# auto_check NAME: whether each part of it moves while one looks. Behind it stands still what the machine cannot be saved
+# with, until it is looked at again.
 auto_check() {
     auto_known "$1" || return
     [ -n "$work" ] || { auto_none "$why"; return; }
     local item first tries
+    rm -f "/tmp/auto.$1/hold"
     for item in $work; do
         auto_count "$1" "$item"
         first=$count tries=400
@@ -267,6 +315,10 @@ auto_check() {
             nap
             auto_count "$1" "$item"
         done
+    done
+    for item in $work; do
+        command -v "auto_hold_${item%%:*}" > /dev/null || continue
+        "auto_hold_${item%%:*}" "$1" "${item#*:}" || return 1
     done
 }
 

@@ -3,6 +3,7 @@
 #   auto_ready_K NAME WHAT  behind the drivers: prepare it; status 3, and why is set, where it cannot be made to move
 #   auto_busy_K NAME WHAT   begin a workload by auto_spawn or auto_every
 #   auto_count_K NAME WHAT  set count, which moves with the workload; without it the rounds of auto_every count
+#   auto_hold_K NAME WHAT   have the workload stand still where the machine can be saved, while /tmp/auto.NAME/hold is there
 #   auto_stop_K NAME WHAT   what is to do when the workload has ended
 #   auto_life_K NAME WHAT   what a life check asks beside that
 
@@ -93,12 +94,16 @@ auto_life_net() {
     nsenter -t "$net" -n ping -q -c 3 -i 0.05 -W 3 -s 1000 10.0.2.2
 }
 
-# sound: silence, by the interface that wants no ioctl.
+# sound: silence, by the interface that wants no ioctl; of a card that plays nothing, what it records.
 auto_ready_sound() {
     local card=${2#pcmC}
     card=${card%%D*}
-    case $2 in *D0p) ;; *) why="of a sound card the first playback device alone is used"; return 3 ;; esac
-    modprobe -a snd_pcm_oss || return 1
+    case $2 in
+    *D0p) ;;
+    *D0c) [ ! -e "/sys/class/sound/pcmC${card}D0p" ] || { why="of a sound card that plays nothing is recorded"; return 3; } ;;
+    *) why="of a sound card the first device alone is used"; return 3 ;;
+    esac
+    auto_modprobe snd_pcm_oss || { echo "$said"; return 1; }
     bind_wait "$(auto_dsp "$card")" 5
 }
 auto_dsp() {
@@ -106,14 +111,17 @@ auto_dsp() {
 }
 auto_busy_sound() {
     local card=${2#pcmC}
-    auto_spawn "$1" 'exec cat /dev/zero > "$0"' "$(auto_dsp "${card%%D*}")"
+    case $2 in
+    *p) auto_spawn "$1" 'exec cat /dev/zero > "$0"' "$(auto_dsp "${card%%D*}")" ;;
+    *) auto_spawn "$1" 'exec cat "$0" > /dev/null' "$(auto_dsp "${card%%D*}")" ;;
+    esac
 }
 auto_count_sound() {
     local card=${2#pcmC} word value
     count=0
     while read -r word _ value; do
         [ "$word" != hw_ptr ] || count=$value
-    done < "/proc/asound/card${card%%D*}/pcm0p/sub0/status"
+    done < "/proc/asound/card${card%%D*}/pcm0${2##*D0}/sub0/status"
 }
 
 # tty: a serial line whose far end takes all.
@@ -174,6 +182,25 @@ auto_busy_watchdog() {
         while :; do printf . >&3 || exit 1; n=$((n + 1)); echo "$n" > "$0"; sleep 0.2; done' \
         "/tmp/auto.$1/watchdog.$2" "/dev/$2"
 }
+
+# ipmi: the watchdog of a BMC, fed; its driver counts what the BMC answered.
+auto_ready_ipmi() {
+    auto_modprobe ipmi_watchdog && bind_wait /dev/watchdog 5 2> /dev/null || { why="its BMC has no watchdog"; return 3; }
+}
+auto_busy_ipmi() { auto_busy_watchdog "$1" watchdog; }
+auto_count_ipmi() { read -r count < "$path/complete_transactions"; }
+
+# lp: a printer that takes all.
+auto_busy_lp() {
+    auto_every "$1" "lp.$2" 'dd if=/dev/zero of="$1" bs=64 count=1 || exit 1; sleep 0.02' "/dev/$2"
+}
+
+# rtc: the time read, and an alarm set in it.
+auto_busy_rtc() {
+    auto_every "$1" "rtc.$2" 'read -r t < "$1/since_epoch" && echo 0 > "$1/wakealarm" && echo +2 > "$1/wakealarm" || exit 1
+        sleep 0.05' "/sys/class/rtc/$2"
+}
+auto_stop_rtc() { echo 0 > "/sys/class/rtc/$2/wakealarm"; }
 
 # tpm: TPM2_GetRandom of 8 bytes.
 auto_busy_tpm() {
@@ -241,16 +268,28 @@ auto_count_port() {
     done < "/sys/kernel/debug/virtio-ports/$2"
 }
 
-# share: a folder of the host's by 9p.
+# share: a folder of the host's by 9p, mounted for each round. QEMU does not save a machine that has it mounted
+# (hw/9pfs/9p.c: v9fs_attach), so that the rounds stand still behind a check.
 auto_ready_share() {
-    modprobe -a 9p 9pnet_virtio || return 1
+    auto_modprobe 9p 9pnet_virtio || { echo "$said"; return 1; }
 }
 auto_busy_share() {
-    local tag folder=/tmp/auto.$1/share
-    read -r tag < "$2/mount_tag"
+    local tag folder=/tmp/auto.$1/share.d
+    # no newline behind it
+    read -r tag < "$2/mount_tag" || [ -n "$tag" ] || return 1
     mkdir -p "$folder"
-    mount -t 9p -o trans=virtio,version=9p2000.L "$tag" "$folder" || return 1
-    auto_every "$1" "share.${2##*/}" 'dd if=/dev/zero of="$1/postload" bs=4k count=8 || exit 1
-        dd if="$1/postload" of=/dev/null bs=4k || exit 1; sleep 0.02' "$folder"
+    rm -f "/tmp/auto.$1/hold"
+    auto_every "$1" "share.${2##*/}" 'while [ -e "$3/hold" ]; do : > "$3/held"; sleep 0.05; done
+        rm -f "$3/held"
+        mount -t 9p -o trans=virtio,version=9p2000.L "$1" "$2" && ls "$2" && umount "$2" || exit 1' "$tag" "$folder" "/tmp/auto.$1"
 }
-auto_stop_share() { umount "/tmp/auto.$1/share"; }
+auto_hold_share() {
+    rm -f "/tmp/auto.$1/held"
+    : > "/tmp/auto.$1/hold"
+    bind_wait "/tmp/auto.$1/held" 10
+}
+auto_stop_share() {
+    rm -f "/tmp/auto.$1/hold"
+    # it may have been ended between the two
+    umount "/tmp/auto.$1/share.d" 2> /dev/null || :
+}

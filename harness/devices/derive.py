@@ -119,11 +119,15 @@ def _same_as(name: str, rules: Sequence[TypeRule], names: Mapping[str, str]) -> 
 
 
 def _together(first: TypeRule, second: TypeRule) -> TypeRule:
-    """Both rules: of a list or a word the second's, where it has one; of a mapping all keys."""
+    """Both rules: of a list or a word the second's, where it has one; of a mapping, and of commands, all keys."""
     update = {}
     for name in second.model_fields_set - {"when", "variant"}:
         value, before = getattr(second, name), getattr(first, name)
-        update[name] = {**before, **value} if isinstance(before, dict) else value
+        if isinstance(before, dict):
+            value = {**before, **value}
+        elif isinstance(before, GuestCommands):
+            value = before.model_copy(update=value.model_dump(exclude_unset=True))
+        update[name] = value
     return first.model_copy(update=update)
 
 
@@ -144,7 +148,7 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
         about=kind.description or f"device type {kind.name}",
         type=kind.name,
         default=False,
-        attachments=tuple(_attachment(part) for part in parts),
+        attachments=tuple(_attachment(part, name) for part in parts),
         backends=dict(pair for part in parts for pair in _backends(part)),
         machine=rule.machine,
         memory_room_mib=size_bytes(rule.memory_room or "0") >> 20,
@@ -157,12 +161,13 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
     )
 
 
-def _attachment(part: PartModel) -> Attachment:
+def _attachment(part: PartModel, device: str) -> Attachment:
+    words = {key: value.replace("{name}", device) for key, value in part.properties.items() if isinstance(value, str)}
     return Attachment(
         name=part.name,
         type=part.type,
         on=part.on,
-        properties=part.properties,
+        properties={**part.properties, **words},
         backends={key: _backend_name(part, key) for key in part.needs},
         references=part.references,
     )

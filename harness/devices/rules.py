@@ -97,8 +97,8 @@ class TypeRule(Model):
     :param properties: of the device itself, and so are ``needs`` and ``references``
     :param within: the attachment that its state is saved with, for one that saves none of its own
     :param takes: names of which a guest has one
-    :param guest: commands, in which ``{name}`` stands for the device's and ``{hint}`` for ``hint``: where the guest has
-        what is on no PCI bus
+    :param guest: commands, each of which a later rule replaces alone. ``{name}`` in them, and in properties, stands for
+        the device's name, and ``{hint}`` for ``hint``: where the guest has what is on no PCI bus
     """
 
     when: When = When()

@@ -218,8 +218,44 @@ def test_the_guest_looks_for_drivers_and_is_told_where_what_is_on_no_pci_bus_is(
     devices = derived_in("7.2").devices
     assert devices["e1000+multifunction"].guest.bind == 'auto_bind e1000+multifunction "{slot}" ""'
     assert devices["isa-serial"].guest.bind == 'auto_bind isa-serial "{slot}" "tty:ttyS1"'
+    assert devices["isa-parallel"].guest.bind == 'auto_bind isa-parallel "{slot}" "pnp:PNP0400@parport_pc@lp"'
     assert devices["e1000"].reaches("busy")
-    assert not devices["virtio-9p-pci"].reaches("busy")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_would_take_the_guests_kernel_with_it_is_not_unbound_and_says_why(version: str) -> None:
+    devices = derived_in(version).devices
+    staying = {name: d.guest for name, d in devices.items() if not d.guest.unbind.startswith("auto_unbind ")}
+    # the packages of the later ones have no spice
+    assert set(staying) - {"qxl", "qxl-vga"} == {"am53c974", "dc390", "scsi-cd+am53c974"}
+    assert version in ("10.0", "11.1") or {"qxl", "qxl-vga"} <= set(staying)
+    for name, guest in staying.items():
+        assert guest.unbind.startswith("auto_none Linux 6.1 panics when "), name
+        # the other commands are those of every device
+        assert (guest.busy, guest.rebind) == (f"auto_busy {name}", f"auto_rebind {name}")
+
+
+def test_a_guest_has_one_of_what_its_kernel_or_its_ports_have_once() -> None:
+    devices = derived_in("10.0").devices
+    taking = {name for name, device in devices.items() if "watchdog" in device.takes}
+    assert {"i6300esb", "ib700", "isa-ipmi-kcs", "isa-ipmi-bt", "pci-ipmi-kcs", "pci-ipmi-bt"} <= taking
+    assert {name for name, d in devices.items() if "ide-ports" in d.takes} >= {"piix3-ide", "piix4-ide", "ide-cd+piix3"}
+    guests = planned_guests("pc-i440fx-10.0", "pc", [devices[name] for name in sorted(taking)]).guests
+    assert [len(guest.devices) for guest in guests] == [1] * len(taking)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_names_that_a_guest_has_once_are_those_of_the_device(version: str) -> None:
+    """Two ports of one name do not start, and of two folders with one tag a guest mounts either."""
+    words = [
+        value
+        for device in derived_in(version).devices.values()
+        for attachment in device.attachments
+        for key, value in attachment.properties.items()
+        if (attachment.type, key) in (("virtserialport", "name"), ("virtio-9p-pci", "mount_tag"))
+    ]
+    assert {"virtio-serial-pci", "virtio-serial-pci+legacy", "virtserialport", "virtio-9p-pci+modern"} <= set(words)
+    assert len(words) == len(set(words))
 
 
 def test_a_drive_is_saved_with_what_it_is_plugged_into() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,91 @@ def test_net_up_says_what_failed(fails: str, said: str) -> None:
         ["sh", "-c", script], env={"FAILS": fails}, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr.strip()) == (int(bool(said)), "", said)
+
+
+def shell(sysfs: Path, names: str, script: str) -> tuple[int, str]:
+    """Functions of the guest's, with a folder in place of /sys and /proc; a nap is a second."""
+    text = "\n".join(map(function, names.split())).replace("/sys/", f"{sysfs}/").replace("/proc/", f"{sysfs}/")
+    (sysfs / "uptime").write_text("1.5 1\n")
+    fakes = f'nap() {{ up=$((up + 1)); echo "$up.5 1" > {sysfs}/uptime; }}\n'
+    fakes += 'auto_modprobe() { echo "modprobe $*"; test "$1" != gone || { said="gone not found"; return 1; }; }'
+    done = subprocess.run(
+        ["sh", "-c", f"{fakes}\n{text}\n{script}"], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def pci_device(sysfs: Path, slot: str, kind: str) -> Path:
+    folder = sysfs / "bus/pci/devices" / slot
+    folder.mkdir(parents=True)
+    (folder / "class").write_text(f"{kind}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "alone"),
+    [
+        ("0x010180", "0x010180", False),
+        ("0x01018a", "0x010180", False),
+        ("0x01018f", "0x010180", True),  # in native mode: its ports are in its BARs
+        ("0x010180", "0x010601", True),
+        ("0x020000", "0x010180", True),
+    ],
+)
+def test_an_ide_controller_whose_ports_another_one_has_is_left_alone(
+    tmp_path: Path, mine: str, other: str, alone: bool
+) -> None:
+    path = pci_device(tmp_path, "0000:00:05.0", mine)
+    pci_device(tmp_path, "0000:00:01.1", other)
+    status, said = shell(tmp_path, "auto_none auto_alone", f"path={path}; auto_alone")
+    assert (status, said) == ((0, "") if alone else (3, "the IDE controller 0000:00:01.1 has the same I/O ports\n"))
+
+
+def test_a_device_on_no_pci_bus_is_found_by_its_name_or_by_its_pnp_id(tmp_path: Path) -> None:
+    (tmp_path / "bus/platform/devices/ib700wdt.0").mkdir(parents=True)
+    for number, ids in (("00:00", "PNP0b00"), ("00:05", "PNP0400")):
+        (tmp_path / f"bus/pnp/devices/{number}").mkdir(parents=True)
+        (tmp_path / f"bus/pnp/devices/{number}/id").write_text(f"{ids}\n")
+
+    def hinted(text: str) -> tuple[int, str]:
+        return shell(tmp_path, "auto_none auto_hinted auto_found", f"auto_hinted {text} && pwd")
+
+    assert hinted("platform 'ib700wdt*@ib700wdt'") == (
+        0,
+        f"modprobe ib700wdt\n{tmp_path}/bus/platform/devices/ib700wdt.0\n",
+    )
+    assert hinted("pnp PNP0400@parport_pc@lp") == (
+        0,
+        f"modprobe parport_pc\nmodprobe lp\n{tmp_path}/bus/pnp/devices/00:05\n",
+    )
+    assert hinted("pnp PNP0501") == (3, "the guest has no pnp PNP0501\n")
+    assert hinted("pnp PNP0400@gone") == (
+        3,
+        "modprobe gone\nthis guest's kernel has no driver gone, or it found no device\n",
+    )
+
+
+def test_a_card_in_a_slot_asks_for_the_driver_of_cards_until_it_has_it(tmp_path: Path) -> None:
+    card = tmp_path / "mmc_host/mmc0/mmc0:4567"
+    (card / "power").mkdir(parents=True)
+    names = "auto_look auto_look_bare auto_look_card"
+    script = f'path={tmp_path}; auto_look; echo "$fresh,$bare,$work"'
+    assert shell(tmp_path, names, script) == (0, " mmc:block, mmc:block,\n")
+    (card / "driver").mkdir()
+    (card / "block/mmcblk0/queue").mkdir(parents=True)
+    assert shell(tmp_path, names, script) == (0, ",, block:mmcblk0\n")
+
+
+def test_what_is_plugged_into_no_usb_bus_is_not_bound(tmp_path: Path) -> None:
+    """Its controller has a driver, and it is not the controller."""
+    names = "auto_none auto_look auto_look_alias auto_look_bare auto_look_card auto_settle auto_quiet"
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/uevent_seqnum").write_text("7\n")
+    root = tmp_path / "usb1"
+    (root / "driver").mkdir(parents=True)
+    (root / "modalias").write_text("usb:v1D6Bp0002d0601dc09dsc00dp01ic09isc00ip00in00\n")
+    script = f"path={root.parent}; want=usb; auto_settle"
+    assert shell(tmp_path, names, script) == (3, "nothing is plugged into its USB bus\n")
+    (root / "1-1/driver").mkdir(parents=True)
+    (root / "1-1/modalias").write_text("usb:v0627p0001d0000dc00dsc00dp00ic03isc01ip01in00\n")
+    assert shell(tmp_path, names, f"{script}; echo $? $want") == (0, "0 input\n")
