@@ -1,307 +1,299 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the wide guest makes of QEMU's devices: which are bound to a driver, which can be made to move.
+"""How many device types of a QEMU have their driver bound, and how many are busy, in the guests of ``--device all``.
 
-``python tests/bench/drivers.py [--qemu Q] [--machine pc] [--only NAME,...] [--per-guest 25]`` puts the devices of
-:data:`TRIED` into guests, takes each through every command of ``guests/lib/auto.sh``, and prints a table: ``yes`` for
-status 0, ``-`` for status 3 with what the guest said, ``FAILED`` for any other. Ends with 1 when a command failed.
+``python tests/bench/drivers.py [--qemu Q] [--machine pc,q35] [--device PATTERN,...] [--steps] [--json FILE]``
+
+The guests are those that ``postload matrix --device all`` has recorded, or records here: a device counts as bound or
+busy where its recording holds that phase. A type counts once, with whichever of its variants gets so far. At the end
+stand the sums by class, and each type that has no driver, or does not move, with what the guest said.
+
+``--steps`` records nothing: the same guests are booted, and taken through the commands of ``guests/lib/auto.sh`` one by
+one, each with its time. Ends with 1 when a command failed, which is another thing than having nothing to do.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
+import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness.errors import GuestError
-from harness.files import temp_dir
+from harness.devices.device import STEPS, Device
+from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
+from harness.devices.recipe import load_recipes
+from harness.devices.rules import Status
+from harness.engines.schedule import Schedule
+from harness.errors import GuestError, HarnessError
 from harness.guests.build import Guest, build_guest
 from harness.guests.console import Console
+from harness.guests.machine import Boot, Machine, firmware_sink
+from harness.guests.plan import guest_command
+from harness.guests.planner import PlannedGuest
 from harness.guests.recipe import load_recipe
-from harness.qemu.binary import find_binary
-from harness.qemu.cmdline import CommandLine, Option
+from harness.names import USUAL_PHASES
+from harness.qemu.binary import QemuBinary, find_binary, probe_binary
+from harness.qemu.process import new_workdir
+from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm
+from harness.results.answer import Seen
+from harness.results.document import Qemu
+from harness.results.key import Route
+from harness.results.plan import plan_cells
+from harness.state.catalogue import DeviceTrial, Offer, offer_of
+from harness.state.owners import settled
+from harness.state.recordings import Recordings, machine_names, missing, planned_guests, recording_plan
+from harness.state.transforms import GuestMode
+from harness.work.guests import GuestDue, GuestRecorder
 
-#: What a device stands on: mark to options; ``%`` is a name of its own, ``DIR`` the scratch folder.
-BACKENDS = {
-    "@net": "-netdev user,id=%,restrict=on",
-    "@disk": "-blockdev file,node-name=%-file,filename=DIR/%.img -blockdev raw,node-name=%,file=%-file",
-    "@char": "-chardev null,id=%",
-    "@ring": "-chardev ringbuf,id=%",
-    "@audio": "-audiodev none,id=%",
-    "@share": "-fsdev local,id=%,path=DIR,security_model=none",
-    "@rng": "-object rng-builtin,id=%",
-    "@crypto": "-object cryptodev-backend-builtin,id=%",
-    "@bmc": "-device ipmi-bmc-sim,id=%",
-    "@memory": "-object memory-backend-ram,id=%,size=16M",
-    "@can": "-object can-bus,id=%",
-}
-NICS = (
-    "e1000 e1000-82544gc e1000-82545em e1000e i82550 i82551 i82557a i82557b i82557c i82558a i82558b i82559a i82559b"
-    " i82559c i82559er i82562 i82801 igb ne2k_pci pcnet rtl8139 tulip vmxnet3 virtio-net-pci"
-    " virtio-net-pci-non-transitional virtio-net-pci-transitional"
-)
-HBAS = (
-    "am53c974 dc390 lsi53c810 lsi53c895a megasas megasas-gen2 mptsas1068 pvscsi virtio-scsi-pci"
-    " virtio-scsi-pci-non-transitional virtio-scsi-pci-transitional"
-)
-USB_HOSTS = "qemu-xhci nec-usb-xhci usb-ehci ich9-usb-ehci1 pci-ohci piix3-usb-uhci piix4-usb-uhci ich9-usb-uhci1"
-USB = {
-    "usb-kbd": "usb-kbd",
-    "usb-mouse": "usb-mouse",
-    "usb-tablet": "usb-tablet",
-    "usb-wacom-tablet": "usb-wacom-tablet",
-    "usb-storage": "usb-storage,drive=@disk",
-    "usb-bot": "usb-bot,id=ID-bot;scsi-hd,bus=ID-bot.0,drive=@disk",
-    "usb-uas": "usb-uas,id=ID-uas;scsi-hd,bus=ID-uas.0,drive=@disk",
-    "usb-net": "usb-net,netdev=@net",
-    "usb-serial": "usb-serial,chardev=@char,always-plugged=on",
-    "usb-braille": "usb-braille,chardev=@char",
-    "usb-audio": "usb-audio,audiodev=@audio",
-    "usb-hub": "usb-hub",
-    "usb-ccid": "usb-ccid",
-    "usb-mtp": "usb-mtp,rootdir=DIR",
-}
-#: Name to devices; ``ID`` is a name of its own, the first gets a slot. Behind ``|``: the hint of what is on no PCI bus.
-TRIED = {
-    **{nic: f"{nic},netdev=@net,romfile=" for nic in NICS.split()},
-    **{hba: f"{hba},romfile=;scsi-hd,bus=ID.0,drive=@disk" for hba in HBAS.split()},
-    **{f"{host}+kbd": f"{host};usb-kbd,bus=ID.0" for host in USB_HOSTS.split()},
-    **{name: f"qemu-xhci;{text},bus=ID.0".replace(",bus=ID.0", "") for name, text in USB.items()},
-    "scsi-cd": "virtio-scsi-pci;scsi-cd,bus=ID.0,drive=@disk",
-    "virtio-blk-pci": "virtio-blk-pci,drive=@disk",
-    "virtio-blk-pci-non-transitional": "virtio-blk-pci-non-transitional,drive=@disk",
-    "virtio-blk-pci-transitional": "virtio-blk-pci-transitional,drive=@disk",
-    "ich9-ahci": "ich9-ahci;ide-hd,bus=ID.0,drive=@disk;ide-cd,bus=ID.1,drive=@disk",
-    "piix3-ide": "piix3-ide;ide-hd,bus=ID.0,drive=@disk",
-    "piix4-ide": "piix4-ide;ide-hd,bus=ID.0,drive=@disk",
-    "nvme": "nvme,serial=ID,drive=@disk",
-    "nvme+namespaces": "nvme,serial=ID;nvme-ns,bus=ID,drive=@disk;nvme-ns,bus=ID,drive=@disk",
-    "sdhci-pci": "sdhci-pci;sd-card,drive=@disk,bus=sd-bus",
-    "ufs": "ufs,serial=ID;ufs-lu,drive=@disk",
-    "pci-serial": "pci-serial,chardev=@char",
-    "pci-serial-2x": "pci-serial-2x,chardev1=@char,chardev2=@char",
-    "pci-serial-4x": "pci-serial-4x,chardev1=@char,chardev2=@char,chardev3=@char,chardev4=@char",
-    "isa-serial": "isa-serial,chardev=@char,index=1|tty:ttyS1",
-    "isa-parallel": "isa-parallel,chardev=@char|platform:parport_pc.*@parport_pc",
-    "virtio-serial+console": "virtio-serial-pci;virtconsole,chardev=@char,bus=ID.0",
-    "virtio-serial+port": "virtio-serial-pci;virtserialport,chardev=@ring,bus=ID.0,name=postload",
-    "virtio-rng-pci": "virtio-rng-pci,rng=@rng",
-    "virtio-rng-pci-non-transitional": "virtio-rng-pci-non-transitional,rng=@rng",
-    "virtio-rng-pci-transitional": "virtio-rng-pci-transitional,rng=@rng",
-    "virtio-balloon-pci": "virtio-balloon-pci",
-    "virtio-crypto-pci": "virtio-crypto-pci,cryptodev=@crypto",
-    "virtio-9p-pci": "virtio-9p-pci,fsdev=@share,mount_tag=ID",
-    "virtio-iommu-pci": "virtio-iommu-pci",
-    "virtio-keyboard-pci": "virtio-keyboard-pci",
-    "virtio-mouse-pci": "virtio-mouse-pci",
-    "virtio-tablet-pci": "virtio-tablet-pci",
-    "virtio-gpu-pci": "virtio-gpu-pci",
-    "intel-hda": "intel-hda;hda-duplex,bus=ID.0,audiodev=@audio",
-    "ich9-intel-hda": "ich9-intel-hda;hda-output,bus=ID.0,audiodev=@audio",
-    "hda-micro": "intel-hda;hda-micro,bus=ID.0,audiodev=@audio",
-    "AC97": "AC97,audiodev=@audio",
-    "ES1370": "ES1370,audiodev=@audio",
-    "ati-vga": "ati-vga,romfile=",
-    "bochs-display": "bochs-display,romfile=",
-    "cirrus-vga": "cirrus-vga,romfile=",
-    "qxl": "qxl,romfile=",
-    "secondary-vga": "secondary-vga,romfile=",
-    "vmware-svga": "vmware-svga,romfile=",
-    "i6300esb": "i6300esb",
-    "ib700": "ib700|platform:ib700wdt*@ib700wdt",
-    "pci-ipmi-kcs": "pci-ipmi-kcs,bmc=@bmc",
-    "pci-ipmi-bt": "pci-ipmi-bt,bmc=@bmc",
-    "isa-ipmi-kcs": "isa-ipmi-kcs,bmc=@bmc|platform:dmi-ipmi-si.*@ipmi_si",
-    "pvpanic-pci": "pvpanic-pci",
-    "pvpanic": "pvpanic|platform:QEMU0001*@pvpanic_mmio",
-    "kvaser_pci": "kvaser_pci,canbus=@can",
-    "mioe3680_pci": "mioe3680_pci,canbus0=@can,canbus1=@can",
-    "pcm3680_pci": "pcm3680_pci,canbus0=@can,canbus1=@can",
-    "ctucan_pci": "ctucan_pci,canbus0=@can",
-    "pci-bridge": "pci-bridge,chassis_nr=9",
-    "pcie-root-port": "pcie-root-port,chassis=9",
-    "pcie-pci-bridge": "pcie-pci-bridge",
-    "i82801b11-bridge": "i82801b11-bridge",
-    "edu": "edu",
-    "pci-testdev": "pci-testdev",
-    "rocker": "rocker,len-ports=1,ports[0]=@net",
-}
-NO_PCI = ("isa-serial", "isa-parallel", "ib700", "isa-ipmi-kcs", "pvpanic")
-STEPS = ("busy", "check", "life", "idle", "unbind", "rebind", "life")
-MEMORY_OF_DISK = 16 << 20
+ORDER = ("bind", "busy", "check", "life", "idle", "unbind", "rebind", "life")
+#: Phase that a step belongs to.
+PHASE = {"bind": "bound", "busy": "busy", "check": "busy", "idle": "unbound", "unbind": "unbound", "rebind": "rebound"}
 
 
 @dataclass(slots=True, kw_only=True)
-class Tried:
-    """One device, and what became of it: step to ``yes``, ``-`` or ``FAILED``."""
+class Row:
+    """One device on one machine.
 
-    name: str
-    command: str
-    options: list[str]
-    steps: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    driver: str = ""
+    :param lacks: by phase, the step that it ended at, how, and what was said
+    :param seconds: by step
+    """
 
+    device: str
+    type: str
+    category: str
+    machine: str
+    qemu: str
+    lost: str = ""
+    lacks: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
-def attach(name: str, number: int, slot: int | None, bus: str, folder: Path) -> Tried:
-    """The options of a device, its backends first."""
-    text, _, hint = TRIED[name].partition("|")
-    options: list[str] = []
-    made = 0
-
-    def backend(mark: re.Match[str]) -> str:
-        nonlocal made
-        made += 1
-        own = f"b{number}-{made}"
-        options.extend(BACKENDS[mark[0]].replace("%", own).replace("DIR", str(folder)).split(" "))
-        if mark[0] == "@disk":
-            (folder / f"{own}.img").open("wb").truncate(MEMORY_OF_DISK)
-        return own
-
-    text = re.sub(r"@[a-z]+", backend, text).replace("ID", f"d{number}").replace("DIR", str(folder))
-    first, *more = text.split(";")
-    place = "" if slot is None else f",bus={bus},addr={slot:02x}.0"
-    options += ["-device", f"{first},id=d{number}{place}"]
-    for each in more:
-        options += [
-            "-device",
-            each if ",bus=" in each or "sd-card" in each or "ufs" in each else f"{each},bus=d{number}.0",
-        ]
-    address = "" if slot is None else f"0000:00:{slot:02x}.0"
-    return Tried(name=name, command=f"'{name}' '{address}' '{hint}'", options=options)
+    def reached(self, phase: str) -> bool:
+        return not self.lost and phase not in self.lacks
 
 
-def try_guest(tried: Sequence[Tried], qemu: str, machine: str, guest: Guest) -> None:
-    """Boot one guest, and take all of its devices through the steps together."""
-    argv = [option for each in tried for option in each.options]
-    pairs = [option(name, text) for name, text in zip(argv[::2], argv[1::2], strict=True)]
-    base = [Option(name=name) for name in ("nodefaults", "no-user-config", "no-reboot")]
-    base += [Option(name="display", first="none"), Option(name="machine", first=machine)]
-    base += [Option(name="accel", first="tcg"), Option(name="m", first=str(guest.memory_mib))]
-    base += [Option(name="kernel", first=str(guest.kernel)), Option(name="initrd", first=str(guest.initramfs))]
-    base += [Option(name="append", first=guest.cmdline)]
-    began = time.monotonic()
-    with Vm(CommandLine(binary=qemu, options=(*base, *pairs))) as vm:
-        console = Console(vm.console, vm.process.clock)
-        console.wait_ready(120)
-        print(f"  {machine}: {len(tried)} devices, ready in {time.monotonic() - began:.1f} s", flush=True)
-        try:
-            steps(console, tried)
-        except GuestError:
-            print(vm.console_text()[-6000:])
-            raise
-        free = re.search(r"MemAvailable: *(\d+)", console.run("cat /proc/meminfo"))
-        print(
-            f"  {machine}: done after {time.monotonic() - began:.1f} s; free kB: {free[1] if free else '?'}", flush=True
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One machine of one QEMU."""
+
+    binary: QemuBinary
+    machine: str
+    offer: Offer
+    scope: ProcessScope
+
+    def guests(self, patterns: Sequence[str], jobs: int) -> list[PlannedGuest]:
+        """Those that a run of all devices has, of which some devices are looked at."""
+        family, name = machine_names(self.binary, self.machine)
+        trial = DeviceTrial(binary=self.binary, machine=self.machine, accel="tcg", scope=self.scope)
+        derived = [d for name, d in self.offer.devices.items() if name not in self.offer.recipes]
+        tried = trial.run(derived, jobs, lambda _: None)
+        judged = [d for d in derived if tried[d.name].status is Status.JUDGED]
+        devices = [d for d in (*judged, *load_recipes().devices.values()) if not missing(d, self.binary, name, family)]
+        planned = planned_guests(name, family, devices)
+        found = []
+        for guest in planned.guests:
+            wanted = [name for name in guest.names if any(fnmatchcase(name, each) for each in patterns)]
+            if wanted:
+                found.append(guest.only(wanted) if patterns != ["*"] else guest)
+        return found
+
+    def row(self, device: Device) -> Row:
+        """A device, as far as is known before it was tried."""
+        kind = device.subject.type if device.subject else ""
+        category = self.offer.types[kind].category if kind in self.offer.types else ""
+        qemu = self.binary.version
+        return Row(device=device.name, type=kind, category=category, machine=self.machine, qemu=qemu)
+
+    def rows(self, devices: Iterable[Device]) -> dict[str, Row]:
+        return {device.name: self.row(device) for device in devices if not device.rest}
+
+    def recorded(self, guest: PlannedGuest) -> list[Row]:
+        """What the recording of a guest holds, and of those that come in its place."""
+        family, name = machine_names(self.binary, self.machine)
+        identity = Qemu(**self.binary.identity(), label=self.binary.version)
+        seen = Seen(machine=name, family=family, binary=self.binary, recorder=identity, loader=identity)
+        plans = plan_cells(
+            route=Route(recorder="", loader=""),
+            machine=name,
+            devices=guest.names,
+            phases=USUAL_PHASES,
+            schedules=[Schedule.SAME],
+            guest_modes=[GuestMode.RUNNING],
+            loads=1,
         )
+        say = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
+        recordings = Recordings(fresh=False, stage=say, message=say, scope=self.scope)
+        recorder = GuestRecorder(
+            recordings=recordings, make=lambda _, wide: made(wide), accel="tcg", phases=USUAL_PHASES, scope=self.scope
+        )
+        rows = self.rows(guest.devices)
+        dues = [GuestDue(recorder=self.binary, guest=guest, seen=seen, plans=tuple(plans))]
+        while dues:
+            outcome = recorder.record(dues.pop(0))
+            dues += outcome.more
+            for lost, why in (*outcome.refused, *outcome.lost):
+                for plan in lost:
+                    rows[plan.device].lost = str(why)
+            for model in outcome.pack.manifest.devices if outcome.pack else ():
+                if model.name in rows and any(plan.device == model.name for plan in outcome.plans):
+                    rows[model.name].lacks = {u.phase: (u.step, u.how, u.said) for u in model.unreached}
+        return list(rows.values())
 
+    def stepped(self, guest: PlannedGuest) -> list[Row]:
+        """Boot a guest, and anew without a device that its shell was lost with."""
+        left, owners = settled(self.binary, guest, "tcg", self.scope)
+        rows = self.rows(guest.devices)
+        for name, lack in owners.refused.items():
+            rows[name].lost = str(lack)
+        while left.names:
+            lost = self._boot(left, rows)
+            if not lost:
+                break
+            left = left.without({lost})
+        return list(rows.values())
 
-def option(name: str, text: str) -> Option:
-    """``first,key=value,...``."""
-    first, *rest = text.split(",")
-    return Option(name=name.removeprefix("-"), first=first, props=dict(word.split("=", 1) for word in rest))
-
-
-def steps(console: Console, tried: Sequence[Tried]) -> None:
-    """Each step for each device that got so far."""
-    left = list(tried)
-    for number, step in enumerate(("bind", *STEPS)):
+    def _boot(self, planned: PlannedGuest, rows: dict[str, Row]) -> str:
+        """Take all devices of one guest through their steps; the one that it was lost with, if any."""
+        guest = made(planned.wide)
+        plan = recording_plan(binary=self.binary, accel="tcg", guest=guest, planned=planned, phases=USUAL_PHASES)
+        machine = Machine(
+            plan=plan.planned.plan, accel="tcg", boot=Boot(kernel=guest.kernel, initramfs=guest.initramfs)
+        )
+        workdir = new_workdir()
+        machine.make_files(workdir)
         began = time.monotonic()
-        label = f"{step}{'2' if number == len(STEPS) else ''}"
-        for each in left:
-            started = time.monotonic()
-            outcome = run(console, f"auto_{step} {each.command if step == 'bind' else repr(each.name)}")
-            if outcome[0] == "-" and step in ("check", "idle") and each.steps.get("busy") == "-":
+        with Vm(machine.command(self.binary.path, workdir, firmware_sink()), workdir=workdir, scope=self.scope) as vm:
+            vm.qmp("cont")
+            console = Console(vm.console, vm.process.clock)
+            try:
+                console.wait_ready(240)
+            except GuestError as error:
+                for name in planned.names:
+                    rows[name].lost = str(error)
+                return ""
+            devices = [device for device in planned.devices if not device.rest]
+            for device in devices:
+                rows[device.name].lacks = {}
+            say(f"{self.machine}: {len(devices)} devices, ready in {time.monotonic() - began:.1f} s")
+            lost = steps(console, devices, plan.planned, rows)
+            if lost:
+                say(vm.console_text()[-3000:])
+                return lost
+            say(f"{self.machine}: done after {time.monotonic() - began:.1f} s; {free(console)}")
+        return ""
+
+
+def say(text: str) -> None:
+    """Tell what is being done."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def made(wide: bool) -> Guest:
+    """The guest that is booted."""
+    recipe = load_recipe()
+    return build_guest(recipe.widened() if wide else recipe)
+
+
+def free(console: Console) -> str:
+    """Memory that is left, and what the kernel complained of."""
+    return " ".join(
+        console.run(
+            "grep MemAvailable /proc/meminfo; dmesg | grep -ciE 'key was rejected|kernel panic|oops:|BUG:' ; true"
+        ).split()
+    )
+
+
+def steps(console: Console, devices: Sequence[Device], plan: PlannedGuest, rows: dict[str, Row]) -> str:
+    """Each step for each device that got so far; the device whose command did not come back, if any."""
+    missed = MissedPhases()
+    moving: set[str] = set()
+    for number, step in enumerate(ORDER):
+        for device in devices:
+            phase = PHASE.get(step, "busy" if number < len(ORDER) - 1 else "rebound")
+            if phase in STEPS and not device.reaches(phase):
+                missed.ends(device.name, Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step=step, said="no command"))
+            if not missed.goes_on(device.name, phase) or (step == "idle" and device.name not in moving):
                 continue
-            each.steps[label] = outcome[0]
-            each.seconds += time.monotonic() - started
-            if outcome[1] and outcome[0] != "yes":
-                each.said.append(f"{label}: {outcome[1]}")
-            if step == "bind":
-                each.driver = driver(console, each.name)
-            if time.monotonic() - started > 2:
-                each.said.append(f"{label} took {time.monotonic() - started:.1f} s")
-        left = [each for each in left if each.steps["bind"] == "yes"]
-        print(f"    {label}: {time.monotonic() - began:.1f} s", flush=True)
+            began = time.monotonic()
+            try:
+                answer = console.ask(guest_command(device, step, plan.plan), 90)
+            except GuestError as error:
+                rows[device.name].lost = f"{step}: {error}"
+                return device.name
+            rows[device.name].seconds[f"{number}{step}"] = round(time.monotonic() - began, 1)
+            if step == "busy" and not answer.status:
+                moving.add(device.name)
+            if answer.status:
+                how = Missed.NOTHING_TO_DO if answer.status == NOTHING_TO_DO_STATUS else Missed.FAILED
+                missed.ends(device.name, Unreached(phase=phase, how=how, step=step, said=answer.said))
+    for device in devices:
+        rows[device.name].lacks = {p: (u.step, u.how, u.said) for p, u in missed.of(device.name).items()}
+    return ""
 
 
-def run(console: Console, command: str) -> tuple[str, str]:
-    """``yes``, ``-`` or ``FAILED``, and what was printed."""
-    try:
-        return "yes", console.run(command, 60)
-    except GuestError as error:
-        match = re.search(r"failed with status (\d+): (.*)", str(error), re.DOTALL)
-        if match is None:
-            raise
-        return ("-" if match[1] == "3" else "FAILED"), match[2].replace("\n", " / ")[:1500]
+def print_rows(rows: Sequence[Row]) -> None:
+    """Each device, with where it ended and why."""
+    for row in sorted(rows, key=lambda row: (row.machine, row.category, row.device)):
+        marks = "".join("x" if row.reached(phase) else "." for phase in ("bound", "busy", "unbound", "rebound"))
+        slow = " ".join(f"{step}={s:g}" for step, s in row.seconds.items() if s >= 2)
+        print(f"{row.machine:4} {row.category:13} {row.device:34} {marks} {slow}")
+        if row.lost:
+            print(f"       LOST {row.lost[-300:]}")
+        shown = set()
+        for phase, (step, how, said) in row.lacks.items():
+            if (step, said) not in shown:
+                shown.add((step, said))
+                print(f"       {phase}: {step} {how}: {' / '.join(said.split(chr(10)))[:300]}")
 
 
-def driver(console: Console, name: str) -> str:
-    """The driver of the device, and what was found below it."""
-    text = console.run(f"auto_known '{name}' > /dev/null; readlink $path/driver; echo $work")
-    first, _, rest = text.partition("\n")
-    return f"{first.rpartition('/')[2]} {rest.strip()}"
-
-
-def print_table(tried: Sequence[Tried]) -> None:
-    """One line for each device."""
-    head = ("bind", "busy", "check", "life", "idle", "unbind", "rebind", "life2")
-    print(f"{'device':34}" + "".join(f"{word:8}" for word in head) + "s     driver")
-    for each in tried:
-        print(f"{each.name:34}" + "".join(f"{each.steps.get(word, '.'):8}" for word in head), end="")
-        print(f"{each.seconds:<6.1f}{each.driver}")
-        for line in each.said:
-            print(f"      {line}")
+def print_sums(rows: Sequence[Row]) -> None:
+    """By class: types, those with a driver, those that move."""
+    types = {(row.category, row.type) for row in rows}
+    bound = {(row.category, row.type) for row in rows if row.reached("bound")}
+    busy = {(row.category, row.type) for row in rows if row.reached("busy")}
+    sums = [Counter(category for category, _ in found) for found in (types, bound, busy)]
+    print(f"\n{'class':16}{'types':>7}{'bound':>7}{'busy':>7}")
+    for category in sorted(sums[0]):
+        print(f"{category:16}" + "".join(f"{each[category]:7}" for each in sums))
+    print(f"{'all':16}" + "".join(f"{len(found):7}" for found in (types, bound, busy)))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--qemu", default="qemu-system-x86_64")
-    parser.add_argument("--machine", default="pc")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--per-guest", type=int, default=25)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--qemu", default="7.2")
+    parser.add_argument("--machine", default="pc,q35")
+    parser.add_argument("--device", default="*")
+    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--guests", default="")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    qemu = str(find_binary(given.qemu))
-    guest = build_guest(load_recipe().widened())
-    names = [name for name in TRIED if not given.only or name in given.only.split(",")]
-    names = [name for name in names if exists(qemu, name)]
-    done: list[Tried] = []
-    bus, first = {"pc": ("pci.0", 3), "q35": ("pcie.0", 4)}[given.machine]
-    with temp_dir(Path("/tmp")) as folder:
-        for start in range(0, len(names), given.per_guest):
-            chosen = names[start : start + given.per_guest]
-            slots: Iterator[int] = iter(range(first, first + 27))
-            tried = [
-                attach(name, number, None if name in NO_PCI else next(slots), bus, folder)
-                for number, name in enumerate(chosen)
-            ]
-            try:
-                try_guest(tried, qemu, given.machine, guest)
-            except Exception as error:
-                print(f"  {type(error).__name__}: {error}")
-            done += tried
-    print_table(done)
-    bound, busy = (sum(1 for each in done if each.steps.get(word) == "yes") for word in ("bind", "check"))
-    print(f"{given.machine}: {len(done)} tried, {bound} bound, {busy} busy")
-    return int(any("FAILED" in each.steps.values() or not each.steps for each in done))
-
-
-_TYPES: dict[str, str] = {}
-
-
-def exists(qemu: str, name: str) -> bool:
-    """Whether this QEMU has the types that a line names."""
-    if qemu not in _TYPES:
-        done = subprocess.run([qemu, "-device", "help"], capture_output=True, text=True, check=True, timeout=60)
-        _TYPES[qemu] = done.stdout
-    types = [each.partition(",")[0] for each in TRIED[name].partition("|")[0].split(";")]
-    return all(f'name "{word}"' in _TYPES[qemu] for word in types)
+    recipes = {name: device for name, device in load_recipes().devices.items() if not device.rest}
+    binary = probe_binary(find_binary(given.qemu), set())
+    offer = offer_of(binary, recipes)
+    binary = replace(binary, devices=frozenset(offer.types))
+    rows: list[Row] = []
+    with ProcessScope() as scope:
+        for machine in given.machine.split(","):
+            bench = Bench(binary=binary, machine=machine, offer=offer, scope=scope)
+            guests = bench.guests(given.device.split(","), given.jobs)
+            say(f"{binary.version} {machine}: {len(guests)} guests of {[len(guest.names) for guest in guests]} devices")
+            for number, guest in enumerate(guests):
+                if given.guests and str(number) not in given.guests.split(","):
+                    continue
+                try:
+                    rows += bench.stepped(guest) if given.steps else bench.recorded(guest)
+                except HarnessError as error:
+                    say(f"{type(error).__name__}: {error}")
+                if given.json:
+                    given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    print_rows(rows)
+    print_sums(rows)
+    return int(any(row.lost or any(how == Missed.FAILED for _, how, _ in row.lacks.values()) for row in rows))
 
 
 if __name__ == "__main__":
