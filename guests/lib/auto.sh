@@ -14,19 +14,21 @@ auto_none() {
     return 3
 }
 
-# auto_bind NAME SLOT [HINT]: find the device and its driver, wait for what shows up below it, see what it can do.
+# auto_bind NAME SLOT [HINT]: find the device and its driver, wait for what shows up below it, see what it can do, and
+# print the drivers of all that is there, from the device itself downwards, each behind a slash.
 # SLOT is a PCI address. For what is on no PCI bus it is empty, and HINT has BUS:PATTERN[@DRIVER...]: a name on a bus or
 # in a class of sysfs, or pnp:ID, and the drivers to load first where nothing asks for them by a modalias.
 auto_bind() {
     mkdir -p "/tmp/auto.$1"
     auto_place "$2" "$3" || return
     auto_alone || return
-    local work why net=
+    local work why net= drivers
     auto_want
     auto_driver || return
     auto_settle || return
     auto_ready "$1" || return
     auto_keep "$1"
+    echo "drivers:$drivers"
 }
 
 # auto_driver: the driver of path itself, which some kernels probe behind modprobe's back.
@@ -157,11 +159,12 @@ auto_want() {
 }
 
 # auto_look: one look at all below path. Sets work (KIND:WHAT of each thing that can be made to move), fresh (modaliases
-# that a module may be for), bare (those of them that have no driver), usb (whether there is a device on a USB bus), and
-# want where a USB device says what it is.
+# that a module may be for), bare (those of them that have no driver), usb (whether there is a device on a USB bus),
+# drivers (/NAME of each that is bound), and want where a USB device says what it is.
 auto_look() {
     local found node alias below
-    work= fresh= bare= usb=
+    work= fresh= bare= usb= drivers=
+    auto_look_driver "$path"
     [ ! -e "$path/complete_transactions" ] || work=" ipmi:${path##*/}"
     for found in $(find "$path" -name modalias -o -type d 2> /dev/null); do
         below=${found#"$path"}
@@ -169,7 +172,11 @@ auto_look() {
         */modalias)
             read -r alias < "$found" || continue
             node=${found%/modalias}
-            [ -e "$node/driver" ] || auto_look_bare "$alias"
+            if [ ! -e "$node/driver" ]; then
+                auto_look_bare "$alias"
+            elif [ "$node" != "$path" ]; then
+                auto_look_driver "$node"
+            fi
             auto_look_alias "$alias"
             ;;
         */block/*/* | */net/*/* | */nvme/nvme*/nvme*n*/* | *boot[01] | *rpmb | */tty/tty*/* | */event*/*) ;;
@@ -199,9 +206,17 @@ auto_look_bare() {
     case $1 in input:*) ;; *) bare="$bare $1" ;; esac
 }
 
+# auto_look_driver FOLDER: the driver of a device, if any.
+auto_look_driver() {
+    cd -P "$1/driver" 2> /dev/null || return 0
+    drivers="$drivers/${PWD##*/}"
+    cd /
+}
+
 # auto_look_card: a card in a slot says what it is to udev alone.
 auto_look_card() {
-    case ${found##*/} in mmc*:*) [ -e "$found/driver" ] || auto_look_bare mmc:block ;; esac
+    case ${found##*/} in mmc*:*) ;; *) return 0 ;; esac
+    if [ -e "$found/driver" ]; then auto_look_driver "$found"; else auto_look_bare mmc:block; fi
 }
 
 # auto_look_alias ALIAS: what is known by its modalias alone.

@@ -73,12 +73,15 @@ class DeviceModel(_Model):
 
     :param recipe: all that is known of it, so that a replay needs no recipe of its own
     :param unreached: phases that the guest went through without it, and why
+    :param drivers: that the guest's kernel bound for it, from the device on its bus down to what is plugged into it;
+        empty where the guest did not look
     """
 
     name: str
     sections: list[str]
     recipe: Device
     unreached: list[Unreached] = []
+    drivers: list[str] = []
 
     @model_validator(mode="after")
     def _recipe_is_its_own(self) -> DeviceModel:

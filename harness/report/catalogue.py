@@ -18,7 +18,7 @@ from harness.devices.types import DeviceType
 from harness.report.lacks import lack_text
 from harness.report.text import plural
 from harness.state.catalogue import DeviceTrial, Offer, TriedDevice
-from harness.state.recordings import machine_names
+from harness.state.recordings import machine_names, recorded_driver
 
 SCHEMA: Literal["postload.devices/1"] = "postload.devices/1"
 
@@ -54,7 +54,7 @@ class TypeEntry(TypeRow):
     """One type of ``-device help``.
 
     :param row: its device, by which ``--device`` and the cells call it; empty where it has none
-    :param driver: of the guest, None where it is not known
+    :param driver: that a recorded guest's kernel had for it, None where none of this machine bound it yet
     :param variants: further devices of the same type
     """
 
@@ -109,14 +109,18 @@ def catalogue_of(
     devices = offer.devices
     rows = [row for kind in types for row in offer.derived.rows.get(kind.name, ())]
     tried = trial.run([devices[row] for row in dict.fromkeys(rows)], jobs, done)
+    machine = machine_names(trial.binary, trial.machine)[1]
+    drivers = {row: recorded_driver(trial.binary, machine, devices[row]) for row in tried}
     return Catalogue(
         qemu=QemuModel(**trial.binary.identity()),
-        machine=machine_names(trial.binary, trial.machine)[1],
-        types=tuple(_entry(kind, offer.derived, tried) for kind in types),
+        machine=machine,
+        types=tuple(_entry(kind, offer.derived, tried, drivers) for kind in types),
     )
 
 
-def _entry(kind: DeviceType, derived: DerivedDevices, tried: Mapping[str, TriedDevice]) -> TypeEntry:
+def _entry(
+    kind: DeviceType, derived: DerivedDevices, tried: Mapping[str, TriedDevice], drivers: Mapping[str, str | None]
+) -> TypeEntry:
     if kind.name in derived.underived:
         why = derived.underived[kind.name]
         rows = [TypeRow(row=why.row, status=why.status, reason=underived_text(why))]
@@ -130,6 +134,7 @@ def _entry(kind: DeviceType, derived: DerivedDevices, tried: Mapping[str, TriedD
         status=rows[0].status,
         reason=rows[0].reason,
         sections=rows[0].sections,
+        driver=next((drivers[row.row] for row in rows if drivers.get(row.row)), None),
         variants=tuple(rows[1:]),
     )
 
@@ -171,7 +176,8 @@ def print_catalogue(found: Catalogue, console: Console) -> None:
 def print_entry(found: Catalogue, recipe: str, console: Console) -> None:
     """One type, its variants, and the recipe of its device."""
     (entry,) = found.types
-    console.print(escape(f"{entry.type}: {entry.category} device, bus {entry.bus or 'none'}"), soft_wrap=True)
+    driver = f", driver {entry.driver}" if entry.driver else ""
+    console.print(escape(f"{entry.type}: {entry.category} device, bus {entry.bus or 'none'}{driver}"), soft_wrap=True)
     for row in (entry, *entry.variants):
         name = f"{row.row}: " if row.row else ""
         console.print(escape(f"  {name}{row.status}: {what_of(row)}"), soft_wrap=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +58,8 @@ _END_WAIT_S = 1.0
 _END_CHARS = 400
 
 _FIRMWARE_LOG = "firmware.log"
+#: What the guest's command ``bind`` prints of the drivers that it found (``guests/lib/auto.sh``).
+_DRIVERS = re.compile(r"^drivers:/(.+)$", re.MULTILINE)
 #: Nobody answers at the console then.
 _WITHOUT_SHELL = ("firmware", "rebooted")
 
@@ -254,6 +257,7 @@ def _recorded_devices(boot: _Boot, owners: Owners, guest: PlannedGuest) -> list[
             sections=owned[each.name],
             recipe=each,
             unreached=[lack for phase, lack in boot.lacks.of(each.name).items() if phase in boot.phases],
+            drivers=boot.drivers.get(each.name, []),
         )
         for each in guest.devices
     ]
@@ -262,7 +266,8 @@ def _recorded_devices(boot: _Boot, owners: Owners, guest: PlannedGuest) -> list[
 class _Boot:
     """One guest being recorded.
 
-    ``labels`` are the sections that were saved so far, ``captured`` the phases, and ``lacks`` who is not in them.
+    ``labels`` are the sections that were saved so far, ``captured`` the phases, ``lacks`` who is not in them, and
+    ``drivers`` whom the guest's kernel bound.
     """
 
     def __init__(self, plan: Plan, writer: PackWriter, progress: Progress, scope: ProcessScope | None) -> None:
@@ -273,6 +278,7 @@ class _Boot:
         self.labels: list[str] = []
         self.captured: list[str] = []
         self.lacks = MissedPhases()
+        self.drivers: dict[str, list[str]] = {}
         self._devices = plan.planned.devices
         self._moving: set[str] = set()
         self._faults = {node: sector for device in self._devices for node, sector in device.failing().items()}
@@ -408,6 +414,8 @@ class _Boot:
         if answer.status:
             how = Missed.NOTHING_TO_DO if answer.status == NOTHING_TO_DO_STATUS else Missed.FAILED
             self.lacks.ends(device.name, Unreached(phase=phase, how=how, step=step, said=answer.said))
+        elif told := _DRIVERS.search(answer.text):
+            self.drivers[device.name] = told[1].strip().split("/")
         return not answer.status
 
     def _capture(self, phase: str, vm: Vm, seconds: float) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from harness.arch import architecture_of, family_of
-from harness.cache import cache_root
+from harness.cache import cache_root, keep_answer, kept_answer
 from harness.devices.device import Device
 from harness.errors import PackError, QemuError, UsageError
 from harness.facts import collect_facts
@@ -35,9 +35,12 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.state.recorder import CutShort, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
-_RECORDING_FORMAT = 6
+_RECORDING_FORMAT = 7
 #: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
 VMSTATE: Final = "vmstate"
+#: The driver of a virtio device's PCI side; its own is the next one.
+_VIRTIO_BUS: Final = "virtio-pci"
+_HUB: Final = "hub"
 
 Say = Callable[[str], None]
 
@@ -86,7 +89,8 @@ class Recordings:
             lock = self._locks.setdefault(key, Lock())
         with lock:
             if key not in self._open:
-                self._open[key] = self._kept(plan, key) or self._recorded(plan, key)
+                pack = self._open[key] = self._kept(plan, key) or self._recorded(plan, key)
+                _keep_drivers(pack)
             return self._open[key]
 
     def _kept(self, plan: Plan, key: str) -> StatePack | None:
@@ -130,6 +134,34 @@ class Recordings:
 
 def _path(key: str) -> Path:
     return cache_root() / "packs" / key
+
+
+def _keep_drivers(pack: StatePack) -> None:
+    """What recorded guests bound is known when their recordings are gone."""
+    for device in pack.manifest.devices:
+        if device.drivers:
+            keep_answer(
+                _drivers_key(pack.manifest.qemu["sha256"], pack.manifest.machine, device.recipe), device.drivers
+            )
+
+
+def recorded_driver(binary: QemuBinary, machine: str, device: Device) -> str | None:
+    """The driver that a guest has for a device: that which its recipe names, else that which a recorded guest bound.
+
+    :param machine: versioned machine type
+    :returns: None where no guest has bound one yet
+    """
+    drivers: list[str] = list(device.drivers) or kept_answer(_drivers_key(binary.sha256, machine, device)) or []
+    if drivers and device.subject is not device.attachments[0]:
+        # it is plugged into the first one; behind the hubs of USB, its disk or keys come after it
+        behind = drivers[len(drivers) - drivers[::-1].index(_HUB) :] if _HUB in drivers else drivers[-1:]
+        return behind[0] if behind else _HUB
+    return next((driver for driver in drivers if driver.replace("_", "-") != _VIRTIO_BUS), None)
+
+
+def _drivers_key(qemu: str, machine: str, device: Device) -> str:
+    text = json.dumps([qemu, machine, asdict(device)], sort_keys=True, default=_plain)
+    return f"drivers/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def planned_guests(machine: str, family: str, devices: Sequence[Device]) -> Planned:

@@ -111,17 +111,18 @@ def test_a_device_on_no_pci_bus_is_found_by_its_name_or_by_its_pnp_id(tmp_path: 
 def test_a_card_in_a_slot_asks_for_the_driver_of_cards_until_it_has_it(tmp_path: Path) -> None:
     card = tmp_path / "mmc_host/mmc0/mmc0:4567"
     (card / "power").mkdir(parents=True)
-    names = "auto_look auto_look_bare auto_look_card"
-    script = f'path={tmp_path}; auto_look; echo "$fresh,$bare,$work"'
-    assert shell(tmp_path, names, script) == (0, " mmc:block, mmc:block,\n")
-    (card / "driver").mkdir()
+    names = "auto_look auto_look_bare auto_look_card auto_look_driver"
+    script = f'path={tmp_path}; auto_look; echo "$fresh,$bare,$work,$drivers"'
+    assert shell(tmp_path, names, script) == (0, " mmc:block, mmc:block,,\n")
+    (tmp_path / "mmcblk").mkdir()
+    (card / "driver").symlink_to(tmp_path / "mmcblk")
     (card / "block/mmcblk0/queue").mkdir(parents=True)
-    assert shell(tmp_path, names, script) == (0, ",, block:mmcblk0\n")
+    assert shell(tmp_path, names, script) == (0, ",, block:mmcblk0,/mmcblk\n")
 
 
 def test_what_is_plugged_into_no_usb_bus_is_not_bound(tmp_path: Path) -> None:
     """Its controller has a driver, and it is not the controller."""
-    names = "auto_none auto_look auto_look_alias auto_look_bare auto_look_card auto_settle auto_quiet"
+    names = "auto_none auto_look auto_look_alias auto_look_bare auto_look_card auto_look_driver auto_settle auto_quiet"
     (tmp_path / "kernel").mkdir()
     (tmp_path / "kernel/uevent_seqnum").write_text("7\n")
     root = tmp_path / "usb1"
@@ -131,4 +132,4 @@ def test_what_is_plugged_into_no_usb_bus_is_not_bound(tmp_path: Path) -> None:
     assert shell(tmp_path, names, script) == (3, "nothing is plugged into its USB bus\n")
     (root / "1-1/driver").mkdir(parents=True)
     (root / "1-1/modalias").write_text("usb:v0627p0001d0000dc00dsc00dp00ic03isc01ip01in00\n")
-    assert shell(tmp_path, names, f"{script}; echo $? $want") == (0, "0 input\n")
+    assert shell(tmp_path, names, f"{script}; echo $? $want $drivers") == (0, "0 input /driver/driver\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.devices.device import Attachment, Device
 from harness.devices.recipe import load_recipes
 from harness.errors import QemuError
 from harness.packs.pack import StatePack
@@ -19,7 +20,14 @@ from harness.qemu.disturbance import Disturbance, Disturbed, Hindered, current_a
 from harness.state import recorder as recorder_module
 from harness.state import recordings as module
 from harness.state.recorder import CutShort, Plan, record
-from harness.state.recordings import Recordings, further, planned_guests, recording_plan
+from harness.state.recordings import (
+    Recordings,
+    _keep_drivers,
+    further,
+    planned_guests,
+    recorded_driver,
+    recording_plan,
+)
 
 
 @pytest.fixture
@@ -173,3 +181,37 @@ def test_a_recording_that_goes_further_is_as_good(
     usual.pack(longer)
     Recordings(fresh=True, stage=lambda _: None, message=lambda _: None).pack(short)
     assert recorded == [longer, short]
+
+
+@pytest.mark.parametrize(
+    ("types", "bound", "driver"),
+    [
+        ((), ["virtio-pci", "virtio_rng"], "virtio_rng"),
+        ((), ["e1000"], "e1000"),
+        ((), ["xhci_hcd", "hub", "usb-storage", "sd"], "xhci_hcd"),
+        (("qemu-xhci",), ["xhci_hcd", "hub", "usbhid", "hid-generic"], "usbhid"),
+        (("qemu-xhci",), ["xhci_hcd", "hub", "hub"], "hub"),
+        (("virtio-scsi-pci",), ["virtio-pci", "virtio_scsi", "sd"], "sd"),
+        ((), [], None),
+    ],
+)
+def test_the_driver_that_a_recorded_guest_bound_is_known_afterwards(
+    types: tuple[str, ...], bound: list[str], driver: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTLOAD_CACHE", str(tmp_path))
+    parts = tuple(Attachment(name=f"a{number}", type=kind) for number, kind in enumerate((*types, "subject")))
+    device = Device(name="row", about="", type="subject", attachments=parts)
+    model = SimpleNamespace(recipe=device, drivers=bound)
+    manifest = SimpleNamespace(devices=[model], qemu={"sha256": "q"}, machine="pc-i440fx-7.2")
+    binary = SimpleNamespace(sha256="q")
+    assert recorded_driver(binary, "pc-i440fx-7.2", device) is None  # type: ignore[arg-type]
+    _keep_drivers(SimpleNamespace(manifest=manifest))  # type: ignore[arg-type]
+    assert recorded_driver(binary, "pc-i440fx-7.2", device) == driver  # type: ignore[arg-type]
+    assert recorded_driver(binary, "pc-q35-7.2", device) is None  # type: ignore[arg-type]
+
+
+def test_a_recipe_says_which_driver_its_device_has() -> None:
+    device = Device(
+        name="disk", about="", attachments=(Attachment(name="dev", type="t"),), drivers=("virtio_pci", "virtio_blk")
+    )
+    assert recorded_driver(SimpleNamespace(sha256="q"), "pc", device) == "virtio_blk"  # type: ignore[arg-type]
