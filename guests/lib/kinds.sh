@@ -11,6 +11,9 @@
 auto_ready_block() {
     local size
     read -r size < "/sys/block/$2/size"
+    # a floppy is looked at when it is opened
+    [ "$size" -ge 64 ] || dd if="/dev/$2" of=/dev/null bs=4k count=1 2> /dev/null
+    read -r size < "/sys/block/$2/size"
     [ "$size" -ge 64 ] || { why="$2 has no medium"; return 3; }
     auto_page "$1" "$2"
     if [ "$writable" = 1 ]; then
