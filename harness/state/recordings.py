@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -55,8 +55,19 @@ class Unrecordable(UsageError):
         self.lack = lack
 
 
+@dataclass(slots=True)
+class _Opened:
+    """A pack, and how many use it."""
+
+    pack: StatePack
+    users: int = 1
+
+
 class Recordings:
-    """The packs of a run, each opened once; recorded when the cache does not hold it.
+    """The packs of a run, recorded when the cache does not hold them.
+
+    A pack is opened once for all who use it at a time, and closed when the last of them gives it back: it holds the
+    state of all phases, and maps the guest's memory.
 
     :param fresh: record anew even when a recording is kept
     :param stage: told what is being recorded
@@ -71,10 +82,13 @@ class Recordings:
         self._scope = scope
         self._lock = Lock()
         self._locks: dict[str, Lock] = {}
-        self._open: dict[str, StatePack] = {}
+        self._open: dict[str, _Opened] = {}
+        self._made: set[str] = set()
 
     def pack(self, plan: Plan) -> StatePack:
         """The pack of a plan; a second one who asks for it waits until the first has recorded it.
+
+        Each who asks gives it back by :meth:`release`.
 
         :raises GuestError: the guest did not reach a phase
         :raises QemuError: QEMU refused or died
@@ -88,13 +102,31 @@ class Recordings:
         with self._lock:
             lock = self._locks.setdefault(key, Lock())
         with lock:
-            if key not in self._open:
-                pack = self._open[key] = self._kept(plan, key) or self._recorded(plan, key)
-                _keep_drivers(pack)
-            return self._open[key]
+            with self._lock:
+                opened = self._open.get(key)
+                if opened is not None:
+                    opened.users += 1
+                    return opened.pack
+            pack = self._kept(plan, key) or self._recorded(plan, key)
+            _keep_drivers(pack)
+            with self._lock:
+                self._open[key] = _Opened(pack)
+            return pack
+
+    def release(self, pack: StatePack) -> None:
+        """Give a pack back; one that did not come from here is left as it is."""
+        with self._lock:
+            key = next((key for key, opened in self._open.items() if opened.pack is pack), None)
+            if key is None:
+                return
+            self._open[key].users -= 1
+            if self._open[key].users:
+                return
+            del self._open[key]
+        pack.close()
 
     def _kept(self, plan: Plan, key: str) -> StatePack | None:
-        if self._fresh:
+        if self._fresh and key not in self._made:
             return None
         path = _path(key)
         try:
@@ -120,6 +152,7 @@ class Recordings:
             if error.kept:
                 self._keep_as(recording_key(replace(plan, phases=error.kept)), _path(key))
             raise
+        self._made.add(key)
         return StatePack(_path(key))
 
     def _keep_as(self, key: str, made: Path) -> None:
@@ -128,8 +161,7 @@ class Recordings:
         with contextlib.suppress(OSError):  # somebody else's is there now, and is as good
             made.rename(_path(key))
         shutil.rmtree(made, ignore_errors=True)
-        with self._lock:
-            self._open[key] = StatePack(_path(key))
+        self._made.add(key)
 
 
 def _path(key: str) -> Path:

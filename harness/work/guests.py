@@ -91,7 +91,7 @@ class GuestRecorder:
     scope: ProcessScope
 
     def record(self, due: GuestDue) -> GuestOutcome:
-        """Have a guest recorded.
+        """Have a guest recorded; whoever is done with its pack gives that back to ``recordings``.
 
         :raises HostError: no space
         :raises Stopped: the run was told to stop
@@ -178,7 +178,7 @@ class GuestRecorder:
         """How a guest is lost on its way to a phase, by default the last; None for one that gets there."""
         phases = _up_to_the_last(self.phases)
         try:
-            self._pack(recorder, guest, phases[: 1 + phases.index(until)] if until else None)
+            self.recordings.release(self._pack(recorder, guest, phases[: 1 + phases.index(until)] if until else None))
         except Stopped:
             raise
         except HarnessError as error:

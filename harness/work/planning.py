@@ -114,6 +114,11 @@ class Chain:
         over = any(not self._undone[number, phase] for phase in task.request.phases)
         return self.ready() if over else []
 
+    @property
+    def over(self) -> bool:
+        """Whether all tasks are done."""
+        return not self._waiting and not any(self._undone.values())
+
     def rank(self, task: Task) -> tuple[int, int]:
         """What the longest tasks wait for goes first, then one machine after the other."""
         return int(self._long.isdisjoint(task.request.phases)), self.number

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from itertools import count
 from threading import Lock
 from typing import Protocol
 
@@ -197,7 +198,8 @@ class Run:
         self._began = time.monotonic()
         self._fold = Fold(started)
         self._builds = [(each.sha256, each.label or each.version) for each in options.binaries]
-        self._chains: dict[object, tuple[Seen, Chain]] = {}
+        self._chains: dict[object, tuple[Seen, Chain, StatePack]] = {}
+        self._numbers = count()
         self._here = LocalWorker(self._scope)
         self._worker: Worker = ProcessWorker(self._scope) if options.processes else self._here
         self._recorder = None if guest is None else self._guest_recorder(guest)
@@ -304,7 +306,7 @@ class Run:
         if not isinstance(due, Task):
             queue.add(due, _BEHIND_TASKS)
             return
-        _, chain = self._chains[due.place]
+        _, chain, _ = self._chains[due.place]
         queue.add(due, chain.rank(due), waits=LANES[due.request.lane].waits)
 
     def _do(self, due: Due) -> Sequence[Due]:
@@ -382,6 +384,8 @@ class Run:
         tasks = []
         if outcome.pack is not None:
             tasks = self._tasks_for(outcome.pack, due.seen, outcome.plans, came=came, no_colo=due.no_colo)
+            if not tasks:
+                self._release(outcome.pack)
         return [*tasks, *outcome.more]
 
     def _migrations(self) -> tuple[Lane, ...]:
@@ -467,11 +471,13 @@ class Run:
         self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
         dump = pack.manifest.host.get(VMSTATE, {})
         self._emit(StateSeen(devices=coverage_of(pack, plans[0].key, devices, dump)))
+        if not tasks:
+            return []
         assert seen.ability is not None  # probed by whoever opened the pack
         self._here.lend(pack, seen.binary, seen.ability)
         with self._lock:
-            chain = Chain(in_waves(tasks, LANES), len(self._chains))
-            self._chains[like.place] = seen, chain
+            chain = Chain(in_waves(tasks, LANES), next(self._numbers))
+            self._chains[like.place] = seen, chain, pack
         return chain.ready()
 
     def _reached(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan]) -> list[CellPlan]:
@@ -542,7 +548,7 @@ class Run:
     def _carry_out(self, task: Task) -> list[Task]:
         """Let a worker do a task; what may be done next comes back."""
         self._scope.check()
-        seen, chain = self._chains[task.place]
+        seen, chain, pack = self._chains[task.place]
         begun: set[str] = set()
         judged: set[str] = set()
         learnt: list[Exclusion] = []
@@ -573,7 +579,18 @@ class Run:
                     self._fail(CellPlan(key=key, loads=task.request.loads), seen, error)
         self._scope.check()
         with self._lock:
-            return chain.done(task, learnt)
+            following = chain.done(task, learnt)
+            over = chain.over
+        if over:
+            del self._chains[task.place]
+            self._here.clear(task)
+            self._release(pack)
+        return following
+
+    def _release(self, pack: StatePack) -> None:
+        """A guest is judged: what was held for it is let go, so that a run of many guests takes no more than one of few."""
+        if self._recorder is not None:
+            self._recorder.recordings.release(pack)
 
     def _fail(self, plan: CellPlan, seen: Seen, error: Exception) -> None:
         """Nothing can be said: the host did not let it be tried, or this program could not."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -95,14 +95,26 @@ class LocalWorker:
         self._scope = scope
         self._lock = Lock()
         self._packs: dict[str, StatePack] = {}
+        self._lent: Counter[str] = Counter()
         self._binaries: dict[str, tuple[QemuBinary, ColoAbility]] = {}
         self._places: OrderedDict[str, _Place] = OrderedDict()
 
     def lend(self, pack: StatePack, binary: QemuBinary, ability: ColoAbility) -> None:
-        """Let it use what is open already."""
+        """Let it use what is open already, until as many tasks' places were cleared as it was lent for."""
         with self._lock:
             self._packs[pack.content] = pack
+            self._lent[pack.content] += 1
             self._binaries[binary.sha256] = binary, ability
+
+    def clear(self, task: Task) -> None:
+        """No further task comes to the place of this one: the pack that was lent, and all made of it, is let go."""
+        content = task.recording.content
+        with self._lock:
+            self._places.pop(repr(task.place), None)
+            self._lent[content] -= 1
+            if self._lent[content] <= 0:
+                del self._lent[content]
+                self._packs.pop(content, None)
 
     def run(self, task: Task, tell: Tell) -> None:
         """See :meth:`Worker.run`. Where the host disturbed it, what came to nothing is tried again."""

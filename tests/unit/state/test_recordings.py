@@ -64,6 +64,43 @@ def test_a_kept_recording_is_used_again(made: Callable[..., Any]) -> None:
     assert (pack.manifest.host["schema"], told, recorded) == ("postload.host/1", [], [])
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_pack_is_closed_when_the_last_who_uses_it_gives_it_back(
+    own_cache: Path, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    recorded: list[Path] = []
+    closed: list[StatePack] = []
+
+    def once(_plan: Plan, path: Path, *_: object, **__: object) -> None:
+        recorded.append(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make_pack("made")
+        manifest = made / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "host": {"schema": "postload.host/1"}}))
+        made.rename(path)
+
+    monkeypatch.setattr(module, "record", once)
+    monkeypatch.setattr(module, "recording_key", lambda _: "key")
+    monkeypatch.setattr(module, "further", lambda _: [])
+    monkeypatch.setattr(module, "facts_of", lambda _: {})
+    monkeypatch.setattr(StatePack, "close", lambda self: closed.append(self))
+    plan: Any = SimpleNamespace(machine="pc-i440fx-7.2", binary=SimpleNamespace(version="7.2.22"))
+    keeper = Recordings(fresh=fresh, stage=lambda _: None, message=lambda _: None)
+    pack = keeper.pack(plan)
+    assert keeper.pack(plan) is pack
+    keeper.release(pack)
+    assert closed == []
+    keeper.release(pack)
+    assert closed == [pack]
+    # a later one opens it again, and records nothing, though all is to be recorded anew once
+    again = keeper.pack(plan)
+    assert again is not pack
+    assert len(recorded) == 1
+    with StatePack(make_pack("of-the-user")) as other:
+        keeper.release(other)
+        assert other not in closed
+
+
 def test_one_without_the_facts_of_its_host_is_made_anew(made: Callable[..., Any]) -> None:
     _, told, recorded = made({})
     assert recorded == ["key"]

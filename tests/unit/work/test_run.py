@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import _thread
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from made_cells import changed, ended, made_cell
 from harness.colo.primary import ENABLE_COLO
 from harness.devices.phases import Missed, Unreached
 from harness.devices.recipe import load_recipes
+from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.errors import HarnessError, HostError, QemuError
@@ -43,6 +46,7 @@ from harness.state import owners as owners_module
 from harness.state.transforms import GuestMode
 from harness.work import guests as guests_module
 from harness.work import run as run_module
+from harness.work import worker as worker_module
 from harness.work.run import Options, Run, Subject, load_pack_rows
 from harness.work.task import Task
 from harness.work.worker import LocalWorker, Reported, Tell
@@ -114,6 +118,27 @@ def make_run(binary: QemuBinary) -> Callable[..., tuple[Run, Watcher, list[RunEv
 def pack(make_pack: Callable[..., Path]) -> Iterator[StatePack]:
     with StatePack(make_pack()) as opened:
         yield opened
+
+
+def test_a_run_lets_go_of_what_it_made_of_a_recording_when_that_is_judged(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[weakref.ref[Buffers]] = []
+
+    def buffers(*given: Any) -> Buffers:
+        found = Buffers(*given)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(worker_module, "Buffers", buffers)
+    judge(lambda plan, bench, _on_loads, _control: iter([cell_of(plan, bench.binary)]))
+    run, _, _ = make_run()
+    assert load_pack_rows(run, pack).complete
+    gc.collect()
+    assert [each() for each in made] == [None]
 
 
 def test_cells_stand_in_the_order_of_the_plan_whoever_ends_first(
