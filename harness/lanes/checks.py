@@ -20,13 +20,11 @@ from harness.engines.evidence import Count
 from harness.engines.setting import Setting
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
-from harness.experiments.guestlife import guest_life
 from harness.experiments.ioerror import io_errors
 from harness.experiments.leak import find_leaks
 from harness.lanes.judge import Bench, OnLoads, RunControls
 from harness.lanes.lane import Group, Judge, Lane, Reached, Request, Wave, by_phase
 from harness.oracles.drift import judge_drift, rules_for
-from harness.oracles.guestfault import judge_life
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
@@ -38,8 +36,6 @@ from harness.results.outcome import Outcome, Repeats
 from harness.results.verdict import Verdict, rank
 from harness.state.transforms import label_of, labels_of
 
-#: Where the guest has its drivers bound and can be asked about its devices.
-LIVELY_PHASES = ("bound", "busy")
 IO_ERROR_PHASE = "io-error"
 PLATFORM = "platform"
 
@@ -86,6 +82,7 @@ class Experiment:
 
     :param told: for each row, what is said of its sections
     :param loads: for each row, the loads and checkpoints that count for it, where that is not all of them
+    :param blamed: those of the excluded ones that were loaded at first: their own row has the finding
     :param own_loaded: a row whose own sections are among the excluded ones did load them
     """
 
@@ -94,6 +91,7 @@ class Experiment:
     loads_acked: int
     loads: Mapping[str, Count] = field(default_factory=dict)
     excluded: frozenset[str] = frozenset()
+    blamed: frozenset[str] = frozenset()
     own_loaded: bool = False
     engine: str = "colo"
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -145,8 +143,9 @@ def perform(check: OracleCheck, bench: Bench) -> list[Cell]:
     seconds = time.monotonic() - started
     cells = [_cell(check, bench, row, experiment, seconds) for row in check.rows]
     # one experiment loaded for all of them, where it does not count loads by row
-    others = (cell if cell.device in experiment.loads else replace(cell, shared_with=cells[0].id) for cell in cells[1:])
-    return [*cells[:1], *others]
+    first = next((cell.id for cell in cells if cell.device not in experiment.loads), "")
+    own = {first, *(cell.id for cell in cells if cell.device in experiment.loads)}
+    return [cell if cell.id in own else replace(cell, shared_with=first) for cell in cells]
 
 
 def judge_by(make: Callable[[Request, Bench], OracleCheck]) -> Judge:
@@ -235,29 +234,6 @@ def _leak(bench: Bench, check: OracleCheck) -> Experiment:
     )
 
 
-def guest_check(phase: str, rows: Sequence[str]) -> OracleCheck:
-    """The guest lives on after the loads and a failover: its disks, its network, its clock, its kernel's log."""
-    return OracleCheck(oracle=OracleName.GUEST, phases=(phase,), rows=tuple(rows), run=_guest)
-
-
-def _guest(bench: Bench, check: OracleCheck) -> Experiment:
-    excluded = excluded_in(bench, check)
-    life = guest_life(
-        setting_of(bench, check.phases[0], excluded),
-        devices=bench.devices,
-    )
-    judged = judge_life(life)
-    missing = Told(verdict=Verdict.HARNESS_ERROR, causes=(Undecided(why=Why.NOT_ASKED),))
-    told = {row: [replace(Told.of(judged[row]), log=life.log) if row in judged else missing] for row in check.rows}
-    return Experiment(
-        told=told,
-        loads_asked=life.loads_asked,
-        loads_acked=life.loads_acked,
-        excluded=excluded,
-        details={"disks": str(life.disks), "disks_why": life.disks_why},
-    )
-
-
 def io_error_check(row: str, faults: Mapping[str, int]) -> OracleCheck:
     """The halted state of a disk that failed, in a secondary whose disk is healthy, and in one whose disk fails too.
 
@@ -291,6 +267,7 @@ def _io_error(bench: Bench, check: OracleCheck, *, faults: Mapping[str, int]) ->
 
 
 def setting_of(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
+    """What an experiment on one phase is given."""
     return Setting(
         binary=bench.binary,
         dialect=bench.ability.dialect,
@@ -319,7 +296,8 @@ def _cell(check: OracleCheck, bench: Bench, row: str, experiment: Experiment, se
     verdict = min((t.verdict for t in told), key=rank, default=Verdict.HARNESS_ERROR)
     pack = bench.buffers.pack
     own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
-    excluded = experiment.excluded - own if experiment.own_loaded else experiment.excluded
+    loaded = own if experiment.own_loaded else own & experiment.blamed
+    excluded = experiment.excluded - loaded
     count = experiment.loads.get(row, Count(asked=experiment.loads_asked, passed=experiment.loads_acked))
     outcome = Outcome(verdict=verdict) if verdict is Verdict.OK else _outcome(verdict, told)
     key = check.key(bench.machine_key, row)
@@ -372,10 +350,6 @@ def _settled(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -
     return by_phase(phases, best, guest)
 
 
-def _lively(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
-    return by_phase([phase for phase in phases if phase in LIVELY_PHASES], reached, guest)
-
-
 #: The longest first.
 LANES = (
     Lane(
@@ -390,12 +364,6 @@ LANES = (
         waits=True,
         groups=_settled,
         judge=judge_by(lambda request, _: leak_check(request.phases[0], request.devices)),
-    ),
-    Lane(
-        name=str(OracleName.GUEST),
-        wave=Wave.LOOK,
-        groups=_lively,
-        judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
     ),
     Lane(
         name=str(OracleName.DRIFT),

@@ -17,7 +17,8 @@ from harness.engines.fresh import Fresh
 from harness.engines.incoming import State
 from harness.engines.postcopy import Postcopy, probe_postcopy
 from harness.experiments.plainlife import plain_life
-from harness.lanes.checks import LIVELY_PHASES, Experiment, OracleCheck, OracleName, Told, judge_by
+from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, judge_by
+from harness.lanes.guest import LIVELY_PHASES
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Lane, Wave, all_in_one
 from harness.oracles.guestfault import judge_life

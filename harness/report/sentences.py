@@ -476,7 +476,7 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
     ),
     Why.LEFT_OUT: lambda undecided: f"{', '.join(undecided.sections)} was left out",
     Why.NO_SECTION: lambda _: "the recording has no section of this device",
-    Why.NOT_ASKED: lambda _: "not asked: the guest did not answer",
+    Why.NOT_ASKED: lambda _: "not asked: its guest broke, and could not be made to answer without what broke it",
     Why.TOO_MANY: lambda undecided: (
         f"not judged: {plural(len(undecided.sections), 'section')} are refused, and no load passed without them"
     ),

@@ -588,7 +588,7 @@ class Run:
         return following
 
     def _release(self, pack: StatePack) -> None:
-        """A guest is judged: what was held for it is let go, so that a run of many guests takes no more than one of few."""
+        """A guest is judged: what was held for it is let go, so that memory does not grow with the guests of a run."""
         if self._recorder is not None:
             self._recorder.recordings.release(pack)
 
