@@ -49,7 +49,7 @@ auto_driver() {
 
 # auto_modprobe NAME...: modprobe, which comes back with its driver's probe, or never; said is its first line.
 auto_modprobe() {
-    local pid status tries=400
+    local pid status tries=800
     rm -f /tmp/auto.status
     said=
     (
@@ -58,7 +58,7 @@ auto_modprobe() {
     ) &
     until read -r status 2> /dev/null < /tmp/auto.status; do
         tries=$((tries - 1))
-        [ "$tries" -gt 0 ] || { said="modprobe $* did not end within 20 s"; return 1; }
+        [ "$tries" -gt 0 ] || { said="modprobe $* did not end within 40 s"; return 1; }
         nap
     done
     read -r said < /tmp/auto.said || :

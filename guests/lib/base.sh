@@ -61,6 +61,18 @@ beat_stop() {
     rm -f /tmp/beat.pid
 }
 
+# intx_off: have no PCI device raise its interrupt line that has no driver; a driver that takes one turns it on again.
+# Firmware leaves lines raised. Nobody answers, and after 100,000 interrupts the kernel takes the line from all who share it.
+intx_off() {
+    local device line low
+    for device in /sys/bus/pci/devices/*; do
+        [ ! -e "$device/driver" ] && read -r line < "$device/irq" && [ "$line" != 0 ] || continue
+        # its command register as a word, for QEMU looks at this bit when the low byte is written: SERR#, interrupt disable
+        low=$(dd if="$device/config" bs=1 skip=4 count=1 2> /dev/null | hexdump -e '1/1 "%03o"')
+        printf "\\$low\\005" | dd of="$device/config" bs=2 seek=2 conv=notrunc 2> /dev/null
+    done
+}
+
 # pci_unbind SLOT, pci_bind SLOT DRIVER: take a PCI device from its driver, and give it back.
 pci_unbind() {
     if [ ! -e "/sys/bus/pci/devices/$1/driver" ]; then

@@ -15,7 +15,10 @@ from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
 from harness.state.transforms import GuestMode, encode, only, sections_for, without
 
-_CACHE_ENTRIES = 64
+#: What is kept of one pack at most, as :func:`_size` counts it: several packs are in work at a time.
+_KEPT_BYTES = 48 << 20
+#: A buffer of a page and the record in front of it, as objects.
+_VIEW_BYTES = 130
 
 T = TypeVar("T")
 
@@ -41,7 +44,7 @@ class Buffers:
     """Encoded buffers of one pack, made once and shared by sessions.
 
     RAM is kept as views into the pack, some 9 MB of small objects for 70 MB of pages; device buffers are bytes.
-    The least recently used go first when there are many.
+    The least recently used go first when all take too much; what is larger than that by itself is made each time.
 
     :param machine: what the loading side shall be, when it is not just what was recorded
     """
@@ -51,6 +54,7 @@ class Buffers:
         self.machine = machine or pack.machine
         self._lock = Lock()
         self._kept: OrderedDict[object, Any] = OrderedDict()
+        self._size = 0
 
     def looked_at(self, binary: str) -> Buffers:
         """The same for a program that stands in for a QEMU; see :meth:`Machine.looked_at`."""
@@ -92,8 +96,17 @@ class Buffers:
                 self._kept.move_to_end(key)
                 return cast(T, self._kept[key])
         made = make()
+        size = _size(made)
         with self._lock:
-            self._kept[key] = made
-            while len(self._kept) > _CACHE_ENTRIES:
-                self._kept.popitem(last=False)
+            if key not in self._kept and size <= _KEPT_BYTES:
+                self._kept[key] = made
+                self._size += size
+            while self._size > _KEPT_BYTES:
+                _, oldest = self._kept.popitem(last=False)
+                self._size -= _size(oldest)
         return made
+
+
+def _size(made: object) -> int:
+    """Bytes that something takes, roughly."""
+    return len(made) if isinstance(made, bytes) else _VIEW_BYTES * len(cast("list[object]", made))

@@ -46,7 +46,7 @@ from harness.stream.reader import open_stream
 
 FIRMWARE_TIMEOUT_S = 30.0
 BOOT_TIMEOUT_S = 120.0
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 90.0
 MIGRATE_TIMEOUT_S = 60.0
 HALT_TIMEOUT_S = 30.0
 #: How long the workload runs before the busy phase is recorded.
@@ -389,6 +389,9 @@ class _Boot:
     def _lead(self, phase: str, console: Console) -> None:
         """Bring every device into a phase of its driver's."""
         devices = [device for device in self._devices if self.lacks.goes_on(device.name, phase)]
+        if phase in ("bound", "rebound"):
+            # behind a stop a device may raise a line that nobody answers, and the kernel takes it from all
+            console.run("intx_off", COMMAND_TIMEOUT_S)
         if phase == "busy":
             for device in devices:
                 if self._done(device, phase, "busy", console):
