@@ -17,7 +17,7 @@ from harness.experiments.guestlife import GuestLife, guest_life
 from harness.lanes.checks import PLATFORM, Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, setting_of
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Group, Lane, Reached, Wave, by_phase
-from harness.oracles.guestfault import judge_life
+from harness.oracles.guestfault import judge_life, judge_loads
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import current_account
 from harness.results.cause import Undecided, Why
@@ -133,8 +133,7 @@ class _Asking:
         if broken is None or broken.load == 0:
             return None
         isolator = self.bench.isolator(again=self._twice)
-        verdict = asked.finding.verdict
-        blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, verdict)
+        blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judge_loads(asked.life))
         if blame is None:
             return None
         self.bench.blame(self._phase, blame)

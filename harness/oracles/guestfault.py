@@ -12,7 +12,7 @@ from harness.colo.messages import Step
 from harness.devices.phases import NOTHING_TO_DO_STATUS
 from harness.engines.evidence import Evidence
 from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
-from harness.oracles.load import crash_line, end_of, judge
+from harness.oracles.load import Judgement, crash_line, end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import Disturbance, Hindered
 from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted, KernelComplaint
@@ -105,6 +105,11 @@ def judge_life(life: GuestLife) -> dict[str, Opinion]:
     }
 
 
+def judge_loads(life: GuestLife) -> Judgement:
+    """What the loads came to, before the guest was asked anything."""
+    return judge(_evidence(life))
+
+
 def _judgement(
     life: GuestLife,
     device: str,
@@ -130,7 +135,7 @@ def _judgement(
 def _not_alive(life: GuestLife) -> tuple[Verdict, Cause | None]:
     """What kept the guest from being asked, with its verdict; None for one that answered to the end."""
     if life.broken is not None or (life.exit is not None and life.loads_acked < life.loads_asked):
-        loads = judge(_evidence(life))
+        loads = judge_loads(life)
         return loads.verdict, loads.cause
     if life.exit is not None:
         line = crash_line(life.log)
