@@ -7,6 +7,7 @@ import re
 from collections.abc import Set
 
 from harness.report.coverage import coverage_text
+from harness.report.lost import LOST_NOTE, lost_text
 from harness.report.overview import Overview, overview
 from harness.report.reset import HEAD, ResetTable, reset_tables
 from harness.report.sentences import class_meaning
@@ -74,6 +75,12 @@ def render_markdown(doc: MatrixDoc) -> str:
     for table in reset_tables(doc):
         parts += [f"## Reset: {_plain(table.title)}", _resets(table), *map(_plain, filter(None, [table.left_out]))]
         parts += ["\n".join(f"- {_plain(text)}" for text in (table.about, *table.costs))]
+    if doc.lost:
+        parts += [
+            "## Guests that were lost",
+            LOST_NOTE,
+            "\n".join(f"- {_plain(lost_text(guest))}" for guest in doc.lost),
+        ]
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
 

@@ -15,10 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from harness.report.console import SafeConsole
+from harness.report.lost import lost_text
 from harness.report.text import number, plural
 from harness.report.view import finding_of
 from harness.results.document import Cell
-from harness.results.events import CellsPlanned, Event, Judged, Said
+from harness.results.events import CellsPlanned, Event, GuestLost, Judged, Said
 from harness.results.signature import look_of
 from harness.results.verdict import Verdict, rank
 from harness.text import one_line
@@ -153,6 +154,8 @@ class LiveProgress:
                 # such as the rest of a row whose culprit was found
                 self.add_cells(1 if again else 0)
                 self.end_cell(cell)
+            case GuestLost(guest=guest):
+                self.message(lost_text(guest))
             case Said(text=text):
                 self.message(text)
 

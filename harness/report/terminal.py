@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.report.coverage import coverage_text
+from harness.report.lost import lost_text
 from harness.report.overview import Overview, overview
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.reset import HEAD, ResetTable, reset_tables
@@ -95,6 +96,9 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
         _print_versions(doc, console)
     for table in reset_tables(doc):
         _print_resets(table, console)
+    for guest in doc.lost:
+        _wrapped(console, one_line(f"lost  {lost_text(guest)}"), 0, hang=2)
+        _line(console)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)

@@ -357,6 +357,27 @@ class DeviceReset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostGuest:
+    """A guest of several devices that was lost while it was recorded: who did it, and what became of the others.
+
+    :param recorder: how cells name the QEMU that recorded it
+    :param devices: those that it was recorded with
+    :param phase: that it was on its way to; empty where that is not known
+    :param by: the device that it was lost by; empty where the machine is lost without any, or the host did it
+    :param alone: it is lost with that device alone too; else the others are recorded apart from it
+    :param said: what was seen
+    """
+
+    machine: str
+    recorder: str
+    devices: tuple[str, ...]
+    phase: str = ""
+    by: str = ""
+    alone: bool = False
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """The program that wrote the document."""
 
@@ -383,6 +404,7 @@ class MatrixDoc:
     cells: tuple[Cell, ...]
     coverage: tuple[DeviceCoverage, ...] = ()
     resets: tuple[DeviceReset, ...] = ()
+    lost: tuple[LostGuest, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, in the order in which they are documented."""
@@ -398,6 +420,7 @@ class MatrixDoc:
             "cells": [cell.to_json() for cell in self.cells],
             "coverage": [_adapter(DeviceCoverage).dump_python(each, mode="json") for each in self.coverage],
             "resets": [_adapter(DeviceReset).dump_python(each, mode="json") for each in self.resets],
+            "lost": [_adapter(LostGuest).dump_python(each, mode="json") for each in self.lost],
         }
 
     @classmethod

@@ -40,7 +40,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from harness.errors import HostError, UsageError
 from harness.results.answer import machine_result
 from harness.results.coverage import covered
-from harness.results.document import Cell, DeviceCoverage, MachineResult, MatrixDoc, Program
+from harness.results.document import Cell, DeviceCoverage, LostGuest, MachineResult, MatrixDoc, Program
 from harness.results.reset import reset_table
 
 SCHEMA: Literal["postload.events/1"] = "postload.events/1"
@@ -97,6 +97,14 @@ class StateSeen(_Event):
 
     event: Literal["state"] = "state"
     devices: tuple[DeviceCoverage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestLost(_Event):
+    """A guest was lost while it was recorded, and it is known who did it."""
+
+    event: Literal["lost"] = "lost"
+    guest: LostGuest
 
 
 class Place(StrEnum):
@@ -156,7 +164,7 @@ class Answered(_Event):
     qualify: dict[str, Any]
 
 
-Event = Started | MachineSeen | StateSeen | CellsPlanned | Judged | Said | RunEnded | Answered
+Event = Started | MachineSeen | StateSeen | GuestLost | CellsPlanned | Judged | Said | RunEnded | Answered
 
 
 def _plain(value: object) -> object:
@@ -178,6 +186,7 @@ class Fold:
         self._ended: RunEnded | None = None
         self._machines: dict[tuple[str, str, str], MachineResult] = {}
         self._coverage: dict[str, DeviceCoverage] = {}
+        self._lost: list[LostGuest] = []
         self._rows: dict[str, int] = {}
         self._order: dict[str, tuple[int, int, int]] = {}
         self._cells: dict[str, list[Cell]] = {}
@@ -199,6 +208,8 @@ class Fold:
                 self._machines[machine.machine, recorder.sha256, machine.qemu.sha256] = machine
             case StateSeen(devices=devices):
                 self._coverage |= {device.row: device for device in devices}
+            case GuestLost(guest=guest):
+                self._lost.append(guest)
             case CellsPlanned():
                 self._plan(event)
             case Judged(planned=planned, cell=cell):
@@ -228,6 +239,7 @@ class Fold:
             cells=cells,
             coverage=covered(self._coverage.values(), cells),
             resets=reset_table(self._machines.values(), cells),
+            lost=tuple(self._lost),
         )
 
     def _plan(self, event: CellsPlanned) -> None:

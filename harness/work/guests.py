@@ -8,7 +8,7 @@ goes, and the others without it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.arch import architecture_of
@@ -23,8 +23,9 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.answer import Seen
+from harness.results.document import LostGuest
 from harness.results.plan import CellPlan
-from harness.state.owners import Owners, settled
+from harness.state.owners import Owners, settled, short
 from harness.state.recorder import CutShort, ordered_phases
 from harness.state.recordings import Recordings, lacking_drivers, planned_guests, recording_plan
 
@@ -66,6 +67,7 @@ class GuestOutcome:
     :param plans: cells that it is there for
     :param refused: cells of devices that are not to be had
     :param lost: cells that nothing can be said of
+    :param guest: the guest, where it was lost
     :param more: guests that are to be recorded instead, or as well
     """
 
@@ -73,6 +75,7 @@ class GuestOutcome:
     plans: Sequence[CellPlan] = ()
     refused: list[tuple[list[CellPlan], Lack]] = field(default_factory=list)
     lost: list[tuple[list[CellPlan], HarnessError]] = field(default_factory=list)
+    guest: LostGuest | None = None
     more: list[GuestDue] = field(default_factory=list)
 
 
@@ -82,6 +85,7 @@ class GuestRecorder:
 
     :param make: builds what a guest boots
     :param phases: those that are wanted
+    :param stage: told what is being done
     """
 
     recordings: Recordings
@@ -89,6 +93,7 @@ class GuestRecorder:
     accel: str
     phases: tuple[str, ...]
     scope: ProcessScope
+    stage: Callable[[str], None] = lambda _: None
 
     def record(self, due: GuestDue) -> GuestOutcome:
         """Have a guest recorded; whoever is done with its pack gives that back to ``recordings``.
@@ -143,11 +148,23 @@ class GuestRecorder:
     def _split(self, due: GuestDue, error: HarnessError, outcome: GuestOutcome) -> None:
         """Tell who a guest was lost by from the others."""
         names = due.guest.names
+        if names[1:]:
+            self.stage(f"looking for the one of {len(names)} devices that a guest of {due.seen.machine} was lost by")
         culprit = self._culprit(due, error)
+        lost = LostGuest(
+            machine=due.seen.machine,
+            recorder=due.seen.route.recorder,
+            devices=names,
+            phase=error.phase if isinstance(error, CutShort) else "",
+            by=culprit or "",
+            said=short(error),
+        )
         if culprit is None:
+            outcome.guest = lost if names[1:] else None
             outcome.lost.append((list(due.plans), error))
             return
         reason = self._lost(due.recorder, due.guest.only({culprit})) if names[1:] else error
+        outcome.guest = replace(lost, alone=reason is not None) if names[1:] else None
         # one that is well without the others does not get on with them
         apart = {culprit} if reason is not None or _named(error) else set(names[: len(names) // 2])
         part = due.only(apart)

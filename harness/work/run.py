@@ -39,6 +39,7 @@ from harness.results.events import (
     CellsPlanned,
     Event,
     Fold,
+    GuestLost,
     Judged,
     MachineSeen,
     Place,
@@ -208,7 +209,12 @@ class Run:
         options, watcher = self._options, self._watcher
         recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
         return GuestRecorder(
-            recordings=recordings, make=make, accel=options.accel, phases=options.phases, scope=self._scope
+            recordings=recordings,
+            make=make,
+            accel=options.accel,
+            phases=options.phases,
+            scope=self._scope,
+            stage=watcher.stage,
         )
 
     def stop(self) -> None:
@@ -376,6 +382,8 @@ class Run:
             self._give_up(due.plans, due.seen, error)
             return []
         outcome = self._recorder.record(due)
+        if outcome.guest is not None:
+            self._emit(GuestLost(guest=outcome.guest))
         for plans, lack in outcome.refused:
             self._unsupported(plans, due.seen, lack, never=True)
         for plans, reason in outcome.lost:

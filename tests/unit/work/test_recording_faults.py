@@ -22,6 +22,7 @@ from harness.errors import GuestError, HarnessError
 from harness.lanes import schedules
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.report.lost import lost_text
 from harness.report.sentences import cause_text
 from harness.results.document import MatrixDoc, Qemu
 from harness.results.events import Event, Said, Started
@@ -228,6 +229,12 @@ def test_one_of_many_that_kills_qemu_is_found_by_halving(judged: Callable[..., A
     # all, none, four halves, the one alone, the rest; no half goes further than to where it was lost
     assert [len(devices) for devices, _ in recorder.asked] == [16, 0, 8, 4, 2, 1, 1, 15]
     assert {phases for _, phases in recorder.asked[1:6]} == {("firmware", "kernel")}
+    # it is told once, with who did it; that this one is lost alone as well needs no second line
+    (lost,) = doc.lost
+    assert (lost.devices, lost.phase, lost.by, lost.alone) == (names, "kernel", "blk11", True)
+    assert "a guest of 16 devices was lost on its way to phase kernel. blk11 did it: it is recorded alone" in lost_text(
+        lost
+    )
 
 
 def test_how_far_a_device_came_is_known_beside_one_that_kills_qemu(judged: Callable[..., Any]) -> None:
@@ -260,6 +267,9 @@ def test_devices_that_do_not_get_on_with_each_other_are_judged_apart(judged: Cal
     doc, _, said = judged(refuses)
     assert verdicts(doc) == {"ahci": WELL, "virtio-blk": WELL, "platform": WELL}
     assert said == []
+    (lost,) = doc.lost
+    assert not lost.alone
+    assert "beside the others, and is well alone" in lost_text(lost)
 
 
 def test_a_machine_that_cannot_be_recorded_at_all_gives_up(judged: Callable[..., Any]) -> None:
