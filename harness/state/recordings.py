@@ -35,7 +35,7 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.state.recorder import CutShort, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
-_RECORDING_FORMAT = 7
+_RECORDING_FORMAT = 8
 #: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
 VMSTATE: Final = "vmstate"
 #: The driver of a virtio device's PCI side; its own is the next one.
