@@ -27,7 +27,7 @@ from harness.commands.resolve import (
     rows_and_phases,
     run_scope,
 )
-from harness.devices.device import Device, select_devices
+from harness.commands.selection import select
 from harness.engines.schedule import Schedule
 from harness.errors import UsageError
 from harness.facts import KvmTried, collect_facts, kvm_tried
@@ -94,10 +94,24 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
     sources, profiles = binaries_of(given["sources"], given["profiles"])
     targets, _ = binaries_of(given["targets"], given["profiles"])
     check_machines([*sources, *targets], given["machines"])
-    pairs = plan_pairs(sources, targets, given["machines"], both_ways=given["both_ways"])
-    binaries = [*sources, *targets]
+    both_ways = given["both_ways"]
+    machines = dict.fromkeys(
+        pair.machine for pair in plan_pairs(sources, targets, given["machines"], both_ways=both_ways)
+    )
     accel = common_accel(sources, given["accel"])
-    options = _options(given, binaries, accel, profiles)
+    builds = {binary.sha256: binary for binary in (*sources, *targets)}
+    chosen = select(list(builds.values()), list(machines), profiles, given["devices"], accel.name, given["jobs"])
+    able = {binary.sha256: binary for binary in chosen.binaries}
+    sources, targets = ([able[binary.sha256] for binary in side] for side in (sources, targets))
+    pairs = plan_pairs(sources, targets, given["machines"], both_ways=both_ways)
+    options = _options(
+        given,
+        [*sources, *targets],
+        accel,
+        rows=chosen.recipes,
+        profiles=tuple(device for device in profiles.values() if device.default or device.name in chosen.recipes),
+        derived=chosen.derived,
+    )
     guest = guest_maker(given["guest"], given["machines"], given["cpus"])
 
     def work(run: Run, context: Context) -> MatrixDoc:
@@ -111,7 +125,7 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
         targets, _ = binaries_of(given["targets"] or [None], None, pack.device_types)
         rows, phases = rows_and_phases(pack, given)
         accel = choose_accel(targets[0], pack.manifest.accel)
-        options = _options({**given, "devices": rows, "phases": phases}, targets, accel, None)
+        options = _options({**given, "phases": phases}, targets, accel, rows=tuple(rows), profiles=())
         walls = told_walls(targets) if pack.foreign else None
         return _qualify(
             given, options, accel, uses, lambda run, _: load_pack_rows(run, pack), travelled=True, walls=walls
@@ -119,17 +133,13 @@ def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
 
 
 def _options(
-    given: dict[str, Any], binaries: list[QemuBinary], accel: AccelState, profiles: dict[str, Device] | None
+    given: dict[str, Any], binaries: list[QemuBinary], accel: AccelState, *, rows: tuple[str, ...], **more: Any
 ) -> Options:
-    rows = (
-        given["devices"] if profiles is None else [device.name for device in select_devices(profiles, given["devices"])]
-    )
     return Options(
         binaries=tuple(binaries),
         accel=accel.name,
         machines=tuple(given["machines"]),
-        profiles=() if profiles is None else tuple(profiles.values()),
-        devices=tuple(rows),
+        devices=rows,
         phases=tuple(ordered_phases(given["phases"] or USUAL_PHASES)),
         schedules=members(Schedule, given["schedules"] or QUALIFY_SCHEDULES, "schedule"),
         guest_modes=(GuestMode.RUNNING,),
@@ -143,6 +153,7 @@ def _options(
         migrations=AS_RECORDED,
         oracles=False,
         overrides=overrides(given["globals_"]),
+        **more,
     )
 
 
