@@ -19,7 +19,7 @@ from harness.guests.machine import Machine
 from harness.packs.pack import Recording, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.state.transforms import GuestMode, encode, sections_for
+from harness.state.transforms import GuestMode, encode, sections_for, without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class Setting:
 
     :param resets: the build resets the machine before each device buffer
     :param excluded: labels of sections that come with the incoming stream only
+    :param absent: labels of sections that even the incoming stream leaves out
     :param timeout_s: deadline for each answer of the secondary
     :param scope: of the run: owns its processes, and is told when it shall end
     """
@@ -38,6 +39,7 @@ class Setting:
     buffers: Buffers
     phase: str
     excluded: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
     timeout_s: float = ANSWER_TIMEOUT_S
     scope: ProcessScope = field(default_factory=ProcessScope)
 
@@ -70,12 +72,12 @@ class Setting:
         )
 
     def begin(self, secondary: Secondary, mode: GuestMode) -> None:
-        """Bring the whole phase in.
+        """Bring the phase in, all of it but what is absent.
 
         :raises ChannelBroken: it was not taken
         """
         recording = self.recording
-        devices = encode(sections_for(recording, mode))
+        devices = encode(without(sections_for(recording, mode), self.absent))
         secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(self.phase), devices))
 
     def broken(self, error: ChannelBroken, acked: int, phase: str | None = None) -> Break:

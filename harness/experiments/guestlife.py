@@ -204,7 +204,7 @@ class _Experiment(Setting):
             seen.broken = self.broken(error, seen.loads, self.last if seen.loads + 1 == self.loads else None)
 
     def _devices(self, phase: str) -> bytes:
-        sections = sections_for(self.buffers.pack.recordings[phase], GuestMode.RUNNING)
+        sections = without(sections_for(self.buffers.pack.recordings[phase], GuestMode.RUNNING), self.absent)
         loaded = encode(without(sections, self.excluded))
         # after a reset, what is left out would be in reset state
         return encode(sections) + loaded if self.resets else loaded

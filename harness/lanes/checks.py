@@ -267,7 +267,7 @@ def _io_error(bench: Bench, check: OracleCheck, *, faults: Mapping[str, int]) ->
 
 
 def setting_of(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
-    """What an experiment on one phase is given."""
+    """A phase of a bench's pack; what its QEMU does not take in an incoming stream is not in that either."""
     return Setting(
         binary=bench.binary,
         dialect=bench.ability.dialect,
@@ -275,6 +275,7 @@ def setting_of(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
         buffers=bench.buffers,
         phase=phase,
         excluded=excluded,
+        absent=bench.refused,
         scope=bench.scope,
     )
 

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from harness.engines.secondary import Secondary
 from harness.experiments.leak import LeakResult, LeakRun, Sample, Series
 from harness.lanes import checks
 from harness.lanes.checks import leak_check, perform
 from harness.lanes.judge import Bench
 from harness.oracles.oracle import Opinion
 from harness.results.verdict import Verdict
-from harness.state.transforms import label_of
+from harness.state.transforms import GuestMode, label_of
 
 
 def series(label: str, loads: int, checkpoints: int, *, once: bool = False) -> Series:
@@ -46,3 +49,18 @@ def test_a_row_counts_the_loads_and_the_checkpoints_of_its_own_sections(
     assert ahci.outcome.checkpoints_acked == 40 * len(own)
     rest = len(bench.buffers.pack.sections_of("platform"))
     assert (platform.loads_acked, platform.outcome.checkpoints_acked) == (400 * rest, 10 * rest)
+
+
+def test_what_qemu_refuses_is_not_in_the_incoming_stream_of_an_experiment(bench: Bench) -> None:
+    """Else one device whose state kills QEMU there keeps all others from being looked at."""
+    (own,) = bench.buffers.pack.sections_of("ahci")
+    bench.refused = frozenset({own})
+    setting = checks.setting_of(bench, "bound", frozenset())
+    brought: list[bytes] = []
+    secondary = SimpleNamespace(start=lambda _, body: brought.append(b"".join(map(bytes, body))))
+    setting.begin(cast(Secondary, secondary), GuestMode.PARKED)
+    checks.setting_of(replace(bench, refused=frozenset()), "bound", frozenset()).begin(
+        cast(Secondary, secondary), GuestMode.PARKED
+    )
+    (section,) = (s for s in bench.buffers.pack.recordings["bound"].sections if label_of(s) == own)
+    assert [section.encode() in each for each in brought] == [False, True]
