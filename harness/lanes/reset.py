@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
 from harness.engines.buffers import Selection
 from harness.engines.colo import Session
@@ -41,12 +42,14 @@ DRIFT_LOADS = 20
 class _Behind:
     """The loads behind resets, and whom they broke on.
 
+    :param absent: sections that not even the incoming stream had
     :param blamed: section to what is said of it
     :param left: what is said of every other section
     """
 
     evidence: Evidence
     excluded: frozenset[str]
+    absent: frozenset[str]
     blamed: dict[str, Told] = field(default_factory=dict)
     left: Told = field(default_factory=lambda: Told(verdict=Verdict.OK))
 
@@ -62,8 +65,8 @@ def reset_check(phases: Sequence[str], rows: Sequence[str], loads: int) -> Oracl
 
 def _reset(bench: Bench, check: OracleCheck, *, loads: int) -> Experiment:
     behind = _load_behind_resets(bench, check.phases, loads)
-    drifted = _drifted(bench, check.phases, behind.excluded)
-    cost = _cost(bench, check)
+    drifted = _drifted(bench, check.phases, behind)
+    cost = _cost(bench, check, behind)
     owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
     told: dict[str, list[Told]] = {row: [] for row in check.rows}
     for label, one in [*behind.blamed.items(), *drifted]:
@@ -75,13 +78,15 @@ def _reset(bench: Bench, check: OracleCheck, *, loads: int) -> Experiment:
         if loaded.intersection(bench.buffers.pack.sections_of(row)):
             told[row].append(replace(behind.left, details=part))
         elif not told[row]:
-            told[row].append(Told(verdict=Verdict.HARNESS_ERROR, causes=(Undecided(why=Why.NO_SECTION),)))
+            left_out = tuple(sorted(behind.excluded.intersection(bench.buffers.pack.sections_of(row))))
+            why = Undecided(why=Why.LEFT_OUT if left_out else Why.NO_SECTION, sections=left_out)
+            told[row].append(Told(verdict=Verdict.HARNESS_ERROR, causes=(why,)))
     return Experiment(
         told=told,
         loads_asked=behind.evidence.loads_asked,
         loads_acked=behind.evidence.loads_acked,
         excluded=behind.excluded,
-        own_loaded=not bench.refused,  # what broke was loaded, what QEMU refuses in a migration was not
+        blamed=frozenset(behind.blamed),
         details={} if cost is None else {"guest": _of_guest(cost)},
     )
 
@@ -90,35 +95,45 @@ def _load_behind_resets(bench: Bench, phases: Sequence[str], loads: int) -> _Beh
     schedule = Schedule.WALK if len(phases) > 1 else Schedule.SAME
     plan = plan_loads(schedule, phases, loads)
     blamed: dict[str, Told] = {}
+    absent = bench.refused
     while True:
-        excluded = bench.refused | frozenset(blamed)
+        excluded = absent | frozenset(blamed)
         selection = Selection(own=_labels(bench, phases) - excluded, excluded=excluded)
-        evidence = _session(bench, plan, selection).run()
+        evidence = _session(bench, plan, selection, absent).run()
         judgement = judge(evidence)
-        behind = _Behind(evidence=evidence, excluded=excluded, blamed=blamed)
+        behind = _Behind(evidence=evidence, excluded=excluded, absent=absent, blamed=blamed)
         if judgement.verdict is Verdict.OK:
             return behind
-        blame = _blame(bench, plan, evidence, judgement, excluded) if len(blamed) < MAX_BLAMED else None
+        blame = _blame(bench, plan, evidence, judgement, behind) if len(blamed) < MAX_BLAMED else None
         if blame is None:
             behind.left = _undecided(judgement, blamed)
             return behind
-        blamed |= {label: _told(label, judgement) for label in blame.sections}
+        blamed = blamed | {label: _told(label, judgement) for label in blame.sections}
+        if _before_a_load(evidence):
+            absent |= frozenset(blame.sections)
 
 
-def _drifted(bench: Bench, phases: Sequence[str], excluded: frozenset[str]) -> list[tuple[str, Told]]:
+def _before_a_load(evidence: Evidence) -> bool:
+    """It broke in the incoming stream, or in the reset of what had been loaded."""
+    broken = evidence.broken
+    return broken is not None and (broken.load == 0 or broken.step is Step.REQUEST)
+
+
+def _drifted(bench: Bench, phases: Sequence[str], behind: _Behind) -> list[tuple[str, Told]]:
     """Sections whose state after many loads is not that after one, each load behind a reset."""
     manifest = bench.buffers.pack.manifest
     rules = rules_for(bench.devices, {device.name: device.sections for device in manifest.devices})
     found = []
     for phase in phases:
-        experiment = DriftExperiment.of(setting_of(bench, phase, excluded), reset_first=True, loads=DRIFT_LOADS)
+        setting = replace(setting_of(bench, phase, behind.excluded), absent=behind.absent)
+        experiment = DriftExperiment.of(setting, reset_first=True, loads=DRIFT_LOADS)
         for label, opinion in judge_drift(experiment.run(), rules).items():
             if opinion.verdict is not Verdict.OK:
                 found.append((label, Told(verdict=opinion.verdict, section=label, causes=opinion.causes)))
     return found
 
 
-def _session(bench: Bench, plan: LoadPlan, selection: Selection) -> Session:
+def _session(bench: Bench, plan: LoadPlan, selection: Selection, absent: frozenset[str]) -> Session:
     return Session(
         binary=bench.binary,
         dialect=bench.ability.dialect,
@@ -126,7 +141,7 @@ def _session(bench: Bench, plan: LoadPlan, selection: Selection) -> Session:
         plan=plan,
         selection=selection,
         mode=GuestMode.RUNNING,
-        absent=bench.refused,
+        absent=absent,
         pace=bench.pace,
         scope=bench.scope,
         reset_first=not bench.ability.resets_before_load,
@@ -138,18 +153,18 @@ def _labels(bench: Bench, phases: Sequence[str]) -> frozenset[str]:
     return frozenset().union(*(labels_of(recordings[phase].sections) for phase in phases))
 
 
-def _blame(
-    bench: Bench, plan: LoadPlan, evidence: Evidence, judgement: Judgement, excluded: frozenset[str]
-) -> Blame | None:
-    """Who broke a load; a guest that broke has no section to blame."""
+def _blame(bench: Bench, plan: LoadPlan, evidence: Evidence, judgement: Judgement, behind: _Behind) -> Blame | None:
+    """Who broke a load, or the reset before it; a guest that broke has no section to blame."""
     broken = evidence.broken
     if judgement.verdict is Verdict.GUEST_FAULT or not judgement.verdict.is_finding or broken is None:
         return None
     isolator = replace(bench.isolator(False), reset_first=not bench.ability.resets_before_load)
     if broken.load == 0:
-        return isolator.find_incoming(broken.phase, bench.refused, judgement)
+        return isolator.find_incoming(broken.phase, behind.absent, judgement)
     before = plan.phase_before(broken.load)
-    return isolator.find(before, broken.phase, broken.load, excluded, judgement)
+    if broken.step is Step.REQUEST:
+        return isolator.find_at_reset(before, behind.absent, judgement)
+    return isolator.find(before, broken.phase, broken.load, behind.excluded, judgement)
 
 
 def _told(label: str, judgement: Judgement) -> Told:
@@ -171,10 +186,11 @@ def _undecided(judgement: Judgement, blamed: Mapping[str, Told]) -> Told:
     return Told(verdict=Verdict.HARNESS_ERROR, causes=causes, log=judgement.log)
 
 
-def _cost(bench: Bench, check: OracleCheck) -> ResetTimes | None:
+def _cost(bench: Bench, check: OracleCheck, behind: _Behind) -> ResetTimes | None:
     """What the reset costs; None where it could not be measured."""
     phase = COST_PHASE if COST_PHASE in check.phases else check.phases[0]
-    setting = setting_of(bench, phase, excluded_in(bench, check))
+    # what breaks without a reset is left out as well: the load is measured with and without one
+    setting = replace(setting_of(bench, phase, excluded_in(bench, check) | behind.excluded), absent=behind.absent)
     devices = {
         device.name: device.sections for device in bench.buffers.pack.manifest.devices if device.name != PLATFORM
     }

@@ -104,6 +104,18 @@ class Isolator:
                 return found
         return None
 
+    def find_at_reset(self, phase: str, absent: frozenset[str], judgement: Judgement) -> Blame | None:
+        """Find what a machine must have loaded so that it does not live through its reset.
+
+        :param phase: that is loaded when the reset comes
+        :param absent: what its incoming stream leaves out already
+        :return: None when it does not break again, or breaks whatever it has loaded
+        """
+        case = _Isolation(self, phase, phase, 1, judgement)
+        recording = self.buffers.pack.recordings[phase]
+        labels = [label for label in labels_of(recording.sections) if label not in absent | cpu_labels(recording)]
+        return case.minimise_incoming(labels, absent, reset=True)
+
     def _found(
         self, before: str, phase: str, load: int, excluded: frozenset[str], judgement: Judgement
     ) -> Blame | None:
@@ -136,12 +148,16 @@ class _Isolation:
         judgement = judge(self._session(labels).run())
         return judgement if judgement.is_break_of(self.whole) else None
 
-    def minimise_incoming(self, among: Sequence[str], absent: frozenset[str]) -> Blame | None:
-        """The fewest of some sections that break the incoming stream; None where it breaks without any of them."""
+    def minimise_incoming(self, among: Sequence[str], absent: frozenset[str], *, reset: bool = False) -> Blame | None:
+        """The fewest of some sections that break the incoming stream; None where it breaks without any of them.
+
+        :param reset: it is the reset behind the stream that breaks
+        """
+        behind = (Checkpoint(phase=self.phase),) if reset else ()
 
         def breaks(labels: Sequence[str]) -> Judgement | None:
             self.absent = absent | (set(among) - set(labels))
-            incoming = LoadPlan(incoming=self.before, checkpoints=())
+            incoming = LoadPlan(incoming=self.before, checkpoints=behind)
             judgement = judge(replace(self._session(()), plan=incoming).run())
             return judgement if judgement.is_break_of(self.whole) else None
 

@@ -48,7 +48,7 @@ def _line(row: str, cells: Sequence[Cell], resets: bool | None) -> DeviceReset:
         machine=cells[0].machine,
         device=cells[0].device,
         resets=resets,
-        need=_need(without, [cell for cell in reset if cell.verdict is not Verdict.LEAK]),
+        need=_need(without, worst_cells, [cell for cell in reset if cell.verdict is not Verdict.LEAK]),
         without=without,
         behind=_worst(reset),
         failure_class=next((cell.failure_class for cell in worst_cells if cell.failure_class), None),
@@ -68,12 +68,17 @@ def _worst(cells: Sequence[Cell]) -> Verdict | None:
     return worst(judged) if judged else None
 
 
-def _need(without: Verdict | None, behind: Sequence[Cell]) -> ResetNeed:
-    """Leaks are told apart: a reset gives back nothing that a load lost."""
+def _need(without: Verdict | None, broken: Sequence[Cell], behind: Sequence[Cell]) -> ResetNeed:
+    """Leaks are told apart: a reset gives back nothing that a load lost.
+
+    What breaks in the incoming stream breaks in a new process, which no reset helps.
+    """
     if without is None or without is Verdict.UNSUPPORTED:
         return ResetNeed.UNKNOWN
     if without in (Verdict.OK, Verdict.LEAK):
         return ResetNeed.NO
+    if any(cell.outcome.load == 0 for cell in broken):
+        return ResetNeed.NO_HELP
     told = _worst(behind)
     if told is None or told is Verdict.UNSUPPORTED:
         return ResetNeed.UNKNOWN

@@ -49,10 +49,11 @@ class Fake:
         self.checkpoints: list[bytes] = []
         self.hits = 0
         self.said = ""
+        self.stream = b""
         type(self).started.append(self)
 
     def start(self, _head: bytes = b"", body: Sequence[bytes] = ()) -> None:
-        stream = b"".join(map(bytes, body))
+        self.stream = stream = b"".join(map(bytes, body))
         places = {stream.find(part): said for part, said in self.asserts.items() if part in stream}
         self.said = places[min(places)] if places else ""
         if self.dies_at_start or places or (self.refuses and self.refuses in stream):
@@ -293,3 +294,21 @@ def test_a_suspect_of_the_incoming_stream_is_tried_first(
     assert blame is not None
     # without it, and with it alone
     assert (blame.sections, len(fake.started)) == ((handmade.sections[5],), 2)
+
+
+def test_who_makes_a_machine_die_in_its_reset_is_found_by_leaving_out(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reset(vm: Fake, _timeout_s: float) -> None:
+        if culprit in vm.stream:
+            vm._die(Step.REQUEST)
+
+    monkeypatch.setattr(engine, "reset_machine", reset)
+    searcher = isolator(reset_first=True)
+    for number in (3, 5):
+        culprit = handmade.full(number, 0x22)
+        blame = searcher.find_at_reset("bound", frozenset(), Judgement(verdict=Verdict.CRASH))
+        assert blame is not None
+        assert blame.sections == (handmade.sections[number],)
+    culprit = b""  # dies whatever was loaded
+    assert searcher.find_at_reset("bound", frozenset(), Judgement(verdict=Verdict.CRASH)) is None

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from made_cells import QEMU, made_cell
+from made_cells import QEMU, ended, made_cell
 
+from harness.colo.messages import Step
 from harness.results.document import DeviceReset, MachineResult, ResetNeed
 from harness.results.reset import reset_table
 from harness.results.verdict import FailureClass, Verdict
@@ -68,6 +69,14 @@ def test_a_leak_is_told_apart_from_what_a_reset_mends() -> None:
     assert (found.need, found.without, found.leaks) == (ResetNeed.NO, LEAK, True)
     found = line(False, same=CRASH, leak=LEAK, reset=OK)
     assert (found.need, found.without, found.leaks) == (ResetNeed.YES, CRASH, True)
+
+
+def test_no_reset_helps_what_breaks_in_a_new_process() -> None:
+    machine = MachineResult(machine="pc-q35-7.2", qemu=QEMU, resets_before_load=False)
+    broke = made_cell("pc-q35-7.2/ahci/bound/same", CRASH, causes=(ended(step=Step.INCOMING, load=0),))
+    reset = made_cell("pc-q35-7.2/ahci/bound/reset", Verdict.HARNESS_ERROR)
+    (found,) = reset_table([machine], [broke, reset])
+    assert (found.need, found.behind) == (ResetNeed.NO_HELP, None)
 
 
 def test_a_line_says_what_broke_and_what_the_reset_costs() -> None:

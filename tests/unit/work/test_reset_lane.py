@@ -35,7 +35,9 @@ class World:
         self.breaks: set[str] = set()
         self.verdict = Verdict.CRASH
         self.blames = True
+        self.step = Step.LOAD
         self.sessions: list[Selection] = []
+        self.absent: list[frozenset[str]] = []
         self.bench = bench
         bench.ability = replace(bench.ability, resets_before_load=False)
         monkeypatch.setattr(reset, "_session", self._session)
@@ -45,10 +47,11 @@ class World:
         times = ResetTimes(phase="bound", samples=1, reset=SPAN, load=SPAN, added=SPAN, parts={"ahci": SPAN})
         monkeypatch.setattr(reset, "_cost", lambda *_: times)
 
-    def _session(self, _bench: Bench, _plan: Any, selection: Selection) -> Any:
+    def _session(self, _bench: Bench, _plan: Any, selection: Selection, absent: frozenset[str]) -> Any:
+        self.absent.append(absent)
         self.sessions.append(selection)
         broken = self.breaks - selection.excluded
-        step = Break(step=Step.LOAD, kind="closed", symptom=Symptom(sign=Sign.CLOSED), load=1, phase="bound")
+        step = Break(step=self.step, kind="closed", symptom=Symptom(sign=Sign.CLOSED), load=1, phase="bound")
         evidence = Evidence(
             loads_asked=LOADS, loads_acked=0 if broken else LOADS, checkpoints_acked=LOADS,
             broken=step if broken else None, exit=None, log="",
@@ -59,10 +62,10 @@ class World:
         bad = evidence.broken is not None
         return Judgement(verdict=self.verdict if bad else Verdict.OK, cause=ended() if bad else None)
 
-    def _blame(self, _bench: Bench, _plan: Any, _e: Any, judgement: Judgement, excluded: frozenset[str]) -> Any:
+    def _blame(self, _bench: Bench, _plan: Any, _e: Any, judgement: Judgement, behind: Any) -> Any:
         if not self.blames:
             return None
-        label = min(self.breaks - excluded)
+        label = min(self.breaks - behind.excluded)
         how = Isolation(way=IsolationWay.ALONE, loads=1, together=False, of=1)
         return Blame(sections=(label,), how=how, judgement=judgement)
 
@@ -102,11 +105,19 @@ def test_a_section_that_breaks_behind_a_reset_is_its_devices_alone(world: World)
     assert world.bench.blamed == {}
 
 
+@pytest.mark.parametrize(("step", "absent"), [(Step.LOAD, False), (Step.REQUEST, True)])
+def test_what_a_reset_breaks_on_is_not_even_brought_in_again(world: World, step: Step, absent: bool) -> None:
+    (own,) = world.bench.buffers.pack.sections_of("ahci")
+    world.breaks, world.step = {own}, step
+    assert world.cells()["ahci"].verdict is Verdict.CRASH
+    assert world.absent == [frozenset(), frozenset({own}) if absent else frozenset()]
+
+
 def test_a_device_of_which_nothing_was_loaded_is_not_ok(world: World) -> None:
     world.bench.refused = frozenset(world.bench.buffers.pack.sections_of("ahci"))
     cells = world.cells()
     assert (cells["ahci"].verdict, cells["ahci"].sections) == (Verdict.HARNESS_ERROR, ())
-    assert [cause.why for cause in cells["ahci"].outcome.causes] == [Why.NO_SECTION]
+    assert [cause.why for cause in cells["ahci"].outcome.causes] == [Why.LEFT_OUT]
     assert cells["platform"].verdict is Verdict.OK
 
 
