@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from harness.devices.backends import Model
 from harness.devices.derive import DerivedDevices, Underived
@@ -19,6 +19,7 @@ from harness.report.lacks import lack_text
 from harness.report.text import plural
 from harness.state.catalogue import DeviceTrial, Offer, TriedDevice
 from harness.state.recordings import machine_names, recorded_driver
+from harness.text import printable
 
 SCHEMA: Literal["postload.devices/1"] = "postload.devices/1"
 
@@ -92,6 +93,13 @@ class Catalogue(Model):
         return self.model_dump(mode="json", by_alias=True)
 
 
+#: Columns that a terminal needs for bus and category beside the rest.
+_WIDE = 110
+_STARTED = re.compile(r"\S+ did not start: it ended with (exit status \d+|\w+): ")
+#: What QEMU puts in front of an error: its name, and the option that it is about.
+_OPTION = re.compile(r"\S*qemu-system-\w+: (-\S+ \S+: )?")
+
+
 def devices_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``postload devices --json``, made from the models."""
     schema = Catalogue.model_json_schema(mode="serialization", by_alias=True)
@@ -159,18 +167,33 @@ def tried_text(found: TriedDevice) -> str:
 
 
 def print_catalogue(found: Catalogue, console: Console) -> None:
-    """Every type but the CPU models, which are counted, and the sums."""
-    table = Table(box=None, pad_edge=False)
-    for head in ("TYPE", "BUS", "CATEGORY", "STATUS", "WHAT"):
-        table.add_column(head, overflow="fold")
+    """Every type but the CPU models, which are counted, and the sums.
+
+    A type is a line. On a terminal it ends where that does, and a narrow one has no bus and no category.
+    """
+    lines = [("TYPE", "BUS", "CATEGORY", "STATUS", "WHAT")]
     for entry in found.types:
         if entry.status is not Status.CPU:
-            table.add_row(*map(escape, (entry.type, entry.bus, entry.category, entry.status, what_of(entry))))
-            for row in entry.variants:
-                table.add_row(*map(escape, (f"  {row.row}", "", "", row.status, what_of(row))))
-    console.print(table)
-    for line in sums_text(found):
-        console.print(escape(line), soft_wrap=True)
+            lines.append((entry.type, entry.bus, entry.category, entry.status, _brief(what_of(entry))))
+            lines += [(f"  {row.row}", "", "", row.status, _brief(what_of(row))) for row in entry.variants]
+    width = console.width if console.is_terminal else None
+    if width is not None and width < _WIDE:
+        lines = [(name, "", "", status, what) for name, _, _, status, what in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell.ljust(size) for cell, size in zip(line, widths, strict=True) if size]
+        text = printable("  ".join(cells)).rstrip()
+        cut = text if width is None or len(text) <= width else f"{text[: width - 1]}\N{HORIZONTAL ELLIPSIS}"
+        console.print(cut, markup=False, highlight=False, soft_wrap=True)
+    for text in sums_text(found):
+        console.print(escape(text), soft_wrap=True)
+    console.print("postload devices show TYPE has each reason in full", soft_wrap=True, highlight=False)
+
+
+def _brief(what: str) -> str:
+    """Without the path of QEMU and the options that it was started with: its own words are what tells."""
+    said = _STARTED.sub("", " ".join(what.split()))
+    return _OPTION.sub("", said)
 
 
 def print_entry(found: Catalogue, recipe: str, console: Console) -> None:

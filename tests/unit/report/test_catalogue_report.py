@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 import jsonschema
 import pytest
+from rich.console import Console
 
 from harness.devices.derive import derive_all
 from harness.devices.device import Device
@@ -18,7 +20,7 @@ from harness.errors import QemuError, Unmigratable, UnsavedError
 from harness.guests.plan import GuestPlan
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.report.catalogue import Catalogue, catalogue_of, devices_schema
+from harness.report.catalogue import Catalogue, catalogue_of, devices_schema, print_catalogue
 from harness.report.schemas import shipped
 from harness.state import catalogue
 from harness.state.catalogue import DeviceTrial, Offer
@@ -151,3 +153,28 @@ def test_the_shipped_schema_is_that_of_the_model() -> None:
 )
 def test_devices_by_name_pattern_and_category(name: str, found: list[str]) -> None:
     assert [device.name for device in offer().named(name)] == found
+
+
+@pytest.mark.parametrize(
+    ("width", "head"), [(80, ["TYPE", "STATUS", "WHAT"]), (140, ["TYPE", "BUS", "CATEGORY", "STATUS", "WHAT"])]
+)
+def test_each_type_is_a_line_of_a_terminal(trial: DeviceTrial, width: int, head: list[str]) -> None:
+    found = asked_of(trial)
+    said = "/cache/qemu did not start: it ended with exit status 1: qemu-system-x86_64: -device toy,id=x: no such luck"
+    types = tuple(e.model_copy(update={"reason": said + 90 * "!"}) if e.type == "broken" else e for e in found.types)
+    out = io.StringIO()
+    broken_one = found.model_copy(update={"types": types})
+    print_catalogue(broken_one, Console(file=out, width=width, force_terminal=True, color_system=None))
+    lines = out.getvalue().splitlines()
+    assert lines[0].split() == head
+    table = lines[: lines.index("")]
+    assert len(table) == 1 + sum(1 + len(e.variants) for e in found.types if e.status is not Status.CPU)
+    (broken,) = [line for line in table if line.startswith("broken")]
+    assert len(broken) == width
+    assert "fails-to-start" in broken
+    assert "no such luck!!" in broken
+    assert broken.endswith("\N{HORIZONTAL ELLIPSIS}")
+    # what is piped goes to grep, and is whole
+    piped = io.StringIO()
+    print_catalogue(broken_one, Console(file=piped, width=80))
+    assert f"no such luck{90 * '!'}\n" in piped.getvalue()
