@@ -320,3 +320,14 @@ def test_a_later_rule_wins_and_mappings_grow_together(write: Write) -> None:
 
 def test_the_shipped_rules_load() -> None:
     assert len(load_rules(data_dir("devices") / "rules")) > 40
+
+
+@pytest.mark.parametrize(("version", "there"), [("5.2", False), ("7.2", True), ("11.1", True)])
+def test_a_device_is_put_behind_a_bridge_below_a_root_port_where_qemu_takes_it(version: str, there: bool) -> None:
+    device = derived_in(version).devices.get("e1000+pcie-bridge")
+    assert (device is not None) is there
+    if device is not None:
+        plan = planned_guests("pc-q35-7.2", "q35", [device]).guests[0].plan
+        port, bridge, nic = plan.of(device.name)
+        assert [port.type, bridge.type, nic.type] == ["pcie-root-port", "pcie-pci-bridge", "e1000"]
+        assert (bridge.bus, nic.bus) == (port.id, bridge.id)
