@@ -183,7 +183,8 @@ class Device:
 
     def node(self, part: str) -> str:
         """The id of one of its backends in a plan; QEMU wants a letter first, and block nodes that are not long."""
-        text = f"{'' if self.name[0].isalpha() else 'd'}{self.name.replace(VARIANT, '--')}-{part}"
+        name = self.name.replace(VARIANT, "--").replace(",", "-")
+        text = f"{'' if name[0].isalpha() else 'd'}{name}-{part}"
         if len(text) <= _LONGEST_ID:
             return text
         return f"{text[: _LONGEST_ID - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

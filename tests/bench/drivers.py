@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from harness.arch import Architecture, architecture_of
 from harness.devices.device import STEPS, Device
 from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
 from harness.devices.recipe import load_recipes
@@ -127,9 +128,7 @@ class Bench:
         )
         say = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
         recordings = Recordings(fresh=False, stage=say, message=say, scope=self.scope)
-        recorder = GuestRecorder(
-            recordings=recordings, make=lambda _, wide: made(wide), accel="tcg", phases=USUAL_PHASES, scope=self.scope
-        )
+        recorder = GuestRecorder(recordings=recordings, make=made, accel="tcg", phases=USUAL_PHASES, scope=self.scope)
         rows = self.rows(guest.devices)
         dues = [GuestDue(recorder=self.binary, guest=guest, seen=seen, plans=tuple(plans))]
         while dues:
@@ -158,7 +157,7 @@ class Bench:
 
     def _boot(self, planned: PlannedGuest, rows: dict[str, Row]) -> str:
         """Take all devices of one guest through their steps; the one that it was lost with, if any."""
-        guest = made(planned.wide)
+        guest = made(architecture_of(planned.plan.machine), planned.wide)
         plan = recording_plan(binary=self.binary, accel="tcg", guest=guest, planned=planned, phases=USUAL_PHASES)
         machine = Machine(
             plan=plan.planned.plan, accel="tcg", boot=Boot(kernel=guest.kernel, initramfs=guest.initramfs)
@@ -192,9 +191,9 @@ def say(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
-def made(wide: bool) -> Guest:
+def made(architecture: Architecture, wide: bool) -> Guest:
     """The guest that is booted."""
-    recipe = load_recipe()
+    recipe = load_recipe(architecture=architecture)
     return build_guest(recipe.widened() if wide else recipe)
 
 

@@ -194,6 +194,11 @@ def test_the_default_devices_have_the_first_guest_whoever_is_named_first() -> No
     assert [names(guest) for guest in planned.guests] == [["ahci", "platform"], ["x", "platform"]]
 
 
+def test_a_type_with_a_comma_becomes_an_id() -> None:
+    (guest,) = plan_guests(PC, base("pc"), [pci("xlnx,efuse")]).guests
+    assert guest.plan.devices[0].id == "xlnx-efuse-dev"
+
+
 def test_devices_that_want_another_machine_share_a_guest_of_their_own() -> None:
     wanting = [pci(name, default=False, machine={"nvdimm": True}) for name in ("a", "b")]
     planned = plan_guests(PC, base("pc"), [wanting[0], pci("x", default=False), wanting[1]])
