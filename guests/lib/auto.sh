@@ -15,7 +15,7 @@ auto_none() {
 }
 
 # auto_bind NAME SLOT [HINT]: find the device and its driver, wait for what shows up below it, see what it can do, and
-# print the drivers of all that is there, from the device itself downwards, each behind a slash.
+# print the drivers of all that is there: |PATH=DRIVER of each, the device itself without a path.
 # SLOT is a PCI address. For what is on no PCI bus it is empty, and HINT has BUS:PATTERN[@DRIVER...]: a name on a bus or
 # in a class of sysfs, or pnp:ID, and the drivers to load first where nothing asks for them by a modalias.
 auto_bind() {
@@ -160,7 +160,7 @@ auto_want() {
 
 # auto_look: one look at all below path. Sets work (KIND:WHAT of each thing that can be made to move), fresh (modaliases
 # that a module may be for), bare (those of them that have no driver), usb (whether there is a device on a USB bus),
-# drivers (/NAME of each that is bound), and want where a USB device says what it is.
+# drivers (of each that is bound, as auto_bind prints them), and want where a USB device says what it is.
 auto_look() {
     local found node alias below
     work= fresh= bare= usb= drivers=
@@ -209,7 +209,7 @@ auto_look_bare() {
 # auto_look_driver FOLDER: the driver of a device, if any.
 auto_look_driver() {
     cd -P "$1/driver" 2> /dev/null || return 0
-    drivers="$drivers/${PWD##*/}"
+    drivers="$drivers|${1#"$path"}=${PWD##*/}"
     cd /
 }
 

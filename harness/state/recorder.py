@@ -59,7 +59,7 @@ _END_CHARS = 400
 
 _FIRMWARE_LOG = "firmware.log"
 #: What the guest's command ``bind`` prints of the drivers that it found (``guests/lib/auto.sh``).
-_DRIVERS = re.compile(r"^drivers:/(.+)$", re.MULTILINE)
+_DRIVERS = re.compile(r"^drivers:\|(.+)$", re.MULTILINE)
 #: Nobody answers at the console then.
 _WITHOUT_SHELL = ("firmware", "rebooted")
 
@@ -418,7 +418,7 @@ class _Boot:
             how = Missed.NOTHING_TO_DO if answer.status == NOTHING_TO_DO_STATUS else Missed.FAILED
             self.lacks.ends(device.name, Unreached(phase=phase, how=how, step=step, said=answer.said))
         elif told := _DRIVERS.search(answer.text):
-            self.drivers[device.name] = told[1].strip().split("/")
+            self.drivers[device.name] = drivers_in(told[1].strip())
         return not answer.status
 
     def _capture(self, phase: str, vm: Vm, seconds: float) -> None:
@@ -429,6 +429,12 @@ class _Boot:
             self.labels += [label for label in labels_of(stream.devices) if label not in self.labels]
             self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds, look=look)
         sink.unlink()
+
+
+def drivers_in(text: str) -> list[str]:
+    """Drivers by where their devices are in sysfs, from the outermost inwards: ``=xhci_hcd|/usb1/1-0:1.0=hub``."""
+    found = [item.rpartition("=") for item in text.split("|")]
+    return [driver for _, _, driver in sorted(found, key=lambda item: item[0].split("/"))]
 
 
 def _kept_from_reset(vm: Vm) -> str:

@@ -185,9 +185,10 @@ def recorded_driver(binary: QemuBinary, machine: str, device: Device) -> str | N
     """
     drivers: list[str] = list(device.drivers) or kept_answer(_drivers_key(binary.sha256, machine, device)) or []
     if drivers and device.subject is not device.attachments[0]:
-        # it is plugged into the first one; behind the hubs of USB, its disk or keys come after it
-        behind = drivers[len(drivers) - drivers[::-1].index(_HUB) :] if _HUB in drivers else drivers[-1:]
-        return behind[0] if behind else _HUB
+        # it is plugged into the first one; a disk or keys of one on USB come behind it
+        if _HUB not in drivers:
+            return drivers[-1]
+        return next((driver for driver in drivers[drivers.index(_HUB) :] if driver != _HUB), _HUB)
     return next((driver for driver in drivers if driver.replace("_", "-") != _VIRTIO_BUS), None)
 
 

@@ -19,7 +19,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbance, Disturbed, Hindered, current_account
 from harness.state import recorder as recorder_module
 from harness.state import recordings as module
-from harness.state.recorder import CutShort, Plan, record
+from harness.state.recorder import CutShort, Plan, drivers_in, record
 from harness.state.recordings import (
     Recordings,
     _keep_drivers,
@@ -226,7 +226,7 @@ def test_a_recording_that_goes_further_is_as_good(
         ((), ["virtio-pci", "virtio_rng"], "virtio_rng"),
         ((), ["e1000"], "e1000"),
         ((), ["xhci_hcd", "hub", "usb-storage", "sd"], "xhci_hcd"),
-        (("qemu-xhci",), ["xhci_hcd", "hub", "usbhid", "hid-generic"], "usbhid"),
+        (("qemu-xhci",), ["xhci_hcd", "hub", "usbhid", "hid-generic", "hub"], "usbhid"),
         (("qemu-xhci",), ["xhci_hcd", "hub", "hub"], "hub"),
         (("virtio-scsi-pci",), ["virtio-pci", "virtio_scsi", "sd"], "sd"),
         ((), [], None),
@@ -252,3 +252,9 @@ def test_a_recipe_says_which_driver_its_device_has() -> None:
         name="disk", about="", attachments=(Attachment(name="dev", type="t"),), drivers=("virtio_pci", "virtio_blk")
     )
     assert recorded_driver(SimpleNamespace(sha256="q"), "pc", device) == "virtio_blk"  # type: ignore[arg-type]
+
+
+def test_drivers_are_ordered_by_where_their_devices_are() -> None:
+    """The guest tells them in the order of its folders, where a device may stand behind what is plugged into it."""
+    text = "=xhci_hcd|/usb1/1-1/1-1:1.0/0003:0627:0001.0001=hid-generic|/usb1/1-1/1-1:1.0=usbhid|/usb1/1-0:1.0=hub"
+    assert drivers_in(text) == ["xhci_hcd", "hub", "usbhid", "hid-generic"]
