@@ -35,6 +35,7 @@ auto_bind() {
 auto_driver() {
     local alias=$path
     [ ! -f "$path/modalias" ] || read -r alias < "$path/modalias"
+    ! auto_passes || return 0
     # what the kernel itself asks for: codecs, protocols
     echo /bin/modprobe > /proc/sys/kernel/modprobe
     [ -e "$path/driver" ] || auto_modprobe "$alias" || {
@@ -45,6 +46,17 @@ auto_driver() {
         return
     }
     bind_wait "$path/driver" 5 2> /dev/null || auto_none "the driver for $alias does not take it"
+}
+
+# auto_passes: whether path is a bridge with something behind it, which needs no driver to pass things on.
+auto_passes() {
+    local class= below
+    [ ! -f "$path/class" ] || read -r class < "$path/class"
+    case $class in 0x0604*) ;; *) return 1 ;; esac
+    for below in "$path"/????:??:??.?; do
+        [ ! -e "$below" ] || return 0
+    done
+    return 1
 }
 
 # auto_modprobe NAME...: modprobe, which comes back with its driver's probe, or never; said is its first line.
@@ -144,11 +156,12 @@ auto_alone() {
     done
 }
 
-# auto_want: sets want, the kind of thing that a PCI device is going to have below it, by its class.
+# auto_want: sets want, the kind of thing that a PCI device, or one behind a bridge, is going to have below it, by its class.
 auto_want() {
-    local class=
+    local class= found=$path
     want=
-    [ ! -f "$path/class" ] || read -r class < "$path/class"
+    if auto_passes; then for found in "$path"/????:??:??.?; do :; done; fi
+    [ ! -f "$found/class" ] || read -r class < "$found/class"
     case $class in
     0x01* | 0x0805*) want=block ;;
     0x02*) want=net ;;
@@ -173,7 +186,7 @@ auto_look() {
             read -r alias < "$found" || continue
             node=${found%/modalias}
             if [ ! -e "$node/driver" ]; then
-                auto_look_bare "$alias"
+                [ "$node" = "$path" ] && auto_passes || auto_look_bare "$alias"
             elif [ "$node" != "$path" ]; then
                 auto_look_driver "$node"
             fi
@@ -421,7 +434,7 @@ auto_rebind() {
 auto_life() {
     auto_known "$1" || return
     local item begun=
-    [ -e "$path/driver" ] || { echo "it has no driver"; return 1; }
+    [ -e "$path/driver" ] || auto_passes || { echo "it has no driver"; return 1; }
     [ -n "$work" ] || return 0
     if [ ! -f "/tmp/auto.$1/pids" ]; then
         begun=1

@@ -111,7 +111,7 @@ def test_a_device_on_no_pci_bus_is_found_by_its_name_or_by_its_pnp_id(tmp_path: 
 def test_a_card_in_a_slot_asks_for_the_driver_of_cards_until_it_has_it(tmp_path: Path) -> None:
     card = tmp_path / "mmc_host/mmc0/mmc0:4567"
     (card / "power").mkdir(parents=True)
-    names = "auto_look auto_look_bare auto_look_card auto_look_driver"
+    names = "auto_look auto_look_bare auto_look_card auto_look_driver auto_passes"
     script = f'path={tmp_path}; auto_look; echo "$fresh,$bare,$work,$drivers"'
     assert shell(tmp_path, names, script) == (0, " mmc:block, mmc:block,,\n")
     (tmp_path / "mmcblk").mkdir()
@@ -122,7 +122,8 @@ def test_a_card_in_a_slot_asks_for_the_driver_of_cards_until_it_has_it(tmp_path:
 
 def test_what_is_plugged_into_no_usb_bus_is_not_bound(tmp_path: Path) -> None:
     """Its controller has a driver, and it is not the controller."""
-    names = "auto_none auto_look auto_look_alias auto_look_bare auto_look_card auto_look_driver auto_settle auto_quiet"
+    names = "auto_none auto_look auto_look_alias auto_look_bare auto_look_card auto_look_driver auto_passes"
+    names += " auto_settle auto_quiet"
     (tmp_path / "kernel").mkdir()
     (tmp_path / "kernel/uevent_seqnum").write_text("7\n")
     root = tmp_path / "usb1"
@@ -134,3 +135,12 @@ def test_what_is_plugged_into_no_usb_bus_is_not_bound(tmp_path: Path) -> None:
     (root / "1-1/modalias").write_text("usb:v0627p0001d0000dc00dsc00dp00ic03isc01ip01in00\n")
     status, said = shell(tmp_path, names, f'{script}; echo "$? $want $drivers"')
     assert (status, set(said.strip().split("|"))) == (0, {"0 input ", "/usb1=driver", "/usb1/1-1=driver"})
+
+
+def test_a_bridge_without_a_driver_passes_things_on_to_what_is_behind_it(tmp_path: Path) -> None:
+    path = pci_device(tmp_path, "0000:00:05.0", "0x060400")
+    assert shell(tmp_path, "auto_passes", f"path={path}; auto_passes") == (1, "")
+    (path / "0000:01:00.0").mkdir()
+    assert shell(tmp_path, "auto_passes", f"path={path}; auto_passes") == (0, "")
+    (path / "class").write_text("0x010601\n")
+    assert shell(tmp_path, "auto_passes", f"path={path}; auto_passes") == (1, "")
