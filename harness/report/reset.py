@@ -124,7 +124,7 @@ def _costs(devices: Sequence[DeviceReset]) -> Iterable[str]:
 
 
 def _interval(span: Milliseconds) -> str:
-    return f"{_ms(span.low)} to {_ms(span.high)}"
+    return f"{_ms(max(0.0, span.low))} to {_ms(span.high)}"  # a difference of two times may be below 0
 
 
 def _ms(value: float) -> str:
