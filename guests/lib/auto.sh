@@ -449,13 +449,38 @@ auto_life() {
     [ -z "$begun" ] || auto_idle "$1"
 }
 
-# auto_fail NAME SECTOR: one request in the background that hits a sector which the host fails.
+# auto_fail NAME SECTOR...: get requests ready that hit a sector which the host fails: of each of its disks, for which of
+# them the host fails is not known here.
 auto_fail() {
     auto_known "$1" || return
-    case $work in
-    *block:*) set -- "${work#*block:}" "$2"; disk_fail "${1%% *}" "$2" ;;
-    *) auto_none "it has no disk" ;;
-    esac
+    local item sector size ready=
+    shift
+    for item in $work; do
+        case $item in block:*) ;; *) continue ;; esac
+        read -r size < "/sys/block/${item#*:}/size"
+        for sector in "$@"; do
+            [ "$sector" -lt "$size" ] || continue
+            disk_fail "${item#*:}" "$sector" || return 1
+            ready="$ready ${item#*:}"
+            break
+        done
+    done
+    [ -n "$ready" ] || auto_none "the guest has no disk of it"
+}
+
+# auto_failed NAME: status 0 when all of these requests were answered well, 3 while one waits.
+auto_failed() {
+    auto_known "$1" || return
+    local item status waits=
+    for item in $work; do
+        [ -e "/tmp/fail.${item#*:}.where" ] || continue
+        disk_failed "${item#*:}" || {
+            status=$?
+            [ "$status" = 3 ] || return "$status"
+            waits=1
+        }
+    done
+    [ -z "$waits" ] || return 3
 }
 
 # auto_spawn NAME SCRIPT WORD...: a part of the workload, at a low priority: dozens of them share a processor with the

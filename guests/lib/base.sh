@@ -133,20 +133,60 @@ disk_count() {
     echo "$((reads + writes))"
 }
 
-# disk_fail DISK SECTOR: one direct write in the background, of a sector that the host fails; disk_failed DISK: its
-# status, or `waiting` while the host holds it back.
+# disk_fail DISK SECTOR: get one direct request ready in the background, of a sector (512 bytes) that the host fails: a
+# write, or a read where the disk takes none. It is made when fail_now writes to its pipe.
 disk_fail() {
-    rm -f "/tmp/fail.$1"
+    local bytes ro at=/tmp/fail.$1
+    rm -f "$at" "$at".*
+    read -r bytes < "/sys/block/$1/queue/logical_block_size"
+    read -r ro < "/sys/block/$1/ro"
+    case $1 in sr*) ro=1 ;; esac
+    mkfifo "$at.go" || return 1
+    echo "$bytes $(($2 * 512 / bytes)) $ro" > "$at.where"
     (
-        dd if=/dev/zero of="/dev/$1" bs=512 count=1 seek="$2" oflag=direct conv=notrunc
-        echo "$?" > "/tmp/fail.$1.new"
-        mv "/tmp/fail.$1.new" "/tmp/fail.$1"
-    ) < /dev/null > /dev/null 2>&1 &
+        exec 3<> "$at.go"
+        : > "$at.ready"
+        set -- "$1" "$bytes" "$(($2 * 512 / bytes))"
+        if [ "$ro" = 1 ]; then
+            read -r _ <&3
+            dd if="/dev/$1" of=/dev/null bs="$2" skip="$3" count=1 iflag=direct
+        else
+            dd of="/dev/$1" bs="$2" seek="$3" count=1 oflag=direct iflag=fullblock conv=notrunc <&3
+        fi
+        echo "$?" > "$at.new"
+        mv "$at.new" "$at"
+    ) < /dev/null > "$at.dd" 2>&1 &
+    bind_wait "$at.ready" 5
 }
+# fail_now: make the requests that are ready, one right behind the other and without a child process, since the first
+# that fails stops the machine. Each is given 4096 bytes, eight equal lines, of which it takes as many as a sector has.
+fail_now() {
+    local pipe line
+    line=$(printf '%511s' 'postload: this request was held back')
+    for pipe in /tmp/fail.*.go; do
+        [ ! -p "$pipe" ] || printf '%s\n' "$line" "$line" "$line" "$line" "$line" "$line" "$line" "$line" 1<> "$pipe"
+    done
+}
+# disk_failed DISK: status 0 when the request was answered well, and what it wrote is on the disk; 3 while it waits.
 disk_failed() {
-    state=waiting
-    [ ! -f "/tmp/fail.$1" ] || read -r state < "/tmp/fail.$1"
-    echo "failed $1 $state"
+    local status bytes at ro line
+    read -r status 2> /dev/null < "/tmp/fail.$1" || { echo "the request of $1 waits"; return 3; }
+    if [ "$status" != 0 ]; then
+        echo "the request of $1 failed with status $status:"
+        cat "/tmp/fail.$1.dd"
+        return 1
+    fi
+    read -r bytes at ro < "/tmp/fail.$1.where"
+    [ "$ro" = 0 ] || return 0
+    dd if="/dev/$1" of="/tmp/fail.$1.got" bs="$bytes" skip="$at" count=1 iflag=direct 2> "/tmp/fail.$1.dd" || {
+        cat "/tmp/fail.$1.dd"
+        return 1
+    }
+    read -r line < "/tmp/fail.$1.got"
+    case $line in
+    *'this request was held back') ;;
+    *) echo "what the request of $1 wrote is not on the disk"; return 1 ;;
+    esac
 }
 
 # The user network of QEMU answers at 10.0.2.2, once the link is up: virtio's is at once, that of an e1000e after seconds.

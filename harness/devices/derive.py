@@ -13,7 +13,7 @@ from functools import reduce
 
 from harness.devices.backends import Backend
 from harness.devices.device import VARIANT, Attachment, Device, GuestCommands
-from harness.devices.recipe import backend_of, size_bytes
+from harness.devices.recipe import DiskModel, backend_of, size_bytes
 from harness.devices.rules import PartModel, Status, TypeRule
 from harness.devices.types import DeviceType
 
@@ -143,6 +143,12 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
     name = kind.name if variant is None else f"{kind.name}{VARIANT}{variant}"
     parts = (*(rule.before or ()), subject, *(rule.after or ()))
     guest = rule.guest or GuestCommands()
+    faults = {name: sector for part in parts for name, sector in _faults(part)}
+    filled = {
+        "{name}": name,
+        "{hint}": rule.hint or "",
+        "{sectors}": " ".join(str(sector) for sector in sorted(set(faults.values()))),
+    }
     return Device(
         name=name,
         about=kind.description or f"device type {kind.name}",
@@ -153,12 +159,18 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
         machine=rule.machine,
         memory_room_mib=size_bytes(rule.memory_room or "0") >> 20,
         within=(rule.within or "") if rule.within in [part.name for part in parts] else "",
+        faults=faults,
+        reports_errors=rule.reports_errors and not faults,
         takes=frozenset(rule.takes),
         decoder=rule.decoder or "",
-        guest=guest.model_copy(
-            update={key: line.replace("{name}", name).replace("{hint}", rule.hint or "") for key, line in guest}
-        ),
+        guest=guest.model_copy(update={key: _filled(line, filled) for key, line in guest}),
     )
+
+
+def _filled(line: str, words: Mapping[str, str]) -> str:
+    for name, text in words.items():
+        line = line.replace(name, text)
+    return line
 
 
 def _attachment(part: PartModel, device: str) -> Attachment:
@@ -176,6 +188,13 @@ def _attachment(part: PartModel, device: str) -> Attachment:
 def _backends(part: PartModel) -> Iterator[tuple[str, Backend]]:
     for key, model in part.needs.items():
         yield _backend_name(part, key), backend_of(model)
+
+
+def _faults(part: PartModel) -> Iterator[tuple[str, int]]:
+    """Backend to the sector of it that fails."""
+    for key, model in part.needs.items():
+        if isinstance(model, DiskModel) and model.fails_at is not None:
+            yield _backend_name(part, key), model.fails_at
 
 
 def _backend_name(part: PartModel, key: str) -> str:

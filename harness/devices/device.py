@@ -95,8 +95,10 @@ class GuestCommands(Model):
     """Lines for the guest's shell; a status other than 0 fails the phase.
 
     ``{slot}`` is the PCI address of the device as the guest sees it. ``life`` is asked of a bound device after a
-    failover: status 0 when it works, else it has said what does not. ``fail`` starts a request in the background that
-    hits the sector that fails (phase ``io-error``).
+    failover: status 0 when it works, else it has said what does not. ``fail`` gets a request ready in the background
+    that hits the sector that fails (phase ``io-error``); the guest's ``fail_now`` makes the requests of all devices.
+    ``failed`` is asked when that was held back and the machine goes on: status 0 when the request was answered well, 3
+    while it waits, else it has said what came of it.
     """
 
     bind: str = NOTHING
@@ -107,6 +109,7 @@ class GuestCommands(Model):
     rebind: str = NOTHING
     life: str = NOTHING
     fail: str = NOTHING
+    failed: str = NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,8 @@ class Device:
     :param within: the attachment that its state is saved with, for one that saves no section of its own
     :param patterns: backend that ``bind`` writes the pattern to, to the disk that the guest sees
     :param faults: backend to the sector of 512 bytes that fails in phase ``io-error``; nothing else may touch it
+    :param reports_errors: its disks report each error to the guest, and QEMU cannot stop for one: it has no ``werror``
+        and no ``rerror`` for them
     :param drivers: guest kernel drivers that the guest must have on board
     :param takes: names that it has in the guest, such as ``eth0``: two that take the same one need two guests
     :param kernel_names: what the guest's kernel calls it in its log
@@ -143,6 +148,7 @@ class Device:
     within: str = ""
     patterns: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, int] = field(default_factory=dict)
+    reports_errors: bool = False
     drivers: tuple[str, ...] = ()
     takes: frozenset[str] = frozenset()
     kernel_names: tuple[KernelName, ...] = ()
@@ -198,9 +204,9 @@ class Device:
         return {self.node(backend): sector for backend, sector in self.faults.items()}
 
     def reaches(self, phase: str) -> bool:
-        """Whether it has anything to do in a phase; the platform is in all of them."""
+        """Whether it has anything to do in a phase, or a reason why not; the platform is in all of them."""
         if phase == "io-error":
-            return bool(self.faults)
+            return bool(self.faults) or self.reports_errors
         return self.rest or phase not in STEPS or getattr(self.guest, STEPS[phase]) != NOTHING
 
 

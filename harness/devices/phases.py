@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
-#: Phase to the one before it that a device has to have reached as well.
-STANDS_ON = {"busy": "bound", "unbound": "bound", "rebound": "unbound", "io-error": "rebound"}
+#: Phase to those before it that a device has to have reached as well, where its guest goes through them.
+STANDS_ON = {"busy": ("bound",), "unbound": ("bound",), "rebound": ("unbound",), "io-error": ("rebound", "bound")}
 #: Status of a guest command that says: this device does not get to this phase, and what is printed says why.
 NOTHING_TO_DO_STATUS = 3
 
@@ -18,6 +18,8 @@ class Missed(StrEnum):
     """Why a device did not reach a phase."""
 
     NOTHING_TO_DO = "nothing-to-do"
+    #: QEMU has no ``werror`` and ``rerror`` for its disk: an error goes to the guest, and no request is held back.
+    REPORTS_ERRORS = "reports-errors"
     FAILED = "failed"
 
 
@@ -45,9 +47,9 @@ class MissedPhases:
     def goes_on(self, device: str, phase: str) -> bool:
         """Whether a device still has a way into a phase; where it has none, that is written down."""
         lacks = self._lacks.get(device, {})
-        before = lacks.get(STANDS_ON.get(phase, ""))
-        if before is not None:
-            lacks.setdefault(phase, replace(before, phase=phase))
+        for before in STANDS_ON.get(phase, ()):
+            if before in lacks:
+                lacks.setdefault(phase, replace(lacks[before], phase=phase))
         return phase not in lacks
 
     def ends(self, device: str, lack: Unreached) -> None:

@@ -85,6 +85,7 @@ class _Recipe(Model):
     backends: dict[Word, BackendModel] = Field(default_factory=dict)
     machine: dict[Word, bool | int] = Field(default_factory=dict)
     memory_room: Size | None = Field(default=None, alias="memory-room")
+    reports_errors: bool = Field(default=False, alias="reports-errors")
     within: Word | None = None
     built_in: dict[str, dict[Word, _BuiltIn]] = Field(default_factory=dict, alias="built-in")
     drivers: tuple[str, ...] = ()
@@ -178,6 +179,7 @@ def _device(recipe: _Recipe) -> Device:
         },
         patterns={name: disk.pattern for name, disk in disks.items() if disk.pattern is not None},
         faults={name: disk.fails_at for name, disk in disks.items() if disk.fails_at is not None},
+        reports_errors=recipe.reports_errors,
         drivers=recipe.drivers,
         takes=frozenset(recipe.takes),
         kernel_names=recipe.kernel_names,
@@ -213,6 +215,7 @@ def recipe_text(device: Device) -> str:
             family: {name: asdict(built) for name, built in parts.items()} for family, parts in device.built_in.items()
         },
         "within": device.within,
+        "reports-errors": device.reports_errors,
         "drivers": list(device.drivers),
         "takes": sorted(device.takes),
         "kernel_names": list(device.kernel_names),

@@ -47,6 +47,7 @@ class When(Model):
     :param unless: globs; none of them fits the name
     :param bus: globs; one of them fits the bus
     :param has: properties that the type has
+    :param lacks: properties none of which the type has
     """
 
     types: tuple[str, ...] = ("*",)
@@ -54,6 +55,7 @@ class When(Model):
     bus: tuple[str, ...] = ("*",)
     category: tuple[str, ...] = ()
     has: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
 
     def fits(self, kind: DeviceType) -> bool:
         """Whether it is true of a type."""
@@ -63,6 +65,7 @@ class When(Model):
             and _one_fits(self.bus, kind.bus)
             and (not self.category or kind.category in self.category)
             and kind.properties.issuperset(self.has)
+            and kind.properties.isdisjoint(self.lacks)
         )
 
 
@@ -97,8 +100,10 @@ class TypeRule(Model):
     :param properties: of the device itself, and so are ``needs`` and ``references``
     :param within: the attachment that its state is saved with, for one that saves none of its own
     :param takes: names of which a guest has one
+    :param reports_errors: its disks report each error to the guest, and QEMU cannot stop for one
     :param guest: commands, each of which a later rule replaces alone. ``{name}`` in them, and in properties, stands for
-        the device's name, and ``{hint}`` for ``hint``: where the guest has what is on no PCI bus
+        the device's name, and ``{hint}`` for ``hint``: where the guest has what is on no PCI bus.
+        ``{sectors}`` are those that fail
     """
 
     when: When = When()
@@ -117,6 +122,7 @@ class TypeRule(Model):
     within: Word | None = None
     takes: tuple[str, ...] = ()
     decoder: str | None = None
+    reports_errors: bool = Field(default=False, alias="reports-errors")
     guest: GuestCommands | None = None
     hint: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:*@-]+$")] | None = None
 

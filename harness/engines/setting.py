@@ -20,6 +20,7 @@ from harness.packs.pack import Recording, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.state.transforms import GuestMode, encode, sections_for, without
+from harness.stream.model import Section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,10 @@ class Setting:
         """The phase as it was recorded."""
         return self.buffers.pack.recordings[self.phase]
 
+    def sections(self, mode: GuestMode) -> list[Section]:
+        """Sections of the phase that this QEMU takes."""
+        return without(sections_for(self.recording, mode), self.absent)
+
     def secondary(self, machine: Machine | None = None, env: dict[str, str] | None = None) -> Secondary:
         """A new secondary, which waits for its incoming stream.
 
@@ -77,7 +82,7 @@ class Setting:
         :raises ChannelBroken: it was not taken
         """
         recording = self.recording
-        devices = encode(without(sections_for(recording, mode), self.absent))
+        devices = encode(self.sections(mode))
         secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(self.phase), devices))
 
     def broken(self, error: ChannelBroken, acked: int, phase: str | None = None) -> Break:

@@ -9,28 +9,35 @@ starts the guest sends the request again.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken
-from harness.colo.symptom import Doing, Sign, Symptom
+from harness.colo.symptom import Doing, Symptom
+from harness.devices.phases import NOTHING_TO_DO_STATUS
 from harness.engines.evidence import DEATH_GRACE_S, Break, break_at, end_within, own_words, symptom_of
 from harness.engines.secondary import end_colo
 from harness.engines.setting import Setting
 from harness.errors import DeadlineError, GuestError, QemuError
-from harness.guests.console import Console, ConsoleError
+from harness.guests.console import Console
 from harness.guests.faults import halts
 from harness.qemu.process import Exit
 from harness.qemu.vm import Vm
-from harness.state.transforms import GuestMode, encode, sections_for, without
+from harness.state.transforms import GuestMode, encode, without
 
 LOADS = 5
 #: How long the guest of a secondary may take to hit the sector that fails.
 HALT_TIMEOUT_S = 10.0
 GUEST_TIMEOUT_S = 30.0
+#: How long a request that was sent again may take. The guest's drivers of SCSI, ATA, USB and NVMe give a request up
+#: after 30 s and send another one, which is not what is asked for.
+ANSWER_WITHIN_S = 15.0
+#: How long the guest of a secondary with healthy disks runs behind each load.
+RUN_S = 0.02
+#: What a request came to in the guest; anything else is what the guest says of it.
+ANSWERED, WAITING = "answered", "waiting"
 #: In the midst of what ``disk_busy`` writes and reads over and over (``guests/init.sh``).
 BUSY_SECTOR = 2048
 _POLL_S = 0.01
@@ -57,8 +64,8 @@ class IoErrors:
     :param broken: where the loads broke, or the failover (``load`` is then the last one)
     :param failover: why the failover did not end, None where it did
     :param after: what followed the failover: run state, and what the disks held back
-    :param requests: guest disk to the status that the failed request ended with in the guest, or ``waiting``; empty
-        when nobody was asked
+    :param requests: device to what its request came to in the guest: ``answered``, ``waiting``, or what the guest
+        says; empty when nobody was asked
     :param stuck: why the guest was not to be asked, None where it was
     :param events: names of all QMP events, in order
     :param log: what QEMU printed
@@ -85,7 +92,7 @@ def io_errors(
     setting: Setting,
     *,
     faults: Mapping[str, int],
-    disks: tuple[str, ...] = (),
+    asked: Mapping[str, str] | None = None,
     once: bool = False,
     loads: int = LOADS,
     halt_timeout_s: float = HALT_TIMEOUT_S,
@@ -95,14 +102,14 @@ def io_errors(
     Where the build resets before each load, every buffer holds the whole state, and a second time behind it what is not
     excluded, for devices in use.
 
-    :param faults: failing disks of the secondary; each interval lasts until one of them has stopped the machine
-    :param disks: guest disks whose request of phase ``io-error`` is asked for in the end
+    :param faults: failing disks of the secondary; each interval lasts until all of them have stopped the machine
+    :param asked: device to the guest's command that says what its request of phase ``io-error`` came to in the end
     :param once: only the first request to a failing sector fails
     :raises QemuError: the secondary did not even start
     :raises Stopped: the run was told to stop
     """
     started = time.monotonic()
-    sections = sections_for(setting.recording, GuestMode.RUNNING)
+    sections = setting.sections(GuestMode.RUNNING)
     loaded = encode(without(sections, setting.excluded))
     seen = _FaultSeen()
     with setting.secondary(setting.buffers.machine.with_faults(faults, once=once)) as secondary:
@@ -115,15 +122,17 @@ def io_errors(
                 secondary.primary.checkpoint(encode(sections) + loaded if setting.resets else loaded)
                 seen.loads += 1
                 wait = bool(faults) and not (once and before)
-                seen.intervals.append(_interval(vm, before, halt_timeout_s if wait else 0.0))
+                seen.intervals.append(_interval(vm, before, faults, halt_timeout_s if wait else 0.0))
+                if not faults:
+                    time.sleep(RUN_S)
         except ChannelBroken as error:
             seen.broken = setting.broken(error, seen.loads)
         except (QemuError, DeadlineError) as error:
             between = ChannelBroken(Step.RESUME, "closed", symptom_of(error).during(Doing.BETWEEN))
             seen.broken = break_at(between, seen.loads, setting.phase)
         if seen.broken is None:
-            _fail_over(vm, seen, bool(faults) and not once)
-            _ask(vm, seen, disks)
+            _fail_over(vm, seen, {} if once else faults)
+            _ask(vm, seen, asked or {})
         dying = seen.broken is not None or seen.failover is not None
         ended = end_within(vm, DEATH_GRACE_S if dying else 0.0)
         return IoErrors(
@@ -156,53 +165,55 @@ class _FaultSeen:
     stuck: Symptom | None = None
 
 
-def _interval(vm: Vm, before: int, timeout_s: float) -> Interval:
-    """Wait for the machine to stop for an I/O error, if there is anything to wait for.
+def _interval(vm: Vm, before: int, faults: Collection[str], timeout_s: float) -> Interval:
+    """Wait for the machine to stop for an I/O error of each failing disk, if there is anything to wait for.
 
     :param before: how many requests had been held back when it began
     """
     deadline = vm.deadline(timeout_s)
     while True:
         status = str(vm.qmp("query-status")["status"])
-        if status == "io-error" or deadline.over:
-            held = halts(vm)[before:]
+        held = halts(vm)[before:]
+        halted = status == "io-error"
+        if deadline.over or (halted and set(held) >= set(faults)):
             return Interval(status=status, held={disk: held.count(disk) for disk in sorted(set(held))})
+        if halted:
+            vm.qmp("cont")
         time.sleep(_POLL_S)
 
 
-def _fail_over(vm: Vm, seen: _FaultSeen, fails: bool) -> None:
+def _fail_over(vm: Vm, seen: _FaultSeen, faults: Collection[str]) -> None:
     """End COLO and see what the machine comes to.
 
-    :param fails: the guest will hit a failing sector again
+    :param faults: disks whose failing sector the guest will hit again
     """
     before = len(halts(vm))
     try:
         if end_colo(vm) in ("paused", "io-error"):
             # one that holds a request back waits for a word too, to try again
             vm.qmp("cont")
-        seen.after = _interval(vm, before, HALT_TIMEOUT_S if fails else 0.0)
+        seen.after = _interval(vm, before, faults, HALT_TIMEOUT_S if faults else 0.0)
     except (QemuError, DeadlineError) as error:
         seen.failover = symptom_of(error)
 
 
-def _ask(vm: Vm, seen: _FaultSeen, disks: tuple[str, ...]) -> None:
+def _ask(vm: Vm, seen: _FaultSeen, asked: Mapping[str, str]) -> None:
     if seen.after is None or seen.after.status != "running":
         return
     try:
         console = Console(vm.console, vm.process.clock)
         console.run("clock", GUEST_TIMEOUT_S)
-        deadline = vm.deadline(GUEST_TIMEOUT_S)
-        for disk in disks:
-            while (state := _request(console, disk)) == "waiting" and not deadline.over:
+        deadline = vm.deadline(ANSWER_WITHIN_S)
+        for device, command in asked.items():
+            while (state := _request(console, command)) == WAITING and not deadline.over:
                 time.sleep(10 * _POLL_S)
-            seen.requests[disk] = state
+            seen.requests[device] = state
     except GuestError as error:
         seen.stuck = symptom_of(error)
 
 
-def _request(console: Console, disk: str) -> str:
-    printed = console.run(f"disk_failed {disk}", GUEST_TIMEOUT_S)
-    with contextlib.suppress(StopIteration):
-        return next(line.split()[2] for line in printed.splitlines() if line.startswith(f"failed {disk} "))
-    unread = Symptom(sign=Sign.UNREADABLE, command=f"disk_failed {disk}", said=printed)
-    raise ConsoleError(f"disk_failed {disk} printed {printed!r}", unread)
+def _request(console: Console, command: str) -> str:
+    answer = console.ask(command, GUEST_TIMEOUT_S)
+    if answer.status == NOTHING_TO_DO_STATUS:
+        return WAITING
+    return answer.said or f"status {answer.status}" if answer.status else ANSWERED

@@ -62,11 +62,13 @@ class Planned:
     refused: dict[str, Lack]
 
 
-def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device]) -> Planned:
+def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device], *, failing: bool = False) -> Planned:
     """The guests that some devices need.
 
     :param bus: where devices can be; None for a machine of which no bus is known
     :param base: the guest without any of them
+    :param failing: disks are going to fail: a device that has one gets a guest of its own, unless it belongs to the
+        default matrix, for a QEMU that dies of its halted request dies in the incoming stream of everybody beside it
     """
     drafts: list[_GuestDraft] = []
     refused: dict[str, Lack] = {}
@@ -74,8 +76,10 @@ def plan_guests(bus: RootBus | None, base: GuestPlan, devices: Sequence[Device])
         if bus is None and any(a.on != "none" for a in device.attached(base.family)):
             refused[device.name] = Lack(what=Lacks.BUS, machine=base.machine)
             continue
-        fitting = sorted((draft for draft in drafts if draft.suits(device)), key=lambda draft: draft.crowd(device))
-        lack = _place(device, [*fitting, _GuestDraft(bus=bus, plan=_machine_of(device, base), like=device)], drafts)
+        apart = failing and bool(device.faults) and not device.default
+        fitting = [] if apart else [draft for draft in drafts if draft.suits(device)]
+        own = _GuestDraft(bus=bus, plan=_machine_of(device, base), like=None if apart else device)
+        lack = _place(device, [*sorted(fitting, key=lambda draft: draft.crowd(device)), own], drafts)
         if lack is not None:
             refused[device.name] = lack
     if not drafts:
@@ -110,7 +114,7 @@ def _place(device: Device, candidates: Sequence[_GuestDraft], drafts: list[_Gues
 class _GuestDraft:
     """A guest that devices are still added to.
 
-    :param like: a device that it was begun for
+    :param like: a device that it was begun for; None where no other one may join it
     """
 
     bus: RootBus | None

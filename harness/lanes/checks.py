@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 from harness.devices.device import Device
@@ -20,12 +19,10 @@ from harness.engines.evidence import Count
 from harness.engines.setting import Setting
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
 from harness.experiments.drift import DriftExperiment
-from harness.experiments.ioerror import io_errors
 from harness.experiments.leak import find_leaks
 from harness.lanes.judge import Bench, OnLoads, RunControls
 from harness.lanes.lane import Group, Judge, Lane, Reached, Request, Wave, by_phase
 from harness.oracles.drift import judge_drift, rules_for
-from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
 from harness.oracles.outside import judge_outside
@@ -33,10 +30,9 @@ from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
 from harness.results.outcome import Outcome, Repeats
-from harness.results.verdict import Verdict, rank
+from harness.results.verdict import FailureClass, Verdict, rank
 from harness.state.transforms import label_of, labels_of
 
-IO_ERROR_PHASE = "io-error"
 PLATFORM = "platform"
 
 
@@ -62,6 +58,7 @@ class Told:
     causes: tuple[Cause, ...] = ()
     log: str = ""
     repeats: Repeats | None = None
+    failure_class: FailureClass | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -234,38 +231,6 @@ def _leak(bench: Bench, check: OracleCheck) -> Experiment:
     )
 
 
-def io_error_check(row: str, faults: Mapping[str, int]) -> OracleCheck:
-    """The halted state of a disk that failed, in a secondary whose disk is healthy, and in one whose disk fails too.
-
-    :param faults: the row's block node to the sector that fails
-    """
-    run = partial(_io_error, faults=faults)
-    return OracleCheck(oracle=OracleName.IO_ERROR, phases=(IO_ERROR_PHASE,), rows=(row,), run=run)
-
-
-def _io_error(bench: Bench, check: OracleCheck, *, faults: Mapping[str, int]) -> Experiment:
-    excluded = excluded_in(bench, check)
-    seen = {
-        name: io_errors(
-            setting_of(bench, IO_ERROR_PHASE, excluded),
-            faults=failing,
-        )
-        for name, failing in (("healthy disk", {}), ("failing disk", faults))
-    }
-    judged = {name: judge_io_errors(result) for name, result in seen.items()}
-    told = [
-        replace(Told.of(opinion), log=seen[name].log if opinion.verdict is not Verdict.OK else "", details={})
-        for name, opinion in judged.items()
-    ]
-    return Experiment(
-        told={check.rows[0]: told},
-        loads_asked=sum(result.loads_asked for result in seen.values()),
-        loads_acked=sum(result.loads_acked for result in seen.values()),
-        excluded=excluded,
-        details={name: judgement.details for name, judgement in judged.items()},
-    )
-
-
 def setting_of(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
     """A phase of a bench's pack; what its QEMU does not take in an incoming stream is not in that either."""
     return Setting(
@@ -327,22 +292,12 @@ def _outcome(verdict: Verdict, told: Sequence[Told]) -> Outcome:
     causes = [cause for each in worst for cause in each.causes]
     return Outcome(
         verdict=verdict,
+        failure_class=next((each.failure_class for each in worst if each.failure_class), None),
         causes=tuple(cause for at, cause in enumerate(causes) if cause not in causes[:at]),
         sections=tuple(dict.fromkeys(each.section for each in worst if each.section)),
         repeats=next((each.repeats for each in worst if each.repeats), None),
         log="\n".join(dict.fromkeys(each.log for each in worst if each.log)),
     )
-
-
-def _with_faults(_phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
-    failing = {device.name for device in guest if device.faults}
-    rows = [row for row, own in reached.items() if IO_ERROR_PHASE in own]
-    return [((IO_ERROR_PHASE,), (row,)) for row in rows if row in failing]
-
-
-def _io_error_check(request: Request, bench: Bench) -> OracleCheck:
-    (row,) = request.devices
-    return io_error_check(row, next(device.failing() for device in bench.devices if device.name == row))
 
 
 def _settled(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -> list[Group]:
@@ -353,12 +308,6 @@ def _settled(phases: Sequence[str], reached: Reached, guest: Sequence[Device]) -
 
 #: The longest first.
 LANES = (
-    Lane(
-        name=str(OracleName.IO_ERROR),
-        wave=Wave.LOOK,
-        groups=_with_faults,
-        judge=judge_by(_io_error_check),
-    ),
     Lane(
         name=str(OracleName.LEAK),
         wave=Wave.LOOK,

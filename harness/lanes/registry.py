@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness import names
-from harness.lanes import checks, guest, migrations, reset, schedules
+from harness.lanes import checks, faileddisks, guest, migrations, reset, schedules
 from harness.lanes.lane import Lane
 
-_ALL = (*migrations.LANES, *schedules.LANES, *checks.LANES, *guest.LANES, *reset.LANES)
+_ALL = (*migrations.LANES, *schedules.LANES, *checks.LANES, *faileddisks.LANES, *guest.LANES, *reset.LANES)
 
 LANES: Mapping[str, Lane] = names.in_order("lanes", names.LANES, {lane.name: lane for lane in _ALL})

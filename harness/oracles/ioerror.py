@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from harness.colo.messages import Step
 from harness.engines.evidence import Evidence
 from harness.experiments.interview import After
-from harness.experiments.ioerror import Interval, IoErrors
+from harness.experiments.ioerror import ANSWERED, Interval, IoErrors
 from harness.oracles.load import end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.results.cause import Broke, Cause, Check, During, FailedCheck, GuestFaulted, Undecided, Why, located
@@ -18,17 +19,25 @@ from harness.results.verdict import Verdict
 _TRANSITION = "invalid runstate transition"
 
 
-def judge_io_errors(seen: IoErrors) -> Opinion:
+#: Where the loaded state has a request in it that is held back.
+_HALTED = "io-error"
+
+
+def judge_io_errors(seen: IoErrors, disks: Collection[str] | None = None, device: str | None = None) -> Opinion:
     """Judge a secondary. It is well when every load is acknowledged, the failover ends, and no request is lost.
 
-    A machine that stops again after the failover is well too, as long as its disk fails for good: it holds its
-    request back, as ``werror=stop`` asks for.
+    A request that the loaded state holds back is sent again when the machine goes on: on a healthy disk it is answered,
+    and on one that fails it is held back again. A machine that stops again after the failover is well too, as long as
+    its disk fails for good.
+
+    :param disks: the failing ones that are looked at, by default all
+    :param device: whose request is looked at, by default those of all that were asked
     """
-    verdict, cause = _verdict(seen)
+    verdict, cause = _verdict(seen, seen.faults if disks is None else disks, device)
     return Opinion(verdict=verdict, causes=() if cause is None else (cause,), details=_details(seen))
 
 
-def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:
+def _verdict(seen: IoErrors, disks: Collection[str], device: str | None) -> tuple[Verdict, Cause | None]:
     during = During.FAILING_DISK if seen.faults else During.HEALTHY_DISK
     if seen.exit is not None or seen.broken is not None:
         return _broken(seen, during)
@@ -38,9 +47,11 @@ def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:
     if seen.loads_acked < seen.loads_asked or seen.after is None:
         missing = Undecided(why=Why.LOADS, acked=seen.loads_acked, asked=seen.loads_asked, during=during)
         return Verdict.HARNESS_ERROR, missing
-    if seen.faults and not any(i.held for i in (*seen.intervals, seen.after)) and "BLOCK_IO_ERROR" not in seen.events:
-        return Verdict.HARNESS_ERROR, Undecided(why=Why.NOT_MET, said=", ".join(seen.faults), during=during)
-    fault = _fault(seen, seen.after)
+    unmet = sorted(set(disks) - {disk for i in (*seen.intervals, seen.after) for disk in i.held}) if seen.faults else []
+    if unmet and seen.phase != _HALTED:
+        return Verdict.HARNESS_ERROR, Undecided(why=Why.NOT_MET, said=", ".join(unmet), during=during)
+    lost = FailedCheck(check=Check.RESENT, said=", ".join(unmet)) if unmet else None
+    fault = lost or _fault(seen, seen.after, device)
     if fault is None:
         return Verdict.OK, None
     return Verdict.GUEST_FAULT, GuestFaulted(
@@ -48,10 +59,11 @@ def _verdict(seen: IoErrors) -> tuple[Verdict, Cause | None]:
     )
 
 
-def _fault(seen: IoErrors, after: Interval) -> FailedCheck | None:
+def _fault(seen: IoErrors, after: Interval, device: str | None) -> FailedCheck | None:
     if seen.stuck is not None:
         return FailedCheck(check=Check.CONSOLE, symptom=seen.stuck)
-    lost = [f"{disk}: {status}" for disk, status in seen.requests.items() if status != "0"]
+    asked = {name: state for name, state in seen.requests.items() if device in (None, name)}
+    lost = [f"{name}: {state}" for name, state in asked.items() if state != ANSWERED]
     if lost:
         return FailedCheck(check=Check.REQUESTS, said=", ".join(lost))
     wanted = "io-error" if seen.faults and not seen.once else "running"

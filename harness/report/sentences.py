@@ -158,6 +158,8 @@ def _step_text(at: At) -> str:
         return f"when the guest was started after load {at.load}"
     if at.step is Step.INCOMING:
         return f"load {at.load}, by an incoming stream" if at.load else "in the incoming stream, before any checkpoint"
+    if at.step is Step.SAVE:
+        return f"while the machine was saved in phase {at.phase}"
     if at.step is Step.FAILOVER:
         return "after the failover"
     if at.step is Step.MAIN_LOOP:
@@ -323,6 +325,7 @@ _CHECKS: Mapping[Check, Callable[[FailedCheck, str], str]] = {
     ),
     Check.KERNEL_LOG: lambda failed, _: f"kernel log: {failed.said}",
     Check.REQUESTS: lambda failed, _: f"requests that were held back did not succeed: {failed.said}",
+    Check.RESENT: lambda failed, _: f"a request that was held back was not sent again: {failed.said}",
     Check.STATE: _state,
 }
 
@@ -426,11 +429,14 @@ _STEPS = {
     "reboot": "the machine could not be reset by its guest",
     "plug": "it could not be plugged out and in again",
     "fail": "none of its disks could be made to fail",
+    "halt": "its disk was to hold a request back, and did not",
 }
 
 
 def unreached_text(unreached: Unreached) -> str:
     """Why a device is not in a phase."""
+    if unreached.how is Missed.REPORTS_ERRORS:
+        return f"phase {unreached.phase}: QEMU has no werror and no rerror for its disk: it cannot stop for an error"
     why = f"{_STEPS.get(unreached.step, unreached.step)}: {unreached.said or 'the guest printed nothing'}"
     how = "nothing to do" if unreached.how is Missed.NOTHING_TO_DO else "not reached"
     return f"phase {unreached.phase}: {how}: {why}"

@@ -249,6 +249,7 @@ class Check(StrEnum):
     SILENT = "silent"
     KERNEL_LOG = "kernel-log"
     REQUESTS = "requests"
+    RESENT = "resent"
     STATE = "state"
 
 

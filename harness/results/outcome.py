@@ -130,7 +130,7 @@ class Outcome:
     def passed_over(self) -> bool:
         """There was nothing to judge: the device has nothing to do in these phases."""
         return bool(self.causes) and all(
-            isinstance(cause, Unreached) and cause.how is Missed.NOTHING_TO_DO for cause in self.causes
+            isinstance(cause, Unreached) and cause.how is not Missed.FAILED for cause in self.causes
         )
 
     @property

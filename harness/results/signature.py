@@ -263,6 +263,7 @@ _CHECKS = {
     Check.EXITED: "QEMU ended with status #: the guest shut down or triple-faulted",
     Check.ENDED: "the guest ended",
     Check.REQUESTS: "requests that were held back did not succeed",
+    Check.RESENT: "a request that was held back was not sent again",
     Check.STATE: "the machine is in another state",
 }
 

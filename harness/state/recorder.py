@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ from harness.qemu.cmdline import Option
 from harness.qemu.disturbance import Disturbed, only_slow, undisturbed
 from harness.qemu.look import look_at, look_to_json
 from harness.qemu.monitor import CommandRefused
-from harness.qemu.process import new_workdir
+from harness.qemu.process import Exit, new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.owners import Owners, find_owners
@@ -80,20 +80,40 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     return [phase for phase in PHASES if phase in names]
 
 
+def skipped(phase: str, wanted: Collection[str]) -> bool:
+    """Whether a guest that is recorded in some phases need not go through another one: a disk can fail as soon as it
+    is bound, and a workload that was begun has to be ended."""
+    work = ("busy", "unbound", "rebound")
+    return phase in work and "io-error" in wanted and not set(work) & set(wanted)
+
+
 class CutShort(GuestError):
     """A recording ended before its last phase: the guest, or its QEMU, was lost.
 
     :param phase: that it was on its way to
     :param device: whose command was under way; empty where none was
     :param kept: the phases that had been recorded by then, which are kept where the recording should have been
+    :param died: how QEMU ended while it saved the phase, None where it did not
+    :param log: what it printed then
     """
 
-    def __init__(self, text: str, *, phase: str, device: str = "", kept: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        phase: str,
+        device: str = "",
+        kept: tuple[str, ...] = (),
+        died: Exit | None = None,
+        log: str = "",
+    ) -> None:
         more = f"; what was recorded until then is kept: {', '.join(kept)}" if kept else ""
         super().__init__(f"phase {phase}: {f'{device}: ' if device else ''}{text}{more}")
         self.phase = phase
         self.device = device
         self.kept = kept
+        self.died = died
+        self.log = log
 
 
 class _Hung(GuestError):
@@ -281,6 +301,7 @@ class _Boot:
         self.drivers: dict[str, list[str]] = {}
         self._devices = plan.planned.devices
         self._moving: set[str] = set()
+        self._saving = False
         self._faults = {node: sector for device in self._devices for node, sector in device.failing().items()}
 
     @property
@@ -304,7 +325,8 @@ class _Boot:
         console = Console(vm.console, vm.process.clock)
         has_phase = self._plan.architecture.has_phase
         last = max(PHASES.index(name) for name in filter(has_phase, self._plan.phases))
-        way = [phase for phase in PHASES[: 1 + last] if phase in (*USUAL_PHASES, *self._plan.phases)]
+        wanted = self._plan.phases
+        way = [p for p in PHASES[: 1 + last] if p in wanted or (p in USUAL_PHASES and not skipped(p, wanted))]
         for phase in filter(has_phase, way):
             self._progress(phase)
             try:
@@ -314,14 +336,11 @@ class _Boot:
                     self._scope.check()
                 device = error.device if isinstance(error, _Hung) else ""
                 text = f"{error}{_end_text(vm)}"
-                raise CutShort(text, phase=phase, device=device, kept=tuple(self.captured)) from error
+                died = vm.ended() if self._saving else None
+                kept, log = tuple(self.captured), vm.process.stderr() if died else ""
+                raise CutShort(text, phase=phase, device=device, kept=kept, died=died, log=log) from error
 
     def _pass(self, phase: str, vm: Vm, console: Console) -> None:
-        if phase == "io-error" and not self._failing_disks():
-            for device in self._devices:
-                none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="fail", said="")
-                self.lacks.ends(device.name, none)
-            return
         if phase == "rebooted" and (said := _kept_from_reset(vm)):
             for device in self._devices:
                 none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="reboot", said=said)
@@ -329,6 +348,11 @@ class _Boot:
             return
         start = time.monotonic()
         self._reach(phase, vm, console)
+        if phase == "io-error" and not self._failing_disks():
+            for device in self._devices:
+                none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="fail", said="")
+                self.lacks.ends(device.name, none)
+            return
         if phase in self._plan.phases:
             self._capture(phase, vm, time.monotonic() - start)
             self.captured.append(phase)
@@ -337,7 +361,7 @@ class _Boot:
         vm.qmp("cont")
         if phase == "io-error":
             self._halt(vm, console)
-            return  # QEMU has stopped the machine
+            return  # QEMU has stopped the machine, or it goes on for nothing
         firmware = self._plan.architecture.firmware
         if phase == "firmware" and firmware:
             _wait_for_mark(vm, firmware.mark)
@@ -356,12 +380,22 @@ class _Boot:
         vm.qmp("stop")
 
     def _halt(self, vm: Vm, console: Console) -> None:
-        """Let every disk fail until all of them hold a request back."""
+        """Let every disk fail, until each of them holds a request back; a device whose does not is out of the phase."""
+        for device in self._devices:
+            if device.reports_errors and self.lacks.goes_on(device.name, "io-error"):
+                reports = Unreached(phase="io-error", how=Missed.REPORTS_ERRORS, step="fail", said="")
+                self.lacks.ends(device.name, reports)
+        for device in self._failing_disks():
+            self._done(device, "io-error", "fail", console)
+        wanted = {node: device.name for device in self._failing_disks() for node in device.failing()}
+        if not wanted:
+            return
         console.run("log_mark io-error")
-        # one line: the first request that fails stops the machine, and with it the shell's answer
-        disks = self._failing_disks()
-        console.send("; ".join(guest_command(device, "fail", self._plan.planned.plan) for device in disks))
-        wait_halted(vm, {node for device in disks for node in device.failing()}, HALT_TIMEOUT_S)
+        # the first request that fails stops the machine, and with it the shell's answer
+        console.send("fail_now")
+        for node in wait_halted(vm, wanted, HALT_TIMEOUT_S):
+            lack = Unreached(phase="io-error", how=Missed.FAILED, step="halt", said=node)
+            self.lacks.ends(wanted[node], lack)
 
     def _plug(self, vm: Vm) -> None:
         """Take every device out that can be, and plug it in again; its driver is bound again by itself."""
@@ -424,7 +458,9 @@ class _Boot:
     def _capture(self, phase: str, vm: Vm, seconds: float) -> None:
         look = look_to_json(look_at(vm))
         sink = vm.workdir / f"{phase}.stream"
+        self._saving = True
         migrate_to_socket(vm, vm.workdir / "migrate.sock", sink, timeout_s=MIGRATE_TIMEOUT_S)
+        self._saving = False
         with open_stream(sink) as stream:
             self.labels += [label for label in labels_of(stream.devices) if label not in self.labels]
             self._writer.add(phase, stream, console=vm.console_text(), seconds=seconds, look=look)

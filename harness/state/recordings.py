@@ -197,11 +197,15 @@ def _drivers_key(qemu: str, machine: str, device: Device) -> str:
     return f"drivers/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def planned_guests(machine: str, family: str, devices: Sequence[Device]) -> Planned:
-    """The guests that some devices need on a machine, before it is known what they boot."""
-    return plan_guests(
-        architecture_of(machine).buses.get(family), GuestPlan(machine=machine, family=family, memory_mib=1), devices
-    )
+def planned_guests(
+    machine: str, family: str, devices: Sequence[Device], phases: Sequence[str] = USUAL_PHASES
+) -> Planned:
+    """The guests that some devices need on a machine, before it is known what they boot.
+
+    :param phases: that are wanted
+    """
+    base = GuestPlan(machine=machine, family=family, memory_mib=1)
+    return plan_guests(architecture_of(machine).buses.get(family), base, devices, failing="io-error" in phases)
 
 
 def recording_plan(

@@ -26,7 +26,7 @@ from harness.results.answer import Seen
 from harness.results.document import LostGuest
 from harness.results.plan import CellPlan
 from harness.state.owners import Owners, settled, short
-from harness.state.recorder import CutShort, ordered_phases
+from harness.state.recorder import CutShort, ordered_phases, skipped
 from harness.state.recordings import Recordings, lacking_drivers, planned_guests, recording_plan
 
 #: What may be another device's doing: two with one I/O port, or with one section.
@@ -238,7 +238,10 @@ def _named(error: HarnessError) -> str:
 
 
 def _up_to_the_last(wanted: Sequence[str]) -> list[str]:
-    """The phases to be recorded: a guest goes through them in their order, and stops behind the last that is wanted."""
+    """The phases to be recorded: a guest goes through them in their order, and stops behind the last that is wanted.
+
+    A disk can fail as soon as it is bound.
+    """
     last = ordered_phases(wanted)[-1]
     usual = ordered_phases([*USUAL_PHASES, last])
-    return usual[: 1 + usual.index(last)]
+    return [phase for phase in usual[: 1 + usual.index(last)] if phase in wanted or not skipped(phase, wanted)]

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Protocol
 
 from harness.arch import architecture_of
+from harness.colo.messages import Step
 from harness.devices.device import Device
 from harness.devices.phases import Missed, unreached_in
 from harness.engines.admission import pack_refusals
@@ -27,6 +28,7 @@ from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
 from harness.names import MIGRATIONS, ORACLES, RESET
 from harness.oracles.coverage import coverage_of
+from harness.oracles.load import crash_line, end_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -54,6 +56,7 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan, plan_cells
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
+from harness.state.recorder import CutShort
 from harness.state.recordings import (
     VMSTATE,
     Recordings,
@@ -342,7 +345,8 @@ class Run:
         wanted = devices or {*self._options.devices, *(d.name for d in derived)}
         never = {d.name: missing(d, recorder, name, family) for d in profiles}
         lacking = {d.name: never[d.name] or missing(d, binary, name, family) for d in profiles}
-        planned = planned_guests(name, family, [d for d in profiles if lacking[d.name] is None])
+        able_here = [d for d in profiles if lacking[d.name] is None]
+        planned = planned_guests(name, family, able_here, self._options.phases)
         lacking |= planned.refused
         rows = [d for d in profiles if d.name in wanted]
         guests = {d.name: guest for guest in reversed(planned.guests) for d in guest.devices}
@@ -429,7 +433,12 @@ class Run:
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.route} {seen.machine}: {error}")
         for plan in plans:
-            self._fail(plan, seen, error)
+            if isinstance(error, CutShort) and error.died is not None and error.died.crashed and _alone(plans):
+                at = {"step": Step.SAVE, "load": None, "phase": error.phase}
+                cause = end_of(error.log, error.died, at, crash_line(error.log) or "")
+                self._settle(plan, seen, Verdict.CRASH, cause)
+            else:
+                self._fail(plan, seen, error)
 
     def _tasks_for(
         self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool, no_colo: Lack | None
@@ -628,6 +637,11 @@ def _place_of(lane: Lane) -> Place:
     if by_schedule(lane):
         return Place.IN
     return Place.BEFORE if lane.wave < Wave.WHOLE else Place.BEHIND
+
+
+def _alone(plans: Sequence[CellPlan]) -> bool:
+    """Whether all cells are one device's, so that what became of them is its doing."""
+    return len({plan.device for plan in plans}) == 1
 
 
 def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[str]:

@@ -5,23 +5,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from made_cells import words
 
+from harness.devices.phases import Missed
 from harness.devices.recipe import load_recipes
 from harness.engines.buffers import Buffers
+from harness.engines.colo import Pace
 from harness.engines.probe import ColoAbility
 from harness.engines.setting import Setting
+from harness.experiments.interview import recorded_devices
 from harness.experiments.ioerror import BUSY_SECTOR, IoErrors, io_errors
+from harness.guests.build import build_guest
+from harness.guests.recipe import load_recipe as load_guest
+from harness.lanes.checks import perform
+from harness.lanes.faileddisks import io_error_check
+from harness.lanes.judge import Bench, Exclusion, ExclusionReason
 from harness.oracles.ioerror import judge_io_errors
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.results.verdict import Verdict
-from harness.state.recorder import Plan, record
+from harness.state.catalogue import offer_of
+from harness.state.recorder import CutShort, Plan, record
+from harness.state.recordings import planned_guests, recording_plan
 
-DISKS = ("sda", "vda")
+ASKED = {"ahci": "disk_failed sda", "virtio-blk": "disk_failed vda"}
 NODES = ["ahci-disk", "virtio-blk-disk"]
 FAULTS = {node: sector for device in load_recipes().devices.values() for node, sector in device.failing().items()}
 
@@ -60,11 +71,11 @@ def fail(binary: QemuBinary, ability: ColoAbility, io_pack: StatePack) -> Fail:
 
 
 def test_both_disks_hold_a_request_back_and_it_succeeds_on_healthy_disks(fail: Fail) -> None:
-    seen = fail("io-error", {}, 5, disks=DISKS)
+    seen = fail("io-error", {}, 5, asked=ASKED)
     assert judge_io_errors(seen).verdict is Verdict.OK, seen
     assert seen.loads_acked == 5
     # no retry, no guest waiting for ever: dd ended well
-    assert seen.requests == {"sda": "0", "vda": "0"}
+    assert seen.requests == dict.fromkeys(ASKED, "answered")
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -98,3 +109,58 @@ def test_what_the_next_checkpoint_makes_of_a_failed_disk_is_told(fail: Fail, nod
     else:
         assert judged.verdict is Verdict.OK, seen
         assert seen.loads_acked == 2
+
+
+# -- devices that nobody wrote a recipe for ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plan_derived(binary: QemuBinary) -> Callable[..., Plan]:
+    """Guests that have some derived devices and fail."""
+    types = offer_of(binary, load_recipes().devices)
+
+    def plan(*names: str) -> Plan:
+        machine = binary.machine("pc")
+        assert machine is not None
+        devices = [types.derived.devices[name] for name in names]
+        (guest,) = planned_guests(machine.name, "pc", devices).guests
+        built = build_guest(load_guest().widened())
+        return recording_plan(binary=binary, accel="tcg", guest=built, planned=guest, phases=("io-error",))
+
+    return plan
+
+
+def test_a_derived_disk_sends_its_request_again_and_a_card_cannot_stop(
+    plan_derived: Callable[..., Plan], binary: QemuBinary, ability: ColoAbility, tmp_path: Path
+) -> None:
+    with StatePack(record(plan_derived("ide-hd", "sd-card"), tmp_path / "pack")) as pack:
+        assert pack.unreached("ide-hd") == {}
+        assert pack.unreached("sd-card")["io-error"].how is Missed.REPORTS_ERRORS
+        bench = Bench(
+            binary=binary,
+            ability=ability,
+            buffers=Buffers(pack),
+            pace=Pace(),
+            scope=ProcessScope(),
+            devices=recorded_devices(pack, None),
+        )
+        # a card does not survive its second load (sd_ocr_powerup), and is left out, as a run does that knows it
+        card = pack.sections_of("sd-card")
+        bench.tell(Exclusion(section=label, reason=ExclusionReason.BROKE, phase="io-error") for label in card)
+        (cell,) = perform(io_error_check(("ide-hd",)), bench)
+        assert cell.verdict is Verdict.OK, cell.outcome.log
+        assert cell.details["healthy disk"]["requests"] == {"ide-hd": "answered"}
+        after = cell.details["failing disk"]["after"]
+        assert (after["status"], list(after["held"])) == ("io-error", ["ide-hd-drive"])
+
+
+def test_a_qemu_that_dies_of_a_halted_request_while_it_is_saved_says_so(
+    plan_derived: Callable[..., Plan], tmp_path: Path
+) -> None:
+    """Up to 11.1: the request is in the queue of the adapter, which has to be empty (``pvscsi_pre_save``)."""
+    with pytest.raises(CutShort) as caught:
+        record(plan_derived("pvscsi"), tmp_path / "pack")
+    assert caught.value.phase == "io-error"
+    assert caught.value.died is not None
+    assert caught.value.died.crashed
+    assert "pvscsi_pre_save" in caught.value.log

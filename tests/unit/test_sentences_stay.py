@@ -35,7 +35,6 @@ ELSEWHERE = {
     "devices/recipe.py": "what a recipe lacks: raised with its file and line",
     "files.py": "text of errors",
     "guests/console.py": "text of errors, beside the same as a symptom",
-    "guests/faults.py": "text of errors",
     "guests/foreign.py": "text of errors",
     "guests/kernel.py": "text of errors",
     "guests/recipe.py": "text of errors",

@@ -332,3 +332,25 @@ def test_a_device_is_put_behind_a_bridge_below_a_root_port_where_qemu_takes_it(v
         port, bridge, nic = plan.of(device.name)
         assert [port.type, bridge.type, nic.type] == ["pcie-root-port", "pcie-pci-bridge", "e1000"]
         assert (bridge.bus, nic.bus) == (port.id, bridge.id)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_disk_fails_where_qemu_can_stop_for_it_and_else_says_that_it_cannot(version: str) -> None:
+    devices = derived_in(version).devices
+    failing = {name for name, device in devices.items() if device.faults}
+    reporting = {name for name, device in devices.items() if device.reports_errors}
+    assert not failing & reporting
+    adapters = {"am53c974", "dc390", "lsi53c810", "lsi53c895a", "megasas", "megasas-gen2", "mptsas1068", "pvscsi"}
+    hosts = {"qemu-xhci", "nec-usb-xhci", "usb-ehci", "pci-ohci", "piix3-usb-uhci", "usb-bot", "usb-storage"}
+    assert failing >= adapters | hosts | {"virtio-scsi-pci", "scsi-hd", "scsi-cd", "ide-hd", "ide-cd", "piix3-ide"}
+    assert reporting >= {"nvme", "nvme-ns", "sd-card"}
+    assert not {"e1000", "usb-kbd"} & (failing | reporting)
+    hd = devices["scsi-hd"]
+    assert hd.failing() == {"scsi-hd-drive": 98304}
+    assert (hd.guest.fail, hd.guest.failed) == ("auto_fail scsi-hd 98304", "auto_failed scsi-hd")
+    assert (hd.reaches("io-error"), devices["nvme"].reaches("io-error"), devices["e1000"].reaches("io-error")) == (
+        True, True, False,
+    )  # fmt: skip
+    for device in devices.values():
+        sizes = {name: backend.size_bytes for name, backend in device.backends.items() if isinstance(backend, Disk)}
+        assert all(sector * 512 < sizes[name] for name, sector in device.faults.items()), device.name

@@ -230,3 +230,17 @@ def test_what_a_guest_has_one_of_is_placed_first_so_that_no_guest_is_for_it_alon
     planned = plan_guests(PC, base("pc"), [*(pci(f"d{number}", default=False) for number in range(6)), *dogs])
     assert [names(guest)[0] for guest in planned.guests] == ["dog0", "dog1", "dog2"]
     assert [len(guest.devices) for guest in planned.guests] == [3, 3, 3]
+
+
+def test_a_disk_that_is_going_to_fail_has_a_guest_of_its_own() -> None:
+    """What a QEMU makes of its halted request, it makes of the whole incoming stream."""
+    more: dict[str, Any] = {"default": False}
+    disk: dict[str, Any] = {"backends": {"drive": Disk(size_bytes=1024)}, "faults": {"drive": 1}}
+    devices = [pci("a", **more), pci("b", **more, **disk), pci("c", **more, **disk), pci("d", **more)]
+    devices += [replace(AHCI, faults={"disk": 1}), NET]
+    failing = plan_guests(Q35, base("q35"), devices, failing=True)
+    assert [names(guest) for guest in failing.guests] == [["ahci", "net"], ["a", "d"], ["b"], ["c"]]
+    assert [names(guest) for guest in plan_guests(Q35, base("q35"), devices).guests] == [
+        ["ahci", "net"],
+        ["a", "b", "c", "d"],
+    ]

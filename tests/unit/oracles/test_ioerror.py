@@ -26,7 +26,7 @@ HEALTHY = IoErrors(
     loads_acked=2,
     intervals=(RUNNING, RUNNING),
     after=RUNNING,
-    requests={"sda": "0"},
+    requests={"ahci": "answered"},
 )
 FAILING = replace(HEALTHY, faults={"ahci-disk": 9}, intervals=(HALTED, HALTED), after=HALTED, requests={})
 ABORT = replace(
@@ -58,12 +58,18 @@ def test_the_abort_is_named() -> None:
 @pytest.mark.parametrize(
     ("seen", "verdict", "words"),
     [
-        (replace(HEALTHY, requests={"sda": "0", "vda": "waiting"}), Verdict.GUEST_FAULT, "vda: waiting"),
+        (replace(HEALTHY, requests={"ahci": "answered", "nvme": "waiting"}), Verdict.GUEST_FAULT, "nvme: waiting"),
+        (replace(HEALTHY, requests={"ahci": "status 1"}), Verdict.GUEST_FAULT, "did not succeed: ahci: status 1"),
         (replace(HEALTHY, stuck=symptom("no prompt")), Verdict.GUEST_FAULT, "no prompt"),
         (replace(HEALTHY, after=HALTED), Verdict.GUEST_FAULT, "is io-error, not running"),
         (replace(FAILING, after=RUNNING), Verdict.GUEST_FAULT, "is running, not io-error"),
         (replace(HEALTHY, failover=symptom("no answer"), after=None), Verdict.HANG, "no answer"),
-        (replace(FAILING, intervals=(RUNNING, RUNNING), after=RUNNING), Verdict.HARNESS_ERROR, "no request met"),
+        (
+            replace(FAILING, intervals=(RUNNING, RUNNING), after=RUNNING),
+            Verdict.GUEST_FAULT,
+            "not sent again: ahci-disk",
+        ),
+        (replace(FAILING, phase="busy", intervals=(RUNNING,), after=RUNNING), Verdict.HARNESS_ERROR, "no request met"),
         (replace(HEALTHY, loads_acked=1), Verdict.HARNESS_ERROR, "1 of 2"),
         (replace(ABORT, exit=None), Verdict.REJECT, "load 2"),
     ],
@@ -72,3 +78,14 @@ def test_not_well(seen: IoErrors, verdict: Verdict, words: str) -> None:
     judged = judge_io_errors(seen)
     assert judged.verdict is verdict
     assert words in said(judged)
+
+
+def test_of_a_session_that_devices_share_each_answers_for_its_own() -> None:
+    healthy = replace(HEALTHY, requests={"ahci": "answered", "scsi-hd": "waiting"})
+    assert judge_io_errors(healthy, (), "ahci").verdict is Verdict.OK
+    assert judge_io_errors(healthy, (), "scsi-hd").verdict is Verdict.GUEST_FAULT
+    failing = replace(FAILING, faults={"ahci-disk": 9, "scsi-hd-drive": 9})
+    assert judge_io_errors(failing, ["ahci-disk"], "ahci").verdict is Verdict.OK
+    judged = judge_io_errors(failing, ["scsi-hd-drive"], "scsi-hd")
+    assert judged.verdict is Verdict.GUEST_FAULT
+    assert said(judged).endswith("a request that was held back was not sent again: scsi-hd-drive")

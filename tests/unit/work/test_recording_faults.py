@@ -22,8 +22,9 @@ from harness.errors import GuestError, HarnessError
 from harness.lanes import schedules
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Exit
 from harness.report.lost import lost_text
-from harness.report.sentences import cause_text
+from harness.report.sentences import cause_text, where_text
 from harness.results.document import MatrixDoc, Qemu
 from harness.results.events import Event, Said, Started
 from harness.results.plan import CellPlan
@@ -284,3 +285,19 @@ def test_a_machine_that_cannot_be_recorded_at_all_gives_up(judged: Callable[...,
 
 def _profiles(*names: str) -> tuple[Any, ...]:
     return tuple(load_recipes().devices[name] for name in names)
+
+
+def test_a_qemu_that_dies_while_it_saves_a_device_has_crashed(judged: Callable[..., Any]) -> None:
+    log = "qemu: ../hw/scsi/toy.c:12: toy_pre_save: Assertion `QTAILQ_EMPTY(&s->queue)' failed.\n"
+
+    def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
+        if "virtio-blk" in devices and "bound" in phases:
+            died = Exit(status=-6, signal="SIGABRT")
+            raise CutShort("gone", phase="bound", kept=("firmware", "kernel"), died=died, log=log)
+
+    doc, _, _ = judged(refuses, schedules=(Schedule.SAME,))
+    assert verdicts(doc)["virtio-blk"] == {"kernel/same": "ok", "bound/same": "crash"}
+    (cell,) = [cell for cell in doc.cells if cell.verdict is Verdict.CRASH]
+    (cause,) = cell.outcome.causes
+    assert where_text(cause) == "while the machine was saved in phase bound: "
+    assert "toy_pre_save" in cause_text(cause)
