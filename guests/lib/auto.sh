@@ -332,21 +332,28 @@ auto_busy() {
 auto_check() {
     auto_known "$1" || return
     [ -n "$work" ] || { auto_none "$why"; return; }
-    local item first tries
+    local item
     rm -f "/tmp/auto.$1/hold"
     for item in $work; do
-        auto_count "$1" "$item"
-        first=$count tries=400
-        while [ "$count" = "$first" ]; do
-            tries=$((tries - 1))
-            [ "$tries" -gt 0 ] || { echo "the workload of $item did not move within 20 s"; return 1; }
-            nap
-            auto_count "$1" "$item"
-        done
+        # twice: the first may be the last of what its driver did
+        auto_moves "$1" "$item" && auto_moves "$1" "$item" || return 1
     done
     for item in $work; do
         command -v "auto_hold_${item%%:*}" > /dev/null || continue
         "auto_hold_${item%%:*}" "$1" "${item#*:}" || return 1
+    done
+}
+
+# auto_moves NAME KIND:WHAT: waits until its count is another one.
+auto_moves() {
+    local first tries=400
+    auto_count "$1" "$2"
+    first=$count
+    while [ "$count" = "$first" ]; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || { echo "the workload of $2 did not move within 20 s"; return 1; }
+        nap
+        auto_count "$1" "$2"
     done
 }
 

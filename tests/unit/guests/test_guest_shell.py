@@ -144,3 +144,17 @@ def test_a_bridge_without_a_driver_passes_things_on_to_what_is_behind_it(tmp_pat
     assert shell(tmp_path, "auto_passes", f"path={path}; auto_passes") == (0, "")
     (path / "class").write_text("0x010601\n")
     assert shell(tmp_path, "auto_passes", f"path={path}; auto_passes") == (1, "")
+
+
+@pytest.mark.parametrize(("counts", "status"), [("1 1 2 2 3", 0), ("1 2 2 2 2", 1), ("1 1 1 1 1", 1)])
+def test_what_moved_once_may_have_been_its_driver_and_is_not_busy(tmp_path: Path, counts: str, status: int) -> None:
+    """The last of a driver's own requests came behind the first look at an IPMI device whose workload did nothing."""
+    script = f"""
+    auto_known() {{ work=k:w; }}
+    auto_count() {{ read -r count rest < {tmp_path}/left; [ -z "$rest" ] || echo "$rest" > {tmp_path}/left; }}
+    echo "{counts}" > {tmp_path}/left
+    auto_check name
+    """
+    names = "auto_none auto_moves auto_check"
+    done, said = shell(tmp_path, names, script)
+    assert (done, "did not move" in said) == (status, bool(status))
