@@ -4,6 +4,9 @@
 virtio-mem is one: a secondary mirrors all of its RAM and cannot let parts be discarded
 (``migration_incoming_enable_colo``). It is found by what happens and not by its words: the machine's own saved state is
 taken by an ordinary migration, and refused when the same stream enables COLO, before any checkpoint.
+
+Others have a secondary die of the guest's memory alone, whatever sections are in the stream: a small memory backend
+does under TCG. No section can be blamed for that, so it would be held against every device of the guest.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from harness.cache import keep_answer, kept_answer
 from harness.colo.primary import ChannelBroken, Dialect
@@ -28,27 +32,47 @@ from harness.guests.planner import PlannedGuest
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.disturbance import undisturbed
+from harness.qemu.disturbance import Hindrances, undisturbed
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
+from harness.stream.model import Stream
 from harness.stream.reader import open_stream
 
 TIMEOUT_S = 30.0
 _END_WAIT_S = 1.0
 #: Raise it when the same question gets another answer.
-_ANSWERS = 1
+_ANSWERS = 2
 
 #: The machine with some of its devices alone.
 MachineWith = Callable[[Collection[str]], Machine]
 
 
-def guest_refusals(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What COLO makes of the devices of a guest before any checkpoint.
+
+    :param refused: devices that QEMU does not start COLO with, and why
+    :param breaking: devices with which a secondary dies of a stream that has no section of any device
+    """
+
+    refused: Mapping[str, Lack] = field(default_factory=dict)
+    breaking: frozenset[str] = frozenset()
+
+
+class _Answer(TypedDict):
+    """Of one machine: QEMU's words where it refuses COLO, and whether its secondary dies without any section."""
+
+    refused: str | None
+    dies: bool
+
+
+def guest_admission(
     binary: QemuBinary, ability: ColoAbility, guest: PlannedGuest, accel: str, scope: ProcessScope
-) -> Mapping[str, Lack]:
-    """The devices of a guest that a QEMU does not start COLO with; empty where it starts with all of them.
+) -> Admission:
+    """Which devices of a guest COLO does not start with, or does not live with; both empty where all is well.
 
     :raises QemuError: a machine does not start, or is not saved
     """
@@ -56,11 +80,11 @@ def guest_refusals(
     def machine_with(names: Collection[str]) -> Machine:
         return Machine(plan=guest.only(names).plan, accel=accel)
 
-    return _refusals(binary, ability.dialect, machine_with, guest.names, scope)
+    return _admission(binary, ability.dialect, machine_with, guest.names, scope)
 
 
 def pack_refusals(binary: QemuBinary, ability: ColoAbility, pack: StatePack, scope: ProcessScope) -> Mapping[str, Lack]:
-    """The same of the guest of a state pack.
+    """The devices of the guest of a state pack that a QEMU does not start COLO with.
 
     :raises QemuError: a machine does not start, or is not saved
     """
@@ -70,66 +94,115 @@ def pack_refusals(binary: QemuBinary, ability: ColoAbility, pack: StatePack, sco
         return replace(whole, plan=whole.plan.only(names))
 
     names = [device.name for device in pack.manifest.devices if not device.recipe.rest]
-    return _refusals(binary, ability.dialect, machine_with, names, scope)
+    return _admission(binary, ability.dialect, machine_with, names, scope).refused
 
 
-def _refusals(
+def _admission(
     binary: QemuBinary, dialect: Dialect, machine_with: MachineWith, names: Collection[str], scope: ProcessScope
-) -> Mapping[str, Lack]:
-    """Each device is asked alone, where the machine with all of them is refused."""
-    if not names or _refusal(binary, dialect, machine_with(names), scope) is None:
-        return {}
-    said = {name: _refusal(binary, dialect, machine_with((name,)), scope) for name in names}
+) -> Admission:
+    """Each device is asked alone, where the machine with all of them is refused, or dies."""
+
+    def ask(some: Collection[str]) -> _Answer:
+        return _answer(binary, dialect, machine_with(some), scope)
+
+    whole = ask(names) if names else None
+    if whole is None or (whole["refused"] is None and not whole["dies"]):
+        return Admission()
+    found = {name: ask((name,)) for name in names}
+    # a machine that dies without any of them is nobody's fault
+    dying = {name for name in names if found[name]["dies"]}
     machine = machine_with(()).name
-    return {
-        name: Lack(what=Lacks.COLO, machine=machine, qemu=binary.version, said=words)
-        for name, words in said.items()
-        if words is not None
-    }
+    return Admission(
+        refused={
+            name: Lack(what=Lacks.COLO, machine=machine, qemu=binary.version, said=answer["refused"])
+            for name, answer in found.items()
+            if answer["refused"] is not None
+        },
+        breaking=frozenset(dying if dying and not ask(())["dies"] else ()),
+    )
 
 
-def _refusal(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> str | None:
-    """QEMU's words where it does not start COLO with a machine; None where it does, or where the machine's own state
-    is not taken by an ordinary migration either. Kept by all that it depends on."""
+def _answer(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> _Answer:
+    """What comes of starting COLO with a machine. It is no refusal where the machine's own state is not taken by an
+    ordinary migration either. Kept by all that it depends on."""
     bare = replace(machine, boot=None, plan=machine.plan.unbooted())
     asked = [_ANSWERS, binary.sha256, binary.path, dialect.name, bare.accel, bare.plan.model_dump(mode="json")]
     key = f"colo/{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]}.json"
-    kept: dict[str, str | None] | None = kept_answer(key)
+    kept: _Answer | None = kept_answer(key)
     if kept is None:
-        kept = {"refused": undisturbed(partial(_ask, binary, dialect, bare, scope), lambda said, _: said is not None)}
+        kept = undisturbed(partial(_ask, binary, dialect, bare, scope), _may_be_false)
         keep_answer(key, kept)
-    return kept["refused"]
+    return kept
 
 
-def _ask(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> str | None:
+def _may_be_false(answer: _Answer, _: Hindrances) -> bool:
+    return answer["refused"] is not None or answer["dies"]
+
+
+def _ask(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> _Answer:
     workdir = new_workdir()
     machine.make_files(workdir)
     with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir, scope=scope) as vm:
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         sink = workdir / "own.stream"
         migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=TIMEOUT_S)
-        said = _under_colo(binary, dialect, machine, sink, scope)
-        return said if said is not None and _is_taken(binary, machine, sink, scope) else None
+        with open_stream(sink) as stream:
+            end = _under_colo(binary, dialect, machine, stream, scope)
+            if end.crashed:
+                bare = _under_colo(binary, dialect, machine, stream, scope, sections=False)
+                return _Answer(refused=None, dies=bare.crashed)
+        taken = end.said is not None and _is_taken(binary, machine, sink, scope)
+        return _Answer(refused=end.said if taken else None, dies=False)
 
 
-def _under_colo(binary: QemuBinary, dialect: Dialect, machine: Machine, sink: Path, scope: ProcessScope) -> str | None:
-    """What a secondary says that does not come to its first checkpoint; None for one that does, and for one that
-    crashes or hangs, which is for the loads to find."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _End:
+    """How a secondary fared up to its first checkpoint.
+
+    :param said: its words where it refused; None where it comes there, and where it crashes or hangs
+    """
+
+    said: str | None = None
+    crashed: bool = False
+
+
+def _under_colo(
+    binary: QemuBinary,
+    dialect: Dialect,
+    machine: Machine,
+    stream: Stream,
+    scope: ProcessScope,
+    *,
+    sections: bool = True,
+) -> _End:
+    """Bring a secondary up to its first checkpoint.
+
+    :param sections: with those of the devices; else with memory alone
+    """
+    body = bytes(stream.buffer[len(stream.head) :]) if sections else _memory_alone(stream)
     try:
         secondary = Secondary(binary, machine, dialect, timeout_s=TIMEOUT_S, scope=scope)
     except CommandRefused as error:
-        return str(error)
-    with secondary, open_stream(sink) as stream:
+        return _End(said=str(error))
+    with secondary:
         try:
-            secondary.start(stream.head, (bytes(stream.buffer[len(stream.head) :]),))
+            secondary.start(stream.head, (body,))
         except ChannelBroken as error:
             ended = secondary.vm.ended(_END_WAIT_S)
-            if error.kind == "late" or (ended is not None and ended.crashed):
-                return None
+            if ended is not None and ended.crashed:
+                return _End(crashed=True)
+            if error.kind == "late":
+                return _End()
             lines = own_words(secondary.vm.process.stderr()).splitlines()
             told = next((line for line in lines if "COLO" in line), lines[0] if lines else "")
-            return re.sub(r"^\S*qemu\S*: ", "", told)
-        return None
+            return _End(said=re.sub(r"^\S*qemu\S*: ", "", told))
+        return _End()
+
+
+def _memory_alone(stream: Stream) -> bytes:
+    """What follows the head of a stream, without any section of a device."""
+    ram = b"".join(piece for section in stream.ram for piece in section.encode(stream.buffer))
+    return ram + b"\0" + (b"" if stream.vmdesc is None else stream.vmdesc.raw)
 
 
 def _is_taken(binary: QemuBinary, machine: Machine, sink: Path, scope: ProcessScope) -> bool:

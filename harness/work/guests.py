@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.arch import architecture_of
-from harness.engines.admission import guest_refusals
+from harness.engines.admission import guest_admission
 from harness.errors import GuestError, HarnessError, HostError, Stopped
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
@@ -132,12 +132,18 @@ class GuestRecorder:
         return self._admitted(due.without(undriven), outcome)
 
     def _admitted(self, due: GuestDue, outcome: GuestOutcome) -> GuestDue:
-        """The guest without the devices that QEMU does not start COLO with: each of them gets one of its own."""
+        """The guest without the devices that QEMU does not start COLO with, and without those that every secondary
+        beside them would die of: each of them gets one of its own."""
         if due.no_colo is not None or due.seen.ability is None or not due.plans:
             return due
-        refusals = guest_refusals(due.seen.binary, due.seen.ability, due.guest, self.accel, self.scope)
-        outcome.more += [replace(due.only({name}), no_colo=lack) for name, lack in refusals.items()]
-        return due.without(refusals)
+        found = guest_admission(due.seen.binary, due.seen.ability, due.guest, self.accel, self.scope)
+        outcome.more += [replace(due.only({name}), no_colo=lack) for name, lack in found.refused.items()]
+        due = due.without(found.refused)
+        if due.guest.names[1:]:
+            breaking = [name for name in due.guest.names if name in found.breaking]
+            outcome.more += [due.only({name}) for name in breaking]
+            due = due.without(breaking)
+        return due
 
     def _undriven(self, planned: PlannedGuest) -> dict[str, GuestError]:
         """Devices that the guest has no driver for, and what to do about that."""

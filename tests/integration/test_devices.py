@@ -267,6 +267,19 @@ def test_a_device_that_qemu_does_not_start_colo_with_is_no_reject(
     assert document["machines"][0]["colo"] == "refused"
 
 
+def test_a_guest_that_dies_without_any_section_is_held_against_the_device_that_does_it(
+    postload: Postload, installed_qemu: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Under TCG a small memory backend ends each secondary from 10.0 on: all devices of the guest had that crash."""
+    chosen = ["--machine", "q35", "--accel", "tcg", "--device", "acpi-erst,pvpanic-pci", "--phase", "firmware"]
+    loads = ["--schedule", "same", "--loads", 2, "--quick", "--json", "--out", tmp_path / "out"]
+    done = postload("matrix", "--qemu", installed_qemu("10.0"), *chosen, *loads)
+    verdicts, document = told(done)
+    assert verdicts == {"acpi-erst": "crash", "pvpanic-pci": "ok"}, done.stderr
+    (signature,) = {cell["signature"] for cell in document["cells"]} - {None}
+    assert signature == "crash:tlb_reset_dirty_range_all:block == qemu_get_ram_block(end - 1):-:q35"
+
+
 def test_what_qemu_does_not_start_colo_with_is_migrated_all_the_same(
     postload: Postload, qemu_7_2: QemuBinary, installed_qemu: Callable[[str], Path], tmp_path: Path
 ) -> None:

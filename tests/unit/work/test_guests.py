@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness.devices.device import Attachment, Device
+from harness.engines.admission import Admission
 from harness.guests.lack import Lack, Lacks
 from harness.guests.planner import PlannedGuest
 from harness.qemu.scope import ProcessScope
@@ -35,14 +36,21 @@ def plan(name: str) -> CellPlan:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[str], GuestOutcome]]]:
     """Records guests of devices, and those that are due behind, where some do not start or save what they should."""
 
-    def run(devices: Sequence[str], refused: Callable[[tuple[str, ...]], dict[str, Lacks]]) -> Any:
+    def run(
+        devices: Sequence[str],
+        refused: Callable[[tuple[str, ...]], dict[str, Lacks]] = lambda _: {},
+        breaking: Sequence[str] = (),
+    ) -> Any:
         def settles(_binary: object, guest: PlannedGuest, *_: object) -> tuple[PlannedGuest, Owners]:
             lacks = refused(guest.names)
             sections = {name: [name] for name in guest.names if name not in lacks}
             owners = Owners(sections=sections, refused={name: Lack(what=what) for name, what in lacks.items()})
             return guest.without(lacks), owners
 
-        monkeypatch.setattr(module, "guest_refusals", lambda *_: {})
+        def admission(_binary: object, _ability: object, guest: PlannedGuest, *_: object) -> Admission:
+            return Admission(breaking=frozenset(breaking) & set(guest.names))
+
+        monkeypatch.setattr(module, "guest_admission", admission)
         monkeypatch.setattr(module, "settled", settles)
         monkeypatch.setattr(Recordings, "pack", lambda _self, plan: plan.planned.names)
         identity = {"kernel": {"sha256": "ab" * 32}, "initramfs": {"sha256": "ab" * 32}, "drivers": ()}
@@ -52,7 +60,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[s
             recorder = GuestRecorder(
                 recordings=recordings, make=lambda *_: guest, accel="tcg", phases=("kernel",), scope=scope
             )
-            anything: Any = SimpleNamespace(ability=None)
+            anything: Any = SimpleNamespace(ability="any", binary=None)
             planned = planned_guests(MACHINE, "pc", [isa(name) for name in devices])
             due = [
                 GuestDue(
@@ -96,3 +104,11 @@ def test_a_device_that_blocks_migration_does_so_alone_too(recorded: Callable[...
     ((names, outcome),) = found
     assert names == ["x"]
     assert [lack.what for _, lack in outcome.refused] == [Lacks.MIGRATION]
+
+
+def test_what_every_secondary_dies_of_gets_guests_of_its_own(recorded: Callable[..., Any]) -> None:
+    """No section is to blame for it: beside others it would be held against them."""
+    found = recorded(["x", "bad", "y", "worse"], breaking=["bad", "worse"])
+    assert [names for names, _ in found] == [["x", "y"], ["bad"], ["worse"]]
+    assert [outcome.pack for _, outcome in found] == [("x", "y"), ("bad",), ("worse",)]
+    assert not any(outcome.refused or outcome.lost for _, outcome in found)

@@ -16,6 +16,7 @@ from made_cells import changed, made_cell
 from harness.colo.primary import ENABLE_COLO
 from harness.devices.phases import Missed, Unreached
 from harness.devices.recipe import load_recipes
+from harness.engines.admission import Admission
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
 from harness.errors import GuestError, HarnessError
@@ -101,7 +102,7 @@ def judged(
             run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
         )
         monkeypatch.setattr(guests_module, "settled", lambda _recorder, guest, *_: (guest, Owners(sections={})))
-        monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
+        monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
         monkeypatch.setattr(schedules, "judge_cell", all_well)
         monkeypatch.setattr(Recordings, "pack", lambda keeper, plan: recorder.pack(keeper, plan))
         identity = {"kernel": {"sha256": SHA}, "initramfs": {"sha256": SHA}, "drivers": drivers}

@@ -20,6 +20,7 @@ from made_cells import changed, ended, made_cell
 from harness.colo.primary import ENABLE_COLO
 from harness.devices.phases import Missed, Unreached
 from harness.devices.recipe import load_recipes
+from harness.engines.admission import Admission
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
@@ -92,7 +93,7 @@ Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
     monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
-    monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
+    monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
     return lambda function: monkeypatch.setattr(schedules, "judge_cell", function)
 
 
@@ -803,7 +804,7 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
 
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
     monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
-    monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
+    monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
     monkeypatch.setattr(owners_module, "saved_labels", settles)
     wanted = {"profiles": tuple(load_recipes().devices.values()), "devices": ("ahci",), "phases": ("bound",)}
     run, _, _ = make_run(guest=lambda _: None, schedules=(Schedule.SAME,), **wanted)
