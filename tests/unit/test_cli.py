@@ -17,6 +17,7 @@ from harness import cli
 from harness.colo.primary import ENABLE_COLO
 from harness.commands import matrix as matrix_module
 from harness.commands import resolve as resolve_module
+from harness.engines.admission import Admission
 from harness.engines.probe import ColoAbility
 from harness.errors import GuestError, HostError, MissingError, NothingToRun
 from harness.lanes import schedules
@@ -72,7 +73,7 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
         monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
     monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
-    monkeypatch.setattr(guests_module, "guest_refusals", lambda *_: {})
+    monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
     return binary
 
 
