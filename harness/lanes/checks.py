@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -170,8 +170,12 @@ def _drift(bench: Bench, check: OracleCheck) -> Experiment:
     # another QEMU, or other options, show the same machine otherwise
     same = bench.recorder.sha256 == bench.loader.sha256 and not bench.buffers.machine.extra
     outside = judge_outside(run, bench.buffers.pack.manifest.plan, PLATFORM) if same else {}
+    # a device that was not loaded shows the state of a reset
+    loaded = {
+        row: opinion for row, opinion in outside.items() if not excluded & set(bench.buffers.pack.sections_of(row))
+    }
     told = {
-        row: [*(_drift_told(label, judged[label]) for label in labels), *(Told.of(o) for o in _of(outside, row))]
+        row: [*(_drift_told(label, judged[label]) for label in labels), *(Told.of(o) for o in _of(loaded, row))]
         for row, labels in rows
     }
     return Experiment(told=told, loads_asked=run.loads_asked, loads_acked=run.loads_acked, excluded=excluded)
@@ -258,12 +262,12 @@ def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tup
 
 
 def _cell(check: OracleCheck, bench: Bench, row: str, experiment: Experiment, seconds: float) -> Cell:
-    told = list(experiment.told.get(row, ()))
-    verdict = min((t.verdict for t in told), key=rank, default=Verdict.HARNESS_ERROR)
     pack = bench.buffers.pack
     own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
     loaded = own if experiment.own_loaded else own & experiment.blamed
     excluded = experiment.excluded - loaded
+    told = list(experiment.told.get(row, ())) or [_untold(own & excluded)]
+    verdict = min((t.verdict for t in told), key=rank)
     count = experiment.loads.get(row, Count(asked=experiment.loads_asked, passed=experiment.loads_acked))
     outcome = Outcome(verdict=verdict) if verdict is Verdict.OK else _outcome(verdict, told)
     key = check.key(bench.machine_key, row)
@@ -284,6 +288,15 @@ def _cell(check: OracleCheck, bench: Bench, row: str, experiment: Experiment, se
         engine=experiment.engine,
         seconds=round(seconds, 3),
     )
+
+
+def _untold(left_out: Collection[str]) -> Told:
+    """Of a row of which an experiment says nothing.
+
+    :param left_out: its sections that were not loaded
+    """
+    why = Undecided(why=Why.LEFT_OUT if left_out else Why.NOT_JUDGED, sections=tuple(sorted(left_out)))
+    return Told(verdict=Verdict.HARNESS_ERROR, causes=(why,))
 
 
 def _outcome(verdict: Verdict, told: Sequence[Told]) -> Outcome:

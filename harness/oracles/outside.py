@@ -22,6 +22,8 @@ from harness.results.verdict import Verdict
 MAX_TOLD = 16
 _BAR = re.compile(r"([0-9a-f]{2}:[0-9a-f]{2}\.[0-7]) BAR \d+ memory at (0x[0-9a-f]+) of (\d+)")
 _REGION = re.compile(r".*: ([0-9a-f]{16})-[0-9a-f]{16} ")
+#: What the command line says of a disk: that of a recorded guest may fail, and that of the loaded one is well.
+_DISK = re.compile(r".* / (?:drive|rerror|werror) = ")
 _PCI = re.compile(r"00:([0-9a-f]{2}\.[0-7]) ")
 
 
@@ -37,7 +39,7 @@ def judge_outside(run: DriftRun, plan: GuestPlan, rest: str) -> dict[str, Opinio
     found: dict[str, dict[str, dict[Line, tuple[int, bool]]]] = {}
     for load, look in looks:
         for is_new, lines in ((False, run.recorded - look), (True, look - run.recorded)):
-            for line in lines:
+            for line in filter(_is_state, lines):
                 owner = _owner(line, plan, run.recorded + look) or rest
                 found.setdefault(owner, {}).setdefault(line[0], {}).setdefault(line, (load, is_new))
     return {
@@ -60,6 +62,11 @@ def _cause(about: str, lines: Mapping[Line, tuple[int, bool]], phase: str) -> De
         load=min(load for load, _ in lines.values()),
         phase=phase,
     )
+
+
+def _is_state(line: Line) -> bool:
+    about, text = line
+    return about != "device" or _DISK.match(text) is None
 
 
 def _owner(line: Line, plan: GuestPlan, looks: Look) -> str:

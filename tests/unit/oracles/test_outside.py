@@ -127,3 +127,13 @@ def test_a_look_is_lines_that_stand_for_themselves() -> None:
     # the timer's own request comes by itself, any other one does not
     assert ("interrupts", "pic0: irr=10 imr=b8") in found
     assert ("interrupts", "pic1: irr=01 imr=00") in found
+
+
+@pytest.mark.parametrize("name", ["drive", "werror", "rerror"])
+def test_that_the_disk_of_the_loaded_machine_is_well_is_no_drift(name: str) -> None:
+    """The disk of a recorded guest may fail: its command line is another one."""
+    recorded, loaded = (
+        look(("device", f'bus: main-system-bus / dev: ide-hd, id "ahci-hd" / {name} = "{value}"'), BAR)
+        for value in ("ahci-disk-faults", "ahci-disk")
+    )
+    assert judge_outside(run_of(recorded, loaded), PLAN, "platform") == {}

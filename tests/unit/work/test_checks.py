@@ -12,9 +12,10 @@ import pytest
 from harness.engines.secondary import Secondary
 from harness.experiments.leak import LeakResult, LeakRun, Sample, Series
 from harness.lanes import checks
-from harness.lanes.checks import leak_check, perform
+from harness.lanes.checks import drift_check, leak_check, perform
 from harness.lanes.judge import Bench
 from harness.oracles.oracle import Opinion
+from harness.results.cause import Undecided, Why
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, label_of
 
@@ -64,3 +65,28 @@ def test_what_qemu_refuses_is_not_in_the_incoming_stream_of_an_experiment(bench:
     )
     (section,) = (s for s in bench.buffers.pack.recordings["bound"].sections if label_of(s) == own)
     assert [section.encode() in each for each in brought] == [False, True]
+
+
+@pytest.mark.parametrize(("left_out", "verdict", "rest"), [(False, Verdict.DRIFT, 0), (True, Verdict.HARNESS_ERROR, 1)])
+def test_a_device_that_was_not_loaded_has_no_drift(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, left_out: bool, verdict: Verdict, rest: int
+) -> None:
+    """It shows what a machine does that was just reset."""
+    own = frozenset(bench.buffers.pack.sections_of("ahci"))
+    run = SimpleNamespace(loads_asked=50, loads_acked=50)
+    monkeypatch.setattr(checks, "excluded_in", lambda *_: own if left_out else frozenset())
+    monkeypatch.setattr(checks, "DriftExperiment", SimpleNamespace(of=lambda _: SimpleNamespace(run=lambda: run)))
+    monkeypatch.setattr(checks, "judge_drift", lambda *_: {})
+    monkeypatch.setattr(checks, "judge_outside", lambda *_: {"ahci": Opinion(verdict=Verdict.DRIFT)})
+    (cell,) = perform(drift_check("bound", ("ahci",)), bench)
+    assert (cell.outcome.verdict, cell.key.rest) == (verdict, rest)
+    if left_out:
+        assert cell.outcome.causes == (Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(own))),)
+
+
+def test_a_row_of_which_an_experiment_says_nothing_has_a_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = LeakRun(framework=None, control=None, sections=())
+    monkeypatch.setattr(checks, "find_leaks", lambda *_, **__: LeakResult(first=empty, second=None))
+    (cell,) = perform(leak_check("bound", ("ahci",)), bench)
+    assert cell.outcome.verdict is Verdict.HARNESS_ERROR
+    assert cell.outcome.causes == (Undecided(why=Why.NOT_JUDGED),)
