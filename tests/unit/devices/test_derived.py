@@ -161,7 +161,7 @@ def test_devices_stand_on_what_their_properties_and_bus_want() -> None:
     assert devices["ivshmem-plain"].backends == {"memdev": Memdev(size_bytes=4 << 20, share=True)}
     assert (devices["nvdimm"].machine, devices["nvdimm"].memory_room_mib) == ({"nvdimm": True}, 256)
     assert devices["isa-serial"].attachments[0].on == "none"
-    assert devices["nvme"].attachments[0].properties == {"serial": "postload", "romfile": ""}
+    assert devices["nvme"].attachments[0].properties == {"serial": "nvme", "romfile": ""}
 
 
 def test_a_device_is_called_by_the_type_that_it_stands_for() -> None:
@@ -354,3 +354,12 @@ def test_a_disk_fails_where_qemu_can_stop_for_it_and_else_says_that_it_cannot(ve
     for device in devices.values():
         sizes = {name: backend.size_bytes for name, backend in device.backends.items() if isinstance(backend, Disk)}
         assert all(sector * 512 < sizes[name] for name, sector in device.faults.items()), device.name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_controllers_of_one_guest_have_serials_of_their_own(version: str) -> None:
+    """A kernel may not bind a second NVMe controller whose serial, of 20 characters at most, is that of the first."""
+    attached = [a for device in derived_in(version).devices.values() for a in device.attachments]
+    serials = [str(a.properties["serial"]) for a in attached if a.type in ("nvme", "ufs")]
+    assert len(set(serials)) == len(serials) > 1
+    assert max(map(len, serials)) <= 20
