@@ -33,6 +33,7 @@ class Message(IntEnum):
 class Step(StrEnum):
     """Where in the exchange something went wrong, in the order in which it happens; the value is what is stored."""
 
+    RECORD = "record"  # the guest ran on its way to a phase, under the QEMU that records
     SAVE = "save"  # the machine was saved, by the QEMU that records
     CONNECT = "connect"
     INCOMING = "incoming"  # the whole stream, until CHECKPOINT_READY

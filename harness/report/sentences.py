@@ -158,6 +158,8 @@ def _step_text(at: At) -> str:
         return f"when the guest was started after load {at.load}"
     if at.step is Step.INCOMING:
         return f"load {at.load}, by an incoming stream" if at.load else "in the incoming stream, before any checkpoint"
+    if at.step is Step.RECORD:
+        return f"while the guest ran on its way to phase {at.phase}, before anything was loaded"
     if at.step is Step.SAVE:
         return f"while the machine was saved in phase {at.phase}"
     if at.step is Step.FAILOVER:

@@ -60,6 +60,8 @@ _END_CHARS = 400
 _FIRMWARE_LOG = "firmware.log"
 #: What the guest's command ``bind`` prints of the drivers that it found (``guests/lib/auto.sh``).
 _DRIVERS = re.compile(r"^drivers:\|(.+)$", re.MULTILINE)
+#: A device that does not let itself be saved says so in its ``pre_save`` (``migration/vmstate.c``).
+_REFUSED = re.compile(r"pre-save (for \S+ )?failed")
 #: Nobody answers at the console then.
 _WITHOUT_SHELL = ("firmware", "rebooted")
 
@@ -93,8 +95,10 @@ class CutShort(GuestError):
     :param phase: that it was on its way to
     :param device: whose command was under way; empty where none was
     :param kept: the phases that had been recorded by then, which are kept where the recording should have been
-    :param died: how QEMU ended while it saved the phase, None where it did not
+    :param died: how QEMU ended, None where it did not
     :param log: what it printed then
+    :param saving: the phase was being saved
+    :param refused: why QEMU, which is there still, does not save the machine as it is then; its own words
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class CutShort(GuestError):
         kept: tuple[str, ...] = (),
         died: Exit | None = None,
         log: str = "",
+        saving: bool = False,
+        refused: str = "",
     ) -> None:
         more = f"; what was recorded until then is kept: {', '.join(kept)}" if kept else ""
         super().__init__(f"phase {phase}: {f'{device}: ' if device else ''}{text}{more}")
@@ -114,6 +120,8 @@ class CutShort(GuestError):
         self.kept = kept
         self.died = died
         self.log = log
+        self.saving = saving
+        self.refused = refused
 
 
 class _Hung(GuestError):
@@ -336,9 +344,17 @@ class _Boot:
                     self._scope.check()
                 device = error.device if isinstance(error, _Hung) else ""
                 text = f"{error}{_end_text(vm)}"
-                died = vm.ended() if self._saving else None
-                kept, log = tuple(self.captured), vm.process.stderr() if died else ""
-                raise CutShort(text, phase=phase, device=device, kept=kept, died=died, log=log) from error
+                died = vm.ended()
+                raise CutShort(
+                    text,
+                    phase=phase,
+                    device=device,
+                    kept=tuple(self.captured),
+                    died=died,
+                    log=vm.process.stderr() if died else "",
+                    saving=self._saving,
+                    refused=str(error) if self._saving and not died and _REFUSED.search(str(error)) else "",
+                ) from error
 
     def _pass(self, phase: str, vm: Vm, console: Console) -> None:
         if phase == "rebooted" and (said := _kept_from_reset(vm)):

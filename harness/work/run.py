@@ -432,9 +432,14 @@ class Run:
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.route} {seen.machine}: {error}")
+        if isinstance(error, CutShort) and error.refused and _alone(plans):
+            recorder = seen.recorder.version
+            lack = Lack(what=Lacks.MIGRATION, machine=seen.machine, qemu=recorder, said=error.refused)
+            self._unsupported(plans, seen, lack, never=True)
+            return
         for plan in plans:
             if isinstance(error, CutShort) and error.died is not None and error.died.crashed and _alone(plans):
-                at = {"step": Step.SAVE, "load": None, "phase": error.phase}
+                at = {"step": Step.SAVE if error.saving else Step.RECORD, "load": None, "phase": error.phase}
                 cause = end_of(error.log, error.died, at, crash_line(error.log) or "")
                 self._settle(plan, seen, Verdict.CRASH, cause)
             else:

@@ -280,6 +280,18 @@ def test_a_guest_that_dies_without_any_section_is_held_against_the_device_that_d
     assert signature == "crash:tlb_reset_dirty_range_all:block == qemu_get_ram_block(end - 1):-:q35"
 
 
+def test_what_qemu_does_not_save_once_the_guest_has_run_is_unsupported(
+    postload: Postload, installed_qemu: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """QEMU 11.1 saves a controller with three namespaces before it ran, and not once the firmware has used it."""
+    chosen = ["--machine", "q35", "--device", "nvme+ns3", "--phase", "kernel"]
+    loads = ["--schedule", "same", "--loads", 2, "--quick", "--json", "--out", tmp_path / "out"]
+    done = postload("matrix", "--qemu", installed_qemu("11.1"), *chosen, *loads)
+    verdicts, _ = told(done)
+    assert verdicts == {"nvme+ns3": "unsupported"}, done.stderr
+    assert "only one NVMe namespace is supported for migration" in " ".join(done.stderr.split())
+
+
 def test_what_qemu_does_not_start_colo_with_is_migrated_all_the_same(
     postload: Postload, qemu_7_2: QemuBinary, installed_qemu: Callable[[str], Path], tmp_path: Path
 ) -> None:

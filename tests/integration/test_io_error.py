@@ -163,4 +163,17 @@ def test_a_qemu_that_dies_of_a_halted_request_while_it_is_saved_says_so(
     assert caught.value.phase == "io-error"
     assert caught.value.died is not None
     assert caught.value.died.crashed
+    assert caught.value.saving
     assert "pvscsi_pre_save" in caught.value.log
+
+
+def test_a_qemu_that_dies_of_a_halted_request_when_it_goes_on_says_so(
+    plan_derived: Callable[..., Plan], tmp_path: Path
+) -> None:
+    """The request of an IDE disk is sent again as one of the CD beside it (``ide_restart_bh``)."""
+    with pytest.raises(CutShort) as caught:
+        record(plan_derived("ich9-ahci+ports"), tmp_path / "pack")
+    assert caught.value.died is not None
+    assert caught.value.died.crashed
+    assert not caught.value.saving
+    assert "ide_restart_bh" in caught.value.log

@@ -288,17 +288,42 @@ def _profiles(*names: str) -> tuple[Any, ...]:
     return tuple(load_recipes().devices[name] for name in names)
 
 
-def test_a_qemu_that_dies_while_it_saves_a_device_has_crashed(judged: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("saving", "where"),
+    [
+        (True, "while the machine was saved in phase bound: "),
+        (False, "while the guest ran on its way to phase bound, before anything was loaded: "),
+    ],
+)
+def test_a_qemu_that_dies_while_a_device_is_recorded_has_crashed(
+    judged: Callable[..., Any], saving: bool, where: str
+) -> None:
     log = "qemu: ../hw/scsi/toy.c:12: toy_pre_save: Assertion `QTAILQ_EMPTY(&s->queue)' failed.\n"
 
     def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
         if "virtio-blk" in devices and "bound" in phases:
             died = Exit(status=-6, signal="SIGABRT")
-            raise CutShort("gone", phase="bound", kept=("firmware", "kernel"), died=died, log=log)
+            raise CutShort("gone", phase="bound", kept=("firmware", "kernel"), died=died, log=log, saving=saving)
 
     doc, _, _ = judged(refuses, schedules=(Schedule.SAME,))
     assert verdicts(doc)["virtio-blk"] == {"kernel/same": "ok", "bound/same": "crash"}
     (cell,) = [cell for cell in doc.cells if cell.verdict is Verdict.CRASH]
     (cause,) = cell.outcome.causes
-    assert where_text(cause) == "while the machine was saved in phase bound: "
+    assert where_text(cause) == where
     assert "toy_pre_save" in cause_text(cause)
+
+
+def test_a_device_that_does_not_let_itself_be_saved_once_the_guest_runs_is_unsupported(
+    judged: Callable[..., Any],
+) -> None:
+    words = "migrate: failed: pre-save for toy failed: only one toy is supported for migration"
+
+    def refuses(devices: tuple[str, ...], phases: tuple[str, ...]) -> None:
+        if "virtio-blk" in devices and "bound" in phases:
+            raise CutShort(words, phase="bound", kept=("firmware", "kernel"), refused=words)
+
+    doc, _, _ = judged(refuses, schedules=(Schedule.SAME,))
+    assert verdicts(doc)["virtio-blk"] == {"kernel/same": "ok", "bound/same": "unsupported"}
+    (cell,) = [cell for cell in doc.cells if cell.verdict is Verdict.UNSUPPORTED]
+    (cause,) = cell.outcome.causes
+    assert cause_text(cause) == f"QEMU 7.2.22 does not migrate a machine that has it: {words}"
