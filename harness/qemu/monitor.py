@@ -25,6 +25,8 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 T = TypeVar("T")
 
 COMMAND_TIMEOUT_S = 20.0
+_END_WAIT_S = 0.2
+_END_TRIES = 10
 
 
 class CommandRefused(QemuError):
@@ -89,6 +91,7 @@ class Monitor:
     def __init__(self, sock: socket.socket, *clocks: Clock, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         self._clocks = clocks
         self._loop = asyncio.new_event_loop()
+        self._interrupted = False
         self._client = _Client("postload", readbuflen=_REPLY_LIMIT_BYTES)
         self.events: list[dict[str, Any]] = []
         try:
@@ -138,13 +141,35 @@ class Monitor:
         """End the session; never raises for a QEMU that is gone."""
         if self._loop.is_closed():
             return
-        with contextlib.suppress(Exception):
-            self._loop.run_until_complete(asyncio.wait_for(self._client.disconnect(), 1.0))
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                self._loop.run_until_complete(task)
-        self._loop.close()
+        # what is left of an interrupted session fails in ways that tell nobody anything
+        self._loop.set_exception_handler(lambda *_: None)
+        try:
+            if not self._interrupted:
+                with contextlib.suppress(Exception):
+                    self._run(self._client.disconnect(), 1.0, "disconnect")
+        finally:
+            try:
+                self._end_tasks()
+            finally:
+                self._loop.close()
+
+    def _end_tasks(self) -> None:
+        """Each task that was interrupted raises that anew, through the loop, and stops the others: go on with them."""
+        interrupted = False
+        for _ in range(_END_TRIES):
+            tasks = asyncio.all_tasks(self._loop)
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            try:
+                self._loop.run_until_complete(asyncio.wait(tasks, timeout=_END_WAIT_S))
+            except (KeyboardInterrupt, SystemExit):
+                interrupted = not self._interrupted
+            except (Exception, asyncio.CancelledError):
+                continue
+        if interrupted:
+            raise KeyboardInterrupt
 
     def _run(self, work: Any, timeout_s: float, what: str) -> Any:
         try:
@@ -155,6 +180,9 @@ class Monitor:
             raise
         except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
             raise SessionClosed(what, type(error).__name__) from error
+        except (KeyboardInterrupt, SystemExit):
+            self._interrupted = True
+            raise
 
     async def _within(self, work: Any, deadline: Deadline) -> Any:
         task = asyncio.ensure_future(work)
