@@ -163,6 +163,8 @@ def tried_text(found: TriedDevice) -> str:
     if found.lack is None:
         return ""
     here = found.lack.said or lack_text(found.lack)
+    if found.bearers:
+        here = f"{' with '.join(found.bearers)}, which it stands on, does that without it: {here}"
     return here if found.elsewhere is None else f"{found.elsewhere[1]} on {found.elsewhere[0]}; here {here}"
 
 

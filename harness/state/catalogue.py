@@ -71,12 +71,14 @@ class TriedDevice:
     :param lack: why it is not judged there
     :param elsewhere: family that it is made for, with what becomes of it there
     :param sections: labels of those that it adds to what it stands on
+    :param bearers: types of what it stands on, where QEMU does not start with these or save them without it either
     """
 
     status: Status
     lack: Lack | None = None
     elsewhere: tuple[str, Status] | None = None
     sections: Sequence[str] = ()
+    bearers: tuple[str, ...] = ()
 
 
 #: What a lack makes of a device.
@@ -150,6 +152,9 @@ class DeviceTrial:
         guest = planned.guests[0]
         try:
             without = set(self._labels(_without_subject(guest, device)))
+        except (QemuError, DeadlineError) as error:
+            return replace(_lacking(lack_of(error, self.binary, name)), bearers=_bearers(device))
+        try:
             after = self._labels(guest)
         except (QemuError, DeadlineError) as error:
             return _lacking(lack_of(error, self.binary, name))
@@ -163,6 +168,12 @@ class DeviceTrial:
 
     def _labels(self, guest: PlannedGuest) -> list[str]:
         return saved_labels(self.binary, guest.plan, self.accel, self.scope)
+
+
+def _bearers(device: Device) -> tuple[str, ...]:
+    """Types of the attachments that a device stands on."""
+    types = [attachment.type for attachment in device.attachments]
+    return tuple(types[: device.attachments.index(device.subject)]) if device.subject is not None else ()
 
 
 def _without_subject(guest: PlannedGuest, device: Device) -> PlannedGuest:

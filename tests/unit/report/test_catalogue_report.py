@@ -31,6 +31,8 @@ KINDS = [
     DeviceType(name="blocker", category="misc", bus="PCI"),
     DeviceType(name="broken", category="misc", bus="PCI"),
     DeviceType(name="deadly", category="misc", bus="PCI"),
+    DeviceType(name="vmbus-bridge", category="bridge", bus="System"),
+    DeviceType(name="hv-balloon", category="misc", bus="vmbus"),
     DeviceType(name="elsewhere", category="misc", bus="PCI"),
     DeviceType(name="usb-stick", category="usb", bus="usb-bus"),
     DeviceType(name="usb-nothing", category="usb", bus="usb-bus"),
@@ -47,7 +49,7 @@ def saved(_: QemuBinary, plan: GuestPlan, *__: object) -> list[str]:
     types = plan.types()
     if "blocker" in types:
         raise Unmigratable("State blocked by toy")
-    if "deadly" in types:
+    if "deadly" in types or "vmbus-bridge" in types:
         raise UnsavedError("QEMU ended with SIGSEGV")
     if "broken" in types or ("elsewhere" in types and plan.family == "pc"):
         raise QemuError("it did not start:\nno such luck")
@@ -83,6 +85,8 @@ def test_each_type_has_its_status_and_the_sums_are_all_types(trial: DeviceTrial)
         "blocker": "unmigratable",
         "broken": "fails-to-start",
         "deadly": "fails-to-save",
+        "vmbus-bridge": "fails-to-save",
+        "hv-balloon": "fails-to-save",
         "elsewhere": "other-machine",
         "usb-stick": "judged",
         "usb-nothing": "stateless",
@@ -111,6 +115,12 @@ def test_one_that_saves_nothing_itself_has_what_its_controller_saves(trial: Devi
 def test_another_machine_is_named_with_what_was_said_here(trial: DeviceTrial) -> None:
     (entry,) = catalogue_of(trial, offer(), 1, lambda _: None, ["elsewhere"]).types
     assert entry.reason == "judged on q35; here it did not start: no such luck"
+
+
+def test_what_a_device_stands_on_is_named_where_that_alone_is_not_saved(trial: DeviceTrial) -> None:
+    (bridge, balloon) = catalogue_of(trial, offer(), 1, lambda _: None, ["vmbus-bridge", "hv-balloon"]).types
+    assert bridge.reason == "QEMU ended with SIGSEGV"
+    assert balloon.reason == "vmbus-bridge, which it stands on, does that without it: QEMU ended with SIGSEGV"
 
 
 def test_the_document_has_the_shape_of_its_schema(trial: DeviceTrial) -> None:
