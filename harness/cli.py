@@ -20,6 +20,7 @@ from harness.text import printable
 def main() -> None:
     """Entry point: errors become one line on stderr and the exit code that the error tree gives them."""
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_anew
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -43,6 +44,17 @@ def main() -> None:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupt_anew(lost: sys.UnraisableHookArgs) -> None:
+    """An interrupt that comes while an object is finalized is thrown away by Python: let it come once more."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    import _thread
+    import threading
+
+    threading.Timer(0.05, _thread.interrupt_main, (signal.SIGTERM,)).start()
 
 
 def _text(error: PostloadError) -> str:

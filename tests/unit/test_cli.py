@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -437,3 +439,21 @@ def test_a_machine_is_asked_of_the_qemu_of_its_architecture(
     assert code == 3
     assert f"{program} is not installed: apt-get install " in err
     assert "--qemu" in err
+
+
+def test_an_interrupt_while_an_object_is_finalized_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ``bundle`` that was told to end went on: the signal came while a task of asyncio was thrown away."""
+
+    class Struck:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "unraisablehook", cli._interrupt_anew)
+    before = signal.signal(signal.SIGTERM, cli._interrupt)
+    try:
+        struck = Struck()
+        del struck
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(5.0)
+    finally:
+        signal.signal(signal.SIGTERM, before)
