@@ -31,20 +31,16 @@ def reset_stopped(vm: Vm, timeout_s: float) -> None:
 
     :raises ChannelBroken: at step REQUEST: QEMU died, refused or does not answer
     """
-    before = _resets(vm)
+    before = len(vm.monitor.drain_events())
     attempt(Step.REQUEST, vm, "system_reset", timeout_s)
     deadline = vm.deadline(timeout_s)
-    while _resets(vm) == before:
+    # it is answered before the reset is made
+    while not any(map(_is_reset, vm.monitor.drain_events()[before:])):
         if vm.ended():
             raise ChannelBroken(Step.REQUEST, "closed", Symptom(sign=Sign.ENDED, command="system_reset"))
         if deadline.over:
             silent = Symptom(sign=Sign.NO_ANSWER, command="system_reset", seconds=timeout_s)
             raise ChannelBroken(Step.REQUEST, "late", silent)
-
-
-def _resets(vm: Vm) -> int:
-    """How often it was reset so far; ``system_reset`` is answered before the reset is made (event RESET)."""
-    return sum(_is_reset(event) for event in vm.monitor.drain_events())
 
 
 def _is_reset(event: dict[str, object]) -> bool:

@@ -26,13 +26,14 @@ def reset_table(machines: Iterable[MachineResult], cells: Sequence[Cell]) -> tup
         (machine.machine, (machine.record_qemu or machine.qemu).sha256, machine.qemu.sha256): machine.resets_before_load
         for machine in machines
     }
+    asked = {cell.key.row for cell in cells if cell.lane == RESET}
     rows: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in cells if asked else ():
         rows.setdefault(cell.key.row, []).append(cell)
     return tuple(
         _line(row, own, resets.get((own[0].machine, own[0].record_qemu.sha256, own[0].load_qemu.sha256)))
         for row, own in rows.items()
-        if any(cell.lane == RESET for cell in own)
+        if row in asked
     )
 
 

@@ -172,9 +172,9 @@ def _keep_drivers(pack: StatePack) -> None:
     """What recorded guests bound is known when their recordings are gone."""
     for device in pack.manifest.devices:
         if device.drivers:
-            keep_answer(
-                _drivers_key(pack.manifest.qemu["sha256"], pack.manifest.machine, device.recipe), device.drivers
-            )
+            key = _drivers_key(pack.manifest.qemu["sha256"], pack.manifest.machine, device.recipe)
+            if kept_answer(key) != device.drivers:
+                keep_answer(key, device.drivers)
 
 
 def recorded_driver(binary: QemuBinary, machine: str, device: Device) -> str | None:
