@@ -432,17 +432,18 @@ class Run:
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.route} {seen.machine}: {error}")
-        if isinstance(error, CutShort) and error.refused and _alone(plans):
+        cut = error if isinstance(error, CutShort) and _alone(plans) else None
+        if cut is not None and cut.refused:
             recorder = seen.recorder.version
-            lack = Lack(what=Lacks.MIGRATION, machine=seen.machine, qemu=recorder, said=error.refused)
+            lack = Lack(what=Lacks.MIGRATION, machine=seen.machine, qemu=recorder, said=cut.refused)
             self._unsupported(plans, seen, lack, never=True)
-            return
-        for plan in plans:
-            if isinstance(error, CutShort) and error.died is not None and error.died.crashed and _alone(plans):
-                at = {"step": Step.SAVE if error.saving else Step.RECORD, "load": None, "phase": error.phase}
-                cause = end_of(error.log, error.died, at, crash_line(error.log) or "")
+        elif cut is not None and cut.died is not None and cut.died.crashed:
+            at = {"step": Step.SAVE if cut.saving else Step.RECORD, "load": None, "phase": cut.phase}
+            cause = end_of(cut.log, cut.died, at, crash_line(cut.log) or "")
+            for plan in plans:
                 self._settle(plan, seen, Verdict.CRASH, cause)
-            else:
+        else:
+            for plan in plans:
                 self._fail(plan, seen, error)
 
     def _tasks_for(
