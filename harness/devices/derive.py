@@ -174,7 +174,9 @@ def _filled(line: str, words: Mapping[str, str]) -> str:
 
 
 def _attachment(part: PartModel, device: str) -> Attachment:
-    words = {key: value.replace("{name}", device) for key, value in part.properties.items() if isinstance(value, str)}
+    words = {
+        key: _filled(value, {"{name}": device}) for key, value in part.properties.items() if isinstance(value, str)
+    }
     return Attachment(
         name=part.name,
         type=part.type,

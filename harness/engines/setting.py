@@ -57,9 +57,12 @@ class Setting:
         """The phase as it was recorded."""
         return self.buffers.pack.recordings[self.phase]
 
-    def sections(self, mode: GuestMode) -> list[Section]:
-        """Sections of the phase that this QEMU takes."""
-        return without(sections_for(self.recording, mode), self.absent)
+    def sections(self, mode: GuestMode, phase: str | None = None) -> list[Section]:
+        """Sections of a phase that this QEMU takes.
+
+        :param phase: another one than that of the setting
+        """
+        return without(sections_for(self.buffers.pack.recordings[phase or self.phase], mode), self.absent)
 
     def secondary(self, machine: Machine | None = None, env: dict[str, str] | None = None) -> Secondary:
         """A new secondary, which waits for its incoming stream.

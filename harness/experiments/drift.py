@@ -94,6 +94,11 @@ class DriftExperiment(Setting):
     change: Change | None = None
     reset_first: bool = False
 
+    @property
+    def in_one_buffer(self) -> bool:
+        """The loads before a save stand in one buffer: the build resets before each, and would reset between them."""
+        return self.resets and not self.reset_first
+
     def run(self) -> DriftRun:
         """Load and save; a secondary that breaks is a result.
 
@@ -119,7 +124,7 @@ class DriftExperiment(Setting):
             broken=broken,
             idle=session.idle,
             excluded=self.excluded,
-            back_to_back=self.resets and not self.reset_first,
+            back_to_back=self.in_one_buffer,
         )
 
 
@@ -168,7 +173,7 @@ class _Session:
 
     def _buffers(self) -> Iterator[tuple[int, int]]:
         """First and last load of each buffer; behind a reset the count starts anew."""
-        if self._owner.resets and not self._owner.reset_first:
+        if self._owner.in_one_buffer:
             return ((1, last) for last in saved_after(self._owner.loads))
         return ((load, load) for load in range(1, self._owner.loads + 1))
 

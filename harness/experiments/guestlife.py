@@ -35,7 +35,7 @@ from harness.experiments.interview import (
 from harness.guests.machine import DiskKind
 from harness.qemu.process import Exit
 from harness.qemu.vm import Vm
-from harness.state.transforms import GuestMode, encode, sections_for, without
+from harness.state.transforms import GuestMode, encode, without
 
 __all__ = ["CHECK_TIMEOUT_S", "GuestClock", "GuestLife", "LifeCheck", "guest_life"]
 
@@ -204,7 +204,7 @@ class _Experiment(Setting):
             seen.broken = self.broken(error, seen.loads, self.last if seen.loads + 1 == self.loads else None)
 
     def _devices(self, phase: str) -> bytes:
-        sections = without(sections_for(self.buffers.pack.recordings[phase], GuestMode.RUNNING), self.absent)
+        sections = self.sections(GuestMode.RUNNING, phase)
         loaded = encode(without(sections, self.excluded))
         # after a reset, what is left out would be in reset state
         return encode(sections) + loaded if self.resets else loaded

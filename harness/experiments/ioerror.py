@@ -27,6 +27,8 @@ from harness.qemu.process import Exit
 from harness.qemu.vm import Vm
 from harness.state.transforms import GuestMode, encode, without
 
+#: Where the recorded state has a request of each failing disk in it that is held back.
+PHASE = "io-error"
 LOADS = 5
 #: How long the guest of a secondary may take to hit the sector that fails.
 HALT_TIMEOUT_S = 10.0

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from harness.devices.device import Device
+from harness.devices.saved import Rule
 from harness.engines.evidence import Count
 from harness.engines.setting import Setting
 from harness.errors import HarnessError, HostError, QemuError, Stopped, StreamError
@@ -26,14 +27,13 @@ from harness.oracles.drift import judge_drift, rules_for
 from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
 from harness.oracles.outside import judge_outside
+from harness.results.answer import PLATFORM
 from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
 from harness.results.outcome import Outcome, Repeats
 from harness.results.verdict import FailureClass, Verdict, rank
 from harness.state.transforms import label_of, labels_of
-
-PLATFORM = "platform"
 
 
 class OracleName(StrEnum):
@@ -163,9 +163,7 @@ def _drift(bench: Bench, check: OracleCheck) -> Experiment:
     phase = check.phases[0]
     excluded = excluded_in(bench, check)
     run = DriftExperiment.of(setting_of(bench, phase, excluded)).run()
-    judged = judge_drift(
-        run, rules_for(bench.devices, {d.name: d.sections for d in bench.buffers.pack.manifest.devices})
-    )
+    judged = judge_drift(run, drift_rules(bench))
     rows = _by_row(bench, check, judged)
     # another QEMU, or other options, show the same machine otherwise
     same = bench.recorder.sha256 == bench.loader.sha256 and not bench.buffers.machine.extra
@@ -183,6 +181,11 @@ def _drift(bench: Bench, check: OracleCheck) -> Experiment:
 
 def _of(opinions: Mapping[str, Opinion], row: str) -> list[Opinion]:
     return [opinions[row]] if row in opinions else []
+
+
+def drift_rules(bench: Bench) -> tuple[Rule, ...]:
+    """What the devices of a bench allow to drift."""
+    return rules_for(bench.devices, {d.name: d.sections for d in bench.buffers.pack.manifest.devices})
 
 
 def _drift_told(label: str, opinion: Opinion) -> Told:
@@ -257,7 +260,7 @@ def excluded_in(bench: Bench, check: OracleCheck) -> frozenset[str]:
 
 def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
-    owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
+    owners = bench.buffers.pack.owners
     return [(row, [label for label in labels if owners.get(label, PLATFORM) == row]) for row in check.rows]
 
 

@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.devices.device import NOTHING, Device
-from harness.experiments.ioerror import LOADS, IoErrors, io_errors
+from harness.experiments.ioerror import LOADS, PHASE, IoErrors, io_errors
 from harness.guests.plan import guest_command
 from harness.lanes.checks import (
-    PLATFORM,
     Experiment,
     OracleCheck,
     OracleName,
@@ -32,10 +31,10 @@ from harness.lanes.judge import Bench, repeated
 from harness.lanes.lane import Group, Lane, Reached, Wave
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.oracle import Opinion
+from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.verdict import FailureClass, Verdict
 
-PHASE = "io-error"
 #: The disk of the secondary, as the details of a cell name it.
 _HEALTHY, _FAILING = "healthy disk", "failing disk"
 #: How often the state is loaded behind the incoming stream, which has it already: 7.2 to 10.0 abort at a checkpoint of

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from harness.devices.device import Device
 from harness.engines.evidence import Count
 from harness.experiments.guestlife import GuestLife, guest_life
-from harness.lanes.checks import PLATFORM, Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, setting_of
+from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, setting_of
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Group, Lane, Reached, Wave, by_phase
 from harness.oracles.guestfault import judge_life, judge_loads
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import current_account
+from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.outcome import Repeats
 from harness.results.verdict import Verdict
@@ -178,7 +179,7 @@ class _Asking:
         if found.repeats is not None:
             verdict, _ = repeated(verdict, [Verdict.OK])
         told = replace(Told.of(finding), verdict=verdict, log=life.log, repeats=found.repeats)
-        owners = {label: e.name for e in self.bench.buffers.pack.manifest.devices for label in e.sections}
+        owners = self.bench.buffers.pack.owners
         by_row: dict[str, list[Told]] = {}
         for label in found.sections:
             by_row.setdefault(owners.get(label, PLATFORM), []).append(replace(told, section=label))

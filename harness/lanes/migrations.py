@@ -141,9 +141,9 @@ class _RowTally:
 
     @classmethod
     def of(cls, bench: Bench, rows: Sequence[str]) -> _RowTally:
-        devices = bench.buffers.pack.manifest.devices
-        owners = {label: device.name for device in devices for label in device.sections}
-        return cls(owners=owners, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows})
+        return cls(
+            owners=bench.buffers.pack.owners, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows}
+        )
 
     def count(self, absent: frozenset[str], *, passed: bool, blamed: Sequence[str] = ()) -> None:
         """Count one load: a load that breaks for one section says nothing of the other rows."""

@@ -21,10 +21,19 @@ from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.errors import QemuError
 from harness.experiments.drift import DriftExperiment
 from harness.experiments.reset import ResetCost, ResetTimes
-from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, setting_of
+from harness.lanes.checks import (
+    Experiment,
+    OracleCheck,
+    OracleName,
+    Told,
+    drift_rules,
+    excluded_in,
+    judge_by,
+    setting_of,
+)
 from harness.lanes.judge import MAX_BLAMED, Bench
 from harness.lanes.lane import Lane, Wave, all_in_one
-from harness.oracles.drift import judge_drift, rules_for
+from harness.oracles.drift import judge_drift
 from harness.oracles.isolate import Blame
 from harness.oracles.load import Judgement, judge
 from harness.results.answer import PLATFORM
@@ -67,7 +76,7 @@ def _reset(bench: Bench, check: OracleCheck, *, loads: int) -> Experiment:
     behind = _load_behind_resets(bench, check.phases, loads)
     drifted = _drifted(bench, check.phases, behind)
     cost = _cost(bench, check, behind)
-    owners = {label: device.name for device in bench.buffers.pack.manifest.devices for label in device.sections}
+    owners = bench.buffers.pack.owners
     told: dict[str, list[Told]] = {row: [] for row in check.rows}
     for label, one in [*behind.blamed.items(), *drifted]:
         told.setdefault(owners.get(label, PLATFORM), []).append(one)
@@ -121,8 +130,7 @@ def _before_a_load(evidence: Evidence) -> bool:
 
 def _drifted(bench: Bench, phases: Sequence[str], behind: _Behind) -> list[tuple[str, Told]]:
     """Sections whose state after many loads is not that after one, each load behind a reset."""
-    manifest = bench.buffers.pack.manifest
-    rules = rules_for(bench.devices, {device.name: device.sections for device in manifest.devices})
+    rules = drift_rules(bench)
     found = []
     for phase in phases:
         setting = replace(setting_of(bench, phase, behind.excluded), absent=behind.absent)
@@ -167,9 +175,8 @@ def _blame(bench: Bench, plan: LoadPlan, evidence: Evidence, judgement: Judgemen
     return isolator.find(before, broken.phase, broken.load, behind.excluded, judgement)
 
 
-def _told(label: str, judgement: Judgement) -> Told:
-    causes = () if judgement.cause is None else (judgement.cause,)
-    return Told(verdict=judgement.verdict, section=label, causes=causes, log=judgement.log)
+def _told(label: str | None, judgement: Judgement) -> Told:
+    return Told(verdict=judgement.verdict, section=label, causes=judgement.outcome.causes, log=judgement.log)
 
 
 def _undecided(judgement: Judgement, blamed: Mapping[str, Told]) -> Told:
@@ -178,11 +185,9 @@ def _undecided(judgement: Judgement, blamed: Mapping[str, Told]) -> Told:
     A guest that ran with sections left out, which the reset brought into their first state, is nobody's fault at all.
     """
     if judgement.verdict.is_undecided or judgement.verdict is Verdict.UNSUPPORTED:
-        causes = () if judgement.cause is None else (judgement.cause,)
-        return Told(verdict=judgement.verdict, causes=causes, log=judgement.log)
-    causes = (Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(blamed))),) if blamed else ()
-    if not causes:
-        causes = () if judgement.cause is None else (judgement.cause,)
+        return _told(None, judgement)
+    left_out = Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(blamed)))
+    causes = (left_out,) if blamed else judgement.outcome.causes
     return Told(verdict=Verdict.HARNESS_ERROR, causes=causes, log=judgement.log)
 
 

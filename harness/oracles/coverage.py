@@ -89,7 +89,7 @@ _Places = dict[tuple[str, str], None]
 
 def _seen(pack: StatePack) -> dict[str, dict[_Name, _Places]]:
     """By device: the descriptions that its sections were saved with, and where."""
-    owners = {label: device.name for device in pack.manifest.devices for label in device.sections}
+    owners = pack.owners
     found: dict[str, dict[_Name, _Places]] = {}
     for phase, recording in pack.recordings.items():
         for section in recording.sections:

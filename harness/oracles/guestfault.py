@@ -15,11 +15,9 @@ from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
 from harness.oracles.load import Judgement, crash_line, end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import Disturbance, Hindered
+from harness.results.answer import PLATFORM
 from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted, KernelComplaint
 from harness.results.verdict import Verdict
-
-#: Owns what no device is named for.
-PLATFORM = "platform"
 
 #: Guest time to host time. A reading takes time itself, which is bounded by when it was asked for and answered. A
 #: guest whose QEMU gets no CPU may lose time, and need not: its clock has to have gone on by half of the time in which

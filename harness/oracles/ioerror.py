@@ -9,7 +9,7 @@ from typing import Any
 from harness.colo.messages import Step
 from harness.engines.evidence import Evidence
 from harness.experiments.interview import After
-from harness.experiments.ioerror import ANSWERED, Interval, IoErrors
+from harness.experiments.ioerror import ANSWERED, PHASE, Interval, IoErrors
 from harness.oracles.load import end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.results.cause import Broke, Cause, Check, During, FailedCheck, GuestFaulted, Undecided, Why, located
@@ -17,10 +17,6 @@ from harness.results.verdict import Verdict
 
 #: What ``runstate_set`` prints before it aborts (``softmmu/runstate.c``).
 _TRANSITION = "invalid runstate transition"
-
-
-#: Where the loaded state has a request in it that is held back.
-_HALTED = "io-error"
 
 
 def judge_io_errors(seen: IoErrors, disks: Collection[str] | None = None, device: str | None = None) -> Opinion:
@@ -48,7 +44,7 @@ def _verdict(seen: IoErrors, disks: Collection[str], device: str | None) -> tupl
         missing = Undecided(why=Why.LOADS, acked=seen.loads_acked, asked=seen.loads_asked, during=during)
         return Verdict.HARNESS_ERROR, missing
     unmet = sorted(set(disks) - {disk for i in (*seen.intervals, seen.after) for disk in i.held}) if seen.faults else []
-    if unmet and seen.phase != _HALTED:
+    if unmet and seen.phase != PHASE:
         return Verdict.HARNESS_ERROR, Undecided(why=Why.NOT_MET, said=", ".join(unmet), during=during)
     lost = FailedCheck(check=Check.RESENT, said=", ".join(unmet)) if unmet else None
     fault = lost or _fault(seen, seen.after, device)

@@ -193,6 +193,11 @@ class StatePack:
         """
         return self._device(device).sections
 
+    @property
+    def owners(self) -> dict[str, str]:
+        """Label of each section that a device owns to that device."""
+        return {label: device.name for device in self.manifest.devices for label in device.sections}
+
     def unreached(self, device: str) -> dict[str, Unreached]:
         """By phase, what a device did not reach, and why.
 

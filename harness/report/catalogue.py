@@ -16,7 +16,7 @@ from harness.devices.derive import DerivedDevices, Underived
 from harness.devices.rules import Status
 from harness.devices.types import DeviceType
 from harness.report.lacks import lack_text
-from harness.report.text import plural
+from harness.report.text import columns, plural
 from harness.state.catalogue import DeviceTrial, Offer, TriedDevice
 from harness.state.recordings import machine_names, recorded_driver
 from harness.text import printable
@@ -181,10 +181,7 @@ def print_catalogue(found: Catalogue, console: Console) -> None:
     width = console.width if console.is_terminal else None
     if width is not None and width < _WIDE:
         lines = [(name, "", "", status, what) for name, _, _, status, what in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [cell.ljust(size) for cell, size in zip(line, widths, strict=True) if size]
-        text = printable("  ".join(cells)).rstrip()
+    for text in map(printable, columns(lines)):
         cut = text if width is None or len(text) <= width else f"{text[: width - 1]}\N{HORIZONTAL ELLIPSIS}"
         console.print(cut, markup=False, highlight=False, soft_wrap=True)
     for text in sums_text(found):

@@ -16,7 +16,7 @@ from harness.report.overview import Overview, overview
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.reset import HEAD, ResetTable, reset_tables
 from harness.report.sentences import disturbed_text
-from harness.report.text import duration, plural
+from harness.report.text import columns, duration, plural
 from harness.report.view import (
     MANY_FINDINGS,
     Block,
@@ -275,9 +275,7 @@ def _print_overview(seen: Overview, console: Console, run: str) -> None:
     for row in seen.odd:
         words = (f"{answer.verdict} {answer.colo}" if answer else "" for answer in row.answers)
         lines.append((row.family, row.device, *words, row.state))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line, cell in zip(lines, (None, *(row.cell for row in seen.odd)), strict=True):
-        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+    for text, cell in zip(columns(lines), (None, *(row.cell for row in seen.odd)), strict=True):
         _line(console, " " + printable(text))
         if cell:
             _line(console, Text(f"   {explain_cell(cell, run)}", style="dim"))
@@ -293,19 +291,15 @@ def _print_versions(doc: MatrixDoc, console: Console) -> None:
         return
     lines = [("machine", "device", *table.qemus)]
     lines += [(family, device, *(str(v) if v else "" for v in verdicts)) for family, device, verdicts in table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        _line(console, " " + "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    for text in columns(lines):
+        _line(console, " " + text)
     _line(console)
 
 
 def _print_resets(table: ResetTable, console: Console) -> None:
     """Which devices need a reset before a load, and what it costs."""
     _wrapped(console, f"reset: {table.title}: {table.about}", 0, "bold", hang=2)
-    lines = [HEAD, *(line.words for line in table.told)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        text = "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+    for text in columns([HEAD, *(line.words for line in table.told)]):
         _line(console, " " + printable(text))
     for text in (table.left_out, *table.costs):
         if text:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def number(value: float) -> str:
     """A count or rate as people read it: ``12,345``; below 10 with one decimal unless it is whole."""
@@ -20,6 +22,15 @@ def plural(count: int, noun: str) -> str:
 def were(count: int, noun: str) -> str:
     """A count with its noun and verb: ``1 cell was``, ``12 cells were``."""
     return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
+
+
+def columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of equally many words with each column as wide as its longest word; one that is empty is left out."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True) if width).rstrip()
+        for line in lines
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from harness.results.document import Cell, Colo, ColoAnswer, ColoReason, Machine
 from harness.results.key import Route
 from harness.results.verdict import Verdict, worst
 
+#: Owns what no device is named for.
 PLATFORM = "platform"
 #: What breaks no load, and where it is looked for: one that did not come back is ``flaky``.
 REMARKED = (Verdict.DRIFT, Verdict.LEAK)
