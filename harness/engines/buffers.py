@@ -92,9 +92,10 @@ class Buffers:
 
     def _get(self, key: object, make: Callable[[], T]) -> T:
         with self._lock:
-            if key in self._kept:
+            kept = self._kept.get(key)
+            if kept is not None:
                 self._kept.move_to_end(key)
-                return cast(T, self._kept[key])
+                return cast(T, kept)
         made = make()
         size = _size(made)
         with self._lock:

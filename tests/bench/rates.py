@@ -174,7 +174,7 @@ def _recorded(binary: QemuBinary, folder: Path) -> Path:
 def main() -> int:
     """Parse, record if need be, measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--qemu", help="QEMU to measure; the host's")
+    parser.add_argument("--qemu", default="qemu-system-x86_64", help="QEMU to measure; the host's")
     parser.add_argument("--pack", type=Path, help="a state pack of it for pc; else one is recorded")
     parser.add_argument("--rounds", type=int, default=12)
     given = parser.parse_args()
