@@ -137,7 +137,7 @@ class _Asking:
         blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judge_loads(asked.life))
         if blame is None:
             return None
-        self.bench.blame(self._phase, blame)
+        self.bench.blame(self._phase, blame.sections, together=blame.how.together)
         return _Found(asked=self._ask(self.excluded | set(blame.sections)), sections=blame.sections)
 
     def _by_luck(self, asked: _Asked) -> _Found | None:

@@ -198,17 +198,18 @@ class Bench:
             scope=self.scope,
         )
 
-    def blame(self, phase: str, blame: Blame, *, incoming: bool = False) -> None:
+    def blame(self, phase: str, sections: Sequence[str], *, together: bool = False, incoming: bool = False) -> None:
         """Remember what broke in a phase.
 
+        :param together: where they stood twice in one buffer
         :param incoming: it was the incoming stream, which comes before everything: it is left out of that too
         """
         with self.lock:
-            self.hints += blame.sections  # of several tasks at a time: a list may grow while it is read
+            self.hints += sections  # of several tasks at a time: a list may grow while it is read
             if incoming:
-                self.refused |= set(blame.sections)
+                self.refused |= set(sections)
                 return
-            self.blamed.setdefault((phase, blame.how.together), set()).update(blame.sections)
+            self.blamed.setdefault((phase, together), set()).update(sections)
 
     def known(self, phases: tuple[str, ...], again: bool, own: frozenset[str]) -> frozenset[str]:
         """Sections of other rows that are known to break in these phases."""
@@ -285,15 +286,18 @@ class _Row:
                 yield self._cell(session, judgement, excluded)
                 return
             blame, judgement, repeats = self._taken_apart(session, excluded)
-            foreign = blame is not None and not frozenset(blame.sections) & self._own
+            culprits = frozenset(blame.sections if blame else self._named(judgement))
+            foreign = bool(culprits) and not culprits & self._own
             if not foreign:
                 cell = self._cell(session, judgement, excluded, blame, repeats)
                 yield self._controlled(cell, evidence, judgement)
-            if blame is None or len(self._blamed) >= MAX_BLAMED:
+            if not culprits or len(self._blamed) >= MAX_BLAMED:
                 return
-            self._bench.blame(self._failing_phase(evidence), blame, incoming=_is_incoming(evidence))
+            together = blame is not None and blame.how.together
+            phase = self._failing_phase(evidence)
+            self._bench.blame(phase, sorted(culprits), together=together, incoming=_is_incoming(evidence))
             if not foreign:
-                self._blamed += blame.sections
+                self._blamed += sorted(culprits)
                 self._started = time.monotonic()
                 if not self._own:
                     return
@@ -445,6 +449,12 @@ class _Row:
         return self._bench.isolator(self._again).find(
             before, evidence.broken.phase, evidence.broken.load, excluded, judgement
         )
+
+    def _named(self, judgement: Judgement) -> tuple[str, ...]:
+        """The section that QEMU itself says it refused, where it stands in the state: it need not come back each time,
+        and no other device is to blame for it."""
+        named = judgement.named
+        return (named,) if judgement.verdict is Verdict.REJECT and named in self._labels() else ()
 
     def _cell(
         self,

@@ -306,6 +306,23 @@ def test_a_crash_that_does_not_come_back_is_one_all_the_same(world: World, bench
     assert cell.outcome.repeats == Repeats(seen=1, of=3, verdict=Verdict.CRASH, others=(Verdict.OK,))
 
 
+def test_a_refusal_that_does_not_come_back_is_its_who_qemu_names(world: World, bench: Bench) -> None:
+    log = "qemu-system-x86_64: error while loading state for instance 0x1 of device 'i8259'"
+    broken = Break(step=Step.LOAD, kind="refused", symptom=symptom("x"), load=2, phase="bound")
+    once = [evidence(1, broken=broken, log=log), evidence(10), evidence(10)]
+    world.blind = True
+    world.evidence = [*once, evidence(10)]
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert (cell.verdict, cell.excluded, world.evidence) == (Verdict.OK, ("i8259#1",), [])
+    bench.sessions.clear()
+    bench.blamed.clear()
+    world.evidence = [*once, evidence(10)]
+    finding, rest = cells(plan("platform", "bound"), bench)
+    assert (finding.verdict, finding.blamed, finding.outcome.isolation) == (Verdict.REJECT, ("i8259#1",), None)
+    assert finding.outcome.repeats == Repeats(seen=1, of=3, verdict=Verdict.REJECT, others=(Verdict.OK,))
+    assert (rest.verdict, rest.excluded) == (Verdict.OK, ("i8259#1",))
+
+
 def test_a_hang_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
     broken = Break(step=Step.LOAD, kind="late", symptom=symptom("x"), load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken), evidence(10), evidence(1, broken=broken)]
@@ -424,18 +441,13 @@ def test_a_build_that_resets_is_always_given_the_whole_state(world: World, bench
     assert world.sessions[0].selection.whole
 
 
-def blame_of(section: str, *, together: bool) -> Blame:
-    judgement = Judgement(verdict=Verdict.CRASH)
-    return Blame(sections=(section,), how=Isolation(way=IsolationWay.ALONE, together=together), judgement=judgement)
-
-
 def test_where_a_build_resets_loads_in_one_buffer_are_remembered_apart(world: World, bench: Bench) -> None:
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
-    bench.blame("bound", blame_of("i8259", together=True))
+    bench.blame("bound", ["i8259"], together=True)
     assert bench.known(("bound",), True, frozenset()) == {"i8259"}
     assert bench.known(("bound",), False, frozenset()) == frozenset()
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=None)
-    bench.blame("bound", blame_of("cpu", together=False))
+    bench.blame("bound", ["cpu"], together=False)
     assert bench.known(("bound",), False, frozenset()) == {"cpu"}
     assert bench.known(("bound",), True, frozenset()) == {"i8259", "cpu"}
     assert bench.known(("bound",), True, frozenset({"cpu"})) == {"i8259"}
