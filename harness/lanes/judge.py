@@ -21,6 +21,7 @@ from harness.oracles.isolate import Blame, Isolator
 from harness.oracles.load import Judgement, judge, warnings_of
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
+from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, Qemu, Warned
 from harness.results.key import CellKey, Route
@@ -107,6 +108,7 @@ class Bench:
     :param devices: those that the guest has, as their recipes tell
     :param came: the guest came from elsewhere: another QEMU, or another host
     :param blamed: sections that broke a secondary, by phase and by whether they had to stand twice in a buffer
+    :param rows: devices of the request in hand
     :param hints: sections that broke something in whatever phase: they are the first to be suspected, and no more
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
@@ -121,6 +123,7 @@ class Bench:
     pace: Pace
     scope: ProcessScope
     devices: tuple[Device, ...] = ()
+    rows: frozenset[str] = frozenset({PLATFORM})
     came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
@@ -288,9 +291,9 @@ class _Row:
             blame, judgement, repeats = self._taken_apart(session, excluded)
             culprits = frozenset(blame.sections if blame else self._named(judgement))
             foreign = bool(culprits) and not culprits & self._own
-            if not foreign:
+            if not foreign or self._tells_of_platform(culprits):
                 cell = self._cell(session, judgement, excluded, blame, repeats)
-                yield self._controlled(cell, evidence, judgement)
+                yield self._platforms(cell) if foreign else self._controlled(cell, evidence, judgement)
             if not culprits or len(self._blamed) >= MAX_BLAMED:
                 return
             together = blame is not None and blame.how.together
@@ -449,6 +452,17 @@ class _Row:
         return self._bench.isolator(self._again).find(
             before, evidence.broken.phase, evidence.broken.load, excluded, judgement
         )
+
+    def _tells_of_platform(self, culprits: frozenset[str]) -> bool:
+        """Whether a section of the platform did it, and no row of the request is the platform's to say so: it is
+        judged in one guest of several, and is in all."""
+        owners = self._bench.buffers.pack.owners
+        return PLATFORM not in self._bench.rows and PLATFORM in {owners.get(label, PLATFORM) for label in culprits}
+
+    def _platforms(self, cell: Cell) -> Cell:
+        """The same finding as the platform's; its controls are a matter of the guest where it is a row."""
+        own = tuple(sorted(set(self._bench.buffers.pack.sections_of(PLATFORM)) & self._labels()))
+        return replace(cell, key=replace(cell.key, device=PLATFORM, rest=0), sections=own)
 
     def _named(self, judgement: Judgement) -> tuple[str, ...]:
         """The section that QEMU itself says it refused, where it stands in the state: it need not come back each time,

@@ -27,7 +27,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -41,7 +41,9 @@ from harness.errors import HostError, UsageError
 from harness.results.answer import machine_result
 from harness.results.coverage import covered
 from harness.results.document import Cell, DeviceCoverage, LostGuest, MachineResult, MatrixDoc, Program
+from harness.results.key import CellKey
 from harness.results.reset import reset_table
+from harness.results.verdict import rank
 
 SCHEMA: Literal["postload.events/1"] = "postload.events/1"
 EVENTS_NAME = "cells.jsonl"
@@ -225,7 +227,7 @@ class Fold:
         """The matrix so far, cells in the order of the plan."""
         last = (len(self._rows), 0, 0)
         planned = sorted(self._cells, key=lambda name: self._order.get(name, last))
-        cells = tuple(cell for name in planned for cell in self._cells[name])
+        cells = tuple(cell for name in planned for cell in _worst_of_each(self._cells[name]))
         return MatrixDoc(
             program=self.started.program,
             command=self.started.command,
@@ -246,6 +248,19 @@ class Fold:
         row = self._rows.setdefault(event.row, len(self._rows))
         for name in event.cells:
             self._order.setdefault(name, (row, list(Place).index(event.place), len(self._order)))
+
+
+def _worst_of_each(cells: Iterable[Cell]) -> list[Cell]:
+    """One cell for each key: the platform is in all guests of a machine, and may break in several."""
+    found: dict[CellKey, Cell] = {}
+    for cell in cells:
+        known = found.get(cell.key)
+        found[cell.key] = cell if known is None or _weight(cell) < _weight(known) else known
+    return list(found.values())
+
+
+def _weight(cell: Cell) -> tuple[int, bool]:
+    return rank(cell.verdict), cell.outcome.failure_class is None
 
 
 class EventLog:

@@ -34,7 +34,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.disturbance import Disturbed
 from harness.qemu.scope import ProcessScope
-from harness.results.answer import Seen
+from harness.results.answer import PLATFORM, Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.events import (
@@ -585,7 +585,8 @@ class Run:
                     self._watcher.loads(said.cell, said.total)
                 case CellDone():
                     judged.add(said.planned)
-                    self._keep(said.planned, said.cell)
+                    if said.cell.device != PLATFORM or PLATFORM in self._options.devices:
+                        self._keep(said.planned, said.cell)
                 case Learnt():
                     learnt.extend(said.exclusions)
 

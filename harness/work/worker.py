@@ -146,6 +146,7 @@ class LocalWorker:
             pace=Pace(run_s=task.run_s),
             scope=scope,
             devices=task.guest,
+            rows=frozenset(task.request.devices),
             came=task.came,
             named=task.answers[0].route,
             hints=place.hints,

@@ -115,6 +115,17 @@ def test_the_document_has_the_order_of_the_plan(tmp_path: Path) -> None:
     assert (reason.sections, reason.verdict, reason.causes) == (("i8259",), Verdict.CRASH, (ended("it died"),))
 
 
+def test_a_cell_that_two_guests_tell_of_is_there_once_and_is_the_worst(tmp_path: Path) -> None:
+    crash, fine = cell("platform/1", verdict=Verdict.CRASH), cell("platform/1")
+    elsewhere = replace(crash, outcome=replace(crash.outcome, failure_class=None))
+    for told in ([fine, elsewhere, crash], [crash, fine, elsewhere], [elsewhere, crash, fine]):
+        events: list[Event] = [STARTED, *(Judged(at_s=1.0, planned="platform/1", cell=each) for each in told)]
+        folder = tmp_path / str(told.index(fine))
+        assert fold_file(written(folder, events)).document().cells == (
+            replace(crash, outcome=replace(crash.outcome, log="a\nb?\n")),
+        )
+
+
 def test_events_that_were_read_are_those_that_were_written(tmp_path: Path) -> None:
     events = whole_run()
     read = list(read_events(written(tmp_path, events)))

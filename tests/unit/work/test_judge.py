@@ -323,6 +323,15 @@ def test_a_refusal_that_does_not_come_back_is_its_who_qemu_names(world: World, b
     assert (rest.verdict, rest.excluded) == (Verdict.OK, ("i8259#1",))
 
 
+def test_what_breaks_of_the_platform_in_a_guest_where_it_is_no_row_is_told(world: World, bench: Bench) -> None:
+    world.kills = {"bound": {"i8259#1": 3}}
+    bench.rows = frozenset({"ahci"})
+    finding, row = cells(plan("ahci", "bound"), bench)
+    assert (finding.device, finding.verdict, finding.blamed) == ("platform", Verdict.CRASH, ("i8259#1",))
+    assert "i8259#1" in finding.sections
+    assert (row.device, row.verdict, row.excluded) == ("ahci", Verdict.OK, ("i8259#1",))
+
+
 def test_a_hang_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
     broken = Break(step=Step.LOAD, kind="late", symptom=symptom("x"), load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken), evidence(10), evidence(1, broken=broken)]
