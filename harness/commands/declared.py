@@ -276,6 +276,7 @@ def known() -> None:
 @run_option
 @click.option("--link", required=True, metavar="URL", help="Where the issue is described.")
 @click.option("--note", default="", metavar="TEXT", help="A note for whoever meets it next.")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The last day on which it is excused.")
 @_known_file_option
 def known_add(**given: Any) -> int:
     """Add the finding of a CELL to the file.

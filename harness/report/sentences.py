@@ -618,6 +618,8 @@ def news_text(news: News) -> str:
         count = len(news.cells)
         what = f"{plural(count, 'cell')} that it was expected in passed"
         return f"gone: {issue.signature} {where}: {what}; {issue.link}"
+    if news.kind is NewsKind.PAST:
+        return f"known until {issue.until}, and excused no longer: {issue.signature} {where}; {issue.link}"
     if news.kind is NewsKind.UNLISTED:
         known = f"known for {', '.join(issue.affected)}, and not listed for this version"
         return f"{known}: {issue.signature} {where}; {issue.link}"

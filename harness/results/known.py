@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ HEADER = """\
 # Known issues, for --known. An issue is told by its signature, as matrix.json and "postload explain" give it.
 # affected: versions: 7.2 (any 7.2.x), 7.2.22, 8.*, ">=5.2 <11.1", or "*". fixed_in: the first version without it.
 # recorded: the versions whose guests have it under an affected one; without it those of any.
+# until: the last day on which it is excused; without it for ever.
 # seen: the cell it was seen in, without its QEMU and machine; without it any cell that covers the section counts.
 issues:
 """
@@ -56,6 +58,7 @@ class Issue(BaseModel):
     :param affected: versions that have it; see :func:`version_matches`
     :param link: where it is written about
     :param fixed_in: the first version of this line of releases that does not have it
+    :param until: the last day on which it is excused, None for ever
     :param recorded: versions that recorded the state, where it takes the state of another QEMU; empty for any
     :param seen: ``DEVICE/PHASES/LANE``, as in a cell's key
     """
@@ -67,6 +70,7 @@ class Issue(BaseModel):
     link: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:\S+$")]
     note: str = ""
     fixed_in: str | None = None
+    until: date | None = None
     recorded: tuple[str, ...] = ()
     seen: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+$")] | None = None
 
@@ -89,6 +93,10 @@ class Issue(BaseModel):
     def affects(self, version: str) -> bool:
         """Whether it is to be expected of this version."""
         return not self.is_fixed(version) and any(version_matches(pattern, version) for pattern in self.affected)
+
+    def is_past(self, day: date) -> bool:
+        """Whether it is excused no longer."""
+        return self.until is not None and day > self.until
 
     def takes(self, cell: Cell) -> bool:
         """Whether the state of a cell comes from a version of which it is to be expected."""
@@ -122,6 +130,7 @@ class NewsKind(StrEnum):
     """What changed about a known issue."""
 
     GONE = "gone"
+    PAST = "past"
     FAILS_ALTHOUGH_FIXED = "fails-although-fixed"
     UNLISTED = "unlisted"
 
@@ -179,16 +188,20 @@ def load_known(path: Path) -> tuple[Issue, ...]:
 
 
 def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
-    """Hold a run against the known issues."""
+    """Hold a run against the known issues, as of the day on which it started."""
+    day = datetime.fromisoformat(doc.started).date()
     cells: list[Cell] = []
     late: dict[tuple[NewsKind, Issue, str, str], list[str]] = {}
     for cell in doc.cells:
         name = name_of(cell) or None
         version = cell.load_qemu.version
         own = [issue for issue in known if name is not None and issue.signature == name and issue.takes(cell)]
-        found = next((issue for issue in own if issue.affects(version)), None)
+        affecting = [issue for issue in own if issue.affects(version)]
+        found = next((issue for issue in affecting if not issue.is_past(day)), None)
         fixed = next((issue for issue in own if issue.is_fixed(version)), None)
-        if found is None and own:
+        if found is None and affecting:
+            late.setdefault((NewsKind.PAST, affecting[0], version, cell.machine), []).append(cell.id)
+        elif found is None and own:
             kind = NewsKind.FAILS_ALTHOUGH_FIXED if fixed else NewsKind.UNLISTED
             late.setdefault((kind, fixed or own[0], version, cell.machine), []).append(cell.id)
         cells.append(replace(cell, known=found.link if found else ""))
@@ -258,7 +271,7 @@ def _cut(version: str, bound: str) -> str:
     return ".".join(re.findall(r"\d+", version)[: bound.count(".") + 1]) or "0"
 
 
-def add_known(path: Path, cell: Cell, link: str, note: str = "") -> bool:
+def add_known(path: Path, cell: Cell, link: str, note: str = "", until: date | None = None) -> bool:
     """Write the finding of a cell into a file of known issues, behind what is there; comments stay.
 
     :return: False when the file has it already, for this signature and this version
@@ -274,13 +287,13 @@ def add_known(path: Path, cell: Cell, link: str, note: str = "") -> bool:
     there = path.exists()
     if there and any(issue.signature == name and issue.expected_in(cell) for issue in load_known(path)):
         return False
-    text = _with_entry(path.read_text(encoding="utf-8") if there else HEADER, _entry(cell, name, link, note))
+    text = _with_entry(path.read_text(encoding="utf-8") if there else HEADER, _entry(cell, name, link, note, until))
     _check(path, text)
     write_atomically(path, text.encode())
     return True
 
 
-def _entry(cell: Cell, name: str, link: str, note: str) -> list[str]:
+def _entry(cell: Cell, name: str, link: str, note: str, until: date | None) -> list[str]:
     """A JSON string is a YAML string."""
     lines = [
         f"- signature: {json.dumps(name, ensure_ascii=False)}",
@@ -289,6 +302,7 @@ def _entry(cell: Cell, name: str, link: str, note: str) -> list[str]:
     ]
     if cell.record_qemu.sha256 != cell.load_qemu.sha256:
         lines.append(f"  recorded: [{json.dumps(cell.record_qemu.version)}]")
+    lines += [f"  until: {until.isoformat()}"] if until else []
     lines += [f"  note: {json.dumps(note, ensure_ascii=False)}"] if note else []
     return [*lines, f"  seen: {json.dumps(cell.key.place, ensure_ascii=False)}"]
 

@@ -151,7 +151,9 @@ def test_signatures_of_a_guests_kernel_log_stay(line: str, name: str) -> None:
 @pytest.mark.usefixtures("wording")
 def test_known_issues_stay_known_and_others_unknown() -> None:
     cells = tuple(made_cell(verdict=verdict, causes=(cause,), **more) for verdict, cause, more, _ in OTHERS)
-    doc = MatrixDoc(command=(), started="", seconds=1, complete=True, host={}, machines=(), cells=cells)
+    doc = MatrixDoc(
+        command=(), started="2026-01-01T00:00:00Z", seconds=1, complete=True, host={}, machines=(), cells=cells
+    )
     issues = [Issue(signature=name, affected=("*",), link="https://x.org/1") for *_, name in OTHERS[:3]]
     held = annotate(doc, issues)
     assert [bool(cell.known) for cell in held.doc.cells] == [True, True, True, False, False]
@@ -259,7 +261,15 @@ def qualified() -> QualifyDoc:
         MachineResult(machine="pc-i440fx-7.2", qemu=NEW, record_qemu=OLD),
         MachineResult(machine="pc-i440fx-7.2", qemu=OLD),
     )
-    doc = MatrixDoc(command=(), started="", seconds=1, complete=True, host={}, machines=machines, cells=tuple(cells))
+    doc = MatrixDoc(
+        command=(),
+        started="2026-01-01T00:00:00Z",
+        seconds=1,
+        complete=True,
+        host={},
+        machines=machines,
+        cells=tuple(cells),
+    )
     return qualify_doc(doc, Context(binaries={}, witness=Witness()))  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ def test_a_failure_that_is_said_to_be_fixed_is_news_and_fails() -> None:
     assert annotate(doc(cell("10.0.13", Verdict.OK)), [issue(fixed_in="10.0")]).news == ()
 
 
+def test_behind_its_last_day_an_issue_is_news_and_fails() -> None:
+    for until, excused in (("2025-12-31", False), ("2026-01-01", True)):
+        seen = annotate(doc(cell()), [issue(until=until)])
+        assert (seen.exit_code == 0, [news.kind for news in seen.news]) == (excused, [] if excused else [NewsKind.PAST])
+        assert bool(seen.known) is excused
+    longer = annotate(doc(cell()), [issue(until="2025-12-31"), issue(until="2026-02-01")])
+    assert (longer.exit_code, longer.news) == (0, ())
+
+
 def test_what_could_not_be_decided_is_not_excused() -> None:
     killed = Hindered(how=Disturbance.ENDED, signal="SIGKILL")
     assert annotate(doc(cell(), cell(verdict=Verdict.HOST, causes=(killed,))), [issue()]).exit_code == 3
@@ -195,6 +205,13 @@ def test_a_cell_that_passed_and_a_link_that_is_none_are_refused(tmp_path: Path) 
     assert not path.exists()
 
 
+def test_a_last_day_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "known-issues.yaml"
+    assert add_known(path, cell(), LINK, until=date(2026, 3, 1))
+    (read,) = load_known(path)
+    assert read.until == date(2026, 3, 1)
+
+
 @pytest.mark.parametrize(
     ("line", "wrong", "where"),
     [
@@ -205,6 +222,7 @@ def test_a_cell_that_passed_and_a_link_that_is_none_are_refused(tmp_path: Path) 
         ("    affected: [7.2]\n    fixd_in: '8.0'", "fixd_in", ":4:"),
         ("    affected: []", "affected", ":3:"),
         ("    affected: [7.2]\n    fixed_in: soon", "is no version", ":4:"),
+        ("    affected: [7.2]\n    until: soon", "date", ":4:"),
     ],
 )
 def test_mistakes_are_told_with_their_line(tmp_path: Path, line: str, wrong: str, where: str) -> None:
