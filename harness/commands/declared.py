@@ -60,7 +60,7 @@ _known_file_option = click.option(
 @shared(options.run_ms_option, options.quick_option, options.confirm_option, options.jobs_option)
 @shared(options.processes_option)
 @shared(options.budget_option, options.accel_option, options.guest_option, options.cpus_option, options.profiles_option)
-@shared(options.known_option, options.out_option, options.fresh_option, json_option)
+@shared(options.known_option, options.store_option, options.out_option, options.fresh_option, json_option)
 def matrix(**given: Any) -> int:
     """Test which devices survive COLO checkpoints, and print the matrix.
 
@@ -104,7 +104,7 @@ def record(**given: Any) -> int:
 @shared(options.mode_option, options.loads_option, options.run_ms_option, options.quick_option)
 @shared(options.confirm_option, options.jobs_option, options.processes_option, options.budget_option)
 @shared(options.profiles_option)
-@shared(options.known_option, options.out_option, json_option)
+@shared(options.known_option, options.store_option, options.out_option, json_option)
 def replay(pack: Path, **given: Any) -> int:
     """Load a recorded state pack, and print the matrix."""
     from harness.commands.matrix import replay as run
@@ -295,6 +295,33 @@ def known_list(**given: Any) -> int:
     from harness.commands.known import list_known
 
     return list_known(**given)
+
+
+@click.command(cls=OwningCommand)
+@click.argument("what", required=False, metavar="[CELL|SIGNATURE|DEVICE]")
+@shared(options.history_option, options.last_option, json_option)
+def history(**given: Any) -> int:
+    """Show the runs of a history, or what became of a cell or device.
+
+    CELL is the name of a cell or a part of it, as in matrix.json; SIGNATURE that of a finding. A run that was killed
+    is marked, and what its folder has of it is taken in.
+    """
+    from harness.commands.history import history as run
+
+    return run(**given)
+
+
+@click.command("import", cls=OwningCommand)
+@click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
+@shared(options.history_option, json_option)
+def import_(**given: Any) -> int:
+    """Take runs into a history by their folders.
+
+    A run that is there already gets what it lacks. Of a folder without cells.jsonl, matrix.json is read.
+    """
+    from harness.commands.history import import_runs
+
+    return import_runs(**given)
 
 
 @click.command(cls=OwningCommand)
@@ -501,6 +528,8 @@ COMMANDS = (
     bundle,
     bisect,
     known,
+    history,
+    import_,
     inspect,
     claims,
     qemu,

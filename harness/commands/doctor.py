@@ -41,8 +41,9 @@ class HostCheck:
 
 
 def host_facts(accels: dict[str, AccelState]) -> dict[str, Any]:
-    """What goes into reports: system, kernel, CPU, memory, accelerators."""
+    """What goes into reports: name, system, kernel, CPU, memory, accelerators."""
     return {
+        "name": platform.node(),
         "system": _os_release(),
         "kernel": platform.release(),
         "cpu": _cpu_model(),

@@ -13,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 
 from harness.commands.doctor import host_facts
+from harness.commands.keeping import kept_run
 from harness.commands.options import DEFAULT_OUT
 from harness.commands.output import err
 from harness.commands.resolve import run_scope
@@ -27,10 +28,10 @@ from harness.report.text import were
 from harness.report.walls import walls_text, walls_warning
 from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
-from harness.results.events import EventLog, Started
+from harness.results.events import EventLog, Started, new_run_name
 from harness.results.folder import held_against
 from harness.results.known import Issue, KnownRun, load_known
-from harness.work.run import Options, Run
+from harness.work.run import Options, Run, Sink
 
 
 def carry_out(
@@ -44,14 +45,19 @@ def carry_out(
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
-    :param given: the command's ``out``, ``as_json`` and ``known``
+    :param given: the command's ``out``, ``as_json``, ``known`` and ``store``
     :param foreign: what is loaded came from elsewhere
     :param more: what else :class:`Run` is to be given
     """
     issues = None if given["known"] is None else load_known(given["known"])
     started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None)
-    with EventLog(given["out"]) as log, shown_run(options, started, log, **more) as run:
+    with (
+        EventLog(given["out"]) as log,
+        kept_run(given["store"], given["out"]) as keep,
+        shown_run(options, started, log, keep=keep.sinks, **more) as run,
+    ):
         doc = work(run)
+        keep.end(doc)
     held = held_against(doc, started)
     write_reports(held.doc, given["out"])
     return report_matrix(held, given["out"], as_json=given["as_json"])
@@ -78,16 +84,22 @@ def begin(
         host=host_facts({accel.name: accel}) | ({} if walls is None else {"walls": walls}),
         known=None if known is None else [issue.model_dump(mode="json") for issue in known],
         qualify=qualify,
+        run=new_run_name(),
     )
 
 
 @contextmanager
-def shown_run(options: Options, started: Started, log: EventLog, **more: Any) -> Iterator[Run]:
-    """A run that is shown while it goes on, with reports now and then, and also when it fails."""
+def shown_run(
+    options: Options, started: Started, log: EventLog, keep: Sequence[Sink] = (), **more: Any
+) -> Iterator[Run]:
+    """A run that is shown while it goes on, with reports now and then, and also when it fails.
+
+    :param keep: take the events before they are shown
+    """
     out = log.folder
     with LiveProgress(total_cells=0, console=err) as progress:
         snapshots = Snapshots(out, lambda: held_against(run.document(), started).doc, lambda: log.size_bytes)
-        sinks = (progress.take, snapshots.take)
+        sinks = (*keep, progress.take, snapshots.take)
         run = Run(options, watcher=progress, started=started, write=log.write, sinks=sinks, scope=run_scope(), **more)
         with _last_words(run, started, out):
             yield run

@@ -16,6 +16,7 @@ from harness.names import MIGRATIONS, PHASES, SCHEDULES, USUAL_DEVICES, USUAL_PH
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_OUT = Path("postload-out")
+DEFAULT_STORE = "postload-history.db"
 #: 14 cells a row with all phases and schedules, so 1,400 loads for each device on each machine.
 DEFAULT_LOADS = 100
 #: Of ``qualify``: enough for what breaks at all; a matrix of one QEMU goes deeper.
@@ -151,3 +152,21 @@ out_option = click.option(
     "--out", type=FILE, default=DEFAULT_OUT, show_default=True, metavar="DIR", help="Folder for the reports."
 )
 fresh_option = click.option("--fresh", is_flag=True, help="Record again, even when a recording is in the cache.")
+store_option = click.option(
+    "--store",
+    envvar="POSTLOAD_STORE",
+    metavar="URL",
+    help="History to write the run into: an SQLite file, or postgresql://USER@HOST/DATABASE.  "
+    "[default: $POSTLOAD_STORE, else none]",
+)
+history_option = click.option(
+    "--store",
+    envvar="POSTLOAD_STORE",
+    metavar="URL",
+    default=DEFAULT_STORE,
+    help="The history: an SQLite file, or postgresql://USER@HOST/DATABASE.  "
+    f"[default: $POSTLOAD_STORE, else {DEFAULT_STORE}]",
+)
+last_option = click.option(
+    "--last", type=click.IntRange(1), metavar="N", default=30, show_default=True, help="Look at so many runs, the last."
+)

@@ -25,8 +25,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -66,6 +69,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def new_run_name() -> str:
+    """A name for a run that begins now: ``20260105-093012-1f3a9c``, date and time in UTC, then what nobody else has."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(_Event):
     """A run began; the first event of all.
@@ -73,6 +81,7 @@ class Started(_Event):
     :param started: ISO 8601 in UTC
     :param known: the known issues that the run is held against, as plain data; None when it is held against none
     :param qualify: what ``postload qualify`` was asked beside the cells; None for other commands
+    :param run: names the run in a history, as :func:`new_run_name` gives it; see :attr:`name`
     """
 
     event: Literal["started"] = "started"
@@ -83,6 +92,16 @@ class Started(_Event):
     program: Program = field(default_factory=Program)
     known: list[dict[str, Any]] | None = None
     qualify: dict[str, Any] | None = None
+    run: str = ""
+
+    @property
+    def name(self) -> str:
+        """The run's name; of one that was given none always the same, made of when it began and what it was asked."""
+        if self.run:
+            return self.run
+        asked = json.dumps([self.started, self.command, self.host], sort_keys=True, default=str)
+        when = re.sub("[-:]", "", self.started)[:15].replace("T", "-")
+        return f"{when}-{hashlib.sha256(asked.encode()).hexdigest()[:6]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from harness.arch import architecture_of
@@ -29,6 +29,7 @@ from harness.names import USUAL_PHASES
 ALL = "all"
 RUNNING, PARKED = "running", "parked"
 USUAL_CPUS, USUAL_ACCEL, USUAL_ARCH = 1, "tcg", "x86_64"
+_POINT_RELEASE = re.compile(r"^(\d+\.\d+)\.\d+(~\d+)?$")
 _REST = re.compile(r"\+rest(\d*)$")
 #: File systems take 255 bytes, and a journal adds some of its own.
 _LONGEST_NAME = 150
@@ -98,6 +99,15 @@ class CellKey:
     def place(self) -> str:
         """``DEVICE/PHASES/LANE``, the same on every QEMU and machine, with or without what was blamed."""
         return f"{self.device}/{self.where}/{self.lane}"
+
+    @property
+    def line(self) -> str:
+        """The key with the lines of releases of its QEMUs: the same for 7.2.22 and 7.2.23, ``7.2/pc-q35-7.2/...``.
+
+        Two point releases of one line in one route stay apart.
+        """
+        route = Route(recorder=_line(self.route.recorder), loader=_line(self.route.loader))
+        return str(self if route.at_home is not self.route.at_home else replace(self, route=route))
 
     @property
     def slug(self) -> str:
@@ -199,6 +209,11 @@ def labels(builds: Iterable[tuple[str, str]]) -> dict[str, str]:
             label, number = f"{wanted}~{number}", number + 1
         found[sha256] = label
     return found
+
+
+def _line(label: str) -> str:
+    """``7.2`` of ``7.2.22``, ``7.2~2`` of ``7.2.22~2``; a name that the user gave stays."""
+    return _POINT_RELEASE.sub(r"\1\2", label)
 
 
 def _usual_phases(machine: str) -> tuple[str, ...]:

@@ -193,9 +193,8 @@ def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
     cells: list[Cell] = []
     late: dict[tuple[NewsKind, Issue, str, str], list[str]] = {}
     for cell in doc.cells:
-        name = name_of(cell) or None
         version = cell.load_qemu.version
-        own = [issue for issue in known if name is not None and issue.signature == name and issue.takes(cell)]
+        own = _own(cell, known)
         affecting = [issue for issue in own if issue.affects(version)]
         found = next((issue for issue in affecting if not issue.is_past(day)), None)
         fixed = next((issue for issue in own if issue.is_fixed(version)), None)
@@ -215,6 +214,18 @@ def annotate(doc: MatrixDoc, known: Sequence[Issue]) -> KnownRun:
         unknown=tuple(cell.id for cell in cells if cell.verdict.is_finding and not cell.known),
         news=(*again, *_gone(doc.cells, known)),
     )
+
+
+def known_link(cell: Cell, known: Sequence[Issue], day: date) -> str:
+    """Where the known issue is described that a cell's finding is on a day; empty when it is none."""
+    found = (issue for issue in _own(cell, known) if issue.affects(cell.load_qemu.version) and not issue.is_past(day))
+    return next((issue.link for issue in found), "")
+
+
+def _own(cell: Cell, known: Sequence[Issue]) -> list[Issue]:
+    """The issues with the name of a cell's finding, whatever versions they are expected of."""
+    name = name_of(cell) or None
+    return [issue for issue in known if name is not None and issue.signature == name and issue.takes(cell)]
 
 
 def _gone(cells: Sequence[Cell], known: Sequence[Issue]) -> Iterable[News]:

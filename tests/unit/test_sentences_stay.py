@@ -57,6 +57,7 @@ ELSEWHERE = {
     "state/owners.py": "text of errors",
     "state/recorder.py": "text of errors",
     "state/recordings.py": "text of errors",
+    "store/engine.py": "text of errors",
     "stream/sections.py": "text of errors",
     "tools/apt.py": "text of errors",
     "tools/program.py": "text of errors",

@@ -15,7 +15,7 @@ import pytest
 from harness.cli import cli
 
 #: Each takes a twentieth of a second and more, and neither help nor completion has any use for it.
-HEAVY = ("pydantic", "rich", "jinja2", "qemu.qmp", "asyncio", "yaml", "psutil")
+HEAVY = ("pydantic", "rich", "jinja2", "qemu.qmp", "asyncio", "yaml", "psutil", "sqlalchemy", "alembic")
 #: All of the program that they need.
 LIGHT = {"cli", "commands", "errors", "names", "text"}
 LIGHT_COMMANDS = {"harness.commands", "harness.commands.declared", "harness.commands.options"}

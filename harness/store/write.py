@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run into a history, event by event.
+
+:class:`RunWriter` writes batches of events, each in one transaction, and may write the same event twice: a cell that is
+there already stays one. So a run can be written while it goes on (:class:`RunSink`), and what was lost of it read from
+its folder (:mod:`harness.store.importing`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from enum import StrEnum
+from threading import Event as Flag
+from threading import Thread
+from typing import Any
+
+import sqlalchemy as sa
+import zstandard
+from sqlalchemy.dialects import postgresql, sqlite
+
+from harness.errors import HostError
+from harness.results.document import Cell, MachineResult, Qemu
+from harness.results.events import CellsPlanned, Event, Judged, MachineSeen, RunEnded, Started
+from harness.results.key import CellKey
+from harness.results.known import Issue, known_link
+from harness.results.signature import Signature, name_of, signature_of_cell
+from harness.results.verdict import Verdict
+from harness.store import tables as t
+from harness.store.engine import told, writing
+
+#: A batch is written when it has so many events, or its first one is so old.
+BATCH_EVENTS, BATCH_S = 500, 1.0
+#: A run that has nothing to tell says so often that it is alive.
+ALIVE_S = 60.0
+#: How long a database that does not take events is tried again before a try, and in all when the run has ended.
+RETRY_S, LAST_TRIES_S = 5.0, 30.0
+#: Names are looked up so many at a time: SQLite takes no more than 32,766 values in one statement.
+_CHUNK = 500
+
+
+class RunState(StrEnum):
+    """What became of a run."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    STOPPED = "stopped"  # by Ctrl-C, or by an error that it could tell
+    KILLED = "killed"  # it is gone, and did not say so
+
+
+class RunWriter:
+    """Writes one run. Not thread-safe.
+
+    :param folder: where its events are, an absolute path; empty where nobody knows
+    :param clock: seconds since 1970
+    :param state: of the run, by the events that were written
+    """
+
+    def __init__(self, engine: sa.Engine, folder: str = "", clock: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._clock = clock
+        self._run = self._host = 0
+        self._known: tuple[Issue, ...] = ()
+        self._day = date.min
+        self.state = RunState.RUNNING
+        self._ids: dict[str, dict[str, int]] = {}
+        self._fresh: dict[str, dict[str, int]] = {}
+        self._press = zstandard.ZstdCompressor(level=3)
+
+    def begin(self, started: Started) -> bool:
+        """Have the run in the history; whether it was not there yet.
+
+        :raises HostError: the database does not take it; so do all others here
+        """
+        self._day = datetime.fromisoformat(started.started).date()
+        self._known = tuple(Issue.model_validate(issue) for issue in started.known or ())
+        facts = {name: value for name, value in started.host.items() if name not in ("accel", "python")}
+        text = json.dumps(facts, sort_keys=True, default=str)
+        host = {"name": facts.get("name", ""), "facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        with self._transaction() as connection:
+            self._host = self._look_up(connection, t.hosts, "sha256", [host])[host["sha256"]]
+            row = {
+                "name": started.name,
+                "started": started.started,
+                "command": json.dumps(started.command),
+                "program": started.program.version,
+                "host_id": self._host,
+                "folder": self._folder,
+                "state": RunState.RUNNING,
+                "seconds": 0.0,
+                "alive": self._clock(),
+            }
+            done = connection.execute(self._insert(t.runs).values(row).on_conflict_do_nothing())
+            found = connection.execute(sa.select(t.runs.c.id).where(t.runs.c.name == started.name))
+            self._run = found.scalar_one()
+        return done.rowcount > 0
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Write a batch, or nothing of it."""
+        with self._transaction() as connection:
+            self._write(connection, events)
+
+    def touch(self) -> None:
+        """Say that the run is alive."""
+        with self._transaction() as connection:
+            self._update_run(connection)
+
+    def end(self, state: RunState) -> None:
+        """Say what became of the run."""
+        self.state = state
+        self.touch()
+
+    def answer(self, machines: Iterable[MachineResult]) -> None:
+        """Keep the answers for the machines of the run."""
+        with self._transaction() as connection:
+            self._put_machines(connection, list(machines))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """What is looked up within counts for later ones when it is committed."""
+        self._fresh = {}
+        with told(self._engine), writing(self._engine) as connection:
+            yield connection
+        for name, found in self._fresh.items():
+            self._ids.setdefault(name, {}).update(found)
+
+    def _write(self, connection: sa.Connection, events: Sequence[Event]) -> None:
+        judged = [event.cell for event in events if isinstance(event, Judged)]
+        planned = [name for event in events if isinstance(event, CellsPlanned) for name in event.cells]
+        self._put_machines(connection, [event.machine for event in events if isinstance(event, MachineSeen)])
+        keys = {cell.id: cell.key for cell in judged} | {name: CellKey.parse(name) for name in planned}
+        cells = self._ids_of(connection, t.cells, "key", map(_cell_row, keys.values()))
+        if planned:
+            rows = [{"run_id": self._run, "cell_id": cells[name], "host_id": self._host} for name in planned]
+            connection.execute(self._insert(t.outcomes).on_conflict_do_nothing(), rows)
+        if judged:
+            self._put_outcomes(connection, judged, cells)
+        for ended in (event for event in events if isinstance(event, RunEnded)):
+            self.state = RunState.ENDED if ended.complete else RunState.STOPPED
+        self._update_run(connection, max((event.at_s for event in events), default=0.0))
+
+    def _put_outcomes(self, connection: sa.Connection, judged: Sequence[Cell], cells: Mapping[str, int]) -> None:
+        qemus = [qemu for cell in judged for qemu in (cell.record_qemu, cell.load_qemu)]
+        builds = self._ids_of(connection, t.builds, "sha256", map(_build_row, qemus))
+        named = [(cell, name_of(cell)) for cell in judged]
+        found = (_signature_row(cell, name) for cell, name in named if name)
+        signatures = self._ids_of(connection, t.signatures, "name", found)
+        rows = [
+            {
+                "run_id": self._run,
+                "cell_id": cells[cell.id],
+                "host_id": self._host,
+                "signature_id": signatures[name] if name else None,
+                "loader_id": builds[cell.load_qemu.sha256],
+                "recorder_id": builds[cell.record_qemu.sha256],
+                "known": known_link(cell, self._known, self._day) or None,
+                **_figures(cell),
+            }
+            for cell, name in named
+        ]
+        self._upsert(connection, t.outcomes, rows)
+        logs = [
+            {
+                "run_id": self._run,
+                "cell_id": cells[cell.id],
+                "host_id": self._host,
+                "cell": self._press.compress(json.dumps(cell.to_json(), default=str).encode("utf-8", "replace")),
+            }
+            for cell in judged
+            if cell.verdict is not Verdict.OK
+        ]
+        self._upsert(connection, t.logs, logs)
+
+    def _put_machines(self, connection: sa.Connection, machines: Sequence[MachineResult]) -> None:
+        qemus = [qemu for each in machines for qemu in (each.qemu, each.record_qemu or each.qemu)]
+        builds = self._ids_of(connection, t.builds, "sha256", map(_build_row, qemus))
+        rows = [
+            {
+                "run_id": self._run,
+                "machine": each.machine,
+                "loader_id": builds[each.qemu.sha256],
+                "recorder_id": builds[(each.record_qemu or each.qemu).sha256],
+                "colo": each.colo,
+                "document": json.dumps(each.to_json(), default=str),
+            }
+            for each in machines
+        ]
+        self._upsert(connection, t.machines, rows)
+
+    def _update_run(self, connection: sa.Connection, seconds: float = 0.0) -> None:
+        changes = {
+            "alive": self._clock(),
+            # again and again: another host may have taken a run for dead that could not write for a while
+            "state": self.state,
+            "seconds": sa.case((t.runs.c.seconds < seconds, seconds), else_=t.runs.c.seconds),
+        }
+        connection.execute(t.runs.update().where(t.runs.c.id == self._run).values(changes))
+
+    def _ids_of(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        column: str,
+        rows: Iterable[dict[str, Any]],
+    ) -> Mapping[str, int]:
+        """Row numbers by a unique column; those that are not there are made, in an order that all writers have."""
+        known = {**self._ids.get(table.name, {}), **self._fresh.get(table.name, {})}
+        missing = {row[column]: row for row in rows if row[column] not in known}
+        if missing:
+            found = self._look_up(connection, table, column, [missing[name] for name in sorted(missing)])
+            self._fresh.setdefault(table.name, {}).update(found)
+            known |= found
+        return known
+
+    def _look_up(
+        self, connection: sa.Connection, table: sa.Table, column: str, rows: Sequence[dict[str, Any]]
+    ) -> dict[str, int]:
+        connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
+        query = sa.select(table.c[column], table.c.id)
+        found: dict[str, int] = {}
+        for first in range(0, len(rows), _CHUNK):
+            names = [row[column] for row in rows[first : first + _CHUNK]]
+            for name, number in connection.execute(query.where(table.c[column].in_(names))):
+                found[name] = number
+        return found
+
+    def _upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        insert = self._insert(table)
+        keys = [column.name for column in table.primary_key]
+        changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
+        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+
+    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+class RunSink:
+    """Takes the events of a run and writes them from a thread of its own, so that no cell waits for a database.
+
+    A database that is gone for a while costs nothing: what it did not take is tried again. What it has not taken
+    :data:`LAST_TRIES_S` after the end is in the run's folder, and can be imported.
+
+    :param lost: of a sink that is closed, how many events are not in the history
+    """
+
+    def __init__(self, engine: sa.Engine, folder: str) -> None:
+        self._writer = RunWriter(engine, folder)
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._closing = Flag()
+        self._thread: Thread | None = None
+        self.lost = 0
+        self.error: HostError | None = None
+
+    def take(self, event: Event) -> None:
+        """The next event; the first of a run waits for the database, so that a run without a history does not begin.
+
+        :raises HostError: the database does not take the first
+        """
+        if isinstance(event, Started):
+            self._writer.begin(event)
+            self._thread = Thread(target=self._write_on, name="history", daemon=True)
+            self._thread.start()
+        else:
+            self._queue.put(event)
+
+    def end(self, machines: Iterable[MachineResult]) -> None:
+        """The run has ended: keep its answers too.
+
+        :raises HostError: the database does not take them
+        """
+        self.close()
+        if self.error is None and self._writer.state is not RunState.RUNNING:
+            self._writer.answer(machines)
+
+    def close(self) -> None:
+        """Write what is left; :attr:`lost` and :attr:`error` say what could not be."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write_on(self) -> None:
+        batch: list[Event] = []
+        last_s, gives_up_s = time.monotonic(), 0.0
+        while True:
+            closing = self._closing.is_set()
+            if closing and not gives_up_s:
+                gives_up_s = time.monotonic() + LAST_TRIES_S
+            self._fill(batch, wait=not closing)
+            try:
+                if batch:
+                    self._writer.write(batch)
+                    batch.clear()
+                elif closing:
+                    if self._writer.state is RunState.RUNNING:
+                        self._writer.end(RunState.STOPPED)
+                    return
+                elif time.monotonic() > last_s + ALIVE_S:
+                    self._writer.touch()
+                else:
+                    continue
+                last_s = time.monotonic()
+            except HostError as error:
+                if closing and time.monotonic() > gives_up_s:
+                    self.error, self.lost = error, len(batch) + self._queue.qsize()
+                    return
+                self._closing.wait(RETRY_S) if not closing else time.sleep(min(RETRY_S, 1.0))
+
+    def _fill(self, batch: list[Event], *, wait: bool) -> None:
+        """Take what there is, until the batch is full or its first event old enough."""
+        due_s = time.monotonic() + BATCH_S
+        while len(batch) < BATCH_EVENTS:
+            left_s = due_s - time.monotonic()
+            try:
+                if wait and not self._closing.is_set() and left_s > 0:
+                    batch.append(self._queue.get(timeout=left_s))
+                else:
+                    batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                return
+
+
+def _cell_row(key: CellKey) -> dict[str, Any]:
+    return {
+        "key": str(key),
+        "line": key.line,
+        "recorder": key.route.recorder,
+        "loader": key.route.loader,
+        "machine": key.machine,
+        "device": key.device,
+        "phases": key.where,
+        "lane": key.lane,
+    }
+
+
+def _build_row(qemu: Qemu) -> dict[str, Any]:
+    return {
+        "sha256": qemu.sha256,
+        "version": qemu.version,
+        "build": qemu.build,
+        "path": qemu.path,
+        "label": qemu.label or qemu.version,
+    }
+
+
+def _signature_row(cell: Cell, name: str) -> dict[str, Any]:
+    found = signature_of_cell(cell) or Signature(kind=name.partition(":")[0])
+    return {**found.to_json(), "name": name}
+
+
+def _figures(cell: Cell) -> dict[str, Any]:
+    """What an outcome says by itself."""
+    outcome, repeats = cell.outcome, cell.outcome.repeats
+    return {
+        "verdict": outcome.verdict,
+        "failure_class": outcome.failure_class,
+        "seen": repeats and repeats.seen,
+        "tries": repeats and repeats.of,
+        "loads_asked": outcome.loads_asked,
+        "loads_acked": outcome.loads_acked,
+        "seconds": cell.seconds,
+        "loads_per_second": cell.loads_per_second,
+    }
