@@ -34,7 +34,7 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.disturbance import Hindrances, undisturbed
 from harness.qemu.migrationstatus import Stage, stage_of
-from harness.qemu.monitor import CommandRefused
+from harness.qemu.monitor import CommandRefused, SessionClosed
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
@@ -214,7 +214,8 @@ def _is_taken(binary: QemuBinary, machine: Machine, sink: Path, scope: ProcessSc
     with Vm(command, workdir=workdir, scope=scope) as vm:
         with connect_incoming(vm, TIMEOUT_S) as sock:
             send_all(sock, [sink.read_bytes()], vm.deadline(TIMEOUT_S))
-        if vm.ended():
+        try:
+            info = vm.monitor.poll_until("query-migrate", lambda info: stage_of(info).over, timeout_s=TIMEOUT_S)
+        except SessionClosed:  # it leaves when it is done with a stream that it does not take
             return False
-        info = vm.monitor.poll_until("query-migrate", lambda info: stage_of(info).over, timeout_s=TIMEOUT_S)
         return stage_of(info) is Stage.COMPLETED
