@@ -60,7 +60,8 @@ _known_file_option = click.option(
 @shared(options.run_ms_option, options.quick_option, options.confirm_option, options.jobs_option)
 @shared(options.processes_option)
 @shared(options.budget_option, options.accel_option, options.guest_option, options.cpus_option, options.profiles_option)
-@shared(options.known_option, options.store_option, options.out_option, options.fresh_option, json_option)
+@shared(options.known_option, options.store_option, options.out_option, options.fresh_option, options.shard_option)
+@json_option
 def matrix(**given: Any) -> int:
     """Test which devices survive COLO checkpoints, and print the matrix.
 
@@ -163,6 +164,20 @@ def report(**given: Any) -> int:
     run did not come to its end.
     """
     from harness.commands.report import report as run
+
+    return run(**given)
+
+
+@click.command(cls=OwningCommand)
+@click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
+@shared(options.out_option, options.known_option, json_option)
+def merge(**given: Any) -> int:
+    """Put the shards of a run together.
+
+    Each DIR is the folder of a run with --shard. Ends with the exit code of the whole run, or with 3 when a shard or a
+    cell is missing.
+    """
+    from harness.commands.merge import merge as run
 
     return run(**given)
 
@@ -523,6 +538,7 @@ COMMANDS = (
     replay,
     qualify,
     report,
+    merge,
     explain,
     minimise,
     bundle,

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from harness.commands.keeping import kept_run
 from harness.commands.options import DEFAULT_OUT
 from harness.commands.output import err
 from harness.commands.resolve import run_scope
-from harness.errors import HostError, PostloadError
+from harness.errors import HostError, NothingToRun, PostloadError
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.walls import standing
 from harness.report.console import SafeConsole
+from harness.report.merged import shard_text
 from harness.report.sentences import known_text
 from harness.report.snapshots import Snapshots
 from harness.report.terminal import LiveProgress, print_matrix
@@ -28,10 +30,12 @@ from harness.report.text import were
 from harness.report.walls import walls_text, walls_warning
 from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
-from harness.results.events import EventLog, Started, new_run_name
+from harness.results.events import CellsPlanned, Event, EventLog, ShardOf, Started, new_run_name
 from harness.results.folder import held_against
 from harness.results.known import Issue, KnownRun, load_known
-from harness.work.run import Options, Run, Sink
+from harness.work.asked import Options
+from harness.work.run import Run, Sink
+from harness.work.share import Share
 
 
 def carry_out(
@@ -41,16 +45,18 @@ def carry_out(
     work: Callable[[Run], MatrixDoc],
     *,
     foreign: bool = False,
+    shard: ShardOf | None = None,
     **more: Any,
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
     :param given: the command's ``out``, ``as_json``, ``known`` and ``store``
     :param foreign: what is loaded came from elsewhere
+    :param shard: the part of a run that this is
     :param more: what else :class:`Run` is to be given
     """
     issues = None if given["known"] is None else load_known(given["known"])
-    started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None)
+    started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None, shard=shard)
     with (
         EventLog(given["out"]) as log,
         kept_run(given["store"], given["out"]) as keep,
@@ -60,7 +66,13 @@ def carry_out(
         keep.end(doc)
     held = held_against(doc, started)
     write_reports(held.doc, given["out"])
-    return report_matrix(held, given["out"], as_json=given["as_json"])
+    empty = shard is not None and not options.share and doc.complete
+    code = 0 if empty else report_matrix(held, given["out"], as_json=given["as_json"])
+    if shard is None:
+        return code
+    err.print(shard_text(shard, empty=empty), soft_wrap=True)
+    # whether there was anything to run is for the whole run to say
+    return 0 if code == NothingToRun.exit_code else code
 
 
 def told_walls(binaries: Sequence[QemuBinary]) -> str:
@@ -73,7 +85,11 @@ def told_walls(binaries: Sequence[QemuBinary]) -> str:
 
 
 def begin(
-    accel: AccelState, known: Sequence[Issue] | None, qualify: dict[str, Any] | None = None, walls: str | None = None
+    accel: AccelState,
+    known: Sequence[Issue] | None,
+    qualify: dict[str, Any] | None = None,
+    walls: str | None = None,
+    shard: ShardOf | None = None,
 ) -> Started:
     """The first event of the run that the command line asks for.
 
@@ -85,6 +101,7 @@ def begin(
         known=None if known is None else [issue.model_dump(mode="json") for issue in known],
         qualify=qualify,
         run=new_run_name(),
+        shard=shard,
     )
 
 
@@ -99,10 +116,21 @@ def shown_run(
     out = log.folder
     with LiveProgress(total_cells=0, console=err) as progress:
         snapshots = Snapshots(out, lambda: held_against(run.document(), started).doc, lambda: log.size_bytes)
-        sinks = (*keep, progress.take, snapshots.take)
+        sinks = (*keep, _shown(progress.take, options.share), snapshots.take)
         run = Run(options, watcher=progress, started=started, write=log.write, sinks=sinks, scope=run_scope(), **more)
         with _last_words(run, started, out):
             yield run
+
+
+def _shown(take: Callable[[Event], None], share: Share | None) -> Callable[[Event], None]:
+    """What a display is told: of the planned cells those that are judged here."""
+
+    def shown(event: Event) -> None:
+        if share is not None and isinstance(event, CellsPlanned):
+            event = replace(event, cells=tuple(filter(share.has, event.cells)))
+        take(event)
+
+    return shown
 
 
 @contextmanager
@@ -118,15 +146,18 @@ def _last_words(run: Run, started: Started, out: Path) -> Iterator[None]:
         raise
 
 
-def report_matrix(held: KnownRun, out: Path, *, as_json: bool) -> int:
-    """Print a matrix whose reports are written; returns the exit code of its run."""
+def report_matrix(held: KnownRun, out: Path, *, as_json: bool, cut: str = "interrupted") -> int:
+    """Print a matrix whose reports are written; returns the exit code of its run.
+
+    :param cut: what a run is that is not complete
+    """
     doc = held.doc
     if as_json:
         sys.stdout.write(render_json(doc))
     print_matrix(doc, err if as_json else SafeConsole(), "" if out == DEFAULT_OUT else str(out))
     err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
     if not doc.complete:
-        err.print(f"postload: interrupted: {were(len(doc.cells), 'cell')} judged", soft_wrap=True)
+        err.print(f"postload: {cut}: {were(len(doc.cells), 'cell')} judged", soft_wrap=True)
     news = known_text(held)
     if news:
         err.print(escape(news), soft_wrap=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from harness.report.lacks import lack_text
 from harness.report.terminal import LiveProgress
 from harness.state.recorder import ordered_phases
 from harness.state.recordings import Unrecordable, make_recording
-from harness.work.run import Options, load_pack_rows
+from harness.work.asked import Options
+from harness.work.run import load_pack_rows
+from harness.work.shards import Shard
 
 
 def matrix(given: dict[str, Any]) -> int:
@@ -52,7 +55,11 @@ def matrix(given: dict[str, Any]) -> int:
         cpus=given["cpus"],
         **replayed,
     )
-    return carry_out(chosen, accel, given, lambda run: run.execute(), guest=guest)
+    shard = None
+    if given["shard"]:
+        share, shard = Shard.parse(given["shard"]).share(chosen)
+        chosen = replace(chosen, share=share)
+    return carry_out(chosen, accel, given, lambda run: run.execute(), guest=guest, shard=shard)
 
 
 def record(given: dict[str, Any]) -> int:

@@ -151,6 +151,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 out_option = click.option(
     "--out", type=FILE, default=DEFAULT_OUT, show_default=True, metavar="DIR", help="Folder for the reports."
 )
+shard_option = click.option(
+    "--shard", metavar="NUMBER/SHARDS", help="Judge one part of the run's cells, such as 2/5; see postload merge."
+)
 fresh_option = click.option("--fresh", is_flag=True, help="Record again, even when a recording is in the cache.")
 store_option = click.option(
     "--store",

@@ -48,7 +48,8 @@ from harness.results.folder import held_against
 from harness.results.known import load_known
 from harness.state.recorder import ordered_phases
 from harness.state.transforms import GuestMode
-from harness.work.run import Options, Run, load_pack_rows
+from harness.work.asked import Options
+from harness.work.run import Run, load_pack_rows
 
 _POLL_S = 0.1
 #: Options that a pack has decided already, by the names of their parameters.

@@ -215,6 +215,7 @@ LANES = (
     Lane(
         name=str(OracleName.GUEST),
         wave=Wave.LOOK,
+        seconds=10.0,
         groups=_lively,
         judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
     ),

@@ -242,18 +242,21 @@ LANES = (
     Lane(
         name=str(OracleName.PLAIN),
         wave=Wave.PRECOPY,
+        seconds=10.0,
         groups=all_in_one,
         judge=judge_by(lambda request, _: migration_check(OracleName.PLAIN, request.phases, request.devices)),
     ),
     Lane(
         name=str(OracleName.EARLY),
         wave=Wave.POSTCOPY,
+        seconds=15.0,
         groups=all_in_one,
         judge=judge_by(lambda request, _: migration_check(OracleName.EARLY, request.phases, request.devices)),
     ),
     Lane(
         name=str(OracleName.POSTCOPY),
         wave=Wave.POSTCOPY,
+        seconds=15.0,
         groups=all_in_one,
         judge=judge_by(lambda request, _: migration_check(OracleName.POSTCOPY, request.phases, request.devices)),
     ),

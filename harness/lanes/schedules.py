@@ -52,6 +52,7 @@ LANES = (
     Lane(
         name=str(Schedule.BACK_TO_BACK),
         wave=Wave.OWN,
+        seconds=2.0,
         groups=by_phase,
         judge=judge_request,
     ),

@@ -15,7 +15,7 @@ from harness.qualify.evidence import GuestWitness
 from harness.qualify.model import Answer, Ending, PairAnswer, QualifyDoc, worst
 from harness.qualify.pairs import QemuPair, at_home, ending
 from harness.results.document import MatrixDoc
-from harness.work.run import Subject
+from harness.work.asked import Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,19 @@ def new_run_name() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShardOf:
+    """Which part of a run the events are of.
+
+    :param number: 1 for the first
+    :param plan: names what all parts together are asked for
+    """
+
+    number: int
+    of: int
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started(_Event):
     """A run began; the first event of all.
 
@@ -82,6 +95,7 @@ class Started(_Event):
     :param known: the known issues that the run is held against, as plain data; None when it is held against none
     :param qualify: what ``postload qualify`` was asked beside the cells; None for other commands
     :param run: names the run in a history, as :func:`new_run_name` gives it; see :attr:`name`
+    :param shard: the part of the run that this is; None for a whole one
     """
 
     event: Literal["started"] = "started"
@@ -93,6 +107,7 @@ class Started(_Event):
     known: list[dict[str, Any]] | None = None
     qualify: dict[str, Any] | None = None
     run: str = ""
+    shard: ShardOf | None = None
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ each other, and may be carried out anywhere, in any order; nor do tasks that hav
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.lanes.judge import Exclusion
@@ -62,6 +62,17 @@ def in_waves(tasks: Iterable[Task], lanes: Mapping[str, Lane]) -> list[list[Task
     for task in tasks:
         waves.setdefault(lanes[task.request.lane].wave_of(task.request.guest_mode), []).append(task)
     return [waves[wave] for wave in sorted(waves)]
+
+
+def with_causes(tasks: Sequence[Task], lanes: Mapping[str, Lane], wanted: Callable[[Task], bool]) -> list[Task]:
+    """The wanted ones, and all of earlier waves that load one of their phases: what these break on is left out."""
+    kept: set[tuple[CellKey, ...]] = set()
+    later: set[str] = set()
+    for wave in reversed(in_waves(tasks, lanes)):
+        found = [task for task in wave if wanted(task) or not later.isdisjoint(task.request.phases)]
+        kept |= {task.answers for task in found}
+        later |= {phase for task in found for phase in task.request.phases}
+    return [task for task in tasks if task.answers in kept]
 
 
 def _task(wanted: Wanted, lane: Lane, mode: GuestMode, phases: tuple[str, ...], devices: tuple[str, ...]) -> Task:

@@ -6,32 +6,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from threading import Lock
 from typing import Protocol
 
-from harness.arch import architecture_of
 from harness.colo.messages import Step
-from harness.devices.device import Device
 from harness.devices.phases import Missed, unreached_in
 from harness.engines.admission import pack_refusals
 from harness.engines.probe import ColoAbility, probe_colo
-from harness.engines.schedule import Schedule
 from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
-from harness.guests.planner import PlannedGuest
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
-from harness.names import MIGRATIONS, ORACLES, RESET
+from harness.names import MIGRATIONS
 from harness.oracles.coverage import coverage_of
 from harness.oracles.load import crash_line, end_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
-from harness.qemu.cmdline import Option
 from harness.qemu.disturbance import Disturbed
 from harness.qemu.scope import ProcessScope
 from harness.results.answer import PLATFORM, Seen
@@ -51,9 +46,9 @@ from harness.results.events import (
     StateSeen,
     stamped,
 )
-from harness.results.key import USUAL_CPUS, CellKey, labels
+from harness.results.key import CellKey, labels
 from harness.results.outcome import Outcome
-from harness.results.plan import CellPlan, plan_cells
+from harness.results.plan import CellPlan
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.recorder import CutShort
@@ -61,13 +56,10 @@ from harness.state.recordings import (
     VMSTATE,
     Recordings,
     machine_names,
-    missing,
-    planned_guests,
-    reached,
 )
-from harness.state.transforms import GuestMode
+from harness.work.asked import Options, PlannedSubject, Subject, phases_on, plan_rows, plan_subject, subjects_of
 from harness.work.guests import GuestDue, GuestRecorder
-from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks
+from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks, with_causes
 from harness.work.process import ProcessWorker
 from harness.work.queue import Queue
 from harness.work.task import QemuFile, RecordingFile, Task
@@ -78,25 +70,8 @@ _POLL_S = 0.2
 _BEHIND_TASKS = (2, 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A machine to be judged under one QEMU: recorded by itself, by another one, or long ago.
-
-    :param recorder: who records; the one that loads when None
-    :param machine: family or versioned name
-    :param devices: those to be judged, all of the run when None
-    :param pack: is open already; then nothing is recorded
-    """
-
-    loader: QemuBinary
-    recorder: QemuBinary | None = None
-    machine: str = ""
-    devices: frozenset[str] | None = None
-    pack: StatePack | None = None
-
-
 #: What a run has to do: a subject has guests, a guest brings tasks.
-Due = Subject | GuestDue | Task
+Due = Subject | PlannedSubject | GuestDue | Task
 #: Takes each event of a run after it happened, from any thread.
 Sink = Callable[[Event], None]
 
@@ -107,67 +82,6 @@ class Watcher(Protocol):
     def start_cell(self, cell_id: str) -> None: ...
     def loads(self, cell_id: str, total: int) -> None: ...
     def stage(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a matrix is asked to cover.
-
-    :param machines: families, e.g. ``pc``, ``q35``, or versioned names
-    :param profiles: every device that guests are planned with; ``devices`` are the rows to be judged
-    :param derived: by hash of a QEMU and versioned machine type, what else is judged there: devices without a recipe
-    :param run_s: how long the guest runs after each load
-    :param fresh: record anew even when a recording is kept
-    :param pair: breaks are repeated with a real primary and a real secondary
-    :param quick: loads only: no control, no oracle beyond the answers of the secondary
-    :param migrations: ordinary migrations to be made before the checkpoints: ``plain``, ``postcopy``
-    :param reset: the lane ``reset`` is asked for
-    :param oracles: the experiments that look at more than the answers are made
-    :param overrides: further options of the QEMU that loads, such as ``-global``
-    :param cpus: of the guests that are recorded
-    :param processes: each task is carried out by a process of its own, instead of a thread
-    :param budget_s: how long one task may take; None: however long it takes
-    """
-
-    binaries: tuple[QemuBinary, ...]
-    accel: str
-    machines: tuple[str, ...]
-    profiles: tuple[Device, ...]
-    devices: tuple[str, ...]
-    phases: tuple[str, ...]
-    schedules: tuple[Schedule, ...]
-    guest_modes: tuple[GuestMode, ...]
-    loads: int
-    jobs: int
-    run_s: float
-    fresh: bool = False
-    quick: bool = False
-    pair: bool = False
-    migrations: tuple[str, ...] = ()
-    reset: bool = False
-    oracles: bool = True
-    overrides: tuple[Option, ...] = ()
-    cpus: int = USUAL_CPUS
-    processes: bool = False
-    derived: Mapping[tuple[str, str], tuple[Device, ...]] = field(default_factory=dict)
-    budget_s: float | None = None
-
-    @property
-    def experiments(self) -> bool:
-        """Whether there is more than loads."""
-        return self.oracles and not self.quick
-
-    @property
-    def lanes(self) -> tuple[Lane, ...]:
-        """What is varied, in the order of a report."""
-        looks = (*(ORACLES if self.experiments else ()), *((RESET,) if self.reset else ()))
-        names = (*(name for name in MIGRATIONS if name in self.migrations), *map(str, self.schedules), *looks)
-        return tuple(LANES[name] for name in names)
-
-    @property
-    def controls(self) -> bool:
-        """Whether findings get a class."""
-        return not self.quick
 
 
 class Run:
@@ -197,6 +111,7 @@ class Run:
         self._started = started
         self._write = write
         self._sinks = tuple(sinks)
+        self._share = options.share
         self._scope = ProcessScope(scope)
         self._lock = Lock()
         self._began = time.monotonic()
@@ -242,7 +157,7 @@ class Run:
         complete = False
         pool = ThreadPoolExecutor(max_workers=2 * self._options.jobs, thread_name_prefix="cell")
         try:
-            self._finish(pool, self._subjects() if subjects is None else subjects)
+            self._finish(pool, subjects_of(self._options) if subjects is None else subjects)
             if then is not None:
                 self._finish(pool, then(self.document()))
             self._scope.check()  # what was cut short by a stop ends as if it had nothing more to say
@@ -281,17 +196,6 @@ class Run:
     def _say(self, text: str) -> None:
         self._emit(Said(text=text))
 
-    def _subjects(self) -> list[Subject]:
-        """Each machine once, though it was named twice or by its alias too, or its QEMU by two paths."""
-        subjects: dict[tuple[str, str], Subject] = {}
-        for binary in self._options.binaries:
-            for machine in self._options.machines:
-                if len(self._options.machines) > 1 and architecture_of(machine).name != binary.target:
-                    continue  # checked before: another QEMU of the run has it
-                key = (binary.sha256, machine_names(binary, machine)[1])
-                subjects.setdefault(key, Subject(loader=binary, machine=machine))
-        return list(subjects.values())
-
     def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Subject]) -> None:
         """Do what is due and what that brings; the first error that stops a run is raised.
 
@@ -300,8 +204,7 @@ class Run:
         """
         queue: Queue[Due] = Queue(self._options.jobs)
         for subject in first:
-            self._seen_of(subject)  # here, in their order: threads take them in any
-            queue.add(subject, _BEHIND_TASKS)
+            queue.add(self._announced(subject), _BEHIND_TASKS)
         out: dict[Future[Sequence[Due]], bool] = {}
         while queue:
             self._scope.check()
@@ -323,58 +226,35 @@ class Run:
             return self._carry_out(due)
         if isinstance(due, GuestDue):
             return self._guest_tasks(due)
-        if due.pack is not None:
-            return self._prepare_pack(due.pack, due.loader)
-        return self._prepare(due)
+        if isinstance(due, PlannedSubject):
+            return self._prepare(due)
+        assert due.pack is not None  # all others were planned
+        return self._prepare_pack(due.pack, due.loader)
 
-    def _seen_of(self, subject: Subject) -> Seen:
+    def _announced(self, subject: Subject) -> Subject | PlannedSubject:
+        """Tell of a machine and its cells, here, in their order: threads take them in any."""
         if subject.pack is not None:
             manifest = subject.pack.manifest
-            return self._see(manifest.machine, manifest.family, subject.loader, manifest.qemu)
+            self._see(manifest.machine, manifest.family, subject.loader, manifest.qemu)
+            return subject
         recorder = subject.recorder or subject.loader
         family, name = machine_names(recorder, subject.machine)
-        return self._see(name, family, subject.loader, recorder.identity())
+        planned = plan_subject(self._options, subject, self._see(name, family, subject.loader, recorder.identity()))
+        self._add(planned.plans)
+        return planned
 
-    def _prepare(self, subject: Subject) -> list[GuestDue]:
-        """The guests of a machine that one QEMU is to record, for that or another one to load."""
-        recorder, binary, devices = subject.recorder or subject.loader, subject.loader, subject.devices
-        seen = self._seen_of(subject)
-        family, name = machine_names(recorder, subject.machine)
-        derived = self._options.derived.get((recorder.sha256, name), ())
-        profiles = (*derived, *self._options.profiles)
-        wanted = devices or {*self._options.devices, *(d.name for d in derived)}
-        never = {d.name: missing(d, recorder, name, family) for d in profiles}
-        lacking = {d.name: never[d.name] or missing(d, binary, name, family) for d in profiles}
-        able_here = [d for d in profiles if lacking[d.name] is None]
-        planned = planned_guests(name, family, able_here, self._options.phases)
-        lacking |= planned.refused
-        rows = [d for d in profiles if d.name in wanted]
-        guests = {d.name: guest for guest in reversed(planned.guests) for d in guest.devices}
-        plans = [
-            plan
-            for d in rows
-            for plan in self._plan(
-                seen,
-                [d.name],
-                _phases_of(guests.get(d.name), self._phases(name)),
-                self._options.accel,
-                self._options.cpus,
-            )
-        ]
-        self._add(plans)
-        for plan in plans:
-            lack = lacking[plan.device]
+    def _prepare(self, planned: PlannedSubject) -> list[GuestDue]:
+        """The guests of a machine."""
+        for plan in planned.plans:
+            lack = planned.lacking.get(plan.device)
             if lack is not None:
-                self._unsupported([plan], seen, lack, never=never[plan.device] is not None)
-        able = [plan for plan in plans if lacking[plan.device] is None]
-        dues = []
-        for guest in planned.guests:
-            mine = tuple(plan for plan in able if guests[plan.device] is guest)
-            dues += [GuestDue(recorder=recorder, guest=guest, seen=seen, plans=mine)] if mine else []
-        return dues
+                self._unsupported([plan], planned.seen, lack, never=plan.device in planned.never)
+        return list(planned.guests)
 
     def _guest_tasks(self, due: GuestDue) -> list[Due]:
         """Have one guest recorded; the first tasks that judge it, and guests that are to be recorded in its place."""
+        if not self._has_any(due):
+            return []
         assert self._recorder is not None  # only a run over an open pack has none, and it records nothing
         if due.no_colo is not None and not self._migrations():
             self._unsupported(due.plans, due.seen, due.no_colo, never=False)
@@ -415,7 +295,7 @@ class Run:
         machine = pack.manifest.machine
         seen = self._see(machine, pack.manifest.family, binary, pack.manifest.qemu)
         accel, cpus = pack.manifest.accel, pack.manifest.plan.cpus
-        plans = self._plan(seen, list(self._options.devices), self._phases(machine), accel, cpus)
+        plans = plan_rows(self._options, seen, self._options.devices, self._phases(machine), accel=accel, cpus=cpus)
         self._add(plans)
         lacking = _lacking(pack, binary)
         if lacking is not None:
@@ -494,6 +374,7 @@ class Run:
         self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
         dump = pack.manifest.host.get(VMSTATE, {})
         self._emit(StateSeen(devices=coverage_of(pack, plans[0].key, devices, dump)))
+        tasks = self._mine(tasks)
         if not tasks:
             return []
         assert seen.ability is not None  # probed by whoever opened the pack
@@ -524,8 +405,7 @@ class Run:
                 self._emit(CellsPlanned(row=replace(like, device=device).row, place=place, cells=names))
 
     def _phases(self, machine: str) -> tuple[str, ...]:
-        """Those of the run that guests of a machine go through."""
-        return tuple(filter(architecture_of(machine).has_phase, self._options.phases))
+        return phases_on(self._options, machine)
 
     def _see(self, machine: str, family: str, binary: QemuBinary, recorder: Mapping[str, str]) -> Seen:
         loader = binary.identity()
@@ -548,19 +428,6 @@ class Run:
             self._emit(MachineSeen(machine=seen.result()))
         return seen.ability
 
-    def _plan(self, seen: Seen, devices: list[str], phases: Sequence[str], accel: str, cpus: int) -> list[CellPlan]:
-        return plan_cells(
-            route=seen.route,
-            machine=seen.machine,
-            devices=devices,
-            phases=phases,
-            schedules=self._options.schedules,
-            guest_modes=self._options.guest_modes,
-            loads=self._options.loads,
-            accel=accel,
-            cpus=cpus,
-        )
-
     def _add(self, plans: Sequence[CellPlan]) -> None:
         rows: dict[str, list[str]] = {}
         for plan in plans:
@@ -581,7 +448,7 @@ class Run:
                 case Loaded():
                     if said.cell not in begun:
                         begun.add(said.cell)
-                        self._watcher.start_cell(said.cell)
+                        self._begin(said.cell)
                     self._watcher.loads(said.cell, said.total)
                 case CellDone():
                     judged.add(said.planned)
@@ -591,7 +458,7 @@ class Run:
                     learnt.extend(said.exclusions)
 
         if not by_schedule(LANES[task.request.lane]):
-            self._watcher.start_cell(str(task.answers[0]))  # it stands for all, and tells no loads
+            self._begin(str(task.answers[0]))  # it stands for all, and tells no loads
         try:
             self._worker.run(task, tell)
         except (HostError, Stopped):
@@ -610,6 +477,22 @@ class Run:
             self._here.clear(task)
             self._release(pack)
         return following
+
+    def _has_any(self, due: GuestDue) -> bool:
+        """Whether a cell of a guest is judged here: of its schedules, or of another lane."""
+        devices = {plan.device for plan in due.plans}
+        return self._share is None or self._share.has_row(due.plans[0].key, devices)
+
+    def _mine(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those whose cells are judged here, and those whose findings they leave out."""
+        share = self._share
+        if share is None:
+            return list(tasks)
+        return with_causes(tasks, LANES, lambda task: any(share.has(str(key)) for key in task.answers))
+
+    def _begin(self, cell: str) -> None:
+        if self._share is None or self._share.has(cell):
+            self._watcher.start_cell(cell)
 
     def _release(self, pack: StatePack) -> None:
         """A guest is judged: what was held for it is let go, so that memory does not grow with the guests of a run."""
@@ -635,6 +518,8 @@ class Run:
         self._keep(str(plan.key), cell)
 
     def _keep(self, planned: str, cell: Cell) -> None:
+        if self._share is not None and not self._share.has(planned):
+            return  # judged for what it says of others
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
         self._emit(Judged(planned=planned, cell=cell))
@@ -649,11 +534,6 @@ def _place_of(lane: Lane) -> Place:
 def _alone(plans: Sequence[CellPlan]) -> bool:
     """Whether all cells are one device's, so that what became of them is its doing."""
     return len({plan.device for plan in plans}) == 1
-
-
-def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[str]:
-    """Those phases that a device's guest reaches."""
-    return phases if guest is None else reached(guest, phases)
 
 
 def _lacking(pack: StatePack, binary: QemuBinary) -> Lack | None:

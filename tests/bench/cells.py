@@ -55,7 +55,8 @@ from harness.results.folder import held_against
 from harness.results.key import CellKey, Route
 from harness.results.outcome import ControlName, ControlResult, Isolation, IsolationWay, Outcome
 from harness.results.verdict import FailureClass, Verdict
-from harness.work.run import Options, Run
+from harness.work.asked import Options
+from harness.work.run import Run
 
 #: For 10,000 cells.
 LIMIT_S, LIMIT_BYTES, LIMIT_RSS_BYTES = 20.0, 60_000_000, 500_000_000
@@ -205,8 +206,8 @@ Job = Callable[[], "list[Any]"]
 class _PaperRun(Run):
     """A run whose work is done by functions of this file."""
 
-    def _seen_of(self, subject: Any) -> Any:
-        return None
+    def _announced(self, subject: Any) -> Any:
+        return subject
 
     def _do(self, due: Any) -> list[Any]:
         todo: list[Any] = due()

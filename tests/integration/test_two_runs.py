@@ -13,7 +13,8 @@ from harness.qemu.binary import QemuBinary, probe_binary
 from harness.results.events import Started
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
-from harness.work.run import Options, Run, load_pack_rows
+from harness.work.asked import Options
+from harness.work.run import Run, load_pack_rows
 
 LOADS = 200
 #: So many that a run of them does not end while the test lasts.

@@ -14,7 +14,7 @@ from harness.commands.selection import DeviceSelection
 from harness.devices.device import Device
 from harness.qemu.binary import QemuBinary
 from harness.qualify.pairs import QemuPair
-from harness.work.run import Options
+from harness.work.asked import Options
 
 
 def test_derived_devices_are_found_on_the_machine_of_each_pair(

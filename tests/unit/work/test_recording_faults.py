@@ -36,7 +36,8 @@ from harness.state.recordings import Recordings
 from harness.state.transforms import GuestMode
 from harness.work import guests as guests_module
 from harness.work import run as run_module
-from harness.work.run import Options, Run
+from harness.work.asked import Options
+from harness.work.run import Run
 
 DRIVERS = ("ahci", "sd_mod", "virtio_pci", "virtio_blk")
 SHA = "ab" * 32

@@ -48,7 +48,8 @@ from harness.state.transforms import GuestMode
 from harness.work import guests as guests_module
 from harness.work import run as run_module
 from harness.work import worker as worker_module
-from harness.work.run import Options, Run, Subject, load_pack_rows
+from harness.work.asked import Options, Subject
+from harness.work.run import Run, load_pack_rows
 from harness.work.task import Task
 from harness.work.worker import LocalWorker, Reported, Tell
 

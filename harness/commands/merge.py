@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload merge``: the shards of a run as one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+
+from harness.commands.execute import report_matrix
+from harness.commands.output import err
+from harness.errors import UsageError
+from harness.report.merged import merged_text
+from harness.report.writer import write_reports
+from harness.results.events import EVENTS_NAME, EventLog, fold_file
+from harness.results.folder import held_against
+from harness.results.known import load_known
+from harness.results.merged import merge as put_together
+
+
+def merge(folders: tuple[Path, ...], out: Path, known: Path | None, as_json: bool) -> int:
+    """Write the reports of the whole run; returns its exit code, or 3 where something is missing."""
+    if any(out.absolute() == (folder if folder.is_dir() else folder.parent).absolute() for folder in folders):
+        raise UsageError(f"--out {out}: a shard is there; name another folder")
+    issues = None if known is None else load_known(known)
+    merged = put_together(folders, issues)
+    with EventLog(out) as log:
+        for event in merged.events:
+            log.write(event)
+    fold = fold_file(out / EVENTS_NAME)
+    held = held_against(fold.document(), fold.started)
+    write_reports(held.doc, out)
+    for line in merged_text(merged):
+        err.print(escape(line), soft_wrap=True)
+    return report_matrix(held, out, as_json=as_json, cut="incomplete")
