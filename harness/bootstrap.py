@@ -36,7 +36,8 @@ Installs what is missing, then runs COMMAND. With nothing to install it starts C
 
 What may be installed:
   Debian packages          qemu-system-x86, python3-venv, and what else is missing, by apt-get as root or
-                           through sudo; inspect and doctor need no QEMU and install none
+                           through sudo; inspect, doctor and history need no QEMU and
+                           install none
   .venv                    in this folder: the project with its Python packages, and tox, by pip from PyPI
 Nothing else is changed; without .venv the next call makes it again.
 
@@ -58,7 +59,8 @@ DPKG_LOCK_TIMEOUT_S = 300
 
 _APT = ("apt-get", "install", "-y", "--no-install-recommends")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_WITHOUT_HOST = ("inspect", "doctor", "known")
+_POSTGRESQL = Path("/usr/lib/postgresql")
+_WITHOUT_HOST = ("inspect", "doctor", "known", "history", "compare", "baseline", "import", "prune")
 #: They repeat a break under gdb.
 _WITH_STACKS = ("test", "explain", "bundle")
 _UNFETCHED = re.compile(r"^[EW]: Failed to fetch \S+?://([^/\s]+)\S*\s+(.*)$", re.MULTILINE)
@@ -145,9 +147,16 @@ def missing_needs(command: str, arguments: Sequence[str] = ()) -> list[Need]:
     for program, package in programs:
         if shutil.which(program) is None:
             needs.append(Need(program, package))
+    if command == "test" and not _has_postgresql():
+        needs.append(Need("PostgreSQL", "postgresql"))
     if not _KEYRING.exists():
         needs.append(Need(str(_KEYRING), "debian-archive-keyring"))
     return needs
+
+
+def _has_postgresql() -> bool:
+    # Debian's server programs are not in the path; the tests start one of their own.
+    return bool(shutil.which("initdb")) or any(_POSTGRESQL.glob("*/bin/initdb"))
 
 
 def _names_a_qemu(arguments: Sequence[str]) -> bool:

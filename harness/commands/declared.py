@@ -326,6 +326,41 @@ def history(**given: Any) -> int:
     return run(**given)
 
 
+@click.command(cls=OwningCommand)
+@click.argument("before", metavar="RUN")
+@click.argument("after", metavar="RUN")
+@click.option("--rules", type=FILE, metavar="FILE", help="Rules of what is new, back or flaky.  [default: built in]")
+@click.option("--all", "everything", is_flag=True, help="Show every cell, and those that did not run.")
+@shared(options.history_option, json_option)
+def compare(**given: Any) -> int:
+    """Say what is new, back or gone in one run against an earlier one.
+
+    RUN is last, last~1 (the one before), baseline, or a run's name or its beginning. The earlier run comes first. Exit
+    codes: 1 when something is new or back, else 3 when planned cells were not judged, else 0.
+    """
+    from harness.commands.history import compare_runs
+
+    return compare_runs(**given)
+
+
+@click.group(cls=Commands)
+def baseline() -> None:
+    """Name the run that others are compared with."""
+
+
+@baseline.command("set")
+@click.argument("run", metavar="RUN")
+@options.history_option
+def baseline_set(**given: Any) -> int:
+    """Make RUN the baseline.
+
+    RUN is last, last~1, or a run's name or its beginning. The baseline is never pruned.
+    """
+    from harness.commands.history import set_baseline
+
+    return set_baseline(**given)
+
+
 @click.command("import", cls=OwningCommand)
 @click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
 @shared(options.history_option, json_option)
@@ -337,6 +372,22 @@ def import_(**given: Any) -> int:
     from harness.commands.history import import_runs
 
     return import_runs(**given)
+
+
+@click.command(cls=OwningCommand)
+@click.option("--keep", metavar="N|DAYSd", help="Keep so many runs, or those of so many days: 200, or 90d.")
+@click.option("--logs", "log_days", type=click.FloatRange(0), metavar="DAYS", help="Keep logs for so many days.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@shared(options.history_option, json_option)
+def prune(**given: Any) -> int:
+    """Remove old runs and logs from a history.
+
+    The baseline stays, and a run that still goes on. Signatures stay, and know when they were seen first. Logs are the
+    causes and the text of cells that were not ok.
+    """
+    from harness.commands.history import prune_runs
+
+    return prune_runs(**given)
 
 
 @click.command(cls=OwningCommand)
@@ -545,7 +596,10 @@ COMMANDS = (
     bisect,
     known,
     history,
+    compare,
+    baseline,
     import_,
+    prune,
     inspect,
     claims,
     qemu,

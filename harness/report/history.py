@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from harness.report.text import columns, duration, number, plural
 from harness.results.verdict import Verdict
-from harness.store.document import HistoryDoc
+from harness.store.document import Change, CompareDoc, HistoryDoc
 from harness.store.read import OutcomeRow, RunRow, SignatureRow
+from harness.store.states import CellState, Look
 from harness.store.write import RunState
 
 _STATES = {
@@ -69,6 +70,98 @@ def signature_lines(found: SignatureRow) -> Iterator[str]:
     yield f"  QEMUs: {', '.join(found.qemus)}; cells: {number(len(found.cells))}{hosts}"
     if found.known:
         yield f"  known: {found.known}"
+
+
+_TITLES = {
+    "new": "new",
+    "back": "back: seen before, and not in the earlier run",
+    "fixed": "fixed: not seen, and its reproducer says that it is gone",
+    "unseen": "unseen: not seen any more, and no reproducer was asked",
+    "flaky": "flaky: comes and goes",
+    "still": "still there",
+}
+#: What is told in full only when it is asked for: it is not what a morning is about.
+_QUIET = ("still",)
+_MAX_CELLS = 3
+_MAX_NOT_RUN = 6
+
+
+def compare_text(doc: CompareDoc, *, everything: bool = False) -> str:
+    """Lines for the terminal, without colours.
+
+    :param everything: each cell is named
+    """
+    return "\n".join(_compared(doc, everything))
+
+
+def _compared(doc: CompareDoc, everything: bool) -> Iterator[str]:
+    yield f"{_named(doc.after)} against {_named(doc.before)}"
+    counts = [(name, len(getattr(doc, name))) for name in (*_TITLES, "not_run")]
+    yield "  " + ", ".join(f"{number(count)} {name.replace('_', ' ')}" for name, count in counts)
+    for name, title in _TITLES.items():
+        changes: Sequence[Change] = getattr(doc, name)
+        if changes:
+            yield ""
+            yield f"{title}:"
+            yield from _signatures(changes, doc, most=None if everything else 0 if name in _QUIET else _MAX_CELLS)
+    if doc.not_run:
+        yield ""
+        yield from _not_run(doc.not_run, everything)
+    if doc.after.state is not RunState.ENDED:
+        yield ""
+        yield f"{doc.after.name} {_STATES[doc.after.state]}"
+
+
+def _named(run: RunRow) -> str:
+    marks = f", {', '.join(run.marks)}" if run.marks else ""
+    return f"{run.name} ({run.started[:16].replace('T', ' ')} UTC{marks})"
+
+
+def _signatures(changes: Sequence[Change], doc: CompareDoc, most: int | None) -> Iterator[str]:
+    """Each signature once, with its cells.
+
+    :param most: cells to be named; None for all
+    """
+    groups: dict[str, list[Change]] = {}
+    for change in changes:
+        groups.setdefault(change.signature, []).append(change)
+    for signature, mine in groups.items():
+        known = next((f" (known: {each.known})" for each in mine if each.known), "")
+        yield f"  {signature}{known}: {plural(len(mine), 'cell')}"
+        shown = mine[:most]
+        yield from (f"    {line}" for line in columns([_change(change) for change in shown]) if shown)
+        if most and len(mine) > most:
+            yield f"    and {number(len(mine) - most)} more"
+        if mine[0].state in (CellState.NEW, CellState.BACK) and doc.after.folder:
+            yield f"    next: postload explain {mine[0].cell} --run {doc.after.folder}"
+
+
+def _change(change: Change) -> tuple[str, ...]:
+    rate = change.rate
+    often = f"{rate.failed} of the last {rate.judged} failed" if rate and rate.changes > 1 else ""
+    return change.cell, f"was {_was(change)}, is {verdict_text(change.now)}", often
+
+
+def _was(change: Change) -> str:
+    return "never judged" if change.was is None else str(change.was)
+
+
+_NOT_RUN = {
+    Look.UNJUDGED: "was planned, and nobody came to it",
+    Look.UNDECIDED: "could not be decided",
+    Look.ABSENT: "not planned",
+}
+
+
+def _not_run(changes: Sequence[Change], everything: bool) -> Iterator[str]:
+    for look, why in _NOT_RUN.items():
+        mine = [change for change in changes if change.look is look]
+        if mine:
+            yield f"not run, {why}: {plural(len(mine), 'cell')}"
+            shown = mine if everything else mine[:_MAX_NOT_RUN]
+            yield from (f"  {line}" for line in columns([_change(change) for change in shown]))
+            if len(mine) > len(shown):
+                yield f"  and {number(len(mine) - len(shown))} more: --all names them"
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

@@ -102,12 +102,11 @@ class CellKey:
 
     @property
     def line(self) -> str:
-        """The key with the lines of releases of its QEMUs: the same for 7.2.22 and 7.2.23, ``7.2/pc-q35-7.2/...``.
-
-        Two point releases of one line in one route stay apart.
+        """What a cell and its further looks have in common from one point release to the next: ``7.2/pc-q35-7.2/...``
+        of 7.2.22 and 7.2.23. Two point releases in one route stay apart.
         """
-        route = Route(recorder=_line(self.route.recorder), loader=_line(self.route.loader))
-        return str(self if route.at_home is not self.route.at_home else replace(self, route=route))
+        route = Route(recorder=release_line(self.route.recorder), loader=release_line(self.route.loader))
+        return str(replace(self, rest=0, route=self.route if route.at_home is not self.route.at_home else route))
 
     @property
     def slug(self) -> str:
@@ -211,8 +210,11 @@ def labels(builds: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def _line(label: str) -> str:
-    """``7.2`` of ``7.2.22``, ``7.2~2`` of ``7.2.22~2``; a name that the user gave stays."""
+def release_line(label: str) -> str:
+    """The line of releases that a QEMU is of, by its label: ``7.2`` of ``7.2.22``, ``7.2~2`` of ``7.2.22~2``.
+
+    A name that the user gave stays.
+    """
     return _POINT_RELEASE.sub(r"\1\2", label)
 
 

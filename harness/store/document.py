@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from harness.results.verdict import Verdict
 from harness.store.read import OutcomeRow, RunRow, SignatureRow
+from harness.store.states import CellState, FailRate, Look
+from harness.store.write import RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,74 @@ class HistoryDoc:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What became of a finding in a cell, or of a cell that says nothing now.
+
+    :param cell: key as text; of the later run where that has the cell
+    :param line: key without the last number of its QEMUs and without ``+rest``
+    :param signature: of the finding, empty where there is none
+    :param was: the verdict in the earlier run, or in the last one before it that judged the cell; None where none did
+    :param now: the verdict in the later run; None where it was not judged there
+    :param look: what the later run says of the finding; of a cell that did not run: unjudged, undecided or absent
+    :param known: link of the known issue that it is
+    :param rate: how often the cell failed so lately, of kinds of findings that can be flaky
+    """
+
+    state: CellState
+    cell: str
+    line: str
+    signature: str
+    was: Verdict | None
+    now: Annotated[Verdict | None, Field(alias="is")]
+    look: Look
+    known: str = ""
+    rate: FailRate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareDoc:
+    """Two runs, held against each other.
+
+    :param not_run: cells that the later run says nothing of: planned and not judged, undecided, or judged by the
+        earlier run alone
+    """
+
+    schema: Literal["postload.compare/1"] = "postload.compare/1"
+    before: RunRow
+    after: RunRow
+    new: tuple[Change, ...] = ()
+    back: tuple[Change, ...] = ()
+    fixed: tuple[Change, ...] = ()
+    unseen: tuple[Change, ...] = ()
+    still: tuple[Change, ...] = ()
+    flaky: tuple[Change, ...] = ()
+    not_run: tuple[Change, ...] = ()
+
+    @property
+    def missing(self) -> tuple[Change, ...]:
+        """Planned cells that were not judged, or came to nothing."""
+        return tuple(change for change in self.not_run if change.look is not Look.ABSENT)
+
+    @property
+    def exit_code(self) -> int:
+        """1 when something is new or back, else 3 when not all was judged that was planned, or nothing was, else 0."""
+        if self.new or self.back:
+            return 1
+        whole = self.after.state is RunState.ENDED and self.after.judged > 0
+        return 0 if whole and not self.missing else 3
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        found: dict[str, Any] = TypeAdapter(CompareDoc).dump_python(self, mode="json", by_alias=True)
+        return found
+
+
+def compare_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of ``postload compare --json``."""
+    return schema_of(CompareDoc)
+
+
 def history_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``postload history --json``."""
     return schema_of(HistoryDoc)
@@ -40,5 +111,5 @@ def history_schema() -> dict[str, Any]:
 
 def schema_of(model: Any) -> dict[str, Any]:
     """The JSON Schema (2020-12) of a document."""
-    schema = TypeAdapter(model).json_schema(mode="serialization")
+    schema = TypeAdapter(model).json_schema(mode="serialization", by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

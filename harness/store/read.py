@@ -13,7 +13,7 @@
         history.signatures()                          # first and last seen, on which QEMUs, hosts and cells
 
 All that comes back is frozen, and none of it holds the database. Times are ISO 8601 in UTC. A cell has its key as text,
-and its ``line``: the key without the last number of its QEMUs, by which nights over point releases are compared.
+and its ``line``: the key without the last number of its QEMUs and without ``+rest``, by which nights are compared.
 Nothing here changes the history, but for :func:`open_history`, which marks runs that were killed.
 """
 
@@ -24,17 +24,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 import zstandard
 
 from harness.errors import UsageError
 from harness.results.document import Cell, MachineResult, read_model
-from harness.results.verdict import FailureClass, Verdict
+from harness.results.verdict import FINDINGS, FailureClass, Verdict
 from harness.store import tables as t
 from harness.store.engine import open_store, told
 from harness.store.importing import heal
+from harness.store.states import Reproduced
 from harness.store.write import RunState
 
 BASELINE = "baseline"
@@ -94,7 +95,7 @@ class OutcomeRow:
 
     :param run: name of the run
     :param cell: key as text
-    :param line: key without the last number of its QEMUs
+    :param line: key without the last number of its QEMUs and without ``+rest``
     :param phases: as they stand in the key
     :param verdict: None when it was planned and not judged; all below is then empty
     :param signature: of its finding, or of what the host did
@@ -138,8 +139,8 @@ class OutcomeRow:
 class SignatureRow:
     """A finding through all runs.
 
-    :param first_run: in which it was seen first, by time; ``first_seen`` is when that run started
-    :param runs: in how many it was seen
+    :param first_run: in which it was seen first, by time, and which may be pruned; ``first_seen`` is when it started
+    :param runs: in how many it was seen, of those that are kept
     :param cells: keys of the cells that had it, sorted
     :param qemus: labels of the QEMUs that loaded, sorted
     :param known: link of a known issue that it was held for, the last
@@ -164,6 +165,39 @@ class SignatureRow:
     known: str = ""
 
 
+class Glance(NamedTuple):
+    """The least of an outcome, for comparisons of many; as in :class:`OutcomeRow`.
+
+    :param run: number of the run
+    """
+
+    run: int
+    line: str
+    cell: str
+    verdict: Verdict | None
+    signature: str
+    known: str
+    loader: str
+
+
+class Sighting(NamedTuple):
+    """A finding in a cell in a run.
+
+    :param started: when the run did
+    """
+
+    signature: str
+    line: str
+    run: str
+    started: str
+    known: str
+
+    @property
+    def qemu(self) -> str:
+        """The route, by the lines of releases of its QEMUs."""
+        return self.line.partition("/")[0]
+
+
 class RateKind(StrEnum):
     """What is measured; the value is what is stored."""
 
@@ -185,14 +219,6 @@ class Rate:
     @property
     def ratio(self) -> float:
         return self.value / self.control
-
-
-class Reproduced(StrEnum):
-    """What the reproducer of a finding says of a build."""
-
-    STILL = "still"  # the finding is there
-    GONE = "gone"  # it ran to its end without the finding
-    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,10 +269,7 @@ class History:
         :param before: only those that are older
         """
         query = _RUNS.order_by(t.runs.c.started.desc(), t.runs.c.id.desc()).limit(limit)
-        if before is not None:
-            mine = sa.tuple_(t.runs.c.started, t.runs.c.id)
-            query = query.where(mine < sa.tuple_(before.started, before.number))
-        return self._run_rows(query)
+        return self._run_rows(query if before is None else self._older(query, before))
 
     def run(self, text: str) -> RunRow:
         """The run that a user means: ``last``, ``last~1`` (the one before), ``baseline``, a name or its beginning.
@@ -307,6 +330,45 @@ class History:
         found = [row for part in _parts(sorted(lines)) for row in self._outcomes(query.where(t.cells.c.line.in_(part)))]
         return sorted(found, key=lambda row: (order[row.run], row.cell))
 
+    def glances(self, run: RunRow) -> list[Glance]:
+        """The least of each cell of a run, by key."""
+        return self._glances(_GLANCES.where(t.outcomes.c.run_id == run.number))
+
+    def glances_where_it_failed(self, runs: Collection[int], among: Collection[int]) -> list[Glance]:
+        """Of some runs the cells, by line, that have a finding in one of others.
+
+        :param runs: numbers of runs, and ``among`` of those that are looked through for findings
+        """
+        failed = t.outcomes.c.verdict.in_([str(verdict) for verdict in FINDINGS])
+        lines = sa.select(t.cells.c.line).join_from(t.outcomes, t.cells)
+        lines = lines.where(t.outcomes.c.run_id.in_(among), t.outcomes.c.signature_id.is_not(None), failed)
+        return self._glances(_GLANCES.where(t.outcomes.c.run_id.in_(runs), t.cells.c.line.in_(lines)))
+
+    def seen_before(self, run: RunRow, until: RunRow) -> dict[str, set[str]]:
+        """The findings of a run, and on which lines they were seen until an earlier one; by name of the signature.
+
+        A finding that was seen in runs that are pruned is seen on a line with an empty name.
+        """
+        mine = t.outcomes.c.run_id == run.number
+        of_run = sa.select(t.outcomes.c.signature_id).where(mine, t.outcomes.c.signature_id.is_not(None))
+        names = sa.select(t.signatures.c.id, t.signatures.c.name, t.signatures.c.first_seen)
+        rows = self._rows(names.where(t.signatures.c.id.in_(of_run)))
+        found = {row.id: (row.name, {""} if row.first_seen else set()) for row in rows}
+        earlier = sa.select(t.outcomes.c.signature_id, t.cells.c.line).join_from(t.outcomes, t.cells)
+        earlier = earlier.join(t.runs, t.runs.c.id == t.outcomes.c.run_id)
+        time = sa.tuple_(t.runs.c.started, t.runs.c.id) <= sa.tuple_(until.started, until.number)
+        earlier = earlier.where(time, t.outcomes.c.signature_id.in_(of_run))
+        for number, line in map(tuple, self._rows(earlier.distinct())):
+            found[number][1].add(line)
+        return dict(found.values())
+
+    def numbers_before(self, run: RunRow | None, limit: int) -> list[int]:
+        """Numbers of runs that are older than one, or of all, the newest first."""
+        query = sa.select(t.runs.c.id)
+        query = query if run is None else self._older(query, run)
+        query = query.order_by(t.runs.c.started.desc(), t.runs.c.id.desc())
+        return [number for (number,) in self._rows(query.limit(limit))]
+
     def keys(self, part: str) -> list[str]:
         """Keys of cells that hold a text, or whose line does, sorted."""
         holds = (column.contains(part, autoescape=True) for column in (t.cells.c.key, t.cells.c.line))
@@ -338,6 +400,15 @@ class History:
             seen.setdefault(row.signature_id, []).append(row)
         found = [_signature_row(rows) for rows in seen.values()]
         return sorted(found, key=lambda each: (each.last_seen, each.last_run, each.name), reverse=True)
+
+    def sightings(self, name: str | None = None) -> list[Sighting]:
+        """Where findings were seen, the oldest run first.
+
+        :param name: of the signature, for this one alone
+        """
+        query = _SIGHTINGS.where(t.signatures.c.kind != "host")
+        query = query if name is None else query.where(t.signatures.c.name == name)
+        return [Sighting(row.name, row.line, row.run, row.started, row.known or "") for row in self._rows(query)]
 
     def log(self, run: RunRow, cell: str) -> Cell | None:
         """The whole of a cell that was not plainly ok, with its causes and what QEMU printed.
@@ -411,6 +482,16 @@ class History:
             for row in self._rows(query)
         ]
 
+    def _older(self, query: sa.Select[Any], run: RunRow) -> sa.Select[Any]:
+        """Of a query over runs those that began before one."""
+        return query.where(sa.tuple_(t.runs.c.started, t.runs.c.id) < sa.tuple_(run.started, run.number))
+
+    def _glances(self, query: sa.Select[Any]) -> list[Glance]:
+        return [
+            Glance(run, line, cell, _VERDICTS[verdict], signature or "", known or "", loader or "")
+            for run, line, cell, verdict, signature, known, loader in map(tuple, self._rows(query))
+        ]
+
     def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         with told(self.engine), self.engine.connect() as connection:
             return connection.execute(query).all()
@@ -464,6 +545,20 @@ _OUTCOMES = (
     .outerjoin(_LOADERS, _LOADERS.c.id == t.outcomes.c.loader_id)
     .outerjoin(_RECORDERS, _RECORDERS.c.id == t.outcomes.c.recorder_id)
 )
+_GLANCES = (
+    sa.select(
+        t.outcomes.c.run_id,
+        t.cells.c.line,
+        t.cells.c.key,
+        t.outcomes.c.verdict,
+        t.signatures.c.name,
+        t.outcomes.c.known,
+        t.builds.c.sha256,
+    )
+    .join_from(t.outcomes, t.cells)
+    .outerjoin(t.signatures)
+    .outerjoin(t.builds, t.builds.c.id == t.outcomes.c.loader_id)
+)
 _SIGHTINGS = (
     sa.select(
         t.outcomes.c.signature_id,
@@ -471,6 +566,7 @@ _SIGHTINGS = (
         t.runs.c.name.label("run"),
         t.runs.c.started,
         t.cells.c.key,
+        t.cells.c.line,
         t.cells.c.device,
         t.cells.c.loader,
         t.hosts.c.name.label("host"),
@@ -515,6 +611,7 @@ def _build(row: Any) -> Build:
 def _signature_row(rows: Sequence[Any]) -> SignatureRow:
     """Of its sightings, the oldest first."""
     first, last = rows[0], rows[-1]
+    pruned = bool(first.first_seen) and first.first_seen < first.started
     return SignatureRow(
         name=first.name,
         kind=first.kind,
@@ -523,8 +620,8 @@ def _signature_row(rows: Sequence[Any]) -> SignatureRow:
         file=first.file,
         section=first.section,
         family=first.family,
-        first_run=first.run,
-        first_seen=first.started,
+        first_run=first.first_run if pruned else first.run,
+        first_seen=first.first_seen if pruned else first.started,
         last_run=last.run,
         last_seen=last.started,
         runs=len({row.run for row in rows}),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: The migration that these tables are those of.
-HEAD = "0001"
+HEAD = "0002"
 
 metadata = sa.MetaData()
 
@@ -72,7 +72,7 @@ cells = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("key", sa.Text, nullable=False, unique=True),
-    sa.Column("line", sa.Text, nullable=False),  # the key without the last number of its QEMUs
+    sa.Column("line", sa.Text, nullable=False),  # CellKey.line
     sa.Column("recorder", sa.Text, nullable=False),
     sa.Column("loader", sa.Text, nullable=False),
     sa.Column("machine", sa.Text, nullable=False),
@@ -94,6 +94,9 @@ signatures = sa.Table(
     sa.Column("file", sa.Text, nullable=False),
     sa.Column("section", sa.Text, nullable=False),
     sa.Column("family", sa.Text, nullable=False),
+    # of runs that were pruned, the first that had it; empty where none was
+    sa.Column("first_run", sa.Text, nullable=False, server_default=""),
+    sa.Column("first_seen", sa.Text, nullable=False, server_default=""),
 )
 
 outcomes = sa.Table(

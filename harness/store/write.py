@@ -96,10 +96,11 @@ class RunWriter:
                 "seconds": 0.0,
                 "alive": self._clock(),
             }
-            done = connection.execute(self._insert(t.runs).values(row).on_conflict_do_nothing())
-            found = connection.execute(sa.select(t.runs.c.id).where(t.runs.c.name == started.name))
-            self._run = found.scalar_one()
-        return done.rowcount > 0
+            insert = self._insert(t.runs).values(row).on_conflict_do_nothing().returning(t.runs.c.id)
+            made = connection.execute(insert).scalar()
+            query = sa.select(t.runs.c.id).where(t.runs.c.name == started.name)
+            self._run = connection.execute(query).scalar_one()
+        return made is not None
 
     def write(self, events: Sequence[Event]) -> None:
         """Write a batch, or nothing of it."""

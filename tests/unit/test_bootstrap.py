@@ -70,6 +70,7 @@ class Machine:
             monkeypatch.setattr(bootstrap, name, value)
         monkeypatch.setattr(bootstrap, "STATE", self.venv / "setup.json")
         monkeypatch.setattr(bootstrap, "LOG", self.venv / "setup.log")
+        monkeypatch.setattr(bootstrap, "_POSTGRESQL", folder / "postgresql")
         monkeypatch.setattr(bootstrap, "_KEYRING", self.root / "pyproject.toml")
         monkeypatch.setattr(sys, "_base_executable", str(self.bin / "python3"), raising=False)
         monkeypatch.setattr(os, "execv", self._execv)
@@ -80,7 +81,7 @@ class Machine:
         for tool in ("sh", "grep", "mkdir", "chmod", "dirname", "cat"):
             real = next(p for d in ("/bin", "/usr/bin") if (p := Path(d, tool)).exists())
             (self.bin / tool).symlink_to(real)
-        for tool in ("dpkg-deb", "qemu-system-x86_64", "qemu-system-aarch64", "gdb"):
+        for tool in ("dpkg-deb", "qemu-system-x86_64", "qemu-system-aarch64", "gdb", "initdb"):
             self.program(tool, "exit 1")
         self.program("setpriv", 'shift 2; exec "$@"')
         self.program("apt-get", "exit 0")
@@ -259,6 +260,16 @@ def test_only_the_tests_bring_the_qemu_of_another_architecture(machine: Machine,
     machine.lacks("qemu-system-aarch64")
     needs = [need.package for need in bootstrap.missing_needs(command)]
     assert ("qemu-system-arm" in needs) is wanted
+
+
+@pytest.mark.parametrize(("command", "wanted"), [("test", True), ("matrix", False), ("history", False)])
+def test_only_the_tests_bring_a_postgresql(machine: Machine, tmp_path: Path, command: str, wanted: bool) -> None:
+    machine.lacks("initdb")
+    assert ("postgresql" in [need.package for need in bootstrap.missing_needs(command)]) is wanted
+    debian = tmp_path / "postgresql" / "17" / "bin"
+    debian.mkdir(parents=True)
+    (debian / "initdb").touch()
+    assert "postgresql" not in [need.package for need in bootstrap.missing_needs(command)]
 
 
 @pytest.mark.parametrize("offline", [OFFLINE, OFFLINE_3])
