@@ -141,7 +141,7 @@ def missing_needs(command: str, arguments: Sequence[str] = ()) -> list[Need]:
         needs.append(Need("qemu-system-x86_64", "qemu-system-x86"))
     programs = [("setpriv", "util-linux"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")]
     if command == "test":
-        programs.append(("qemu-system-aarch64", "qemu-system-arm"))
+        programs += [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm")]
     if command in _WITH_STACKS:
         programs.append(("gdb", "gdb"))
     for program, package in programs:

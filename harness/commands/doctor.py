@@ -142,6 +142,7 @@ def _tool_checks() -> list[HostCheck]:
         ("apt-get", "apt: on another distribution name a kernel and a busybox in the guest's YAML", False),
         ("dpkg-deb", "dpkg", False),
         ("gdb", "gdb: for backtraces", False),
+        ("swtpm", "swtpm: for devices that are a TPM", False),
     )
     return [
         HostCheck(

@@ -97,6 +97,12 @@ class Canbus(Model):
     kind: Literal["canbus"] = "canbus"
 
 
+class Tpm(Model):
+    """A TPM 2.0 with nothing in it, which a program beside QEMU emulates (:mod:`harness.qemu.swtpm`)."""
+
+    kind: Literal["tpm"] = "tpm"
+
+
 Backend = Annotated[
-    Disk | Netdev | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus, Field(discriminator="kind")
+    Disk | Netdev | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm, Field(discriminator="kind")
 ]

@@ -158,11 +158,13 @@ def _device(kind: DeviceType, variant: str | None, rule: TypeRule) -> Device:
         backends=dict(pair for part in parts for pair in _backends(part)),
         machine=rule.machine,
         memory_room_mib=size_bytes(rule.memory_room or "0") >> 20,
+        cmdline=rule.cmdline,
         within=(rule.within or "") if rule.within in [part.name for part in parts] else "",
         faults=faults,
         reports_errors=rule.reports_errors and not faults,
         takes=frozenset(rule.takes),
         decoder=rule.decoder or "",
+        drift=rule.drift,
         guest=guest.model_copy(update={key: _filled(line, filled) for key, line in guest}),
     )
 

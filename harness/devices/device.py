@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, StringConstraints
 
 from harness.devices.backends import Backend, Model
 from harness.devices.saved import Registers, Rule
@@ -44,6 +44,9 @@ def _kernel_name(name: str) -> str:
 
 #: What the guest's kernel calls a device in its log, such as ``eth[0-9]+``.
 KernelName = Annotated[str, AfterValidator(_kernel_name)]
+
+#: A parameter of the guest's kernel.
+KernelParameter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.=,:-]+$", max_length=64)]
 
 #: A guest command that does nothing.
 NOTHING = "true"
@@ -122,6 +125,7 @@ class Device:
     :param built_in: machine family to the attachments that it has already, by their names
     :param machine: properties of the machine that it needs
     :param memory_room_mib: memory that it may bring beside the machine's own
+    :param cmdline: parameters of the guest's kernel, beside its own; it shares a guest with devices that want the same
     :param within: the attachment that its state is saved with, for one that saves no section of its own
     :param patterns: backend that ``bind`` writes the pattern to, to the disk that the guest sees
     :param faults: backend to the sector of 512 bytes that fails in phase ``io-error``; nothing else may touch it
@@ -145,6 +149,7 @@ class Device:
     built_in: Mapping[str, Mapping[str, BuiltIn]] = field(default_factory=dict)
     machine: Mapping[str, bool | int] = field(default_factory=dict)
     memory_room_mib: int = 0
+    cmdline: tuple[KernelParameter, ...] = ()
     within: str = ""
     patterns: Mapping[str, str] = field(default_factory=dict)
     faults: Mapping[str, int] = field(default_factory=dict)

@@ -15,8 +15,20 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, StringConstraints, model_validator
 
-from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Model, Netdev
-from harness.devices.device import VARIANT, Attachment, BuiltIn, Device, GuestCommands, KernelName
+from harness.devices.backends import (
+    Audiodev,
+    Backend,
+    Canbus,
+    Chardev,
+    Cryptodev,
+    Disk,
+    Fsdev,
+    Memdev,
+    Model,
+    Netdev,
+    Tpm,
+)
+from harness.devices.device import VARIANT, Attachment, BuiltIn, Device, GuestCommands, KernelName, KernelParameter
 from harness.devices.saved import Registers, Rule
 from harness.errors import ConfigError, UsageError
 from harness.files import data_dir
@@ -71,7 +83,8 @@ class _BuiltIn(Model):
 
 #: A backend as YAML has it.
 BackendModel = Annotated[
-    DiskModel | MemdevModel | Netdev | Chardev | Audiodev | Fsdev | Cryptodev | Canbus, Field(discriminator="kind")
+    DiskModel | MemdevModel | Netdev | Chardev | Audiodev | Fsdev | Cryptodev | Canbus | Tpm,
+    Field(discriminator="kind"),
 ]
 
 
@@ -85,6 +98,7 @@ class _Recipe(Model):
     backends: dict[Word, BackendModel] = Field(default_factory=dict)
     machine: dict[Word, bool | int] = Field(default_factory=dict)
     memory_room: Size | None = Field(default=None, alias="memory-room")
+    cmdline: tuple[KernelParameter, ...] = ()
     reports_errors: bool = Field(default=False, alias="reports-errors")
     within: Word | None = None
     built_in: dict[str, dict[Word, _BuiltIn]] = Field(default_factory=dict, alias="built-in")
@@ -173,6 +187,7 @@ def _device(recipe: _Recipe) -> Device:
         machine=recipe.machine,
         within=recipe.within or "",
         memory_room_mib=size_bytes(recipe.memory_room or "0") >> 20,
+        cmdline=recipe.cmdline,
         built_in={
             family: {name: BuiltIn(bus=b.bus, address=b.address, without=b.without) for name, b in parts.items()}
             for family, parts in recipe.built_in.items()
@@ -211,6 +226,7 @@ def recipe_text(device: Device) -> str:
         "backends": {name: _backend_text(device, name) for name in device.backends},
         "machine": dict(device.machine),
         "memory-room": f"{device.memory_room_mib}M" if device.memory_room_mib else "",
+        "cmdline": list(device.cmdline),
         "built-in": {
             family: {name: asdict(built) for name, built in parts.items()} for family, parts in device.built_in.items()
         },

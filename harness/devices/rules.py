@@ -18,8 +18,9 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from harness.devices.backends import Model
-from harness.devices.device import GuestCommands
+from harness.devices.device import GuestCommands, KernelParameter
 from harness.devices.recipe import BackendModel, Key, Size, Type, Word
+from harness.devices.saved import Rule
 from harness.devices.types import DeviceType
 from harness.files import data_dir
 from harness.yamlfile import load_model
@@ -98,8 +99,10 @@ class TypeRule(Model):
     :param before: what it stands on; later rules replace the whole list
     :param after: what is attached to it
     :param properties: of the device itself, and so are ``needs`` and ``references``
+    :param cmdline: parameters of the guest's kernel; it shares a guest with devices that want the same
     :param within: the attachment that its state is saved with, for one that saves none of its own
     :param takes: names of which a guest has one
+    :param drift: fields of its sections that move by nature
     :param reports_errors: its disks report each error to the guest, and QEMU cannot stop for one
     :param guest: commands, each of which a later rule replaces alone. ``{name}`` in them, and in properties, stands for
         the device's name, and ``{hint}`` for ``hint``: where the guest has what is on no PCI bus.
@@ -119,9 +122,11 @@ class TypeRule(Model):
     references: dict[Key, Word] = Field(default_factory=dict)
     machine: dict[Word, bool | int] = Field(default_factory=dict)
     memory_room: Size | None = Field(default=None, alias="memory-room")
+    cmdline: tuple[KernelParameter, ...] = ()
     within: Word | None = None
     takes: tuple[str, ...] = ()
     decoder: str | None = None
+    drift: tuple[Rule, ...] = ()
     reports_errors: bool = Field(default=False, alias="reports-errors")
     guest: GuestCommands | None = None
     hint: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:*@-]+$")] | None = None

@@ -16,7 +16,7 @@ import re
 from fnmatch import fnmatchcase
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Audiodev, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Model, Netdev
+from harness.devices.backends import Audiodev, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Model, Netdev, Tpm
 from harness.errors import PackError
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
@@ -24,7 +24,7 @@ from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
 #: Types that stand on the host's own hardware, processes, files or sound.
 _HOST_TYPES = (
     *("*vfio*", "vhost*", "*vhost-*", "xen*", "usb-host*", "usb-mtp", "usb-braille", "u2f-*", "canokey", "ivshmem*"),
-    *("*loader", "*passthr*", "tpm*", "*tpm-*", "*rutabaga*", "*-gl", "*-gl-pci", "virtio-input-host*", "x-*"),
+    *("*loader", "*passthr*", "*tpm-proxy", "*rutabaga*", "*-gl", "*-gl-pci", "virtio-input-host*", "x-*"),
     *("pvrdma", "ccid-card-emulated", "hv-syndbg", "igd-*", "scsi-generic", "scsi-block", "sev-*"),
     *("tdx-*", "sgx-*", "*nitro*", "migration"),
 )
@@ -57,6 +57,7 @@ _BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Fsdev: re.compile(r"fsdev"),
     Cryptodev: re.compile(r"cryptodev"),
     Canbus: re.compile(r"canbus[0-7]?"),
+    Tpm: re.compile(r"tpmdev"),
 }
 #: Properties that name another device of the plan.
 _REFERENCE_KEYS = frozenset({"bmc", "subsys", "target", "primary-bus"})

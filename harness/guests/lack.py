@@ -13,6 +13,7 @@ class Lacks(StrEnum):
 
     MACHINE = "machine"  # the QEMU has no such machine
     TYPES = "device-types"  # the QEMU has no device of these types
+    PROGRAM = "program"  # this host has no such program, which is in that package of Debian's
     RECORDED_TYPES = "recorded-device-types"  # the recorded guest has devices of these types, and the QEMU has not
     BUS = "bus"  # no bus of the machine is known
     SLOT = "slot"  # all slots of the bus are taken

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev
+from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev, Tpm
 from harness.errors import HostError, PackError
 from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
+from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan, PlacedDevice
+from harness.qemu import swtpm
 from harness.qemu.cmdline import CommandLine, Option, Scalar
 from harness.qemu.listed import listing
 from harness.qemu.walls import SANDBOX, confined, standing
@@ -196,6 +198,13 @@ class Machine:
             raise HostError(f"cannot make images in {workdir}: {error.strerror}") from error
 
 
+def lacking_program(backends: Iterable[Backend]) -> Lack | None:
+    """The program that one of some backends is and that this host has not, or None where it has all."""
+    if any(isinstance(backend, Tpm) for backend in backends) and swtpm.program() is None:
+        return Lack(what=Lacks.PROGRAM, names=(swtpm.PROGRAM, swtpm.PACKAGE))
+    return None
+
+
 def small_machine(name: str, accel: str = "tcg", memory_mib: int = 16) -> Machine:
     """A machine with nothing in it, to ask a QEMU something."""
     return Machine(plan=GuestPlan(machine=name, family=family_of(name), memory_mib=memory_mib), accel=accel)
@@ -278,6 +287,8 @@ def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[
         yield Option(name=backend.kind, first=backend.type, props={"id": name})
     elif isinstance(backend, Memdev | Cryptodev | Canbus):
         yield _object_option(name, backend)
+    elif isinstance(backend, Tpm):
+        yield swtpm.tpm_option(name)
     else:
         yield from _disk_options(machine, name, backend)
         if name in machine.faults:

@@ -127,7 +127,7 @@ class _GuestDraft:
     def suits(self, device: Device) -> bool:
         """Whether a device wants the same machine, and the same company."""
         like = self.like
-        if like is None or (like.default, like.machine) != (device.default, device.machine):
+        if like is None or _ways(like) != _ways(device):
             return False
         alike, count = self.crowd(device)
         return like.default or (alike < _MOST_OF_A_TYPE and count < _MOST_DEVICES)
@@ -226,6 +226,11 @@ class _GuestDraft:
             )
         )
         return name
+
+
+def _ways(device: Device) -> tuple[object, ...]:
+    """In what a guest is another one with a device: those that share a guest have all of it in common."""
+    return device.default, device.machine, device.cmdline
 
 
 def _type_of(device: Device) -> str:

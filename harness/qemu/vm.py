@@ -7,6 +7,7 @@ either side dies.
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir, socket_path
 from harness.qemu.scope import ProcessScope
+from harness.qemu.swtpm import TpmEmulator
 
 START_TIMEOUT_S = 30.0
 
@@ -33,6 +35,7 @@ class Vm:
     :param passed: further sockets that the command line names by number
     :param scope: the run that it belongs to (see :class:`~harness.qemu.process.Process`)
     :raises QemuError: QEMU ended before it greeted; the message holds what it printed
+    :raises MissingError: it has a TPM, and there is no emulator for it here
     """
 
     def __init__(
@@ -44,32 +47,45 @@ class Vm:
         env: dict[str, str] | None = None,
         scope: ProcessScope | None = None,
     ) -> None:
+        folder = workdir or new_workdir()
+        try:
+            self._tpms = _tpms(command, scope)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         qmp, qmp_child = socket.socketpair()
         self.console, console_child = socket.socketpair()
-        folder = workdir or new_workdir()
         line = command.plus(
             *_socket_chardev("postload-qmp", qmp_child),
             Option(name="mon", props={"chardev": "postload-qmp", "mode": "control"}),
             *_socket_chardev("postload-console", console_child, logfile=str(folder / "console.log")),
             Option(name="serial", first="chardev:postload-console"),
+            *(tpm.option for tpm in self._tpms),
         )
+        inherited = [qmp_child, console_child, *(tpm.line for tpm in self._tpms)]
         try:
-            passed = [qmp_child, console_child, *passed]
             self.process = Process(
-                line.argv(), scope=scope, passed=passed, workdir=folder, env=env, confinement=command.confinement
+                line.argv(),
+                scope=scope,
+                passed=[*inherited, *passed],
+                workdir=folder,
+                env=env,
+                confinement=command.confinement,
             )
         except BaseException:
+            self._close_tpms()
             self.console.close()
             qmp.close()
             raise
         finally:
-            qmp_child.close()
-            console_child.close()
+            for sock in inherited:
+                sock.close()
         try:
             self.monitor = Monitor(qmp, self.process.clock, timeout_s=START_TIMEOUT_S)
         except (QemuError, DeadlineError) as error:
             ended = self.process.wait(1.0)
             text = self.process.stderr().strip()
+            self._close_tpms()
             self.console.close()
             self.process.close()
             how = f"it ended with {ended}" if ended else str(error)
@@ -100,11 +116,16 @@ class Vm:
             return ""
 
     def close(self) -> None:
-        """Kill QEMU, close both sockets, remove the scratch folder."""
+        """Kill QEMU and what works beside it, close both sockets, remove the scratch folder."""
         self.process.kill()
+        self._close_tpms()
         self.monitor.close()
         self.console.close()
         self.process.close()
+
+    def _close_tpms(self) -> None:
+        for tpm in self._tpms:
+            tpm.close()
 
     def __enter__(self) -> Vm:
         return self
@@ -113,6 +134,20 @@ class Vm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _tpms(command: CommandLine, scope: ProcessScope | None) -> list[TpmEmulator]:
+    """The emulators that a command line wants."""
+    started: list[TpmEmulator] = []
+    try:
+        for option in command.options:
+            if option.name == "tpmdev":
+                started.append(TpmEmulator(option, scope=scope, confinement=command.confinement))
+    except BaseException:
+        for tpm in started:
+            tpm.close()
+        raise
+    return started
 
 
 def _socket_chardev(name: str, child: socket.socket, **more: str) -> tuple[Option, ...]:

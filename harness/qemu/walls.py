@@ -78,6 +78,10 @@ class Confinement:
         """With one more folder of its own."""
         return Confinement(walls=self.walls, read=self.read, write=(*self.write, str(folder)))
 
+    def beside(self, program: str) -> Confinement:
+        """The same walls around a program that its QEMU works with, which has no folder yet."""
+        return Confinement(walls=self.walls, read=(*_SYSTEM, program))
+
     def argv(self, argv: Sequence[str]) -> list[str]:
         """A program behind the launcher; it dies with this process.
 

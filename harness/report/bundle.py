@@ -329,10 +329,17 @@ def _scratch(document: dict[str, Any]) -> str:
     return f"\n   SCRATCH is a folder with empty images: {', '.join(images)}." if images else ""
 
 
+def _tpm(document: dict[str, Any]) -> str:
+    """What is beside QEMU where the machine has a TPM."""
+    if not any(option["name"] == "tpmdev" for option in document["options"]):
+        return ""
+    return "# The chardev of -tpmdev is a socket to a swtpm with an empty TPM: reproduce.py starts one.\n"
+
+
 def _command_file(document: dict[str, Any]) -> str:
     scratch = _scratch(document).strip()
     return (
-        f"{shell_line(document)}\n\n{f'# {scratch}{chr(10)}' if scratch else ''}"
+        f"{shell_line(document)}\n\n{f'# {scratch}{chr(10)}' if scratch else ''}{_tpm(document)}"
         "# Then, over QMP: migrate-set-capabilities x-colo=true (new builds: return-path=true as well), and\n"
         "# migrate-incoming unix:PATH. What is sent there is in reproduce.py, class Primary. -v shows what it runs.\n"
     )

@@ -15,7 +15,8 @@ from harness.devices.backends import Model
 from harness.devices.derive import DerivedDevices, Underived
 from harness.devices.rules import Status
 from harness.devices.types import DeviceType
-from harness.report.lacks import lack_text
+from harness.guests.lack import Lacks
+from harness.report.lacks import lack_text, program_text
 from harness.report.text import columns, plural
 from harness.state.catalogue import DeviceTrial, Offer, TriedDevice
 from harness.state.recordings import machine_names, recorded_driver
@@ -23,8 +24,7 @@ from harness.text import printable
 
 SCHEMA: Literal["postload.devices/1"] = "postload.devices/1"
 
-#: In front of what QEMU's words or the rules say.
-_NEEDS = "needs "
+
 _WORDS = {
     Status.JUDGED: "judged",
     Status.UNMIGRATABLE: "blocks migration, so COLO too",
@@ -162,6 +162,8 @@ def tried_text(found: TriedDevice) -> str:
     """Why a device that was tried is not judged; QEMU's own words where it has some."""
     if found.lack is None:
         return ""
+    if found.lack.what is Lacks.PROGRAM:
+        return program_text(found.lack)
     here = found.lack.said or lack_text(found.lack)
     if found.bearers:
         here = f"{' with '.join(found.bearers)}, which it stands on, does that without it: {here}"
@@ -212,7 +214,7 @@ def what_of(row: TypeRow) -> str:
     if row.status is Status.JUDGED:
         name = f"as {row.row}: " if isinstance(row, TypeEntry) and row.row != row.type else ""
         return name + ", ".join(row.sections)
-    return (_NEEDS if row.status is Status.NEEDS else "") + row.reason
+    return row.reason
 
 
 def sums_text(found: Catalogue) -> Iterator[str]:

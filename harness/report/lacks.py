@@ -14,6 +14,12 @@ def lack_text(lack: Lack) -> str:
     return _TEXTS[lack.what](lack)
 
 
+def program_text(lack: Lack) -> str:
+    """A program that this host has not, and where to have it from."""
+    program, package = lack.names
+    return f"{program}, which is in Debian's package {package}"
+
+
 def _names(lack: Lack) -> str:
     return ", ".join(lack.names)
 
@@ -22,6 +28,7 @@ _TEXTS: Mapping[Lacks, Callable[[Lack], str]] = {
     Lacks.MACHINE: lambda lack: f"QEMU {lack.qemu} has no machine {lack.machine}",
     Lacks.TYPES: lambda lack: f"QEMU {lack.qemu} has no device {_names(lack)}",
     Lacks.RECORDED_TYPES: lambda lack: f"the recorded guest has {_names(lack)}, which QEMU {lack.qemu} has not",
+    Lacks.PROGRAM: lambda lack: f"this host has no {program_text(lack)}",
     Lacks.BUS: lambda lack: f"no bus of machine {lack.machine} is known to this program",
     Lacks.SLOT: lambda lack: f"all slots of {_names(lack)} are taken",
     Lacks.PORTS: lambda lack: f"machine {lack.machine} has no PCIe ports",

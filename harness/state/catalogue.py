@@ -87,6 +87,7 @@ _STATUS = {
     Lacks.SECTION: Status.STATELESS,
     Lacks.SAVE: Status.FAILS_TO_SAVE,
     Lacks.TYPES: Status.NEEDS,
+    Lacks.PROGRAM: Status.NEEDS,
 }
 
 

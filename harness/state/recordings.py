@@ -25,6 +25,7 @@ from harness.facts.model import HostFacts
 from harness.facts.part import not_known
 from harness.guests.build import Guest
 from harness.guests.lack import Lack, Lacks
+from harness.guests.machine import lacking_program
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import Planned, PlannedGuest, plan_guests
 from harness.names import USUAL_PHASES
@@ -218,7 +219,7 @@ def recording_plan(
             "memory_mib": guest.memory_mib,
             "kernel": guest.identity["kernel"]["sha256"],
             "initramfs": guest.identity["initramfs"]["sha256"],
-            "cmdline": guest.cmdline,
+            "cmdline": " ".join([guest.cmdline, *dict.fromkeys(w for d in planned.devices for w in d.cmdline)]),
         }
     )
     return Plan(
@@ -334,4 +335,4 @@ def missing(device: Device, binary: QemuBinary, machine: str, family: str) -> La
     if binary.machine(machine) is None:
         return lack(what=Lacks.MACHINE)
     lacking = tuple(name for name in device.types(family) if name not in binary.devices)
-    return lack(what=Lacks.TYPES, names=lacking) if lacking else None
+    return lack(what=Lacks.TYPES, names=lacking) if lacking else lacking_program(device.backends.values())

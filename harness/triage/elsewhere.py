@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from harness.arch import architecture_of
 from harness.cache import cache_root, publish_dir
-from harness.devices.backends import Backend, Chardev, Disk, Netdev
+from harness.devices.backends import Backend, Chardev, Disk, Netdev, Tpm
 from harness.errors import PackError, UsageError
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import GuestPlan, PlacedDevice
@@ -121,6 +121,8 @@ def _backend(option: Option) -> dict[str, Backend]:
         return {props["id"]: Netdev()}
     if option.name == "chardev":
         return {props["id"]: Chardev()}
+    if option.name == "tpmdev":
+        return {props["id"]: Tpm()}
     if option.name == "blockdev" and option.first == "null-co":
         return {props["node-name"]: Disk(size_bytes=props["size"], medium="null")}
     return {}

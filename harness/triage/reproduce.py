@@ -316,13 +316,47 @@ class Wait:
         return min(SLICE_S, self.left_s)
 
 
+class Tpm:
+    """What is behind a ``-tpmdev``: swtpm on a socket pair, with an empty TPM. ``close`` ends it."""
+
+    def __init__(self, option: str, folder: Path) -> None:
+        self.line, own = socket.socketpair()
+        name = option.partition("chardev=")[2].partition(",")[0]
+        self.argv = ["-chardev", f"socket,id={name},fd={self.line.fileno()}"]
+        state = folder / f"{Path(name).name}.tpm"
+        state.mkdir()
+        argv = ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={state}"]
+        try:
+            self._process = subprocess.Popen(
+                [*argv, "--ctrl", f"type=unixio,clientfd={own.fileno()}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[own.fileno()],
+                start_new_session=True,
+                preexec_fn=die_with(os.getpid()),
+            )
+        except OSError as error:
+            self.line.close()
+            raise Untried(f"swtpm, which the TPM of the machine is, cannot be started: {error.strerror}") from error
+        finally:
+            own.close()
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
 class Qemu:
     """One QEMU with a QMP session over a socket pair and a folder of its own; ``close`` ends both."""
 
     def __init__(self, argv: Sequence[str], folder: Path, env: dict[str, str]) -> None:
+        self._tpms = [Tpm(argv[n + 1], folder) for n, word in enumerate(argv[:-1]) if word == "-tpmdev"]
         ours, theirs = socket.socketpair()
         self.argv = [
             *argv,
+            *(word for tpm in self._tpms for word in tpm.argv),
             *("-chardev", f"socket,id=reproduce-qmp,fd={theirs.fileno()}"),
             *("-mon", "chardev=reproduce-qmp,mode=control"),
         ]
@@ -338,16 +372,18 @@ class Qemu:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), *(tpm.line.fileno() for tpm in self._tpms)],
                     env=dict(os.environ, **env),
                     start_new_session=True,
                     preexec_fn=die_with(os.getpid()),
                 )
         except OSError as error:
             ours.close()
+            self._end_tpms()
             raise Untried(f"{argv[0]} cannot be started: {error.strerror or error}") from error
         finally:
-            theirs.close()
+            for inherited in (theirs, *(tpm.line for tpm in self._tpms)):
+                inherited.close()
         self.host = Host(self.process.pid)
 
     def greet(self) -> None:
@@ -432,8 +468,13 @@ class Qemu:
             except OSError:
                 self.process.kill()
             self.process.wait()
+        self._end_tpms()
         self.host.close()
         self._sock.close()
+
+    def _end_tpms(self) -> None:
+        for tpm in self._tpms:
+            tpm.close()
 
 
 def send_all(

@@ -19,6 +19,7 @@ from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stop
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
+from harness.guests.machine import lacking_program
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
@@ -542,7 +543,9 @@ def _lacking(pack: StatePack, binary: QemuBinary) -> Lack | None:
     if binary.machine(machine) is None:
         return Lack(what=Lacks.MACHINE, machine=machine, qemu=binary.version)
     absent = tuple(name for name in pack.device_types if name not in binary.devices)
-    return Lack(what=Lacks.RECORDED_TYPES, names=absent, machine=machine, qemu=binary.version) if absent else None
+    if absent:
+        return Lack(what=Lacks.RECORDED_TYPES, names=absent, machine=machine, qemu=binary.version)
+    return lacking_program(pack.manifest.plan.backends.values())
 
 
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:

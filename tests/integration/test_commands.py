@@ -209,6 +209,8 @@ def test_doctor_says_what_a_poor_host_lacks(postload: Run, tmp_path: Path) -> No
     assert {"QEMU", "setpriv"} <= set(lacking)
     assert "apt-get install" in lacking["QEMU"]["remedy"]
     assert all(row["remedy"] for row in lacking.values())
+    (swtpm,) = [row for row in document["checks"] if row["name"] == "swtpm"]
+    assert (swtpm["ok"], swtpm["needed"], "package swtpm" in swtpm["remedy"]) == (False, False, True)
     table = postload("doctor", env={"PATH": str(tmp_path), "POSTLOAD_QEMU": ""})
     assert table.returncode == 3
     assert "missing" in table.stdout

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.devices.backends import Canbus, Disk, Memdev, Netdev
+from harness.devices.backends import Canbus, Disk, Memdev, Netdev, Tpm
 from harness.devices.derive import DerivedDevices, derive_all
 from harness.devices.device import Attachment
 from harness.devices.recipe import load_recipe, load_recipes, recipe_text
@@ -204,6 +204,14 @@ def test_room_for_memory_and_properties_of_the_machine_are_planned() -> None:
     assert [(guest.plan.memory_room_mib, guest.plan.memory_slots) for guest in planned] == [(256, 1)] * 2
     (guest,) = planned_guests("pc-q35-7.2", "q35", [devices["virtio-pmem-pci"], devices["pc-dimm"]]).guests
     assert (guest.plan.memory_room_mib, guest.plan.memory_slots) == (512, 2)
+
+
+def test_what_wants_parameters_of_the_kernel_shares_a_guest_with_its_like() -> None:
+    devices = derived_in("7.2").devices
+    chip = devices["tpm-tis"]
+    assert chip.backends == {"tpmdev": Tpm()}
+    planned = planned_guests("pc-q35-7.2", "q35", [chip, devices["tpm-crb"], devices["e1000"], devices["edu"]]).guests
+    assert [guest.names for guest in planned] == [("tpm-tis",), ("tpm-crb",), ("e1000", "edu")]
 
 
 def test_ids_are_short_enough_for_block_nodes_and_differ() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev
+from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev, Tpm
 from harness.errors import HostError
 from harness.guests.images import PATTERN_OFFSET_BYTES, pattern
 from harness.guests.machine import Boot, DiskKind, Machine, firmware_sink, small_machine
@@ -104,6 +104,7 @@ def test_what_the_user_adds_is_last_and_options_can_be_left_out() -> None:
         (Fsdev(), ["-fsdev", "synth,id=b"]),
         (Cryptodev(), ["-object", "cryptodev-backend-builtin,id=b"]),
         (Canbus(), ["-object", "can-bus,id=b"]),
+        (Tpm(), ["-tpmdev", "emulator,id=b,chardev=b-line"]),
         (Memdev(size_bytes=MIB, share=True), ["-object", "memory-backend-ram,id=b,size=1048576,share=on"]),
     ],
 )

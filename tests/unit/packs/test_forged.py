@@ -217,6 +217,9 @@ FORGED = [
             ("virtio-blk-pci", {"bmc": "blk"}, "bmc=blk"),
         )
     ),
+    Forged("plan.devices.+", added("tpm-tis", {"tpmdev": "a"}), "tpmdev=a"),
+    Forged("plan.backends.t", {"kind": "tpm", "path": "/dev/tpm0"}, "/dev/tpm0"),
+    Forged("plan.backends.t", {"kind": "tpm", "type": "passthrough"}, "passthrough"),
     Forged("plan.backends.m", {"kind": "memdev", "size_bytes": 4096, "mem-path": "/dev/mem"}, "/dev/mem"),
     Forged("plan.backends.m", {"kind": "memdev", "size_bytes": -1}, "size=-1"),
     Forged("plan.backends.s", {"kind": "audiodev", "type": "wav"}, "wav"),

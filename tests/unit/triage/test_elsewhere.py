@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.cache import CACHE_VARIABLE, prunable, remove_kept
-from harness.devices.backends import Chardev, Disk, Netdev
+from harness.devices.backends import Chardev, Disk, Netdev, Tpm
 from harness.errors import PackError
 from harness.guests import machine as machine_module
 from harness.guests.machine import Boot, Machine
@@ -40,12 +40,14 @@ PLAN = GuestPlan(
             id="net", type="virtio-net-pci", properties={"mac": "52:54:00:12:34:56"}, backends={"netdev": "n"}
         ),
         PlacedDevice(id="ser", type="isa-serial", backends={"chardev": "c"}),
+        PlacedDevice(id="chip", type="tpm-tis", backends={"tpmdev": "t"}),
     ),
     backends={
         "disk": Disk(size_bytes=1 << 20, sector_bytes=4096),
         "void": Disk(size_bytes=1 << 20, medium="null"),
         "n": Netdev(),
         "c": Chardev(),
+        "t": Tpm(),
     },
 )
 BOOT = Boot(kernel=Path("{case}/kernel"), initramfs=Path("{case}/initrd"))
@@ -84,6 +86,7 @@ LISTING = Listing(
         "virtio-blk-pci": _BLK,
         "virtio-net-pci": {"netdev": classified("str", ""), "mac": classified("str", "")},
         "isa-serial": {"chardev": classified("str", "")},
+        "tpm-tis": {"tpmdev": classified("str", "")},
     },
     machine={},
 )
