@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From looks at a process to a verdict on leaks: robust slopes with their uncertainty. Pure.
 
-A section leaks when the lower end of the interval of its slope lies above the noise floor of the run, in two processes.
+A section leaks when the lower end of the interval of its slope lies above the noise floor of the run, in two processes,
+and is no small part of the slope: growth that may as well be a thousandth of the figure is not told as one.
 Its figure is that of one load in each checkpoint, which is what COLO does. Where only loads that stand in one buffer
 leak, the figure is theirs, and the leak is not COLO's.
 
@@ -27,6 +28,8 @@ from harness.results.verdict import Verdict
 MIN_LEAK_BYTES = 16.0
 #: Descriptors or threads a load: one in a thousand loads would end a secondary within a day.
 MIN_LEAK_COUNT = 0.001
+#: Of a growth that is sure the lower end of the interval is at least this part.
+SURE_PART = 0.25
 #: Two-sided 99 % of the normal distribution.
 _Z = 2.5758
 #: Loads in a batch of one load a checkpoint, for the noise of one.
@@ -40,6 +43,11 @@ class Slope:
     estimate: float
     low: float
     high: float
+
+    @property
+    def is_sure(self) -> bool:
+        """The interval says how much it is, and not only that it grows."""
+        return self.low >= SURE_PART * self.estimate
 
     def as_json(self) -> dict[str, float]:
         """For reports."""
@@ -262,8 +270,11 @@ class _Looks:
 
 
 def _common(looks: Sequence[_Look]) -> tuple[str, ...]:
-    """What grew in two processes, and in all that looked."""
-    return tuple(r for r in looks[0].growth.reasons if all(r in x.growth.reasons for x in looks)) if looks[1:] else ()
+    """What grew in two processes, and in all that looked, and for sure in the last, whose figure is told."""
+    if not looks[1:]:
+        return ()
+    grown = [name for name in looks[0].growth.reasons if all(name in look.growth.reasons for look in looks)]
+    return tuple(name for name in grown if _slope_of(Resource(name), looks[-1].growth).is_sure)
 
 
 def _judge(looks: _Looks) -> Opinion:
@@ -291,6 +302,8 @@ def _unexplained(result: LeakResult) -> Opinion | None:
     found, series = whole_growth(result.second), result.second.whole or result.second.framework
     assert found is not None  # it was compared
     assert series is not None
+    if not found.is_sure:
+        return None
     loads = series.samples[-1].checkpoints
     leak = Leaked(
         section=FRAMEWORK,

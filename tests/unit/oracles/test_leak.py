@@ -339,6 +339,33 @@ def test_two_processes_have_to_show_the_same() -> None:
     assert judgement.verdict is Verdict.OK
 
 
+def uneven(number: int) -> float:
+    """Pages outside of the heap that come in a few steps, as a pool of threads takes them: seen of ahci on 10.0."""
+    return (0, 40, 80, 120, 220_000, 220_040, 880_000, 3_300_000)[number] * 400.0
+
+
+def test_growth_that_may_be_a_thousandth_of_its_figure_is_not_confirmed() -> None:
+    dev = series("dev", outside=uneven)
+    grown = growth(run_of(dev), dev)
+    assert grown.reasons == ("pages",)
+    assert 0 < grown.outside.low < grown.outside.estimate / 1000
+    steady = series("dev", outside=lambda n: n * 400 * 4096 + jitter(n) * 4096)
+    for outside, verdict in ((dev, Verdict.OK), (steady, Verdict.LEAK)):
+        (judgement,) = judge_leaks(LeakResult(first=run_of(outside), second=run_of(outside))).values()
+        assert judgement.verdict is verdict
+    (judgement,) = judge_leaks(LeakResult(first=run_of(steady), second=run_of(dev))).values()
+    assert judgement.details["unconfirmed"] == ["pages"]
+    whole = replace(run_of(), whole=replace(once("", 500), samples=_uneven_samples()))
+    assert SUSPECTS.whole(whole)
+    assert judge_leaks(LeakResult(first=whole, second=whole)) == {}
+
+
+def _uneven_samples() -> tuple[Sample, ...]:
+    samples = once("", 500).samples
+    heap = [BASE + int(uneven(number)) for number in range(8)]
+    return tuple(replace(sample, heap_bytes=size) for sample, size in zip(samples, heap, strict=True))
+
+
 def test_a_section_that_breaks_the_secondary_is_judged_as_any_load() -> None:
     evidence = Evidence(
         loads_asked=41,
