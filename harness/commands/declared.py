@@ -189,7 +189,7 @@ def merge(**given: Any) -> int:
     "--backtrace/--no-backtrace",
     default=True,
     show_default=True,
-    help="Repeat a crash or a hang under gdb, to get a stack.",
+    help="Repeat a crash, a hang or a leak under gdb, to get a stack.",
 )
 @click.option("--qemu", metavar="QEMU", help="QEMU to repeat it with.  [default: the cell's]")
 @click.option("--known", type=FILE, metavar="FILE", help="File of known issues to look it up in.")

@@ -16,6 +16,7 @@ from harness.report.explain import explain_json, print_page
 from harness.results.document import Cell, find_cell
 from harness.results.folder import read_matrix
 from harness.results.known import load_known
+from harness.triage.allocations import Allocations, AllocationsHow, find_allocations, kept_allocations, leaks_of_heap
 from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.case import Case
 from harness.triage.explain import ExplainMaterial, explain
@@ -33,7 +34,11 @@ def explain_cell(cell: str, run: Path, backtrace: bool, qemu: str | None, known:
     with one_interrupt(), contextlib.ExitStack() as stack:
         pack, note = _pack(found, stack)
         material = ExplainMaterial(run=run, pack=pack, pack_note=note, case=case, case_folder=folder, issues=issues)
-        material = replace(material, stack=_stack(found, material, binary, backtrace))
+        material = replace(
+            material,
+            stack=_stack(found, material, binary, backtrace),
+            allocations=_allocations(found, material, binary, backtrace),
+        )
         told = explain(found, doc, material)
     if as_json:
         print_json(explain_json(told))
@@ -84,3 +89,20 @@ def _stack(cell: Cell, material: ExplainMaterial, given: QemuBinary | None, want
     with err.status("repeating the failing load under gdb"):
         found = repeat_under_gdb(cell, material.run, material.pack, binary)
     return found if found.frames or not logged else logged
+
+
+def _allocations(cell: Cell, material: ExplainMaterial, given: QemuBinary | None, wanted: bool) -> Allocations | None:
+    """Who allocates what a leak leaves behind: kept, or of loads under gdb."""
+    if not leaks_of_heap(cell):
+        return None
+    kept = kept_allocations(material.run, cell, given.sha256 if given else None)
+    if kept or not wanted:
+        return kept
+    if material.pack is None:
+        return Allocations(how=AllocationsHow.FAILED, said=material.pack_note)
+    try:
+        binary = given or binary_of(cell)
+    except MissingError as error:
+        return Allocations(how=AllocationsHow.FAILED, said=str(error))
+    with err.status("loading what leaks under gdb"):
+        return find_allocations(cell, material.run, material.pack, Path(binary.path))

@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 #: What is read of a heap at a time: most of it is in big chunks, whose insides are left out.
 _WINDOW_BYTES = 16384
 #: Where a chunk has its size, and the smallest chunk with a head behind it.
-_HEAD_BYTES, _LEAST_BYTES = 16, 32
+_HEAD_BYTES, LEAST_CHUNK_BYTES = 16, 32
 #: ``proc(5)``: the first line of a mapping, and the lines of it that matter here.
 _SMAPS = re.compile(
     r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)\n"
@@ -145,7 +145,7 @@ def heap_chunks(size_bytes: int, read: Callable[[int, int], bytes]) -> dict[int,
             if head & 1:
                 in_use.append(size)
             size = head & ~7
-            if size < _LEAST_BYTES or size & 15:
+            if size < LEAST_CHUNK_BYTES or size & 15:
                 return None
             here += size >> 3
         at += (here - 1) << 3
@@ -154,3 +154,34 @@ def heap_chunks(size_bytes: int, read: Callable[[int, int], bytes]) -> dict[int,
     chunks = Counter(in_use)
     del chunks[0]  # what the first head says of one before it
     return dict(chunks)
+
+
+def chunks_in_use(pid: int) -> dict[int, int] | None:
+    """Which chunks of its heap a process uses: what the program was given to the size in bytes with overhead.
+
+    :return: None where the heap cannot be walked just now
+    :raises OSError: the process is gone
+    """
+    folder = Path(f"/proc/{pid}")
+    _, _, heap = private_memory((folder / "smaps").read_text(), frozenset())
+    if heap is None:
+        return None
+    with (folder / "mem").open("rb", buffering=0) as file:
+        found = used_chunks(os.pread(file.fileno(), heap[1] - heap[0], heap[0]))
+    return None if found is None else {heap[0] + at + _HEAD_BYTES: size for at, size in found.items()}
+
+
+def used_chunks(heap: bytes) -> dict[int, int] | None:
+    """The chunks in use of a whole heap (see :func:`heap_chunks`): offset to size, both in bytes; None when this is not
+    such a heap."""
+    words = memoryview(heap[: len(heap) & ~7]).cast("Q")
+    used: dict[int, int] = {}
+    at = size = 0
+    while at + 1 < len(words):
+        if words[at + 1] & 1 and size:
+            used[(at << 3) - size] = size
+        size = words[at + 1] & ~7
+        if size < LEAST_CHUNK_BYTES or size & 15:
+            return None
+        at += size >> 3
+    return used if size and at << 3 == len(heap) else None

@@ -13,12 +13,15 @@ from typing import Any
 from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
+from harness.report.allocations import allocations_how, allocations_text
 from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
 from harness.report.stacks import stack_text
 from harness.report.text import plural
+from harness.results.frames import to_dispatcher
 from harness.results.outcome import ControlName
 from harness.results.verdict import FailureClass
 from harness.text import one_line, printable
+from harness.triage.allocations import Allocations
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, Writing
 from harness.triage.case import CASE_PLACE
 
@@ -44,6 +47,7 @@ _FILES = {
     "issue.md": "QEMU's template for bugs, filled in",
     "log.txt": "what QEMU printed",
     "backtrace.txt": "the stack",
+    "allocations.txt": "the stacks of what stays allocated",
 }
 
 
@@ -60,6 +64,8 @@ def describe(
         files["log.txt"] = material.log.rstrip() + "\n"
     if material.backtrace:
         files["backtrace.txt"] = stack_text(material.backtrace) + "\n"
+    if material.allocations and material.allocations.sites:
+        files["allocations.txt"] = allocations_text(material.allocations, whole=True) + "\n"
     files["README.md"] = _readme(document, answer, others, files)
     return {name: without_home(text) for name, text in files.items()}
 
@@ -237,6 +243,7 @@ def _details(material: BundleMaterial, document: dict[str, Any], others: Sequenc
             parts.append(_symbols(document))
     if document["leak"]:
         parts.append(_leak(document["leak"]))
+        parts += _call_sites(material.allocations, document) if material.allocations else []
     if document["signature"]:
         parts.append(f"Signature: `{document['signature'].get('name', '')}`")
     rate = document["rate"]
@@ -268,10 +275,18 @@ def _leak(leak: dict[str, Any]) -> str:
     if not chunks:
         return f"{text} The sizes of the allocations are not known: the heap could not be walked chunk by chunk."
     return (
-        f"{text} They are, for each load, {', '.join(chunks)} (malloc's own 8 bytes and the rounding to 16 among "
-        "them). Their call sites are not known: what names them (heaptrack, valgrind, LeakSanitizer) writes its report "
-        "when QEMU ends by itself, and `reproduce.py` ends it by SIGKILL."
+        f"{text} They are, for each load, {', '.join(chunks)} (malloc's own 8 bytes and the rounding to 16 among them)."
     )
+
+
+def _call_sites(found: Allocations, document: dict[str, Any]) -> list[str]:
+    """Who allocates what stays, or why nobody can tell."""
+    if not found.sites:
+        how = one_line(allocations_how(found))
+        return [f"{how[0].upper()}{how[1:]}."]
+    parts = [f"Allocated for each load, and never freed:\n\n{_fenced(allocations_text(found, whole=False))}"]
+    unnamed = any(not frame.function for site in found.sites for frame in to_dispatcher(site.frames))
+    return [*parts, _symbols(document)] if unnamed else parts
 
 
 def _sentence(document: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.qemu.threads import THREADS
+from harness.report.allocations import allocations_how, allocations_text, site_title
 from harness.report.progress import VERDICT_STYLE
 from harness.report.sentences import (
     DERIVED_FROM,
@@ -33,6 +34,7 @@ from harness.report.text import duration, number, plural
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
 from harness.results.cause import Derived, Drifted, KernelComplaint
 from harness.results.document import Cell
+from harness.results.frames import to_dispatcher
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
 from harness.text import one_line, printable
@@ -73,6 +75,7 @@ def explain_json(told: Explanation) -> dict[str, Any]:
         "phase": {"name": told.phase, "meaning": PHASE_MEANING.get(told.phase, "")},
         "schedule": {"name": cell.lane, "meaning": SCHEDULE_MEANING.get(cell.lane, "")},
         "stack": None if told.stack is None else {**told.stack.to_json(), "text": stack_text(told.stack)},
+        "allocations": _allocations_json(told),
         "reports": [report.to_json() for report in told.reports],
         "figures": list(figures_of(cell)),
         "case": None if case is None else {"folder": told.case_folder, **case.to_json()},
@@ -82,6 +85,11 @@ def explain_json(told: Explanation) -> dict[str, Any]:
         "unseen": unseen_lines(told),
         "next": [{"argv": list(step.argv), "purpose": PURPOSES[step.purpose]} for step in told.steps],
     }
+
+
+def _allocations_json(told: Explanation) -> dict[str, Any] | None:
+    found = told.allocations
+    return None if found is None else {**found.to_json(), "text": allocations_text(found, whole=True)}
 
 
 def _class_json(cell: Cell) -> dict[str, str] | None:
@@ -442,6 +450,19 @@ def _stack_rows(told: Explanation) -> Lines:
     yield Line(text=stack_how(stack) + note, style="dim")
 
 
+def _allocations(told: Explanation) -> Lines:
+    found = told.allocations
+    if found is None:
+        return
+    for site in found.sites[:MAX_REPORTS]:
+        yield Line(text=f"{site_title(site)}{f': {site.short}' if site.short else ''}", style="bold")
+        for frame in to_dispatcher(site.frames)[:MAX_FRAMES]:
+            yield Line(text=frame.text)
+    left = len(found.sites) - MAX_REPORTS
+    note = f"; {plural(left, 'more call site')}: --json has them" if left > 0 else ""
+    yield Line(text=allocations_how(found) + note, style="dim")
+
+
 def _reports(told: Explanation) -> Lines:
     for report in told.reports[:MAX_REPORTS]:
         yield Line(text=report.text)
@@ -532,6 +553,7 @@ PAGE: tuple[tuple[str, Callable[[Explanation], Lines]], ...] = (
     ("section", _section),
     ("when", _when),
     ("stack", _stack_rows),
+    ("allocated", _allocations),
     ("report", _reports),
     ("log", _log),
     ("measured", _figures),

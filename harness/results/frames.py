@@ -44,6 +44,7 @@ class Frame:
     :param line: 1-based, or 0
     :param module: program or library; empty where unknown
     :param address: as printed
+    :param offset: of the address in its module, in hexadecimal; empty where unknown
     """
 
     number: int
@@ -52,6 +53,7 @@ class Frame:
     line: int = 0
     module: str = ""
     address: str = ""
+    offset: str = ""
 
     @property
     def in_qemu(self) -> bool:
@@ -71,7 +73,7 @@ class Frame:
     @property
     def text(self) -> str:
         """One line for a report."""
-        where = self.source or self.module.rpartition("/")[2]
+        where = self.source or self.module.rpartition("/")[2] + (f"+{self.offset}" if self.offset else "")
         return f"#{self.number} {self.function or '??'}{f' ({where})' if where else ''}"
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class Frame:
             "file": source_file(self.file),
             "line": self.line,
             "module": self.module.rpartition("/")[2],
+            **({"offset": self.offset} if self.offset else {}),
         }
 
 
@@ -136,6 +139,12 @@ def short_form(frames: Sequence[Frame], first: str = "") -> str:
         if name in _DISPATCHERS or len(names) >= _SHORT_FRAMES:
             break
     return " < ".join(names) if names != ["?"] else ""
+
+
+def to_dispatcher(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """The frames up to the one that dispatched the load; all where none did."""
+    at = next((at for at, frame in enumerate(frames) if _plain(frame.function) in _DISPATCHERS), len(frames))
+    return tuple(frames[: at + 1])
 
 
 def _inside(frame: Frame) -> bool:

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Repeat a failure under gdb and bring back the stack of the thread that failed.
 
-gdb starts QEMU, instead of being attached to it: then it may trace its child wherever a debugger may run at all, also
-where Yama forbids to attach (``kernel.yama.ptrace_scope``). A small shell script stands in for the QEMU program, so
-that whatever runs the case needs to know nothing of it; it becomes gdb, and gdb starts the program behind a shell,
-which is left by ``exec``, so that a wrapper script may stand there as well. A QEMU that hangs is interrupted.
+A script stands in for QEMU (:mod:`harness.triage.debugger`), so that whatever runs the case needs to know nothing of
+gdb. A QEMU that hangs is interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import shutil
 import signal
 import threading
@@ -33,11 +29,11 @@ from harness.qemu.process import scratch_folder
 from harness.qemu.threads import THREADS
 from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
+from harness.triage.debugger import DENIED, GdbLauncher
 
 DEADLINE_S = 60.0
 #: gdb reads QEMU's symbols before it lets it run.
 _SLOWER_S = 15.0
-_FRAMES = 48
 _POLL_S = 0.1
 
 #: Everything else is QEMU's own business: it kicks its CPU threads with SIGUSR1.
@@ -148,41 +144,18 @@ def backtrace_by(
         return _read(launcher.output(), log, failed, watch)
 
 
-class _Launcher:
-    """The script that stands in for QEMU, and the files beside it."""
+class _Launcher(GdbLauncher):
+    """gdb looks at what stops QEMU, and writes down what it sees."""
 
     def __init__(self, folder: Path, gdb: str, program: Path) -> None:
-        self.path = folder / "qemu"
-        self._pid = folder / "pid"
         self._log = folder / "gdb.log"
-        words = [gdb, "-nx", "-batch", "-quiet", *(word for line in self._settings() for word in ("-iex", line))]
-        words += [word for line in self._commands() for word in ("-ex", line)]
-        start = folder / "start"
-        start.write_text(f'exec {shlex.quote(str(program))} "$@"\n')
-        words += ["--args", "/bin/sh", str(start)]
-        # gdb quotes the arguments for a shell, and takes the user's, whatever that may be
-        lines = ("#!/bin/sh", f"echo $$ > {shlex.quote(str(self._pid))}", "export SHELL=/bin/sh")
-        self.path.write_text("\n".join([*lines, f'exec {shlex.join(words)} "$@"', ""]))
-        self.path.chmod(0o700)
-
-    def _settings(self) -> list[str]:
-        debuginfod = "on" if os.environ.get("DEBUGINFOD_URLS") else "off"
-        return [f"set debuginfod enabled {debuginfod}", "set auto-load off", "set startup-with-shell on"]
+        super().__init__(folder, gdb, program, self._commands())
 
     def _commands(self) -> list[str]:
         return [
-            "set confirm off",
-            "set pagination off",
-            "set width 0",
-            "set print frame-arguments none",
             "set print entry-values no",
-            f"set backtrace limit {_FRAMES}",
-            # a second address space layout is as good as the first, and containers forbid to choose one
-            "set disable-randomization off",
             "set follow-fork-mode parent",
             "set detach-on-fork on",
-            "set print thread-events off",
-            "handle all nostop noprint pass",
             f"handle {' '.join(_FATAL)} stop print pass",
             f"set logging file {self._log}",
             # the first is how it was spelt before gdb 12
@@ -204,26 +177,6 @@ class _Launcher:
     def stopped(self) -> bool:
         """Whether QEMU is being looked at already."""
         return _STOPPED.search(self.output()) is not None
-
-    def processes(self) -> tuple[int, ...]:
-        """gdb, if it is there and a child of this process, and what it has started; a number given anew is neither."""
-        try:
-            pid = int(self._pid.read_text())
-            status = Path(f"/proc/{pid}/stat").read_text()
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        except (OSError, ValueError):
-            return ()
-        if int(status[status.rindex(")") + 2 :].split()[1]) != os.getpid():
-            return ()
-        return (pid, *map(int, children))
-
-    def signal(self, number: signal.Signals) -> bool:
-        """Send gdb a signal, if it is there."""
-        for pid in self.processes()[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-                return True
-        return False
 
 
 class _GdbClock:
@@ -325,7 +278,7 @@ def _read(output: str, log: str, failed: str, watch: _GdbWatch) -> Backtrace:
 
 def _why_not(output: str, log: str, failed: str) -> Backtrace:
     said = f"{output}\n{log}\n{failed}"
-    denied = re.search(r".*(ptrace|Operation not permitted|Could not trace|not traced).*", said)
+    denied = DENIED.search(said)
     if denied:
         return Backtrace(how=StackHow.DENIED, said=denied[0].strip()[-300:])
     if failed:

@@ -10,6 +10,7 @@
     issue.md           QEMU's template for bugs, filled in
     log.txt            what QEMU printed
     backtrace.txt      where one is known
+    allocations.txt    of a leak, where it is known who allocates what stays
 
 ``case.json`` of a bundle has one key more than that of a case: ``subsections``, where in which file the optional parts
 of sections lie, so that a build which knows an older machine type only can be given the state without them.
@@ -50,6 +51,7 @@ from harness.stream.model import Stream
 from harness.stream.reader import read_stream
 from harness.stream.vmdesc import DeviceDesc, StructDesc, VmDesc
 from harness.stream.writer import encode_vmdesc
+from harness.triage.allocations import Allocations, AllocationsHow, find_allocations, kept_allocations
 from harness.triage.backtrace import Backtrace, backtrace_by
 from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCheckpoint, Expect, Rate, Spent
 from harness.triage.cells import at_start, phase_of
@@ -109,6 +111,7 @@ class BundleMaterial:
     :param outcome: of the cell that it is about
     :param log: what QEMU printed
     :param backtrace: None where none is known
+    :param allocations: of a leak, who allocates what stays, or why nobody can tell
     :param guest: what was recorded, in words
     :param subsections: see :func:`subsections`
     """
@@ -117,6 +120,7 @@ class BundleMaterial:
     outcome: Outcome | None = None
     log: str = ""
     backtrace: Backtrace | None = None
+    allocations: Allocations | None = None
     guest: str = ""
     subsections: tuple[dict[str, Any], ...] = ()
 
@@ -399,6 +403,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
             if pack:
                 pack.machine.check(loader)
         foreign = foreign or (pack is not None and pack.foreign)
+        allocations = _allocations(run, cell, case, pack, qemu, foreign=foreign)
 
     def still(small: Case) -> bool:
         return _still(small, qemu, foreign=foreign)
@@ -414,6 +419,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
         log=cell.outcome.log,
         # under gdb there would be no walls
         backtrace=_known_backtrace(run, cell) or (None if foreign else _backtrace(bare, qemu)),
+        allocations=allocations,
         guest=guest,
         subsections=tuple(subsections(bare, vmdesc)) if vmdesc else (),
     )
@@ -543,6 +549,23 @@ def _backtrace(case: Case, qemu: str) -> Backtrace | None:
 
         found = backtrace_by(run, Path(qemu), answer_timeout_s=GDB_TIMEOUT_S)
     return found if found.frames else None
+
+
+def _allocations(
+    run: Path, cell: Cell, case: Case, pack: StatePack | None, qemu: str, *, foreign: bool
+) -> Allocations | None:
+    """Who allocates what the sections of a leak's case leave behind; None of another case."""
+    if case.kind != "leak":
+        return None
+    found = kept_allocations(run, cell)
+    if found is None and foreign:
+        return Allocations(how=AllocationsHow.FOREIGN)
+    if found is None and pack is None:
+        return Allocations(how=AllocationsHow.NO_PACK)
+    if found is None:
+        assert pack is not None  # it was compared
+        found = find_allocations(cell, run, pack, Path(qemu))
+    return found.of(case.sections)
 
 
 def _known_backtrace(run: Path, cell: Cell) -> Backtrace | None:

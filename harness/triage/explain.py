@@ -24,6 +24,7 @@ from harness.results.sanitizer import Report, parse_reports
 from harness.results.signature import Signature, family_of, look_of, name_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.state.transforms import label_of
+from harness.triage.allocations import Allocations
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
 from harness.triage.cells import at_start, phase_of
@@ -110,6 +111,7 @@ class Explanation:
     :param issue_news: what is new about that issue
     :param pack_note: why nothing is known of the sections
     :param stack: None where none was asked for or there is nothing to have one of
+    :param allocations: of a leak, who allocates what stays; None where that was not asked for
     :param case_folder: where the smallest case lies, empty when there is none
     :param bundle: folder of the bundle in its usual place, empty when there is none
     :param same: cells of the run with the same finding
@@ -127,6 +129,7 @@ class Explanation:
     sections: tuple[SectionFacts, ...] = ()
     pack_note: str = ""
     stack: Backtrace | None = None
+    allocations: Allocations | None = None
     reports: tuple[Report, ...] = ()
     case: Case | None = None
     case_folder: str = ""
@@ -166,6 +169,7 @@ class ExplainMaterial:
     pack: StatePack | None = None
     pack_note: str = ""
     stack: Backtrace | None = None
+    allocations: Allocations | None = None
     case: Case | None = None
     case_folder: Path | None = None
     issues: tuple[Issue, ...] = ()
@@ -188,6 +192,7 @@ def explain(cell: Cell, doc: MatrixDoc, material: ExplainMaterial) -> Explanatio
         sections=_sections(cell, material),
         pack_note=material.pack_note,
         stack=material.stack,
+        allocations=material.allocations,
         reports=parse_reports(log.partition(THREADS)[0]),
         case=material.case,
         case_folder=str(material.case_folder or ""),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.experiments.memory import _walk, heap_chunks, private_memory
+from harness.experiments.memory import _walk, heap_chunks, private_memory, used_chunks
 
 
 def chunks_of(heap: bytes) -> dict[int, int] | None:
@@ -31,6 +31,7 @@ def test_chunks_in_use_are_counted_by_size() -> None:
         ]
     )
     assert chunks_of(heap) == {32: 1, 96: 2}
+    assert used_chunks(heap) == {0: 32, 32: 96, 192: 96}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def test_chunks_in_use_are_counted_by_size() -> None:
 )
 def test_what_is_no_heap_is_not_counted(heap: bytes) -> None:
     assert chunks_of(heap) is None
+    assert used_chunks(heap) is None
 
 
 def test_the_insides_of_big_chunks_are_not_read() -> None:

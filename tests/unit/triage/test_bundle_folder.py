@@ -24,6 +24,7 @@ from harness.results.frames import Frame
 from harness.results.outcome import ControlName, ControlResult, Outcome
 from harness.results.verdict import Verdict
 from harness.stream.vmdesc import VmDesc
+from harness.triage.allocations import Allocations, AllocationsHow, CallSite
 from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.bisect import Build, Found, Tried, builds, git_lines, judge
 from harness.triage.bundle import BundleMaterial, ScriptAnswer, candidates, kept_case, lean, subsections, write_bundle
@@ -421,16 +422,38 @@ def test_a_bundle_of_a_leak_lists_its_control_and_what_stays_allocated(tmp_path:
         loads_per_checkpoint=1,
         chunks=((144, 3.0),),
     )
-    texts = documents(
-        BundleMaterial(case=case(kind="leak", verdict="leak", leak=figures, control=CPU, options=())), tmp_path / "b"
-    )
+    leak = case(kind="leak", verdict="leak", leak=figures, control=CPU, options=(), machine="pc-q35-7.2")
+    unknown = Allocations(how=AllocationsHow.NO_GDB)
+    texts = documents(BundleMaterial(case=leak, allocations=unknown), tmp_path / "b")
     assert (tmp_path / "b" / "control.bin").read_bytes() == CPU
     assert "    control.bin       what a checkpoint loads without the section" in texts["README.md"]
     assert "632.0 [631.5, 632.5] bytes of heap behind (one load a checkpoint, 840 loads)" in texts["issue.md"]
     assert "3.00 of 144 bytes" in texts["issue.md"]
-    assert "call sites are not known" in texts["issue.md"]
-    assert "around `reproduce.py`" not in texts["issue.md"]  # tried: a killed QEMU leaves an empty file
+    assert "Call sites are not known: gdb is not installed (Debian package gdb)." in texts["issue.md"]
+    assert "allocations.txt" not in texts
     assert "control.bin" not in documents(BundleMaterial(case=case(options=())), tmp_path / "c")["README.md"]
+
+
+def test_a_bundle_of_a_leak_says_who_allocates_what_stays(tmp_path: Path) -> None:
+    frames = (
+        Frame(number=2, function="", module="/usr/bin/qemu-system-x86_64", offset="0x5a11ec"),
+        Frame(number=3, function="vmstate_load_state"),
+        Frame(number=4, function="colo_process_incoming_thread"),
+    )
+    site = CallSite(section="toy", size_bytes=144, per_load=3.0, frames=frames, short="? < vmstate_load_state")
+    found = Allocations(how=AllocationsHow.SEEN, sites=(site,), loads=8, freed_per_load=19.25)
+    figures = LeakFigures(bytes_per_load=432, low=431, high=433, floor_bytes=16, loads=840, loads_per_checkpoint=1)
+    leak = case(kind="leak", verdict="leak", leak=figures, control=CPU, options=(), machine="pc-q35-7.2")
+    texts = documents(BundleMaterial(case=leak, allocations=found), tmp_path / "b")
+    wanted = (
+        "3.00 of 144 bytes\n#2 ?? (qemu-system-x86_64+0x5a11ec)\n#3 vmstate_load_state\n```\n\n"
+        "`??` are functions that QEMU does not export"
+    )
+    assert wanted in texts["issue.md"]
+    assert "8 loads under gdb; exported names only" in texts["issue.md"]
+    assert "19.25 further calls a load" in texts["issue.md"]
+    assert "#4 colo_process_incoming_thread" in texts["allocations.txt"]
+    assert "    allocations.txt   the stacks of what stays allocated" in texts["README.md"]
 
 
 def test_a_leak_of_loads_in_one_buffer_is_not_reported_as_one_of_colo(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ from harness.results.verdict import FailureClass, Verdict
 from harness.stream.model import Section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import SectionType
+from harness.triage.allocations import Allocations, AllocationsHow, CallSite
 from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.explain import LINK_PLACE, ExplainMaterial, Explanation, explain
 from harness.triage.stack import binary_of, failing_session, has_stack, keep_stack, kept_stack, phase_before, told_stack
@@ -320,6 +321,26 @@ def test_the_stack_begins_with_the_first_frame_of_qemu(tmp_path: Path) -> None:
     assert "raise" not in text.partition("stack")[2]
     assert "start_thread" not in text
     assert "2 frames of libraries" in words(text)
+
+
+def test_a_leaks_call_sites_are_on_the_page(tmp_path: Path) -> None:
+    frames = (
+        Frame(number=2, function="timer_new_full", file="../../include/qemu/timer.h", line=520),
+        Frame(number=3, function="vmstate_load_state"),
+        Frame(number=4, function="start_thread"),
+    )
+    short = "timer_new_full < vmstate_load_state"
+    site = CallSite(section="timer", size_bytes=48, per_load=1.0, frames=frames, short=short)
+    seen = Allocations(how=AllocationsHow.SEEN, sites=(site,), loads=8)
+    text = page(told(tmp_path, crashed(), allocations=seen))
+    assert "1.00 of 48 bytes: timer_new_full < vmstate_load_state" in text
+    assert "#2 timer_new_full (include/qemu/timer.h:520)" in text
+    assert "start_thread" not in text
+    assert "8 loads under gdb; debug symbols" in words(text)
+    for how in AllocationsHow:
+        none = Allocations(how=how, said="ptrace: no")
+        said = words(page(told(tmp_path, crashed(), allocations=none)))
+        assert ("call sites are not known: " in said) is (how is not AllocationsHow.SEEN)
 
 
 def test_a_report_in_the_log_gives_the_stack(tmp_path: Path) -> None:
