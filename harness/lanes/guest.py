@@ -134,10 +134,11 @@ class _Asking:
         if broken is None or broken.load == 0:
             return None
         isolator = self.bench.isolator(again=self._twice)
-        blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judge_loads(asked.life))
+        judgement = judge_loads(asked.life)
+        blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judgement)
         if blame is None:
             return None
-        self.bench.blame(self._phase, blame.sections, together=blame.how.together)
+        self.bench.blame(self._phase, blame.sections, judgement, together=blame.how.together)
         return _Found(asked=self._ask(self.excluded | set(blame.sections)), sections=blame.sections)
 
     def _by_luck(self, asked: _Asked) -> _Found | None:

@@ -17,7 +17,7 @@ from harness.engines.evidence import Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.errors import HarnessError, HostError, QemuError, Stopped
-from harness.oracles.isolate import Blame, Isolator
+from harness.oracles.isolate import Blame, Isolator, Suspect
 from harness.oracles.load import Judgement, judge, warnings_of
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -109,7 +109,8 @@ class Bench:
     :param came: the guest came from elsewhere: another QEMU, or another host
     :param blamed: sections that broke a secondary, by phase and by whether they had to stand twice in a buffer
     :param rows: devices of the request in hand
-    :param hints: sections that broke something in whatever phase: they are the first to be suspected, and no more
+    :param hints: sections that broke something in whatever phase, and how: they are the first to be suspected, and no
+        more
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
     :param turns: sessions of single rows that were made in one secondary, by what they left out
@@ -129,7 +130,7 @@ class Bench:
     refused: frozenset[str] = frozenset()
     sessions: dict[tuple[CellKey, frozenset[str]], WholeSession] = field(default_factory=dict)
     turns: dict[tuple[CellKey, frozenset[str]], _Turn] = field(default_factory=dict)
-    hints: list[str] = field(default_factory=list)
+    hints: list[Suspect] = field(default_factory=list)
     named: Route | None = None
     lock: Lock = field(default_factory=Lock)
 
@@ -189,7 +190,7 @@ class Bench:
         :param again: the sections stood more than once in a buffer when it broke
         """
         with self.lock:
-            known = sorted({*self.hints, *(label for labels in self.blamed.values() for label in labels)})
+            known = list(self.hints)
         return Isolator(
             binary=self.binary,
             dialect=self.ability.dialect,
@@ -201,14 +202,24 @@ class Bench:
             scope=self.scope,
         )
 
-    def blame(self, phase: str, sections: Sequence[str], *, together: bool = False, incoming: bool = False) -> None:
+    def blame(
+        self,
+        phase: str,
+        sections: Sequence[str],
+        judgement: Judgement,
+        *,
+        together: bool = False,
+        incoming: bool = False,
+    ) -> None:
         """Remember what broke in a phase.
 
+        :param judgement: what it came to
         :param together: where they stood twice in one buffer
         :param incoming: it was the incoming stream, which comes before everything: it is left out of that too
         """
         with self.lock:
-            self.hints += sections  # of several tasks at a time: a list may grow while it is read
+            # of several tasks at a time: a list may grow while it is read
+            self.hints += [Suspect(section=label, broke=judgement) for label in sections]
             if incoming:
                 self.refused |= set(sections)
                 return
@@ -282,14 +293,15 @@ class _Row:
             yield self.undecided(Undecided(why=Why.NO_SECTION))
             return
         while True:
-            excluded = self.excluded()
+            excluded = self._told_before()
+            excluded = self.excluded() if excluded is None else excluded
             session = self._made(excluded)
             evidence, judgement = session.evidence, session.judgement
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
                 yield self._cell(session, judgement, excluded)
                 return
             blame, judgement, repeats = self._taken_apart(session, excluded)
-            culprits = frozenset(blame.sections if blame else self._named(judgement))
+            culprits = self._culprits(blame, judgement)
             foreign = bool(culprits) and not culprits & self._own
             if not foreign or self._tells_of_platform(culprits):
                 cell = self._cell(session, judgement, excluded, blame, repeats)
@@ -298,16 +310,33 @@ class _Row:
                 return
             together = blame is not None and blame.how.together
             phase = self._failing_phase(evidence)
-            self._bench.blame(phase, sorted(culprits), together=together, incoming=_is_incoming(evidence))
+            self._bench.blame(phase, sorted(culprits), judgement, together=together, incoming=_is_incoming(evidence))
             if not foreign:
                 self._blamed += sorted(culprits)
                 self._started = time.monotonic()
                 if not self._own:
                     return
 
+    def _told_before(self) -> frozenset[str] | None:
+        """What was left out of a session of the whole state that broke by a section of this row, while another row was
+        judged: it is this row's finding, and no session more is made for it."""
+        if not self._whole:
+            return None
+        for (key, excluded), session in self._bench.sessions.items():
+            if key == self._shared_key and session.parts and not excluded & self._own:
+                blame, judgement, _ = session.parts
+                if self._culprits(blame, judgement) & self._own:
+                    return excluded
+        return None
+
+    @property
+    def _shared_key(self) -> CellKey:
+        """That of sessions of the whole state."""
+        return replace(self._plan.key, device="")
+
     def _made(self, excluded: frozenset[str]) -> WholeSession:
         """A session without what is excluded; one of the whole state is made once for all devices."""
-        key = (replace(self._plan.key, device=""), excluded)
+        key = (self._shared_key, excluded)
         shared = self._bench.sessions.get(key) if self._whole else None
         if shared is not None:
             self._on_loads(self._id, shared.evidence.loads_acked)
@@ -448,10 +477,11 @@ class _Row:
         if _is_incoming(evidence):
             absent = self._bench.refused & excluded
             return self._bench.isolator(self._again).find_incoming(evidence.broken.phase, absent, judgement)
-        before = self._load_plan().phase_before(evidence.broken.load)
-        return self._bench.isolator(self._again).find(
-            before, evidence.broken.phase, evidence.broken.load, excluded, judgement
-        )
+        plan, broken = self._load_plan(), evidence.broken
+        before = plan.phase_before(broken.load)
+        # the incoming stream of the session that broke was taken
+        taken = self._bench.refused & excluded if before == plan.incoming else None
+        return self._bench.isolator(self._again).find(before, broken.phase, broken.load, excluded, judgement, taken)
 
     def _tells_of_platform(self, culprits: frozenset[str]) -> bool:
         """Whether a section of the platform did it, and no row of the request is the platform's to say so: it is
@@ -464,11 +494,13 @@ class _Row:
         own = tuple(sorted(set(self._bench.buffers.pack.sections_of(PLATFORM)) & self._labels()))
         return replace(cell, key=replace(cell.key, device=PLATFORM, rest=0), sections=own)
 
-    def _named(self, judgement: Judgement) -> tuple[str, ...]:
-        """The section that QEMU itself says it refused, where it stands in the state: it need not come back each time,
-        and no other device is to blame for it."""
+    def _culprits(self, blame: Blame | None, judgement: Judgement) -> frozenset[str]:
+        """The sections that did it; where none was found, the one that QEMU itself says it refused, if it stands in the
+        state: it need not come back each time, and no other device is to blame for it."""
+        if blame is not None:
+            return frozenset(blame.sections)
         named = judgement.named
-        return (named,) if judgement.verdict is Verdict.REJECT and named in self._labels() else ()
+        return frozenset({named} if judgement.verdict is Verdict.REJECT and named in self._labels() else ())
 
     def _cell(
         self,

@@ -4,6 +4,9 @@
 The guest is parked, so that sections can be loaded without the rest. First a sweep: every section alone, one
 checkpoint each, in one secondary; where that breaks, the suspect is confirmed alone in a new process. When no
 section does it alone, the smallest set that does is searched for by delta debugging.
+
+The same section breaks most phases and lanes of a guest, and each of these is searched: so whom QEMU itself names, and
+what broke in the same way before, is tried first, and costs one process.
 """
 
 from __future__ import annotations
@@ -28,7 +31,6 @@ from harness.state.transforms import GuestMode, cpu_labels, labels_of
 ISOLATE_TIMEOUT_S = 5.0
 #: How often a section is loaded when the whole state did not break at once.
 MAX_REPEATS = 200
-#: Where a build resets the machine before each load, a CPU that is left out would start to run the firmware.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,17 @@ class Blame:
     sections: tuple[str, ...]
     how: Isolation
     judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A section that broke something before.
+
+    :param broke: what that came to
+    """
+
+    section: str
+    broke: Judgement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +77,28 @@ class Isolator:
     again: bool = False
     repeated: bool = False
     reset_first: bool = False
-    suspects: list[str] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
     scope: ProcessScope = field(default_factory=ProcessScope)
 
-    def find(self, before: str, phase: str, load: int, excluded: frozenset[str], judgement: Judgement) -> Blame | None:
+    def find(
+        self,
+        before: str,
+        phase: str,
+        load: int,
+        excluded: frozenset[str],
+        judgement: Judgement,
+        absent: frozenset[str] | None = None,
+    ) -> Blame | None:
         """Find what breaks a secondary that is in state ``before`` when ``phase`` is loaded.
 
         :param load: in which load the whole state broke; later ones are searched with repeated loads
         :param judgement: what the whole state came to; only such a break counts, by its verdict and its assertion
+        :param absent: without which an incoming stream of state ``before`` is known to be taken; None: it is tried
         :return: None when the parked guest does not break at all
         """
-        found = self._found(before, phase, load, excluded, judgement)
+        found = self._found(before, phase, load, excluded, judgement, absent)
         if found is None and self.repeated and not self.again:
-            found = replace(self, again=True)._found(before, phase, load, excluded, judgement)
+            found = replace(self, again=True)._found(before, phase, load, excluded, judgement, absent)
         return found
 
     def find_incoming(self, phase: str, absent: frozenset[str], judgement: Judgement) -> Blame | None:
@@ -94,7 +116,7 @@ class Isolator:
             return _alone(judgement.named, judgement, case)
         devices = self.buffers.pack.manifest.devices
         added = {label for device in devices if not device.recipe.rest for label in device.sections}
-        for suspect in [each for each in self.suspects if each in labels]:
+        for suspect in self._likely(labels, judgement):
             found = case.minimise_incoming([suspect], absent | (set(labels) - {suspect}))
             if found is not None:
                 return found
@@ -117,19 +139,37 @@ class Isolator:
         return case.minimise_incoming(labels, absent, reset=True)
 
     def _found(
-        self, before: str, phase: str, load: int, excluded: frozenset[str], judgement: Judgement
+        self,
+        before: str,
+        phase: str,
+        load: int,
+        excluded: frozenset[str],
+        judgement: Judgement,
+        absent: frozenset[str] | None,
     ) -> Blame | None:
         case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), judgement)
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
-        case.absent = case.refused_at_start(excluded)
+        case.absent = case.refused_at_start(excluded) if absent is None else absent
         labels = labels_of(self.buffers.pack.recordings[phase].sections)
         labels = [label for label in labels if label not in excluded]
-        for suspect in [s for s in self.suspects if s in labels]:
+        for suspect in self._likely(labels, judgement):
             found = case.breaks([suspect])
             if found:
                 return _alone(suspect, found, case)
-        swept = None if self.reset_first else case.sweep(labels)
-        return swept or case.minimise(labels)
+        # whom QEMU names does it with others, or not each time: no other one does it alone
+        alone = not self.reset_first and judgement.named not in labels
+        return (case.sweep(self._suspects_first(labels)) if alone else None) or case.minimise(labels)
+
+    def _likely(self, labels: Sequence[str], judgement: Judgement) -> list[str]:
+        """Whom QEMU names; else what broke in this way before."""
+        if judgement.named is not None and judgement.named in labels:
+            return [judgement.named]
+        alike = dict.fromkeys(each.section for each in self.suspects if each.broke.is_break_of(judgement))
+        return [label for label in alike if label in labels]
+
+    def _suspects_first(self, labels: Sequence[str]) -> list[str]:
+        known = {each.section for each in self.suspects}
+        return sorted(labels, key=lambda label: label not in known)
 
 
 class _Isolation:
@@ -180,7 +220,7 @@ class _Isolation:
                 return None
             found = self.breaks([left[at]])
             if found:
-                self.owner.suspects.append(left[at])
+                self.owner.suspects.append(Suspect(section=left[at], broke=found))
                 return _alone(left[at], found, self)
             left = left[at + 1 :]
         return None

@@ -18,6 +18,7 @@ from harness.errors import BudgetError, HostError, PackError, Stopped
 from harness.lanes.controls import ControlRoom
 from harness.lanes.judge import Bench, Exclusion
 from harness.lanes.registry import LANES
+from harness.oracles.isolate import Suspect
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, probe_binary
 from harness.qemu.disturbance import TRIES, Account, Hindered, attempt, undisturbed
@@ -82,7 +83,7 @@ class _Place:
     ability: ColoAbility
     buffers: Buffers
     controls: ControlRoom
-    hints: list[str] = field(default_factory=list)
+    hints: list[Suspect] = field(default_factory=list)
 
 
 class LocalWorker:

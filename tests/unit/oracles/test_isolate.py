@@ -16,7 +16,7 @@ from harness.engines import colo as engine
 from harness.engines.buffers import Buffers
 from harness.errors import Stopped
 from harness.oracles import isolate
-from harness.oracles.isolate import Isolator
+from harness.oracles.isolate import Isolator, Suspect
 from harness.oracles.load import Judgement
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -107,6 +107,10 @@ def isolator(make_pack: Callable[..., Path], binary: QemuBinary) -> Iterator[Cal
         )
 
 
+def suspect(section: str) -> Suspect:
+    return Suspect(section=section, broke=Judgement(verdict=Verdict.CRASH))
+
+
 def find(searcher: Isolator, load: int = 1, excluded: frozenset[str] = frozenset()) -> Any:
     return searcher.find("kernel", "bound", load, excluded, Judgement(verdict=Verdict.CRASH))
 
@@ -124,7 +128,7 @@ def test_a_section_that_does_it_alone_is_found_by_the_sweep(
     # one process for the sweep, one to confirm; the culprit was confirmed alone
     assert len(fake.started) == 2
     assert fake.started[1].checkpoints == [handmade.full(number, 0x22)]
-    assert searcher.suspects == [handmade.sections[number]]
+    assert searcher.suspects == [Suspect(section=handmade.sections[number], broke=blame.judgement)]
 
 
 def test_what_breaks_only_twice_in_one_buffer_is_searched_so_where_it_stood_so(
@@ -142,8 +146,48 @@ def test_a_known_suspect_is_tried_first(
     isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
 ) -> None:
     fake.bug = frozenset({handmade.full(3, 0x22)})
-    assert find(isolator(suspects=["gone", "i8259#1"])).sections == ("i8259#1",)
+    assert find(isolator(suspects=[suspect("gone"), suspect("i8259#1")])).sections == ("i8259#1",)
     assert len(fake.started) == 1
+
+
+def test_what_broke_in_another_way_is_no_first_suspect(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    hung = Suspect(section="i8259", broke=Judgement(verdict=Verdict.HANG))
+    assert find(isolator(suspects=[hung, suspect(handmade.ahci)])).sections == (handmade.ahci,)
+    assert len(fake.started) == 1
+    # it is the first in the sweep
+    fake.bug = frozenset({handmade.full(2, 0x22)})
+    assert find(isolator(suspects=[hung])).sections == ("i8259",)
+    assert [len(one.checkpoints) for one in fake.started[1:]] == [1, 1]
+
+
+def test_whom_qemu_names_is_tried_alone_and_no_other_one_is(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    refusal = Judgement(verdict=Verdict.CRASH, named="i8259#1")
+    fake.bug = frozenset({handmade.full(3, 0x22)})
+    blame = isolator().find("kernel", "bound", 99, frozenset(), refusal)
+    assert blame is not None
+    assert blame.sections == ("i8259#1",)
+    assert len(fake.started) == 1
+    # it does not come back: once alone, and once with all
+    fake.bug = frozenset()
+    assert isolator().find("kernel", "bound", 99, frozenset(), refusal) is None
+    assert len(fake.started) == 3
+
+
+def test_an_incoming_stream_that_was_taken_is_not_tried_again(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    judgement, excluded = Judgement(verdict=Verdict.CRASH), frozenset({handmade.sections[5]})
+    blame = isolator().find("kernel", "bound", 1, excluded, judgement, frozenset())
+    assert blame is not None
+    assert blame.sections == (handmade.ahci,)
+    # one for the sweep, one to confirm
+    assert len(fake.started) == 2
 
 
 def test_what_takes_two_sections_is_found_by_leaving_out(
@@ -260,7 +304,7 @@ def test_of_two_that_break_the_incoming_stream_the_one_with_its_assertion_is_to_
     said = "qemu: ../../hw/%s.c:1: %s: Assertion `%s' failed."
     first, second = said % ("cirrus", "set_offset", "mr->alias"), said % ("xhci", "msix_unuse", "vector < n")
     fake.asserts = {handmade.full(3, 0x22): first, handmade.full(5, 0x22): second}
-    searcher = isolator(suspects=[handmade.sections[5], handmade.sections[3]])
+    searcher = isolator(suspects=[suspect(handmade.sections[5]), suspect(handmade.sections[3])])
     assertion = Assertion(function="set_offset", expression="mr->alias", file="cirrus.c")
     whole = Judgement(verdict=Verdict.CRASH, cause=Ended(step=Step.INCOMING, assertion=assertion))
     blame = searcher.find_incoming("bound", frozenset(), whole)
@@ -288,7 +332,7 @@ def test_a_suspect_of_the_incoming_stream_is_tried_first(
     isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
 ) -> None:
     fake.refuses = handmade.full(5, 0x22)
-    blame = isolator(suspects=["gone", handmade.sections[5]]).find_incoming(
+    blame = isolator(suspects=[suspect("gone"), suspect(handmade.sections[5])]).find_incoming(
         "bound", frozenset(), Judgement(verdict=Verdict.CRASH)
     )
     assert blame is not None

@@ -85,7 +85,15 @@ class World:
         there = [s for s in culprits if s not in chosen.excluded and (chosen.whole or s in chosen.own)]
         return min((culprits[s] for s in there), default=None)
 
-    def find(self, before: str, phase: str, load: int, excluded: frozenset[str], verdict: Verdict) -> Blame | None:
+    def find(
+        self,
+        before: str,
+        phase: str,
+        load: int,
+        excluded: frozenset[str],
+        verdict: Verdict,
+        absent: frozenset[str] | None,
+    ) -> Blame | None:
         self.searches.append((before, phase, load, excluded))
         left = {s: at for s, at in self.kills.get(phase, {}).items() if s not in excluded}
         if self.blind or not left:
@@ -264,6 +272,18 @@ def test_one_session_of_the_whole_state_answers_for_every_device(
     assert sum(cell.own_loads for cell in everything) == 2 + 10 + 4
 
 
+def test_a_session_that_was_taken_apart_is_the_finding_of_whose_section_it_was(
+    world: World, bench: Bench, handmade: Handmade
+) -> None:
+    world.kills = {"bound": {"i8259": 3, handmade.ahci: 5, handmade.blk: 7}}
+    found = [cell for name in ("platform", "ahci", "virtio-blk") for cell in cells(plan(name, "bound"), bench)]
+    # one culprit after the other was left out; nobody had a session or a search of its own
+    assert [len(session.selection.excluded) for session in world.sessions] == [0, 1, 2, 3]
+    assert len(world.searches) == 3
+    crashes = [(c.device, c.blamed, c.loads_acked) for c in found if c.verdict is Verdict.CRASH]
+    assert crashes == [("platform", ("i8259",), 2), ("ahci", (handmade.ahci,), 4), ("virtio-blk", (handmade.blk,), 6)]
+
+
 def test_loads_of_a_devices_own_sections_are_not_shared(world: World, bench: Bench) -> None:
     options: tuple[dict[str, Any], ...] = ({"schedule": Schedule.BACK_TO_BACK}, {"mode": GuestMode.PARKED})
     for more in options:
@@ -379,7 +399,7 @@ def test_what_breaks_the_incoming_stream_is_its_own_rows_finding_and_no_others(w
     finding, *rest = cells(plan("ahci", "bound"), bench)
     assert (finding.verdict, finding.blamed, finding.outcome.load) == (Verdict.CRASH, (culprit,), 0)
     assert all(cell.verdict is Verdict.OK and cell.excluded == (culprit,) for cell in rest)
-    assert bench.hints == [culprit, culprit]
+    assert [hint.section for hint in bench.hints] == [culprit, culprit]
     # in another phase nobody searches again
     assert [cell.verdict for cell in cells(plan("platform", "kernel"), bench)] == [Verdict.OK]
     assert len(world.searches) == 1
@@ -452,11 +472,12 @@ def test_a_build_that_resets_is_always_given_the_whole_state(world: World, bench
 
 def test_where_a_build_resets_loads_in_one_buffer_are_remembered_apart(world: World, bench: Bench) -> None:
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
-    bench.blame("bound", ["i8259"], together=True)
+    crash = Judgement(verdict=Verdict.CRASH)
+    bench.blame("bound", ["i8259"], crash, together=True)
     assert bench.known(("bound",), True, frozenset()) == {"i8259"}
     assert bench.known(("bound",), False, frozenset()) == frozenset()
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=None)
-    bench.blame("bound", ["cpu"], together=False)
+    bench.blame("bound", ["cpu"], crash, together=False)
     assert bench.known(("bound",), False, frozenset()) == {"cpu"}
     assert bench.known(("bound",), True, frozenset()) == {"i8259", "cpu"}
     assert bench.known(("bound",), True, frozenset({"cpu"})) == {"i8259"}
