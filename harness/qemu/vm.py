@@ -85,11 +85,18 @@ class Vm:
         except (QemuError, DeadlineError) as error:
             ended = self.process.wait(1.0)
             text = self.process.stderr().strip()
-            self._close_tpms()
-            self.console.close()
-            self.process.close()
+            self._give_up()
             how = f"it ended with {ended}" if ended else str(error)
             raise QemuError(f"{command.binary} did not start: {how}: {text or 'it printed nothing'}") from error
+        except BaseException:
+            # under gdb a QEMU takes seconds to greet, and a Ctrl-C may come
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        self._close_tpms()
+        self.console.close()
+        self.process.close()
 
     @property
     def workdir(self) -> Path:
