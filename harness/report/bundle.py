@@ -15,7 +15,7 @@ from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
 from harness.report.allocations import allocations_how, allocations_text
 from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
-from harness.report.stacks import stack_text
+from harness.report.stacks import stack_text, symbols_text
 from harness.report.text import plural
 from harness.results.frames import to_dispatcher
 from harness.results.outcome import ControlName
@@ -253,17 +253,7 @@ def _details(material: BundleMaterial, document: dict[str, Any], others: Sequenc
 
 
 def _symbols(document: dict[str, Any]) -> str:
-    """Where the names for ``??`` come from."""
-    package = architecture_of(document["machine"]).program.package
-    if document["qemu"].get("build", "").startswith("Debian"):
-        return (
-            f"`??` are functions that QEMU does not export. Their names are in package {package}-dbgsym of Debian's "
-            "debug archive (deb http://deb.debian.org/debian-debug/ SUITE-debug main), or come by themselves with "
-            "DEBUGINFOD_URLS=https://debuginfod.debian.net in the environment."
-        )
-    return (
-        "`??` are functions that QEMU does not export: a build with debug symbols (configure --enable-debug) has them."
-    )
+    return symbols_text(document["machine"], document["qemu"].get("build", ""))
 
 
 def _leak(leak: dict[str, Any]) -> str:

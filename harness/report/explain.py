@@ -28,13 +28,13 @@ from harness.report.sentences import (
     verdict_meaning,
     warning_text,
 )
-from harness.report.stacks import stack_how, stack_text
+from harness.report.stacks import stack_how, stack_text, symbols_text
 from harness.report.terminal import MAX_LOG_LINES
 from harness.report.text import duration, number, plural
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
 from harness.results.cause import Derived, Drifted, KernelComplaint
 from harness.results.document import Cell
-from harness.results.frames import to_dispatcher
+from harness.results.frames import Frame, to_dispatcher
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
 from harness.text import one_line, printable
@@ -448,6 +448,13 @@ def _stack_rows(told: Explanation) -> Lines:
     left = len(stack.frames) - len(shown)
     note = f"; {plural(left, 'frame')} of libraries and farther out: --json has them" if left else ""
     yield Line(text=stack_how(stack) + note, style="dim")
+    yield from _symbols(told, shown)
+
+
+def _symbols(told: Explanation, shown: Iterable[Frame]) -> Lines:
+    """Where the names come from that frames on the page lack."""
+    if any(not frame.function for frame in shown):
+        yield Line(text=symbols_text(told.cell.machine, told.cell.load_qemu.build), style="dim")
 
 
 def _allocations(told: Explanation) -> Lines:
@@ -461,6 +468,7 @@ def _allocations(told: Explanation) -> Lines:
     left = len(found.sites) - MAX_REPORTS
     note = f"; {plural(left, 'more call site')}: --json has them" if left > 0 else ""
     yield Line(text=allocations_how(found) + note, style="dim")
+    yield from _symbols(told, (frame for site in found.sites for frame in to_dispatcher(site.frames)))
 
 
 def _reports(told: Explanation) -> Lines:

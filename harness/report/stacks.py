@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a stack was got, or why there is none, in words."""
+"""How a stack was got, or why there is none, and where names come from that it lacks, in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from harness.arch import architecture_of
 from harness.triage.backtrace import Backtrace, StackHow
 
 
@@ -42,3 +43,20 @@ def stack_how(stack: Backtrace) -> str:
 def stack_text(stack: Backtrace) -> str:
     """A line for how it was got, and one for each frame."""
     return "\n".join([stack_how(stack), *(frame.text for frame in stack.frames)])
+
+
+def symbols_text(machine: str, build: str) -> str:
+    """Where the names for ``??`` come from.
+
+    :param build: of the QEMU, as its version says; empty where that says nothing
+    """
+    package = architecture_of(machine).program.package
+    if build.startswith("Debian"):
+        return (
+            f"`??` are functions that QEMU does not export. Their names are in package {package}-dbgsym of Debian's "
+            "debug archive (deb http://deb.debian.org/debian-debug/ SUITE-debug main), or come by themselves with "
+            "DEBUGINFOD_URLS=https://debuginfod.debian.net in the environment."
+        )
+    return (
+        "`??` are functions that QEMU does not export: a build with debug symbols (configure --enable-debug) has them."
+    )

@@ -337,6 +337,9 @@ def test_a_leaks_call_sites_are_on_the_page(tmp_path: Path) -> None:
     assert "#2 timer_new_full (include/qemu/timer.h:520)" in text
     assert "start_thread" not in text
     assert "8 loads under gdb; debug symbols" in words(text)
+    assert "-dbgsym" not in words(text)
+    unnamed = replace(seen, sites=(replace(site, frames=(Frame(number=2, function=""), *frames)),))
+    assert "package qemu-system-x86-dbgsym" in words(page(told(tmp_path, crashed(), allocations=unnamed)))
     for how in AllocationsHow:
         none = Allocations(how=how, said="ptrace: no")
         said = words(page(told(tmp_path, crashed(), allocations=none)))
