@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from harness.commands.resolve import (
 from harness.commands.selection import select
 from harness.devices.phases import Missed
 from harness.errors import HarnessError, UsageError
+from harness.guests.build import GuestMaker
 from harness.names import USUAL_PHASES
 from harness.packs.pack import StatePack
+from harness.qemu.binary import AccelState
 from harness.report import inspection
 from harness.report.lacks import lack_text
 from harness.report.terminal import LiveProgress
+from harness.results.known import Issue, load_known
 from harness.state.recorder import ordered_phases
 from harness.state.recordings import Unrecordable, make_recording
 from harness.work.asked import Options
@@ -35,8 +38,35 @@ from harness.work.run import load_pack_rows
 from harness.work.shards import Shard
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the options of ``postload matrix`` mean on this host.
+
+    :param guest: builds what is booted
+    :param issues: that the run is held against; None when it is held against none
+    """
+
+    options: Options
+    accel: AccelState
+    guest: GuestMaker
+    issues: tuple[Issue, ...] | None
+
+
 def matrix(given: dict[str, Any]) -> int:
     """Record guests, reload their state, print which devices survive."""
+    asked = asked_of(given)
+    options, shard = asked.options, None
+    if given["shard"]:
+        share, shard = Shard.parse(given["shard"]).share(options)
+        options = replace(options, share=share)
+    return carry_out(options, asked.accel, given, lambda run: run.execute(), guest=asked.guest, shard=shard)
+
+
+def asked_of(given: dict[str, Any]) -> Asked:
+    """Find the QEMUs, devices and guests that options name.
+
+    :raises UsageError: one names what is not there
+    """
     binaries, profiles = binaries_of(given["qemus"], given["profiles"], machines=given["machines"])
     check_machines(binaries, given["machines"])
     accel = common_accel(binaries, given["accel"])
@@ -55,11 +85,8 @@ def matrix(given: dict[str, Any]) -> int:
         cpus=given["cpus"],
         **replayed,
     )
-    shard = None
-    if given["shard"]:
-        share, shard = Shard.parse(given["shard"]).share(chosen)
-        chosen = replace(chosen, share=share)
-    return carry_out(chosen, accel, given, lambda run: run.execute(), guest=guest, shard=shard)
+    issues = None if given["known"] is None else load_known(given["known"])
+    return Asked(options=chosen, accel=accel, guest=guest, issues=issues)
 
 
 def record(given: dict[str, Any]) -> int:

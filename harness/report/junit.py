@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from harness.report.sentences import warning_text
-from harness.report.text import number, plural
-from harness.report.view import Block, blocks, finding_of, pair_text
+from harness.report.celltext import body_of, facts_of, message_of, skipped_for
+from harness.report.view import Block, blocks, pair_text
 from harness.results.document import Cell, MatrixDoc
 from harness.results.verdict import Verdict
-from harness.text import one_line, printable
+from harness.text import printable
 
 
 def render_junit(doc: MatrixDoc) -> str:
@@ -48,31 +47,17 @@ def _case(cell: Cell) -> TestCase:
     result = _result(cell)
     if result is not None:
         case.result = [result]
-    case.system_out = printable("\n".join(_facts(cell)))
+    case.system_out = printable("\n".join(facts_of(cell)))
     return case
 
 
-def _facts(cell: Cell) -> list[str]:
-    lines = [cell.id, f"{number(cell.loads_acked)} of {plural(cell.loads_asked, 'load')} acknowledged"]
-    if cell.excluded:
-        lines.append(f"without {', '.join(cell.excluded)}")
-    return lines + [f"warning: {warning_text(line)}" for line in cell.warnings]
-
-
 def _result(cell: Cell) -> Failure | Error | Skipped | None:
-    finding = finding_of(cell)
-    if cell.verdict is Verdict.OK or finding is None:
+    if cell.verdict is Verdict.OK:
         return None
-    message = one_line(f"{finding.section}: {finding.text}" if finding.section else finding.text)
-    if cell.verdict is Verdict.UNSUPPORTED:
-        return Skipped(message, cell.verdict.value)
-    if cell.known:
-        return Skipped(f"known, {one_line(cell.known)}: {message}", cell.verdict.value)
+    skipped = skipped_for(cell)
+    if skipped:
+        return Skipped(skipped, cell.verdict.value)
     kind = Error if cell.verdict.is_undecided else Failure
-    result = kind(message, cell.verdict.value)
-    where = [f"phase {finding.phase}"] if finding.phase else []
-    where += [f"load {finding.load}"] if finding.load else []
-    where += [finding.exit] if finding.exit else []
-    body = [finding.text, ", ".join(where), finding.isolated or "", finding.log]
-    result.text = printable("\n".join(part for part in body if part))
+    result = kind(message_of(cell), cell.verdict.value)
+    result.text = body_of(cell)
     return result

@@ -418,6 +418,14 @@ def cut_bytes(path: Path) -> int:
     return 0 if data.endswith(b"\n") else len(data)
 
 
+def event_of(line: bytes) -> Event:
+    """One line of a run that goes on.
+
+    :raises ValueError: it is no event
+    """
+    return _reader().validate_json(line, strict=True)
+
+
 def _event(line: bytes, where: str, *, first: bool) -> Event:
     try:
         event = _reader().validate_json(line, strict=True)

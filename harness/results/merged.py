@@ -67,11 +67,12 @@ class Merged:
         return not (self.absent or self.cut or self.missing)
 
 
-def merge(folders: Sequence[Path], known: Sequence[Issue] | None = None) -> Merged:
+def merge(folders: Sequence[Path], known: Sequence[Issue] | None = None, *, whole: bool = True) -> Merged:
     """Put shards together.
 
     :param folders: of their reports, or the event files in them, in any order
     :param known: issues that the run is held against, in place of those of its shards
+    :param whole: every planned cell is to be there; else some were not asked for
     :raises UsageError: one cannot be read, is no shard, is of another run, or comes twice
     """
     runs = sorted(map(_read, folders), key=lambda run: run.shard.number)
@@ -90,7 +91,7 @@ def merge(folders: Sequence[Path], known: Sequence[Issue] | None = None) -> Merg
         of=runs[0].shard.of,
         absent=tuple(number for number in range(1, runs[0].shard.of + 1) if number not in there),
         cut=tuple(run.path for run in runs if not run.complete),
-        missing=tuple(name for name in planned if name not in judged),
+        missing=tuple(name for name in planned if name not in judged and whole),
     )
     return replace(merged, events=tuple(_events(runs, known, complete=merged.complete)))
 

@@ -21,7 +21,16 @@ from harness.results.document import Cell
 
 HARNESS = Path(harness.__file__).parent
 #: These tell a user something right then, and store nothing.
-TELLERS = ("report/", "commands/", "cli.py", "__main__.py", "bootstrap.py", "triage/reproduce.py", "errors.py")
+TELLERS = (
+    "report/",
+    "commands/",
+    "cli.py",
+    "pytest_plugin.py",
+    "__main__.py",
+    "bootstrap.py",
+    "triage/reproduce.py",
+    "errors.py",
+)
 #: What is given to these is the text of an error, progress, or an expression that reads the words of others.
 HEARD = re.compile(
     r"(\w*\.)*(\w*Error|ConfigError|Stopped|NotReproduced|DeviceFailed|Unrecordable|MissingError|Disturbed|ValueError"
