@@ -91,13 +91,14 @@ class _Comparison:
             yield self._of_finding(line, "", now, was)
 
     def _of_finding(self, line: str, name: str, now: Cells, was: Cells) -> Change:
-        rate = self._rate(line, name)
+        kind = name.partition(":")[0]
+        rate = self._rate(line, name) if kind in self._rules.flaky.kinds else None
         facts = CellFacts(
             now=look_at(now, name),
             was=look_at(was, name) if was else Look.NEVER,
             seen=self._seen_in(line, name),
             known=any(glance.known for glance in now if glance.signature == name),
-            flaky=self._rules.flaky.fits(name.partition(":")[0], rate),
+            flaky=rate is not None and self._rules.flaky.fits(kind, rate),
             reproducer=self._reproduced(name, now),
         )
         own = _own(now, name) or _own(was, name)
@@ -110,7 +111,7 @@ class _Comparison:
             now=_verdict(now, name),
             look=facts.now,
             known=own.known if own else "",
-            rate=rate if name.partition(":")[0] in self._rules.flaky.kinds else None,
+            rate=rate,
         )
 
     def _was(self, line: str) -> Cells:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -141,8 +141,18 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class CellWhen(_Model):
-    """Conditions of a rule for cells, one value or several; what is not named may be anything."""
+class _When(_Model):
+    """Conditions of a rule, one value or several; what is not named may be anything."""
+
+    @cached_property
+    def named(self) -> tuple[tuple[str, tuple[object, ...]], ...]:
+        """Names of facts, each with the values that it may have."""
+        several = ((name, value if isinstance(value, tuple) else (value,)) for name, value in self)
+        return tuple((name, values) for name, values in several if values not in ((), (None,)))
+
+
+class CellWhen(_When):
+    """Conditions of a rule for cells."""
 
     now: Annotated[Look | tuple[Look, ...], Field(alias="is")] = ()
     was: Look | tuple[Look, ...] = ()
@@ -152,7 +162,7 @@ class CellWhen(_Model):
     reproducer: Reproduced | tuple[Reproduced, ...] = ()
 
 
-class SignatureWhen(_Model):
+class SignatureWhen(_When):
     """Conditions of a rule for signatures."""
 
     reproducer: Reproduced | tuple[Reproduced, ...] = ()
@@ -200,27 +210,21 @@ class Rules(_Model):
     @field_validator("cell", "signature")
     @classmethod
     def _last(cls, rules: tuple[CellRule | SignatureRule, ...]) -> tuple[CellRule | SignatureRule, ...]:
-        if not rules or rules[-1].when != type(rules[-1].when)():
+        if not rules or rules[-1].when.named:
             raise ValueError("the last rule has to be without conditions, so that one always holds")
         return rules
 
     def cell_state(self, facts: CellFacts) -> CellState:
         """What a finding in a cell is."""
-        return next(rule.state for rule in self.cell if _holds(rule.when, asdict(facts)))
+        return next(rule.state for rule in self.cell if _holds(rule.when, facts))
 
     def signature_state(self, facts: SignatureFacts) -> SignatureState:
         """What a signature is on one QEMU."""
-        return next(rule.state for rule in self.signature if _holds(rule.when, asdict(facts)))
+        return next(rule.state for rule in self.signature if _holds(rule.when, facts))
 
 
-def _holds(when: BaseModel, facts: Mapping[str, Any]) -> bool:
-    return all(_fits(facts[name], wanted) for name, wanted in when)
-
-
-def _fits(fact: object, wanted: object) -> bool:
-    if isinstance(wanted, tuple):
-        return not wanted or fact in wanted
-    return wanted is None or fact == wanted
+def _holds(when: CellWhen | SignatureWhen, facts: CellFacts | SignatureFacts) -> bool:
+    return all(getattr(facts, name) in wanted for name, wanted in when.named)
 
 
 def read_rules(path: Path | None = None) -> Rules:

@@ -55,44 +55,61 @@ def programs() -> Path | None:
     return None if found is None else Path(found).resolve().parent
 
 
+class Server:
+    """A server in a folder of its own, which is made and removed with the block.
+
+    :raises AssertionError: it cannot be made or started; says what it printed
+    """
+
+    def __init__(self, bin_dir: Path) -> None:
+        self._bin_dir = bin_dir
+        # not pytest's folder: another user has to get into it, and a socket's path has at most 107 bytes
+        self._folder = Path(tempfile.mkdtemp(prefix="postload-pg-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.cluster = Cluster(socket=self._folder)
+
+    def __enter__(self) -> Server:
+        self._as_user = _as_user(self._folder)
+        words = [str(self._bin_dir / "initdb"), "-D", str(self._folder / "data"), "-U", USER, "-A", "trust"]
+        words += ["-E", "UTF8", "--locale=C", "--no-sync"]
+        made = subprocess.run(
+            [*self._as_user, *words], capture_output=True, text=True, timeout=START_TIMEOUT_S, cwd="/"
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._process is not None:
+                self._end(signal.SIGQUIT)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start it; returns when it takes connections."""
+        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=40"]
+        words = [self._bin_dir / "postgres", "-D", self._folder / "data", "-k", self._folder, *options]
+        with (self._folder / "log").open("w") as log:
+            self._process = subprocess.Popen([*self._as_user, *map(str, words)], stdout=log, stderr=log, cwd="/")
+        _wait(self.cluster, self._process, self._folder / "log")
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; its children see that and end too."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, sent: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(sent)
+        self._process.wait(START_TIMEOUT_S)
+        self._process = None
+
+
 @contextmanager
 def cluster(bin_dir: Path) -> Iterator[Cluster]:
-    """A server that has started, and is stopped behind the block.
-
-    :raises AssertionError: it does not start; says what it printed
-    """
-    # not pytest's folder: another user has to get into it, and a socket's path has at most 107 bytes
-    folder = Path(tempfile.mkdtemp(prefix="postload-pg-"))
-    try:
-        as_user = _as_user(folder)
-        data = folder / "data"
-        words: list[str | Path] = [
-            bin_dir / "initdb",
-            "-D",
-            data,
-            "-U",
-            USER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-        ]
-        made = subprocess.run([*as_user, *words], capture_output=True, text=True, timeout=START_TIMEOUT_S, cwd="/")
-        assert made.returncode == 0, made.stdout + made.stderr
-        options = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=40"]
-        with (folder / "log").open("w") as log:
-            words = [bin_dir / "postgres", "-D", data, "-k", folder, *options]
-            server = subprocess.Popen([*as_user, *words], stdout=log, stderr=log, cwd="/")
-        try:
-            _wait(Cluster(socket=folder), server, folder / "log")
-            yield Cluster(socket=folder)
-        finally:
-            server.send_signal(signal.SIGQUIT)
-            server.wait(START_TIMEOUT_S)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """A server that has started, and is stopped behind the block."""
+    with Server(bin_dir) as server:
+        server.start()
+        yield server.cluster
 
 
 def _as_user(folder: Path) -> list[str]:
