@@ -4,6 +4,7 @@
 #   state     the shell's variables path (in sysfs), want, work, why and net
 #   units     what was unbound: ID DRIVER, and a driver's name may have spaces
 #   pids      process groups of the workload
+#   seen      what each part of the workload had counted when it was begun, or looked at last; a line for each
 #   KIND.WHAT what a workload counts, where no counter of the kernel tells whether it moves
 # Status 0: done; 3: this device does not get so far, and what was printed says why in a line; else it failed.
 # Under TCG each child process costs some 10 ms: what waits, reads or compares does it within the shell.
@@ -325,31 +326,43 @@ auto_busy() {
     for item in $work; do
         "auto_busy_${item%%:*}" "$1" "${item#*:}" || return 1
     done
+    auto_note "$1"
 }
 
-# auto_check NAME: whether each part of it moves while one looks. Behind it stands still what the machine cannot be saved
-# with, until it is looked at again.
+# auto_note NAME: write down what is counted now.
+auto_note() {
+    local item
+    for item in $work; do
+        auto_count "$1" "$item"
+        echo "$count"
+    done > "/tmp/auto.$1/seen"
+}
+
+# auto_check NAME: whether each part of it has moved since it was begun, or looked at last, and waits for that: the first
+# time it may be the last of what its driver did. Dozens of them are looked at twice one behind the other, and then
+# nobody is waited for. Behind it stands still what the machine cannot be saved with, until it is looked at again.
 auto_check() {
     auto_known "$1" || return
     [ -n "$work" ] || { auto_none "$why"; return; }
-    local item
-    rm -f "/tmp/auto.$1/hold"
+    [ -e "/tmp/auto.$1/seen" ] || auto_note "$1"
+    [ ! -e "/tmp/auto.$1/hold" ] || rm "/tmp/auto.$1/hold"
+    local item seen
     for item in $work; do
-        # twice: the first may be the last of what its driver did
-        auto_moves "$1" "$item" && auto_moves "$1" "$item" || return 1
-    done
+        read -r seen <&3
+        auto_moves "$1" "$item" "$seen" || return 1
+    done 3< "/tmp/auto.$1/seen"
+    auto_note "$1"
     for item in $work; do
         command -v "auto_hold_${item%%:*}" > /dev/null || continue
         "auto_hold_${item%%:*}" "$1" "${item#*:}" || return 1
     done
 }
 
-# auto_moves NAME KIND:WHAT: waits until its count is another one.
+# auto_moves NAME KIND:WHAT COUNT: waits until its count is another one.
 auto_moves() {
-    local first tries=400
+    local tries=400
     auto_count "$1" "$2"
-    first=$count
-    while [ "$count" = "$first" ]; do
+    while [ "$count" = "$3" ]; do
         tries=$((tries - 1))
         [ "$tries" -gt 0 ] || { echo "the workload of $2 did not move within 20 s"; return 1; }
         nap
@@ -393,7 +406,7 @@ auto_idle() {
             nap
         done
     done < "/tmp/auto.$1/pids"
-    rm "/tmp/auto.$1/pids"
+    rm "/tmp/auto.$1/pids" "/tmp/auto.$1/seen"
     for item in $work; do
         command -v "auto_stop_${item%%:*}" > /dev/null || continue
         "auto_stop_${item%%:*}" "$1" "${item#*:}" || return 1
@@ -447,7 +460,9 @@ auto_life() {
         begun=1
         auto_busy "$1" || return 1
     fi
-    auto_check "$1" || return 1
+    # what moved before, or is the last of what its driver did, does not count
+    auto_note "$1"
+    auto_check "$1" && auto_check "$1" || return 1
     for item in $work; do
         if command -v "auto_life_${item%%:*}" > /dev/null; then
             "auto_life_${item%%:*}" "$1" "${item#*:}" || return 1

@@ -447,8 +447,9 @@ class _Boot:
                 if self._done(device, phase, "busy", console):
                     self._moving.add(device.name)
             time.sleep(BUSY_S)
-            for device in devices:
-                if device.name in self._moving:
+            # twice: what moved the first time may have been the last of what its driver did
+            for device in 2 * devices:
+                if device.name in self._moving and self.lacks.goes_on(device.name, phase):
                     self._done(device, phase, "check", console)
             return
         for device in devices:
