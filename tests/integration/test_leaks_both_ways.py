@@ -121,7 +121,7 @@ CALL_SITES = {"vmxnet3": (65_648, "net_tx_pkt_init"), "usb-disk": (144, "vmstate
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
-@pytest.mark.parametrize("device", CALL_SITES)
+@pytest.mark.parametrize("device", CALL_SITES if ALL else ["vmxnet3"])
 def test_a_leak_is_told_with_who_allocates_it(
     run: Path, device: str, postload: Callable[..., Done], strays: Callable[[], list[int]], scratch: Path
 ) -> None:

@@ -27,7 +27,16 @@ from harness.stream.vmdesc import VmDesc
 from harness.triage.allocations import Allocations, AllocationsHow, CallSite
 from harness.triage.backtrace import Backtrace, StackHow
 from harness.triage.bisect import Build, Found, Tried, builds, git_lines, judge
-from harness.triage.bundle import BundleMaterial, ScriptAnswer, candidates, kept_case, lean, subsections, write_bundle
+from harness.triage.bundle import (
+    BundleMaterial,
+    ScriptAnswer,
+    _allocations,
+    candidates,
+    kept_case,
+    lean,
+    subsections,
+    write_bundle,
+)
 from harness.triage.case import Case, CaseCheckpoint, Expect, LeakFigures, NeededField, Rate, Spent
 
 HEAD = b"QEVM\0\0\0\x03\x07\0\0\0\x05toy-1"
@@ -454,6 +463,13 @@ def test_a_bundle_of_a_leak_says_who_allocates_what_stays(tmp_path: Path) -> Non
     assert "19.25 further calls a load" in texts["issue.md"]
     assert "#4 colo_process_incoming_thread" in texts["allocations.txt"]
     assert "    allocations.txt   the stacks of what stays allocated" in texts["README.md"]
+
+
+def test_a_leak_from_elsewhere_is_not_looked_at_under_gdb(tmp_path: Path) -> None:
+    cell, leak = made_cell("pc-q35-7.2/ahci/bound/leak", Verdict.LEAK), case(kind="leak", verdict="leak")
+    for foreign, how in ((True, AllocationsHow.FOREIGN), (False, AllocationsHow.NO_PACK)):
+        assert _allocations(tmp_path, cell, leak, None, "/q", foreign=foreign) == Allocations(how=how)
+    assert _allocations(tmp_path, cell, case(), None, "/q", foreign=False) is None
 
 
 def test_a_leak_of_loads_in_one_buffer_is_not_reported_as_one_of_colo(tmp_path: Path) -> None:
