@@ -40,6 +40,8 @@ VERDICT_STYLE = {
 MAX_RUNNING = 4
 RATE_WINDOW_S = 3.0
 _TICK_S = 1.0
+#: One in so many cells has to be judged before they tell how long the others take.
+_TELLING = 20
 
 
 @dataclass(slots=True, kw_only=True)
@@ -240,8 +242,9 @@ class LiveProgress:
         return max(0, now[1] - first[1]) / passed_s if passed_s > 0 else 0.0
 
     def _left_s(self) -> float | None:
-        """Time left, from the cells so far; None while there is nothing to go by."""
-        if self._first_cell_s is None or not self._done:
+        """Time left, from the cells so far; None while these are too few to go by: those of the first guests say little
+        of the others, and no cell is judged while these are recorded."""
+        if self._first_cell_s is None or not self._done or self._done * _TELLING < self._total:
             return None
         return (self._clock() - self._first_cell_s) / self._done * max(0, self._total - self._done)
 

@@ -127,6 +127,18 @@ def test_plain_progress(one_cell: Callable[..., Cell]) -> None:
     assert lines[4] == "bye [/]"
 
 
+def test_a_few_cells_of_many_do_not_tell_how_long_the_others_take(one_cell: Callable[..., Cell]) -> None:
+    clock, console = Clock(), plain_console(300)
+    with LiveProgress(total_cells=40, console=console, clock=clock) as progress:
+        for _ in range(2):
+            progress.start_cell(one_cell().id)
+            progress.end_cell(one_cell())
+            clock.now_s += 10.0
+            progress.tick()
+    lines = [line.rpartition("; ")[2] for line in written(console).splitlines()[1:]]
+    assert lines == ["0:10", "0:20, about 6:20 left"]
+
+
 def test_a_recording_that_is_made_for_itself_counts_no_cells() -> None:
     console, clock = plain_console(100), Clock()
     with LiveProgress(total_cells=0, console=console, clock=clock) as progress:
