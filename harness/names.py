@@ -48,7 +48,7 @@ DECIDING_BETWEEN_VERSIONS = ("migration",)
 QUESTIONS = (1, 2, 3, 4)
 
 #: The reports, by the names that ``--format`` takes.
-FORMATS = ("json", "html", "junit", "md")
+FORMATS = ("json", "html", "junit", "md", "tap", "summary")
 
 
 def in_order(what: str, names: Sequence[Name], registered: Mapping[Name, T]) -> dict[Name, T]:

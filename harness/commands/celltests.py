@@ -23,7 +23,7 @@ import click
 
 from harness.commands import declared
 from harness.commands.execute import begin
-from harness.commands.matrix import Asked, asked_of
+from harness.commands.matrix import MatrixAsked, asked_of
 from harness.errors import HarnessError, UsageError
 from harness.qemu.process import sweep_workdirs
 from harness.qemu.scope import ProcessScope
@@ -131,7 +131,7 @@ class CellTests:
         self.out: Path = given["out"]
         self.issues: tuple[Issue, ...] = load_known(given["known"]) if given["known"] else ()
         with self._context.scope(cleanup=False):
-            self._asked: Asked = asked_of(given)
+            self._asked: MatrixAsked = asked_of(given)
         options = self._asked.options
         self._options = replace(options, jobs=max(1, options.jobs // workers))
         self._guests = [guest for guest in foresee(options) if guest.cells]
@@ -139,7 +139,7 @@ class CellTests:
         self._share = Share((), self.cells)
         self._of_guest = {str(key): number for number, guest in enumerate(self._guests) for key in guest.cells}
         self._wanted: list[CellKey] = []
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _GuestCells] = {}
 
     def select(self, wanted: Sequence[CellKey]) -> None:
         """Say which cells are tests of this session; the same in each worker."""
@@ -149,7 +149,7 @@ class CellTests:
             mine = [key for key in wanted if self._of_guest[str(key)] == number]
             shard = ShardOf(number=at, of=len(numbers), plan=self._folder.name)
             options = replace(self._options, share=Share(mine, self.cells))
-            self._parts[number] = _Part(
+            self._parts[number] = _GuestCells(
                 folder=self._folder / str(at), options=options, shard=shard, command=self._command
             )
 
@@ -190,7 +190,7 @@ def _context(words: Sequence[str]) -> click.Context:
     return context
 
 
-class _Part:
+class _GuestCells:
     """The cells of one guest, judged by the first process that asks."""
 
     def __init__(self, *, folder: Path, options: Options, shard: ShardOf, command: tuple[str, ...]) -> None:
@@ -210,7 +210,7 @@ class _Part:
         """Whether this process judges it now."""
         return self._thread is not None and self._thread.is_alive()
 
-    def go_on(self, asked: Asked, scope: ProcessScope, others: Sequence[_Part]) -> bool:
+    def go_on(self, asked: MatrixAsked, scope: ProcessScope, others: Sequence[_GuestCells]) -> bool:
         """Judge it, unless somebody does or did; whether all of it is judged.
 
         :param others: this process judges one guest at a time
@@ -262,7 +262,7 @@ class _Part:
             os.close(self._lock)
             self._lock = None
 
-    def _judge(self, asked: Asked, scope: ProcessScope) -> None:
+    def _judge(self, asked: MatrixAsked, scope: ProcessScope) -> None:
         started = replace(begin(asked.accel, known=asked.issues, shard=self._shard), command=self._command)
         try:
             with EventLog(self.folder) as log:

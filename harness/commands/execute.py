@@ -155,7 +155,8 @@ def report_matrix(held: KnownRun, out: Path, *, as_json: bool, cut: str = "inter
     if as_json:
         sys.stdout.write(render_json(doc))
     print_matrix(doc, err if as_json else SafeConsole(), "" if out == DEFAULT_OUT else str(out))
-    err.print(f"reports: {escape(str(out / 'matrix.html'))}, matrix.json, matrix.md, junit.xml", soft_wrap=True)
+    others = "matrix.json, matrix.md, junit.xml, matrix.tap, summary.md"
+    err.print(f"reports: {escape(str(out / 'matrix.html'))}, {others}", soft_wrap=True)
     if not doc.complete:
         err.print(f"postload: {cut}: {were(len(doc.cells), 'cell')} judged", soft_wrap=True)
     news = known_text(held)

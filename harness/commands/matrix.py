@@ -39,7 +39,7 @@ from harness.work.shards import Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class MatrixAsked:
     """What the options of ``postload matrix`` mean on this host.
 
     :param guest: builds what is booted
@@ -62,7 +62,7 @@ def matrix(given: dict[str, Any]) -> int:
     return carry_out(options, asked.accel, given, lambda run: run.execute(), guest=asked.guest, shard=shard)
 
 
-def asked_of(given: dict[str, Any]) -> Asked:
+def asked_of(given: dict[str, Any]) -> MatrixAsked:
     """Find the QEMUs, devices and guests that options name.
 
     :raises UsageError: one names what is not there
@@ -86,7 +86,7 @@ def asked_of(given: dict[str, Any]) -> Asked:
         **replayed,
     )
     issues = None if given["known"] is None else load_known(given["known"])
-    return Asked(options=chosen, accel=accel, guest=guest, issues=issues)
+    return MatrixAsked(options=chosen, accel=accel, guest=guest, issues=issues)
 
 
 def record(given: dict[str, Any]) -> int:

@@ -213,7 +213,7 @@ def report_answer(answer: QualifyDoc, cells: int, out: Path, *, as_json: bool) -
     if as_json:
         click.echo(qualify_json(answer), nl=False)
     print_qualify(answer, err if as_json else SafeConsole())
-    files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml"
+    files = "qualify.json, qualify.md, matrix.html, matrix.json, matrix.md, junit.xml, matrix.tap, summary.md"
     err.print(f"reports: {escape(str(out))}/{files}", soft_wrap=True)
     if not answer.complete:
         err.print(f"postload: interrupted: {were(cells, 'cell')} judged", soft_wrap=True)

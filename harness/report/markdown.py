@@ -28,19 +28,19 @@ from harness.report.view import (
     rate_text,
     totals_text,
 )
-from harness.results.document import Colo, MatrixDoc
+from harness.results.document import Colo, MatrixDoc, Qemu
 from harness.results.verdict import Verdict
 from harness.text import one_line, printable
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text as text: no markup, links, mentions or cell ends come out of it."""
     return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
-def _code(text: str) -> str:
+def code_text(text: str) -> str:
     """Inline code that holds back quotes of its own and may stand in a table."""
     text = one_line(text).replace("|", "\\|")
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
@@ -63,23 +63,27 @@ def render_markdown(doc: MatrixDoc) -> str:
     parts.append("\n".join(f"- {_answer(block)}" for block in found) or "Nothing was run.")
     seen = overview(doc)
     if seen.is_long:
-        parts += ["## Devices", _overview(seen), *(f"ok: {_plain(text)}" for text in seen.fine)]
+        parts += ["## Devices", _overview(seen), *(f"ok: {plain_text(text)}" for text in seen.fine)]
     else:
         parts += _versions(doc)
-        parts += [part for block in found for part in (f"## {_plain(block.title)}", _table(block)) if part]
+        parts += [part for block in found for part in (f"## {plain_text(block.title)}", _table(block)) if part]
     groups, phases = finding_groups(doc.cells), phases_of(doc.cells)
     if groups:
         parts += ["## Findings", *(_finding(group, phases) for group in groups[:MANY_FINDINGS])]
     if len(groups) > MANY_FINDINGS:
         parts.append(f"And {number(len(groups) - MANY_FINDINGS)} more findings, in matrix.html.")
     for table in reset_tables(doc):
-        parts += [f"## Reset: {_plain(table.title)}", _resets(table), *map(_plain, filter(None, [table.left_out]))]
-        parts += ["\n".join(f"- {_plain(text)}" for text in (table.about, *table.costs))]
+        parts += [
+            f"## Reset: {plain_text(table.title)}",
+            _resets(table),
+            *_told(table.left_out),
+        ]
+        parts += ["\n".join(f"- {plain_text(text)}" for text in (table.about, *table.costs))]
     if doc.lost:
         parts += [
             "## Guests that were lost",
             LOST_NOTE,
-            "\n".join(f"- {_plain(lost_text(guest))}" for guest in doc.lost),
+            "\n".join(f"- {plain_text(lost_text(guest))}" for guest in doc.lost),
         ]
     parts += ["## How it was run", _how(doc)]
     return "\n\n".join(parts) + "\n"
@@ -87,12 +91,12 @@ def render_markdown(doc: MatrixDoc) -> str:
 
 def _overview(seen: Overview) -> str:
     """A line for each device that is not ok."""
-    lines = [["machine", "device", *map(_plain, seen.qemus), "state loaded", "next"]]
+    lines = [["machine", "device", *map(plain_text, seen.qemus), "state loaded", "next"]]
     lines.append(["---"] * len(lines[0]))
     for row in seen.odd:
         words = (f"{answer.verdict}, COLO: {answer.colo}" if answer else "" for answer in row.answers)
-        asked = _code(explain_cell(row.cell)) if row.cell else ""
-        lines.append([_plain(row.family), _plain(row.device), *words, row.state, asked])
+        asked = code_text(explain_cell(row.cell)) if row.cell else ""
+        lines.append([plain_text(row.family), plain_text(row.device), *words, row.state, asked])
     return "\n".join(map(_line, lines))
 
 
@@ -101,21 +105,21 @@ def _versions(doc: MatrixDoc) -> list[str]:
     table = by_version(doc)
     if table is None:
         return []
-    lines = [["machine", "device", *map(_plain, table.qemus)], ["---"] * (2 + len(table.qemus))]
-    lines += [[_plain(f), _plain(d), *(str(v) if v else "" for v in verdicts)] for f, d, verdicts in table.rows]
+    lines = [["machine", "device", *map(plain_text, table.qemus)], ["---"] * (2 + len(table.qemus))]
+    lines += [[plain_text(f), plain_text(d), *(str(v) if v else "" for v in verdicts)] for f, d, verdicts in table.rows]
     return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _resets(table: ResetTable) -> str:
     """Which devices need a reset before a load."""
-    lines = [list(HEAD), ["---"] * len(HEAD), *(list(map(_plain, line.words)) for line in table.told)]
+    lines = [list(HEAD), ["---"] * len(HEAD), *(list(map(plain_text, line.words)) for line in table.told)]
     return "\n".join(map(_line, lines))
 
 
 def _answer(block: Block) -> str:
     colo = block.result.colo
     mark = f"**{colo}**" if colo in (Colo.UNSAFE, Colo.REFUSED) else str(colo)
-    return f"{mark}: {_plain(block.answer)}"
+    return f"{mark}: {plain_text(block.answer)}"
 
 
 def _table(block: Block) -> str:
@@ -138,10 +142,10 @@ def _line(values: list[str]) -> str:
 
 
 def _values(block: Block, row: Row, schedule: str, phases: list[str | None]) -> list[str]:
-    label = _plain(row.device) + (f" without {', '.join(map(_code, row.without))}" if row.without else "")
-    values = [label + (f" ({_plain(row.variant)})" if row.variant else "")]
+    label = plain_text(row.device) + (f" without {', '.join(map(code_text, row.without))}" if row.without else "")
+    values = [label + (f" ({plain_text(row.variant)})" if row.variant else "")]
     if block.has_pairs:
-        values.append(_plain(row.pair))
+        values.append(plain_text(row.pair))
     values.append(schedule)
     values += _words(row, schedule, phases)
     cells = row.of_schedule(schedule)
@@ -167,30 +171,48 @@ def _word(verdict: Verdict) -> str:
 
 def _finding(group: FindingGroup, phases: Set[str]) -> str:
     finding = group.finding
-    lines = [f"### {group.verdict}: {_code(group.title)}", _code(finding.text)]
-    facts = [f"first seen: {_plain(group.first)}" + (f", {_plain(finding.exit)}" if finding.exit else "")]
+    lines = [f"### {group.verdict}: {code_text(group.title)}", code_text(finding.text)]
+    facts = [f"first seen: {plain_text(group.first)}" + (f", {plain_text(finding.exit)}" if finding.exit else "")]
     facts += [f"class: {found} ({class_meaning(found)})" for found in group.classes]
-    facts += [_plain(finding.isolated)] if finding.isolated else []
-    facts += [f"signature: {_code(name)}" for name in group.signatures]
-    facts += [f"known: {_plain(link)}" for link in group.known]
+    facts += [plain_text(finding.isolated)] if finding.isolated else []
+    facts += [f"signature: {code_text(name)}" for name in group.signatures]
+    facts += [f"known: {plain_text(link)}" for link in group.known]
     count = len(group.cells)
-    facts.append(f"{plural(count, 'cell')}: {_plain('; '.join(cells_text(group.cells, phases)))}")
+    facts.append(f"{plural(count, 'cell')}: {plain_text('; '.join(cells_text(group.cells, phases)))}")
     lines.append("\n".join(f"- {fact}" for fact in facts))
     if finding.log.strip():
         lines.append(_block_code(finding.log))
     return "\n\n".join(lines)
 
 
+def _told(text: str | None) -> list[str]:
+    return [plain_text(text)] if text else []
+
+
+def host_text(doc: MatrixDoc) -> str:
+    """The host, in a line."""
+    return ", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))
+
+
+def _build(qemu: Qemu) -> str:
+    build = f"QEMU {plain_text(qemu.version)} ({plain_text(qemu.build)})"
+    return f"{build}, {code_text(qemu.path)}, sha256 {code_text(qemu.sha256)}"
+
+
 def _how(doc: MatrixDoc) -> str:
     qemus = dict.fromkeys([m.qemu for m in doc.machines] + [q for c in doc.cells for q in (c.record_qemu, c.load_qemu)])
     lines = [
         f"{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all, "
-        f"started {_plain(doc.started)}",
+        f"started {plain_text(doc.started)}",
         *([coverage_text(doc.coverage)] if doc.coverage else []),
-        *(f"QEMU {_plain(q.version)} ({_plain(q.build)}), {_code(q.path)}, sha256 {_code(q.sha256)}" for q in qemus),
-        "host: " + _plain(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
-        *([f"walls around QEMU: {_plain(str(doc.host['walls']))}"] if doc.host.get("walls") else []),
-        f"command: {_code(' '.join(doc.command))}",
-        f"{_plain(doc.program.name)} {_plain(doc.program.version)}",
+        *(
+            f"QEMU {plain_text(q.version)} ({plain_text(q.build)}), {code_text(q.path)}, sha256 {code_text(q.sha256)}"
+            for q in qemus
+        ),
+        "host: "
+        + plain_text(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
+        *([f"walls around QEMU: {plain_text(str(doc.host['walls']))}"] if doc.host.get("walls") else []),
+        f"command: {code_text(' '.join(doc.command))}",
+        f"{plain_text(doc.program.name)} {plain_text(doc.program.version)}",
     ]
     return "\n".join(f"- {line}" for line in lines)

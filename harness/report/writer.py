@@ -21,6 +21,8 @@ from harness.report.qualify import JSON_NAME as QUALIFY_NAME
 from harness.report.qualify import qualify_html
 from harness.report.studies import JSON_NAME as CLAIMS_NAME
 from harness.report.studies import claims_html
+from harness.report.summary import render_summary
+from harness.report.tap import render_tap
 from harness.results.document import MatrixDoc
 from harness.results.folder import JSON_NAME
 from harness.studies.model import SCHEMA as CLAIMS_SCHEMA
@@ -29,8 +31,17 @@ from harness.studies.model import ClaimsDoc
 HTML_NAME = "matrix.html"
 JUNIT_NAME = "junit.xml"
 MARKDOWN_NAME = "matrix.md"
+TAP_NAME = "matrix.tap"
+SUMMARY_NAME = "summary.md"
 #: The file of each report, by the names that ``--format`` takes.
-_FILES = {"json": JSON_NAME, "html": HTML_NAME, "junit": JUNIT_NAME, "md": MARKDOWN_NAME}
+_FILES = {
+    "json": JSON_NAME,
+    "html": HTML_NAME,
+    "junit": JUNIT_NAME,
+    "md": MARKDOWN_NAME,
+    "tap": TAP_NAME,
+    "summary": SUMMARY_NAME,
+}
 FORMATS = names.in_order("reports", names.FORMATS, _FILES)
 
 
@@ -60,6 +71,8 @@ def write_reports(doc: MatrixDoc, out_dir: Path, formats: Collection[str] = tupl
         HTML_NAME: partial(render_html, doc, claims, qualified),
         JUNIT_NAME: partial(render_junit, doc),
         MARKDOWN_NAME: partial(render_markdown, doc),
+        TAP_NAME: partial(render_tap, doc),
+        SUMMARY_NAME: partial(render_summary, doc),
     }
     files = {name: makers[name]() for key, name in FORMATS.items() if key in formats}
     write_together(out_dir, {name: text.encode("utf-8", "replace") for name, text in files.items()})

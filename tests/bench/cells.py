@@ -317,7 +317,7 @@ def measure(sizes: list[int], folder: Path) -> bool:
             share = max(1.0, count / 10_000)
             fine &= cost.cpu_s <= LIMIT_S * share and cost.written_bytes <= LIMIT_BYTES * share
             fine &= cost.rss_bytes <= LIMIT_RSS_BYTES * share
-        names = ("cells.jsonl", "matrix.json", "matrix.html", "matrix.md", "junit.xml")
+        names = ("cells.jsonl", "matrix.json", "matrix.html", "matrix.md", "junit.xml", "matrix.tap")
         print("  " + ", ".join(f"{name} {(out / name).stat().st_size / 1e6:.1f} MB" for name in names))
     small, large = min(sizes), max(sizes)
     growth = (costs[large].cpu_s / large) / (costs[small].cpu_s / small)

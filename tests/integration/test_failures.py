@@ -55,7 +55,7 @@ SHORT = [
     "5",
 ]
 LONG_CELLS = 24
-FILES = ["cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md"]
+FILES = ["cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md", "matrix.tap", "summary.md"]
 
 
 def _judged(out: Path) -> list[dict[str, Any]]:

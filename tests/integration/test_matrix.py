@@ -181,6 +181,8 @@ def test_reports_hold_the_findings(outcome: Outcome) -> None:
         "matrix.html",
         "matrix.json",
         "matrix.md",
+        "matrix.tap",
+        "summary.md",
     ]
     suite = ElementTree.parse(outcome.out / "junit.xml").getroot()
     assert len(list(suite.iter("testcase"))) == len(outcome.doc["cells"])

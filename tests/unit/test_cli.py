@@ -251,11 +251,11 @@ def test_json_leaves_one_document_on_stdout(
     on_disk = json.loads((tmp_path / "out/matrix.json").read_text())
     assert [cell["id"] for cell in on_disk["cells"]] == [cell["id"] for cell in document["cells"]]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "cells.jsonl", "matrix.json", "matrix.html", "matrix.md", "junit.xml",
+        "cells.jsonl", "matrix.json", "matrix.html", "matrix.md", "junit.xml", "matrix.tap", "summary.md",
     }  # fmt: skip
 
 
-REPORTS = ("junit.xml", "matrix.html", "matrix.json", "matrix.md")
+REPORTS = ("junit.xml", "matrix.html", "matrix.json", "matrix.md", "matrix.tap", "summary.md")
 
 
 def test_report_makes_of_the_events_what_the_run_made(

@@ -22,7 +22,10 @@ from harness.results.verdict import Verdict
 OLD = Qemu(version="7.2.22", build="", path="/old", sha256="a" * 64)
 NEW = Qemu(version="10.0.13", build="", path="/new", sha256="b" * 64)
 MACHINE = "pc-q35-7.2"
-FILES = ["cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md", "qualify.json", "qualify.md"]
+FILES = [
+    "cells.jsonl", "junit.xml", "matrix.html", "matrix.json", "matrix.md", "matrix.tap", "qualify.json", "qualify.md",
+    "summary.md",
+]  # fmt: skip
 ASKED: dict[str, Any] = {
     "deciding": ["migration", "colo"],
     "travelled": False,

@@ -45,7 +45,7 @@ from harness.results.document import Cell, MatrixDoc, matrix_schema
 from harness.results.outcome import Isolation, IsolationWay, Repeats
 from harness.results.verdict import FailureClass, Verdict
 
-NAMES = {"matrix.json", "matrix.html", "junit.xml", "matrix.md"}
+NAMES = {"matrix.json", "matrix.html", "junit.xml", "matrix.md", "matrix.tap", "summary.md"}
 
 
 def check(document: object) -> None:
@@ -241,7 +241,7 @@ def test_reports_are_written_again_and_again(doc: MatrixDoc, tmp_path: Path) -> 
     assert len(json.loads((out / "matrix.json").read_text())["cells"]) == len(doc.cells)
 
 
-@pytest.mark.parametrize("failing", ["matrix.json", "matrix.html", "junit.xml", "matrix.md"])
+@pytest.mark.parametrize("failing", sorted(NAMES))
 def test_full_disk_leaves_the_old_reports(
     doc: MatrixDoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:

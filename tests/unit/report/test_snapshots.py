@@ -88,6 +88,7 @@ def test_reports_in_between_are_whole_and_partial(
     partial = replace(doc, complete=False)
     snapshots = Snapshots(tmp_path, lambda: partial, lambda: 0)
     snapshots.take(Judged(planned="a", cell=one_cell()))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "matrix.html", "matrix.json", "matrix.md"]
+    names = ["junit.xml", "matrix.html", "matrix.json", "matrix.md", "matrix.tap", "summary.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert '"complete": false' in (tmp_path / "matrix.json").read_text()
     assert snapshots.written_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
