@@ -60,7 +60,8 @@ _known_file_option = click.option(
 @shared(options.run_ms_option, options.quick_option, options.confirm_option, options.jobs_option)
 @shared(options.processes_option)
 @shared(options.budget_option, options.accel_option, options.guest_option, options.cpus_option, options.profiles_option)
-@shared(options.known_option, options.store_option, options.out_option, options.fresh_option, options.shard_option)
+@shared(options.known_option, options.store_option, options.out_option, options.fresh_option)
+@shared(options.shard_option, options.notify_option)
 @json_option
 def matrix(**given: Any) -> int:
     """Test which devices survive COLO checkpoints, and print the matrix.
@@ -105,7 +106,7 @@ def record(**given: Any) -> int:
 @shared(options.mode_option, options.loads_option, options.run_ms_option, options.quick_option)
 @shared(options.confirm_option, options.jobs_option, options.processes_option, options.budget_option)
 @shared(options.profiles_option)
-@shared(options.known_option, options.store_option, options.out_option, json_option)
+@shared(options.known_option, options.store_option, options.out_option, options.notify_option, json_option)
 def replay(pack: Path, **given: Any) -> int:
     """Load a recorded state pack, and print the matrix."""
     from harness.commands.matrix import replay as run
@@ -170,8 +171,8 @@ def report(**given: Any) -> int:
 
 @click.command(cls=OwningCommand)
 @click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
-@shared(options.out_option, options.known_option, json_option)
-def merge(**given: Any) -> int:
+@shared(options.out_option, options.known_option, options.notify_option, json_option)
+def merge(notify: str | None, **given: Any) -> int:
     """Put the shards of a run together.
 
     Each DIR is the folder of a run with --shard. Ends with the exit code of the whole run, or with 3 when a shard or a
@@ -179,7 +180,7 @@ def merge(**given: Any) -> int:
     """
     from harness.commands.merge import merge as run
 
-    return run(**given)
+    return run(hook=notify, **given)
 
 
 @click.command(cls=OwningCommand)

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from harness.commands.doctor import host_facts
 from harness.commands.keeping import kept_run
+from harness.commands.notify import check_notify, notify, shown_command
 from harness.commands.options import DEFAULT_OUT
 from harness.commands.output import err
 from harness.commands.resolve import run_scope
@@ -50,11 +51,12 @@ def carry_out(
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
-    :param given: the command's ``out``, ``as_json``, ``known`` and ``store``
+    :param given: the command's ``out``, ``as_json``, ``known``, ``store`` and ``notify``
     :param foreign: what is loaded came from elsewhere
     :param shard: the part of a run that this is
     :param more: what else :class:`Run` is to be given
     """
+    check_notify(given["notify"])
     issues = None if given["known"] is None else load_known(given["known"])
     started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None, shard=shard)
     with (
@@ -68,11 +70,13 @@ def carry_out(
     write_reports(held.doc, given["out"])
     empty = shard is not None and not options.share and doc.complete
     code = 0 if empty else report_matrix(held, given["out"], as_json=given["as_json"])
-    if shard is None:
-        return code
-    err.print(shard_text(shard, empty=empty), soft_wrap=True)
-    # whether there was anything to run is for the whole run to say
-    return 0 if code == NothingToRun.exit_code else code
+    if shard is not None:
+        err.print(shard_text(shard, empty=empty), soft_wrap=True)
+        # whether there was anything to run is for the whole run to say
+        code = 0 if code == NothingToRun.exit_code else code
+    if given["notify"]:
+        notify(given["notify"], held.doc, given["out"], code)
+    return code
 
 
 def told_walls(binaries: Sequence[QemuBinary]) -> str:
@@ -96,7 +100,7 @@ def begin(
     :param walls: around a QEMU that loads what came from elsewhere, in words
     """
     return Started(
-        command=("postload", *sys.argv[1:]),
+        command=("postload", *shown_command(sys.argv[1:])),
         host=host_facts({accel.name: accel}) | ({} if walls is None else {"walls": walls}),
         known=None if known is None else [issue.model_dump(mode="json") for issue in known],
         qualify=qualify,

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from harness.commands.execute import report_matrix
+from harness.commands.notify import check_notify, notify
 from harness.commands.output import err
 from harness.errors import UsageError
 from harness.report.merged import merged_text
@@ -18,10 +19,11 @@ from harness.results.known import load_known
 from harness.results.merged import merge as put_together
 
 
-def merge(folders: tuple[Path, ...], out: Path, known: Path | None, as_json: bool) -> int:
+def merge(folders: tuple[Path, ...], out: Path, known: Path | None, hook: str | None, as_json: bool) -> int:
     """Write the reports of the whole run; returns its exit code, or 3 where something is missing."""
     if any(out.absolute() == (folder if folder.is_dir() else folder.parent).absolute() for folder in folders):
         raise UsageError(f"--out {out}: a shard is there; name another folder")
+    check_notify(hook)
     issues = None if known is None else load_known(known)
     merged = put_together(folders, issues)
     with EventLog(out) as log:
@@ -32,4 +34,7 @@ def merge(folders: tuple[Path, ...], out: Path, known: Path | None, as_json: boo
     write_reports(held.doc, out)
     for line in merged_text(merged):
         err.print(escape(line), soft_wrap=True)
-    return report_matrix(held, out, as_json=as_json, cut="incomplete")
+    code = report_matrix(held, out, as_json=as_json, cut="incomplete")
+    if hook:
+        notify(hook, held.doc, out, code)
+    return code

@@ -151,6 +151,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 out_option = click.option(
     "--out", type=FILE, default=DEFAULT_OUT, show_default=True, metavar="DIR", help="Folder for the reports."
 )
+notify_option = click.option(
+    "--notify",
+    envvar="POSTLOAD_NOTIFY",
+    metavar="URL|COMMAND",
+    help="Tell of the run when it has ended: POST its summary and document to a URL, or give a command the summary on "
+    "its standard input. No shell reads the command; {headline}, {summary} and {document} stand for a line and two "
+    "files.  [default: $POSTLOAD_NOTIFY, else nobody]",
+)
 shard_option = click.option(
     "--shard", metavar="NUMBER/SHARDS", help="Judge one part of the run's cells, such as 2/5; see postload merge."
 )

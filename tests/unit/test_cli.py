@@ -255,6 +255,23 @@ def test_json_leaves_one_document_on_stdout(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("told", "code"), [({}, 0), ({"ahci": Verdict.CRASH}, 1)])
+def test_a_hook_that_fails_does_not_change_the_result(
+    postload: Postload,
+    make_pack: MakePack,
+    verdicts: Callable[[dict[str, Verdict]], None],
+    tmp_path: Path,
+    told: dict[str, Verdict],
+    code: int,
+) -> None:
+    verdicts(told)
+    hook = ("--notify", "sh -c 'exit 7' --token secret")
+    ended, _, err = postload("replay", make_pack(), "--quick", "--loads", 3, "--out", tmp_path / "out", *hook)
+    assert ended == code
+    assert "--notify: sh ended with 7" in err
+    assert "secret" not in err
+
+
 REPORTS = ("junit.xml", "matrix.html", "matrix.json", "matrix.md", "matrix.tap", "summary.md")
 
 
