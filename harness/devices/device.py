@@ -67,7 +67,8 @@ class Attachment:
 
     :param name: its name within the device; its id is the device's name and this one
     :param on: ``pci`` for a slot of the root bus, ``pcie-port`` for a root port of its own, ``none`` for a device that
-        finds its bus by itself, else ``NAME.BUS``: a bus of another attachment
+        finds its bus by itself, ``NAME:FUNCTION`` for a further function in the slot of another attachment, else
+        ``NAME.BUS``: a bus of another attachment
     :param backends: property to the backend that it names, such as ``drive`` to ``disk``
     :param references: property to another attachment, before it, that it names, such as ``bmc`` to ``sim``
     """

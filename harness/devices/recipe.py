@@ -125,10 +125,15 @@ def _complaints(recipe: _Recipe) -> Iterator[str]:
         if names.count(name) > 1:
             yield f"attach: {name!r} is there twice: give each a 'name' of its own"
     for number, attachment in enumerate(recipe.attach):
-        above = attachment.on.partition(".")[0]
+        above = re.split("[.:]", attachment.on)[0]
         if attachment.on not in PLACES and above not in names[:number]:
             places = ", ".join(PLACES)
             yield f"attach: {attachment.name} is on {attachment.on!r}: expected {places}, or a bus of one before it"
+        elif ":" in attachment.on and not _is_function(recipe, attachment.on):
+            yield (
+                f"attach: {attachment.name} is on {attachment.on!r}: expected a function from 1 to 7 of an attachment "
+                "that is on pci or pcie-port and in no machine already"
+            )
         for backend in attachment.backends.values():
             if backend not in recipe.backends:
                 yield f"attach: {attachment.name} stands on backend {backend!r}, which is not described"
@@ -146,6 +151,13 @@ def _complaints(recipe: _Recipe) -> Iterator[str]:
             yield f"built-in: {family}: {name!r} is not the name of an attachment"
     if recipe.decoder and recipe.decoder not in CODECS:
         yield f"decoder: {recipe.decoder!r}: expected one of {', '.join(CODECS)}"
+
+
+def _is_function(recipe: _Recipe, on: str) -> bool:
+    """Whether ``NAME:FUNCTION`` is a place."""
+    name, _, function = on.partition(":")
+    in_slot = {attachment.name for attachment in recipe.attach if attachment.on in ("pci", "pcie-port")}
+    return function in tuple("1234567") and name in in_slot - {n for built in recipe.built_in.values() for n in built}
 
 
 def size_bytes(text: str) -> int:

@@ -186,6 +186,8 @@ class _GuestDraft:
                 if not self.bus.has_ports:
                     return Lack(what=Lacks.PORTS, machine=self.plan.machine)
                 bus, slot = self._port(device, attachment, slot), "00.0"
+        elif ":" in attachment.on:
+            bus, slot = self._function(device, attachment)
         elif attachment.on != "none":
             bus = _bus_of(device, attachment.on, self.plan.family)
         self.placed.append(
@@ -201,6 +203,13 @@ class _GuestDraft:
             )
         )
         return None
+
+    def _function(self, device: Device, attachment: Attachment) -> tuple[str | None, str]:
+        """Bus and slot of a further function of one that is placed."""
+        name, _, function = attachment.on.partition(":")
+        first = next(each for each in self.placed if each.id == device.attached_as(name))
+        assert first.slot is not None  # asked where the device was made
+        return first.bus, f"{first.slot[:2]}.{function}"
 
     def _free_slot(self) -> str | None:
         assert self.bus is not None  # asked before

@@ -32,6 +32,8 @@ def replug(vm: Vm, machine: Machine, devices: Iterable[str]) -> dict[str, str]:
     parts = {name: [d for d in machine.plan.of(name) if d.type != PORT] for name in devices}
     for name, placed in parts.items():
         for each in _tops(placed):
+            if _further(each):
+                continue  # it goes with the first one
             try:
                 vm.qmp("device_del", id=each.id)
             except CommandRefused as error:
@@ -40,7 +42,8 @@ def replug(vm: Vm, machine: Machine, devices: Iterable[str]) -> dict[str, str]:
     refused |= dict.fromkeys(_still_there(vm, going), "")
     for name, placed in parts.items():
         if name not in refused:
-            for each in placed:
+            # the guest looks at a slot when its first function comes
+            for each in sorted(placed, key=_further, reverse=True):
                 _, option = device_option(machine, each).argv()
                 # by HMP, which takes the text of a command line; it answers nothing when all is well
                 said = str(vm.qmp("human-monitor-command", command_line=f"device_add {option}")).strip()
@@ -53,6 +56,11 @@ def _tops(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:
     """Those that take the others with them."""
     own = {each.id for each in placed}
     return [each for each in placed if (each.bus or "").partition(".")[0] not in own]
+
+
+def _further(each: PlacedDevice) -> bool:
+    """Whether it is a function beside the first one of its slot."""
+    return each.slot is not None and not each.slot.endswith(".0")
 
 
 def _still_there(vm: Vm, going: Mapping[str, Sequence[PlacedDevice]]) -> list[str]:

@@ -25,7 +25,7 @@ Postload = Callable[..., subprocess.CompletedProcess[str]]
 RECIPES = {name: device for name, device in load_recipes().devices.items() if not device.rest}
 #: Of each bus and backend one, and each way of standing on something; what its section is called.
 TWENTY = {
-    "e1000": "e1000",
+    "e1000+multifunction": ".1/e1000",
     "sdhci-pci": "sdhci",
     "sd-card": "sd-card",
     "usb-kbd": "usb-kbd",

@@ -99,6 +99,12 @@ def test_what_a_machine_has_is_not_added_to_it(tmp_path: Path) -> None:
         ("0000:00:1f.5", "1f.5", 8, "address"),
         ("  bind:", "  bnid:", 13, "did you mean 'bind'"),
         ("  bind: load", "\tbind: load", 13, "tab"),
+        (
+            "on: hba.0",
+            'on: "hba:8"',
+            1,
+            "dev is on 'hba:8': expected a function from 1 to 7 of an attachment that is on pci",
+        ),
         ("on: hba.0", "on: hbb.0", 1, "dev is on 'hbb.0': expected pci, pcie-port, none, or a bus of one before it"),
         ("drive: disk", "drive: tape", 1, "stands on backend 'tape', which is not described"),
         ("{hba: {bus", "{hbb: {bus", 1, "q35: 'hbb' is not the name of an attachment"),

@@ -94,6 +94,16 @@ def test_a_root_port_of_its_own() -> None:
     assert not guest.without(frozenset({"x", "y", "a"})).plan.devices
 
 
+@pytest.mark.parametrize(("on", "bus", "slot"), [("pci", "pcie.0", "03"), ("pcie-port", "two-dev-port", "00")])
+def test_a_further_function_is_in_the_slot_of_the_first(on: str, bus: str, slot: str) -> None:
+    more = Attachment(name="more", type="three-pci", on="dev:3")
+    device = Device(name="two", about="", attachments=(Attachment(name="dev", type="two-pci", on=on), more))
+    (guest,) = plan_guests(Q35, base("q35"), [device, NET]).guests
+    places = {placed.id: (placed.bus, placed.slot) for placed in guest.plan.devices}
+    assert (places["two-dev"], places["two-more"]) == ((bus, f"{slot}.0"), (bus, f"{slot}.3"))
+    assert places["net-dev"] == ("pcie.0", "04.0")
+
+
 def test_a_machine_without_ports_refuses_that_device_alone() -> None:
     planned = plan_guests(PC, base("pc"), [pci("x", "pcie-port"), pci("a"), PLATFORM])
     assert planned.refused == {"x": Lack(what=Lacks.PORTS, machine="pc-1")}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,6 +73,16 @@ def test_what_takes_the_others_along_is_taken_out_and_all_are_put_back() -> None
         "add scsi-hd,id=hd,bus=hba.0,drive=disk,logical_block_size=4096,physical_block_size=4096",
         "add e1000,id=nic,bus=pci.0,addr=04.0,mac=x",
     ]
+
+
+def test_the_first_function_of_a_slot_comes_last_and_takes_the_others_along() -> None:
+    both = tuple(
+        PlacedDevice(id=f"f{number}", type="e1000", owner="two", bus="pci.0", slot=f"05.{number}") for number in (0, 1)
+    )
+    vm = FakeVm()
+    machine = replace(MACHINE, plan=MACHINE.plan.with_devices(both))
+    assert replug(vm, machine, ["two"]) == {}  # type: ignore[arg-type]
+    assert [line.partition(",bus")[0] for line in vm.said] == ["del f0", "add e1000,id=f1", "add e1000,id=f0"]
 
 
 def test_what_qemu_refuses_stays_and_costs_nobody_else() -> None:
