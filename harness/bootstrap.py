@@ -60,7 +60,7 @@ DPKG_LOCK_TIMEOUT_S = 300
 _APT = ("apt-get", "install", "-y", "--no-install-recommends")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _POSTGRESQL = Path("/usr/lib/postgresql")
-_WITHOUT_HOST = ("inspect", "doctor", "known", "history", "compare", "baseline", "import", "prune")
+_WITHOUT_HOST = ("inspect", "doctor", "known", "history", "compare", "baseline", "import", "prune", "merge", "report")
 #: They repeat a break under gdb.
 _WITH_STACKS = ("test", "explain", "bundle")
 _UNFETCHED = re.compile(r"^[EW]: Failed to fetch \S+?://([^/\s]+)\S*\s+(.*)$", re.MULTILINE)
