@@ -170,6 +170,26 @@ def report(**given: Any) -> int:
 
 
 @click.command(cls=OwningCommand)
+@click.option("--qemu-a", required=True, metavar="QEMU", help="The build to compare with: a path, a name or a version.")
+@click.option("--qemu-b", required=True, metavar="QEMU", help="The build that was changed.")
+@shared(options.machine_option, options.device_option, options.phase_option, options.schedule_option)
+@shared(options.migration_option, options.reset_option, options.mode_option, options.loads_option)
+@shared(options.run_ms_option, options.quick_option, options.confirm_option, options.jobs_option)
+@shared(options.processes_option, options.budget_option, options.accel_option, options.guest_option)
+@shared(options.cpus_option, options.profiles_option, options.known_option, options.out_option, options.fresh_option)
+@json_option
+def ab(**given: Any) -> int:
+    """Compare two builds of QEMU, cell by cell, on the same recordings.
+
+    A records, and both load. Only what differs is told. Ends with 1 for what B breaks and A does not, or breaks worse;
+    else with 3 when something was not decided.
+    """
+    from harness.commands.ab import ab as run
+
+    return run(given)
+
+
+@click.command(cls=OwningCommand)
 @click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
 @shared(options.out_option, options.known_option, options.notify_option, json_option)
 def merge(notify: str | None, **given: Any) -> int:
@@ -591,6 +611,7 @@ COMMANDS = (
     qualify,
     report,
     merge,
+    ab,
     explain,
     minimise,
     bundle,

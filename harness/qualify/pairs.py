@@ -82,6 +82,15 @@ def machine_for(recorder: QemuBinary, loader: QemuBinary, wanted: str) -> str | 
     return ours[max(both)] if both else ours[newest]
 
 
+def shared_machine(a: QemuBinary, b: QemuBinary, wanted: str) -> str | None:
+    """The machine type that both builds have: of a family the newest; None when there is none."""
+    if _VERSIONED.match(wanted) or not _types(a, wanted):
+        return wanted if a.machine(wanted) and b.machine(wanted) else None
+    ours, theirs = _types(a, wanted), _types(b, wanted)
+    both = ours.keys() & theirs.keys()
+    return ours[max(both)] if both else None
+
+
 class EndingState(StrEnum):
     """How long a build has a machine type."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.qualify.model import qualify_schema
 from harness.report.catalogue import devices_schema
+from harness.results.ab import ab_schema
 from harness.results.document import matrix_schema
 from harness.store.document import compare_schema, history_schema
 from harness.studies.model import claims_schema
@@ -20,6 +21,7 @@ SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "qualify-1.schema.json": qualify_schema,
     "claims-1.schema.json": claims_schema,
     "devices-1.schema.json": devices_schema,
+    "ab-1.schema.json": ab_schema,
     "history-1.schema.json": history_schema,
     "compare-1.schema.json": compare_schema,
 }
