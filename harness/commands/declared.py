@@ -191,7 +191,7 @@ def ab(**given: Any) -> int:
 
 @click.command(cls=OwningCommand)
 @click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
-@shared(options.out_option, options.known_option, options.notify_option, json_option)
+@shared(options.out_option, options.known_option, options.store_option, options.notify_option, json_option)
 def merge(notify: str | None, **given: Any) -> int:
     """Put the shards of a run together.
 

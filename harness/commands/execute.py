@@ -61,7 +61,8 @@ def carry_out(
     started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None, shard=shard)
     with (
         EventLog(given["out"]) as log,
-        kept_run(given["store"], given["out"]) as keep,
+        # a history has whole runs
+        kept_run(None if shard else given["store"], given["out"]) as keep,
         shown_run(options, started, log, keep=keep.sinks, **more) as run,
     ):
         doc = work(run)

@@ -19,7 +19,9 @@ from harness.results.known import load_known
 from harness.results.merged import merge as put_together
 
 
-def merge(folders: tuple[Path, ...], out: Path, known: Path | None, hook: str | None, as_json: bool) -> int:
+def merge(
+    folders: tuple[Path, ...], out: Path, known: Path | None, hook: str | None, store: str | None, as_json: bool
+) -> int:
     """Write the reports of the whole run; returns its exit code, or 3 where something is missing."""
     if any(out.absolute() == (folder if folder.is_dir() else folder.parent).absolute() for folder in folders):
         raise UsageError(f"--out {out}: a shard is there; name another folder")
@@ -29,6 +31,8 @@ def merge(folders: tuple[Path, ...], out: Path, known: Path | None, hook: str | 
     with EventLog(out) as log:
         for event in merged.events:
             log.write(event)
+    if store is not None:
+        _keep_merged(store, out)
     fold = fold_file(out / EVENTS_NAME)
     held = held_against(fold.document(), fold.started)
     write_reports(held.doc, out)
@@ -38,3 +42,19 @@ def merge(folders: tuple[Path, ...], out: Path, known: Path | None, hook: str | 
     if hook:
         notify(hook, held.doc, out, code)
     return code
+
+
+def _keep_merged(store: str, out: Path) -> None:
+    """Take the whole run into a history, once.
+
+    :raises UsageError: that is no history
+    :raises HostError: it cannot be written
+    """
+    from harness.store.engine import open_store
+    from harness.store.importing import import_run
+
+    engine = open_store(store, create=True)
+    try:
+        import_run(engine, out)
+    finally:
+        engine.dispose()

@@ -184,7 +184,7 @@ LANES = (
     Lane(
         name=str(OracleName.IO_ERROR),
         wave=Wave.LOOK,
-        seconds=10.0,
+        seconds=5.0,
         groups=_with_faults,
         judge=judge_by(lambda request, _: io_error_check(request.devices)),
     ),

@@ -216,7 +216,7 @@ LANES = (
     Lane(
         name=str(OracleName.GUEST),
         wave=Wave.LOOK,
-        seconds=10.0,
+        seconds=2.5,
         groups=_lively,
         judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
     ),

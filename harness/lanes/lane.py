@@ -63,7 +63,8 @@ class Lane:
 
     :param wave: when it comes; see :meth:`wave_of`
     :param waits: most of its time it waits, so that it is carried out beside those that take a core
-    :param seconds: that a request takes on a usual host, roughly; asked only by who spreads requests over hosts
+    :param seconds: that a request takes on a usual host, roughly: up to wave ``WHOLE`` for all devices together, behind
+        it for each; asked only by who spreads requests over hosts
     :param groups: the requests that phases and devices are split into; told the phases of the recording, those that
         each device to be judged has reached, and all devices of the guest
     """

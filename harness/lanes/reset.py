@@ -215,7 +215,7 @@ LANES = (
     Lane(
         name=str(OracleName.RESET),
         wave=Wave.LOOK,
-        seconds=30.0,
+        seconds=8.0,
         groups=all_in_one,
         judge=judge_by(lambda request, _: reset_check(request.phases, request.devices, request.loads)),
     ),

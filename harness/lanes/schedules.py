@@ -52,7 +52,7 @@ LANES = (
     Lane(
         name=str(Schedule.BACK_TO_BACK),
         wave=Wave.OWN,
-        seconds=2.0,
+        seconds=0.5,
         groups=by_phase,
         judge=judge_request,
     ),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from harness.devices.device import Device
 from harness.errors import UsageError
-from harness.lanes.lane import Request
+from harness.lanes.lane import Request, Wave
 from harness.lanes.registry import LANES
 from harness.results.events import ShardOf
 from harness.results.key import CellKey
@@ -197,7 +197,8 @@ def _seconds(tasks: Sequence[Task]) -> float:
 
 def _cost(task: Task) -> float:
     lane = LANES[task.request.lane]
-    return lane.seconds * (task.request.loads / _LOADS if by_schedule(lane) else 1.0)
+    devices = len(task.answers) if lane.wave > Wave.WHOLE else 1
+    return lane.seconds * devices * (task.request.loads / _LOADS if by_schedule(lane) else 1.0)
 
 
 def _name_of(options: Options, every: Sequence[CellKey]) -> str:
