@@ -74,21 +74,28 @@ class Buffers:
 
     def devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
         """One device buffer: everything once, the row's own sections as often as asked."""
-        key = ("devices", phase, mode, selection, repeat)
-        return self._get(key, lambda: self._devices(phase, mode, selection, repeat))
+        first, own = self.parts(phase, mode, selection)
+        return first + own * (repeat - 1 + selection.again)
+
+    def parts(self, phase: str, mode: GuestMode, selection: Selection) -> tuple[bytes, bytes]:
+        """What a device buffer begins with, and the row's own sections, which may stand behind that again and again:
+        a framebuffer of 4 MB a hundred times is no memory to be held.
+
+        :raises HarnessError: the row has none in this phase
+        """
+        return self._get(("parts", phase, mode, selection), lambda: self._parts(phase, mode, selection))
 
     def whole_state(self, phase: str, mode: GuestMode, absent: frozenset[str] = frozenset()) -> bytes:
         """Every section once but the absent ones: what an incoming stream brings."""
         recording = self.pack.recordings[phase]
         return self._get(("state", phase, mode, absent), lambda: encode(without(sections_for(recording, mode), absent)))
 
-    def _devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
+    def _parts(self, phase: str, mode: GuestMode, selection: Selection) -> tuple[bytes, bytes]:
         sections = without(sections_for(self.pack.recordings[phase], mode), selection.excluded)
         own = encode(only(sections, selection.own))
         if not own:
             raise HarnessError(f"phase {phase}: none of the sections {sorted(selection.own)} is there to load")
-        extra = repeat - 1 + selection.again
-        return encode(sections) + own * extra if selection.whole else own * (1 + extra)
+        return encode(sections) if selection.whole else own, own
 
     def _get(self, key: object, make: Callable[[], T]) -> T:
         with self._lock:
@@ -110,4 +117,8 @@ class Buffers:
 
 def _size(made: object) -> int:
     """Bytes that something takes, roughly."""
-    return len(made) if isinstance(made, bytes) else _VIEW_BYTES * len(cast("list[object]", made))
+    if isinstance(made, bytes):
+        return len(made)
+    if isinstance(made, tuple):
+        return sum(map(len, made))
+    return _VIEW_BYTES * len(cast("list[object]", made))

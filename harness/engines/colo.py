@@ -106,11 +106,13 @@ class Session:
         secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(recording.name), devices))
 
     def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
-        devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, checkpoint.repeat)
+        first, own = self.buffers.parts(checkpoint.phase, self.mode, self.selection)
+        times = checkpoint.repeat - 1 + self.selection.again
         ram = self.buffers.ram_difference(checkpoint.phase, before)
         if self.reset_first:
             reset_machine(secondary.vm, self.timeout_s)
-        secondary.primary.checkpoint(devices, ram, more_s=checkpoint.repeat * PER_LOAD_S)
+        more_s = checkpoint.repeat * PER_LOAD_S
+        secondary.primary.checkpoint(first, ram, again=own, times=times, more_s=more_s)
 
 
 def in_turn(sessions: Sequence[tuple[Session, OnLoads]]) -> list[Evidence]:

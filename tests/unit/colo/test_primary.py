@@ -160,6 +160,16 @@ def test_a_session_is_byte_for_byte_the_protocol(connect: Connect, dialect: Dial
     assert fake.got == STREAMS[dialect] + REQUEST + BUFFER + (REQUEST + bare) * 2
 
 
+def test_sections_that_stand_again_and_again_are_sent_as_often(connect: Connect) -> None:
+    buffer = SEND + b"\x00" + SIZE + struct.pack(">Q", 2 + 3 * 2000 + 1) + b"ab" + b"xyz" * 2000 + b"\x00"
+    answers = _answers(ENABLE_COLO)
+    primary, fake = connect([*script_until(ENABLE_COLO, 0), *answers[:1], 4, REPLY, len(buffer), RECEIVED + LOADED])
+    primary.start(HEAD, BODY, ENABLE_COLO)
+    primary.checkpoint(b"ab", again=b"xyz", times=2000)
+    fake.join(20.0)
+    assert fake.got.endswith(REQUEST + buffer)
+
+
 def _answers(dialect: Dialect) -> list[Act]:
     exchange = EXCHANGES[dialect]
     acts: list[Act] = [exchange[0][1]]

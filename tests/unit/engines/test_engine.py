@@ -69,7 +69,10 @@ class FakeSecondary:
         if self.at_start:
             raise ChannelBroken(Step.INCOMING, self.kind, symptom("as told"))
 
-    def checkpoint(self, devices: bytes, ram: Sequence[bytes], *, more_s: float) -> None:
+    def checkpoint(
+        self, first: bytes, ram: Sequence[bytes], *, again: bytes = b"", times: int = 0, more_s: float
+    ) -> None:
+        devices = first + again * times
         assert more_s > 0
         self.sent.append((devices, b"".join(ram)))
         if len(self.sent) == self.breaks_at:

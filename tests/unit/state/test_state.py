@@ -120,7 +120,9 @@ def test_a_buffer_has_everything_once_and_its_own_as_often_as_asked(pack: StateP
     assert devices(1, whole=False, again=True) == ahci * 2
     without_cpu = whole.replace(handmade.full(1, 0x22), b"")
     assert devices(2, excluded=frozenset({"cpu"})) == without_cpu + ahci
-    assert devices(3) is devices(3)
+    selection = Selection(own=own)
+    assert buffers.parts("bound", RUNNING, selection) == (whole, ahci)
+    assert buffers.parts("bound", RUNNING, selection) is buffers.parts("bound", RUNNING, selection)
 
 
 def test_a_buffer_without_its_own_section_is_not_sent(pack: StatePack, handmade: Handmade) -> None:
