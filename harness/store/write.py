@@ -132,7 +132,8 @@ class RunWriter:
             self._ids.setdefault(name, {}).update(found)
 
     def _write(self, connection: sa.Connection, events: Sequence[Event]) -> None:
-        judged = [event.cell for event in events if isinstance(event, Judged)]
+        answers = [event for event in events if isinstance(event, Judged)]
+        judged = [event.cell for event in answers]
         planned = [name for event in events if isinstance(event, CellsPlanned) for name in event.cells]
         self._put_machines(connection, [event.machine for event in events if isinstance(event, MachineSeen)])
         keys = {cell.id: cell.key for cell in judged} | {name: CellKey.parse(name) for name in planned}
@@ -142,9 +143,19 @@ class RunWriter:
             connection.execute(self._insert(t.outcomes).on_conflict_do_nothing(), rows)
         if judged:
             self._put_outcomes(connection, judged, cells)
+            self._take_out_answered(connection, answers)
         for ended in (event for event in events if isinstance(event, RunEnded)):
             self.state = RunState.ENDED if ended.complete else RunState.STOPPED
         self._update_run(connection, max((event.at_s for event in events), default=0.0))
+
+    def _take_out_answered(self, connection: sa.Connection, answers: Sequence[Judged]) -> None:
+        """What was planned and judged only without its culprit is answered by that cell: it is not left unjudged."""
+        names = [event.planned for event in answers if event.planned != event.cell.id]
+        if names:
+            cells = self._ids_of(connection, t.cells, "key", [_cell_row(CellKey.parse(name)) for name in names])
+            mine = (t.outcomes.c.run_id == self._run, t.outcomes.c.host_id == self._host)
+            own = t.outcomes.c.cell_id.in_([cells[name] for name in names])
+            connection.execute(t.outcomes.delete().where(*mine, own, t.outcomes.c.verdict.is_(None)))
 
     def _put_outcomes(self, connection: sa.Connection, judged: Sequence[Cell], cells: Mapping[str, int]) -> None:
         qemus = [qemu for cell in judged for qemu in (cell.record_qemu, cell.load_qemu)]

@@ -16,7 +16,7 @@ from made_runs import crashed, events, judged, started, write_nights, write_run
 from harness.errors import HostError, UsageError
 from harness.report.writer import write_reports
 from harness.results.document import Colo, Qemu
-from harness.results.events import EVENTS_NAME, EventLog, fold_file
+from harness.results.events import EVENTS_NAME, CellsPlanned, Event, EventLog, Judged, fold_file
 from harness.results.verdict import Verdict
 from harness.store.engine import open_store, store_url
 from harness.store.importing import heal, import_run
@@ -47,6 +47,24 @@ def test_a_run_is_read_as_it_was_written(engine: sa.Engine, history: History) ->
     assert (busy.verdict, busy.signature, busy.seconds, busy.host) == (Verdict.CRASH, CRASH, 1.25, "alpha")
     assert (kernel.verdict, kernel.cell) == (None, "7.2.22/pc-q35-7.2/ahci/kernel/same")
     assert busy.line == "7.2/pc-q35-7.2/ahci/busy/same"
+
+
+def test_a_cell_that_is_judged_only_without_its_culprit_is_not_left_unjudged(
+    engine: sa.Engine, history: History
+) -> None:
+    plain, further = "7.2.22/pc-q35-7.2/ahci/bound/drift", judged("pc-q35-7.2/ahci/bound/drift", rest=1)
+    write_run(engine, started(), [CellsPlanned(row="row", cells=(plain,)), Judged(planned=plain, cell=further)])
+    (run,) = history.runs()
+    assert [(row.cell, row.verdict) for row in history.cells(run)] == [(f"{plain}+rest", Verdict.OK)]
+    assert (run.planned, run.judged) == (1, 1)
+
+
+def test_a_further_look_takes_nothing_from_the_first(engine: sa.Engine, history: History) -> None:
+    first, further = crashed(), judged(rest=1)
+    told: list[Event] = [CellsPlanned(row="row", cells=(first.id,)), Judged(planned=first.id, cell=first)]
+    write_run(engine, started(), [*told, Judged(planned=first.id, cell=further)])
+    (run,) = history.runs()
+    assert [row.verdict for row in history.cells(run)] == [Verdict.CRASH, Verdict.OK]
 
 
 def test_what_was_not_plainly_ok_is_kept_whole(engine: sa.Engine, history: History) -> None:
