@@ -10,6 +10,8 @@ container).
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -23,6 +25,8 @@ from harness.errors import HostError
 
 _TEMP_PREFIX = ".tmp-"
 _LOCK_SUFFIX = ".lock"
+#: Of ``renameat2``, see linux/fcntl.h and linux/fs.h.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def sha256_file(path: Path) -> str:
@@ -94,6 +98,39 @@ def sweep(parent: Path) -> None:
             continue
         finally:
             os.close(lock)
+
+
+def swap_folder(new: Path, place: Path) -> None:
+    """Give a folder its name in one step: whoever reads by that name finds the old one or the new one, and never half.
+
+    What was there is at ``new`` afterwards. A file system that cannot exchange two names has none for a moment.
+
+    :param new: on the same file system as ``place``
+    :raises HostError: it cannot be done; what was there is there
+    """
+    try:
+        if not place.exists():
+            new.rename(place)
+        elif not _exchange(new, place):
+            old = new.with_name(f"{new.name}.old")
+            place.rename(old)
+            new.rename(place)
+            old.rename(new)
+    except OSError as error:
+        raise HostError(f"cannot replace {place}: {error.strerror}") from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places; whether this system can."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(code, os.strerror(code))
 
 
 def sync(path: Path) -> None:

@@ -347,10 +347,15 @@ def history(**given: Any) -> int:
     return run(**given)
 
 
+_rules_option = click.option(
+    "--rules", type=FILE, metavar="FILE", help="Rules of what is new, back or flaky.  [default: built in]"
+)
+
+
 @click.command(cls=OwningCommand)
 @click.argument("before", metavar="RUN")
 @click.argument("after", metavar="RUN")
-@click.option("--rules", type=FILE, metavar="FILE", help="Rules of what is new, back or flaky.  [default: built in]")
+@_rules_option
 @click.option("--all", "everything", is_flag=True, help="Show every cell, and those that did not run.")
 @shared(options.history_option, json_option)
 def compare(**given: Any) -> int:
@@ -362,6 +367,27 @@ def compare(**given: Any) -> int:
     from harness.commands.history import compare_runs
 
     return compare_runs(**given)
+
+
+@click.command(cls=OwningCommand)
+@click.option("--out", type=FILE, metavar="DIR", required=True, help="Folder of the pages. It is replaced as a whole.")
+@click.option(
+    "--against",
+    metavar="RUN",
+    help="What the last run is held against: last~7, baseline, or a run's name.  [default: the run before it]",
+)
+@_rules_option
+@shared(options.history_option, options.last_option)
+def pages(**given: Any) -> int:
+    """Write a history as pages.
+
+    They tell what is new, back, gone and not run, and have each device, finding and run. They need no server, and load
+    nothing from elsewhere. The folder is written beside DIR and then put in its place, so that nobody who reads it sees
+    half of it. DIR must be new, empty, or of an earlier call.
+    """
+    from harness.commands.pages import write_pages
+
+    return write_pages(**given)
 
 
 @click.group(cls=Commands)
@@ -620,6 +646,7 @@ COMMANDS = (
     history,
     compare,
     baseline,
+    pages,
     import_,
     prune,
     inspect,

@@ -12,7 +12,7 @@ from harness.store.read import OutcomeRow, RunRow, SignatureRow
 from harness.store.states import CellState, Look
 from harness.store.write import RunState
 
-_STATES = {
+RUN_STATE_WORDS = {
     RunState.RUNNING: "goes on",
     RunState.ENDED: "",
     RunState.STOPPED: "was stopped",
@@ -46,7 +46,7 @@ def runs_lines(runs: Sequence[RunRow]) -> list[str]:
 
 def _run(run: RunRow) -> tuple[str, ...]:
     cells = number(run.judged) if run.judged == run.planned else f"{number(run.judged)} of {number(run.planned)}"
-    remarks = ", ".join(part for part in (_STATES[run.state], *run.marks) if part)
+    remarks = ", ".join(part for part in (RUN_STATE_WORDS[run.state], *run.marks) if part)
     took = duration(run.seconds)
     return run.name, run.started[:16].replace("T", " "), took, run.host, cells, number(run.findings), remarks
 
@@ -109,7 +109,7 @@ def _compared(doc: CompareDoc, everything: bool) -> Iterator[str]:
         yield from _not_run(doc.not_run, everything)
     if doc.after.state is not RunState.ENDED:
         yield ""
-        yield f"{doc.after.name} {_STATES[doc.after.state]}"
+        yield f"{doc.after.name} {RUN_STATE_WORDS[doc.after.state]}"
 
 
 def _named(run: RunRow) -> str:
@@ -146,7 +146,7 @@ def _was(change: Change) -> str:
     return "never judged" if change.was is None else str(change.was)
 
 
-_NOT_RUN = {
+NOT_RUN_WORDS = {
     Look.UNJUDGED: "was planned, and nobody came to it",
     Look.UNDECIDED: "could not be decided",
     Look.ABSENT: "not planned",
@@ -154,7 +154,7 @@ _NOT_RUN = {
 
 
 def _not_run(changes: Sequence[Change], everything: bool) -> Iterator[str]:
-    for look, why in _NOT_RUN.items():
+    for look, why in NOT_RUN_WORDS.items():
         mine = [change for change in changes if change.look is look]
         if mine:
             yield f"not run, {why}: {plural(len(mine), 'cell')}"

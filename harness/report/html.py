@@ -51,8 +51,9 @@ def _safe(value: object) -> object:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates of this package with what all of them use; every value is escaped."""
+    made = Environment(
         loader=PackageLoader("harness.report", "templates"),
         autoescape=True,
         finalize=_safe,
@@ -60,19 +61,19 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
-    environment.filters.update(
+    made.filters.update(number=number, duration=duration, pair=pair_text, loads=loads_text)
+    made.filters.update(
         rate=rate, rate_text=rate_text, sessions=sessions, explain_line=explain_line, block_title=block_title
     )
-    environment.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
-    environment.globals.update(
+    made.filters.update(class_meaning=class_meaning, verdict_meaning=verdict_meaning)
+    made.globals.update(
         explain_cell=explain_cell,
         finding_of=finding_of,
         warning=warning_text,
         verdict_counts=verdict_counts,
         plural=plural,
     )
-    return environment
+    return made
 
 
 def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
@@ -84,7 +85,7 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
     found = blocks(doc)
     seen = overview(doc)
     return (
-        _environment()
+        environment()
         .get_template("matrix.html.j2")
         .render(
             doc=doc,

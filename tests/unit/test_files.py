@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from harness import files
 from harness.errors import HostError
-from harness.files import sha256_file, write_atomically, write_together
+from harness.files import sha256_file, swap_folder, write_atomically, write_together
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -94,3 +95,58 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path: Path) -> Non
     assert not path.exists()
     write_atomically(path, b"whole")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_takes_the_place_of_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    for name in ("new", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    swap_folder(tmp_path / "new", tmp_path / "place")
+    assert [each.name for each in (tmp_path / "place").iterdir()] == ["new"]
+    assert [each.name for each in (tmp_path / "new").iterdir()] == ["place"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["new", "place"]
+
+
+def test_whoever_reads_a_folder_while_it_is_replaced_finds_one_that_is_whole(tmp_path: Path) -> None:
+    new, place = tmp_path / "new", tmp_path / "place"
+    for folder in (new, place):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    reader = subprocess.Popen([sys.executable, "-c", READER, place], stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "reads\n"
+    for _ in range(2_000):
+        swap_folder(new, place)
+    (tmp_path / "stop").touch()
+    said, _ = reader.communicate(timeout=30)
+    assert (reader.returncode, said.split()) == (0, ["new", "place"])
+
+
+READER = """
+import sys
+from pathlib import Path
+place, seen = Path(sys.argv[1]), set()
+seen.add((place / "file").read_text())
+print("reads", flush=True)
+while not (place.parent / "stop").exists() or len(seen) < 2:
+    seen.add((place / "file").read_text())
+print(*sorted(seen))
+"""
+
+
+def test_a_folder_without_predecessor_gets_its_name(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    swap_folder(tmp_path / "new", tmp_path / "place")
+    assert [each.name for each in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_folder_that_cannot_be_replaced_is_told(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    with pytest.raises(HostError, match=r"cannot replace .*place: No such file"):
+        swap_folder(tmp_path / "new", tmp_path / "place")
+    assert (tmp_path / "place").is_dir()
