@@ -164,7 +164,7 @@ class Isolator:
         """Whom QEMU names; else what broke in this way before."""
         if judgement.named is not None and judgement.named in labels:
             return [judgement.named]
-        alike = dict.fromkeys(each.section for each in self.suspects if each.broke.is_break_of(judgement))
+        alike = {each.section: None for each in self.suspects if _is_alike(each.broke, judgement)}
         return [label for label in alike if label in labels]
 
     def _suspects_first(self, labels: Sequence[str]) -> list[str]:
@@ -309,6 +309,11 @@ class _Sweep:
         except ChannelBroken:
             return False
         return True
+
+
+def _is_alike(broke: Judgement, judgement: Judgement) -> bool:
+    """Whether two broke in the same way, also in that neither asserted anything."""
+    return broke.is_break_of(judgement) and broke.assertion == judgement.assertion
 
 
 def _alone(label: str, judgement: Judgement, case: _Isolation) -> Blame:

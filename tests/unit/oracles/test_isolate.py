@@ -166,6 +166,17 @@ def test_what_broke_in_another_way_is_no_first_suspect(
     assert [len(one.checkpoints) for one in fake.started[1:]] == [1, 1]
 
 
+def test_who_asserted_something_is_no_first_suspect_of_a_crash_without_an_assertion(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    fake.bug = frozenset({handmade.full(4, 0x22)})
+    assertion = Assertion(function="set_offset", expression="mr->alias", file="cirrus.c")
+    crash = Judgement(verdict=Verdict.CRASH, cause=Ended(step=Step.LOAD, assertion=assertion))
+    asserted = Suspect(section="i8259", broke=crash)
+    assert find(isolator(suspects=[asserted, suspect(handmade.ahci)])).sections == (handmade.ahci,)
+    assert len(fake.started) == 1
+
+
 def test_whom_qemu_names_is_tried_alone_and_no_other_one_is(
     isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
 ) -> None:
