@@ -63,7 +63,7 @@ def carry_out(
         EventLog(given["out"]) as log,
         # a history has whole runs
         kept_run(None if shard else given["store"], given["out"]) as keep,
-        shown_run(options, started, log, keep=keep.sinks, **more) as run,
+        shown_run(options, started, log, keep=keep.sinks, hook=given["notify"], **more) as run,
     ):
         doc = work(run)
         keep.end(doc)
@@ -112,18 +112,19 @@ def begin(
 
 @contextmanager
 def shown_run(
-    options: Options, started: Started, log: EventLog, keep: Sequence[Sink] = (), **more: Any
+    options: Options, started: Started, log: EventLog, keep: Sequence[Sink] = (), hook: str | None = None, **more: Any
 ) -> Iterator[Run]:
     """A run that is shown while it goes on, with reports now and then, and also when it fails.
 
     :param keep: take the events before they are shown
+    :param hook: is told of a run that fails; see :func:`harness.commands.notify.notify`
     """
     out = log.folder
     with LiveProgress(total_cells=0, console=err) as progress:
         snapshots = Snapshots(out, lambda: held_against(run.document(), started).doc, lambda: log.size_bytes)
         sinks = (*keep, _shown(progress.take, options.share), snapshots.take)
         run = Run(options, watcher=progress, started=started, write=log.write, sinks=sinks, scope=run_scope(), **more)
-        with _last_words(run, started, out):
+        with _last_words(run, started, out, hook):
             yield run
 
 
@@ -139,15 +140,17 @@ def _shown(take: Callable[[Event], None], share: Share | None) -> Callable[[Even
 
 
 @contextmanager
-def _last_words(run: Run, started: Started, out: Path) -> Iterator[None]:
-    """A run that ends by an error still leaves all its reports, where there is room for them."""
+def _last_words(run: Run, started: Started, out: Path, hook: str | None) -> Iterator[None]:
+    """A run that ends by an error still leaves all its reports, where there is room for them, and is told of."""
     try:
         yield
-    except PostloadError:
+    except PostloadError as error:
         doc = held_against(run.document(), started).doc
         if doc.cells:
             with suppress(HostError):
                 write_reports(doc, out)
+        if hook:
+            notify(hook, doc, out, error.exit_code)
         raise
 
 

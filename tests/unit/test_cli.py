@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -270,6 +271,24 @@ def test_a_hook_that_fails_does_not_change_the_result(
     assert ended == code
     assert "--notify: sh ended with 7" in err
     assert "secret" not in err
+
+
+def test_a_hook_is_told_of_a_run_that_fails(
+    postload: Postload,
+    make_pack: MakePack,
+    verdicts: Callable[[dict[str, Verdict]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def judge(*_: object) -> Iterator[Cell]:
+        raise HostError("no space")
+
+    verdicts({})
+    monkeypatch.setattr(schedules, "judge_cell", judge)
+    hook = shlex.join(["sh", "-c", 'echo "$POSTLOAD_EXIT_CODE $POSTLOAD_HEADLINE" > "$0"', str(tmp_path / "told")])
+    ended, _, err = postload("replay", make_pack(), "--quick", "--out", tmp_path / "out", "--notify", hook)
+    assert (ended, err.splitlines()[-1]) == (3, "postload: no space")
+    assert (tmp_path / "told").read_text() == "3 postload: not complete; 0 cells\n"
 
 
 REPORTS = ("junit.xml", "matrix.html", "matrix.json", "matrix.md", "matrix.tap", "summary.md")
