@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
 from harness.state.transforms import GuestMode, encode, only, sections_for, without
+from harness.stream.model import Section
 
 #: What is kept of one pack at most, as :func:`_size` counts it: several packs are in work at a time.
 _KEPT_BYTES = 48 << 20
@@ -91,11 +92,15 @@ class Buffers:
         return self._get(("state", phase, mode, absent), lambda: encode(without(sections_for(recording, mode), absent)))
 
     def _parts(self, phase: str, mode: GuestMode, selection: Selection) -> tuple[bytes, bytes]:
-        sections = without(sections_for(self.pack.recordings[phase], mode), selection.excluded)
+        sections = without(self._checkpoint_sections(phase, mode), selection.excluded)
         own = encode(only(sections, selection.own))
         if not own:
             raise HarnessError(f"phase {phase}: none of the sections {sorted(selection.own)} is there to load")
         return encode(sections) if selection.whole else own, own
+
+    def _checkpoint_sections(self, phase: str, mode: GuestMode) -> list[Section]:
+        """What device buffers are made of."""
+        return sections_for(self.pack.recordings[phase], mode)
 
     def _get(self, key: object, make: Callable[[], T]) -> T:
         with self._lock:

@@ -495,6 +495,9 @@ _WHYS: Mapping[Why, Callable[[Undecided], str]] = {
     Why.UNAVAILABLE: _unavailable,
     Why.TOO_EARLY: _too_early,
     Why.NOT_MET: lambda undecided: f"no request met the failing sector of {undecided.said}",
+    Why.CANARY: lambda undecided: (
+        f"state with a planted fault came out {undecided.said} on this machine, so that nothing it says can be trusted"
+    ),
     Why.BUDGET: lambda undecided: f"not judged within the {undecided.seconds:g} s that --budget allows",
 }
 

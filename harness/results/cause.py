@@ -371,13 +371,14 @@ class Why(StrEnum):
     TOO_EARLY = "too-early"
     NOT_MET = "not-met"
     BUDGET = "budget-spent"
+    CANARY = "canary-not-red"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undecided:
     """Nothing can be said of the device.
 
-    :param said: the words of an error, or the disks whose failing sector was not met
+    :param said: the words of an error, the disks whose failing sector was not met, or the verdict of the canary
     :param symptom: what was seen, where that is why
     :param lack: what this host or QEMU has not, where that is why
     :param sections: left out, or refused, where that is why

@@ -46,7 +46,7 @@ from harness.results.coverage import covered
 from harness.results.document import Cell, DeviceCoverage, LostGuest, MachineResult, MatrixDoc, Program
 from harness.results.key import CellKey
 from harness.results.reset import reset_table
-from harness.results.verdict import rank
+from harness.results.verdict import Verdict, rank
 
 SCHEMA: Literal["postload.events/1"] = "postload.events/1"
 EVENTS_NAME = "cells.jsonl"
@@ -96,6 +96,8 @@ class Started(_Event):
     :param qualify: what ``postload qualify`` was asked beside the cells; None for other commands
     :param run: names the run in a history, as :func:`new_run_name` gives it; see :attr:`name`
     :param shard: the part of the run that this is; None for a whole one
+    :param night: what ``postload nightly`` is asked for, by a name: one that was cut off goes on when it is asked for
+        the same again; empty for other commands
     """
 
     event: Literal["started"] = "started"
@@ -108,6 +110,7 @@ class Started(_Event):
     qualify: dict[str, Any] | None = None
     run: str = ""
     shard: ShardOf | None = None
+    night: str = ""
 
     @property
     def name(self) -> str:
@@ -177,6 +180,27 @@ class Judged(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CanarySeen(_Event):
+    """State with a planted fault was loaded into a machine before any of its cells was judged.
+
+    :param qemu: the route, as cells name it
+    :param verdict: what became of it
+    :param section: that has the fault
+    """
+
+    event: Literal["canary"] = "canary"
+    machine: str
+    qemu: str
+    verdict: Verdict
+    section: str = ""
+
+    @property
+    def is_red(self) -> bool:
+        """It was told as what it is: a finding in the section with the fault, or QEMU was gone before it came to it."""
+        return self.verdict in (Verdict.REJECT, Verdict.CRASH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Said(_Event):
     """Something to be told that belongs to no cell."""
 
@@ -200,7 +224,7 @@ class Answered(_Event):
     qualify: dict[str, Any]
 
 
-Event = Started | MachineSeen | StateSeen | GuestLost | CellsPlanned | Judged | Said | RunEnded | Answered
+Event = Started | MachineSeen | StateSeen | GuestLost | CanarySeen | CellsPlanned | Judged | Said | RunEnded | Answered
 
 
 def _plain(value: object) -> object:
@@ -245,7 +269,7 @@ class Fold:
             case StateSeen(devices=devices):
                 self._coverage |= {device.row: device for device in devices}
             case GuestLost(guest=guest):
-                self._lost.append(guest)
+                self._lost += [] if guest in self._lost else [guest]
             case CellsPlanned():
                 self._plan(event)
             case Judged(planned=planned, cell=cell):
@@ -254,7 +278,7 @@ class Fold:
                 self._ended = event
             case Answered(qualify=answer):
                 self.answer = answer
-            case Started() | Said():
+            case Started() | CanarySeen() | Said():
                 pass
 
     def document(self) -> MatrixDoc:
@@ -304,10 +328,12 @@ class EventLog:
     run's alone until it is closed, or its process has ended.
 
     :param folder: where reports go; made when it is not there
+    :param goes_on: the events that are there stay; they are of the same run, which was cut off
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, goes_on: bool = False) -> None:
         self.folder = folder
+        self._goes_on = goes_on
         self.path = folder / EVENTS_NAME
         self.size_bytes = 0
         self._fd: int | None = None
@@ -345,7 +371,9 @@ class EventLog:
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             _lock(fd, self.path)
-            os.ftruncate(fd, 0)
+            if self._goes_on:
+                self.size_bytes = os.fstat(fd).st_size - cut_bytes(self.path)
+            os.ftruncate(fd, self.size_bytes)
         except BaseException:
             os.close(fd)
             raise

@@ -25,6 +25,7 @@ from harness.results.plan import CellPlan, plan_cells
 from harness.state.recordings import machine_names, missing, planned_guests, reached
 from harness.state.transforms import GuestMode
 from harness.work.guests import GuestDue
+from harness.work.order import Order
 from harness.work.share import Share
 
 
@@ -64,6 +65,8 @@ class Options:
     :param processes: each task is carried out by a process of its own, instead of a thread
     :param budget_s: how long one task may take; None: however long it takes
     :param share: the cells that are judged here, all when None
+    :param order: which cells come first, that of the report when None
+    :param canary: nothing of a machine is judged before a planted fault was told as one
     """
 
     binaries: tuple[QemuBinary, ...]
@@ -89,6 +92,8 @@ class Options:
     derived: Mapping[tuple[str, str], tuple[Device, ...]] = field(default_factory=dict)
     budget_s: float | None = None
     share: Share | None = None
+    order: Order | None = None
+    canary: bool = False
 
     @property
     def experiments(self) -> bool:

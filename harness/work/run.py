@@ -15,11 +15,13 @@ from harness.colo.messages import Step
 from harness.devices.phases import Missed, unreached_in
 from harness.engines.admission import pack_refusals
 from harness.engines.probe import ColoAbility, probe_colo
+from harness.engines.schedule import Schedule
 from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
 from harness.guests.machine import lacking_program
+from harness.lanes.canary import spoilt_section
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Request, Wave
 from harness.lanes.registry import LANES
@@ -34,6 +36,7 @@ from harness.results.answer import PLATFORM, Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.events import (
+    CanarySeen,
     CellsPlanned,
     Event,
     Fold,
@@ -67,8 +70,10 @@ from harness.work.task import QemuFile, RecordingFile, Task
 from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported, Worker
 
 _POLL_S = 0.2
-#: Rank of a subject; see :meth:`harness.work.planning.Chain.rank`.
-_BEHIND_TASKS = (2, 0)
+#: Ranks of what is due begin so: subjects and guests come behind the tasks of those before.
+_TASK, _GUEST = 0, 1
+#: All subjects come before the first guest.
+_SUBJECT = (_GUEST, -1)
 
 
 #: What a run has to do: a subject has guests, a guest brings tasks.
@@ -94,6 +99,7 @@ class Run:
     :param write: keeps an event before it counts, one at a time, in their order; see :class:`EventLog`
     :param sinks: take each event after that
     :param scope: closing it stops this run; the run has one of its own within it
+    :param earlier: what the same run told before it was cut off: none of its cells is judged again, and its time counts
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class Run:
         write: Sink,
         sinks: Sequence[Sink] = (),
         scope: ProcessScope | None = None,
+        earlier: Sequence[Event] = (),
     ) -> None:
         self._options = options
         self._watcher = watcher
@@ -115,8 +122,12 @@ class Run:
         self._share = options.share
         self._scope = ProcessScope(scope)
         self._lock = Lock()
-        self._began = time.monotonic()
+        self._began = time.monotonic() - max((event.at_s for event in earlier), default=0.0)
         self._fold = Fold(started)
+        self._earlier = [event for event in earlier if not isinstance(event, Started | RunEnded)]
+        self._goes_on = bool(earlier)
+        self._judged = {event.cell.key for event in self._earlier if isinstance(event, Judged)}
+        self._canaries: dict[tuple[str, str], CanarySeen] = {}
         self._builds = [(each.sha256, each.label or each.version) for each in options.binaries]
         self._chains: dict[object, tuple[Seen, Chain, StatePack]] = {}
         self._numbers = count()
@@ -154,7 +165,7 @@ class Run:
         :param then: what is still to be done when all of that is judged
         :raises HostError: the host has no space left, or the like; what was judged until then is written
         """
-        self._emit(self._started)
+        self._begin()
         complete = False
         pool = ThreadPoolExecutor(max_workers=2 * self._options.jobs, thread_name_prefix="cell")
         try:
@@ -175,6 +186,17 @@ class Run:
             pool.shutdown(wait=True)
         self._emit(RunEnded(complete=complete))
         return self.document()
+
+    def _begin(self) -> None:
+        """Tell the start; of a run that goes on, its sinks what it has told before."""
+        if not self._goes_on:
+            self._emit(self._started)
+            return
+        told: list[Event] = [self._started, *self._earlier]
+        for event in told:
+            self._fold.add(event)
+            for sink in self._sinks:
+                sink(event)
 
     def document(self) -> MatrixDoc:
         """The matrix so far, cells in the order of the plan."""
@@ -205,7 +227,7 @@ class Run:
         """
         queue: Queue[Due] = Queue(self._options.jobs)
         for subject in first:
-            queue.add(self._announced(subject), _BEHIND_TASKS)
+            queue.add(self._announced(subject), _SUBJECT)
         out: dict[Future[Sequence[Due]], bool] = {}
         while queue:
             self._scope.check()
@@ -216,11 +238,15 @@ class Run:
                     self._enqueue(queue, due)
 
     def _enqueue(self, queue: Queue[Due], due: Due) -> None:
-        if not isinstance(due, Task):
-            queue.add(due, _BEHIND_TASKS)
-            return
-        _, chain, _ = self._chains[due.place]
-        queue.add(due, chain.rank(due), waits=LANES[due.request.lane].waits)
+        order = self._options.order
+        if isinstance(due, Task):
+            _, chain, _ = self._chains[due.place]
+            rank = (_TASK, order.of(due.answers) if order else 0, *chain.rank(due))
+            queue.add(due, rank, waits=LANES[due.request.lane].waits)
+        elif isinstance(due, GuestDue):
+            queue.add(due, (_GUEST, order.of(plan.key for plan in due.plans) if order else 0))
+        else:
+            queue.add(due, _SUBJECT)
 
     def _do(self, due: Due) -> Sequence[Due]:
         if isinstance(due, Task):
@@ -379,11 +405,58 @@ class Run:
         if not tasks:
             return []
         assert seen.ability is not None  # probed by whoever opened the pack
+        if self._options.canary and no_colo is None:
+            canary = self._canary(like, plans[0].key, seen, pack)
+            if not canary.is_red:
+                self._distrust(tasks, seen, canary)
+                return []
         self._here.lend(pack, seen.binary, seen.ability)
         with self._lock:
             chain = Chain(in_waves(tasks, LANES), next(self._numbers))
             self._chains[like.place] = seen, chain, pack
         return chain.ready()
+
+    def _canary(self, like: Task, key: CellKey, seen: Seen, pack: StatePack) -> CanarySeen:
+        """What becomes of a planted fault on a machine; it is loaded once for each."""
+        known = self._canaries.get((seen.machine, str(seen.route)))
+        if known is not None:
+            return known
+        phase = next(phase for phase in self._phases(seen.machine) if phase in pack.phases)
+        request = replace(like.request, lane=str(Schedule.SAME), phases=(phase,), devices=(PLATFORM,), loads=1)
+        answer = replace(key, device=PLATFORM, phases=(phase,), lane=request.lane, guest_mode=str(request.guest_mode))
+        task = replace(like, request=request, answers=(answer,), canary=True, controls=False)
+        found: list[Cell] = []
+
+        def tell(said: Reported) -> None:
+            found.extend([said.cell] if isinstance(said, CellDone) else [])
+
+        assert seen.ability is not None
+        self._here.lend(pack, seen.binary, seen.ability)
+        try:
+            self._worker.run(task, tell)
+        except (HostError, Stopped):
+            raise
+        except HarnessError as error:
+            self._scope.check()
+            self._say(f"{seen.route} {seen.machine}: {error}")
+        finally:
+            self._here.clear(task)
+        self._scope.check()
+        canary = CanarySeen(
+            machine=seen.machine,
+            qemu=str(seen.route),
+            verdict=found[0].verdict if found else Verdict.HARNESS_ERROR,
+            section=spoilt_section(pack, phase),
+        )
+        self._canaries[seen.machine, canary.qemu] = canary
+        self._emit(canary)
+        return canary
+
+    def _distrust(self, tasks: Sequence[Task], seen: Seen, canary: CanarySeen) -> None:
+        """Nothing is judged on a machine where a planted fault was not told as one."""
+        cause = Undecided(why=Why.CANARY, said=str(canary.verdict))
+        for key in dict.fromkeys(key for task in tasks for key in task.answers):
+            self._settle(CellPlan(key=key, loads=0), seen, Verdict.HARNESS_ERROR, cause)
 
     def _reached(self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan]) -> list[CellPlan]:
         """The cells of phases that their devices have reached; of the others it is known why."""
@@ -449,7 +522,7 @@ class Run:
                 case Loaded():
                     if said.cell not in begun:
                         begun.add(said.cell)
-                        self._begin(said.cell)
+                        self._start_cell(said.cell)
                     self._watcher.loads(said.cell, said.total)
                 case CellDone():
                     judged.add(said.planned)
@@ -459,7 +532,7 @@ class Run:
                     learnt.extend(said.exclusions)
 
         if not by_schedule(LANES[task.request.lane]):
-            self._begin(str(task.answers[0]))  # it stands for all, and tells no loads
+            self._start_cell(str(task.answers[0]))  # it stands for all, and tells no loads
         try:
             self._worker.run(task, tell)
         except (HostError, Stopped):
@@ -491,7 +564,7 @@ class Run:
             return list(tasks)
         return with_causes(tasks, LANES, lambda task: any(share.has(str(key)) for key in task.answers))
 
-    def _begin(self, cell: str) -> None:
+    def _start_cell(self, cell: str) -> None:
         if self._share is None or self._share.has(cell):
             self._watcher.start_cell(cell)
 
@@ -521,6 +594,8 @@ class Run:
     def _keep(self, planned: str, cell: Cell) -> None:
         if self._share is not None and not self._share.has(planned):
             return  # judged for what it says of others
+        if cell.key in self._judged:
+            return  # told before the run was cut off
         signature = signature_of_cell(cell)
         cell = replace(cell, signature=None if signature is None else signature.name)
         self._emit(Judged(planned=planned, cell=cell))

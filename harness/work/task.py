@@ -56,6 +56,7 @@ class Task:
     :param controls: findings get a class
     :param pair: and are tried with a real primary
     :param overrides: further options of the QEMU that loads
+    :param canary: a fault is planted into what is loaded; see :mod:`harness.lanes.canary`
     :param budget_s: what is not judged after so many seconds of work is given up; None: however long it takes
     """
 
@@ -70,6 +71,7 @@ class Task:
     controls: bool = True
     pair: bool = False
     overrides: tuple[Option, ...] = ()
+    canary: bool = False
     budget_s: float | None = None
 
     def to_json(self) -> str:
@@ -90,10 +92,10 @@ class Task:
             raise UsageError(f"not a task: {part}: {problem['msg']}") from error
 
     @property
-    def place(self) -> tuple[str, str, tuple[str, ...], bool]:
+    def place(self) -> tuple[str, str, tuple[str, ...], bool, bool]:
         """What tasks have in common that are carried out with the same things open."""
         overrides = tuple(word for option in self.overrides for word in option.argv())
-        return (self.recording.content, self.loader.sha256, overrides, self.pair)
+        return (self.recording.content, self.loader.sha256, overrides, self.pair, self.canary)
 
     def cell_of(self, device: str) -> CellKey:
         """The cell of one device; of the platform too, which is judged in another guest of the machine."""

@@ -7,6 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Literal, Protocol
@@ -15,6 +16,7 @@ from harness.engines.buffers import Buffers
 from harness.engines.colo import Pace
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.errors import BudgetError, HostError, PackError, Stopped
+from harness.lanes.canary import SpoiltBuffers
 from harness.lanes.controls import ControlRoom
 from harness.lanes.judge import Bench, Exclusion
 from harness.lanes.registry import LANES
@@ -134,7 +136,7 @@ class LocalWorker:
         control = replace(place.controls, bench=bench).judge if task.controls else None
         lane = LANES[task.request.lane]
         cells = lane.judge(bench, task.request, lambda cell, total: tell(Loaded(cell=cell, total=total)), control)
-        for cell in cells:
+        for cell in islice(cells, 1) if task.canary else cells:  # what is behind the fault is nobody's question
             bench.scope.check()  # its QEMU may have been killed by the stop
             tell(CellDone(planned=str(task.cell_of(cell.device)), cell=cell))
         bench.scope.check()
@@ -169,7 +171,7 @@ class LocalWorker:
         pack = self._pack(task)
         binary, ability = self._binary(task, pack)
         machine = replace(pack.machine, extra=task.overrides)
-        buffers = Buffers(pack, machine)
+        buffers = SpoiltBuffers(pack, machine) if task.canary else Buffers(pack, machine)
         bench = Bench(binary=binary, ability=ability, buffers=buffers, pace=Pace(), scope=self._scope)
         return _Place(
             binary=binary, ability=ability, buffers=buffers, controls=ControlRoom(bench=bench, pair=task.pair)
