@@ -17,6 +17,7 @@ from harness.commands.options import FILE, json_option, listed, run_option, shar
 from harness.names import DECIDING, DECIDING_BETWEEN_VERSIONS, FORMATS, QUESTIONS, USES
 
 KNOWN_FILE = Path("known-issues.yaml")
+NIGHTLY_FILE = Path("nightly.yaml")
 
 
 class OwningCommand(click.Command):
@@ -408,6 +409,23 @@ def baseline_set(**given: Any) -> int:
     return set_baseline(**given)
 
 
+@click.command(cls=OwningCommand)
+@click.option(
+    "--config", type=FILE, default=NIGHTLY_FILE, show_default=True, metavar="FILE", help="What is judged each night."
+)
+@json_option
+def nightly(**given: Any) -> int:
+    """Judge a night, and say what is new since the one before.
+
+    FILE names QEMUs, machines, devices, a budget in minutes and the history. A night that was cut off goes on. Ends
+    with 1 when something is new, back or excused no longer; else with 3 when the night does not count, or planned cells
+    were not judged; else with 0.
+    """
+    from harness.commands.nightly import nightly as run
+
+    return run(**given)
+
+
 @click.command("import", cls=OwningCommand)
 @click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...")
 @shared(options.history_option, json_option)
@@ -643,6 +661,7 @@ COMMANDS = (
     bundle,
     bisect,
     known,
+    nightly,
     history,
     compare,
     baseline,

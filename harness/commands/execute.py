@@ -31,7 +31,7 @@ from harness.report.text import were
 from harness.report.walls import walls_text, walls_warning
 from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
-from harness.results.events import CellsPlanned, Event, EventLog, ShardOf, Started, new_run_name
+from harness.results.events import CellsPlanned, Event, EventLog, Judged, ShardOf, Started, new_run_name
 from harness.results.folder import held_against
 from harness.results.known import Issue, KnownRun, load_known
 from harness.work.asked import Options
@@ -132,6 +132,8 @@ def _shown(take: Callable[[Event], None], share: Share | None) -> Callable[[Even
     """What a display is told: of the planned cells those that are judged here."""
 
     def shown(event: Event) -> None:
+        if share is not None and isinstance(event, Judged) and not share.has(event.planned):
+            return  # of a run that goes on: told before it was cut off
         if share is not None and isinstance(event, CellsPlanned):
             event = replace(event, cells=tuple(filter(share.has, event.cells)))
         take(event)

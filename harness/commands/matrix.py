@@ -77,7 +77,7 @@ def asked_of(given: dict[str, Any]) -> MatrixAsked:
         binaries=selection.binaries,
         accel=accel.name,
         machines=tuple(given["machines"]),
-        profiles=tuple(device for device in profiles.values() if device.default or device.name in selection.recipes),
+        profiles=selection.planned_with(profiles),
         devices=selection.recipes,
         derived=selection.derived,
         phases=phases,

@@ -39,6 +39,10 @@ class DeviceSelection:
     recipes: tuple[str, ...]
     derived: Mapping[tuple[str, str], tuple[Device, ...]] = field(default_factory=dict)
 
+    def planned_with(self, recipes: Mapping[str, Device]) -> tuple[Device, ...]:
+        """The recipes that guests are planned with: the usual ones, and those that were asked for."""
+        return tuple(device for device in recipes.values() if device.default or device.name in self.recipes)
+
     def on(self, binary: QemuBinary, machine: str, recipes: Mapping[str, Device]) -> list[Device]:
         """All of it on one machine."""
         derived = self.derived.get((binary.sha256, machine_names(binary, machine)[1]), ())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.nights.document import night_schema
 from harness.qualify.model import qualify_schema
 from harness.report.catalogue import devices_schema
 from harness.results.ab import ab_schema
@@ -24,6 +25,7 @@ SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "ab-1.schema.json": ab_schema,
     "history-1.schema.json": history_schema,
     "compare-1.schema.json": compare_schema,
+    "night-1.schema.json": night_schema,
 }
 
 

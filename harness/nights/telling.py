@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What of a comparison is told in the morning: what is excused, what may have come by chance, what is overdue. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import date
+
+from harness.nights.config import Quarantine, holding, past
+from harness.nights.document import Excused, Overdue
+from harness.results.known import News, NewsKind
+from harness.store.document import Change, CompareDoc
+
+#: Kinds of findings that may come by chance: they are tried again before they are told. All others count at once.
+BY_CHANCE = ("hang", "drift", "leak", "guest-fault", "flaky")
+
+#: A finding in a cell: line and signature.
+FindingAt = tuple[str, str]
+
+
+def place_of(change: Change) -> FindingAt:
+    """Which finding in which cell changed."""
+    return change.line, change.signature
+
+
+def to_try_again(compared: CompareDoc, once: Collection[FindingAt]) -> list[Change]:
+    """Findings that are tried again before they are told.
+
+    :param once: what came in the night before, and did not come again when it was tried
+    """
+    fresh = (*compared.new, *compared.back, *(change for change in compared.still if place_of(change) in once))
+    return [change for change in fresh if change.signature.partition(":")[0] in BY_CHANCE]
+
+
+def excused_of(compared: CompareDoc, entries: Sequence[Quarantine], day: date) -> list[Excused]:
+    """Findings in quarantined cells: those that would count, and those that are still there."""
+    found = []
+    for change in (*compared.new, *compared.back, *compared.still, *compared.flaky):
+        entry = holding(entries, change.cell, day)
+        if entry is not None:
+            found.append(Excused(change=change, link=entry.link, until=entry.until))
+    return found
+
+
+def overdue_of(compared: CompareDoc, entries: Sequence[Quarantine], news: Iterable[News], day: date) -> list[Overdue]:
+    """What is excused no longer and still has findings: it counts until somebody has looked at it.
+
+    :param news: of the known issues
+    """
+    failing = [change.cell for change in (*compared.new, *compared.back, *compared.still, *compared.flaky)]
+    found = []
+    for entry in past(entries, day):
+        cells = tuple(cell for cell in failing if entry.has(cell))
+        if cells:
+            found.append(Overdue(what=entry.cell, link=entry.link, until=entry.until, cells=cells))
+    for each in news:
+        issue = each.issue
+        if each.kind is NewsKind.PAST and issue.until is not None:
+            found.append(Overdue(what=issue.signature, link=issue.link, until=issue.until, cells=each.cells))
+    return found
