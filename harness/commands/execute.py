@@ -70,6 +70,8 @@ def carry_out(
     held = held_against(doc, started)
     write_reports(held.doc, given["out"])
     empty = shard is not None and not options.share and doc.complete
+    if empty and given["as_json"]:
+        sys.stdout.write(render_json(held.doc))
     code = 0 if empty else report_matrix(held, given["out"], as_json=given["as_json"])
     if shard is not None:
         err.print(shard_text(shard, empty=empty), soft_wrap=True)

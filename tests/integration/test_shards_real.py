@@ -41,6 +41,9 @@ def test_three_shards_give_the_document_of_one_run(
     merged = postload("merge", *shards[::-1], "--out", tmp_path / "merged")
     assert document(tmp_path / "merged") == document(tmp_path / "whole")
     assert merged.returncode == whole.returncode == max(each.returncode for each in done)
+    empty = postload(*ASKED, "--shard", "9/9", "--out", tmp_path / "empty", "--json")
+    assert (empty.returncode, json.loads(empty.stdout)["cells"]) == (0, [])
+    assert "shard 9/9 has no cells" in empty.stderr
     cut = postload("merge", shards[0], shards[2], "--out", tmp_path / "cut")
     assert cut.returncode == 3
     assert "shard 2/3 is missing" in cut.stderr
