@@ -22,19 +22,20 @@ from harness.commands.bundle import one_of_each
 from harness.commands.execute import begin, shown_run
 from harness.commands.keeping import kept_run
 from harness.commands.nightplan import NightPlan, plan_night
+from harness.commands.notify import Message, send
 from harness.commands.output import err, print_json
 from harness.errors import HarnessError, HostError, PostloadError, Stopped
-from harness.files import write_atomically
+from harness.files import write_together
 from harness.nights.account import account_of, unfinished
 from harness.nights.config import load_config
 from harness.nights.document import Canary, NightDoc, ReproducerAnswer, as_text, without
-from harness.nights.folder import BUNDLES, NIGHT, CutOff, cut_off, last_once
+from harness.nights.folder import BUNDLES, NIGHT, NIGHT_TEXT, CutOff, cut_off, last_once
 from harness.nights.order import order_of
 from harness.nights.reproduce import Reproducer, asked_of, bundle_folder, reproducers_due
-from harness.nights.telling import FindingAt, excused_of, overdue_of, place_of, to_try_again
+from harness.nights.telling import FindingAt, excused_of, overdue_of, place_of, seen_twice, to_try_again
 from harness.report.bundle import WRITING
 from harness.report.console import SafeConsole
-from harness.report.nightly import answer_text, begun_text, bundle_text, night_text
+from harness.report.nightly import answer_text, begun_text, bundle_text, night_headline, night_text
 from harness.report.writer import write_reports
 from harness.results.document import Cell, MatrixDoc
 from harness.results.events import EVENTS_NAME, CanarySeen, Event, EventLog, Started, read_events
@@ -76,12 +77,26 @@ def nightly(config: Path, as_json: bool) -> int:
         return HostError.exit_code
     doc = night.told()
     night.make_reproducers()
-    write_atomically(night.folder / NIGHT, as_text(doc))
+    write_together(night.folder, {NIGHT_TEXT: night_text(doc).encode() + b"\n", NIGHT: as_text(doc)})
+    if asked.notify is not None:
+        send(asked.notify, _message(doc))
     if as_json:
         print_json(doc.to_json())
     else:
         SafeConsole().print(escape(night_text(doc)), soft_wrap=True)
     return doc.exit_code
+
+
+def _message(doc: NightDoc) -> Message:
+    folder = Path(doc.folder)
+    return Message(
+        headline=night_headline(doc),
+        text=night_text(doc) + "\n",
+        document=doc.to_json(),
+        complete=doc.whole,
+        code=doc.exit_code,
+        paths=(folder / NIGHT_TEXT, folder / NIGHT),
+    )
 
 
 class _Night:
@@ -209,12 +224,7 @@ class _Night:
         suspects = to_try_again(compared, before)
         if not suspects or not self._has_time:
             return compared, []
-        came = self._look_again(suspects)
-        once = [change for change in suspects if place_of(change) not in came]
-        left = without(compared, {place_of(change) for change in once})
-        again = [change for change in left.still if place_of(change) in before and place_of(change) in came]
-        left = without(left, set(map(place_of, again)))
-        return replace(left, new=(*left.new, *again)), once
+        return seen_twice(compared, suspects, self._look_again(suspects))
 
     def _look_again(self, suspects: Sequence[Change]) -> set[FindingAt]:
         """Which findings come once more; a cell that nobody comes to keeps what it had."""

@@ -15,7 +15,8 @@ import signal
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,47 @@ _PASSWORD = re.compile(r"(\w+://[^/@:\s]*):[^/@\s]*@")
 _HIDDEN = "***"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is told.
+
+    :param text: what a chat shows, or a mail has
+    :param code: that the run ends with
+    :param paths: of the text and of the document, as files
+    """
+
+    headline: str
+    text: str
+    document: Mapping[str, Any]
+    complete: bool
+    code: int
+    paths: tuple[Path, Path]
+
+
 def notify(target: str, doc: MatrixDoc, out: Path, code: int) -> None:
-    """Tell whoever is named; a failure is said on stderr.
+    """Tell whoever is named of a matrix; a failure is said on stderr.
 
     :param target: a URL that takes JSON by POST, or a command line
     :param out: where the reports lie
     :param code: that the run ends with
     """
-    problem = _post(target, doc, code) if _URL.match(target) else _call(target, doc, out, code)
+    message = Message(
+        headline=headline(doc),
+        text=render_summary(doc),
+        document=doc.to_json(),
+        complete=doc.complete,
+        code=code,
+        paths=(out / SUMMARY_NAME, out / JSON_NAME),
+    )
+    send(target, message)
+
+
+def send(target: str, message: Message) -> None:
+    """Tell whoever is named; a failure is said on stderr.
+
+    :param target: a URL that takes JSON by POST, or a command line
+    """
+    problem = _post(target, message) if _URL.match(target) else _call(target, message)
     if problem:
         err.print(escape(f"postload: {OPTION}: {one_line(problem)}; the result of the run stays"), soft_wrap=True)
 
@@ -83,14 +117,14 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _post(url: str, doc: MatrixDoc, code: int) -> str:
+def _post(url: str, message: Message) -> str:
     """What went wrong; empty for nothing. ``text`` is what chats show, the rest is for programs."""
     body = {
-        "text": render_summary(doc),
-        "headline": headline(doc),
-        "exit_code": code,
-        "complete": doc.complete,
-        "document": doc.to_json(),
+        "text": message.text,
+        "headline": message.headline,
+        "exit_code": message.code,
+        "complete": message.complete,
+        "document": message.document,
     }
     data = json.dumps(body, default=str).encode()
     host = urlsplit(url).hostname
@@ -105,9 +139,10 @@ def _post(url: str, doc: MatrixDoc, code: int) -> str:
         return f"{host}: {reason}"
 
 
-def _call(command: str, doc: MatrixDoc, out: Path, code: int) -> str:
+def _call(command: str, message: Message) -> str:
     """What went wrong; empty for nothing. The summary is the command's standard input."""
-    told = {"headline": headline(doc), "summary": str(out / SUMMARY_NAME), "document": str(out / JSON_NAME)}
+    summary, document = map(str, message.paths)
+    told = {"headline": message.headline, "summary": summary, "document": document}
     words = [_filled(word, told) for word in shlex.split(command)]
     name = Path(words[0]).name
     environment = {f"POSTLOAD_{key.upper()}": value for key, value in told.items()}
@@ -117,13 +152,13 @@ def _call(command: str, doc: MatrixDoc, out: Path, code: int) -> str:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, **environment, "POSTLOAD_EXIT_CODE": str(code)},
+            env={**os.environ, **environment, "POSTLOAD_EXIT_CODE": str(message.code)},
             start_new_session=True,
         )
     except OSError as error:
         return f"{name}: {error.strerror}"
     try:
-        _, said = process.communicate(render_summary(doc).encode("utf-8", "replace"), timeout=DEADLINE_S)
+        _, said = process.communicate(message.text.encode("utf-8", "replace"), timeout=DEADLINE_S)
     except subprocess.TimeoutExpired:
         _end(process)
         return f"{name} had not ended after {DEADLINE_S:g} s"

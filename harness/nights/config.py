@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -93,6 +95,7 @@ class NightConfig(_Model):
     :param qemus: installed names, versions or paths, and own builds
     :param out: folder of the nights, each in a folder of its own
     :param budget_minutes: how long a night may take; what it did not come to is told
+    :param notify: a URL, or a command line, that is told of each night; see ``docs/ci.md``
     :param bundles: a bug report is made of each finding that has none, whose script is asked of each new build
     """
 
@@ -118,6 +121,7 @@ class NightConfig(_Model):
     known: Path | None = None
     quarantine: tuple[Quarantine, ...] = ()
     bundles: bool = True
+    notify: str | None = None
 
     @field_validator("qemus", "machines", "phases", "schedules", "guest_modes")
     @classmethod
@@ -136,10 +140,19 @@ class NightConfig(_Model):
     def _are_migrations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return _known("migration", MIGRATIONS, value)
 
+    @field_validator("notify")
+    @classmethod
+    def _is_hook(cls, value: str | None) -> str | None:
+        if value is None or urlsplit(value).scheme in ("http", "https"):
+            return value
+        if not shlex.split(value):
+            raise ValueError("expected a URL such as https://HOST/PATH, or a command line")
+        return value
+
     @property
     def asked(self) -> str:
         """Names what is judged and how, whatever the night's QEMUs are."""
-        how = {"store", "out", "budget_minutes", "known", "quarantine", "bundles", "jobs"}
+        how = {"store", "out", "budget_minutes", "known", "quarantine", "bundles", "jobs", "notify"}
         return hashlib.sha256(self.model_dump_json(exclude=how).encode()).hexdigest()[:16]
 
 

@@ -14,6 +14,8 @@ from harness.results.events import EVENTS_NAME, Event, Started, is_being_written
 
 #: Written when a night is over, whatever it came to.
 NIGHT = "night.json"
+#: The same for people.
+NIGHT_TEXT = "night.txt"
 BUNDLES = "bundles"
 #: What was cut off earlier is left as it is.
 OLDEST = timedelta(hours=24)

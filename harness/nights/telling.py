@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 
 from harness.nights.config import Quarantine, holding, past
-from harness.nights.document import Excused, Overdue
+from harness.nights.document import Excused, Overdue, without
 from harness.results.known import News, NewsKind
 from harness.store.document import Change, CompareDoc
 
@@ -30,6 +31,19 @@ def to_try_again(compared: CompareDoc, once: Collection[FindingAt]) -> list[Chan
     """
     fresh = (*compared.new, *compared.back, *(change for change in compared.still if place_of(change) in once))
     return [change for change in fresh if change.signature.partition(":")[0] in BY_CHANCE]
+
+
+def seen_twice(
+    compared: CompareDoc, suspects: Sequence[Change], came: Collection[FindingAt]
+) -> tuple[CompareDoc, list[Change]]:
+    """A comparison without those suspects that did not come again, and these.
+
+    What came again counts, also where it is no news to the history because it came once in the night before.
+    """
+    once = [change for change in suspects if place_of(change) not in came]
+    again = [change for change in suspects if change in compared.still and change not in once]
+    left = without(compared, {place_of(change) for change in (*once, *again)})
+    return replace(left, new=(*left.new, *again)), once
 
 
 def excused_of(compared: CompareDoc, entries: Sequence[Quarantine], day: date) -> list[Excused]:

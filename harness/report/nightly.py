@@ -38,6 +38,15 @@ def bundle_text(signature: str, place: Path, why: str) -> str:
     return f"{signature}: no reproducer in {place}: {why}"
 
 
+def night_headline(doc: NightDoc) -> str:
+    """What a night came to, in a line: the subject of a mail."""
+    lists = (("new", doc.compared.new), ("back", doc.compared.back), ("overdue", doc.overdue))
+    told = [f"{number(len(found))} {name}" for name, found in lists if found]
+    told += [] if doc.counts else ["it does not count"]
+    told += ["it is not whole"] if doc.counts and not doc.whole else []
+    return f"postload night: {', '.join(told) or 'nothing new'}; {plural(doc.planned - len(doc.missing), 'cell')}"
+
+
 def night_text(doc: NightDoc) -> str:
     """Lines for the terminal, without colours."""
     return "\n".join(_lines(doc))

@@ -68,6 +68,30 @@ def test_a_planted_regression_is_found_named_and_told_as_fixed(
     assert [change["signature"] for change in third["compared"]["fixed"]] == [new["signature"]]
 
 
+def test_a_night_without_time_and_without_a_qemu_is_red_and_tells_so(
+    qemu_path: Path, postload: Callable[..., Done], scratch: Path
+) -> None:
+    (scratch / "nightly.yaml").write_text(
+        f"qemus: ['{qemu_path}', {{name: head, tree: build}}]\nmachines: [pc]\ndevices: [ahci]\nquick: true\n"
+        f"budget_minutes: 0.0001\nnotify: cp {{document}} {scratch}/told.json\n"
+    )
+    doc = document(postload("nightly", "--config", scratch / "nightly.yaml", "--json"), 3)
+    assert (doc["counts"], doc["whole"], doc["budget_over"], doc["canaries"]) == (False, False, True, [])
+    assert len(doc["missing"]) == doc["planned"] > 10
+    assert [each["name"] for each in doc["absent"]] == ["head"]
+    assert "nothing was built there: expected qemu-system-x86_64" in doc["absent"][0]["said"]
+    assert json.loads((scratch / "told.json").read_text()) == doc
+    (folder,) = scratch.glob("nights/*/night.txt")
+    assert "left out, because the budget of 0.0 s was over" in folder.read_text()
+    # none of the QEMUs is no night at all
+    (scratch / "nightly.yaml").write_text("qemus: [{name: head, path: gone}]\n")
+    assert postload("nightly", "--config", scratch / "nightly.yaml").returncode == 3
+    (scratch / "nightly.yaml").write_text("qemus: [7.2]\ndevice: [ahci]\n")
+    done = postload("nightly", "--config", scratch / "nightly.yaml")
+    assert done.returncode == 2
+    assert "nightly.yaml:2:1: unknown key 'device'; did you mean 'devices'?" in done.stderr
+
+
 def test_a_night_that_is_killed_goes_on_and_nothing_is_lost_or_judged_twice(
     qemu_path: Path,
     postload: Callable[..., Done],

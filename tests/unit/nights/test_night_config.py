@@ -71,6 +71,8 @@ def test_what_is_asked_is_named_apart_from_where_it_is_kept(tmp_path: Path) -> N
         ("machines: [pc]\nqemus: [a, {name: a, path: b}]\n", 2, "two QEMUs have the name 'a'"),
         ("qemus: [7.2]\nphases: [bund]\n", 2, "unknown phase 'bund'"),
         ("qemus: [7.2]\nmigrations: [plian]\n", 2, "unknown migration 'plian'"),
+        ("qemus: [7.2]\nnotify: ''\n", 2, "expected a URL such as https://HOST/PATH, or a command line"),
+        ("qemus: [7.2]\nnotify: mail 'a\n", 2, "No closing quotation"),
         ("qemus: [7.2]\nschedules: [sam]\n", 2, "'same'"),
         ("qemus: [7.2]\nquarantine:\n- {cell: a/b/c/d, link: x:y}\n", 3, "key 'until' is missing"),
         ("qemus: [7.2]\nquarantine:\n- {cell: a/b/c/d, until: 2026-01-01}\n", 3, "key 'link' is missing"),

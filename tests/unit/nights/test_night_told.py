@@ -15,8 +15,8 @@ from made_runs import crashed, events, judged, started, write_nights, write_run
 from harness.colo.messages import Step
 from harness.nights.config import Quarantine
 from harness.nights.document import AbsentQemu, Canary, NightDoc, Overdue, night_schema, without
-from harness.nights.telling import excused_of, overdue_of, place_of, to_try_again
-from harness.report.nightly import night_text
+from harness.nights.telling import excused_of, overdue_of, place_of, seen_twice, to_try_again
+from harness.report.nightly import night_headline, night_text
 from harness.report.schemas import shipped
 from harness.results.cause import Broke
 from harness.results.document import Cell
@@ -121,6 +121,35 @@ def test_what_did_not_come_again_yesterday_and_is_there_today_is_tried_again(his
     (still,) = doc.still
     assert to_try_again(doc, ()) == []
     assert to_try_again(doc, {place_of(still)}) == [still]
+
+
+def test_what_does_not_come_again_is_told_and_does_not_count(history: History) -> None:
+    doc = compared(history, [judged(BOUND), judged(BUSY)], [crashed(BOUND), hung(BUSY)])
+    suspects = to_try_again(doc, ())
+    left, once = seen_twice(doc, suspects, set())
+    assert [change.signature.partition(":")[0] for change in left.new] == ["crash"]
+    assert once == suspects
+    assert "came once, and not when it was tried again" in night_text(night(left, once=tuple(once)))
+    left, once = seen_twice(doc, suspects, {place_of(change) for change in suspects})
+    assert (left, once) == (doc, [])
+
+
+def test_what_came_once_yesterday_and_twice_today_is_new(history: History) -> None:
+    doc = compared(history, [judged(BOUND)], [hung(BOUND)], [hung(BOUND)])
+    suspects = to_try_again(doc, {place_of(doc.still[0])})
+    left, once = seen_twice(doc, suspects, {place_of(doc.still[0])})
+    assert (left.new, left.still, once) == (doc.still, (), [])
+    assert night(left).exit_code == 1
+    left, once = seen_twice(doc, suspects, set())
+    assert (left.new, left.still, once) == ((), (), suspects)
+
+
+def test_the_headline_says_what_counts(history: History) -> None:
+    doc = night(compared(history, [judged(BOUND)], [crashed(BOUND)]), canaries=(RED, GREEN))
+    assert night_headline(doc) == "postload night: 1 new, it does not count; 1 cell"
+    doc = night(replace(doc.compared, new=()), planned=4)
+    assert night_headline(doc) == "postload night: nothing new; 4 cells"
+    assert night_headline(replace(doc, missing=("x",))) == "postload night: it is not whole; 3 cells"
 
 
 def test_a_quarantined_finding_is_told_and_does_not_count_until_its_day(history: History) -> None:
