@@ -16,7 +16,7 @@ from harness.report.text import plural
 from harness.store.asked import ask
 from harness.store.compare import compare
 from harness.store.engine import open_store
-from harness.store.importing import import_run
+from harness.store.importing import Imported, import_run
 from harness.store.keep import prune, set_mark, shrink
 from harness.store.read import open_history
 from harness.store.states import read_rules
@@ -86,17 +86,28 @@ def prune_runs(keep: str | None, log_days: float | None, dry_run: bool, store: s
 
 
 def import_runs(folders: tuple[Path, ...], store: str, as_json: bool) -> int:
-    """Take the runs of some folders into a history."""
+    """Take the runs of some folders into a history; those that cannot be taken keep none of the others out."""
+    found: list[Imported] = []
+    errors: list[UsageError] = []
     engine = open_store(store, create=True)
     try:
-        found = [import_run(engine, folder) for folder in folders]
+        for folder in folders:
+            try:
+                found.append(import_run(engine, folder))
+            except UsageError as error:
+                errors.append(error)
+                continue
+            (err if as_json else SafeConsole()).print(escape(_imported(folder, found[-1])), soft_wrap=True)
     finally:
         engine.dispose()
-    for folder, each in zip(folders, found, strict=True):
-        what = "imported" if each.new else "was there already"
-        text = f"{folder}: run {each.run} {what}: {each.state}, {plural(each.cells, 'cell')} judged"
-        (err if as_json else SafeConsole()).print(escape(text), soft_wrap=True)
     if as_json:
-        rows = [{"run": e.run, "state": e.state, "new": e.new, "cells": e.cells} for e in found]
+        rows = [{"run": one.run, "state": one.state, "new": one.new, "cells": one.cells} for one in found]
         print_json({"schema": "postload.import/1", "runs": rows})
-    return 0
+    for each in errors:
+        err.print(escape(f"postload: {each}"), soft_wrap=True)
+    return UsageError.exit_code if errors else 0
+
+
+def _imported(folder: Path, found: Imported) -> str:
+    what = "imported" if found.new else "was there already"
+    return f"{folder}: run {found.run} {what}: {found.state}, {plural(found.cells, 'cell')} judged"

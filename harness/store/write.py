@@ -68,6 +68,7 @@ class RunWriter:
         self._run = self._host = 0
         self._known: tuple[Issue, ...] = ()
         self._day = date.min
+        self._keeps_plan = True
         self.state = RunState.RUNNING
         self._ids: dict[str, dict[str, int]] = {}
         self._fresh: dict[str, dict[str, int]] = {}
@@ -78,6 +79,8 @@ class RunWriter:
 
         :raises HostError: the database does not take it; so do all others here
         """
+        # each shard names the cells of the whole run: the plan is kept with the run that they are merged to
+        self._keeps_plan = started.shard is None
         self._day = datetime.fromisoformat(started.started).date()
         self._known = tuple(Issue.model_validate(issue) for issue in started.known or ())
         facts = {name: value for name, value in started.host.items() if name not in ("accel", "python")}
@@ -134,7 +137,8 @@ class RunWriter:
     def _write(self, connection: sa.Connection, events: Sequence[Event]) -> None:
         answers = [event for event in events if isinstance(event, Judged)]
         judged = [event.cell for event in answers]
-        planned = [name for event in events if isinstance(event, CellsPlanned) for name in event.cells]
+        plans = [event for event in events if isinstance(event, CellsPlanned) and self._keeps_plan]
+        planned = [name for event in plans for name in event.cells]
         self._put_machines(connection, [event.machine for event in events if isinstance(event, MachineSeen)])
         keys = {cell.id: cell.key for cell in judged} | {name: CellKey.parse(name) for name in planned}
         cells = self._ids_of(connection, t.cells, "key", map(_cell_row, keys.values()))

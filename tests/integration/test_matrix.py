@@ -19,10 +19,15 @@ from harness.engines.probe import ColoAbility
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.schemas import shipped
+from harness.store.compare import compare
+from harness.store.read import open_history
+from harness.store.states import read_rules
+from harness.store.write import RunState
 
 LOADS = 10
 CULPRIT = "0000:00:1f.0/ICH9LPC"
 ASSERTION = "!subregion->container"
+STORE = "history.db"
 ROWS = {"ahci", "virtio-blk", "virtio-net", "platform"}
 #: For each row: six phases with two schedules each, alternate, walk.
 CELLS_PER_ROW = 14
@@ -83,13 +88,31 @@ def at_7_2(
 
 def _run(postload: Callable[..., subprocess.CompletedProcess[str]], out: Path, *words: str) -> Outcome:
     before = _kept_packs()
-    done = postload("matrix", "--quick", "--loads", LOADS, *words, "--out", out, "--json")
+    kept = ("--store", out.parent / STORE)
+    done = postload("matrix", "--quick", "--loads", LOADS, *words, *kept, "--out", out, "--json")
     assert done.returncode in (0, 1), done.stderr[-4000:]
     return Outcome(done=done, out=out, doc=json.loads(done.stdout), packs=(before, _kept_packs()))
 
 
 def _kept_packs() -> list[str]:
     return sorted(f"{p.name} {p.stat().st_ino}" for p in (cache_root() / "packs").iterdir())
+
+
+def test_the_history_has_what_the_document_has(outcome: Outcome) -> None:
+    with open_history(str(outcome.out.parent / STORE)) as history:
+        (run,) = history.runs()
+        kept = {row.cell: (row.verdict, row.signature or None, row.loads_acked) for row in history.cells(run)}
+        logs = {cell: history.log(run, cell) for cell in kept}
+        doc = compare(history, run, run, read_rules())
+    cells = outcome.doc["cells"]
+    assert kept == {c["id"]: (c["outcome"]["verdict"], c["signature"], c["outcome"]["loads_acked"]) for c in cells}
+    assert (run.state, run.folder, run.planned) == (RunState.ENDED, str(outcome.out), len(cells))
+    # whole where it is not plainly ok
+    whole = {cell: log.to_json() for cell, log in logs.items() if log is not None}
+    assert whole == {c["id"]: c for c in cells if c["outcome"]["verdict"] != "ok"}
+    broken = {c["id"] for c in cells if c["outcome"]["verdict"] == "crash"}
+    assert {change.cell for change in doc.still} == broken
+    assert (doc.new, doc.back, doc.unseen, doc.not_run, doc.exit_code) == ((), (), (), (), 0)
 
 
 def test_pc_is_ok_in_every_cell(outcome: Outcome) -> None:

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from made_cells import QEMU, made_cell
 from made_runs import crashed, events, judged, started, write_nights, write_run
 
+from harness.cli import cli
 from harness.errors import HostError, UsageError
 from harness.report.writer import write_reports
 from harness.results.document import Colo, Qemu
-from harness.results.events import EVENTS_NAME, CellsPlanned, Event, EventLog, Judged, fold_file
+from harness.results.events import EVENTS_NAME, CellsPlanned, Event, EventLog, Judged, ShardOf, fold_file
 from harness.results.verdict import Verdict
 from harness.store.engine import open_store, store_url
 from harness.store.importing import heal, import_run
-from harness.store.read import History, open_history
+from harness.store.keep import put_rates
+from harness.store.read import History, Rate, RateKind, open_history
 from harness.store.tables import metadata
 from harness.store.write import RunSink, RunState
 
@@ -245,3 +248,31 @@ def test_cells_of_point_releases_have_one_line() -> None:
 
 def _named(label: str) -> Qemu:
     return Qemu(version="1.0", build="", path="/q", sha256=label.encode().hex().ljust(64, "0"), label=label)
+
+
+def test_rates_are_kept_with_their_controls(engine: sa.Engine, history: History) -> None:
+    write_nights(engine, [[judged()], [judged()]])
+    for night, seconds in enumerate((3.0, 6.0)):
+        boot = Rate(run=f"night-{night}", kind=RateKind.BOOT, subject="mine/pc", value=seconds, control=2.0, samples=1)
+        put_rates(engine, [boot])
+    put_rates(engine, [boot])
+    assert [(rate.run, rate.ratio) for rate in history.rates(kind=RateKind.BOOT)] == [
+        ("night-1", 3.0),
+        ("night-0", 1.5),
+    ]
+    assert history.rates(subject="other") == []
+
+
+def test_of_a_shard_only_what_it_judged_is_kept(engine: sa.Engine, history: History) -> None:
+    shard = ShardOf(number=1, of=2, plan="x")
+    others = ["7.2.22/pc-q35-7.2/ahci/busy/same"]
+    write_run(engine, started(shard=shard), events([judged()], planned=others))
+    assert [row.planned for row in history.runs()] == [1]
+
+
+def test_a_folder_that_cannot_be_imported_keeps_none_out(store: str, tmp_path: Path) -> None:
+    folders = [str(tmp_path / "none"), str(folder(tmp_path / "run"))]
+    done = CliRunner().invoke(cli, ["import", "--store", store, *folders], standalone_mode=False)
+    assert done.return_value == 2
+    assert "run night-0 imported: ended, 2 cells judged" in done.output
+    assert "none" in done.stderr
