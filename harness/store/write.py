@@ -30,7 +30,7 @@ from harness.results.events import CellsPlanned, Event, Judged, MachineSeen, Run
 from harness.results.key import CellKey
 from harness.results.known import Issue, known_link
 from harness.results.signature import Signature, name_of, signature_of_cell
-from harness.results.verdict import Verdict
+from harness.results.verdict import Verdict, rank
 from harness.store import tables as t
 from harness.store.engine import told, writing
 
@@ -72,6 +72,7 @@ class RunWriter:
         self.state = RunState.RUNNING
         self._ids: dict[str, dict[str, int]] = {}
         self._fresh: dict[str, dict[str, int]] = {}
+        self._ranks: dict[str, int] = {}
         self._press = zstandard.ZstdCompressor(level=3)
 
     def begin(self, started: Started) -> bool:
@@ -135,7 +136,7 @@ class RunWriter:
             self._ids.setdefault(name, {}).update(found)
 
     def _write(self, connection: sa.Connection, events: Sequence[Event]) -> None:
-        answers = [event for event in events if isinstance(event, Judged)]
+        answers = [event for event in events if isinstance(event, Judged) and self._is_worst(event.cell)]
         judged = [event.cell for event in answers]
         plans = [event for event in events if isinstance(event, CellsPlanned) and self._keeps_plan]
         planned = [name for event in plans for name in event.cells]
@@ -151,6 +152,11 @@ class RunWriter:
         for ended in (event for event in events if isinstance(event, RunEnded)):
             self.state = RunState.ENDED if ended.complete else RunState.STOPPED
         self._update_run(connection, max((event.at_s for event in events), default=0.0))
+
+    def _is_worst(self, cell: Cell) -> bool:
+        """Whether nothing worse was judged in the run under the same key: the platform is judged in each guest."""
+        worst = self._ranks[cell.id] = min(rank(cell.verdict), self._ranks.get(cell.id, len(Verdict)))
+        return rank(cell.verdict) == worst
 
     def _take_out_answered(self, connection: sa.Connection, answers: Sequence[Judged]) -> None:
         """What was planned and judged only without its culprit is answered by that cell: it is not left unjudged."""

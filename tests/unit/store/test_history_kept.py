@@ -263,6 +263,13 @@ def test_rates_are_kept_with_their_controls(engine: sa.Engine, history: History)
     assert history.rates(subject="other") == []
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_a_cell_that_was_judged_twice_the_worst_is_kept(engine: sa.Engine, history: History, order: int) -> None:
+    for cells in ([judged(), crashed()], [judged(verdict=Verdict.HOST, causes=()), judged()]):
+        write_run(engine, started(len(history.runs())), events(cells[::order]))
+    assert [[row.verdict for row in history.cells(run)] for run in history.runs()] == [[Verdict.OK], [Verdict.CRASH]]
+
+
 def test_of_a_shard_only_what_it_judged_is_kept(engine: sa.Engine, history: History) -> None:
     shard = ShardOf(number=1, of=2, plan="x")
     others = ["7.2.22/pc-q35-7.2/ahci/busy/same"]
