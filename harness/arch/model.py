@@ -84,6 +84,7 @@ class Architecture:
     :param cpu_model: by accelerator, for ``-cpu``; the machine's own where there is none
     :param console: the guest's name of its serial port
     :param firmware: None where a kernel is started without any, so that there is no phase ``firmware``
+    :param without_kernel: machine types that no guest's kernel boots on: their guests end with firmware
     :param ram_base: guest address of the largest RAM block
     """
 
@@ -103,6 +104,7 @@ class Architecture:
     console: str
     firmware: Firmware | None
     ram_base: int
+    without_kernel: frozenset[str] = frozenset()
 
     def cpu_options(self, accel: str) -> tuple[Option, ...]:
         """``-cpu`` where the machine's own model does not do."""

@@ -61,4 +61,6 @@ X86_64 = Architecture(
         mark=b"Searching bootorder for: HALT",
     ),
     ram_base=0,
+    # a 486 by itself, and with a processor of 64 bits Debian's kernel panics where there is no PCI
+    without_kernel=frozenset({"isapc"}),
 )

@@ -428,6 +428,7 @@ _STEPS = {
     "idle": "its work could not be ended",
     "unbind": "its driver could not be taken from it",
     "rebind": "its driver could not be given back",
+    "boot": "the guest's kernel is not made for this machine type",
     "reboot": "the machine could not be reset by its guest",
     "plug": "it could not be plugged out and in again",
     "fail": "none of its disks could be made to fail",

@@ -361,21 +361,26 @@ class _Boot:
                 ) from error
 
     def _pass(self, phase: str, vm: Vm, console: Console) -> None:
+        if phase != "firmware" and self._plan.machine in self._plan.architecture.without_kernel:
+            self._nobody(phase, "boot", self._plan.machine)
+            return
         if phase == "rebooted" and (said := _kept_from_reset(vm)):
-            for device in self._devices:
-                none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="reboot", said=said)
-                self.lacks.ends(device.name, none)
+            self._nobody(phase, "reboot", said)
             return
         start = time.monotonic()
         self._reach(phase, vm, console)
         if phase == "io-error" and not self._failing_disks():
-            for device in self._devices:
-                none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step="fail", said="")
-                self.lacks.ends(device.name, none)
+            self._nobody(phase, "fail", "")
             return
         if phase in self._plan.phases:
             self._capture(phase, vm, time.monotonic() - start)
             self.captured.append(phase)
+
+    def _nobody(self, phase: str, step: str, said: str) -> None:
+        """No device of the guest reaches a phase."""
+        for device in self._devices:
+            none = Unreached(phase=phase, how=Missed.NOTHING_TO_DO, step=step, said=said)
+            self.lacks.ends(device.name, none)
 
     def _reach(self, phase: str, vm: Vm, console: Console) -> None:
         vm.qmp("cont")

@@ -65,6 +65,29 @@ def test_a_bad_recipe_one_that_dies_in_pre_save_and_one_that_loses_its_guest(
     assert done.returncode == 3
 
 
+def test_a_machine_without_pci_and_without_a_kernel_costs_itself_alone(
+    postload: Postload, qemu_7_2: QemuBinary, tmp_path: Path
+) -> None:
+    words = ("--qemu", qemu_7_2.path, "--machine", "isapc,pc", "--device", "isa-serial,virtio-rng-pci,virtio-blk")
+    chosen = ("--phase", "firmware,kernel", "--schedule", "same", "--quick", "--loads", "5", "--json")
+    done = postload("matrix", *words, *chosen, "--out", tmp_path / "run", timeout_s=300)
+    doc = MatrixDoc.from_json(json.loads(done.stdout))
+    found = {(cell.machine, cell.device, cell.key.phases[0]): str(cell.verdict) for cell in doc.cells}
+    without = {key: verdict for key, verdict in found.items() if key[0] == "isapc"}
+    assert without == {
+        ("isapc", "isa-serial", "firmware"): "ok",
+        ("isapc", "isa-serial", "kernel"): "unsupported",
+        ("isapc", "virtio-blk", "firmware"): "unsupported",
+        ("isapc", "virtio-blk", "kernel"): "unsupported",
+    }
+    assert [found[key] for key in found.keys() - without] == ["ok"] * 6
+    assert "isapc: virtio-rng-pci: other-machine: judged on pc" in done.stderr
+    assert done.returncode == 0
+    told = postload("report", tmp_path / "run").stdout
+    assert "the guest's kernel is not made for this machine type: isapc" in " ".join(told.split())
+    assert "no bus of machine isapc is known" in " ".join(told.split())
+
+
 def pci(name: str, kind: str) -> Device:
     return Device(name=name, about="", default=False, attachments=(Attachment(name="dev", type=kind, on="pci"),))
 

@@ -36,6 +36,12 @@ def test_an_architecture_goes_by_qemus_name_and_by_debians() -> None:
         architecture_named("s390x")
 
 
+def test_a_machine_without_a_kernel_is_none_of_a_family() -> None:
+    for architecture in (X86_64, AARCH64):
+        assert all(family_of(name) == name for name in architecture.without_kernel)
+        assert not architecture.without_kernel & {*architecture.families.values()}
+
+
 def test_only_a_machine_with_firmware_has_its_phase() -> None:
     assert [a.has_phase("firmware") for a in (X86_64, AARCH64)] == [True, False]
     assert [a.has_phase("kernel") for a in (X86_64, AARCH64)] == [True, True]
