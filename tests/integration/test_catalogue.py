@@ -78,6 +78,20 @@ def test_what_cannot_be_judged_says_why(trial: DeviceTrial, offer: Offer) -> Non
     assert "usb-serial" in lack.said
 
 
+def test_what_dies_of_its_controller_when_it_is_saved_names_that(
+    installed_qemu: Callable[[str], Path], probed: Callable[[Path], QemuBinary]
+) -> None:
+    """The controller has no drive of its own there; one that has is judged."""
+    binary = probed(installed_qemu("11.1"))
+    offer = offer_of(binary, RECIPES)
+    able = replace(binary, devices=frozenset(offer.types))
+    trial = DeviceTrial(binary=able, machine="q35", accel="tcg", scope=ProcessScope())
+    found = trial.run([offer.devices[name] for name in ("nvme-ns", "nvme")], 2, lambda _: None)
+    assert (found["nvme-ns"].status, found["nvme-ns"].bearers) == (Status.FAILS_TO_SAVE, ("nvme",))
+    assert "SIGSEGV" in str(found["nvme-ns"].lack)
+    assert found["nvme"].status is Status.JUDGED
+
+
 def test_one_type_is_shown_with_a_recipe_that_check_takes(postload: Postload, tmp_path: Path) -> None:
     shown = postload("devices", "show", "sd-card", "--json")
     document = json.loads(shown.stdout)

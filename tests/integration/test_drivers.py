@@ -31,6 +31,7 @@ class Case:
     types: tuple[str, ...]
     backends: tuple[tuple[int, str, Backend], ...] = ()
     properties: dict[str, bool | int | str] = field(default_factory=dict)
+    of_disk: dict[str, bool | int | str] = field(default_factory=dict)
     pci: bool = True
     hint: str = ""
     ends_before: str = ""
@@ -41,13 +42,14 @@ def nic(name: str) -> Case:
     return Case(types=(name,), backends=((0, "netdev", NET),), properties={"rombar": 0})
 
 
-def disk_on(adapter: str, disk: str = "scsi-hd") -> Case:
-    return Case(types=(adapter, disk), backends=((1, "drive", DISK),))
+def disk_on(adapter: str, disk: str = "scsi-hd", **of_disk: bool | int | str) -> Case:
+    return Case(types=(adapter, disk), backends=((1, "drive", DISK),), of_disk=of_disk)
 
 
 CASES = {
     **{name: nic(name) for name in ("e1000", "pcnet", "rtl8139", "vmxnet3", "virtio-net-pci")},
     **{name: disk_on(name) for name in ("am53c974", "megasas", "virtio-scsi-pci")},
+    "mptsas1068": disk_on("mptsas1068", wwn=0x5000000000000001),
     "ahci-cd": disk_on("ich9-ahci", "ide-cd"),
     "nvme": Case(types=("nvme",), backends=((0, "drive", DISK),), properties={"serial": "one"}),
     "usb-kbd": Case(types=("qemu-xhci", "usb-kbd")),
@@ -92,7 +94,7 @@ def vm(binary: QemuBinary, wide_guest: Guest) -> Iterator[Vm]:
                     type=kind,
                     bus="pci.0" if on_pci else f"{name}-0.0" if part else None,
                     slot=f"{3 + number:02x}.0" if on_pci else None,
-                    properties=case.properties if part == 0 else {},
+                    properties=case.properties if part == 0 else case.of_disk,
                     backends=own,
                 )
             )
@@ -164,7 +166,7 @@ def test_each_device_goes_as_far_as_it_can_and_says_why_no_further(console: Cons
             # what was bound is not: by sysfs, not by what the command said
             drivers = console.run("ls -d /sys/bus/pci/devices/*/driver")
             assert not [name for name in left if slots[name] and slots[name] in drivers]
-    assert len(left) == 20
+    assert len(left) == 21
 
 
 def test_what_stands_still_is_told(console: Console) -> None:
