@@ -7,7 +7,7 @@ which the guest's kernel alone reads.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, model_validator
@@ -113,6 +113,12 @@ class GuestPlan(Model):
         return self.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
 
 
+def apart_from_ports(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:
+    """What a judged device brought, without the root ports that it is behind."""
+    buses = {each.bus for each in placed}
+    return [each for each in placed if each.type != PORT or each.id not in buses]
+
+
 def guest_slot(device: Device, plan: GuestPlan) -> str | None:
     """The PCI address of a device as the guest's shell finds it, None for one that is on no PCI bus.
 
@@ -123,8 +129,8 @@ def guest_slot(device: Device, plan: GuestPlan) -> str | None:
     if first in built:
         return built[first].address
     ports = {placed.id: placed.slot for placed in plan.devices if placed.type == PORT}
-    for placed in plan.of(device.name):
-        if placed.slot is not None and placed.type != PORT:
+    for placed in apart_from_ports(plan.of(device.name)):
+        if placed.slot is not None:
             port = ports.get(placed.bus or "")
             return f"{ROOT}:{placed.slot}" if port is None else f"$(pci_below {ROOT}:{port})"
     return None

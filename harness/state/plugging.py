@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness.errors import QemuError
 from harness.guests.machine import Machine, device_option
-from harness.guests.plan import PORT, PlacedDevice
+from harness.guests.plan import PlacedDevice, apart_from_ports
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.vm import Vm
 
@@ -29,7 +29,7 @@ def replug(vm: Vm, machine: Machine, devices: Iterable[str]) -> dict[str, str]:
     :raises QemuError: QEMU is gone
     """
     refused: dict[str, str] = {}
-    parts = {name: [d for d in machine.plan.of(name) if d.type != PORT] for name in devices}
+    parts = {name: apart_from_ports(machine.plan.of(name)) for name in devices}
     for name, placed in parts.items():
         for each in _tops(placed):
             if _further(each):

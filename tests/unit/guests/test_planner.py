@@ -94,6 +94,12 @@ def test_a_root_port_of_its_own() -> None:
     assert not guest.without(frozenset({"x", "y", "a"})).plan.devices
 
 
+def test_a_root_port_that_is_judged_itself_has_a_slot_as_any_device() -> None:
+    port = Device(name="port", about="", attachments=(Attachment(name="dev", type="pcie-root-port"),))
+    (guest,) = plan_guests(Q35, base("q35"), [pci("x", "pcie-port"), port]).guests
+    assert guest_slot(port, guest.plan) == "0000:00:04.0"
+
+
 @pytest.mark.parametrize(("on", "bus", "slot"), [("pci", "pcie.0", "03"), ("pcie-port", "two-dev-port", "00")])
 def test_a_further_function_is_in_the_slot_of_the_first(on: str, bus: str, slot: str) -> None:
     more = Attachment(name="more", type="three-pci", on="dev:3")
