@@ -148,7 +148,7 @@ def test_a_run_that_was_killed_at_any_event_goes_on_and_judges_each_cell_once(
     assert [(cell.id, cell.verdict) for cell in doc.cells] == [(cell.id, cell.verdict) for cell in whole.cells]
     events = list(read_events(path))
     assert set(Counter(event.cell.id for event in events if isinstance(event, Judged)).values()) == {1}
-    assert [event for event in events if isinstance(event, Started)] == [STARTED]
+    assert [event.name for event in events if isinstance(event, Started)] == [STARTED.name]
     assert fold_file(path).document().cells == doc.cells
     assert account_of(every, events, complete=True).missing == ()
 
