@@ -65,7 +65,7 @@ from harness.work.asked import Options, PlannedSubject, Subject, phases_on, plan
 from harness.work.guests import GuestDue, GuestRecorder
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks, with_causes
 from harness.work.process import ProcessWorker
-from harness.work.queue import Queue
+from harness.work.queue import Queue, Takes, most_out
 from harness.work.task import QemuFile, RecordingFile, Task
 from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported, Worker
 
@@ -167,7 +167,7 @@ class Run:
         """
         self._begin()
         complete = False
-        pool = ThreadPoolExecutor(max_workers=2 * self._options.jobs, thread_name_prefix="cell")
+        pool = ThreadPoolExecutor(max_workers=most_out(self._options.jobs), thread_name_prefix="cell")
         try:
             self._finish(pool, subjects_of(self._options) if subjects is None else subjects)
             if then is not None:
@@ -222,18 +222,19 @@ class Run:
     def _finish(self, pool: ThreadPoolExecutor, first: Sequence[Subject]) -> None:
         """Do what is due and what that brings; the first error that stops a run is raised.
 
-        Subjects and guests come behind the tasks of those before: one guest is over, and its buffers are free, before
-        the next but few begins.
+        Guests are recorded beside the loads of those before, but not many of them ahead: each that waits to be judged
+        holds the state of all its phases.
         """
         queue: Queue[Due] = Queue(self._options.jobs)
         for subject in first:
-            queue.add(self._announced(subject), _SUBJECT)
-        out: dict[Future[Sequence[Due]], bool] = {}
+            queue.add(self._announced(subject), _SUBJECT, Takes.HALF)
+        out: dict[Future[Sequence[Due]], Takes] = {}
         while queue:
             self._scope.check()
-            out |= {pool.submit(self._do, due): waits for due, waits in queue.take()}
+            ahead = len(self._chains) > self._options.jobs
+            out |= {pool.submit(self._do, due): takes for due, takes in queue.take(hold=ahead)}
             for future in wait(out, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
-                queue.done(waits=out.pop(future))
+                queue.done(out.pop(future))
                 for due in future.result():
                     self._enqueue(queue, due)
 
@@ -242,11 +243,11 @@ class Run:
         if isinstance(due, Task):
             _, chain, _ = self._chains[due.place]
             rank = (_TASK, order.of(due.answers) if order else 0, *chain.rank(due))
-            queue.add(due, rank, waits=LANES[due.request.lane].waits)
+            queue.add(due, rank, Takes.NOTHING if LANES[due.request.lane].waits else Takes.CORE)
         elif isinstance(due, GuestDue):
-            queue.add(due, (_GUEST, order.of(plan.key for plan in due.plans) if order else 0))
+            queue.add(due, (_GUEST, order.of(plan.key for plan in due.plans) if order else 0), Takes.HALF)
         else:
-            queue.add(due, _SUBJECT)
+            queue.add(due, _SUBJECT, Takes.HALF)
 
     def _do(self, due: Due) -> Sequence[Due]:
         if isinstance(due, Task):

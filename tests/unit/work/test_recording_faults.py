@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,17 +61,20 @@ class Recorder:
         self.asked: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         self._unreached = unreached
         self._make_pack = make_pack
+        self._lock = Lock()
         self._refuses = refuses
 
     def pack(self, _keeper: Recordings, plan: Plan) -> StatePack:
         devices = tuple(device.name for device in plan.planned.devices if not device.rest)
-        self.asked.append((devices, plan.phases))
+        with self._lock:  # guests are recorded side by side
+            self.asked.append((devices, plan.phases))
+            number = len(self.asked)
         self._refuses(devices, plan.phases)
-        folder = self._make_pack(f"pack{len(self.asked)}", *(p for p in plan.phases if p in ("kernel", "bound")))
+        folder = self._make_pack(f"pack{number}", *(p for p in plan.phases if p in ("kernel", "bound")))
         file = folder / "manifest.json"
         manifest = json.loads(file.read_text())
         # no two guests have the same memory: neither have these the same content
-        manifest["qemu"]["build"] = f"Debian {len(self.asked)}"
+        manifest["qemu"]["build"] = f"Debian {number}"
         manifest["devices"] = [
             {
                 "name": device.name,
