@@ -43,10 +43,10 @@ def mark_text(mark: Mark) -> str:
 
 
 def strip_text(marks: Sequence[Mark]) -> str:
-    """A strip in words: ``now crash; of 30 nights crash in 3, ok in 26, not planned in 1``."""
+    """A strip in words: ``last crash; of 30 nights crash in 3, ok in 26, not planned in 1``."""
     counts = sorted(Counter(marks).items(), key=lambda each: mark_rank(each[0]))
     parts = ", ".join(f"{mark_text(mark)} in {count}" for mark, count in counts)
-    return f"now {mark_text(newest(marks))}; of {plural(len(marks), 'night')} {parts}"
+    return f"last {mark_text(newest(marks))}; of {plural(len(marks), 'night')} {parts}"
 
 
 def strip_svg(marks: Sequence[Mark]) -> Markup:

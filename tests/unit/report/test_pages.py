@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from made_runs import crashed, events, judged, started, write_run
 from made_site import (
     BACK,
@@ -28,7 +29,8 @@ from made_site import (
 
 from harness.errors import HostError, NothingToRun, UsageError
 from harness.report.pages import device_page, is_link, natural, run_page, signature_page, slug
-from harness.store.engine import open_store
+from harness.store import tables as t
+from harness.store.engine import open_store, writing
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,23 @@ def test_each_question_of_a_morning_has_its_answer(site: Path, anchor: str, word
     assert words in text
     assert f'<span class="count">{count}</span>' in text
     assert STILL not in text
+
+
+def test_what_is_gone_is_fixed_only_where_its_reproducer_says_so(tmp_path: Path) -> None:
+    make_history(str(tmp_path / "h.db"), tmp_path)
+    make_site(str(tmp_path / "h.db"), tmp_path / "site")
+    assert "not seen again" in question(tmp_path / "site", "gone")
+    engine = open_store(str(tmp_path / "h.db"))
+    row = {"build_id": 1, "label": "7.2.22", "at": "2026-02-01T00:00:00+00:00", "answer": "gone", "script": ""}
+    with writing(engine) as connection:
+        number = connection.execute(sa.select(t.signatures.c.id).where(t.signatures.c.name == signature(GONE))).scalar()
+        connection.execute(t.reproductions.insert(), [{**row, "signature_id": number}])
+    engine.dispose()
+    make_site(str(tmp_path / "h.db"), tmp_path / "site")
+    assert "fixed: its reproducer says so" in question(tmp_path / "site", "gone")
+    text = read(tmp_path / "site", signature_page(signature(GONE)))
+    assert "state-fixed-in" in text
+    assert ">gone</td>" in text
 
 
 def test_the_questions_come_before_all_else(site: Path) -> None:
