@@ -10,6 +10,7 @@
     nights.remarks[run.number]         # its cells that neither passed nor are unsupported
 
 A history of a million outcomes is read in seconds: the database counts, and only the last runs are read cell by cell.
+A run may be written meanwhile: a cell or a signature that it brings behind the others is left for the next time.
 """
 
 from __future__ import annotations
@@ -219,6 +220,8 @@ def _lines(
     found: dict[str, tuple[int, str]] = {}
     samples: list[RateSample] = []
     for run, host, number, verdict, signature, rate in _rows(history, query):
+        if number not in cells or signature not in signatures:
+            continue
         cell, night, place = cells[number], nights[run], _PLACE[verdict]
         line = marks.setdefault(cell.line, bytearray([_ABSENT]) * len(shown))
         line[night] = min(line[night], place)
@@ -264,6 +267,8 @@ def _remarks(
     query = query.order_by(*_BY_CELL)
     found: dict[int, list[Remark]] = {}
     for run, cell, what, kind, signature, known in _rows(history, query):
+        if cell not in cells or signature not in signatures:
+            continue
         mark = WORST_FIRST[_PLACE[what]]
         failure_class = FailureClass(kind) if kind else None
         found.setdefault(run, []).append(Remark(cells[cell], mark, failure_class, signatures[signature], known or ""))

@@ -10,6 +10,7 @@ from made_runs import crashed, events, judged, started, write_nights, write_run
 
 from harness.results.document import Qemu
 from harness.results.verdict import Verdict
+from harness.store import nights
 from harness.store.nights import WORST_FIRST, Mark, Missing, newest, read_nights, worst_of
 from harness.store.read import History
 
@@ -21,10 +22,10 @@ OK, BROKE, NOT, NONE = Verdict.OK, Verdict.CRASH, Missing.NOT_JUDGED, Missing.AB
 def test_a_line_has_a_mark_for_each_night_the_oldest_first(engine: sa.Engine, history: History) -> None:
     write_nights(engine, [[judged(BOUND)], [crashed(BOUND), judged(BUSY)], [judged(BOUND)]])
     write_run(engine, started(3), events([judged(BUSY)], planned=[f"7.2.22/{BOUND}"]))
-    nights = read_nights(history, last=3)
-    assert [run.name for run in nights.shown] == ["night-1", "night-2", "night-3"]
-    assert [run.name for run in nights.runs] == ["night-3", "night-2", "night-1", "night-0"]
-    bound, busy = nights.lines[f"7.2/{BOUND}"], nights.lines[f"7.2/{BUSY}"]
+    found = read_nights(history, last=3)
+    assert [run.name for run in found.shown] == ["night-1", "night-2", "night-3"]
+    assert [run.name for run in found.runs] == ["night-3", "night-2", "night-1", "night-0"]
+    bound, busy = found.lines[f"7.2/{BOUND}"], found.lines[f"7.2/{BUSY}"]
     assert (bound.marks, bound.newest, bound.signature) == ((BROKE, OK, NOT), NOT, CRASH)
     assert (busy.marks, busy.newest, busy.signature) == ((OK, NONE, OK), OK, "")
 
@@ -63,9 +64,27 @@ def test_answers_of_machines_are_by_their_labels(engine: sa.Engine, history: His
     assert [tuple(each) for each in answers] == [("pc-q35-7.2", QEMU.label, QEMU.label, "undecided")]
 
 
+def test_what_a_run_brings_meanwhile_is_left_for_the_next_time(
+    engine: sa.Engine, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(engine, started(), events([judged(BUSY), crashed(BOUND)]))
+    read = nights._cells
+
+    def before(kept: History) -> dict[int, nights.CellName]:
+        return {number: cell for number, cell in read(kept).items() if cell.phases != "bound"}
+
+    monkeypatch.setattr(nights, "_cells", before)
+    found = read_nights(history, last=30)
+    assert list(found.lines) == [f"7.2/{BUSY}"]
+    assert dict(found.remarks) == {}
+    monkeypatch.undo()
+    monkeypatch.setattr(nights, "_signatures", lambda _: {None: ""})
+    assert list(read_nights(history, last=30).lines) == [f"7.2/{BUSY}"]
+
+
 def test_a_history_without_runs_is_empty(history: History) -> None:
-    nights = read_nights(history, last=30)
-    assert (nights.runs, nights.shown, dict(nights.lines)) == ((), (), {})
+    found = read_nights(history, last=30)
+    assert (found.runs, found.shown, dict(found.lines)) == ((), (), {})
 
 
 def test_what_was_not_judged_hides_no_finding_and_is_hidden_by_nothing_that_passed() -> None:
