@@ -18,6 +18,7 @@
     |       +-- Unmigratable      a device blocks that the machine is saved
     |       +-- UnsavedError      QEMU died, or gave up, while it saved the machine
     |   +-- BudgetError    (3)    a task took longer than it was given
+    |   +-- HostsError     (3)    some of the hosts that were to do a task, each of them, did not
     |   +-- Stopped        (3)    the run was told to stop
     +-- NothingToRun       (4)    the selection is empty
 
@@ -26,6 +27,7 @@ A QEMU under test that dies is a verdict, not an error of this tree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -117,6 +119,17 @@ class BudgetError(HarnessError):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         super().__init__(f"it was not judged within the {seconds:g} s of its task")
+
+
+class HostsError(HarnessError):
+    """Some of the hosts that were to do a task, each of them, did not do all of it.
+
+    :param errors: by the name of the host
+    """
+
+    def __init__(self, errors: Mapping[str, HarnessError]) -> None:
+        self.errors = dict(errors)
+        super().__init__("; ".join(f"{host}: {error}" for host, error in self.errors.items()))
 
 
 class Stopped(HarnessError):

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 
 import hypothesis
+import pytest
+from made_postgresql import Cluster, cluster, programs
 
 # A deadline would be an assertion about time, and fail on a busy machine.
 hypothesis.settings.register_profile("postload", deadline=None, print_blob=True)
@@ -17,3 +21,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Cluster]:
+    """Debian's PostgreSQL, started for these tests. Without one they are skipped; under CI they fail."""
+    bin_dir = programs()
+    if bin_dir is None:
+        why = "there is no PostgreSQL here: apt-get install --no-install-recommends postgresql"
+        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+            pytest.fail(f"CI has to have it: {why}", pytrace=False)
+        pytest.skip(why)
+    with cluster(bin_dir) as made:
+        yield made

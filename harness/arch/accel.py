@@ -66,6 +66,15 @@ def choose_accel(binary: QemuBinary, wanted: str) -> AccelState:
     return state
 
 
+def has_fast_kvm(binary: QemuBinary) -> bool:
+    """Whether KVM runs code as fast as hardware does.
+
+    :raises Disturbed: the host disturbed each try of it
+    """
+    kvm = prove_accel(binary, "kvm", timeout_s=FAST_ACCEL_S)
+    return kvm.usable and kvm.seconds <= FAST_ACCEL_S
+
+
 def kvm_state(binary: QemuBinary, chosen: AccelState) -> AccelState:
     """What came of code under KVM, for facts and statements about this host: also where something else was chosen."""
     return chosen if chosen.name == "kvm" else prove_accel(binary, "kvm", timeout_s=FAST_ACCEL_S)

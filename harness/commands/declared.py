@@ -61,9 +61,8 @@ _known_file_option = click.option(
 @shared(options.run_ms_option, options.quick_option, options.confirm_option, options.jobs_option)
 @shared(options.processes_option)
 @shared(options.budget_option, options.accel_option, options.guest_option, options.cpus_option, options.profiles_option)
-@shared(options.known_option, options.store_option, options.out_option, options.fresh_option)
-@shared(options.shard_option, options.notify_option)
-@json_option
+@shared(options.known_option, options.store_option, options.remote_option, options.each_host_option)
+@shared(options.out_option, options.fresh_option, options.shard_option, options.notify_option, json_option)
 def matrix(**given: Any) -> int:
     """Test which devices survive COLO checkpoints, and print the matrix.
 
@@ -107,7 +106,8 @@ def record(**given: Any) -> int:
 @shared(options.mode_option, options.loads_option, options.run_ms_option, options.quick_option)
 @shared(options.confirm_option, options.jobs_option, options.processes_option, options.budget_option)
 @shared(options.profiles_option)
-@shared(options.known_option, options.store_option, options.out_option, options.notify_option, json_option)
+@shared(options.known_option, options.store_option, options.remote_option, options.each_host_option)
+@shared(options.out_option, options.notify_option, json_option)
 def replay(pack: Path, **given: Any) -> int:
     """Load a recorded state pack, and print the matrix."""
     from harness.commands.matrix import replay as run
@@ -439,6 +439,59 @@ def import_(**given: Any) -> int:
     return import_runs(**given)
 
 
+@click.group(cls=Commands, invoke_without_command=True)
+@click.option(
+    "--qemu",
+    "qemus",
+    multiple=True,
+    metavar="QEMU",
+    help="QEMU to offer: a path, an installed name or a version. May be repeated.  [default: this host's and all "
+    "installed]",
+)
+@options.worker_jobs_option
+@click.option(
+    "--idle",
+    "idle_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End when there was no job for so long.  [default: wait for the next]",
+)
+@click.option(
+    "--lost",
+    "lost_s",
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    default=30.0,
+    show_default=True,
+    help="Give the jobs of a worker to others that did not say for so long that it lives. The same for all workers.",
+)
+@click.option("--name", metavar="NAME", help="Name of this host in runs and reports.  [default: its host name]")
+@options.jobs_store_option
+def work(**given: Any) -> int:
+    """Judge cells for runs of other hosts: those of matrix --remote.
+
+    Takes jobs that this host's QEMUs can do from the PostgreSQL database of a history, until it is told to stop. With
+    a command, do that instead.
+    """
+    if click.get_current_context().invoked_subcommand is not None:
+        return 0
+    from harness.commands.work import work as run
+
+    return run(**given)
+
+
+@work.command("status")
+@shared(options.jobs_store_option, json_option)
+def work_status(**given: Any) -> int:
+    """Show the workers, and what waits for which of their abilities.
+
+    Ends with 1 when jobs wait for what no living worker has.
+    """
+    from harness.commands.work import status
+
+    return status(**given)
+
+
 @click.command(cls=OwningCommand)
 @click.option("--keep", metavar="N|DAYSd", help="Keep so many runs, or those of so many days: 200, or 90d.")
 @click.option("--logs", "log_days", type=click.FloatRange(0), metavar="DAYS", help="Keep logs for so many days.")
@@ -668,6 +721,7 @@ COMMANDS = (
     pages,
     import_,
     prune,
+    work,
     inspect,
     claims,
     qemu,

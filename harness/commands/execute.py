@@ -18,6 +18,7 @@ from harness.commands.keeping import kept_run
 from harness.commands.notify import check_notify, notify, shown_command
 from harness.commands.options import DEFAULT_OUT
 from harness.commands.output import err
+from harness.commands.remote import elsewhere
 from harness.commands.resolve import run_scope
 from harness.errors import HostError, NothingToRun, PostloadError
 from harness.qemu.binary import AccelState, QemuBinary
@@ -51,22 +52,25 @@ def carry_out(
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
-    :param given: the command's ``out``, ``as_json``, ``known``, ``store`` and ``notify``
+    :param given: the command's ``out``, ``as_json``, ``known``, ``store``, ``remote``, ``each_host`` and ``notify``
     :param foreign: what is loaded came from elsewhere
     :param shard: the part of a run that this is
     :param more: what else :class:`Run` is to be given
     """
     check_notify(given["notify"])
     issues = None if given["known"] is None else load_known(given["known"])
-    started = begin(accel, known=issues, walls=told_walls(options.binaries) if foreign else None, shard=shard)
+    walls = told_walls(options.binaries) if foreign else None
     with (
         EventLog(given["out"]) as log,
         # a history has whole runs
         kept_run(None if shard else given["store"], given["out"]) as keep,
-        shown_run(options, started, log, keep=keep.sinks, hook=given["notify"], **more) as run,
+        elsewhere(given, options) as there,
     ):
-        doc = work(run)
-        keep.end(doc)
+        started = begin(accel, known=issues, walls=walls, shard=shard, hosts=there.hosts)
+        remote = there.of(started.name)
+        with shown_run(options, started, log, keep=keep.sinks, hook=given["notify"], remote=remote, **more) as run:
+            doc = work(run)
+            keep.end(doc)
     held = held_against(doc, started)
     write_reports(held.doc, given["out"])
     empty = shard is not None and not options.share and doc.complete
@@ -97,10 +101,12 @@ def begin(
     qualify: dict[str, Any] | None = None,
     walls: str | None = None,
     shard: ShardOf | None = None,
+    hosts: tuple[str, ...] = (),
 ) -> Started:
     """The first event of the run that the command line asks for.
 
     :param walls: around a QEMU that loads what came from elsewhere, in words
+    :param hosts: each cell is to be judged on each of these
     """
     return Started(
         command=("postload", *shown_command(sys.argv[1:])),
@@ -109,6 +115,7 @@ def begin(
         qualify=qualify,
         run=new_run_name(),
         shard=shard,
+        hosts=hosts,
     )
 
 

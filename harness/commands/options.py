@@ -181,3 +181,22 @@ history_option = click.option(
 last_option = click.option(
     "--last", type=click.IntRange(1), metavar="N", default=30, show_default=True, help="Look at so many runs, the last."
 )
+remote_option = click.option(
+    "--remote", is_flag=True, help="Have the cells judged by the workers of the store: postload work, on any hosts."
+)
+each_host_option = click.option(
+    "--each-host", is_flag=True, help="Have each cell judged on each host whose worker is able to. Implies --remote."
+)
+worker_jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    default=lambda: os.cpu_count() or 1,
+    help="Jobs to do at the same time.  [default: one for each CPU]",
+)
+jobs_store_option = click.option(
+    "--store",
+    envvar="POSTLOAD_STORE",
+    metavar="URL",
+    help="Database of the history: postgresql://USER@HOST/DATABASE.  [default: $POSTLOAD_STORE]",
+)

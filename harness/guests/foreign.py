@@ -111,6 +111,21 @@ def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
                 raise PackError(f"plan: {where}: {key}: expected a property of {device.type} that {binary} lists")
 
 
+def check_override(driver: str, key: str, value: str, listing: Listing, binary: str) -> None:
+    """Check a property that is set in the QEMU that loads (``-global``), as those of a plan are.
+
+    :param listing: of that driver, among others
+    :raises PackError: says what was met, and what was expected
+    """
+    where = f"global {driver}.{key}={value!r}"
+    if any(fnmatchcase(driver, pattern) for pattern in _HOST_TYPES) or key in _HOST_PROPERTIES | _OWN_KEYS:
+        raise PackError(f"{where}: expected a property of a device that does not stand on the host's own")
+    if driver not in listing.devices:
+        raise PackError(f"{where}: expected a device type that {binary} lists")
+    number = int(value) if value.isascii() and value.isdigit() else value
+    _check_value(where, key, number, listing.devices[driver].get(key), binary)
+
+
 def _check_machine(plan: GuestPlan) -> None:
     families = architecture_of(plan.machine).families
     if not plan.machine.startswith(tuple(families)) or family_of(plan.machine) != plan.family:

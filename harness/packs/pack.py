@@ -24,6 +24,7 @@ import os
 import shutil
 import stat
 import sys
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,8 @@ class StatePack:
         self.source = path
         # before anything is read: what is held is not pruned
         self._held: dict[Path, int] = {}
+        # one that nobody closed is let go with its object
+        weakref.finalize(self, _let_go, self._held)
         self.path = self._hold(path if path.is_dir() else unpacked(path))
         self.manifest = self._verified()
         self.foreign = is_foreign(self.path)
@@ -244,11 +247,6 @@ class StatePack:
             self._held |= {} if held is None else {folder: held}
         return folder
 
-    def _let_go(self) -> None:
-        for held in self._held.values():
-            os.close(held)
-        self._held.clear()
-
     def _verified(self) -> Manifest:
         try:
             return _verified(self.path)
@@ -257,13 +255,13 @@ class StatePack:
                 raise
         # the cache was damaged, and not the pack: unpack it again
         shutil.rmtree(self.path, ignore_errors=True)
-        self._let_go()
+        _let_go(self._held)
         return _verified(self._hold(unpacked(self.source)))
 
     def close(self) -> None:
         """Unmap the pages."""
         self._pages.release()
-        self._let_go()
+        _let_go(self._held)
 
     def __enter__(self) -> StatePack:
         return self
@@ -328,6 +326,12 @@ class StatePack:
         if section.desc is None or owner is None:
             return section
         return replace(section, desc=replace(section.desc, decoder=owner.recipe.decoder))
+
+
+def _let_go(folders: dict[Path, int]) -> None:
+    for held in folders.values():
+        os.close(held)
+    folders.clear()
 
 
 def incoming_body(recording: Recording, ram: Sequence[bytes | memoryview], devices: bytes) -> list[bytes | memoryview]:

@@ -14,6 +14,7 @@ from harness.names import LANES
 from harness.report.coverage import NOTE as COVERAGE_NOTE
 from harness.report.coverage import coverage_rows
 from harness.report.lost import LOST_NOTE, lost_text
+from harness.report.onhosts import hosts_lines
 from harness.report.overview import colo_rows, grid_of, overview
 from harness.report.reset import HEAD as RESET_HEAD
 from harness.report.reset import NOTE as RESET_NOTE
@@ -100,6 +101,7 @@ def render_html(doc: MatrixDoc, claims: str = "", first: str = "") -> str:
             groups=finding_groups(doc.cells),
             anchors=anchors(doc.cells),
             devices=list(dict.fromkeys(cell.device for cell in doc.cells)),
+            hosts=hosts_lines(doc),
             lost=[lost_text(guest) for guest in doc.lost],
             lost_note=LOST_NOTE,
             resets=reset_tables(doc),

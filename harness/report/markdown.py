@@ -8,6 +8,7 @@ from collections.abc import Set
 
 from harness.report.coverage import coverage_text
 from harness.report.lost import LOST_NOTE, lost_text
+from harness.report.onhosts import hosts_lines
 from harness.report.overview import Overview, overview
 from harness.report.reset import HEAD, ResetTable, reset_tables
 from harness.report.sentences import class_meaning
@@ -79,6 +80,9 @@ def render_markdown(doc: MatrixDoc) -> str:
             *_told(table.left_out),
         ]
         parts += ["\n".join(f"- {plain_text(text)}" for text in (table.about, *table.costs))]
+    hosts = hosts_lines(doc)
+    if hosts:
+        parts += ["## Each host", plain_text(hosts[0]), "\n".join(f"- {plain_text(text)}" for text in hosts[1:])]
     if doc.lost:
         parts += [
             "## Guests that were lost",

@@ -11,6 +11,7 @@ from typing import Any
 from harness.nights.document import night_schema
 from harness.qualify.model import qualify_schema
 from harness.report.catalogue import devices_schema
+from harness.report.work import work_schema
 from harness.results.ab import ab_schema
 from harness.results.document import matrix_schema
 from harness.store.document import compare_schema, history_schema
@@ -26,6 +27,7 @@ SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "history-1.schema.json": history_schema,
     "compare-1.schema.json": compare_schema,
     "night-1.schema.json": night_schema,
+    "work-1.schema.json": work_schema,
 }
 
 

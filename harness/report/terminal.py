@@ -12,6 +12,7 @@ from rich.text import Text
 
 from harness.report.coverage import coverage_text
 from harness.report.lost import lost_text
+from harness.report.onhosts import hosts_lines
 from harness.report.overview import Overview, overview
 from harness.report.progress import VERDICT_STYLE, LiveProgress
 from harness.report.reset import HEAD, ResetTable, reset_tables
@@ -99,6 +100,8 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
     for guest in doc.lost:
         _wrapped(console, one_line(f"lost  {lost_text(guest)}"), 0, hang=2)
         _line(console)
+    for number, line in enumerate(hosts_lines(doc)):
+        _wrapped(console, line, 2 if number else 0, hang=2)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)

@@ -64,6 +64,7 @@ class Cell:
     :param pack: path of the state pack that was loaded, empty when unknown
     :param signature: names a finding across runs and versions
     :param known: link of the known issue that it is, empty when it is none
+    :param host: name of the host that judged it, empty for the run's own
     """
 
     key: CellKey
@@ -81,6 +82,7 @@ class Cell:
     pack: str = ""
     signature: str | None = None
     known: str = ""
+    host: str = ""
 
     @property
     def id(self) -> str:
@@ -386,11 +388,36 @@ class Program:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostOutcome:
+    """What a cell came to on one host.
+
+    :param verdict: the worst there; None where it was not judged
+    """
+
+    host: str
+    verdict: Verdict | None
+    signature: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellOnHosts:
+    """A cell of a run that had each one judged on each host."""
+
+    cell: str
+    outcomes: tuple[HostOutcome, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether the hosts do not agree."""
+        return len({(each.verdict, each.signature) for each in self.outcomes}) > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixDoc:
     """The whole document.
 
     ``started`` is ISO 8601 in UTC; ``complete`` is False during the run and after an early stop. ``resets`` is empty
-    unless the run was asked for the lane ``reset``.
+    unless the run was asked for the lane ``reset``, ``each_host`` unless for each cell on each host.
     """
 
     schema: Literal["postload.matrix/2"] = "postload.matrix/2"
@@ -405,6 +432,7 @@ class MatrixDoc:
     coverage: tuple[DeviceCoverage, ...] = ()
     resets: tuple[DeviceReset, ...] = ()
     lost: tuple[LostGuest, ...] = ()
+    each_host: tuple[CellOnHosts, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, in the order in which they are documented."""
@@ -421,6 +449,7 @@ class MatrixDoc:
             "coverage": [_adapter(DeviceCoverage).dump_python(each, mode="json") for each in self.coverage],
             "resets": [_adapter(DeviceReset).dump_python(each, mode="json") for each in self.resets],
             "lost": [_adapter(LostGuest).dump_python(each, mode="json") for each in self.lost],
+            "each_host": [_adapter(CellOnHosts).dump_python(each, mode="json") for each in self.each_host],
         }
 
     @classmethod

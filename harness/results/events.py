@@ -30,7 +30,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -45,6 +45,7 @@ from harness.results.answer import machine_result
 from harness.results.coverage import covered
 from harness.results.document import Cell, DeviceCoverage, LostGuest, MachineResult, MatrixDoc, Program
 from harness.results.key import CellKey
+from harness.results.onhosts import cells_on_hosts, weight_on_hosts
 from harness.results.reset import reset_table
 from harness.results.verdict import Verdict, rank
 
@@ -98,6 +99,7 @@ class Started(_Event):
     :param shard: the part of the run that this is; None for a whole one
     :param night: what ``postload nightly`` is asked for, by a name: one that was cut off goes on when it is asked for
         the same again; empty for other commands
+    :param hosts: each cell is to be judged on each of these; empty: by any host
     """
 
     event: Literal["started"] = "started"
@@ -111,6 +113,7 @@ class Started(_Event):
     run: str = ""
     shard: ShardOf | None = None
     night: str = ""
+    hosts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -285,7 +288,8 @@ class Fold:
         """The matrix so far, cells in the order of the plan."""
         last = (len(self._rows), 0, 0)
         planned = sorted(self._cells, key=lambda name: self._order.get(name, last))
-        cells = tuple(cell for name in planned for cell in _worst_of_each(self._cells[name]))
+        weight = weight_on_hosts if self.started.hosts else _weight
+        cells = tuple(cell for name in planned for cell in _worst_of_each(self._cells[name], weight))
         return MatrixDoc(
             program=self.started.program,
             command=self.started.command,
@@ -300,6 +304,7 @@ class Fold:
             coverage=covered(self._coverage.values(), cells),
             resets=reset_table(self._machines.values(), cells),
             lost=tuple(self._lost),
+            each_host=cells_on_hosts(self.started.hosts, (self._cells[name] for name in planned)),
         )
 
     def _plan(self, event: CellsPlanned) -> None:
@@ -308,12 +313,12 @@ class Fold:
             self._order.setdefault(name, (row, list(Place).index(event.place), len(self._order)))
 
 
-def _worst_of_each(cells: Iterable[Cell]) -> list[Cell]:
+def _worst_of_each(cells: Iterable[Cell], weight: Callable[[Cell], tuple[int, bool]]) -> list[Cell]:
     """One cell for each key: the platform is in all guests of a machine, and may break in several."""
     found: dict[CellKey, Cell] = {}
     for cell in cells:
         known = found.get(cell.key)
-        found[cell.key] = cell if known is None or _weight(cell) < _weight(known) else known
+        found[cell.key] = cell if known is None or weight(cell) < weight(known) else known
     return list(found.values())
 
 

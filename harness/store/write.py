@@ -66,13 +66,15 @@ class RunWriter:
         self._folder = folder
         self._clock = clock
         self._run = self._host = 0
+        self._host_name = ""
+        self._each_host = self._several_hosts = False
         self._known: tuple[Issue, ...] = ()
         self._day = date.min
         self._keeps_plan = True
         self.state = RunState.RUNNING
         self._ids: dict[str, dict[str, int]] = {}
         self._fresh: dict[str, dict[str, int]] = {}
-        self._ranks: dict[str, int] = {}
+        self._ranks: dict[tuple[str, str], int] = {}
         self._press = zstandard.ZstdCompressor(level=3)
 
     def begin(self, started: Started) -> bool:
@@ -84,9 +86,9 @@ class RunWriter:
         self._keeps_plan = started.shard is None
         self._day = datetime.fromisoformat(started.started).date()
         self._known = tuple(Issue.model_validate(issue) for issue in started.known or ())
-        facts = {name: value for name, value in started.host.items() if name not in ("accel", "python")}
-        text = json.dumps(facts, sort_keys=True, default=str)
-        host = {"name": facts.get("name", ""), "facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        host = _host_row({name: value for name, value in started.host.items() if name not in ("accel", "python")})
+        self._host_name = host["name"]
+        self._each_host = bool(started.hosts)
         with self._transaction() as connection:
             self._host = self._look_up(connection, t.hosts, "sha256", [host])[host["sha256"]]
             row = {
@@ -155,7 +157,8 @@ class RunWriter:
 
     def _is_worst(self, cell: Cell) -> bool:
         """Whether nothing worse was judged in the run under the same key: the platform is judged in each guest."""
-        worst = self._ranks[cell.id] = min(rank(cell.verdict), self._ranks.get(cell.id, len(Verdict)))
+        key = (cell.id, cell.host if self._each_host else "")
+        worst = self._ranks[key] = min(rank(cell.verdict), self._ranks.get(key, len(Verdict)))
         return rank(cell.verdict) == worst
 
     def _take_out_answered(self, connection: sa.Connection, answers: Sequence[Judged]) -> None:
@@ -168,16 +171,21 @@ class RunWriter:
             connection.execute(t.outcomes.delete().where(*mine, own, t.outcomes.c.verdict.is_(None)))
 
     def _put_outcomes(self, connection: sa.Connection, judged: Sequence[Cell], cells: Mapping[str, int]) -> None:
+        if not self._each_host:  # the last is the worst
+            judged = list({cell.id: cell for cell in judged}.values())
         qemus = [qemu for cell in judged for qemu in (cell.record_qemu, cell.load_qemu)]
         builds = self._ids_of(connection, t.builds, "sha256", map(_build_row, qemus))
         named = [(cell, name_of(cell)) for cell in judged]
         found = (_signature_row(cell, name) for cell, name in named if name)
         signatures = self._ids_of(connection, t.signatures, "name", found)
+        hosts = self._hosts_of(connection, judged)
+        for host in set(hosts.values()) if self._several_hosts else ():
+            self._drop_others(connection, host, [cells[cell.id] for cell in judged if hosts[cell.host] == host])
         rows = [
             {
                 "run_id": self._run,
                 "cell_id": cells[cell.id],
-                "host_id": self._host,
+                "host_id": hosts[cell.host],
                 "signature_id": signatures[name] if name else None,
                 "loader_id": builds[cell.load_qemu.sha256],
                 "recorder_id": builds[cell.record_qemu.sha256],
@@ -191,13 +199,31 @@ class RunWriter:
             {
                 "run_id": self._run,
                 "cell_id": cells[cell.id],
-                "host_id": self._host,
+                "host_id": hosts[cell.host],
                 "cell": self._press.compress(json.dumps(cell.to_json(), default=str).encode("utf-8", "replace")),
             }
             for cell in judged
             if cell.verdict is not Verdict.OK
         ]
         self._upsert(connection, t.logs, logs)
+
+    def _hosts_of(self, connection: sa.Connection, judged: Sequence[Cell]) -> dict[str, int]:
+        """By the name that a cell has of it: the host that judged it. Of another than the run's, only that is known."""
+        others = {cell.host for cell in judged} - {"", self._host_name}
+        self._several_hosts |= bool(others)
+        rows = {name: _host_row({"name": name}) for name in others}
+        found = self._ids_of(connection, t.hosts, "sha256", rows.values())
+        return {"": self._host, self._host_name: self._host} | {n: found[row["sha256"]] for n, row in rows.items()}
+
+    def _drop_others(self, connection: sa.Connection, host: int, cells: Sequence[int]) -> None:
+        """Of cells that a host judged, what was planned for the run's own; and what others of less weight said, unless
+        each host was asked."""
+        rows = (t.outcomes.c.run_id == self._run) & (t.outcomes.c.host_id != host)
+        if self._each_host:
+            rows &= (t.outcomes.c.host_id == self._host) & t.outcomes.c.verdict.is_(None)
+        for first in range(0, len(cells), _CHUNK):
+            these = t.outcomes.c.cell_id.in_(cells[first : first + _CHUNK])
+            connection.execute(t.outcomes.delete().where(rows & these))
 
     def _put_machines(self, connection: sa.Connection, machines: Sequence[MachineResult]) -> None:
         qemus = [qemu for each in machines for qemu in (each.qemu, each.record_qemu or each.qemu)]
@@ -348,6 +374,11 @@ class RunSink:
                     batch.append(self._queue.get_nowait())
             except queue.Empty:
                 return
+
+
+def _host_row(facts: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return {"name": facts.get("name", ""), "facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _cell_row(key: CellKey) -> dict[str, Any]:

@@ -44,12 +44,34 @@ class Over:
     kind: Literal["over"] = "over"
 
 
-Line = Annotated[Loaded | CellDone | Learnt | Over, Field(discriminator="kind")]
+Said = Loaded | CellDone | Learnt | Over
+_Line = Annotated[Said, Field(discriminator="kind")]
 
 
 @cache
-def _lines() -> TypeAdapter[Loaded | CellDone | Learnt | Over]:
-    return TypeAdapter(Line)
+def _lines() -> TypeAdapter[Said]:
+    return TypeAdapter(_Line)
+
+
+def line_of(said: Said) -> str:
+    """What a worker says, as a line of JSON without its end."""
+    return _lines().dump_json(said, by_alias=True).decode()
+
+
+def said_in(line: str | bytes) -> Said | None:
+    """What :func:`line_of` gave; None for a line that was cut short, or is none."""
+    try:
+        return _lines().validate_json(line)
+    except ValidationError:
+        return None
+
+
+def raise_for(over: Over, budget_s: float | None) -> None:
+    """Raise what ended a task, if it did not end well; see :meth:`harness.work.worker.Worker.run`."""
+    if over.whose == "budget" and budget_s is not None:
+        raise BudgetError(budget_s)
+    if over.error:
+        raise HostError(over.error) if over.whose == "host" else HarnessError(over.error)
 
 
 class ProcessWorker:
@@ -76,10 +98,7 @@ class ProcessWorker:
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip()[-_SAID_CHARS:]
                 raise HarnessError(f"the worker ended before its task was over: {said or 'it printed nothing'}")
-            if over.whose == "budget" and task.budget_s is not None:
-                raise BudgetError(task.budget_s)
-            if over.error:
-                raise HostError(over.error) if over.whose == "host" else HarnessError(over.error)
+            raise_for(over, task.budget_s)
 
     def _started(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -102,12 +121,9 @@ def _talk(process: subprocess.Popen[bytes], task: Task, tell: Tell) -> Over | No
         process.stdin.write(task.to_json().encode() + b"\n")
         process.stdin.flush()
         for line in process.stdout:
-            try:
-                said = _lines().validate_json(line)
-            except ValidationError:
-                return None  # cut short when it was killed
-            if isinstance(said, Over):
-                return said
+            said = said_in(line)
+            if said is None or isinstance(said, Over):
+                return said  # None: cut short when it was killed
             tell(said)
     return None
 
@@ -116,8 +132,8 @@ def serve(tasks: Iterable[str], out: IO[str], scope: ProcessScope) -> None:
     """Carry out tasks, a line each."""
     worker = LocalWorker(scope)
 
-    def say(said: Loaded | CellDone | Learnt | Over) -> None:
-        out.write(_lines().dump_json(said, by_alias=True).decode() + "\n")
+    def say(said: Said) -> None:
+        out.write(line_of(said) + "\n")
         out.flush()
 
     for text in tasks:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import count
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Protocol
 
 from harness.colo.messages import Step
@@ -16,7 +16,7 @@ from harness.devices.phases import Missed, unreached_in
 from harness.engines.admission import pack_refusals
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.schedule import Schedule
-from harness.errors import BudgetError, HarnessError, HostError, QemuError, Stopped
+from harness.errors import BudgetError, HarnessError, HostError, HostsError, QemuError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
@@ -74,6 +74,10 @@ _POLL_S = 0.2
 _TASK, _GUEST = 0, 1
 #: All subjects come before the first guest.
 _SUBJECT = (_GUEST, -1)
+#: So many tasks are given out at a time when others do them; as many again of those that wait.
+_REMOTE_JOBS = 64
+#: And so many recordings are open then.
+_REMOTE_GUESTS = 8
 
 
 #: What a run has to do: a subject has guests, a guest brings tasks.
@@ -100,6 +104,8 @@ class Run:
     :param sinks: take each event after that
     :param scope: closing it stops this run; the run has one of its own within it
     :param earlier: what the same run told before it was cut off: none of its cells is judged again, and its time counts
+    :param remote: makes the worker that has tasks done elsewhere, of this run's scope; then ``jobs`` is how many guests
+        are recorded here at a time
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Run:
         sinks: Sequence[Sink] = (),
         scope: ProcessScope | None = None,
         earlier: Sequence[Event] = (),
+        remote: Callable[[ProcessScope], Worker] | None = None,
     ) -> None:
         self._options = options
         self._watcher = watcher
@@ -133,6 +140,10 @@ class Run:
         self._numbers = count()
         self._here = LocalWorker(self._scope)
         self._worker: Worker = ProcessWorker(self._scope) if options.processes else self._here
+        self._at_a_time = self._guests = options.jobs
+        self._recording = BoundedSemaphore(options.jobs)
+        if remote is not None:
+            self._worker, self._at_a_time, self._guests = remote(self._scope), _REMOTE_JOBS, _REMOTE_GUESTS
         self._recorder = None if guest is None else self._guest_recorder(guest)
 
     def _guest_recorder(self, make: GuestMaker) -> GuestRecorder:
@@ -167,7 +178,7 @@ class Run:
         """
         self._begin()
         complete = False
-        pool = ThreadPoolExecutor(max_workers=most_out(self._options.jobs), thread_name_prefix="cell")
+        pool = ThreadPoolExecutor(max_workers=most_out(self._at_a_time), thread_name_prefix="cell")
         try:
             self._finish(pool, subjects_of(self._options) if subjects is None else subjects)
             if then is not None:
@@ -225,13 +236,13 @@ class Run:
         Guests are recorded beside the loads of those before, but not many of them ahead: each that waits to be judged
         holds the state of all its phases.
         """
-        queue: Queue[Due] = Queue(self._options.jobs)
+        queue: Queue[Due] = Queue(self._at_a_time)
         for subject in first:
             queue.add(self._announced(subject), _SUBJECT, Takes.HALF)
         out: dict[Future[Sequence[Due]], Takes] = {}
         while queue:
             self._scope.check()
-            ahead = len(self._chains) > self._options.jobs
+            ahead = len(self._chains) > self._guests
             out |= {pool.submit(self._do, due): takes for due, takes in queue.take(hold=ahead)}
             for future in wait(out, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
                 queue.done(out.pop(future))
@@ -252,12 +263,14 @@ class Run:
     def _do(self, due: Due) -> Sequence[Due]:
         if isinstance(due, Task):
             return self._carry_out(due)
-        if isinstance(due, GuestDue):
-            return self._guest_tasks(due)
-        if isinstance(due, PlannedSubject):
-            return self._prepare(due)
-        assert due.pack is not None  # all others were planned
-        return self._prepare_pack(due.pack, due.loader)
+        with self._recording:
+            self._scope.check()
+            if isinstance(due, GuestDue):
+                return self._guest_tasks(due)
+            if isinstance(due, PlannedSubject):
+                return self._prepare(due)
+            assert due.pack is not None  # all others were planned
+            return self._prepare_pack(due.pack, due.loader)
 
     def _announced(self, subject: Subject) -> Subject | PlannedSubject:
         """Tell of a machine and its cells, here, in their order: threads take them in any."""
@@ -515,7 +528,7 @@ class Run:
         self._scope.check()
         seen, chain, pack = self._chains[task.place]
         begun: set[str] = set()
-        judged: set[str] = set()
+        judged: set[tuple[str, str]] = set()
         learnt: list[Exclusion] = []
 
         def tell(said: Reported) -> None:
@@ -526,7 +539,7 @@ class Run:
                         self._start_cell(said.cell)
                     self._watcher.loads(said.cell, said.total)
                 case CellDone():
-                    judged.add(said.planned)
+                    judged.update({(said.planned, ""), (said.planned, said.cell.host)})
                     if said.cell.device != PLATFORM or PLATFORM in self._options.devices:
                         self._keep(said.planned, said.cell)
                 case Learnt():
@@ -540,9 +553,10 @@ class Run:
             raise
         except HarnessError as error:
             self._scope.check()
-            for key in task.answers:
-                if str(key) not in judged:
-                    self._fail(CellPlan(key=key, loads=task.request.loads), seen, error)
+            for host, reason in (error.errors if isinstance(error, HostsError) else {"": error}).items():
+                for key in task.answers:
+                    if (str(key), host) not in judged:
+                        self._fail(CellPlan(key=key, loads=task.request.loads), seen, reason, host)
         self._scope.check()
         with self._lock:
             following = chain.done(task, learnt)
@@ -574,21 +588,26 @@ class Run:
         if self._recorder is not None:
             self._recorder.recordings.release(pack)
 
-    def _fail(self, plan: CellPlan, seen: Seen, error: Exception) -> None:
-        """Nothing can be said: the host did not let it be tried, or this program could not."""
-        if isinstance(error, Disturbed):
-            self._settle(plan, seen, Verdict.HOST, *error.hindered)
-        elif isinstance(error, BudgetError):
-            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.BUDGET, seconds=error.seconds))
-        else:
-            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)))
+    def _fail(self, plan: CellPlan, seen: Seen, error: Exception, host: str = "") -> None:
+        """Nothing can be said: the host did not let it be tried, or this program could not.
 
-    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, *causes: Cause) -> None:
+        :param host: of those that judge each cell, the one that did not
+        """
+        if isinstance(error, Disturbed):
+            self._settle(plan, seen, Verdict.HOST, *error.hindered, host=host)
+        elif isinstance(error, BudgetError):
+            cause = Undecided(why=Why.BUDGET, seconds=error.seconds)
+            self._settle(plan, seen, Verdict.HARNESS_ERROR, cause, host=host)
+        else:
+            self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)), host=host)
+
+    def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, *causes: Cause, host: str = "") -> None:
         cell = Cell(
             key=plan.key,
             record_qemu=seen.recorder,
             load_qemu=seen.loader,
             outcome=Outcome(verdict=verdict, causes=causes, loads_asked=plan.loads),
+            host=host,
         )
         self._keep(str(plan.key), cell)
 

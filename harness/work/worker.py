@@ -119,9 +119,12 @@ class LocalWorker:
                 del self._lent[content]
                 self._packs.pop(content, None)
 
-    def run(self, task: Task, tell: Tell) -> None:
-        """See :meth:`Worker.run`. Where the host disturbed it, what came to nothing is tried again."""
-        with _within(task.budget_s, self._scope) as scope:
+    def run(self, task: Task, tell: Tell, within: ProcessScope | None = None) -> None:
+        """See :meth:`Worker.run`. Where the host disturbed it, what came to nothing is tried again.
+
+        :param within: closing it ends this task alone
+        """
+        with _within(task.budget_s, within or self._scope) as scope:
             place = undisturbed(lambda: self._place(task))
             tries = _Tries(tell)
             while not tries.over:
@@ -164,6 +167,8 @@ class LocalWorker:
                 self._places[key] = self._opened(task)
                 while len(self._places) > _KEPT:
                     self._places.popitem(last=False)
+                used = {place.buffers.pack.content for place in self._places.values()} | self._lent.keys()
+                self._packs = {content: pack for content, pack in self._packs.items() if content in used}
             self._places.move_to_end(key)
             return self._places[key]
 

@@ -79,6 +79,10 @@ ELSEWHERE = {
     "triage/stack.py": "text of errors",
     "triage/tries.py": "text of errors",
     "yamlfile.py": "text of errors",
+    "work/admitted.py": "text of errors",
+    "work/hosted.py": "told while a worker runs, and text of errors",
+    "work/jobs.py": "SQL",
+    "work/remote.py": "text of errors",
 }
 _FEW = "the|a|an|its|it|no|not|is|was|has|does|nothing|nobody|of"
 ENGLISH = re.compile(rf"[A-Za-z,']+ [a-z,']+ [A-Za-z,']+|\b({_FEW}) [a-z]+|[a-z]+ ({_FEW})\b")
@@ -125,7 +129,7 @@ WORDS = {
     "At": {"phase": "name"},
     "Broke": {"how": "name", "phase": "name"},
     "Cell": {"engine": "name", "pack": "path", "signature": "name", "known": "link", "shared_with": "name",
-             "sections": "QEMU", "excluded": "QEMU", "details": "figures"},
+             "host": "name", "sections": "QEMU", "excluded": "QEMU", "details": "figures"},
     "CellKey": {"machine": "QEMU", "device": "name", "phases": "name", "lane": "name", "guest_mode": "name",
                 "arch": "name", "accel": "name"},
     "ControlResult": {},

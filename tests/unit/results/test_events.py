@@ -92,7 +92,7 @@ def test_a_line_is_what_is_documented(tmp_path: Path) -> None:
         "event": "started", "at_s": 0.0, "schema": "postload.events/1", "command": ["postload", "matrix"],
         "host": {"cores": 2}, "started": "2026-01-05T09:30:12+00:00",
         "program": json.loads(lines[0])["program"], "known": None, "qualify": None,
-        "run": "", "shard": None, "night": "",
+        "run": "", "shard": None, "night": "", "hosts": [],
     }  # fmt: skip
     assert json.loads(lines[5]) == {
         "event": "planned", "at_s": 0.4, "row": "q35/ahci", "place": "behind", "cells": ["ahci/drift"],

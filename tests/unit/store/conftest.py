@@ -6,14 +6,13 @@ The migrations run once for each; a test has a copy of what they made.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from made_postgresql import Cluster, cluster, programs
+from made_postgresql import Cluster
 
 from harness.store.engine import open_store, store_url
 from harness.store.read import History
@@ -25,19 +24,6 @@ def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "empty.db"
     open_store(str(path), create=True).dispose()
     return path
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[Cluster]:
-    """Debian's PostgreSQL, started for these tests. Without one they are skipped; under CI they fail."""
-    bin_dir = programs()
-    if bin_dir is None:
-        why = "there is no PostgreSQL here: apt-get install --no-install-recommends postgresql"
-        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
-            pytest.fail(f"CI has to have it: {why}", pytrace=False)
-        pytest.skip(why)
-    with cluster(bin_dir) as made:
-        yield made
 
 
 @pytest.fixture(scope="session")
