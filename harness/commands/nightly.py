@@ -22,7 +22,7 @@ from harness.commands.bundle import one_of_each
 from harness.commands.execute import begin, shown_run
 from harness.commands.keeping import kept_run
 from harness.commands.nightplan import NightPlan, plan_night
-from harness.commands.notify import Message, send
+from harness.commands.notify import EndOfRun, send
 from harness.commands.output import err, print_json
 from harness.errors import HarnessError, HostError, PostloadError, Stopped
 from harness.files import write_together
@@ -87,9 +87,9 @@ def nightly(config: Path, as_json: bool) -> int:
     return doc.exit_code
 
 
-def _message(doc: NightDoc) -> Message:
+def _message(doc: NightDoc) -> EndOfRun:
     folder = Path(doc.folder)
-    return Message(
+    return EndOfRun(
         headline=night_headline(doc),
         text=night_text(doc) + "\n",
         document=doc.to_json(),

@@ -40,7 +40,7 @@ _HIDDEN = "***"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class EndOfRun:
     """What is told.
 
     :param text: what a chat shows, or a mail has
@@ -63,7 +63,7 @@ def notify(target: str, doc: MatrixDoc, out: Path, code: int) -> None:
     :param out: where the reports lie
     :param code: that the run ends with
     """
-    message = Message(
+    message = EndOfRun(
         headline=headline(doc),
         text=render_summary(doc),
         document=doc.to_json(),
@@ -74,7 +74,7 @@ def notify(target: str, doc: MatrixDoc, out: Path, code: int) -> None:
     send(target, message)
 
 
-def send(target: str, message: Message) -> None:
+def send(target: str, message: EndOfRun) -> None:
     """Tell whoever is named; a failure is said on stderr.
 
     :param target: a URL that takes JSON by POST, or a command line
@@ -117,7 +117,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _post(url: str, message: Message) -> str:
+def _post(url: str, message: EndOfRun) -> str:
     """What went wrong; empty for nothing. ``text`` is what chats show, the rest is for programs."""
     body = {
         "text": message.text,
@@ -139,7 +139,7 @@ def _post(url: str, message: Message) -> str:
         return f"{host}: {reason}"
 
 
-def _call(command: str, message: Message) -> str:
+def _call(command: str, message: EndOfRun) -> str:
     """What went wrong; empty for nothing. The summary is the command's standard input."""
     summary, document = map(str, message.paths)
     told = {"headline": message.headline, "summary": summary, "document": document}

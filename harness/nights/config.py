@@ -30,11 +30,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
 _LINK = r"^[a-z][a-z0-9+.-]*:\S+$"
 
 
-class _Model(BaseModel):
+class _ConfigPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class OwnBuild(_Model):
+class OwnBuild(_ConfigPart):
     """A QEMU that is not installed under a name.
 
     :param name: how cells name it, the same each night, whatever is in it
@@ -68,7 +68,7 @@ def _kind(value: object) -> str:
 NightQemu = Annotated[Annotated[str, Tag("name")] | Annotated[OwnBuild, Tag("build")], Discriminator(_kind)]
 
 
-class Quarantine(_Model):
+class Quarantine(_ConfigPart):
     """Cells whose findings are told and do not count, until a day.
 
     :param cell: pattern of a cell's key, such as ``head/pc-q35-*/ahci/*``
@@ -89,7 +89,7 @@ class Quarantine(_Model):
         return day > self.until
 
 
-class NightConfig(_Model):
+class NightConfig(_ConfigPart):
     """All of the file; see ``docs/nightly.md``.
 
     :param qemus: installed names, versions or paths, and own builds

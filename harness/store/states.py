@@ -137,11 +137,11 @@ def wilson(count: int, of: int) -> tuple[float, float]:
     return (low if count else 0.0), (high if count < of else 1.0)
 
 
-class _Model(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class _When(_Model):
+class _When(_Section):
     """Conditions of a rule, one value or several; what is not named may be anything."""
 
     @cached_property
@@ -170,17 +170,17 @@ class SignatureWhen(_When):
     known: bool | None = None
 
 
-class CellRule(_Model):
+class CellRule(_Section):
     state: CellState
     when: CellWhen
 
 
-class SignatureRule(_Model):
+class SignatureRule(_Section):
     state: SignatureState
     when: SignatureWhen
 
 
-class FlakyRule(_Model):
+class FlakyRule(_Section):
     """When a finding is flaky: by its kind, and by the last outcomes of its cell."""
 
     kinds: tuple[str, ...]
@@ -200,7 +200,7 @@ class FlakyRule(_Model):
         )
 
 
-class Rules(_Model):
+class Rules(_Section):
     """All of a file of rules."""
 
     flaky: FlakyRule

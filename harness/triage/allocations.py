@@ -200,7 +200,7 @@ def find_allocations(cell: Cell, run: Path, pack: StatePack, qemu: Path) -> Allo
     try:
         binary = probe_binary(qemu)
         ability = probe_colo(binary)
-        found = _joined([_Watch(cell, leak, binary, ability, pack, gdb).run() for leak in leaks])
+        found = _joined([_Watched(cell, leak, binary, ability, pack, gdb).run() for leak in leaks])
     except _Unfound as unfound:
         return Allocations(how=unfound.how)
     except (PostloadError, ChannelBroken, OSError) as error:
@@ -248,7 +248,7 @@ def asked_bytes(chunk_bytes: int) -> tuple[int, int]:
     return 0 if chunk_bytes <= LEAST_CHUNK_BYTES else most - _STEP_BYTES + 1, most
 
 
-class _Watch:
+class _Watched:
     """One section of a cell, loaded under gdb."""
 
     def __init__(
@@ -278,7 +278,7 @@ class _Watch:
         :raises ChannelBroken: a load broke the secondary
         """
         with scratch_folder() as folder:
-            report = _Report(folder / "report")
+            report = _Reported(folder / "report")
             argv = [str(report.path), *(":".join(map(str, asked_bytes(size))) for size, _ in self._leak.chunks)]
             commands = [f"python import sys; sys.argv = {argv!r}", f"source {_SCRIPT}", "kill"]
             launcher = GdbLauncher(folder, self._gdb, self._program, commands)
@@ -288,7 +288,7 @@ class _Watch:
                 bench.begin(secondary, GuestMode.PARKED)
                 return self._look(bench, secondary, launcher, report)
 
-    def _look(self, bench: LeakBench, secondary: Secondary, launcher: GdbLauncher, report: _Report) -> Allocations:
+    def _look(self, bench: LeakBench, secondary: Secondary, launcher: GdbLauncher, report: _Reported) -> Allocations:
         once = self._leak.way is LoadedBy.CHECKPOINT
         kind = _Kind.WHOLE if self._leak.section == FRAMEWORK else _Kind.ONCE if once else _Kind.SECTION
         meter, deadline = _Meter(bench), secondary.vm.deadline(DEADLINE_S)
@@ -349,7 +349,7 @@ class Call:
     pointer: int
 
 
-class _Report:
+class _Reported:
     """The file that gdb writes."""
 
     def __init__(self, path: Path) -> None:
@@ -407,7 +407,7 @@ def call_sites(
     counted: int,
     loads: int,
     in_use: Mapping[int, int],
-    modules: Sequence[Module],
+    modules: Sequence[Mapped],
 ) -> tuple[CallSite, ...]:
     """The places whose memory stays.
 
@@ -435,7 +435,7 @@ def call_sites(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
+class Mapped:
     """Where a program or library lies in a process, from its first mapping to the end of its last one."""
 
     path: str
@@ -443,16 +443,16 @@ class Module:
     last: int
 
 
-def modules_of(maps: str) -> list[Module]:
+def modules_of(maps: str) -> list[Mapped]:
     """Of ``/proc/PID/maps``."""
-    found: dict[str, Module] = {}
+    found: dict[str, Mapped] = {}
     for first, last, path in _MAPPING.findall(maps):
-        here = Module(path=path, first=int(first, 16), last=int(last, 16))
+        here = Mapped(path=path, first=int(first, 16), last=int(last, 16))
         found[path] = replace(found.get(path, here), last=here.last)
     return list(found.values())
 
 
-def site_frames(stack: str, modules: Sequence[Module]) -> tuple[Frame, ...]:
+def site_frames(stack: str, modules: Sequence[Mapped]) -> tuple[Frame, ...]:
     """Frames without those of the allocators; one without a source file gets its place in its module."""
     frames = list(parse_frames(stack))
     while frames and not frames[0].in_qemu and _ALLOCATOR.search(frames[0].module):
@@ -460,7 +460,7 @@ def site_frames(stack: str, modules: Sequence[Module]) -> tuple[Frame, ...]:
     return tuple(_placed(frame, modules) for frame in frames)
 
 
-def _placed(frame: Frame, modules: Sequence[Module]) -> Frame:
+def _placed(frame: Frame, modules: Sequence[Mapped]) -> Frame:
     if frame.file or not frame.address:
         return frame
     at = int(frame.address, 16)

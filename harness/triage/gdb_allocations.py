@@ -36,7 +36,7 @@ _ASKED = {
 class Returned(gdb.FinishBreakpoint):  # type: ignore[misc]
     """Behind the call that is in the newest frame. Does not stop the program."""
 
-    def __init__(self, report: Report, number: int, place: str) -> None:
+    def __init__(self, report: Notes, number: int, place: str) -> None:
         super().__init__(gdb.newest_frame(), internal=True)
         self._report = report
         self._number = number
@@ -48,7 +48,7 @@ class Returned(gdb.FinishBreakpoint):  # type: ignore[misc]
         return False
 
 
-class Report:
+class Notes:
     """The file of lines."""
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ def _arm(registers: tuple[str, ...], sizes: list[str]) -> dict[int, str]:
 
 def main(path: Path, sizes: list[str]) -> None:
     """Run the program, and look at it from its first SIGINT on."""
-    report, calls = Report(path), 0
+    report, calls = Notes(path), 0
     stops: list[Any] = []
     gdb.events.stop.connect(stops.append)
     gdb.execute("run")
