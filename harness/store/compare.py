@@ -61,23 +61,24 @@ class _Comparison:
 
     def __init__(self, history: History, before: RunRow, after: RunRow, rules: Rules) -> None:
         self._rules = rules
-        self._before, self._after = _by_line(history.glances(before)), _by_line(history.glances(after))
         last = history.numbers_before(after, rules.flaky.last - 1)
         earlier = history.numbers_before(before, rules.flaky.last)
-        past = {*last, *earlier} - {before.number, after.number}
-        found = history.glances_where_it_failed(past, {*past, before.number, after.number})
-        runs: dict[int, dict[str, Cells]] = {number: _by_line(g for g in found if g.run == number) for number in past}
-        runs |= {before.number: self._before, after.number: self._after}
+        numbers = {*last, *earlier, before.number, after.number}
+        glances: dict[int, list[Glance]] = {number: [] for number in numbers}
+        for glance in history.glances_to_compare(numbers, before, after):
+            glances[glance.run].append(glance)
+        runs = {number: _by_line(found) for number, found in glances.items()}
+        self._before, self._after = runs[before.number], runs[after.number]
         self._last = [runs[number] for number in (*reversed(last), after.number)]
-        self._earlier = [runs[number] for number in earlier if number in runs]
+        self._earlier = [runs[number] for number in earlier]
         self._seen = history.seen_before(after, before)
         self._routes = {name: {_route(line) for line in lines} for name, lines in self._seen.items()}
         self._answers = _newest_answers(history)
-        self._failed_before = {glance.line for glance in found if _is_failed(glance)}
+        self._failed = {glance.line for found in glances.values() for glance in found if _is_failed(glance)}
 
     def changes(self) -> Iterator[Change]:
         """Everything but cells that pass and passed."""
-        for line in sorted({*self._before, *self._after, *self._failed_before}):
+        for line in sorted({*self._before, *self._after, *self._failed}):
             yield from self._of_line(line)
 
     def _of_line(self, line: str) -> Iterator[Change]:

@@ -31,7 +31,7 @@ import zstandard
 
 from harness.errors import UsageError
 from harness.results.document import Cell, MachineResult, read_model
-from harness.results.verdict import FINDINGS, FailureClass, Verdict
+from harness.results.verdict import FINDINGS, UNDECIDED, FailureClass, Verdict
 from harness.store import tables as t
 from harness.store.engine import open_store, told
 from harness.store.importing import heal
@@ -334,12 +334,30 @@ class History:
         """The least of each cell of a run, by key."""
         return self._glances(_GLANCES.where(t.outcomes.c.run_id == run.number))
 
+    def glances_to_compare(self, runs: Collection[int], before: RunRow, after: RunRow) -> list[Glance]:
+        """Of some runs the cells, by line, that a comparison of two of them has anything to say of.
+
+        These are lines that have a finding in one of the runs, that the two say nothing of, or that the earlier one
+        has alone. All others passed.
+
+        :param runs: numbers of runs, of the two among them
+        """
+        lines = sa.select(t.cells.c.line).join_from(t.outcomes, t.cells)
+        verdict, number = t.outcomes.c.verdict, t.outcomes.c.run_id
+        failed = lines.where(number.in_(runs), t.outcomes.c.signature_id.is_not(None), verdict.in_(_texts(FINDINGS)))
+        silent = lines.where(
+            number.in_([before.number, after.number]), sa.or_(verdict.is_(None), verdict.in_(_texts(UNDECIDED)))
+        )
+        left = lines.where(number == before.number).except_(lines.where(number == after.number))
+        told = sa.union(failed, silent, left.subquery().select())
+        return self._glances(_GLANCES.where(number.in_(runs), t.cells.c.line.in_(told)))
+
     def glances_where_it_failed(self, runs: Collection[int], among: Collection[int]) -> list[Glance]:
         """Of some runs the cells, by line, that have a finding in one of others.
 
         :param runs: numbers of runs, and ``among`` of those that are looked through for findings
         """
-        failed = t.outcomes.c.verdict.in_([str(verdict) for verdict in FINDINGS])
+        failed = t.outcomes.c.verdict.in_(_texts(FINDINGS))
         lines = sa.select(t.cells.c.line).join_from(t.outcomes, t.cells)
         lines = lines.where(t.outcomes.c.run_id.in_(among), t.outcomes.c.signature_id.is_not(None), failed)
         return self._glances(_GLANCES.where(t.outcomes.c.run_id.in_(runs), t.cells.c.line.in_(lines)))
@@ -631,6 +649,10 @@ def _signature_row(rows: Sequence[Any]) -> SignatureRow:
         hosts=tuple(sorted({row.host for row in rows if row.host})),
         known=next((row.known for row in reversed(rows) if row.known), ""),
     )
+
+
+def _texts(verdicts: Iterable[Verdict]) -> list[str]:
+    return [str(verdict) for verdict in verdicts]
 
 
 def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
