@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from harness.commands.keeping import kept_run
 from harness.commands.nightplan import NightPlan, plan_night
 from harness.commands.notify import EndOfRun, send
 from harness.commands.output import err, print_json
+from harness.commands.remote import Elsewhere, elsewhere
 from harness.errors import HarnessError, HostError, PostloadError, Stopped
 from harness.files import write_together
 from harness.nights.account import account_of, unfinished
@@ -145,14 +147,26 @@ class _Night:
         with (
             EventLog(self.folder, goes_on=bool(events)) as log,
             kept_run(self._config.store, self.folder) as keep,
+            self._elsewhere() as there,
             shown_run(
-                options, self._started, log, keep=keep.sinks, guest=self._plan.guest, earlier=tuple(events)
+                options,
+                self._started,
+                log,
+                keep=keep.sinks,
+                guest=self._plan.guest,
+                earlier=tuple(events),
+                remote=there.of(self._started.name),
             ) as run,
         ):
             self._doc = self._within_budget(run)
             keep.end(self._doc)
         write_reports(self._held.doc, self.folder)
         return self._doc.complete or self._budget_is_over
+
+    def _elsewhere(self) -> AbstractContextManager[Elsewhere]:
+        """Where the tasks of the night are done."""
+        given = {"store": self._config.store, "remote": self._config.remote, "each_host": False}
+        return elsewhere(given, self._plan.options)
 
     def _within_budget(self, run: Run) -> MatrixDoc:
         left_s = self._left_s
@@ -233,7 +247,11 @@ class _Night:
         options = replace(self._plan.options, share=Share(mine, self._plan.foreseen))
         started = replace(begin(self._plan.accel, known=None), night=self._plan.name)
         folder = self.folder / AGAIN
-        with EventLog(folder) as log, shown_run(options, started, log, guest=self._plan.guest) as run:
+        with (
+            EventLog(folder) as log,
+            self._elsewhere() as there,
+            shown_run(options, started, log, guest=self._plan.guest, remote=there.of(started.name)) as run,
+        ):
             doc = self._within_budget(run)
         if not doc.complete and not self._budget_is_over:
             raise KeyboardInterrupt

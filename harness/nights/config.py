@@ -94,6 +94,7 @@ class NightConfig(_ConfigPart):
 
     :param qemus: installed names, versions or paths, and own builds
     :param out: folder of the nights, each in a folder of its own
+    :param remote: the cells are judged by the workers of the store, on any hosts; see ``docs/hosts.md``
     :param budget_minutes: how long a night may take; what it did not come to is told
     :param notify: a URL, or a command line, that is told of each night; see ``docs/ci.md``
     :param bundles: a bug report is made of each finding that has none, whose script is asked of each new build
@@ -117,6 +118,7 @@ class NightConfig(_ConfigPart):
     guest: str = "debian"
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     jobs: Annotated[int | None, Field(ge=1, le=64)] = None
+    remote: bool = False
     budget_minutes: Annotated[float, Field(gt=0)] | None = None
     known: Path | None = None
     quarantine: tuple[Quarantine, ...] = ()
@@ -152,7 +154,7 @@ class NightConfig(_ConfigPart):
     @property
     def asked(self) -> str:
         """Names what is judged and how, whatever the night's QEMUs are."""
-        how = {"store", "out", "budget_minutes", "known", "quarantine", "bundles", "jobs", "notify"}
+        how = {"store", "out", "budget_minutes", "known", "quarantine", "bundles", "jobs", "notify", "remote"}
         return hashlib.sha256(self.model_dump_json(exclude=how).encode()).hexdigest()[:16]
 
 

@@ -52,7 +52,7 @@ def test_what_is_asked_is_named_apart_from_where_it_is_kept(tmp_path: Path) -> N
         return load_config(written(tmp_path, text)).asked
 
     first = asked("qemus: [11.1]")
-    assert asked("qemus: [11.1]\nbudget_minutes: 3\nstore: x.db\nknown: k.yaml") == first
+    assert asked("qemus: [11.1]\nbudget_minutes: 3\nstore: x.db\nknown: k.yaml\nremote: true") == first
     assert asked("qemus: [11.1]\nloads: 3") != first
     assert asked("qemus: [7.2]") != first
 
