@@ -33,7 +33,7 @@ from harness.nights.config import load_config
 from harness.nights.document import Canary, NightDoc, ReproducerAnswer, as_text, without
 from harness.nights.folder import BUNDLES, NIGHT, NIGHT_TEXT, CutOff, cut_off, last_once
 from harness.nights.order import order_of
-from harness.nights.reproduce import Reproducer, asked_of, bundle_folder, reproducers_due
+from harness.nights.reproducers import Reproducer, asked_of, bundle_folder, reproducers_due
 from harness.nights.telling import FindingAt, excused_of, overdue_of, place_of, seen_twice, to_try_again
 from harness.report.bundle import WRITING
 from harness.report.console import SafeConsole
@@ -45,7 +45,7 @@ from harness.results.folder import held_against
 from harness.results.known import KnownRun, load_known
 from harness.results.signature import name_of
 from harness.store.compare import compare
-from harness.store.document import Change, CompareDoc
+from harness.store.document import ChangedCell, CompareDoc
 from harness.store.engine import open_store
 from harness.store.importing import import_run
 from harness.store.keep import put_reproduction
@@ -232,7 +232,7 @@ class _Night:
         before = _night_before(history, after)
         return compare(history, before or _no_run(after), after, read_rules()), before is None
 
-    def _tried_again(self, compared: CompareDoc) -> tuple[CompareDoc, list[Change]]:
+    def _tried_again(self, compared: CompareDoc) -> tuple[CompareDoc, list[ChangedCell]]:
         """A comparison without what did not come again, and that; what was told so yesterday and came again is new."""
         before = last_once(self._config.out, self.folder)
         suspects = to_try_again(compared, before)
@@ -240,7 +240,7 @@ class _Night:
             return compared, []
         return seen_twice(compared, suspects, self._look_again(suspects))
 
-    def _look_again(self, suspects: Sequence[Change]) -> set[FindingAt]:
+    def _look_again(self, suspects: Sequence[ChangedCell]) -> set[FindingAt]:
         """Which findings come once more; a cell that nobody comes to keeps what it had."""
         lines = {change.line for change in suspects}
         mine = [key for key in self._plan.foreseen if key.line in lines]

@@ -22,7 +22,7 @@ from harness.store.nights import Nights, read_nights
 from harness.store.read import History, RunRow, open_history
 from harness.store.signatures import signatures_on
 from harness.store.speeds import curves
-from harness.store.states import Rules, read_rules
+from harness.store.states import HistoryRules, read_rules
 from harness.triage.kept import KeptCase, archive, case_in, kept_cases
 
 #: Lies in a folder that this program wrote, and may replace.
@@ -54,7 +54,7 @@ def _checked(out: Path) -> Path:
     return place
 
 
-def _site(history: History, last: int, against: str | None, rules: Rules) -> Site:
+def _site(history: History, last: int, against: str | None, rules: HistoryRules) -> Site:
     nights = read_nights(history, last=last)
     if not nights.runs:
         raise NothingToRun("the history has no runs yet")

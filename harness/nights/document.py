@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from harness.results.verdict import Verdict
-from harness.store.document import Change, CompareDoc, schema_of
+from harness.store.document import ChangedCell, CompareDoc, schema_of
 from harness.store.states import Reproduced
 
 
@@ -33,7 +33,7 @@ class Canary:
 class Excused:
     """A finding in a cell that counts for nothing until a day."""
 
-    change: Change
+    change: ChangedCell
     link: str
     until: date
 
@@ -88,7 +88,7 @@ class NightDoc:
     compared: CompareDoc
     first: bool
     folder: str
-    once: tuple[Change, ...] = ()
+    once: tuple[ChangedCell, ...] = ()
     excused: tuple[Excused, ...] = ()
     overdue: tuple[Overdue, ...] = ()
     canaries: tuple[Canary, ...] = ()
@@ -136,7 +136,7 @@ def without(compared: CompareDoc, taken: set[tuple[str, str]]) -> CompareDoc:
     :param taken: line and signature of each change
     """
 
-    def left(changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    def left(changes: tuple[ChangedCell, ...]) -> tuple[ChangedCell, ...]:
         return tuple(change for change in changes if (change.line, change.signature) not in taken)
 
     return replace(

@@ -10,7 +10,7 @@ from datetime import date
 from harness.nights.config import Quarantine, holding, past
 from harness.nights.document import Excused, Overdue, without
 from harness.results.known import News, NewsKind
-from harness.store.document import Change, CompareDoc
+from harness.store.document import ChangedCell, CompareDoc
 
 #: Kinds of findings that may come by chance: they are tried again before they are told. All others count at once.
 BY_CHANCE = ("hang", "drift", "leak", "guest-fault", "flaky")
@@ -19,12 +19,12 @@ BY_CHANCE = ("hang", "drift", "leak", "guest-fault", "flaky")
 FindingAt = tuple[str, str]
 
 
-def place_of(change: Change) -> FindingAt:
+def place_of(change: ChangedCell) -> FindingAt:
     """Which finding in which cell changed."""
     return change.line, change.signature
 
 
-def to_try_again(compared: CompareDoc, once: Collection[FindingAt]) -> list[Change]:
+def to_try_again(compared: CompareDoc, once: Collection[FindingAt]) -> list[ChangedCell]:
     """Findings that are tried again before they are told.
 
     :param once: what came in the night before, and did not come again when it was tried
@@ -34,8 +34,8 @@ def to_try_again(compared: CompareDoc, once: Collection[FindingAt]) -> list[Chan
 
 
 def seen_twice(
-    compared: CompareDoc, suspects: Sequence[Change], came: Collection[FindingAt]
-) -> tuple[CompareDoc, list[Change]]:
+    compared: CompareDoc, suspects: Sequence[ChangedCell], came: Collection[FindingAt]
+) -> tuple[CompareDoc, list[ChangedCell]]:
     """A comparison without those suspects that did not come again, and these.
 
     What came again counts, also where it is no news to the history because it came once in the night before.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.report.text import columns, duration, number, plural
 from harness.results.verdict import Verdict
-from harness.store.document import Change, CompareDoc, HistoryDoc
+from harness.store.document import ChangedCell, CompareDoc, HistoryDoc
 from harness.store.read import OutcomeRow, RunRow, SignatureRow
 from harness.store.states import CellState, Look
 from harness.store.write import RunState
@@ -99,7 +99,7 @@ def _compared(doc: CompareDoc, everything: bool) -> Iterator[str]:
     counts = [(name, len(getattr(doc, name))) for name in (*_TITLES, "not_run")]
     yield "  " + ", ".join(f"{number(count)} {name.replace('_', ' ')}" for name, count in counts)
     for name, title in _TITLES.items():
-        changes: Sequence[Change] = getattr(doc, name)
+        changes: Sequence[ChangedCell] = getattr(doc, name)
         if changes:
             yield ""
             yield f"{title}:"
@@ -117,12 +117,12 @@ def _named(run: RunRow) -> str:
     return f"{run.name} ({run.started[:16].replace('T', ' ')} UTC{marks})"
 
 
-def _signatures(changes: Sequence[Change], doc: CompareDoc, most: int | None) -> Iterator[str]:
+def _signatures(changes: Sequence[ChangedCell], doc: CompareDoc, most: int | None) -> Iterator[str]:
     """Each signature once, with its cells.
 
     :param most: cells to be named; None for all
     """
-    groups: dict[str, list[Change]] = {}
+    groups: dict[str, list[ChangedCell]] = {}
     for change in changes:
         groups.setdefault(change.signature, []).append(change)
     for signature, mine in groups.items():
@@ -136,13 +136,13 @@ def _signatures(changes: Sequence[Change], doc: CompareDoc, most: int | None) ->
             yield f"    next: postload explain {mine[0].cell} --run {doc.after.folder}"
 
 
-def _change(change: Change) -> tuple[str, ...]:
+def _change(change: ChangedCell) -> tuple[str, ...]:
     rate = change.rate
     often = f"{rate.failed} of the last {rate.judged} failed" if rate and rate.changes > 1 else ""
     return change.cell, f"was {_was(change)}, is {verdict_text(change.now)}", often
 
 
-def _was(change: Change) -> str:
+def _was(change: ChangedCell) -> str:
     return "never judged" if change.was is None else str(change.was)
 
 
@@ -153,7 +153,7 @@ NOT_RUN_WORDS = {
 }
 
 
-def _not_run(changes: Sequence[Change], everything: bool) -> Iterator[str]:
+def _not_run(changes: Sequence[ChangedCell], everything: bool) -> Iterator[str]:
     for look, why in NOT_RUN_WORDS.items():
         mine = [change for change in changes if change.look is look]
         if mine:

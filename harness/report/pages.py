@@ -36,7 +36,7 @@ from harness.report.text import plural
 from harness.report.view import Finding, finding_of
 from harness.results.document import Cell
 from harness.results.verdict import Verdict
-from harness.store.document import Change, CompareDoc
+from harness.store.document import ChangedCell, CompareDoc
 from harness.store.nights import CellName, LineNights, Mark, Missing, Nights, Remark, mark_rank, newest, worst_of
 from harness.store.read import Reproduction, RunRow, SignatureRow
 from harness.store.signatures import SignatureOn
@@ -168,7 +168,7 @@ class ChangeGroup:
     """Changes of one signature, or of cells that say nothing for one reason."""
 
     title: str
-    changes: Sequence[Change]
+    changes: Sequence[ChangedCell]
 
     @property
     def known(self) -> str:
@@ -327,14 +327,14 @@ def questions(site: Site) -> list[MorningQuestion]:
     ]
 
 
-def _by_signature(changes: Iterable[Change]) -> list[ChangeGroup]:
-    found: dict[str, list[Change]] = {}
+def _by_signature(changes: Iterable[ChangedCell]) -> list[ChangeGroup]:
+    found: dict[str, list[ChangedCell]] = {}
     for change in changes:
         found.setdefault(change.signature, []).append(change)
     return [ChangeGroup(title=name, changes=each) for name, each in found.items()]
 
 
-def _by_reason(changes: Sequence[Change]) -> list[ChangeGroup]:
+def _by_reason(changes: Sequence[ChangedCell]) -> list[ChangeGroup]:
     found = {look: [change for change in changes if change.look is look] for look in NOT_RUN_WORDS}
     return [ChangeGroup(title=NOT_RUN_WORDS[look], changes=each) for look, each in found.items() if each]
 

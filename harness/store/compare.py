@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from harness.results.verdict import Verdict, rank
-from harness.store.document import Change, CompareDoc
+from harness.store.document import ChangedCell, CompareDoc
 from harness.store.read import Glance, History, RunRow
 from harness.store.states import (
     SILENT,
     CellFacts,
     CellState,
     FailRate,
+    HistoryRules,
     Look,
     Reproduced,
-    Rules,
-    Seen,
+    SeenBefore,
     fail_rate,
 )
 
@@ -29,13 +29,13 @@ from harness.store.states import (
 Cells = Sequence[Glance]
 
 
-def compare(history: History, before: RunRow, after: RunRow, rules: Rules) -> CompareDoc:
+def compare(history: History, before: RunRow, after: RunRow, rules: HistoryRules) -> CompareDoc:
     """Hold a run against an earlier one.
 
     :raises HostError: the history cannot be read
     """
     changes = list(_Comparison(history, before, after, rules).changes())
-    lists: dict[CellState, list[Change]] = {state: [] for state in CellState}
+    lists: dict[CellState, list[ChangedCell]] = {state: [] for state in CellState}
     for change in sorted(changes, key=_order):
         lists[change.state].append(change)
     return CompareDoc(
@@ -51,7 +51,7 @@ def compare(history: History, before: RunRow, after: RunRow, rules: Rules) -> Co
     )
 
 
-def _order(change: Change) -> tuple[int, str, str]:
+def _order(change: ChangedCell) -> tuple[int, str, str]:
     worst = min((rank(verdict) for verdict in (change.now, change.was) if verdict is not None), default=0)
     return worst, change.signature, change.cell
 
@@ -59,7 +59,7 @@ def _order(change: Change) -> tuple[int, str, str]:
 class _Comparison:
     """The facts of two runs and of those before them."""
 
-    def __init__(self, history: History, before: RunRow, after: RunRow, rules: Rules) -> None:
+    def __init__(self, history: History, before: RunRow, after: RunRow, rules: HistoryRules) -> None:
         self._rules = rules
         last = history.numbers_before(after, rules.flaky.last - 1)
         earlier = history.numbers_before(before, rules.flaky.last)
@@ -76,12 +76,12 @@ class _Comparison:
         self._answers = _newest_answers(history)
         self._failed = {glance.line for found in glances.values() for glance in found if _is_failed(glance)}
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[ChangedCell]:
         """Everything but cells that pass and passed."""
         for line in sorted({*self._before, *self._after, *self._failed}):
             yield from self._of_line(line)
 
-    def _of_line(self, line: str) -> Iterator[Change]:
+    def _of_line(self, line: str) -> Iterator[ChangedCell]:
         now = self._after.get(line, ())
         was = self._was(line)
         findings = dict.fromkeys((*_findings(now), *_findings(was)))
@@ -91,7 +91,7 @@ class _Comparison:
         if planned and not findings and look_at(now, "") in SILENT:
             yield self._of_finding(line, "", now, was)
 
-    def _of_finding(self, line: str, name: str, now: Cells, was: Cells) -> Change:
+    def _of_finding(self, line: str, name: str, now: Cells, was: Cells) -> ChangedCell:
         kind = name.partition(":")[0]
         rate = self._rate(line, name) if kind in self._rules.flaky.kinds else None
         facts = CellFacts(
@@ -103,7 +103,7 @@ class _Comparison:
             reproducer=self._reproduced(name, now),
         )
         own = _own(now, name) or _own(was, name)
-        return Change(
+        return ChangedCell(
             state=self._rules.cell_state(facts),
             cell=own.cell if own else line,
             line=line,
@@ -126,11 +126,11 @@ class _Comparison:
         looks = (look_at(run.get(line, ()), name) for run in self._last)
         return fail_rate([look is Look.FAILS for look in looks if look in (Look.FAILS, Look.OK)])
 
-    def _seen_in(self, line: str, name: str) -> Seen:
+    def _seen_in(self, line: str, name: str) -> SeenBefore:
         lines = self._seen.get(name, set())
         if line in lines or lines == {""}:
-            return Seen.HERE
-        return Seen.ELSEWHERE if _route(line) in self._routes.get(name, ()) else Seen.NEVER
+            return SeenBefore.HERE
+        return SeenBefore.ELSEWHERE if _route(line) in self._routes.get(name, ()) else SeenBefore.NEVER
 
     def _reproduced(self, name: str, now: Cells) -> Reproduced:
         answers = (self._answers.get((name, glance.loader)) for glance in now)

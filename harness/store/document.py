@@ -37,7 +37,7 @@ class HistoryDoc:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class ChangedCell:
     """What became of a finding in a cell, or of a cell that says nothing now.
 
     :param cell: key as text; of the later run where that has the cell
@@ -72,16 +72,16 @@ class CompareDoc:
     schema: Literal["postload.compare/1"] = "postload.compare/1"
     before: RunRow
     after: RunRow
-    new: tuple[Change, ...] = ()
-    back: tuple[Change, ...] = ()
-    fixed: tuple[Change, ...] = ()
-    unseen: tuple[Change, ...] = ()
-    still: tuple[Change, ...] = ()
-    flaky: tuple[Change, ...] = ()
-    not_run: tuple[Change, ...] = ()
+    new: tuple[ChangedCell, ...] = ()
+    back: tuple[ChangedCell, ...] = ()
+    fixed: tuple[ChangedCell, ...] = ()
+    unseen: tuple[ChangedCell, ...] = ()
+    still: tuple[ChangedCell, ...] = ()
+    flaky: tuple[ChangedCell, ...] = ()
+    not_run: tuple[ChangedCell, ...] = ()
 
     @property
-    def missing(self) -> tuple[Change, ...]:
+    def missing(self) -> tuple[ChangedCell, ...]:
         """Planned cells that were not judged, or came to nothing."""
         return tuple(change for change in self.not_run if change.look is not Look.ABSENT)
 

@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.results.document import Qemu
 from harness.store import tables as t
 from harness.store.engine import told, writing
-from harness.store.read import BASELINE, Rate, RunRow
+from harness.store.read import BASELINE, RateRow, RunRow
 from harness.store.states import Reproduced
 from harness.store.write import RunState
 
@@ -76,7 +76,7 @@ def put_reproduction(
         connection.execute(t.reproductions.insert().values(row))
 
 
-def put_rates(engine: sa.Engine, rates: Sequence[Rate]) -> None:
+def put_rates(engine: sa.Engine, rates: Sequence[RateRow]) -> None:
     """Keep speeds that were measured in runs of this history; one that is there already is replaced.
 
     :raises HostError: the database does not take them

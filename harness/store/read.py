@@ -79,7 +79,7 @@ class RunRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
+class BuildRow:
     """A QEMU binary; ``label`` is how cells named it first."""
 
     sha256: str
@@ -206,7 +206,7 @@ class RateKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
+class RateRow:
     """A speed in a run, and that of its control in the same run: hosts differ, ratios less so."""
 
     run: str
@@ -231,7 +231,7 @@ class Reproduction:
     """
 
     signature: str
-    build: Build
+    build: BuildRow
     label: str
     answer: Reproduced
     at: str
@@ -450,7 +450,7 @@ class History:
         query = query.order_by(t.machines.c.machine, t.machines.c.loader_id, t.machines.c.recorder_id)
         return [read_model(MachineResult, json.loads(text), "a machine") for (text,) in self._rows(query)]
 
-    def builds(self, run: RunRow | None = None) -> list[Build]:
+    def builds(self, run: RunRow | None = None) -> list[BuildRow]:
         """QEMUs, or those that loaded or recorded in a run, by version."""
         query = sa.select(t.builds)
         if run is not None:
@@ -459,14 +459,14 @@ class History:
             query = query.where(t.builds.c.id.in_(ids))
         return [_build(row) for row in self._rows(query.order_by(t.builds.c.label, t.builds.c.sha256))]
 
-    def rates(self, *, kind: RateKind | None = None, subject: str | None = None) -> list[Rate]:
+    def rates(self, *, kind: RateKind | None = None, subject: str | None = None) -> list[RateRow]:
         """Speeds through the runs, the newest run first, then by subject."""
         query = sa.select(t.runs.c.name.label("run"), t.rates).join_from(t.rates, t.runs)
         query = query.order_by(t.runs.c.started.desc(), t.runs.c.id.desc(), t.rates.c.kind, t.rates.c.subject)
         query = query if kind is None else query.where(t.rates.c.kind == kind)
         query = query if subject is None else query.where(t.rates.c.subject == subject)
         return [
-            Rate(
+            RateRow(
                 run=row.run,
                 kind=RateKind(row.kind),
                 subject=row.subject,
@@ -622,8 +622,8 @@ def _run_row(row: Any, counts: Mapping[Verdict | None, int], marks: Iterable[str
     )
 
 
-def _build(row: Any) -> Build:
-    return Build(sha256=row.sha256, version=row.version, build=row.build, path=row.path, label=row.label)
+def _build(row: Any) -> BuildRow:
+    return BuildRow(sha256=row.sha256, version=row.version, build=row.build, path=row.path, label=row.label)
 
 
 def _signature_row(rows: Sequence[Any]) -> SignatureRow:

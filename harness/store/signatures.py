@@ -12,9 +12,9 @@ from harness.store.read import Glance, History, Reproduction, Sighting
 from harness.store.states import (
     SILENT,
     FailRate,
+    HistoryRules,
     Look,
     Reproduced,
-    Rules,
     SignatureFacts,
     SignatureState,
     fail_rate,
@@ -46,7 +46,7 @@ class SignatureOn:
     rate: FailRate
 
 
-def signatures_on(history: History, rules: Rules, signature: str | None = None) -> list[SignatureOn]:
+def signatures_on(history: History, rules: HistoryRules, signature: str | None = None) -> list[SignatureOn]:
     """Every signature that was seen, on every QEMU that it was seen on, those seen last first.
 
     :param signature: this one alone
@@ -62,7 +62,7 @@ def signatures_on(history: History, rules: Rules, signature: str | None = None) 
 
 
 def _signature_on(
-    sightings: Sequence[Sighting], answers: Sequence[Reproduction], last: _Last, rules: Rules
+    sightings: Sequence[Sighting], answers: Sequence[Reproduction], last: _Last, rules: HistoryRules
 ) -> SignatureOn:
     first, newest = sightings[0], sightings[-1]
     loader = first.qemu.rpartition(">")[2]

@@ -30,7 +30,7 @@ from typing import NamedTuple, TypeAlias
 
 from harness.arch import family_of
 from harness.store.nights import Nights, RateSample
-from harness.store.read import History, Rate, RateKind
+from harness.store.read import History, RateKind, RateRow
 
 #: Of nights without any change, one curve in so many has a mark all the same.
 ONE_IN = 1_000
@@ -245,7 +245,7 @@ def _of_devices(nights: Nights, same: Rates) -> Iterator[Curve]:
         yield _curve(RateKind.LOADS, subject, device, nights, pairs)
 
 
-def _of_rates(nights: Nights, rates: Iterable[Rate]) -> Iterator[Curve]:
+def _of_rates(nights: Nights, rates: Iterable[RateRow]) -> Iterator[Curve]:
     numbers = {run.name: run.number for run in nights.shown}
     found: dict[tuple[RateKind, str], _Pairs] = {}
     for rate in rates:

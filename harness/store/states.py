@@ -61,7 +61,7 @@ class Look(StrEnum):
 SILENT = frozenset({Look.UNDECIDED, Look.UNJUDGED, Look.ABSENT})
 
 
-class Seen(StrEnum):
+class SeenBefore(StrEnum):
     """Where a finding was seen before."""
 
     HERE = "here"
@@ -84,7 +84,7 @@ class CellFacts:
 
     now: Look
     was: Look
-    seen: Seen = Seen.NEVER
+    seen: SeenBefore = SeenBefore.NEVER
     known: bool = False
     flaky: bool = False
     reproducer: Reproduced = Reproduced.NONE
@@ -156,7 +156,7 @@ class CellWhen(_When):
 
     now: Annotated[Look | tuple[Look, ...], Field(alias="is")] = ()
     was: Look | tuple[Look, ...] = ()
-    seen: Seen | tuple[Seen, ...] = ()
+    seen: SeenBefore | tuple[SeenBefore, ...] = ()
     known: bool | None = None
     flaky: bool | None = None
     reproducer: Reproduced | tuple[Reproduced, ...] = ()
@@ -200,7 +200,7 @@ class FlakyRule(_Section):
         )
 
 
-class Rules(_Section):
+class HistoryRules(_Section):
     """All of a file of rules."""
 
     flaky: FlakyRule
@@ -227,14 +227,14 @@ def _holds(when: CellWhen | SignatureWhen, facts: CellFacts | SignatureFacts) ->
     return all(getattr(facts, name) in wanted for name, wanted in when.named)
 
 
-def read_rules(path: Path | None = None) -> Rules:
+def read_rules(path: Path | None = None) -> HistoryRules:
     """The rules of a file, by default the shipped ones.
 
     :raises ConfigError: it cannot be read, or has a mistake; names file, line and column
     """
-    return _shipped() if path is None else load_model(path, Rules)
+    return _shipped() if path is None else load_model(path, HistoryRules)
 
 
 @cache
-def _shipped() -> Rules:
-    return load_model(SHIPPED, Rules)
+def _shipped() -> HistoryRules:
+    return load_model(SHIPPED, HistoryRules)

@@ -20,7 +20,7 @@ from harness.results.verdict import Verdict
 pytest_plugins = ["pytester"]
 
 #: Of a command, and not of tests: pytest has its own ways.
-OTHERWISE = {"json", "shard", "store", "notify"}
+OTHERWISE = {"json", "shard", "store", "notify", "remote", "each-host"}
 
 
 def crash(place: str = "pc-q35-7.2/ahci/bound/same") -> Cell:

@@ -11,7 +11,7 @@ import pytest
 from made_cells import QEMU
 from made_runs import crashed, events, judged, started, write_nights, write_run
 
-from harness.nights.reproduce import TRIES, Reproducer, asked_of, bundle_folder, reproducers_due
+from harness.nights.reproducers import TRIES, Reproducer, asked_of, bundle_folder, reproducers_due
 from harness.results.document import Qemu
 from harness.store.compare import compare
 from harness.store.keep import put_reproduction

@@ -23,7 +23,7 @@ from harness.results.verdict import Verdict
 from harness.store.engine import open_store, store_url
 from harness.store.importing import heal, import_run
 from harness.store.keep import put_rates
-from harness.store.read import History, Rate, RateKind, open_history
+from harness.store.read import History, RateKind, RateRow, open_history
 from harness.store.tables import metadata
 from harness.store.write import RunSink, RunState
 
@@ -253,7 +253,9 @@ def _named(label: str) -> Qemu:
 def test_rates_are_kept_with_their_controls(engine: sa.Engine, history: History) -> None:
     write_nights(engine, [[judged()], [judged()]])
     for night, seconds in enumerate((3.0, 6.0)):
-        boot = Rate(run=f"night-{night}", kind=RateKind.BOOT, subject="mine/pc", value=seconds, control=2.0, samples=1)
+        boot = RateRow(
+            run=f"night-{night}", kind=RateKind.BOOT, subject="mine/pc", value=seconds, control=2.0, samples=1
+        )
         put_rates(engine, [boot])
     put_rates(engine, [boot])
     assert [(rate.run, rate.ratio) for rate in history.rates(kind=RateKind.BOOT)] == [

@@ -15,7 +15,7 @@ from harness.store.states import (
     CellState,
     Look,
     Reproduced,
-    Seen,
+    SeenBefore,
     SignatureFacts,
     SignatureState,
     fail_rate,
@@ -55,7 +55,7 @@ RULES = read_rules()
     ],
 )
 def test_a_finding_in_a_cell_has_one_state(state: str, facts: dict[str, Any]) -> None:
-    enums = {"now": Look, "was": Look, "seen": Seen, "reproducer": Reproduced}
+    enums = {"now": Look, "was": Look, "seen": SeenBefore, "reproducer": Reproduced}
     given: dict[str, Any] = {name: enums[name](value) if name in enums else value for name, value in facts.items()}
     assert RULES.cell_state(CellFacts(**given)) is CellState(state)
 

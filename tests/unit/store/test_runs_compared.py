@@ -21,7 +21,7 @@ from harness.results.cause import Drifted
 from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
 from harness.store.compare import compare
-from harness.store.document import Change, CompareDoc, compare_schema
+from harness.store.document import ChangedCell, CompareDoc, compare_schema
 from harness.store.keep import put_reproduction, set_mark
 from harness.store.read import History
 from harness.store.signatures import signatures_on
@@ -48,7 +48,7 @@ def lists(doc: CompareDoc) -> dict[str, list[str]]:
     return {name: [_short(change) for change in getattr(doc, name)] for name in names if getattr(doc, name)}
 
 
-def _short(change: Change) -> str:
+def _short(change: ChangedCell) -> str:
     return f"{'/'.join(change.cell.split('/')[3:])} {change.signature} {change.was}>{change.now}"
 
 
