@@ -201,7 +201,7 @@ def plan_rows(
         devices=devices,
         phases=phases,
         schedules=options.schedules,
-        guest_modes=options.guest_modes,
+        guest_modes=modes_on(options, seen.machine),
         loads=options.loads,
         **{"accel": options.accel, "cpus": options.cpus, **how},
     )
@@ -210,6 +210,13 @@ def plan_rows(
 def phases_on(options: Options, machine: str) -> tuple[str, ...]:
     """Those of the run that guests of a machine go through."""
     return tuple(filter(architecture_of(machine).has_phase, options.phases))
+
+
+def modes_on(options: Options, machine: str) -> tuple[GuestMode, ...]:
+    """Those of the run, on a machine whose guests live: without a kernel they end by themselves, loaded or not, and
+    their CPUs are halted."""
+    alive = machine not in architecture_of(machine).without_kernel
+    return options.guest_modes if alive else (GuestMode.PARKED,)
 
 
 def _phases_of(guest: PlannedGuest | None, phases: Sequence[str]) -> Sequence[str]:

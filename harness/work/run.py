@@ -61,7 +61,16 @@ from harness.state.recordings import (
     Recordings,
     machine_names,
 )
-from harness.work.asked import Options, PlannedSubject, Subject, phases_on, plan_rows, plan_subject, subjects_of
+from harness.work.asked import (
+    Options,
+    PlannedSubject,
+    Subject,
+    modes_on,
+    phases_on,
+    plan_rows,
+    plan_subject,
+    subjects_of,
+)
 from harness.work.guests import GuestDue, GuestRecorder
 from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks, with_causes
 from harness.work.process import ProcessWorker
@@ -400,7 +409,7 @@ class Run:
             reached={name: [phase for phase in phases if phase not in pack.unreached(name)] for name in devices},
             phases=phases,
             lanes=lanes,
-            modes=self._options.guest_modes,
+            modes=modes_on(self._options, seen.machine),
             loads=self._options.loads,
             like=like,
         )

@@ -21,7 +21,7 @@ from harness.lanes.lane import Request, Wave
 from harness.lanes.registry import LANES
 from harness.results.events import ShardOf
 from harness.results.key import CellKey
-from harness.work.asked import Options, Subject, phases_on, plan_subject, seen_before, subjects_of
+from harness.work.asked import Options, Subject, modes_on, phases_on, plan_subject, seen_before, subjects_of
 from harness.work.guests import GuestDue
 from harness.work.planning import Wanted, by_schedule, plan_tasks, with_causes
 from harness.work.share import Share
@@ -108,7 +108,7 @@ def _tasks(options: Options, due: GuestDue) -> list[Task]:
         reached={name: _reached(devices[name], phases) for name in judged},
         phases=tuple(phase for phase in phases if any(device.reaches(phase) for device in due.guest.devices)),
         lanes=options.lanes,
-        modes=options.guest_modes,
+        modes=modes_on(options, due.seen.machine),
         loads=options.loads,
         like=like,
     )

@@ -163,6 +163,8 @@ def test_a_machine_without_a_pci_bus_costs_each_device_its_own_cells(postload: P
     found = {cell["key"]["device"]: cell["outcome"] for cell in document["cells"]}
     assert found.pop("platform")["verdict"] == "ok"
     assert found.keys() == {"ahci", "virtio-blk", "virtio-net"}
+    # its guest has no kernel and ends by itself: nobody is judged by that
+    assert {cell["key"]["guest_mode"] for cell in document["cells"]} == {"parked"}
     assert {outcome["causes"][0]["lack"]["what"] for outcome in found.values()} == {"bus"}
 
 
