@@ -69,7 +69,7 @@ def test_the_reports_are_folds_of_the_events(postload: Postload, both_ways: tupl
     again = postload("report", out, "--out", tmp_path)
     assert (again.returncode, again.stdout) == (done.returncode, done.stdout)
     written = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "cells.jsonl"}
-    assert len(written) == 6
+    assert len(written) == 8
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
