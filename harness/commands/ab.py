@@ -20,11 +20,9 @@ from harness.qualify.pairs import shared_machine
 from harness.report.ab import JSON_NAME, TEXT_NAME, ab_text
 from harness.report.writer import write_reports
 from harness.results.ab import compare_builds
-from harness.results.document import Qemu
 from harness.results.events import EventLog
 from harness.results.folder import held_against
-from harness.results.key import labels
-from harness.work.asked import Subject
+from harness.work.asked import Subject, labelled
 
 
 def ab(given: dict[str, Any]) -> int:
@@ -43,8 +41,7 @@ def ab(given: dict[str, Any]) -> int:
         doc = run.execute(subjects)
     held = held_against(doc, started).doc
     write_reports(held, out)
-    names = labels((each.sha256, each.label or each.version) for each in (a, b))
-    found = compare_builds(held, *(Qemu(**each.identity(), label=names[each.sha256]) for each in (a, b)))
+    found = compare_builds(held, *labelled((a, b)))
     text = ab_text(found, str(out))
     write_together(
         out, {TEXT_NAME: text.encode("utf-8", "replace"), JSON_NAME: json.dumps(found.to_json(), indent=1).encode()}

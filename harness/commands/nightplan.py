@@ -21,9 +21,9 @@ from harness.nights.config import NightConfig, OwnBuild
 from harness.nights.document import AbsentQemu
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.results.document import Qemu
-from harness.results.key import CellKey, labels
+from harness.results.key import CellKey
 from harness.state.recorder import ordered_phases
-from harness.work.asked import Options
+from harness.work.asked import Options, labelled
 from harness.work.shards import foresee
 
 
@@ -88,7 +88,7 @@ def plan_night(config: NightConfig) -> NightPlan:
         accel=accel,
         guest=guest_maker(config.guest, machines, config.cpus),
         foreseen=tuple(dict.fromkeys(key for guest in foresee(options) for key in guest.cells)),
-        qemus=_labelled(selection.binaries),
+        qemus=labelled(selection.binaries),
         absent=absent,
     )
 
@@ -127,8 +127,3 @@ def _paths(qemu: OwnBuild, machines: Sequence[str]) -> list[str | None]:
     if not built:
         raise UsageError(f"{qemu.tree}: nothing was built there: expected {' or '.join(programs)}")
     return [str(path) for path in built]
-
-
-def _labelled(binaries: Sequence[QemuBinary]) -> tuple[Qemu, ...]:
-    names = labels((binary.sha256, binary.label or binary.version) for binary in binaries)
-    return tuple(Qemu(**binary.identity(), label=names[binary.sha256]) for binary in binaries)

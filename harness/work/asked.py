@@ -146,14 +146,20 @@ def seen_before(options: Options, subject: Subject) -> Seen:
     """A subject without a pack, as a run over these options will name it."""
     recorder = subject.recorder or subject.loader
     family, name = machine_names(recorder, subject.machine)
-    named = labels((each.sha256, each.label or each.version) for each in options.binaries)
+    named = {each.sha256: each for each in reversed(labelled(options.binaries))}
     return Seen(
         machine=name,
         family=family,
         binary=subject.loader,
-        recorder=Qemu(**recorder.identity(), label=named[recorder.sha256]),
-        loader=Qemu(**subject.loader.identity(), label=named[subject.loader.sha256]),
+        recorder=named[recorder.sha256],
+        loader=named[subject.loader.sha256],
     )
+
+
+def labelled(binaries: Sequence[QemuBinary]) -> tuple[Qemu, ...]:
+    """QEMUs as the cells of a run over them name them."""
+    names = labels((binary.sha256, binary.label or binary.version) for binary in binaries)
+    return tuple(Qemu(**binary.identity(), label=names[binary.sha256]) for binary in binaries)
 
 
 def plan_subject(options: Options, subject: Subject, seen: Seen) -> PlannedSubject:

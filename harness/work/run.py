@@ -65,6 +65,7 @@ from harness.work.asked import (
     Options,
     PlannedSubject,
     Subject,
+    labelled,
     modes_on,
     phases_on,
     plan_rows,
@@ -144,7 +145,7 @@ class Run:
         self._goes_on = bool(earlier)
         self._judged = {event.cell.key for event in self._earlier if isinstance(event, Judged)}
         self._canaries: dict[tuple[str, str], CanarySeen] = {}
-        self._builds = [(each.sha256, each.label or each.version) for each in options.binaries]
+        self._builds = [(each.sha256, each.label) for each in labelled(options.binaries)]
         self._chains: dict[object, tuple[Seen, Chain, StatePack]] = {}
         self._numbers = count()
         self._here = LocalWorker(self._scope)
