@@ -35,7 +35,7 @@ from harness.qemu.scope import ProcessScope
 from harness.work.ability import HostOffer
 from harness.work.admitted import check_against, check_task
 from harness.work.jobs import CARRY_OUT, TRIES, Held, Jobs, Pulse
-from harness.work.process import Over, line_of
+from harness.work.process import Over, line_of, over_for
 from harness.work.task import QemuFile, RecordingFile, Task
 from harness.work.worker import LocalWorker, Reported
 
@@ -333,11 +333,10 @@ class HostWorker:
             return None
         except HostError as error:
             return self._cannot(held, error)
-        except BudgetError as error:
-            return Over(error=str(error), whose="budget")
         except PostloadError as error:
-            self._say(f"job {held.job}: {error}")
-            return Over(error=str(error), whose="task")
+            if not isinstance(error, BudgetError):
+                self._say(f"job {held.job}: {error}")
+            return over_for(error)
         except Exception as error:
             traceback.print_exc()
             return Over(error=f"a mistake in postload itself, on {self._offer.host}: {error!r}", whose="task")

@@ -66,6 +66,13 @@ def said_in(line: str | bytes) -> Said | None:
         return None
 
 
+def over_for(error: PostloadError) -> Over:
+    """How a task ended by an error; see :func:`raise_for`."""
+    if isinstance(error, HostError):
+        return Over(error=str(error), whose="host")
+    return Over(error=str(error), whose="budget" if isinstance(error, BudgetError) else "task")
+
+
 def raise_for(over: Over, budget_s: float | None) -> None:
     """Raise what ended a task, if it did not end well; see :meth:`harness.work.worker.Worker.run`."""
     if over.whose == "budget" and budget_s is not None:
@@ -141,12 +148,8 @@ def serve(tasks: Iterable[str], out: IO[str], scope: ProcessScope) -> None:
             worker.run(Task.from_json(text), say)
         except Stopped:
             return
-        except HostError as error:
-            say(Over(error=str(error), whose="host"))
-        except BudgetError as error:
-            say(Over(error=str(error), whose="budget"))
         except PostloadError as error:
-            say(Over(error=str(error), whose="task"))
+            say(over_for(error))
         else:
             say(Over())
 
