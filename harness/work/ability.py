@@ -41,6 +41,14 @@ class Ability:
         where = (self.kernel[:_KERNEL_CHARS], self.host[:_HOST_CHARS])
         return "/".join((self.qemu[:_HASH_CHARS], self.accel, *where, "waits" if self.waits else ""))
 
+    @classmethod
+    def from_plain(cls, value: object) -> Ability:
+        """What a job says that it needs, as plain data: its queue decides, and this is for people."""
+        try:
+            return _abilities().validate_python(value)
+        except ValidationError:
+            return cls(qemu="", accel="")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedQemu:
@@ -97,6 +105,11 @@ class HostOffer:
             return _offers().validate_json(text)
         except ValidationError:
             return None
+
+
+@cache
+def _abilities() -> TypeAdapter[Ability]:
+    return TypeAdapter(Ability)
 
 
 @cache

@@ -17,7 +17,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +190,7 @@ class Jobs:
 
         plan = self._app.configure_task(CARRY_OUT, queue=needs.queue, allow_unknown=True)
         try:
-            return plan.defer(run=run, task=json.loads(task), needs=json.loads(_ability_json(needs)))
+            return plan.defer(run=run, task=json.loads(task), needs=asdict(needs))
         except procrastinate.exceptions.ProcrastinateException as error:
             raise HostError(f"the jobs in {self.name}: {_first_line(error.__cause__ or error)}") from error
 
@@ -338,7 +338,7 @@ class Jobs:
         return [
             Waiting(
                 queue=queue,
-                needs=_needs(needs),
+                needs=Ability.from_plain(needs),
                 machines=tuple(sorted(name for name in machines if name)),
                 todo=todo,
                 doing=doing,
@@ -445,22 +445,6 @@ def _cancel_orphans(connection: psycopg.Connection[Any]) -> None:
         """DELETE FROM procrastinate_jobs WHERE status NOT IN ('todo', 'doing')
         AND NOT EXISTS (SELECT FROM leads WHERE run = args->>'run')"""
     )
-
-
-def _ability_json(needs: Ability) -> str:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Ability).dump_json(needs).decode()
-
-
-def _needs(value: object) -> Ability:
-    """What a job says that it needs: its queue decides, and this is for people."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(Ability).validate_python(value)
-    except ValidationError:
-        return Ability(qemu="", accel="")
 
 
 def _first_line(error: BaseException) -> str:
