@@ -49,6 +49,20 @@ def listed(option: str, parameter: str, text: str, **more: Any) -> Callable[[F],
     return click.option(option, parameter, multiple=True, callback=names, help=text, **{"metavar": "NAME,...", **more})
 
 
+def _jobs(what: str) -> Callable[[F], F]:
+    return click.option(
+        "--jobs",
+        type=click.IntRange(1, 64),
+        metavar="N",
+        default=lambda: os.cpu_count() or 1,
+        help=f"{what} at the same time.  [default: one for each CPU]",
+    )
+
+
+def _store(text: str, **more: Any) -> Callable[[F], F]:
+    return click.option("--store", envvar="POSTLOAD_STORE", metavar="URL", help=text, **more)
+
+
 qemu_option = click.option(
     "--qemu",
     "qemus",
@@ -87,13 +101,7 @@ budget_option = click.option(
     metavar="SECONDS",
     help="Give up cells that are judged together when they take longer.  [default: no limit]",
 )
-jobs_option = click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    metavar="N",
-    default=lambda: os.cpu_count() or 1,
-    help="Cells to judge at the same time.  [default: one for each CPU]",
-)
+jobs_option = _jobs("Cells to judge")
 run_ms_option = click.option(
     "--run-ms",
     type=click.FloatRange(0),
@@ -163,20 +171,14 @@ shard_option = click.option(
     "--shard", metavar="NUMBER/SHARDS", help="Judge one part of the run's cells, such as 2/5; see postload merge."
 )
 fresh_option = click.option("--fresh", is_flag=True, help="Record again, even when a recording is in the cache.")
-store_option = click.option(
-    "--store",
-    envvar="POSTLOAD_STORE",
-    metavar="URL",
-    help="History to write the run into: an SQLite file, or postgresql://USER@HOST/DATABASE.  "
-    "[default: $POSTLOAD_STORE, else none]",
+store_option = _store(
+    "History to write the run into: an SQLite file, or postgresql://USER@HOST/DATABASE.  "
+    "[default: $POSTLOAD_STORE, else none]"
 )
-history_option = click.option(
-    "--store",
-    envvar="POSTLOAD_STORE",
-    metavar="URL",
-    default=DEFAULT_STORE,
-    help="The history: an SQLite file, or postgresql://USER@HOST/DATABASE.  "
+history_option = _store(
+    "The history: an SQLite file, or postgresql://USER@HOST/DATABASE.  "
     f"[default: $POSTLOAD_STORE, else {DEFAULT_STORE}]",
+    default=DEFAULT_STORE,
 )
 last_option = click.option(
     "--last", type=click.IntRange(1), metavar="N", default=30, show_default=True, help="Look at so many runs, the last."
@@ -187,16 +189,5 @@ remote_option = click.option(
 each_host_option = click.option(
     "--each-host", is_flag=True, help="Have each cell judged on each host whose worker is able to. Implies --remote."
 )
-worker_jobs_option = click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    metavar="N",
-    default=lambda: os.cpu_count() or 1,
-    help="Jobs to do at the same time.  [default: one for each CPU]",
-)
-jobs_store_option = click.option(
-    "--store",
-    envvar="POSTLOAD_STORE",
-    metavar="URL",
-    help="Database of the history: postgresql://USER@HOST/DATABASE.  [default: $POSTLOAD_STORE]",
-)
+worker_jobs_option = _jobs("Jobs to do")
+jobs_store_option = _store("Database of the history: postgresql://USER@HOST/DATABASE.  [default: $POSTLOAD_STORE]")
