@@ -34,7 +34,7 @@ from harness.results.document import Cell, MatrixDoc
 from harness.results.events import EVENTS_NAME, EventLog, Judged, RunEnded, ShardOf, event_of, fold_file
 from harness.results.folder import held_against
 from harness.results.key import CellKey
-from harness.results.known import Issue, NewsKind, annotate, load_known
+from harness.results.known import Issue, NewsKind, annotate
 from harness.results.merged import merge
 from harness.results.verdict import Verdict
 from harness.work.asked import Options
@@ -129,9 +129,9 @@ class CellTests:
         self._scope: ProcessScope = self._context.obj
         given = self._context.params
         self.out: Path = given["out"]
-        self.issues: tuple[Issue, ...] = load_known(given["known"]) if given["known"] else ()
         with self._context.scope(cleanup=False):
             self._asked: MatrixAsked = asked_of(given)
+        self.issues: tuple[Issue, ...] = self._asked.issues or ()
         options = self._asked.options
         self._options = replace(options, jobs=max(1, options.jobs // workers))
         self._guests = [guest for guest in foresee(options) if guest.cells]

@@ -34,7 +34,7 @@ from harness.report.writer import render_json, write_reports
 from harness.results.document import MatrixDoc
 from harness.results.events import CellsPlanned, Event, EventLog, Judged, ShardOf, Started, new_run_name
 from harness.results.folder import held_against
-from harness.results.known import Issue, KnownRun, load_known
+from harness.results.known import Issue, KnownRun
 from harness.work.asked import Options
 from harness.work.run import Run, Sink
 from harness.work.share import Share
@@ -46,19 +46,20 @@ def carry_out(
     given: dict[str, Any],
     work: Callable[[Run], MatrixDoc],
     *,
+    issues: Sequence[Issue] | None,
     foreign: bool = False,
     shard: ShardOf | None = None,
     **more: Any,
 ) -> int:
     """Do the work of a run, print and write what came of it; returns the exit code.
 
-    :param given: the command's ``out``, ``as_json``, ``known``, ``store``, ``remote``, ``each_host`` and ``notify``
+    :param given: the command's ``out``, ``as_json``, ``store``, ``remote``, ``each_host`` and ``notify``
+    :param issues: that the run is held against; None when it is held against none
     :param foreign: what is loaded came from elsewhere
     :param shard: the part of a run that this is
     :param more: what else :class:`Run` is to be given
     """
     check_notify(given["notify"])
-    issues = None if given["known"] is None else load_known(given["known"])
     walls = told_walls(options.binaries) if foreign else None
     with (
         EventLog(given["out"]) as log,

@@ -59,7 +59,9 @@ def matrix(given: dict[str, Any]) -> int:
     if given["shard"]:
         share, shard = Shard.parse(given["shard"]).share(options)
         options = replace(options, share=share)
-    return carry_out(options, asked.accel, given, lambda run: run.execute(), guest=asked.guest, shard=shard)
+    return carry_out(
+        options, asked.accel, given, lambda run: run.execute(), issues=asked.issues, guest=asked.guest, shard=shard
+    )
 
 
 def asked_of(given: dict[str, Any]) -> MatrixAsked:
@@ -85,8 +87,7 @@ def asked_of(given: dict[str, Any]) -> MatrixAsked:
         cpus=given["cpus"],
         **replayed,
     )
-    issues = None if given["known"] is None else load_known(given["known"])
-    return MatrixAsked(options=chosen, accel=accel, guest=guest, issues=issues)
+    return MatrixAsked(options=chosen, accel=accel, guest=guest, issues=_issues(given))
 
 
 def record(given: dict[str, Any]) -> int:
@@ -140,4 +141,15 @@ def replay(pack: Path, given: dict[str, Any]) -> int:
             phases=phases,
             **replay_options(given),
         )
-        return carry_out(chosen, accel, given, lambda run: load_pack_rows(run, opened), foreign=opened.foreign)
+        return carry_out(
+            chosen,
+            accel,
+            given,
+            lambda run: load_pack_rows(run, opened),
+            issues=_issues(given),
+            foreign=opened.foreign,
+        )
+
+
+def _issues(given: dict[str, Any]) -> tuple[Issue, ...] | None:
+    return None if given["known"] is None else load_known(given["known"])
