@@ -31,7 +31,7 @@ from harness.report.celltext import body_of, facts_of, message_of
 from harness.report.view import explain_cell
 from harness.report.writer import write_reports
 from harness.results.document import Cell, MatrixDoc
-from harness.results.events import EVENTS_NAME, EventLog, Judged, RunEnded, ShardOf, event_of, fold_file
+from harness.results.events import EVENTS_NAME, EventLog, Judged, RunEnded, ShardOf, event_of, write_events
 from harness.results.folder import held_against
 from harness.results.key import CellKey
 from harness.results.known import Issue, NewsKind, annotate
@@ -303,8 +303,5 @@ def report_parts(folder: Path, words: Sequence[str]) -> list[Path]:
     if not folders:
         return []
     out: Path = _context(words).params["out"]
-    with EventLog(out) as log:
-        for event in merge(folders, whole=False).events:
-            log.write(event)
-    fold = fold_file(out / EVENTS_NAME)
+    fold = write_events(merge(folders, whole=False).events, out)
     return write_reports(held_against(fold.document(), fold.started).doc, out)

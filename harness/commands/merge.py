@@ -13,7 +13,7 @@ from harness.commands.output import err
 from harness.errors import UsageError
 from harness.report.merged import merged_text
 from harness.report.writer import write_reports
-from harness.results.events import EVENTS_NAME, EventLog, fold_file
+from harness.results.events import write_events
 from harness.results.folder import held_against
 from harness.results.known import load_known
 from harness.results.merged import merge as put_together
@@ -28,12 +28,9 @@ def merge(
     check_notify(hook)
     issues = None if known is None else load_known(known)
     merged = put_together(folders, issues)
-    with EventLog(out) as log:
-        for event in merged.events:
-            log.write(event)
+    fold = write_events(merged.events, out)
     if store is not None:
         _keep_merged(store, out)
-    fold = fold_file(out / EVENTS_NAME)
     held = held_against(fold.document(), fold.started)
     write_reports(held.doc, out)
     for line in merged_text(merged):

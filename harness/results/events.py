@@ -393,6 +393,17 @@ class EventLog:
             raise HostError(f"cannot write {self.path}: {why}; what is in it stays") from error
 
 
+def write_events(events: Iterable[Event], folder: Path) -> Fold:
+    """Write the events of a run that has ended; what they come to, as whoever reads the file will find it.
+
+    :raises HostError: see :meth:`EventLog.write`
+    """
+    with EventLog(folder) as log:
+        for event in events:
+            log.write(event)
+    return fold_file(log.path)
+
+
 def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
