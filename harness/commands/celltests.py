@@ -25,7 +25,6 @@ from harness.commands import declared
 from harness.commands.execute import begin
 from harness.commands.matrix import MatrixAsked, asked_of
 from harness.errors import HarnessError, UsageError
-from harness.qemu.process import sweep_workdirs
 from harness.qemu.scope import ProcessScope
 from harness.report.celltext import body_of, facts_of, message_of
 from harness.report.view import explain_cell
@@ -126,6 +125,7 @@ class CellTests:
         self._folder = folder
         self._command = ("postload", "matrix", *words)
         self._context = _context(words)
+        declared.own(self._context)
         self._scope: ProcessScope = self._context.obj
         given = self._context.params
         self.out: Path = given["out"]
@@ -182,12 +182,9 @@ def _context(words: Sequence[str]) -> click.Context:
     :raises UsageError: one is wrong
     """
     try:
-        context = declared.matrix.make_context("postload matrix", list(words))
+        return declared.matrix.make_context("postload matrix", list(words))
     except click.ClickException as error:
         raise UsageError(error.format_message()) from error
-    sweep_workdirs()
-    context.obj = context.with_resource(ProcessScope())
-    return context
 
 
 class _GuestCells:

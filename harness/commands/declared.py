@@ -24,14 +24,17 @@ class OwningCommand(click.Command):
     """A command that owns scratch folders and processes, from when it is called."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from harness.qemu.process import sweep_workdirs
-        from harness.qemu.scope import ProcessScope
-
-        sweep_workdirs()
-        root = ctx.find_root()
-        # each run has a scope of its own within this one
-        root.obj = root.with_resource(ProcessScope())
+        own(ctx.find_root())
         return super().invoke(ctx)
+
+
+def own(root: click.Context) -> None:
+    """Let a command line own scratch folders and processes: each of its runs has a scope within the one of this."""
+    from harness.qemu.process import sweep_workdirs
+    from harness.qemu.scope import ProcessScope
+
+    sweep_workdirs()
+    root.obj = root.with_resource(ProcessScope())
 
 
 class Commands(click.Group):
