@@ -12,7 +12,7 @@ from rich.markup import escape
 from harness.commands.execute import begin, shown_run
 from harness.commands.matrix import asked_of
 from harness.commands.output import err, print_json
-from harness.commands.resolve import binaries_of
+from harness.commands.resolve import host_binaries
 from harness.errors import NothingToRun, UsageError
 from harness.files import write_together
 from harness.qemu.binary import QemuBinary
@@ -28,7 +28,7 @@ from harness.work.asked import Subject, labelled
 def ab(given: dict[str, Any]) -> int:
     """Record with A, load with both, say what differs; returns the exit code."""
     paths = [given.pop("qemu_a"), given.pop("qemu_b")]
-    [a, b], _ = binaries_of(paths, given["profiles"])
+    a, b = host_binaries(paths, set())
     if a.sha256 == b.sha256:
         raise UsageError(f"{a.path} and {b.path} are the same program: expected two builds")
     machines = _machines(a, b, given["machines"])
