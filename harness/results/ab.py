@@ -118,13 +118,14 @@ def _place(cell: Cell) -> str:
 
 def _kind(a: list[Cell], b: list[Cell]) -> str:
     """The list that a place belongs to; empty for none."""
-    ours, theirs = _findings(a), _findings(b)
-    if not _judged(a) and not _judged(b):
+    judged = [_judged(a), _judged(b)]
+    if not any(judged):
         return "undecided" if any(cell.verdict.is_undecided for cell in (*a, *b)) else ""
-    if ours == theirs and _judged(a) and _judged(b):
-        return "same"
-    if not (_judged(a) and _judged(b)):
+    if not all(judged):
         return "undecided"
+    ours, theirs = _findings(a), _findings(b)
+    if ours == theirs:
+        return "same"
     if ours and theirs:
         return "differs"
     return "breaks" if theirs else "mends"
@@ -139,11 +140,16 @@ def _judged(cells: Iterable[Cell]) -> bool:
 
 
 def _findings(cells: Iterable[Cell]) -> tuple[str, ...]:
-    return tuple(sorted({name_of(cell) or str(cell.verdict) for cell in cells if cell.verdict.is_finding}))
+    return tuple(sorted({_finding(cell) for cell in cells if cell.verdict.is_finding}))
+
+
+def _finding(cell: Cell) -> str:
+    return name_of(cell) or str(cell.verdict)
 
 
 def _pair(name: str, a: list[Cell], b: list[Cell]) -> AbCell:
-    new = [cell for cell in b if cell.verdict.is_finding and (name_of(cell) or str(cell.verdict)) not in _findings(a)]
+    ours = _findings(a)
+    new = [cell for cell in b if cell.verdict.is_finding and _finding(cell) not in ours]
     known = {cell.known for cell in new}
     return AbCell(cell=name, a=_shown(a), b=_shown(b), known=next(iter(known)) if known and "" not in known else "")
 
