@@ -32,19 +32,17 @@ from harness.engines.secondary import Secondary
 from harness.errors import DeadlineError, PostloadError, QemuError
 from harness.experiments.leak import FRAMEWORK, LeakBench, LeakBudget, _Item, _Kind, _Meter, tuned_secondary
 from harness.experiments.memory import LEAST_CHUNK_BYTES, chunks_in_use
-from harness.files import write_atomically
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary, probe_binary
 from harness.qemu.process import scratch_folder
 from harness.results.cause import Leaked, LoadedBy, Resource
 from harness.results.document import Cell
 from harness.results.frames import Frame, short_form
-from harness.results.signature import name_of
 from harness.state.transforms import GuestMode
 from harness.triage.backtrace import parse_frames
 from harness.triage.cells import phase_of
-from harness.triage.debugger import DENIED, GdbLauncher
-from harness.triage.stack import stack_file
+from harness.triage.debugger import GdbLauncher, denied_line
+from harness.triage.stack import read_looked, stack_file, write_looked
 
 SCHEMA: Final = "postload.allocations/1"
 DEADLINE_S: Final = 90.0
@@ -149,12 +147,7 @@ def kept_allocations(run: Path, cell: Cell, sha256: str | None = None) -> Alloca
     :return: None when there is none, or the file cannot be read
     """
     try:
-        document = json.loads(_file(run, cell).read_text())
-        if (document["schema"], document["cell"], document["signature"]) != (SCHEMA, cell.id, name_of(cell)):
-            return None
-        if sha256 is not None and document["qemu"]["sha256"] != sha256:
-            return None
-        told = document["allocations"]
+        told = read_looked(_file(run, cell), SCHEMA, cell, sha256)["allocations"]
         frames = [tuple(Frame(**frame) for frame in site["frames"]) for site in told["sites"]]
         sites = [CallSite(**{**site, "frames": each}) for site, each in zip(told["sites"], frames, strict=True)]
         return Allocations(**{**told, "how": AllocationsHow(told["how"]), "sites": tuple(sites)})
@@ -163,17 +156,7 @@ def kept_allocations(run: Path, cell: Cell, sha256: str | None = None) -> Alloca
 
 
 def _keep(run: Path, cell: Cell, binary: QemuBinary, found: Allocations) -> None:
-    document = {
-        "schema": SCHEMA,
-        "cell": cell.id,
-        "signature": name_of(cell),
-        "qemu": binary.identity(),
-        "allocations": found.to_json(),
-    }
-    try:
-        write_atomically(_file(run, cell), (json.dumps(document, indent=1) + "\n").encode())
-    except PostloadError:
-        return
+    write_looked(_file(run, cell), SCHEMA, cell, binary, allocations=found.to_json())
 
 
 # -- finding them ----------------------------------------------------------------------------------------------------
@@ -222,9 +205,9 @@ class _Unfound(Exception):
 
 def _why_not(error: Exception) -> Allocations:
     said = str(error)
-    denied = DENIED.search(said)
+    denied = denied_line(said)
     if denied:
-        return Allocations(how=AllocationsHow.DENIED, said=denied[0].strip()[-300:])
+        return Allocations(how=AllocationsHow.DENIED, said=denied)
     if _NO_PYTHON.search(said):
         return Allocations(how=AllocationsHow.NO_PYTHON)
     how = AllocationsHow.LATE if isinstance(error, DeadlineError) else AllocationsHow.FAILED

@@ -29,7 +29,7 @@ from harness.qemu.process import scratch_folder
 from harness.qemu.threads import THREADS
 from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
-from harness.triage.debugger import DENIED, GdbLauncher
+from harness.triage.debugger import GdbLauncher, denied_line
 
 DEADLINE_S = 60.0
 #: gdb reads QEMU's symbols before it lets it run.
@@ -278,9 +278,9 @@ def _read(output: str, log: str, failed: str, watch: _GdbWatch) -> Backtrace:
 
 def _why_not(output: str, log: str, failed: str) -> Backtrace:
     said = f"{output}\n{log}\n{failed}"
-    denied = DENIED.search(said)
+    denied = denied_line(said)
     if denied:
-        return Backtrace(how=StackHow.DENIED, said=denied[0].strip()[-300:])
+        return Backtrace(how=StackHow.DENIED, said=denied)
     if failed:
         return Backtrace(how=StackHow.FAILED, said=failed[-300:])
     ended = _ENDED.search(output)

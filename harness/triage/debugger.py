@@ -18,8 +18,7 @@ from pathlib import Path
 
 #: A stack that is deeper is cut.
 FRAMES = 48
-#: The line of gdb that says that it may not look.
-DENIED = re.compile(r".*(ptrace|Operation not permitted|Could not trace|not traced).*")
+_DENIED = re.compile(r".*(ptrace|Operation not permitted|Could not trace|not traced).*")
 
 
 class GdbLauncher:
@@ -61,6 +60,12 @@ class GdbLauncher:
                 os.kill(pid, number)
                 return True
         return False
+
+
+def denied_line(said: str) -> str:
+    """The line of what gdb said that says that it may not look, empty where none does."""
+    denied = _DENIED.search(said)
+    return denied[0].strip()[-300:] if denied else ""
 
 
 def _settings() -> list[str]:

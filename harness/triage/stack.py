@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.colo import Pace, Session
@@ -60,12 +61,7 @@ def kept_stack(run: Path, cell: Cell, sha256: str | None = None) -> Backtrace | 
     :return: None when there is none, or the file cannot be read
     """
     try:
-        document = json.loads(stack_file(run, cell).read_text())
-        if document["schema"] != STACK_SCHEMA or (document["cell"], document["signature"]) != (cell.id, name_of(cell)):
-            return None
-        if sha256 is not None and document["qemu"]["sha256"] != sha256:
-            return None
-        told = document["backtrace"]
+        told = read_looked(stack_file(run, cell), STACK_SCHEMA, cell, sha256)["backtrace"]
         frames = tuple(Frame(**each) for each in told["frames"])
         return Backtrace(
             frames=frames,
@@ -82,15 +78,30 @@ def kept_stack(run: Path, cell: Cell, sha256: str | None = None) -> Backtrace | 
 
 def keep_stack(run: Path, cell: Cell, binary: QemuBinary, stack: Backtrace) -> None:
     """Keep it for the next who asks, where the run's folder can be written."""
-    document = {
-        "schema": STACK_SCHEMA,
-        "cell": cell.id,
-        "signature": name_of(cell),
-        "qemu": binary.identity(),
-        "backtrace": stack.to_json(),
-    }
+    write_looked(stack_file(run, cell), STACK_SCHEMA, cell, binary, backtrace=stack.to_json())
+
+
+def read_looked(file: Path, schema: str, cell: Cell, sha256: str | None) -> dict[str, Any]:
+    """A document of :func:`write_looked`.
+
+    :param sha256: only of this QEMU; any when None
+    :raises OSError: there is none
+    :raises ValueError: it is no such document, or of another finding or QEMU
+    :raises KeyError, TypeError: it lacks a part
+    """
+    document: dict[str, Any] = json.loads(file.read_text())
+    if (document["schema"], document["cell"], document["signature"]) != (schema, cell.id, name_of(cell)):
+        raise ValueError(f"{file}: it is of another finding")
+    if sha256 is not None and document["qemu"]["sha256"] != sha256:
+        raise ValueError(f"{file}: it is of another QEMU")
+    return document
+
+
+def write_looked(file: Path, schema: str, cell: Cell, binary: QemuBinary, **seen: Any) -> None:
+    """Keep what was seen of a cell under gdb, where the file can be written."""
+    document = {"schema": schema, "cell": cell.id, "signature": name_of(cell), "qemu": binary.identity(), **seen}
     try:
-        write_atomically(stack_file(run, cell), (json.dumps(document, indent=1) + "\n").encode())
+        write_atomically(file, (json.dumps(document, indent=1) + "\n").encode())
     except PostloadError:
         return
 
