@@ -92,23 +92,23 @@ def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
         type that it does not have it refuses itself
     """
     for key, setting in plan.machine_properties.items():
-        _check_value(f"machine: property {key!r}", key, setting, listing.machine.get(key), binary)
+        _check_value(f"plan: machine: property {key!r}", key, setting, listing.machine.get(key), binary)
     for device in plan.devices:
-        where = f"device {device.id}"
+        where = f"plan: device {device.id}"
         listed = listing.devices.get(device.type)
         if listed is None:
-            raise PackError(f"plan: {where}: type {device.type}: expected a device type that {binary} lists")
+            raise PackError(f"{where}: type {device.type}: expected a device type that {binary} lists")
         # a backend of the plan is made anew, and none of them reaches for the host
         told = sorted(_HOST_PROPERTIES & listed.keys() - device.backends.keys())
         if told:
-            raise PackError(f"plan: {where}: {device.type} stands on the host's own {told[0]}; no such type is taken")
+            raise PackError(f"{where}: {device.type} stands on the host's own {told[0]}; no such type is taken")
         if "audiodev" in listed and "audiodev" not in device.backends:
-            raise PackError(f"plan: {where}: {device.type} would use the host's sound; expected a backend of its own")
+            raise PackError(f"{where}: {device.type} would use the host's sound; expected a backend of its own")
         for key, value in device.properties.items():
             _check_value(f"{where}: {key}={value!r}", key, value, listed.get(key), binary)
         for key in (*device.backends, *device.references):
             if key not in listed:
-                raise PackError(f"plan: {where}: {key}: expected a property of {device.type} that {binary} lists")
+                raise PackError(f"{where}: {key}: expected a property of {device.type} that {binary} lists")
 
 
 def check_override(driver: str, key: str, value: str, listing: Listing, binary: str) -> None:
@@ -118,7 +118,7 @@ def check_override(driver: str, key: str, value: str, listing: Listing, binary: 
     :raises PackError: says what was met, and what was expected
     """
     where = f"global {driver}.{key}={value!r}"
-    if any(fnmatchcase(driver, pattern) for pattern in _HOST_TYPES) or key in _HOST_PROPERTIES | _OWN_KEYS:
+    if _is_of_host(driver) or key in _HOST_PROPERTIES | _OWN_KEYS:
         raise PackError(f"{where}: expected a property of a device that does not stand on the host's own")
     if driver not in listing.devices:
         raise PackError(f"{where}: expected a device type that {binary} lists")
@@ -138,7 +138,7 @@ def _check_machine(plan: GuestPlan) -> None:
 
 def _check_device(plan: GuestPlan, device: PlacedDevice) -> None:
     where = f"plan: device {device.id}"
-    if any(fnmatchcase(device.type, pattern) for pattern in _HOST_TYPES):
+    if _is_of_host(device.type):
         raise PackError(f"{where}: {device.type} stands on the host's own hardware or files; no such type is taken")
     if device.bus is not None and not _is_bus(plan, device.bus):
         raise PackError(f"{where}: bus {device.bus!r}: expected the machine's root bus or that of a device of the plan")
@@ -159,6 +159,10 @@ def _check_device(plan: GuestPlan, device: PlacedDevice) -> None:
             )
 
 
+def _is_of_host(driver: str) -> bool:
+    return any(fnmatchcase(driver, pattern) for pattern in _HOST_TYPES)
+
+
 def _is_bus(plan: GuestPlan, bus: str) -> bool:
     """The root bus, one that the chipset has (``ide.0``), or one of a device: its id, with a number or without."""
     root = architecture_of(plan.machine).buses.get(plan.family)
@@ -170,7 +174,7 @@ def _is_bus(plan: GuestPlan, bus: str) -> bool:
 
 def _check_value(where: str, key: str, value: bool | int | str, listed: Listed | None, binary: str) -> None:
     if listed is None:
-        raise PackError(f"plan: {where}: expected a property that {binary} lists")
+        raise PackError(f"{where}: expected a property that {binary} lists")
     wanted = {
         NUMBER: "a number",
         BOOLEAN: "a boolean",
@@ -178,7 +182,7 @@ def _check_value(where: str, key: str, value: bool | int | str, listed: Listed |
         STRING: f"no string but of {', '.join(sorted(_STRINGS))}",
     }.get(listed.kind, "no such property in a pack that travels")
     if not _fits(key, value, listed):
-        raise PackError(f"plan: {where}: its type is {listed.type}; expected {wanted}")
+        raise PackError(f"{where}: its type is {listed.type}; expected {wanted}")
 
 
 def _fits(key: str, value: bool | int | str, listed: Listed) -> bool:

@@ -119,7 +119,7 @@ def test_a_property_is_held_against_the_qemu_that_loads(
         if taken:
             check_against(task, pack, "/nowhere")
             return
-        with pytest.raises(UsageError, match=r"not a task for this host: .*global"):
+        with pytest.raises(UsageError, match=r"not a task for this host: global"):
             check_against(task, pack, "/nowhere")
 
 
