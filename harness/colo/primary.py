@@ -139,15 +139,14 @@ class Primary:
         devices: Buffer,
         ram: Sequence[Buffer] = (),
         *,
-        again: Buffer = b"",
-        times: int = 0,
+        behind: Sequence[Buffer] = (),
         more_s: float = 0.0,
     ) -> None:
         """One checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
 
         :param devices: FULL sections, without the EOF byte that this adds
         :param ram: RAM sections in pieces, or nothing
-        :param again: sections that stand behind ``devices`` so many ``times``; they are not copied
+        :param behind: further sections that stand behind ``devices``; they are not copied
         :param more_s: added to the deadline of each answer, for a buffer with much in it
         :raises ChannelBroken: with the step at which the secondary stopped answering
         """
@@ -155,8 +154,8 @@ class Primary:
         reply = self._receive(Step.REQUEST, 4)
         if reply != _REPLY:
             self._expect(Step.REQUEST, reply, Message.CHECKPOINT_REPLY)
-        size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + len(again) * times + 1)
-        self._send(Step.SEND, _SEND, *ram, _EOF, size, devices, *[again] * times, _EOF)
+        size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + sum(map(len, behind)) + 1)
+        self._send(Step.SEND, _SEND, *ram, _EOF, size, devices, *behind, _EOF)
         self._acknowledged(more_s)
         self.checkpoints += 1
 

@@ -107,12 +107,16 @@ class Session:
 
     def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
         first, own = self.buffers.parts(checkpoint.phase, self.mode, self.selection)
-        times = checkpoint.repeat - 1 + self.selection.again
+        behind = [own] * (checkpoint.repeat - 1 + self.selection.again) + self._last(secondary.primary.checkpoints)
         ram = self.buffers.ram_difference(checkpoint.phase, before)
         if self.reset_first:
             reset_machine(secondary.vm, self.timeout_s)
         more_s = checkpoint.repeat * PER_LOAD_S
-        secondary.primary.checkpoint(first, ram, again=own, times=times, more_s=more_s)
+        secondary.primary.checkpoint(first, ram, behind=behind, more_s=more_s)
+
+    def _last(self, _number: int) -> list[bytes]:
+        """What stands last in the buffer of a checkpoint, counted from 0."""
+        return []
 
 
 def in_turn(sessions: Sequence[tuple[Session, OnLoads]]) -> list[Evidence]:

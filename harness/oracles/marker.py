@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from harness.engines.colo import Session
-from harness.engines.schedule import Checkpoint
-from harness.engines.secondary import Secondary
 from harness.oracles.load import judge
 from harness.results.outcome import Moment
 from harness.results.verdict import Verdict
@@ -33,11 +31,8 @@ class Marked(Session):
 
     at: int
 
-    def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
-        devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, checkpoint.repeat)
-        if secondary.primary.checkpoints == self.at:
-            devices += marker()
-        secondary.primary.checkpoint(devices, self.buffers.ram_difference(checkpoint.phase, before))
+    def _last(self, number: int) -> list[bytes]:
+        return [marker()] if number == self.at else []
 
 
 def moment_of(session: Session, checkpoint: int, verdict: Verdict) -> Moment | None:

@@ -165,7 +165,7 @@ def test_sections_that_stand_again_and_again_are_sent_as_often(connect: Connect)
     answers = _answers(ENABLE_COLO)
     primary, fake = connect([*script_until(ENABLE_COLO, 0), *answers[:1], 4, REPLY, len(buffer), RECEIVED + LOADED])
     primary.start(HEAD, BODY, ENABLE_COLO)
-    primary.checkpoint(b"ab", again=b"xyz", times=2000)
+    primary.checkpoint(b"ab", behind=[b"xyz"] * 2000)
     fake.join(20.0)
     assert fake.got.endswith(REQUEST + buffer)
 

@@ -23,6 +23,7 @@ from harness.engines.schedule import Schedule, plan_loads
 from harness.engines.secondary import Secondary, capabilities
 from harness.errors import DeadlineError, QemuError, Stopped
 from harness.oracles.load import judge, warnings_of
+from harness.oracles.marker import marker, moment_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import Exit
@@ -69,10 +70,10 @@ class FakeSecondary:
         if self.at_start:
             raise ChannelBroken(Step.INCOMING, self.kind, symptom("as told"))
 
-    def checkpoint(
-        self, first: bytes, ram: Sequence[bytes], *, again: bytes = b"", times: int = 0, more_s: float
-    ) -> None:
-        devices = first + again * times
+    checkpoints = property(lambda self: len(self.sent))
+
+    def checkpoint(self, first: bytes, ram: Sequence[bytes], *, behind: Sequence[bytes] = (), more_s: float) -> None:
+        devices = b"".join([first, *behind])
         assert more_s > 0
         self.sent.append((devices, b"".join(ram)))
         if len(self.sent) == self.breaks_at:
@@ -173,6 +174,18 @@ def test_sessions_in_turn_share_a_secondary_as_long_as_it_is_well(
     assert first.broken is None
     assert second.broken is not None
     assert (second.broken.load, second.loads_acked) == (1, 0)
+
+
+def test_the_marker_stands_behind_all_that_is_loaded_back_to_back(
+    session: Callable[..., Session], fake: type[FakeSecondary], handmade: Handmade
+) -> None:
+    loads = session(Schedule.BACK_TO_BACK, ["bound"], 150, selection=Selection(own=frozenset({"cpu"})))
+    loads.run()
+    plain = [devices for devices, _ in sent(fake).sent]
+    assert len(plain) > 1
+    assert plain[0].count(handmade.full(1, 0x22)) > 1
+    moment_of(loads, len(plain) - 1, Verdict.CRASH)
+    assert [devices for devices, _ in sent(fake).sent] == [*plain[:-1], plain[-1] + marker()]
 
 
 def test_the_incoming_stream_is_whole_though_sections_are_excluded(

@@ -59,10 +59,8 @@ class Fake:
         if self.dies_at_start or places or (self.refuses and self.refuses in stream):
             self._die(Step.INCOMING)
 
-    def checkpoint(
-        self, first: bytes, ram: Sequence[bytes] = (), again: bytes = b"", times: int = 0, **_: object
-    ) -> None:
-        devices = first + again * times
+    def checkpoint(self, first: bytes, ram: Sequence[bytes] = (), behind: Sequence[bytes] = (), **_: object) -> None:
+        devices = b"".join([first, *behind])
         self.checkpoints.append(devices)
         self.hits += all(devices.count(section) >= self.in_one_buffer for section in self.bug)
         if self.bug and self.hits >= self.takes:
