@@ -12,7 +12,7 @@ from harness.devices.device import Device
 from harness.engines.schedule import Schedule
 from harness.guests.lack import Lack
 from harness.guests.planner import PlannedGuest
-from harness.lanes.lane import Lane
+from harness.lanes.lane import Lane, Reached, Request
 from harness.lanes.registry import LANES
 from harness.names import MIGRATIONS, ORACLES, RESET
 from harness.packs.pack import StatePack
@@ -20,13 +20,15 @@ from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.results.answer import Seen
 from harness.results.document import Qemu
-from harness.results.key import USUAL_CPUS, labels
+from harness.results.key import USUAL_CPUS, CellKey, labels
 from harness.results.plan import CellPlan, plan_cells
 from harness.state.recordings import machine_names, missing, planned_guests, reached
 from harness.state.transforms import GuestMode
 from harness.work.guests import GuestDue
 from harness.work.order import Order
+from harness.work.planning import Wanted
 from harness.work.share import Share
+from harness.work.task import QemuFile, RecordingFile, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,49 @@ def plan_rows(
         guest_modes=modes_on(options, seen.machine),
         loads=options.loads,
         **{"accel": options.accel, "cpus": options.cpus, **how},
+    )
+
+
+def wanted_of(
+    options: Options,
+    seen: Seen,
+    key: CellKey,
+    *,
+    recording: RecordingFile,
+    guest: Sequence[Device],
+    reached: Reached,
+    phases: Sequence[str],
+    lanes: Sequence[Lane],
+    came: bool = False,
+) -> Wanted:
+    """What a guest is asked.
+
+    :param key: of any of its cells
+    :param guest: the devices that it has
+    :param reached: by each device to be judged, those of the phases that it has reached
+    :param came: it came from elsewhere: another QEMU, or another host
+    """
+    like = Task(
+        recording=recording,
+        loader=QemuFile(path=seen.binary.path, sha256=seen.binary.sha256),
+        request=Request(lane="", machine=seen.machine, phases=(), devices=()),
+        answers=(),
+        guest=tuple(guest),
+        came=came,
+        run_s=options.run_s,
+        controls=options.controls,
+        pair=options.pair,
+        overrides=options.overrides,
+        budget_s=options.budget_s,
+    )
+    return Wanted(
+        key=key,
+        reached=reached,
+        phases=tuple(phases),
+        lanes=tuple(lanes),
+        modes=modes_on(options, seen.machine),
+        loads=options.loads,
+        like=like,
     )
 
 

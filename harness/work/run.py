@@ -23,7 +23,7 @@ from harness.guests.lack import Lack, Lacks
 from harness.guests.machine import lacking_program
 from harness.lanes.canary import spoilt_section
 from harness.lanes.judge import Exclusion
-from harness.lanes.lane import Lane, Request, Wave
+from harness.lanes.lane import Lane, Wave
 from harness.lanes.registry import LANES
 from harness.names import MIGRATIONS
 from harness.oracles.coverage import coverage_of
@@ -66,17 +66,17 @@ from harness.work.asked import (
     PlannedSubject,
     Subject,
     labelled,
-    modes_on,
     phases_on,
     plan_rows,
     plan_subject,
     subjects_of,
+    wanted_of,
 )
 from harness.work.guests import GuestDue, GuestRecorder
-from harness.work.planning import Chain, Wanted, by_schedule, in_waves, plan_tasks, with_causes
+from harness.work.planning import Chain, by_schedule, in_waves, plan_tasks, with_causes
 from harness.work.process import ProcessWorker
 from harness.work.queue import Queue, Takes, most_out
-from harness.work.task import QemuFile, RecordingFile, Task
+from harness.work.task import RecordingFile, Task
 from harness.work.worker import CellDone, Learnt, Loaded, LocalWorker, Reported, Worker
 
 _POLL_S = 0.2
@@ -392,27 +392,16 @@ class Run:
             return []
         devices = tuple(dict.fromkeys(plan.device for plan in plans))
         phases = tuple(phase for phase in self._phases(seen.machine) if phase in pack.phases)
-        like = Task(
+        wanted = wanted_of(
+            self._options,
+            seen,
+            plans[0].key,
             recording=RecordingFile(path=str(pack.source), content=pack.content),
-            loader=QemuFile(path=seen.binary.path, sha256=seen.binary.sha256),
-            request=Request(lane="", machine=seen.machine, phases=(), devices=()),
-            answers=(),
             guest=recorded_devices(pack, self._options.profiles or None),
-            came=came,
-            run_s=self._options.run_s,
-            controls=self._options.controls,
-            pair=self._options.pair,
-            overrides=self._options.overrides,
-            budget_s=self._options.budget_s,
-        )
-        wanted = Wanted(
-            key=plans[0].key,
             reached={name: [phase for phase in phases if phase not in pack.unreached(name)] for name in devices},
             phases=phases,
             lanes=lanes,
-            modes=modes_on(self._options, seen.machine),
-            loads=self._options.loads,
-            like=like,
+            came=came,
         )
         planned = {plan.key for plan in plans}
         # of a recording that ended early, the cells of all phases together were given up
@@ -430,14 +419,14 @@ class Run:
             return []
         assert seen.ability is not None  # probed by whoever opened the pack
         if self._options.canary and no_colo is None:
-            canary = self._canary(like, plans[0].key, seen, pack)
+            canary = self._canary(wanted.like, plans[0].key, seen, pack)
             if not canary.is_red:
                 self._distrust(tasks, seen, canary)
                 return []
         self._here.lend(pack, seen.binary, seen.ability)
         with self._lock:
             chain = Chain(in_waves(tasks, LANES), next(self._numbers))
-            self._chains[like.place] = seen, chain, pack
+            self._chains[wanted.like.place] = seen, chain, pack
         return chain.ready()
 
     def _canary(self, like: Task, key: CellKey, seen: Seen, pack: StatePack) -> CanarySeen:

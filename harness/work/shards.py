@@ -17,15 +17,15 @@ from dataclasses import dataclass
 
 from harness.devices.device import Device
 from harness.errors import UsageError
-from harness.lanes.lane import Request, Wave
+from harness.lanes.lane import Wave
 from harness.lanes.registry import LANES
 from harness.results.events import ShardOf
 from harness.results.key import CellKey
-from harness.work.asked import Options, Subject, modes_on, phases_on, plan_subject, seen_before, subjects_of
+from harness.work.asked import Options, Subject, phases_on, plan_subject, seen_before, subjects_of, wanted_of
 from harness.work.guests import GuestDue
-from harness.work.planning import Wanted, by_schedule, plan_tasks, with_causes
+from harness.work.planning import by_schedule, plan_tasks, with_causes
 from harness.work.share import Share
-from harness.work.task import QemuFile, RecordingFile, Task
+from harness.work.task import RecordingFile, Task
 
 #: What it takes to record a guest, in seconds, and the loads that the lanes' own figures are for.
 _RECORDING_S = 25.0
@@ -96,21 +96,15 @@ def _tasks(options: Options, due: GuestDue) -> list[Task]:
     """What a guest is asked when all goes well."""
     phases, devices = phases_on(options, due.seen.machine), {device.name: device for device in due.guest.devices}
     judged = dict.fromkeys(plan.device for plan in due.plans)
-    like = Task(
+    wanted = wanted_of(
+        options,
+        due.seen,
+        due.plans[0].key,
         recording=RecordingFile(path="", content=""),
-        loader=QemuFile(path=due.seen.binary.path, sha256=due.seen.binary.sha256),
-        request=Request(lane="", machine=due.seen.machine, phases=(), devices=()),
-        answers=(),
         guest=due.guest.devices,
-    )
-    wanted = Wanted(
-        key=due.plans[0].key,
         reached={name: _reached(devices[name], phases) for name in judged},
-        phases=tuple(phase for phase in phases if any(device.reaches(phase) for device in due.guest.devices)),
+        phases=[phase for phase in phases if any(device.reaches(phase) for device in due.guest.devices)],
         lanes=options.lanes,
-        modes=modes_on(options, due.seen.machine),
-        loads=options.loads,
-        like=like,
     )
     return plan_tasks(wanted)
 
