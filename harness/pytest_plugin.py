@@ -124,7 +124,7 @@ class CellsPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Whoever started the workers puts what they judged together, when all of them are done."""
+        """Nothing is judged any more when the reports are put together."""
         if self._tests is not None:
             self._tests.close()
 

@@ -266,7 +266,7 @@ class Jobs:
             connection.execute(query, (worker, offer.to_json()))
 
     def report(self, held: Held, host: str, lines: Sequence[str]) -> bool | None:
-        """JobReport lines of a job, all or none.
+        """Report lines of a job, all or none.
 
         :returns: whether the worker shall go on with the job; None where it is not its own any more, since it was
             taken for dead

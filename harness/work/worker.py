@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Workers carry out tasks: here, in threads of this process; in :mod:`harness.work.process`, in another one."""
+"""Workers carry out tasks: here, in threads of this process; in :mod:`harness.work.process`, in another one; in
+:mod:`harness.work.remote`, on other hosts."""
 
 from __future__ import annotations
 
