@@ -135,7 +135,9 @@ class _Asking:
             return None
         isolator = self.bench.isolator(again=self._twice)
         judgement = judge_loads(asked.life)
-        blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judgement)
+        # the incoming stream of the session that broke was taken
+        absent = self.bench.refused
+        blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judgement, absent)
         if blame is None:
             return None
         self.bench.blame(self._phase, blame.sections, judgement, together=blame.how.together)

@@ -172,7 +172,9 @@ def _blame(bench: Bench, plan: LoadPlan, evidence: Evidence, judgement: Judgemen
     before = plan.phase_before(broken.load)
     if broken.step is Step.REQUEST:
         return isolator.find_at_reset(before, behind.absent, judgement)
-    return isolator.find(before, broken.phase, broken.load, behind.excluded, judgement)
+    # the incoming stream of the session that broke was taken
+    taken = behind.absent if before == plan.incoming else None
+    return isolator.find(before, broken.phase, broken.load, behind.excluded, judgement, taken)
 
 
 def _told(label: str | None, judgement: Judgement) -> Told:

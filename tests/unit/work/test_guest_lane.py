@@ -67,7 +67,13 @@ def asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
             anything: Any = None
             found = Blame(sections=(section,), how=how, judgement=anything)
         monkeypatch.setattr(guest, "guest_life", life)
-        monkeypatch.setattr(Bench, "isolator", lambda *_, **__: SimpleNamespace(find=lambda *_: found))
+
+        def find(*given: object) -> Blame | None:
+            # the guest's incoming stream was taken without what is refused
+            assert given[-1] == bench.refused
+            return found
+
+        monkeypatch.setattr(Bench, "isolator", lambda *_, **__: SimpleNamespace(find=find))
         bench.ability = replace(bench.ability, resets_before_load=resets)
         return {cell.device: cell for cell in perform(guest_check("bound", ROWS), bench)}
 

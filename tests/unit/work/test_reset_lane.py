@@ -14,11 +14,12 @@ from harness.colo.messages import Step
 from harness.colo.symptom import Sign, Symptom
 from harness.engines.buffers import Selection
 from harness.engines.evidence import Break, Evidence
+from harness.engines.schedule import Schedule, plan_loads
 from harness.experiments.reset import ResetTimes, Span
 from harness.lanes import reset
 from harness.lanes.checks import perform
 from harness.lanes.judge import Bench
-from harness.oracles.isolate import Blame
+from harness.oracles.isolate import Blame, Isolator
 from harness.oracles.load import Judgement
 from harness.results.cause import Why
 from harness.results.outcome import Isolation, IsolationWay
@@ -77,6 +78,23 @@ class World:
 @pytest.fixture
 def world(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(bench, monkeypatch)
+
+
+def test_an_incoming_stream_that_was_taken_is_not_tried_before_a_search(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_loads(Schedule.WALK, ("kernel", "bound"), LOADS)
+    absent, given = frozenset({"gone"}), []
+    monkeypatch.setattr(Isolator, "find", lambda *args: given.append((args[1], args[-1])))
+    for load in range(1, LOADS + 1):
+        step = Break(step=Step.LOAD, kind="closed", symptom=Symptom(sign=Sign.CLOSED), load=load, phase="bound")
+        evidence = Evidence(
+            loads_asked=LOADS, loads_acked=load - 1, checkpoints_acked=load - 1, broken=step, exit=None, log=""
+        )
+        behind = reset._Behind(evidence=evidence, excluded=absent, absent=absent)
+        reset._blame(bench, plan, evidence, Judgement(verdict=Verdict.CRASH), behind)
+    assert {before for before, _ in given} == {"kernel", "bound"}
+    assert all(taken == (absent if before == "kernel" else None) for before, taken in given)
 
 
 def test_all_is_well_and_has_its_cost(world: World) -> None:
