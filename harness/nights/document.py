@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
+from harness.results.document import plain_json, schema_of
 from harness.results.verdict import Verdict
-from harness.store.document import ChangedCell, CompareDoc, schema_of
+from harness.store.document import ChangedCell, CompareDoc
 from harness.store.states import Reproduced
 
 
@@ -126,8 +125,7 @@ class NightDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, with what is derived."""
-        found: dict[str, Any] = _nights().dump_python(self, mode="json", by_alias=True)
-        return found | {"counts": self.counts, "whole": self.whole, "exit_code": self.exit_code}
+        return plain_json(self) | {"counts": self.counts, "whole": self.whole, "exit_code": self.exit_code}
 
 
 def without(compared: CompareDoc, taken: set[tuple[str, str]]) -> CompareDoc:
@@ -151,10 +149,6 @@ def without(compared: CompareDoc, taken: set[tuple[str, str]]) -> CompareDoc:
 def night_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``night.json``."""
     return schema_of(NightDoc)
-
-
-def _nights() -> TypeAdapter[NightDoc]:
-    return TypeAdapter(NightDoc)
 
 
 def as_text(doc: NightDoc) -> bytes:

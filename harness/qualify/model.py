@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 from harness import __version__
 from harness.facts.compare import FactChange
 from harness.facts.kvm import KvmTried
@@ -17,7 +15,7 @@ from harness.qualify.explained import Explained
 from harness.qualify.pairs import EndingState
 from harness.qualify.static import StaticNote
 from harness.results.cause import Cause
-from harness.results.document import Qemu, read_model
+from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.results.outcome import Outcome, Repeats
 
 SCHEMA = "postload.qualify/1"
@@ -193,8 +191,7 @@ class QualifyDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: dict[str, Any] = TypeAdapter(QualifyDoc).dump_python(self, mode="json", by_alias=True)
-        return found
+        return plain_json(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> QualifyDoc:
@@ -207,5 +204,4 @@ class QualifyDoc:
 
 def qualify_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``qualify.json``, made from the models."""
-    schema = TypeAdapter(QualifyDoc).json_schema(mode="serialization", by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema_of(QualifyDoc)

@@ -18,6 +18,7 @@ from harness.devices.types import DeviceType
 from harness.guests.lack import Lacks
 from harness.report.lacks import lack_text, program_text
 from harness.report.text import columns, plural
+from harness.results.document import schema_of
 from harness.state.catalogue import DeviceTrial, Offer, TriedDevice
 from harness.state.recordings import machine_names, recorded_driver
 from harness.text import printable
@@ -102,8 +103,7 @@ _OPTION = re.compile(r"\S*qemu-system-\w+: (-\S+ \S+: )?")
 
 def devices_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``postload devices --json``, made from the models."""
-    schema = Catalogue.model_json_schema(mode="serialization", by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema_of(Catalogue)
 
 
 def catalogue_of(

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 from harness.report.text import columns, duration, number, plural
+from harness.results.document import plain_json, schema_of
 from harness.work.ability import Ability
 from harness.work.jobs import Living, Waiting
 
@@ -58,14 +57,12 @@ class WorkDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: dict[str, Any] = TypeAdapter(WorkDoc).dump_python(self, mode="json")
-        return found
+        return plain_json(self)
 
 
 def work_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``postload work status --json``."""
-    schema = TypeAdapter(WorkDoc).json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema_of(WorkDoc)
 
 
 def work_text(doc: WorkDoc) -> str:

@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
-from harness.results.document import Cell, MatrixDoc, Qemu
+from harness.results.document import Cell, MatrixDoc, Qemu, plain_json, schema_of
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict, rank, worst
 
@@ -80,8 +78,7 @@ class AbDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: dict[str, Any] = TypeAdapter(AbDoc).dump_python(self, mode="json")
-        return found
+        return plain_json(self)
 
 
 def compare_builds(doc: MatrixDoc, a: Qemu, b: Qemu) -> AbDoc:
@@ -161,5 +158,4 @@ def _shown(cells: list[Cell]) -> BuildCells:
 
 def ab_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``ab.json``, made from the models."""
-    schema = TypeAdapter(AbDoc).json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema_of(AbDoc)

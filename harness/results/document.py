@@ -167,9 +167,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; ``id`` is the key as text."""
-        found: dict[str, Any] = _adapter(Cell).dump_python(self, mode="json", by_alias=True)
         rates = {"seconds": _finite(self.seconds), "loads_per_second": _finite(self.loads_per_second)}
-        return {"id": self.id, **found, **rates}
+        return {"id": self.id, **plain_json(self), **rates}
 
     @classmethod
     def from_json(cls, document: object) -> Cell:
@@ -251,8 +250,7 @@ class MachineResult:
     resets_before_load: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = _adapter(MachineResult).dump_python(self, mode="json", by_alias=True)
-        return found
+        return plain_json(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,10 +444,10 @@ class MatrixDoc:
             "host": self.host,
             "machines": [result.to_json() for result in self.machines],
             "cells": [cell.to_json() for cell in self.cells],
-            "coverage": [_adapter(DeviceCoverage).dump_python(each, mode="json") for each in self.coverage],
-            "resets": [_adapter(DeviceReset).dump_python(each, mode="json") for each in self.resets],
-            "lost": [_adapter(LostGuest).dump_python(each, mode="json") for each in self.lost],
-            "each_host": [_adapter(CellOnHosts).dump_python(each, mode="json") for each in self.each_host],
+            "coverage": list(map(plain_json, self.coverage)),
+            "resets": list(map(plain_json, self.resets)),
+            "lost": list(map(plain_json, self.lost)),
+            "each_host": list(map(plain_json, self.each_host)),
         }
 
     @classmethod
@@ -475,10 +473,22 @@ def find_cell(doc: MatrixDoc, text: str) -> Cell:
 
 def matrix_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``matrix.json``, made from the models."""
-    schema = _adapter(MatrixDoc).json_schema(mode="serialization", by_alias=True)
+    schema = schema_of(MatrixDoc)
     cell = schema["$defs"]["Cell"]
     cell["properties"] = {"id": {"type": "string", "title": "Id"}, **cell["properties"]}
     cell["required"] = ["id", *cell["required"]]
+    return schema
+
+
+def plain_json(document: Any) -> dict[str, Any]:
+    """A document as plain JSON types."""
+    found: dict[str, Any] = _adapter(cast(Any, type(document))).dump_python(document, mode="json", by_alias=True)
+    return found
+
+
+def schema_of(model: Any) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a document, made from its model."""
+    schema = _adapter(model).json_schema(mode="serialization", by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

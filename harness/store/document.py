@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
+from harness.results.document import plain_json, schema_of
 from harness.results.verdict import Verdict
 from harness.store.read import OutcomeRow, RunRow, SignatureRow
 from harness.store.states import CellState, FailRate, Look
@@ -32,8 +33,7 @@ class HistoryDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: dict[str, Any] = TypeAdapter(HistoryDoc).dump_python(self, mode="json")
-        return found
+        return plain_json(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,7 @@ class CompareDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: dict[str, Any] = TypeAdapter(CompareDoc).dump_python(self, mode="json", by_alias=True)
-        return found
+        return plain_json(self)
 
 
 def compare_schema() -> dict[str, Any]:
@@ -107,9 +106,3 @@ def compare_schema() -> dict[str, Any]:
 def history_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``postload history --json``."""
     return schema_of(HistoryDoc)
-
-
-def schema_of(model: Any) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a document."""
-    schema = TypeAdapter(model).json_schema(mode="serialization", by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

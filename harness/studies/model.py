@@ -12,15 +12,13 @@ from functools import partial
 from threading import Event
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
-
 from harness.engines.buffers import Buffers
 from harness.engines.probe import ColoAbility
 from harness.errors import PostloadError, Stopped
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbed, Hindrances, only_slow, undisturbed
 from harness.qemu.scope import ProcessScope
-from harness.results.document import Qemu, read_model
+from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.studies.findings import StudyFinding
 
 SCHEMA = "postload.claims/1"
@@ -176,8 +174,7 @@ class ClaimsDoc:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        found: dict[str, Any] = TypeAdapter(ClaimsDoc).dump_python(self, mode="json", by_alias=True)
-        return found
+        return plain_json(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ClaimsDoc:
@@ -190,8 +187,7 @@ class ClaimsDoc:
 
 def claims_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of ``claims.json``, made from the models."""
-    schema = TypeAdapter(ClaimsDoc).json_schema(mode="serialization", by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return schema_of(ClaimsDoc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
