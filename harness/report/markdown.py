@@ -77,7 +77,7 @@ def render_markdown(doc: MatrixDoc) -> str:
         parts += [
             f"## Reset: {plain_text(table.title)}",
             _resets(table),
-            *_told(table.left_out),
+            *map(plain_text, filter(None, [table.left_out])),
         ]
         parts += ["\n".join(f"- {plain_text(text)}" for text in (table.about, *table.costs))]
     hosts = hosts_lines(doc)
@@ -189,10 +189,6 @@ def _finding(group: FindingGroup, phases: Set[str]) -> str:
     return "\n\n".join(lines)
 
 
-def _told(text: str | None) -> list[str]:
-    return [plain_text(text)] if text else []
-
-
 def host_text(doc: MatrixDoc) -> str:
     """The host, in a line."""
     return ", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))
@@ -209,12 +205,8 @@ def _how(doc: MatrixDoc) -> str:
         f"{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all, "
         f"started {plain_text(doc.started)}",
         *([coverage_text(doc.coverage)] if doc.coverage else []),
-        *(
-            f"QEMU {plain_text(q.version)} ({plain_text(q.build)}), {code_text(q.path)}, sha256 {code_text(q.sha256)}"
-            for q in qemus
-        ),
-        "host: "
-        + plain_text(", ".join(str(doc.host[key]) for key in ("system", "kernel", "cpu") if doc.host.get(key))),
+        *map(_build, qemus),
+        f"host: {plain_text(host_text(doc))}",
         *([f"walls around QEMU: {plain_text(str(doc.host['walls']))}"] if doc.host.get("walls") else []),
         f"command: {code_text(' '.join(doc.command))}",
         f"{plain_text(doc.program.name)} {plain_text(doc.program.version)}",
