@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from harness.errors import HostError, UsageError
@@ -112,6 +113,11 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection in a transaction that writes; it is committed when the block ends well."""
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         yield connection
+
+
+def insert_into(engine: sa.Engine, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An insert that can say what to do where a row is there already."""
+    return postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def _update(engine: sa.Engine) -> None:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from harness.errors import UsageError
 from harness.results.document import Qemu
 from harness.store import tables as t
-from harness.store.engine import told, writing
+from harness.store.engine import insert_into, told, writing
 from harness.store.read import BASELINE, RateRow, RunRow
 from harness.store.states import Reproduced
-from harness.store.write import RunState
+from harness.store.write import RunState, build_row
 
 
 def set_mark(engine: sa.Engine, run: RunRow, name: str = BASELINE) -> None:
@@ -49,20 +48,13 @@ def put_reproduction(
     :raises UsageError: no such signature was ever seen
     :raises HostError: the database does not take it
     """
-    build = {
-        "sha256": qemu.sha256,
-        "version": qemu.version,
-        "build": qemu.build,
-        "path": qemu.path,
-        "label": qemu.label or qemu.version,
-    }
-    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    build = build_row(qemu)
     with told(engine), writing(engine) as connection:
         query = sa.select(t.signatures.c.id).where(t.signatures.c.name == signature)
         number = connection.execute(query).scalar()
         if number is None:
             raise UsageError(f"{signature}: no run of this history has such a finding")
-        connection.execute(insert(t.builds).values(build).on_conflict_do_nothing())
+        connection.execute(insert_into(engine, t.builds).values(build).on_conflict_do_nothing())
         of_build = sa.select(t.builds.c.id).where(t.builds.c.sha256 == qemu.sha256)
         row = {
             "signature_id": number,

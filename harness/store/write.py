@@ -22,7 +22,6 @@ from typing import Any
 
 import sqlalchemy as sa
 import zstandard
-from sqlalchemy.dialects import postgresql, sqlite
 
 from harness.errors import HostError
 from harness.results.document import Cell, MachineResult, Qemu
@@ -32,7 +31,7 @@ from harness.results.known import Issue, known_link
 from harness.results.signature import Signature, name_of, signature_of_cell
 from harness.results.verdict import Verdict, rank
 from harness.store import tables as t
-from harness.store.engine import told, writing
+from harness.store.engine import insert_into, told, writing
 
 #: A batch is written when it has so many events, or its first one is so old.
 BATCH_EVENTS, BATCH_S = 500, 1.0
@@ -102,7 +101,7 @@ class RunWriter:
                 "seconds": 0.0,
                 "alive": self._clock(),
             }
-            insert = self._insert(t.runs).values(row).on_conflict_do_nothing().returning(t.runs.c.id)
+            insert = insert_into(self._engine, t.runs).values(row).on_conflict_do_nothing().returning(t.runs.c.id)
             made = connection.execute(insert).scalar()
             query = sa.select(t.runs.c.id).where(t.runs.c.name == started.name)
             self._run = connection.execute(query).scalar_one()
@@ -147,7 +146,7 @@ class RunWriter:
         cells = self._ids_of(connection, t.cells, "key", map(_cell_row, keys.values()))
         if planned:
             rows = [{"run_id": self._run, "cell_id": cells[name], "host_id": self._host} for name in planned]
-            connection.execute(self._insert(t.outcomes).on_conflict_do_nothing(), rows)
+            connection.execute(insert_into(self._engine, t.outcomes).on_conflict_do_nothing(), rows)
         if judged:
             self._put_outcomes(connection, judged, cells)
             self._take_out_answered(connection, answers)
@@ -174,7 +173,7 @@ class RunWriter:
         if not self._each_host:  # the last is the worst
             judged = list({cell.id: cell for cell in judged}.values())
         qemus = [qemu for cell in judged for qemu in (cell.record_qemu, cell.load_qemu)]
-        builds = self._ids_of(connection, t.builds, "sha256", map(_build_row, qemus))
+        builds = self._ids_of(connection, t.builds, "sha256", map(build_row, qemus))
         named = [(cell, name_of(cell)) for cell in judged]
         found = (_signature_row(cell, name) for cell, name in named if name)
         signatures = self._ids_of(connection, t.signatures, "name", found)
@@ -227,7 +226,7 @@ class RunWriter:
 
     def _put_machines(self, connection: sa.Connection, machines: Sequence[MachineResult]) -> None:
         qemus = [qemu for each in machines for qemu in (each.qemu, each.record_qemu or each.qemu)]
-        builds = self._ids_of(connection, t.builds, "sha256", map(_build_row, qemus))
+        builds = self._ids_of(connection, t.builds, "sha256", map(build_row, qemus))
         rows = [
             {
                 "run_id": self._run,
@@ -269,7 +268,7 @@ class RunWriter:
     def _look_up(
         self, connection: sa.Connection, table: sa.Table, column: str, rows: Sequence[dict[str, Any]]
     ) -> dict[str, int]:
-        connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
+        connection.execute(insert_into(self._engine, table).on_conflict_do_nothing(), rows)
         query = sa.select(table.c[column], table.c.id)
         found: dict[str, int] = {}
         for first in range(0, len(rows), _CHUNK):
@@ -281,13 +280,10 @@ class RunWriter:
     def _upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
         if not rows:
             return
-        insert = self._insert(table)
+        insert = insert_into(self._engine, table)
         keys = [column.name for column in table.primary_key]
         changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
         connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), rows)
-
-    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 class RunSink:
@@ -394,7 +390,8 @@ def _cell_row(key: CellKey) -> dict[str, Any]:
     }
 
 
-def _build_row(qemu: Qemu) -> dict[str, Any]:
+def build_row(qemu: Qemu) -> dict[str, Any]:
+    """A QEMU as a row of ``builds``, without its number."""
     return {
         "sha256": qemu.sha256,
         "version": qemu.version,
