@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from harness.results.key import CellKey
+from harness.store.compare import by_line
 from harness.store.read import Glance, History
 from harness.work.order import Order
 
@@ -36,7 +37,7 @@ def _rank(last: tuple[int, Sequence[Glance]] | None, build: str) -> int:
     if last is None:
         return Urgency.CHANGED
     ago, cells = last
-    if any(cell.verdict is not None and cell.verdict.is_finding for cell in cells):
+    if any(cell.is_finding for cell in cells):
         return Urgency.FAILED
     if all(cell.loader != build for cell in cells):
         return Urgency.CHANGED
@@ -46,18 +47,10 @@ def _rank(last: tuple[int, Sequence[Glance]] | None, build: str) -> int:
 def _last_judged(history: History, lines: set[str]) -> dict[str, tuple[int, Sequence[Glance]]]:
     """What each line came to when it was judged last, and how many runs ago that was; 0 is the last one."""
     found: dict[str, tuple[int, Sequence[Glance]]] = {}
-    for ago, run in enumerate(history.runs(limit=LOOKED_THROUGH)):
+    for ago, number in enumerate(history.numbers_before(None, LOOKED_THROUGH)):
         if len(found) == len(lines):
             break
-        for line, cells in _judged_lines(history.glances(run)):
+        for line, cells in by_line(cell for cell in history.glances(number) if cell.is_judged).items():
             if line in lines:
                 found.setdefault(line, (ago, cells))
     return found
-
-
-def _judged_lines(cells: Iterable[Glance]) -> Iterator[tuple[str, Sequence[Glance]]]:
-    lines: dict[str, list[Glance]] = {}
-    for cell in cells:
-        if cell.verdict is not None and not cell.verdict.is_undecided:
-            lines.setdefault(cell.line, []).append(cell)
-    yield from lines.items()

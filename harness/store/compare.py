@@ -67,14 +67,14 @@ class _Comparison:
         glances: dict[int, list[Glance]] = {number: [] for number in numbers}
         for glance in history.glances_to_compare(numbers, before, after):
             glances[glance.run].append(glance)
-        runs = {number: _by_line(found) for number, found in glances.items()}
+        runs = {number: by_line(found) for number, found in glances.items()}
         self._before, self._after = runs[before.number], runs[after.number]
         self._last = [runs[number] for number in (*reversed(last), after.number)]
         self._earlier = [runs[number] for number in earlier]
         self._seen = history.seen_before(after, before)
         self._routes = {name: {_route(line) for line in lines} for name, lines in self._seen.items()}
         self._answers = _newest_answers(history)
-        self._failed = {glance.line for found in glances.values() for glance in found if _is_failed(glance)}
+        self._failed = {glance.line for found in glances.values() for glance in found if glance.is_finding}
 
     def changes(self) -> Iterator[ChangedCell]:
         """Everything but cells that pass and passed."""
@@ -137,19 +137,16 @@ class _Comparison:
         return next((answer for answer in answers if answer is not None), Reproduced.NONE)
 
 
-def _by_line(glances: Iterable[Glance]) -> dict[str, Cells]:
+def by_line(glances: Iterable[Glance]) -> dict[str, Cells]:
+    """The cells of one run by their lines."""
     found: dict[str, list[Glance]] = {}
     for glance in glances:
         found.setdefault(glance.line, []).append(glance)
     return dict(found.items())
 
 
-def _is_failed(glance: Glance) -> bool:
-    return glance.verdict is not None and glance.verdict.is_finding
-
-
 def _findings(cells: Cells) -> list[str]:
-    return [glance.signature for glance in cells if _is_failed(glance)]
+    return [glance.signature for glance in cells if glance.is_finding]
 
 
 def look_at(cells: Cells, name: str) -> Look:
@@ -169,14 +166,12 @@ def look_at(cells: Cells, name: str) -> Look:
 
 def _own(cells: Cells, name: str) -> Glance | None:
     """The cell of a line that has a finding, else the first of them."""
-    return next(
-        (glance for glance in cells if glance.signature == name and _is_failed(glance)), next(iter(cells), None)
-    )
+    return next((glance for glance in cells if glance.signature == name and glance.is_finding), next(iter(cells), None))
 
 
 def _verdict(cells: Cells, name: str) -> Verdict | None:
     """Of the cell that has a finding, else the worst of the line; None where none was judged."""
-    own = [glance.verdict for glance in cells if glance.signature == name and _is_failed(glance)]
+    own = [glance.verdict for glance in cells if glance.signature == name and glance.is_finding]
     found = own or [glance.verdict for glance in cells]
     return min((verdict for verdict in found if verdict is not None), key=rank, default=None)
 

@@ -125,15 +125,6 @@ class OutcomeRow:
     loader: str = ""
     recorder: str = ""
 
-    @property
-    def is_finding(self) -> bool:
-        return self.verdict is not None and self.verdict.is_finding
-
-    @property
-    def is_judged(self) -> bool:
-        """It says something about the device: neither not judged, nor undecided."""
-        return self.verdict is not None and not self.verdict.is_undecided
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureRow:
@@ -178,6 +169,15 @@ class Glance(NamedTuple):
     signature: str
     known: str
     loader: str
+
+    @property
+    def is_finding(self) -> bool:
+        return self.verdict is not None and self.verdict.is_finding
+
+    @property
+    def is_judged(self) -> bool:
+        """It says something about the device: neither not judged, nor undecided."""
+        return self.verdict is not None and not self.verdict.is_undecided
 
 
 class Sighting(NamedTuple):
@@ -330,9 +330,9 @@ class History:
         found = [row for part in _parts(sorted(lines)) for row in self._outcomes(query.where(t.cells.c.line.in_(part)))]
         return sorted(found, key=lambda row: (order[row.run], row.cell))
 
-    def glances(self, run: RunRow) -> list[Glance]:
-        """The least of each cell of a run, by key."""
-        return self._glances(_GLANCES.where(t.outcomes.c.run_id == run.number))
+    def glances(self, number: int) -> list[Glance]:
+        """The least of each cell of the run of a number."""
+        return self._glances(_GLANCES.where(t.outcomes.c.run_id == number))
 
     def glances_to_compare(self, runs: Collection[int], before: RunRow, after: RunRow) -> list[Glance]:
         """Of some runs the cells, by line, that a comparison of two of them has anything to say of.

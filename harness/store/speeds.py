@@ -116,10 +116,6 @@ class Curve:
     points: tuple[Point, ...]
     changes: tuple[SpeedChange, ...]
 
-    @property
-    def last_change(self) -> SpeedChange | None:
-        return self.changes[-1] if self.changes else None
-
 
 def curves(nights: Nights, history: History) -> list[Curve]:
     """Every speed of the shown runs: those of machines, then those of devices, then what else was measured.
