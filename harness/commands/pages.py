@@ -19,7 +19,7 @@ from harness.report.text import plural
 from harness.results.document import Cell
 from harness.store.compare import compare
 from harness.store.nights import Nights, read_nights
-from harness.store.read import History, RunRow, open_history
+from harness.store.read import History, Reproduction, RunRow, open_history
 from harness.store.signatures import signatures_on
 from harness.store.speeds import curves
 from harness.store.states import HistoryRules, read_rules
@@ -59,6 +59,7 @@ def _site(history: History, last: int, against: str | None, rules: HistoryRules)
     if not nights.runs:
         raise NothingToRun("the history has no runs yet")
     newest = nights.runs[0]
+    reproductions = history.reproductions()
     before = history.run(against) if against else next(iter(nights.runs[1:]), None)
     return Site(
         nights=nights,
@@ -67,8 +68,8 @@ def _site(history: History, last: int, against: str | None, rules: HistoryRules)
         signatures=history.signatures(),
         on=signatures_on(history, rules),
         logs=_logs(history, nights),
-        reproductions=history.reproductions(),
-        cases=_cases(history, nights.runs),
+        reproductions=reproductions,
+        cases=_cases(reproductions, nights.runs),
         archives=frozenset(),
     )
 
@@ -88,10 +89,10 @@ def _logs(history: History, nights: Nights) -> dict[str, Cell]:
     return found
 
 
-def _cases(history: History, runs: Iterable[RunRow]) -> dict[str, KeptCase]:
+def _cases(reproductions: Iterable[Reproduction], runs: Iterable[RunRow]) -> dict[str, KeptCase]:
     """Those that this host has: of the reproducers that were asked last, then of the newest runs."""
     found: dict[str, KeptCase] = {}
-    for each in history.reproductions():
+    for each in reproductions:
         case = case_in(Path(each.script)) if each.script else None
         if case is not None and case.signature == each.signature:
             found.setdefault(case.signature, case)
