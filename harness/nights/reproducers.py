@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.results.document import Qemu
-from harness.results.key import release_line
+from harness.results.key import Route, release_line
 from harness.store.read import Reproduction
 from harness.store.signatures import SignatureOn
 from harness.store.states import Reproduced, SignatureState
@@ -58,7 +58,7 @@ def reproducers_due(
         if finding.state is SignatureState.FIXED_IN or not (bundle / CASE_FILE).exists():
             continue
         for qemu in builds:
-            same_line = release_line(qemu.label) == finding.qemu.rpartition(">")[2]
+            same_line = release_line(qemu.label) == Route.parse(finding.qemu).loader
             if same_line and (finding.signature, qemu.sha256) not in asked:
                 yield Reproducer(signature=finding.signature, qemu=qemu, bundle=bundle)
 

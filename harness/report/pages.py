@@ -25,7 +25,7 @@ from functools import cached_property
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, Template
+from jinja2 import Environment
 
 import harness
 from harness.report import strips
@@ -35,6 +35,7 @@ from harness.report.sentences import controls_text
 from harness.report.text import plural
 from harness.report.view import Finding, finding_of
 from harness.results.document import Cell
+from harness.results.key import CellKey, route_of
 from harness.results.verdict import Verdict
 from harness.store.document import ChangedCell, CompareDoc
 from harness.store.nights import CellName, LineNights, Mark, Missing, Nights, Remark, mark_rank, newest, worst_of
@@ -181,8 +182,8 @@ class ChangeGroup:
     @property
     def where(self) -> str:
         """On which QEMUs, and for which devices."""
-        qemus = sorted({change.line.partition("/")[0] for change in self.changes}, key=natural)
-        devices = sorted({_device_of(change.line) for change in self.changes})
+        qemus = sorted({route_of(change.line) for change in self.changes}, key=natural)
+        devices = sorted({CellKey.parse(change.line).device for change in self.changes})
         more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
         return f"{plural(len(self.changes), 'cell')} of {', '.join(devices[:4])}{more} on {', '.join(qemus)}"
 
@@ -339,20 +340,15 @@ def _by_reason(changes: Sequence[ChangedCell]) -> list[ChangeGroup]:
     return [ChangeGroup(title=NOT_RUN_WORDS[look], changes=each) for look, each in found.items() if each]
 
 
-def _device_of(line: str) -> str:
-    return line.split("/")[2] if line.count("/") > 2 else line
-
-
 class _Pages:
     """The templates with what each page has."""
 
     def __init__(self, made: Environment, site: Site) -> None:
-        self._templates: dict[str, Template] = {}
         self._made, self._site = made, site
 
     def render(self, name: str, **more: Any) -> str:
         root = "../" if name in ("device", "signature", "run") else ""
-        template = self._templates.setdefault(name, self._made.get_template(f"{name}.html.j2"))
+        template = self._made.get_template(f"{name}.html.j2")
         text: str = template.render(site=self._site, nights=self._site.nights, root=root, here=name, **more)
         return text
 

@@ -160,6 +160,11 @@ class CellKey:
         )
 
 
+def route_of(key: str) -> str:
+    """The QEMUs of a key or a line, as text; of very many, without the rest of it."""
+    return key.partition("/")[0]
+
+
 def find_by_key(items: Sequence[T], key: Callable[[T], CellKey], text: str, likely: Callable[[T], bool]) -> T:
     """The item of this key, or the only one, else the only likely one, whose key holds the text.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from harness.results.key import route_of
 from harness.results.verdict import Verdict, rank
 from harness.store.document import ChangedCell, CompareDoc
 from harness.store.read import Glance, History, RunRow
@@ -72,7 +73,7 @@ class _Comparison:
         self._last = [runs[number] for number in (*reversed(last), after.number)]
         self._earlier = [runs[number] for number in earlier]
         self._seen = history.seen_before(after, before)
-        self._routes = {name: {_route(line) for line in lines} for name, lines in self._seen.items()}
+        self._routes = {name: {route_of(line) for line in lines} for name, lines in self._seen.items()}
         self._answers = _newest_answers(history)
         self._failed = {glance.line for found in glances.values() for glance in found if glance.is_finding}
 
@@ -130,7 +131,7 @@ class _Comparison:
         lines = self._seen.get(name, set())
         if line in lines or lines == {""}:
             return SeenBefore.HERE
-        return SeenBefore.ELSEWHERE if _route(line) in self._routes.get(name, ()) else SeenBefore.NEVER
+        return SeenBefore.ELSEWHERE if route_of(line) in self._routes.get(name, ()) else SeenBefore.NEVER
 
     def _reproduced(self, name: str, now: Cells) -> Reproduced:
         answers = (self._answers.get((name, glance.loader)) for glance in now)
@@ -174,10 +175,6 @@ def _verdict(cells: Cells, name: str) -> Verdict | None:
     own = [glance.verdict for glance in cells if glance.signature == name and glance.is_finding]
     found = own or [glance.verdict for glance in cells]
     return min((verdict for verdict in found if verdict is not None), key=rank, default=None)
-
-
-def _route(line: str) -> str:
-    return line.partition("/")[0]
 
 
 def _newest_answers(history: History) -> Mapping[tuple[str, str], Reproduced]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 
+from harness.results.key import route_of
 from harness.results.verdict import FINDINGS, FailureClass, Verdict, rank
 from harness.store import tables as t
 from harness.store.engine import told
@@ -181,22 +182,18 @@ def newest(marks: Sequence[Mark]) -> Mark:
 
 def worst_of(strips: Sequence[Sequence[Mark]]) -> tuple[Mark, ...]:
     """Several cells night by night: the worst of each night."""
-    return tuple(min(night, key=_place) for night in zip(*strips, strict=True))
-
-
-def _place(mark: Mark) -> int:
-    return _PLACE[str(mark)]
+    return tuple(min(night, key=mark_rank) for night in zip(*strips, strict=True))
 
 
 def mark_rank(mark: Mark) -> int:
     """Position in :data:`WORST_FIRST`."""
-    return _place(mark)
+    return _PLACE[str(mark)]
 
 
 def _cells(history: History) -> dict[int, CellName]:
     columns = (t.cells.c[name] for name in ("id", "key", "line", "machine", "device", "phases", "lane"))
     return {
-        number: CellName(number, key, line, line.partition("/")[0], machine, device, phases, lane)
+        number: CellName(number, key, line, route_of(line), machine, device, phases, lane)
         for number, key, line, machine, device, phases, lane in _rows(history, sa.select(*columns))
     }
 
@@ -252,7 +249,7 @@ def _tallies(history: History) -> dict[int, list[Tally]]:
     found: dict[int, list[Tally]] = {}
     for run, device, name, verdict, count in _rows(history, query):
         mark = WORST_FIRST[_PLACE[verdict]]
-        found.setdefault(run, []).append(Tally(device, name.partition("/")[0], mark, count))
+        found.setdefault(run, []).append(Tally(device, route_of(name), mark, count))
     return found
 
 

@@ -31,6 +31,7 @@ import zstandard
 
 from harness.errors import UsageError
 from harness.results.document import Cell, MachineResult, read_model
+from harness.results.key import route_of
 from harness.results.verdict import FINDINGS, UNDECIDED, FailureClass, Verdict
 from harness.store import tables as t
 from harness.store.engine import open_store, told
@@ -195,7 +196,7 @@ class Sighting(NamedTuple):
     @property
     def qemu(self) -> str:
         """The route, by the lines of releases of its QEMUs."""
-        return self.line.partition("/")[0]
+        return route_of(self.line)
 
 
 class RateKind(StrEnum):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.results.key import release_line
+from harness.results.key import Route, release_line
 from harness.store.compare import look_at
 from harness.store.read import Glance, History, Reproduction, Sighting
 from harness.store.states import (
@@ -65,7 +65,7 @@ def _signature_on(
     sightings: Sequence[Sighting], answers: Sequence[Reproduction], last: _Last, rules: HistoryRules
 ) -> SignatureOn:
     first, newest = sightings[0], sightings[-1]
-    loader = first.qemu.rpartition(">")[2]
+    loader = Route.parse(first.qemu).loader
     own = [each for each in answers if each.signature == first.signature and release_line(each.label) == loader]
     facts = SignatureFacts(
         reproducer=own[0].answer if own else Reproduced.NONE,
