@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from threading import Timer
@@ -30,11 +31,11 @@ from harness.errors import HarnessError, HostError, PostloadError, Stopped
 from harness.files import write_together
 from harness.nights.account import account_of, unfinished
 from harness.nights.config import load_config
-from harness.nights.document import Canary, NightDoc, ReproducerAnswer, as_text, without
+from harness.nights.document import Canary, NightDoc, ReproducerAnswer, as_text
 from harness.nights.folder import BUNDLES, NIGHT, NIGHT_TEXT, CutOff, cut_off, last_once
 from harness.nights.order import order_of
 from harness.nights.reproducers import Reproducer, asked_of, bundle_folder, reproducers_due
-from harness.nights.telling import FindingAt, excused_of, overdue_of, place_of, seen_twice, to_try_again
+from harness.nights.telling import FindingAt, excused_of, overdue_of, place_of, seen_twice, to_try_again, without
 from harness.report.bundle import WRITING
 from harness.report.console import SafeConsole
 from harness.report.nightly import answer_text, begun_text, bundle_text, night_headline, night_text
@@ -184,7 +185,7 @@ class _Night:
     def _budget_is_over(self) -> bool:
         return self._left_s is not None and self._left_s <= 0
 
-    @property
+    @cached_property
     def _held(self) -> KnownRun:
         assert self._doc is not None
         return held_against(self._doc, self._started)

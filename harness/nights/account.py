@@ -40,13 +40,13 @@ def account_of(foreseen: Sequence[CellKey], events: Iterable[Event], *, complete
     """
     share = Share((), foreseen)
     told = list(events)
-    planned = dict.fromkeys(map(str, foreseen)) | {
-        share.foreseen(name): None for event in told if isinstance(event, CellsPlanned) for name in event.cells
-    }
+    came = dict.fromkeys(
+        share.foreseen(name) for event in told if isinstance(event, CellsPlanned) for name in event.cells
+    )
+    planned = dict.fromkeys(map(str, foreseen)) | came
     judged = {share.foreseen(event.planned) for event in told if isinstance(event, Judged)}
     missing = [name for name in planned if name not in judged]
     if complete:
-        came = {share.foreseen(name) for event in told if isinstance(event, CellsPlanned) for name in event.cells}
         excused = _unable(event for event in told if isinstance(event, Judged))
         missing = [name for name in missing if name in came or CellKey.parse(name).row not in excused]
     return NightAccount(planned=len(judged) + len(missing), judged=len(judged), missing=tuple(missing))

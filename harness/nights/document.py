@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
 
@@ -126,24 +126,6 @@ class NightDoc:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, with what is derived."""
         return plain_json(self) | {"counts": self.counts, "whole": self.whole, "exit_code": self.exit_code}
-
-
-def without(compared: CompareDoc, taken: set[tuple[str, str]]) -> CompareDoc:
-    """A comparison without what is told elsewhere.
-
-    :param taken: line and signature of each change
-    """
-
-    def left(changes: tuple[ChangedCell, ...]) -> tuple[ChangedCell, ...]:
-        return tuple(change for change in changes if (change.line, change.signature) not in taken)
-
-    return replace(
-        compared,
-        new=left(compared.new),
-        back=left(compared.back),
-        still=left(compared.still),
-        flaky=left(compared.flaky),
-    )
 
 
 def night_schema() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import date
 
 from harness.nights.config import Quarantine, holding, past
-from harness.nights.document import Excused, Overdue, without
+from harness.nights.document import Excused, Overdue
 from harness.results.known import News, NewsKind
 from harness.store.document import ChangedCell, CompareDoc
 
@@ -22,6 +22,26 @@ FindingAt = tuple[str, str]
 def place_of(change: ChangedCell) -> FindingAt:
     """Which finding in which cell changed."""
     return change.line, change.signature
+
+
+def without(compared: CompareDoc, taken: Collection[FindingAt]) -> CompareDoc:
+    """A comparison without what is told elsewhere."""
+
+    def left(changes: tuple[ChangedCell, ...]) -> tuple[ChangedCell, ...]:
+        return tuple(change for change in changes if place_of(change) not in taken)
+
+    return replace(
+        compared,
+        new=left(compared.new),
+        back=left(compared.back),
+        still=left(compared.still),
+        flaky=left(compared.flaky),
+    )
+
+
+def _there(compared: CompareDoc) -> tuple[ChangedCell, ...]:
+    """What fails now."""
+    return (*compared.new, *compared.back, *compared.still, *compared.flaky)
 
 
 def to_try_again(compared: CompareDoc, once: Collection[FindingAt]) -> list[ChangedCell]:
@@ -49,7 +69,7 @@ def seen_twice(
 def excused_of(compared: CompareDoc, entries: Sequence[Quarantine], day: date) -> list[Excused]:
     """Findings in quarantined cells: those that would count, and those that are still there."""
     found = []
-    for change in (*compared.new, *compared.back, *compared.still, *compared.flaky):
+    for change in _there(compared):
         entry = holding(entries, change.cell, day)
         if entry is not None:
             found.append(Excused(change=change, link=entry.link, until=entry.until))
@@ -61,7 +81,7 @@ def overdue_of(compared: CompareDoc, entries: Sequence[Quarantine], news: Iterab
 
     :param news: of the known issues
     """
-    failing = [change.cell for change in (*compared.new, *compared.back, *compared.still, *compared.flaky)]
+    failing = [change.cell for change in _there(compared)]
     found = []
     for entry in past(entries, day):
         cells = tuple(cell for cell in failing if entry.has(cell))

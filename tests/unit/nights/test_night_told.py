@@ -14,8 +14,8 @@ from made_runs import crashed, events, judged, started, write_nights, write_run
 
 from harness.colo.messages import Step
 from harness.nights.config import Quarantine
-from harness.nights.document import AbsentQemu, Canary, NightDoc, Overdue, night_schema, without
-from harness.nights.telling import excused_of, overdue_of, place_of, seen_twice, to_try_again
+from harness.nights.document import AbsentQemu, Canary, NightDoc, Overdue, night_schema
+from harness.nights.telling import excused_of, overdue_of, place_of, seen_twice, to_try_again, without
 from harness.report.nightly import night_headline, night_text
 from harness.report.schemas import shipped
 from harness.results.cause import Broke
