@@ -15,7 +15,7 @@ from harness.report.history import compare_text, history_text
 from harness.report.text import plural
 from harness.store.asked import ask
 from harness.store.compare import compare
-from harness.store.engine import open_store
+from harness.store.engine import opened
 from harness.store.importing import Imported, import_run
 from harness.store.keep import prune, set_mark, shrink
 from harness.store.read import open_history
@@ -89,8 +89,7 @@ def import_runs(folders: tuple[Path, ...], store: str, as_json: bool) -> int:
     """Take the runs of some folders into a history; those that cannot be taken keep none of the others out."""
     found: list[Imported] = []
     errors: list[UsageError] = []
-    engine = open_store(store, create=True)
-    try:
+    with opened(store, create=True) as engine:
         for folder in folders:
             try:
                 found.append(import_run(engine, folder))
@@ -98,8 +97,6 @@ def import_runs(folders: tuple[Path, ...], store: str, as_json: bool) -> int:
                 errors.append(error)
                 continue
             (err if as_json else SafeConsole()).print(escape(_imported(folder, found[-1])), soft_wrap=True)
-    finally:
-        engine.dispose()
     if as_json:
         rows = [{"run": one.run, "state": one.state, "new": one.new, "cells": one.cells} for one in found]
         print_json({"schema": "postload.import/1", "runs": rows})

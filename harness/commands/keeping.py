@@ -35,12 +35,11 @@ def kept_run(store: str | None, out: Path) -> Iterator[Keeper]:
     if store is None:
         yield Keeper()
         return
-    from harness.store.engine import open_store
+    from harness.store.engine import opened
     from harness.store.importing import heal
     from harness.store.write import RunSink
 
-    engine = open_store(store, create=True)
-    try:
+    with opened(store, create=True) as engine:
         heal(engine)
         sink = RunSink(engine, str(out.absolute()))
         try:
@@ -50,5 +49,3 @@ def kept_run(store: str | None, out: Path) -> Iterator[Keeper]:
             if sink.error is not None:
                 text = f"postload: {sink.error}; {sink.lost} events are missing there: postload import {out}"
                 err.print(escape(text), soft_wrap=True)
-    finally:
-        engine.dispose()

@@ -47,11 +47,8 @@ def _keep_merged(store: str, out: Path) -> None:
     :raises UsageError: that is no history
     :raises HostError: it cannot be written
     """
-    from harness.store.engine import open_store
+    from harness.store.engine import opened
     from harness.store.importing import import_run
 
-    engine = open_store(store, create=True)
-    try:
+    with opened(store, create=True) as engine:
         import_run(engine, out)
-    finally:
-        engine.dispose()

@@ -48,6 +48,16 @@ def open_store(text: str, *, create: bool = False) -> sa.Engine:
     return engine
 
 
+@contextmanager
+def opened(text: str, *, create: bool = False) -> Iterator[sa.Engine]:
+    """The engine of :func:`open_store` for a while; then its connections are closed."""
+    engine = open_store(text, create=create)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def store_url(text: str) -> sa.URL:
     """What the user typed as a URL of SQLAlchemy, with its driver.
 

@@ -34,7 +34,7 @@ from harness.results.document import Cell, MachineResult, read_model
 from harness.results.key import route_of
 from harness.results.verdict import FINDINGS, UNDECIDED, FailureClass, Verdict
 from harness.store import tables as t
-from harness.store.engine import open_store, told
+from harness.store.engine import opened, told
 from harness.store.importing import heal
 from harness.store.states import Reproduced
 from harness.store.write import RunState
@@ -247,12 +247,9 @@ def open_history(text: str) -> Iterator[History]:
     :raises UsageError: there is none, or a newer postload wrote it
     :raises HostError: it cannot be read
     """
-    engine = open_store(text)
-    try:
+    with opened(text) as engine:
         heal(engine)
         yield History(engine)
-    finally:
-        engine.dispose()
 
 
 class History:
