@@ -23,11 +23,11 @@ from harness.engines.schedule import Schedule
 from harness.errors import ConfigError
 from harness.names import MIGRATIONS, PHASES, USUAL_PHASES
 from harness.results.key import CellKey
+from harness.results.known import Link
 from harness.state.transforms import GuestMode
 from harness.yamlfile import line_of, load_model
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,39}")
-_LINK = r"^[a-z][a-z0-9+.-]*:\S+$"
 
 
 class _ConfigPart(BaseModel):
@@ -76,7 +76,7 @@ class Quarantine(_ConfigPart):
     """
 
     cell: Annotated[str, Field(pattern=r"^[^/]+/[^/]+/[^/]+/.+$")]
-    link: Annotated[str, Field(pattern=_LINK)]
+    link: Link
     until: date
     note: str = ""
 

@@ -48,7 +48,7 @@ def _run(run: RunRow) -> tuple[str, ...]:
     cells = number(run.judged) if run.judged == run.planned else f"{number(run.judged)} of {number(run.planned)}"
     remarks = ", ".join(part for part in (RUN_STATE_WORDS[run.state], *run.marks) if part)
     took = duration(run.seconds)
-    return run.name, run.started[:16].replace("T", " "), took, run.host, cells, number(run.findings), remarks
+    return run.name, _when(run), took, run.host, cells, number(run.findings), remarks
 
 
 def outcomes_lines(outcomes: Sequence[OutcomeRow]) -> list[str]:
@@ -114,7 +114,11 @@ def _compared(doc: CompareDoc, everything: bool) -> Iterator[str]:
 
 def _named(run: RunRow) -> str:
     marks = f", {', '.join(run.marks)}" if run.marks else ""
-    return f"{run.name} ({run.started[:16].replace('T', ' ')} UTC{marks})"
+    return f"{run.name} ({_when(run)} UTC{marks})"
+
+
+def _when(run: RunRow) -> str:
+    return run.started[:16].replace("T", " ")
 
 
 def _signatures(changes: Sequence[ChangedCell], doc: CompareDoc, most: int | None) -> Iterator[str]:

@@ -74,7 +74,11 @@ def change_text(change: SpeedChange, nights: Sequence[str]) -> str:
 
     :param nights: names of the runs that are shown
     """
-    return f"{'+' if change.by > 0 else '−'}{abs(change.by):.0%} since {nights[change.night]}".replace("%", " %")
+    return f"{_by_text(change).replace('%', ' %')} since {nights[change.night]}"
+
+
+def _by_text(change: SpeedChange) -> str:
+    return f"{'+' if change.by > 0 else '−'}{abs(change.by):.0%}"
 
 
 def value_text(curve: Curve) -> str:
@@ -197,5 +201,4 @@ def _parts(curve: Curve, frame: _Frame, nights: int) -> Iterator[str]:
         yield f'<rect class="c-part c-{side}" x="{left:.1f}" y="0" width="{right - left:.1f}" height="{_FOOT}"/>'
         yield f'<line class="c-change c-{side}" x1="{left:.1f}" y1="0" x2="{left:.1f}" y2="{_FOOT}"/>'
         yield f'<line class="c-median c-{side}" x1="{left:.1f}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}"/>'
-        words = f"{'+' if change.by > 0 else '−'}{abs(change.by):.0%}"
-        yield f'<text class="c-word c-{side} c-end" x="{left - 3:.1f}" y="9">{words}</text>'
+        yield f'<text class="c-word c-{side} c-end" x="{left - 3:.1f}" y="9">{_by_text(change)}</text>'

@@ -51,6 +51,10 @@ def _version_pattern(text: str) -> str:
     return text.strip()
 
 
+#: Where a finding is written about.
+Link = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:\S+$")]
+
+
 class Issue(BaseModel):
     """One known issue.
 
@@ -67,7 +71,7 @@ class Issue(BaseModel):
 
     signature: Annotated[str, Field(pattern=r"^(crash|hang|reject|guest-fault|drift|leak|host):")]
     affected: Annotated[tuple[str, ...], Field(min_length=1)]
-    link: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*:\S+$")]
+    link: Link
     note: str = ""
     fixed_in: str | None = None
     until: date | None = None
