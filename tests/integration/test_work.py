@@ -43,7 +43,6 @@ from harness.work.worker import Loaded, Reported, Worker
 TIMEOUT_S = 180.0
 #: A worker is taken for dead after so long.
 LOST_S = 3.0
-#: So many that the worker is in the middle of them when it ends.
 LOADS = 500
 ENDLESS = 5_000_000
 
@@ -123,15 +122,9 @@ def task(pc_pack: StatePack, pc_binary: QemuBinary) -> Task:
 
 
 class Watcher:
-    """Says when loads are acknowledged somewhere."""
+    """Has nothing to say."""
 
-    def __init__(self) -> None:
-        self.loading = Event()
-
-    def loads(self, cell_id: str, total: int) -> None:
-        if total:
-            self.loading.set()
-
+    def loads(self, cell_id: str, total: int) -> None: ...
     def start_cell(self, cell_id: str) -> None: ...
     def stage(self, text: str) -> None: ...
 
@@ -153,7 +146,6 @@ def test_the_jobs_of_a_worker_that_ends_are_anothers_and_no_cell_is_lost_or_come
         guest_modes=(GuestMode.PARKED,), loads=LOADS, jobs=1, run_s=0.01, quick=True,
     )  # fmt: skip
     events: list[RunEvent] = []
-    watcher = Watcher()
     remotes: list[RemoteWorker] = []
 
     def remote(scope: ProcessScope) -> Worker:
@@ -163,15 +155,13 @@ def test_the_jobs_of_a_worker_that_ends_are_anothers_and_no_cell_is_lost_or_come
     workers = [started(*worker_words(url, Path(pc_binary.path))) for _ in range(2)]
     wait_for(jobs, workers, eventually)
     first = Started(command=("postload",), host={})
-    run = Run(options, watcher=watcher, started=first, write=events.append, remote=remote)
+    run = Run(options, watcher=Watcher(), started=first, write=events.append, remote=remote)
     with ThreadPoolExecutor() as pool:
         ended = pool.submit(load_pack_rows, run, pc_pack)
         try:
-            assert watcher.loading.wait(TIMEOUT_S)
-            eventually(lambda: any(qemus_of(each.pid) for each in workers), "a worker is in the middle", TIMEOUT_S)
-            busy = next(each for each in workers if qemus_of(each.pid))
-            qemus = qemus_of(busy.pid)
+            busy, qemus = first_busy(workers, eventually)
             busy.send_signal(how)
+            busy.send_signal(signal.SIGCONT)
             assert busy.wait(TIMEOUT_S) == (0 if how is signal.SIGTERM else -how)
             doc = ended.result(TIMEOUT_S)
         finally:
@@ -185,6 +175,27 @@ def test_the_jobs_of_a_worker_that_ends_are_anothers_and_no_cell_is_lost_or_come
         ("ahci", lane, Verdict.OK, LOADS) for lane in ("same", "back-to-back")
     }
     assert doc.complete
+
+
+def first_busy(
+    workers: Sequence[subprocess.Popen[str]], eventually: Callable[..., None]
+) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """The worker that is first seen with a QEMU, stopped so that it cannot end its job before it is told to."""
+    found: list[tuple[subprocess.Popen[str], list[psutil.Process]]] = []
+
+    def stopped_at_work() -> bool:
+        for worker in workers:
+            if qemus_of(worker.pid):
+                worker.send_signal(signal.SIGSTOP)
+                qemus = qemus_of(worker.pid)
+                if qemus:
+                    found.append((worker, qemus))
+                    return True
+                worker.send_signal(signal.SIGCONT)
+        return False
+
+    eventually(stopped_at_work, "a worker is in the middle", TIMEOUT_S)
+    return found[0]
 
 
 def qemus_of(pid: int) -> list[psutil.Process]:
