@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,7 +18,7 @@ from harness.names import SCHEDULES
 from harness.results.cause import Cause
 from harness.results.key import PARKED, CellKey, find_by_key
 from harness.results.outcome import Outcome
-from harness.results.verdict import FailureClass, Verdict
+from harness.results.verdict import FailureClass, Verdict, rank
 
 SCHEMA = "postload.matrix/2"
 #: What an oracle loads by; the others load the same bytes one at a time.
@@ -177,6 +177,21 @@ class Cell:
         :raises UsageError: a key missing or of the wrong type; names the key
         """
         return read_model(Cell, document, "a cell")
+
+
+#: See :func:`weight_of`.
+Weight: TypeAlias = tuple[int, bool, str, str]
+
+
+def weight_of(cell: Cell) -> Weight:
+    """Which of several outcomes of one cell stands for it, the lowest: the platform is in all guests of a machine, and
+    each of them tells of it.
+
+    The worst verdict, then one that has a class. What is left is parted by name, not by who came first: threads and
+    hosts come in any order, and a document, a history and what is merged of shards are to say the same.
+    """
+    known = cell.failure_class
+    return rank(cell.verdict), known is None, cell.signature or "", known or ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,11 +43,20 @@ from pydantic import Field, TypeAdapter, ValidationError
 from harness.errors import HostError, UsageError
 from harness.results.answer import machine_result
 from harness.results.coverage import covered
-from harness.results.document import Cell, DeviceCoverage, LostGuest, MachineResult, MatrixDoc, Program
+from harness.results.document import (
+    Cell,
+    DeviceCoverage,
+    LostGuest,
+    MachineResult,
+    MatrixDoc,
+    Program,
+    Weight,
+    weight_of,
+)
 from harness.results.key import CellKey
 from harness.results.onhosts import cells_on_hosts, weight_on_hosts
 from harness.results.reset import reset_table
-from harness.results.verdict import Verdict, rank
+from harness.results.verdict import Verdict
 
 SCHEMA: Literal["postload.events/1"] = "postload.events/1"
 EVENTS_NAME = "cells.jsonl"
@@ -288,7 +297,7 @@ class Fold:
         """The matrix so far, cells in the order of the plan."""
         last = (len(self._rows), 0, 0)
         planned = sorted(self._cells, key=lambda name: self._order.get(name, last))
-        weight = weight_on_hosts if self.started.hosts else _weight
+        weight = weight_on_hosts if self.started.hosts else weight_of
         cells = tuple(cell for name in planned for cell in _worst_of_each(self._cells[name], weight))
         return MatrixDoc(
             program=self.started.program,
@@ -313,17 +322,13 @@ class Fold:
             self._order.setdefault(name, (row, list(Place).index(event.place), len(self._order)))
 
 
-def _worst_of_each(cells: Iterable[Cell], weight: Callable[[Cell], tuple[int, bool]]) -> list[Cell]:
-    """One cell for each key: the platform is in all guests of a machine, and may break in several."""
+def _worst_of_each(cells: Iterable[Cell], weight: Callable[[Cell], Weight]) -> list[Cell]:
+    """One cell for each key."""
     found: dict[CellKey, Cell] = {}
     for cell in cells:
         known = found.get(cell.key)
         found[cell.key] = cell if known is None or weight(cell) < weight(known) else known
     return list(found.values())
-
-
-def _weight(cell: Cell) -> tuple[int, bool]:
-    return rank(cell.verdict), cell.outcome.failure_class is None
 
 
 class EventLog:

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.results.document import Cell, CellOnHosts, HostOutcome
+from harness.results.document import Cell, CellOnHosts, HostOutcome, Weight, weight_of
 from harness.results.verdict import Verdict, rank
 
 
-def weight_on_hosts(cell: Cell) -> tuple[int, bool]:
+def weight_on_hosts(cell: Cell) -> Weight:
     """Which of the outcomes of a cell stands for all, the lowest first: a finding, then that it was not decided."""
+    place, *rest = weight_of(cell)
     undecided = cell.verdict.is_undecided
-    return (rank(Verdict.OK) if undecided else rank(cell.verdict) + (not cell.verdict.is_finding)), (
-        cell.outcome.failure_class is None
-    )
+    return (rank(Verdict.OK) if undecided else place + (not cell.verdict.is_finding), *rest)
 
 
 def cells_on_hosts(hosts: Sequence[str], planned: Iterable[Sequence[Cell]]) -> tuple[CellOnHosts, ...]:
@@ -39,5 +38,5 @@ def cells_on_hosts(hosts: Sequence[str], planned: Iterable[Sequence[Cell]]) -> t
 def _outcome(host: str, cells: Sequence[Cell]) -> HostOutcome:
     if not cells:
         return HostOutcome(host=host, verdict=None)
-    worst = min(cells, key=lambda cell: rank(cell.verdict))
+    worst = min(cells, key=weight_of)
     return HostOutcome(host=host, verdict=worst.verdict, signature=worst.signature or "")

@@ -2,7 +2,8 @@
 """A run into a history, event by event.
 
 :class:`RunWriter` writes batches of events, each in one transaction, and may write the same event twice: a cell that is
-there already stays one. So a run can be written while it goes on (:class:`RunSink`), and what was lost of it read from
+there already stays one, and of several that tell of one cell the same stands for it as in the document
+(:func:`harness.results.document.weight_of`). So a run can be written while it goes on (:class:`RunSink`), and what was lost of it read from
 its folder (:mod:`harness.store.importing`).
 """
 
@@ -24,12 +25,12 @@ import sqlalchemy as sa
 import zstandard
 
 from harness.errors import HostError
-from harness.results.document import Cell, MachineResult, Qemu
+from harness.results.document import Cell, MachineResult, Qemu, Weight, weight_of
 from harness.results.events import CellsPlanned, Event, Judged, MachineSeen, RunEnded, Started
 from harness.results.key import CellKey
 from harness.results.known import Issue, known_link
 from harness.results.signature import Signature, name_of, signature_of_cell
-from harness.results.verdict import Verdict, rank
+from harness.results.verdict import Verdict
 from harness.store import tables as t
 from harness.store.engine import insert_into, told, writing
 
@@ -73,7 +74,9 @@ class RunWriter:
         self.state = RunState.RUNNING
         self._ids: dict[str, dict[str, int]] = {}
         self._fresh: dict[str, dict[str, int]] = {}
-        self._ranks: dict[tuple[str, str], int] = {}
+        #: What stands in the history for each cell, and what a transaction puts there.
+        self._weights: dict[tuple[str, str], Weight] = {}
+        self._fresh_weights: dict[tuple[str, str], Weight] = {}
         self._press = zstandard.ZstdCompressor(level=3)
 
     def begin(self, started: Started) -> bool:
@@ -129,15 +132,17 @@ class RunWriter:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        """What is looked up within counts for later ones when it is committed."""
-        self._fresh = {}
+        """What is looked up or put there within counts for later ones when it is committed: a batch that a database
+        took and did not confirm is written again as it was."""
+        self._fresh, self._fresh_weights = {}, {}
         with told(self._engine), writing(self._engine) as connection:
             yield connection
         for name, found in self._fresh.items():
             self._ids.setdefault(name, {}).update(found)
+        self._weights |= self._fresh_weights
 
     def _write(self, connection: sa.Connection, events: Sequence[Event]) -> None:
-        answers = [event for event in events if isinstance(event, Judged) and self._is_worst(event.cell)]
+        answers = self._worse(event for event in events if isinstance(event, Judged))
         judged = [event.cell for event in answers]
         plans = [event for event in events if isinstance(event, CellsPlanned) and self._keeps_plan]
         planned = [name for event in plans for name in event.cells]
@@ -154,11 +159,16 @@ class RunWriter:
             self.state = RunState.ENDED if ended.complete else RunState.STOPPED
         self._update_run(connection, max((event.at_s for event in events), default=0.0))
 
-    def _is_worst(self, cell: Cell) -> bool:
-        """Whether nothing worse was judged in the run under the same key: the platform is judged in each guest."""
-        key = (cell.id, cell.host if self._each_host else "")
-        worst = self._ranks[key] = min(rank(cell.verdict), self._ranks.get(key, len(Verdict)))
-        return rank(cell.verdict) == worst
+    def _worse(self, judged: Iterable[Judged]) -> list[Judged]:
+        """Of each cell the one that stands for it from now on, where that is not what stood for it before."""
+        found: dict[tuple[str, str], Judged] = {}
+        for event in judged:
+            key = (event.cell.id, event.cell.host if self._each_host else "")
+            weight, known = weight_of(event.cell), self._fresh_weights.get(key) or self._weights.get(key)
+            if known is None or weight < known:
+                self._fresh_weights[key] = weight
+                found[key] = event
+        return list(found.values())
 
     def _take_out_answered(self, connection: sa.Connection, answers: Sequence[Judged]) -> None:
         """What was planned and judged only without its culprit is answered by that cell: it is not left unjudged."""
@@ -170,8 +180,6 @@ class RunWriter:
             connection.execute(t.outcomes.delete().where(*mine, own, t.outcomes.c.verdict.is_(None)))
 
     def _put_outcomes(self, connection: sa.Connection, judged: Sequence[Cell], cells: Mapping[str, int]) -> None:
-        if not self._each_host:  # the last is the worst
-            judged = list({cell.id: cell for cell in judged}.values())
         qemus = [qemu for cell in judged for qemu in (cell.record_qemu, cell.load_qemu)]
         builds = self._ids_of(connection, t.builds, "sha256", map(build_row, qemus))
         named = [(cell, name_of(cell)) for cell in judged]

@@ -11,8 +11,10 @@ import pytest
 from made_cells import QEMU
 from made_runs import crashed, events, judged, started, write_nights, write_run
 
+from harness.commands.bundle import one_of_each
 from harness.nights.reproducers import TRIES, Reproducer, asked_of, bundle_folder, reproducers_due
 from harness.results.document import Qemu
+from harness.results.events import Fold
 from harness.store.compare import compare
 from harness.store.keep import put_reproduction
 from harness.store.read import History
@@ -98,6 +100,19 @@ def test_one_try_shows_that_it_is_there_and_several_that_it_is_gone(codes: tuple
     left = answers(*codes)
     assert asked_of(lambda: next(left)) is wanted
     assert list(left) == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_a_night_bundles_is_in_its_history(history: History, order: int) -> None:
+    """Two guests break in two ways in the platform's one cell: the night's document and its history keep the same."""
+    first, told = started(), events([crashed(words="one way"), crashed(words="another")][::order])
+    write_run(history.engine, first, told)
+    night = Fold(first)
+    for event in told:
+        night.add(event)
+    (signature,) = one_of_each(night.document().cells)
+    put_reproduction(history.engine, signature=signature, qemu=QEMU, answer=Reproduced.STILL)
+    assert [each.signature for each in history.reproductions()] == [signature]
 
 
 def test_bundles_of_two_findings_have_two_folders(tmp_path: Path) -> None:

@@ -18,16 +18,17 @@ from harness.cli import cli
 from harness.errors import HostError, UsageError
 from harness.report.writer import write_reports
 from harness.results.document import Colo, Qemu
-from harness.results.events import EVENTS_NAME, CellsPlanned, Event, EventLog, Judged, ShardOf, fold_file
-from harness.results.verdict import Verdict
+from harness.results.events import EVENTS_NAME, CellsPlanned, Event, EventLog, Fold, Judged, ShardOf, fold_file
+from harness.results.verdict import FailureClass, Verdict
 from harness.store.engine import open_store, store_url
 from harness.store.importing import heal, import_run
 from harness.store.keep import put_rates
 from harness.store.read import History, RateKind, RateRow, open_history
 from harness.store.tables import metadata
-from harness.store.write import RunSink, RunState
+from harness.store.write import RunSink, RunState, RunWriter
 
 CRASH = "crash:-:died:ich9_ahci:q35"
+FAILS = FailureClass.FAILS
 
 
 def test_the_migrations_make_the_tables_of_the_program(engine: sa.Engine) -> None:
@@ -270,6 +271,43 @@ def test_of_a_cell_that_was_judged_twice_the_worst_is_kept(engine: sa.Engine, hi
     for cells in ([judged(), crashed()], [judged(verdict=Verdict.HOST, causes=()), judged()]):
         write_run(engine, started(len(history.runs())), events(cells[::order]))
     assert [[row.verdict for row in history.cells(run)] for run in history.runs()] == [[Verdict.OK], [Verdict.CRASH]]
+
+
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_history_and_a_document_keep_the_same_of_equals(
+    engine: sa.Engine, history: History, order: int, size: int
+) -> None:
+    """Several guests of a machine tell of the platform, in any order."""
+    cells = [crashed(words="b"), crashed(words="a"), crashed(words="c"), crashed(words="d", failure_class=FAILS)]
+    first, told = started(), events(cells[::order])
+    fold, writer = Fold(first), RunWriter(engine)
+    writer.begin(first)
+    for at in range(0, len(told), size):
+        writer.write(told[at : at + size])
+    for event in told:
+        fold.add(event)
+    (kept,), (row,) = fold.document().cells, history.cells(history.run("last"))
+    assert kept.signature == row.signature == "crash:-:d:ich9_ahci:q35"
+    assert history.log(history.run("last"), kept.id) == kept
+
+
+def test_a_batch_that_was_not_confirmed_is_written_again_as_it_was(
+    engine: sa.Engine, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, told = RunWriter(engine), events([judged(), crashed(words="b"), crashed(words="a")])
+    writer.begin(started())
+
+    def broken(*_: object) -> None:
+        raise HostError("gone")
+
+    with monkeypatch.context() as patched, pytest.raises(HostError):
+        patched.setattr(writer, "_update_run", broken)  # the last of a batch
+        writer.write(told)
+    assert history.run("last").judged == 0
+    writer.write(told)
+    writer.write(told)
+    assert [row.signature for row in history.cells(history.run("last"))] == ["crash:-:a:ich9_ahci:q35"]
 
 
 def test_of_a_shard_only_what_it_judged_is_kept(engine: sa.Engine, history: History) -> None:
