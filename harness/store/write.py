@@ -3,8 +3,8 @@
 
 :class:`RunWriter` writes batches of events, each in one transaction, and may write the same event twice: a cell that is
 there already stays one, and of several that tell of one cell the same stands for it as in the document
-(:func:`harness.results.document.weight_of`). So a run can be written while it goes on (:class:`RunSink`), and what was lost of it read from
-its folder (:mod:`harness.store.importing`).
+(:func:`harness.results.document.weight_of`). So a run can be written while it goes on (:class:`RunSink`), and what was
+lost of it read from its folder (:mod:`harness.store.importing`).
 """
 
 from __future__ import annotations
