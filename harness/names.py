@@ -47,6 +47,10 @@ DECIDING_BETWEEN_VERSIONS = ("migration",)
 #: The questions of ``postload claims``, by number.
 QUESTIONS = (1, 2, 3, 4)
 
+#: The history that commands write and read when they are told of none, and what names another one.
+DEFAULT_STORE = "history.db"
+STORE_VARIABLE = "POSTLOAD_STORE"
+
 #: The reports, by the names that ``--format`` takes.
 FORMATS = ("json", "html", "junit", "md", "tap", "summary")
 

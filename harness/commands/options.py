@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 import click
 
-from harness.names import MIGRATIONS, PHASES, SCHEDULES, USUAL_DEVICES, USUAL_PHASES
+from harness.names import DEFAULT_STORE, MIGRATIONS, PHASES, SCHEDULES, STORE_VARIABLE, USUAL_DEVICES, USUAL_PHASES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_OUT = Path("postload-out")
-DEFAULT_STORE = "postload-history.db"
 #: 14 cells a row with all phases and schedules, so 1,400 loads for each device on each machine.
 DEFAULT_LOADS = 100
 #: Of ``qualify``: enough for what breaks at all; a matrix of one QEMU goes deeper.
@@ -60,7 +59,7 @@ def _jobs(what: str) -> Callable[[F], F]:
 
 
 def _store(text: str, **more: Any) -> Callable[[F], F]:
-    return click.option("--store", envvar="POSTLOAD_STORE", metavar="URL", help=text, **more)
+    return click.option("--store", envvar=STORE_VARIABLE, metavar="URL", help=text, **more)
 
 
 qemu_option = click.option(

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from harness.engines.schedule import Schedule
 from harness.errors import ConfigError
-from harness.names import MIGRATIONS, PHASES, USUAL_PHASES
+from harness.names import DEFAULT_STORE, MIGRATIONS, PHASES, STORE_VARIABLE, USUAL_PHASES
 from harness.results.key import CellKey
 from harness.results.known import Link
 from harness.state.transforms import GuestMode
@@ -89,9 +89,16 @@ class Quarantine(_ConfigPart):
         return day > self.until
 
 
+def usual_store() -> str:
+    """The history that the other commands read too: what ``POSTLOAD_STORE`` names, else a file beside this one."""
+    given = os.environ.get(STORE_VARIABLE, "")
+    return str(Path(given).absolute()) if given and "://" not in given else given or DEFAULT_STORE
+
+
 class NightConfig(_ConfigPart):
     """All of the file; see ``docs/nightly.md``.
 
+    :param store: path of an SQLite file, or a URL; see ``docs/nightly.md``
     :param qemus: installed names, versions or paths, and own builds
     :param out: folder of the nights, each in a folder of its own
     :param remote: the cells are judged by the workers of the store, on any hosts; see ``docs/hosts.md``
@@ -100,7 +107,7 @@ class NightConfig(_ConfigPart):
     :param bundles: a bug report is made of each finding that has none, whose script is asked of each new build
     """
 
-    store: str = "history.db"
+    store: str = Field(default_factory=usual_store)
     out: Path = Path("nights")
     qemus: tuple[NightQemu, ...]
     machines: tuple[str, ...] = ("pc", "q35")

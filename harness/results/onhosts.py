@@ -11,9 +11,8 @@ from harness.results.verdict import Verdict, rank
 
 def weight_on_hosts(cell: Cell) -> Weight:
     """Which of the outcomes of a cell stands for all, the lowest first: a finding, then that it was not decided."""
-    place, *rest = weight_of(cell)
-    undecided = cell.verdict.is_undecided
-    return (rank(Verdict.OK) if undecided else place + (not cell.verdict.is_finding), *rest)
+    place = rank(Verdict.OK) if cell.verdict.is_undecided else rank(cell.verdict) + (not cell.verdict.is_finding)
+    return place, *weight_of(cell)[1:]
 
 
 def cells_on_hosts(hosts: Sequence[str], planned: Iterable[Sequence[Cell]]) -> tuple[CellOnHosts, ...]:

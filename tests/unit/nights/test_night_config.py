@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import cli
 from harness.errors import ConfigError
 from harness.nights.config import NightConfig, OwnBuild, holding, load_config, past
 
@@ -44,7 +45,21 @@ def test_paths_are_those_of_its_folder(tmp_path: Path) -> None:
     assert (config.out, config.known, config.store) == (
         tmp_path / "nights", tmp_path / "k.yaml", "postgresql://u@h/d",
     )  # fmt: skip
-    assert load_config(written(tmp_path, "qemus: [11.1]")).store == str(tmp_path / "history.db")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("", "{base}/history.db"), ("postgresql://u@h/d", "postgresql://u@h/d"), ("here.db", "{base}/here.db")],
+)
+def test_a_night_writes_the_history_that_the_other_commands_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, wanted: str
+) -> None:
+    monkeypatch.setenv("POSTLOAD_STORE", given)
+    monkeypatch.chdir(tmp_path)  # where a newcomer is
+    night = load_config(written(tmp_path, "qemus: [11.1]")).store
+    assert night == wanted.format(base=tmp_path)
+    read = cli.commands["history"].make_context("history", []).params["store"]
+    assert (read if "://" in read else str(tmp_path / read)) == night
 
 
 def test_what_is_asked_is_named_apart_from_where_it_is_kept(tmp_path: Path) -> None:
