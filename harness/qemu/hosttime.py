@@ -18,11 +18,14 @@ Only the thread that waited longest counts: a QEMU is as slow as that one.
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
@@ -82,6 +85,37 @@ def look_at(pid: int) -> Sight | None:
             waited_s[int(task.name)] = int(waited_ns) / 1e9
             ran_s += int(ran_ns) / 1e9
     return Sight(state=state, waited_s=waited_s, ran_s=ran_s)
+
+
+def ran_s(pid: int) -> float:
+    """Seconds of processor time that a process had; 0 when it is gone, or the kernel does not count."""
+    sight = look_at(pid)
+    return 0.0 if sight is None else sight.ran_s
+
+
+#: What :func:`yardstick_s` packs, in bytes, and how often.
+_YARD_BYTES, _YARD_TRIES = 200_000, 5
+
+
+def yardstick_s() -> float:
+    """How quick this host is now: seconds of processor time for a fixed piece of work, the least of some tries.
+
+    No QEMU has a part in it, so that a QEMU that became slower is told from a host that did.
+    """
+    data = _yard()
+
+    def once() -> float:
+        began = time.thread_time()
+        zlib.compress(data, 6)
+        return time.thread_time() - began
+
+    return min(once() for _ in range(_YARD_TRIES))
+
+
+@cache
+def _yard() -> bytes:
+    """The same bytes everywhere, neither quite regular nor quite random."""
+    return bytes(random.Random(1).choices(b"the state of a device", k=_YARD_BYTES))
 
 
 def cpu_pressure_s() -> float | None:

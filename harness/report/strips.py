@@ -16,11 +16,11 @@ from markupsafe import Markup, escape
 from harness.report.text import number, plural
 from harness.results.verdict import UNDECIDED, Verdict
 from harness.store.nights import Mark, Missing, mark_rank, newest
-from harness.store.read import RateKind
 from harness.store.speeds import Curve, SpeedChange
+from harness.store.write import RateKind
 from harness.text import one_line
 
-_UNIT = {RateKind.LOADS: "loads/s", RateKind.BOOT: "s to boot"}
+_UNIT = {RateKind.LOADS: "loads/s", RateKind.BOOT: "s of CPU to boot"}
 _MISSING = {Missing.NOT_JUDGED: "not judged", Missing.ABSENT: "not planned"}
 _STEP, _BAR, _HEIGHT = 4, 3, 16
 #: From the top: the worse the higher.

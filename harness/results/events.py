@@ -158,6 +158,22 @@ class GuestLost(_Event):
     guest: LostGuest
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestBooted(_Event):
+    """A guest was recorded, and booted for that. One whose recording was kept from an earlier run does not boot.
+
+    :param qemu: how cells name the QEMU that recorded it
+    :param processor_s: of QEMU, from the first instruction to the guest's first prompt
+    :param yardstick_s: processor time of this host for a fixed piece of work, just behind that
+    """
+
+    event: Literal["booted"] = "booted"
+    machine: str
+    qemu: str
+    processor_s: float
+    yardstick_s: float
+
+
 class Place(StrEnum):
     """Where cells stand in their row; members stand in that order."""
 
@@ -236,7 +252,19 @@ class Answered(_Event):
     qualify: dict[str, Any]
 
 
-Event = Started | MachineSeen | StateSeen | GuestLost | CanarySeen | CellsPlanned | Judged | Said | RunEnded | Answered
+Event = (
+    Started
+    | MachineSeen
+    | StateSeen
+    | GuestLost
+    | GuestBooted
+    | CanarySeen
+    | CellsPlanned
+    | Judged
+    | Said
+    | RunEnded
+    | Answered
+)
 
 
 def _plain(value: object) -> object:
@@ -290,7 +318,7 @@ class Fold:
                 self._ended = event
             case Answered(qualify=answer):
                 self.answer = answer
-            case Started() | CanarySeen() | Said():
+            case Started() | GuestBooted() | CanarySeen() | Said():
                 pass
 
     def document(self) -> MatrixDoc:

@@ -34,6 +34,7 @@ from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
 from harness.qemu.disturbance import Disturbed, only_slow, undisturbed
+from harness.qemu.hosttime import ran_s, yardstick_s
 from harness.qemu.look import look_at, look_to_json
 from harness.qemu.monitor import CommandRefused
 from harness.qemu.process import Exit, new_workdir
@@ -70,6 +71,21 @@ _REFUSED = re.compile(r"pre-save (for \S+ )?failed")
 _WITHOUT_SHELL = ("firmware", "rebooted")
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootTime:
+    """How long a guest took to boot, in processor time, so that what else a host does is no part of it.
+
+    :param processor_s: of QEMU, from the first instruction to the guest's first prompt
+    :param yardstick_s: of this host for a fixed piece of work, just behind that
+    """
+
+    processor_s: float
+    yardstick_s: float
+
+
+Booted = Callable[[BootTime], None]
 
 
 def ordered_phases(names: Sequence[str]) -> list[str]:
@@ -178,6 +194,7 @@ def record(
     *,
     host: Mapping[str, Any] | None = None,
     scope: ProcessScope | None = None,
+    booted: Booted = lambda _: None,
 ) -> Path:
     """Boot the guest once and record every phase of the plan.
 
@@ -185,6 +202,7 @@ def record(
     :param progress: told what is being done
     :param host: facts of this host, kept in the pack
     :param scope: of the run that records
+    :param booted: told of the boot when it is recorded, where the guest got so far and the host counts
     :raises CutShort: the guest did not reach a phase, or QEMU died; the phases before are in the pack all the same
     :raises Disturbed: the host disturbed each try
     :raises QemuError: QEMU does not start, or does not run with one of the devices
@@ -192,7 +210,7 @@ def record(
     :raises UsageError: a file of that name is there already
     """
     if path.suffix != SUFFIX:
-        return _record_folder(plan, path, progress, host or {}, scope)
+        return _record_folder(plan, path, progress, host or {}, scope, booted)
     if path.exists():
         raise UsageError(f"{path}: it exists already; a state pack is never overwritten")
     with ExitStack() as stack:
@@ -204,7 +222,7 @@ def record(
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
         failed: CutShort | None = None
         try:
-            _record_folder(plan, temp / "pack", progress, host or {}, scope)
+            _record_folder(plan, temp / "pack", progress, host or {}, scope, booted)
         except CutShort as error:
             if not error.kept:
                 raise
@@ -218,7 +236,7 @@ def record(
 
 
 def _record_folder(
-    plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
+    plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None, booted: Booted
 ) -> Path:
     """A device that missed a phase while the host disturbed the guest may have missed it for that: it is recorded anew.
 
@@ -229,7 +247,7 @@ def _record_folder(
     def once() -> bool:
         if ours:
             shutil.rmtree(path, ignore_errors=True)
-        return _record_once(plan, path, progress, host, scope)
+        return _record_once(plan, path, progress, host, scope, booted)
 
     try:
         undisturbed(once, lambda missed, _: missed)
@@ -243,7 +261,7 @@ def _record_folder(
 
 
 def _record_once(
-    plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None
+    plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None, booted: Booted
 ) -> bool:
     """Record; returns whether a device missed a phase because a command of it failed."""
     owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
@@ -274,6 +292,8 @@ def _record_once(
         )
     finally:
         writer.discard()
+    if boot.time is not None:
+        booted(boot.time)
     if failed is not None:
         raise failed
     return boot.lacks.failed
@@ -299,7 +319,7 @@ class _Boot:
     """One guest being recorded.
 
     ``labels`` are the sections that were saved so far, ``captured`` the phases, ``lacks`` who is not in them, and
-    ``drivers`` whom the guest's kernel bound.
+    ``drivers`` whom the guest's kernel bound. ``time`` is None until the guest is up.
     """
 
     def __init__(self, plan: Plan, writer: PackWriter, progress: Progress, scope: ProcessScope | None) -> None:
@@ -311,6 +331,8 @@ class _Boot:
         self.captured: list[str] = []
         self.lacks = MissedPhases()
         self.drivers: dict[str, list[str]] = {}
+        self.time: BootTime | None = None
+        self._firmware_s = 0.0
         self._devices = plan.planned.devices
         self._moving: set[str] = set()
         self._saving = False
@@ -383,6 +405,7 @@ class _Boot:
             self.lacks.ends(device.name, none)
 
     def _reach(self, phase: str, vm: Vm, console: Console) -> None:
+        began_s = ran_s(vm.process.pid)
         vm.qmp("cont")
         if phase == "io-error":
             self._halt(vm, console)
@@ -390,8 +413,11 @@ class _Boot:
         firmware = self._plan.architecture.firmware
         if phase == "firmware" and firmware:
             _wait_for_mark(vm, firmware.mark, FIRMWARE_TIMEOUT_S)
+            self._firmware_s = ran_s(vm.process.pid) - began_s  # what comes behind is to save the machine
         elif phase == "kernel":
             console.wait_ready(BOOT_TIMEOUT_S)
+            took_s = self._firmware_s + ran_s(vm.process.pid) - began_s
+            self.time = BootTime(processor_s=took_s, yardstick_s=yardstick_s()) if took_s > 0 else None
             console.run("beat_start")
         elif phase == "plugged":
             self._plug(vm)

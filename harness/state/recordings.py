@@ -33,7 +33,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import AccelState, QemuBinary
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vmstate import dump_vmstate
-from harness.state.recorder import CutShort, Plan, record
+from harness.state.recorder import BootTime, CutShort, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
 _RECORDING_FORMAT = 8
@@ -74,13 +74,23 @@ class Recordings:
     :param stage: told what is being recorded
     :param message: told why a kept one is not used
     :param scope: of the run, for the QEMUs that record
+    :param booted: told of each guest that was recorded, how long it took to boot
     """
 
-    def __init__(self, *, fresh: bool, stage: Say, message: Say, scope: ProcessScope | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fresh: bool,
+        stage: Say,
+        message: Say,
+        scope: ProcessScope | None = None,
+        booted: Callable[[Plan, BootTime], None] = lambda *_: None,
+    ) -> None:
         self._fresh = fresh
         self._stage = stage
         self._message = message
         self._scope = scope
+        self._booted = booted
         self._lock = Lock()
         self._locks: dict[str, Lock] = {}
         self._open: dict[str, _Opened] = {}
@@ -148,7 +158,14 @@ class Recordings:
         host = facts_of(plan)
         stage = self._stage
         try:
-            record(plan, _path(key), lambda phase: stage(f"recording {who}: {phase}"), host=host, scope=self._scope)
+            record(
+                plan,
+                _path(key),
+                lambda phase: stage(f"recording {who}: {phase}"),
+                host=host,
+                scope=self._scope,
+                booted=partial(self._booted, plan),
+            )
         except CutShort as error:
             if error.kept:
                 self._keep_as(recording_key(replace(plan, phases=error.kept)), _path(key))

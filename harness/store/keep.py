@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is written into a history beside runs: names, rates, answers of reproducers; and what is taken out of it."""
+"""What is written into a history beside runs: names, answers of reproducers; and what is taken out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +12,7 @@ from harness.errors import UsageError
 from harness.results.document import Qemu
 from harness.store import tables as t
 from harness.store.engine import insert_into, told, writing
-from harness.store.read import BASELINE, RateRow, RunRow
+from harness.store.read import BASELINE, RunRow
 from harness.store.states import Reproduced
 from harness.store.write import RunState, build_row
 
@@ -66,21 +65,6 @@ def put_reproduction(
             "script": script,
         }
         connection.execute(t.reproductions.insert().values(row))
-
-
-def put_rates(engine: sa.Engine, rates: Sequence[RateRow]) -> None:
-    """Keep speeds that were measured in runs of this history; one that is there already is replaced.
-
-    :raises HostError: the database does not take them
-    """
-    with told(engine), writing(engine) as connection:
-        for rate in rates:
-            run = sa.select(t.runs.c.id).where(t.runs.c.name == rate.run)
-            row = {"run_id": connection.execute(run).scalar_one(), "kind": rate.kind, "subject": rate.subject}
-            own = (t.rates.c[name] == value for name, value in row.items())
-            connection.execute(t.rates.delete().where(*own))
-            figures = {"value": rate.value, "control": rate.control, "samples": rate.samples}
-            connection.execute(t.rates.insert().values(**row, **figures))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

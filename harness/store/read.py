@@ -23,7 +23,6 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -37,7 +36,7 @@ from harness.store import tables as t
 from harness.store.engine import opened, told
 from harness.store.importing import heal
 from harness.store.states import Reproduced
-from harness.store.write import RunState
+from harness.store.write import RateKind, RunState
 
 BASELINE = "baseline"
 _MAX_SHOWN = 6
@@ -197,13 +196,6 @@ class Sighting(NamedTuple):
     def qemu(self) -> str:
         """The route, by the lines of releases of its QEMUs."""
         return route_of(self.line)
-
-
-class RateKind(StrEnum):
-    """What is measured; the value is what is stored."""
-
-    LOADS = "loads-per-second"
-    BOOT = "boot-seconds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ from typing import NamedTuple, TypeAlias
 
 from harness.arch import family_of
 from harness.store.nights import Nights, RateSample
-from harness.store.read import History, RateKind, RateRow
+from harness.store.read import History, RateRow
+from harness.store.write import RateKind
 
 #: Of nights without any change, one curve in so many has a mark all the same.
 ONE_IN = 1_000

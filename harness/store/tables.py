@@ -143,7 +143,7 @@ rates = sa.Table(
     "rates",
     metadata,
     sa.Column("run_id", sa.Integer, sa.ForeignKey("runs.id"), primary_key=True),
-    sa.Column("kind", sa.String(32), primary_key=True),  # of harness.store.read.RateKind
+    sa.Column("kind", sa.String(32), primary_key=True),  # of harness.store.write.RateKind
     sa.Column("subject", sa.Text, primary_key=True),
     sa.Column("value", sa.Float, nullable=False),
     sa.Column("control", sa.Float, nullable=False),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from enum import StrEnum
+from statistics import median
 from threading import Event as Flag
 from threading import Thread
 from typing import Any
@@ -26,8 +27,8 @@ import zstandard
 
 from harness.errors import HostError
 from harness.results.document import Cell, MachineResult, Qemu, Weight, weight_of
-from harness.results.events import CellsPlanned, Event, Judged, MachineSeen, RunEnded, Started
-from harness.results.key import CellKey
+from harness.results.events import CellsPlanned, Event, GuestBooted, Judged, MachineSeen, RunEnded, Started
+from harness.results.key import CellKey, release_line
 from harness.results.known import Issue, known_link
 from harness.results.signature import Signature, name_of, signature_of_cell
 from harness.results.verdict import Verdict
@@ -51,6 +52,13 @@ class RunState(StrEnum):
     ENDED = "ended"
     STOPPED = "stopped"  # by Ctrl-C, or by an error that it could tell
     KILLED = "killed"  # it is gone, and did not say so
+
+
+class RateKind(StrEnum):
+    """What is measured; the value is what is stored."""
+
+    LOADS = "loads-per-second"
+    BOOT = "boot-seconds"
 
 
 class RunWriter:
@@ -77,6 +85,7 @@ class RunWriter:
         #: What stands in the history for each cell, and what a transaction puts there.
         self._weights: dict[tuple[str, str], Weight] = {}
         self._fresh_weights: dict[tuple[str, str], Weight] = {}
+        self._boots: set[GuestBooted] = set()
         self._press = zstandard.ZstdCompressor(level=3)
 
     def begin(self, started: Started) -> bool:
@@ -155,6 +164,7 @@ class RunWriter:
         if judged:
             self._put_outcomes(connection, judged, cells)
             self._take_out_answered(connection, answers)
+        self._put_boots(connection, [event for event in events if isinstance(event, GuestBooted)])
         for ended in (event for event in events if isinstance(event, RunEnded)):
             self.state = RunState.ENDED if ended.complete else RunState.STOPPED
         self._update_run(connection, max((event.at_s for event in events), default=0.0))
@@ -247,6 +257,20 @@ class RunWriter:
             for each in machines
         ]
         self._upsert(connection, t.machines, rows)
+
+    def _put_boots(self, connection: sa.Connection, booted: Sequence[GuestBooted]) -> None:
+        """How long the guests of a machine took to boot: the median of those that did in this run."""
+        self._boots.update(booted)  # one that is written again is there already
+        rows = []
+        for subject in sorted({_booted_on(event) for event in booted}):
+            boots = [event for event in self._boots if _booted_on(event) == subject]
+            figures = {
+                "value": median(event.processor_s for event in boots),
+                "control": median(event.yardstick_s for event in boots),
+                "samples": len(boots),
+            }
+            rows.append({"run_id": self._run, "kind": RateKind.BOOT, "subject": subject, **figures})
+        self._upsert(connection, t.rates, rows)
 
     def _update_run(self, connection: sa.Connection, seconds: float = 0.0) -> None:
         changes = {
@@ -378,6 +402,11 @@ class RunSink:
                     batch.append(self._queue.get_nowait())
             except queue.Empty:
                 return
+
+
+def _booted_on(event: GuestBooted) -> str:
+    """A machine as curves name it."""
+    return f"{release_line(event.qemu)}/{event.machine}"
 
 
 def _host_row(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from harness.results.events import (
     CellsPlanned,
     Event,
     Fold,
+    GuestBooted,
     GuestLost,
     Judged,
     MachineSeen,
@@ -55,7 +56,7 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.recorder import CutShort
+from harness.state.recorder import BootTime, CutShort, Plan
 from harness.state.recordings import (
     VMSTATE,
     Recordings,
@@ -158,7 +159,9 @@ class Run:
 
     def _guest_recorder(self, make: GuestMaker) -> GuestRecorder:
         options, watcher = self._options, self._watcher
-        recordings = Recordings(fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope)
+        recordings = Recordings(
+            fresh=options.fresh, stage=watcher.stage, message=self._say, scope=self._scope, booted=self._booted
+        )
         return GuestRecorder(
             recordings=recordings,
             make=make,
@@ -236,6 +239,18 @@ class Run:
             self._fold.add(event)
         for sink in self._sinks:
             sink(event)
+
+    def _booted(self, plan: Plan, time: BootTime) -> None:
+        with self._lock:
+            qemu = labels(self._builds)[plan.binary.sha256]
+        self._emit(
+            GuestBooted(
+                machine=plan.machine,
+                qemu=qemu,
+                processor_s=round(time.processor_s, 3),
+                yardstick_s=round(time.yardstick_s, 6),
+            )
+        )
 
     def _say(self, text: str) -> None:
         self._emit(Said(text=text))

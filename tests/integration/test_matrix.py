@@ -19,10 +19,13 @@ from harness.engines.probe import ColoAbility
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report.schemas import shipped
+from harness.results.key import release_line
 from harness.store.compare import compare
+from harness.store.nights import read_nights
 from harness.store.read import open_history
+from harness.store.speeds import curves
 from harness.store.states import read_rules
-from harness.store.write import RunState
+from harness.store.write import RateKind, RunState
 
 LOADS = 10
 CULPRIT = "0000:00:1f.0/ICH9LPC"
@@ -96,6 +99,26 @@ def _run(postload: Callable[..., subprocess.CompletedProcess[str]], out: Path, *
 
 def _kept_packs() -> list[str]:
     return sorted(f"{p.name} {p.stat().st_ino}" for p in (cache_root() / "packs").iterdir())
+
+
+def test_a_run_that_records_keeps_how_long_its_guest_took_to_boot(
+    postload: Callable[..., subprocess.CompletedProcess[str]], binary: QemuBinary, scratch: Path
+) -> None:
+    words = ("--quick", "--machine", "pc", "--device", "virtio-net", "--phase", "kernel", "--schedule", "same")
+    store = scratch / STORE
+    for fresh in (["--fresh"], []):
+        done = postload("matrix", *words, "--loads", 2, *fresh, "--store", store, "--out", scratch / "out")
+        assert done.returncode == 0, done.stderr[-4000:]
+    with open_history(str(store)) as history:
+        _, recorded = history.runs()
+        (boot,) = history.rates(kind=RateKind.BOOT)  # what was recorded before did not boot
+        (curve,) = (each for each in curves(read_nights(history, last=30), history) if each.kind is RateKind.BOOT)
+    assert (boot.run, boot.samples) == (recorded.name, 1)
+    assert boot.subject == f"{release_line(binary.version)}/{binary.machine('pc').name}"  # type: ignore[union-attr]
+    # a guest of Linux takes more than firmware alone, and more than this host to pack some kilobytes
+    assert boot.value > 0.1
+    assert boot.ratio > 1
+    assert [point.ratio for point in curve.points] == [boot.ratio]
 
 
 def test_the_history_has_what_the_document_has(outcome: Outcome) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.qemu.hosttime import HostClock, HostTimes, Sight, cpu_pressure_s, look_at
+from harness.qemu.hosttime import HostClock, HostTimes, Sight, cpu_pressure_s, look_at, ran_s, yardstick_s
 
 GENEROUS_S = 30.0
 
@@ -196,3 +196,15 @@ def test_pressure_is_counted_in_seconds() -> None:
     before, after = cpu_pressure_s(), cpu_pressure_s()
     assert (before is None) == (after is None)
     assert before is None or after is None or 0.0 <= before <= after
+
+
+def test_the_processor_time_of_a_process_grows_while_it_works() -> None:
+    before = ran_s(os.getpid())
+    taken = yardstick_s()
+    assert ran_s(os.getpid()) - before >= taken > 0
+
+
+def test_a_process_that_is_gone_had_none() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert ran_s(child.pid) == 0

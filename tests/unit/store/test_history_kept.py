@@ -18,14 +18,23 @@ from harness.cli import cli
 from harness.errors import HostError, UsageError
 from harness.report.writer import write_reports
 from harness.results.document import Colo, Qemu
-from harness.results.events import EVENTS_NAME, CellsPlanned, Event, EventLog, Fold, Judged, ShardOf, fold_file
+from harness.results.events import (
+    EVENTS_NAME,
+    CellsPlanned,
+    Event,
+    EventLog,
+    Fold,
+    GuestBooted,
+    Judged,
+    ShardOf,
+    fold_file,
+)
 from harness.results.verdict import FailureClass, Verdict
 from harness.store.engine import open_store, store_url
 from harness.store.importing import heal, import_run
-from harness.store.keep import put_rates
-from harness.store.read import History, RateKind, RateRow, open_history
+from harness.store.read import History, open_history
 from harness.store.tables import metadata
-from harness.store.write import RunSink, RunState, RunWriter
+from harness.store.write import RateKind, RunSink, RunState, RunWriter
 
 CRASH = "crash:-:died:ich9_ahci:q35"
 FAILS = FailureClass.FAILS
@@ -251,17 +260,21 @@ def _named(label: str) -> Qemu:
     return Qemu(version="1.0", build="", path="/q", sha256=label.encode().hex().ljust(64, "0"), label=label)
 
 
-def test_rates_are_kept_with_their_controls(engine: sa.Engine, history: History) -> None:
-    write_nights(engine, [[judged()], [judged()]])
-    for night, seconds in enumerate((3.0, 6.0)):
-        boot = RateRow(
-            run=f"night-{night}", kind=RateKind.BOOT, subject="mine/pc", value=seconds, control=2.0, samples=1
-        )
-        put_rates(engine, [boot])
-    put_rates(engine, [boot])
-    assert [(rate.run, rate.ratio) for rate in history.rates(kind=RateKind.BOOT)] == [
-        ("night-1", 3.0),
-        ("night-0", 1.5),
+def booted(seconds: float, at_s: float = 0.0, qemu: str = "7.2.22") -> GuestBooted:
+    return GuestBooted(at_s=at_s, machine="pc-q35-7.2", qemu=qemu, processor_s=seconds, yardstick_s=0.5)
+
+
+def test_what_guests_took_to_boot_is_kept_with_its_control(engine: sa.Engine, history: History) -> None:
+    writer = RunWriter(engine)
+    writer.begin(started())
+    writer.write([booted(3.0), booted(9.0, qemu="mine")])
+    for _ in range(2):  # a batch may be written again
+        writer.write([booted(4.0, at_s=1.0), booted(8.0, at_s=2.0)])
+    write_run(engine, started(1), [booted(6.0)])
+    assert [(rate.run, rate.subject, rate.ratio, rate.samples) for rate in history.rates(kind=RateKind.BOOT)] == [
+        ("night-1", "7.2/pc-q35-7.2", 12.0, 1),
+        ("night-0", "7.2/pc-q35-7.2", 8.0, 3),
+        ("night-0", "mine/pc-q35-7.2", 18.0, 1),
     ]
     assert history.rates(subject="other") == []
 

@@ -15,8 +15,9 @@ from harness.results.verdict import Verdict
 from harness.store import tables as t
 from harness.store.engine import writing
 from harness.store.nights import read_nights
-from harness.store.read import History, RateKind
+from harness.store.read import History
 from harness.store.speeds import ONE_IN, Curve, changes, curves, distances, threshold
+from harness.store.write import RateKind
 
 NEWER = Qemu(version="10.0.13", build="", path="/n", sha256="34" * 32, label="10.0.13")
 
