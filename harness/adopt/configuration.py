@@ -18,10 +18,17 @@ Value: TypeAlias = "bool | int | float | str | Sequence[Value] | Mapping[str, Va
 class SaidOption:
     """One option of QEMU's, in one spelling whatever form it came in.
 
-    The first value without a key stands under the key that QEMU has for it: ``driver`` of device and blockdev, ``type``
-    of machine, netdev and audiodev, ``backend`` of chardev, ``qom-type`` of object, ``cpus`` of smp, ``size`` of m,
-    ``model`` of cpu. Dotted keys are nested (``file.driver=raw`` is ``{"file": {"driver": "raw"}}``), short options are
-    what they stand for (``-hda`` is a drive, ``-nic`` a netdev and a device).
+    The first value without a key stands under the key that QEMU has for it: ``driver`` of device, blockdev and
+    audiodev, ``type`` of machine, netdev, display and tpmdev, ``backend`` of chardev, ``qom-type`` of object, ``cpus``
+    of smp, ``size`` of m, ``order`` of boot, ``accel`` of accel, ``guest`` of name, ``model`` of cpu (whose features
+    are ``on`` and ``off``). An option with one text has it under ``value`` (bios, vga, uuid, kernel), one that takes
+    nothing has no values. ``-serial``, ``-parallel``, ``-monitor`` and ``-qmp`` have a ``backend`` with the keys of a
+    chardev, or ``chardev``: its id.
+
+    Dotted keys are nested (``file.driver=raw`` is ``{"file": {"driver": "raw"}}``) but in device and cpu, which have
+    properties with dots in their names. Short options are what they stand for: ``-hda`` is a drive, ``-nic`` a netdev
+    and a device, ``-enable-kvm`` the accel of a machine. What QEMU puts together or takes once (machine, m, smp, cpu)
+    is one option.
 
     :param name: without its dash
     :param line: of the file that it came from, counted from 1

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Words of a command as a shell would make them, without a shell: nothing is executed, and no file is looked for.
+
+Of the language only what changes words is read, as POSIX has it: quotes, backslashes, comments, redirections, and
+variables and arrays that the same text sets. Any other variable, and ``$(command)``, stays as it is written. Two things
+are read that no shell would: a line that begins with an option goes on with the command before it, backslash or not,
+and JSON without quotes around it is one word up to its last brace.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.adopt.place import Place, quoted
+from harness.errors import UsageError
+
+MAX_COMMAND = 2 << 20
+MAX_WORDS = 20_000
+
+_PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()]+")
+_SINGLE = re.compile(r"'([^']*)'")
+_IN_DOUBLE = re.compile(r"[^\"\\$`]+")
+_BLANK = re.compile(r"(?:\\[ \t]*\n|[ \t])+")
+_BLANK_OF_ARRAY = re.compile(r"(?:\s|\\\n|#[^\n]*)+")
+#: A newline behind which a line begins with an option, comments between them or not.
+_NEXT_OPTION = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+[ \t]*(?=--?[A-Za-z])")
+_REDIRECTION = re.compile(r"[<>]+[&|]?[ \t]*(?:'[^']*'|\"[^\"]*\"|[^\s'\"<>|&;()])*")
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?P<how>:?-|\[[@*]\])?(?P<default>[^}\n]*)\}|(?P<name>\w+|[@*]))")
+_UNKNOWN = re.compile(
+    r"\$\{[^}\n]*\}|\$\(\((?:[^()\n]|\([^()\n]*\))*\)\)|\$\((?:[^()\n]|\([^()\n]*\))*\)|\$|`[^`\n]*`|`"
+)
+_ASSIGNMENT = re.compile(r"^[ \t]*(?:(?:export|local|readonly|declare(?:[ \t]-\w+)*)[ \t]+)?(\w+)(\+?)=", re.M)
+_JSON_BEGIN = re.compile(r"\{\s*\"")
+_JSON = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One argument.
+
+    :param line: that it begins on, counted from 1
+    """
+
+    text: str
+    line: int
+
+
+#: What a text sets before it starts QEMU; an array has several words.
+Variables = dict[str, Sequence[Word]]
+
+
+def read_words(text: str, begin: int, source: str, variables: Variables) -> list[Word]:
+    """The words of the command that begins at a place in a text, up to where it ends.
+
+    :raises UsageError: a quote that is not closed, an array that is not known, or more than anybody would write
+    """
+    return list(_Command(text, begin, source, variables).words())
+
+
+def read_variables(text: str, source: str) -> Variables:
+    """What the assignments of a text set, the last one of each name; what cannot be taken apart is left out."""
+    variables: Variables = {}
+    end = 0
+    for match in _ASSIGNMENT.finditer(text):
+        if match.start() < end:
+            continue  # within the value of the one before
+        try:
+            words, end = _assigned(text, match.end(), source, variables)
+        except UsageError:
+            continue
+        name, adds = match.groups()
+        both = _appended(variables.get(name, ()), words, text[match.end()] == "(") if adds else words
+        if sum(len(word.text) for word in both) < MAX_COMMAND and len(both) < MAX_WORDS:
+            variables[name] = both
+    return variables
+
+
+def _assigned(text: str, begin: int, source: str, variables: Variables) -> tuple[Sequence[Word], int]:
+    """The value behind an equals sign and where it ends: one word, or the words of an array."""
+    command = _Command(text, begin, source, variables)
+    if text[begin : begin + 1] == "(":
+        return list(command.array()), command.position
+    if text[begin : begin + 1] in ("", "\n", " ", "\t", ";"):
+        return (Word("", 1),), begin
+    words = command.next_words()
+    return (Word(" ".join(word.text for word in words), words[0].line if words else 1),), command.position
+
+
+def _appended(old: Sequence[Word], new: Sequence[Word], array: bool) -> Sequence[Word]:
+    if array or not old or not new:
+        return (*old, *new)
+    return (*old[:-1], Word(old[-1].text + new[0].text, old[-1].line))
+
+
+def json_end(text: str, begin: int) -> int:
+    """Where JSON that begins at a place ends, 0 where there is none."""
+    if not _JSON_BEGIN.match(text, begin):
+        return 0
+    try:
+        return int(_JSON.raw_decode(text, begin)[1])
+    except (ValueError, RecursionError):
+        return 0
+
+
+class _Command:
+    """One pass over a command.
+
+    ``_pieces`` is the word in the making, None between words; ``_split`` are words that an expansion made, which stand
+    before it.
+    """
+
+    def __init__(self, text: str, begin: int, source: str, variables: Variables) -> None:
+        self.position = begin
+        self._text = text
+        self._source = source
+        self._variables = variables
+        self._pieces: list[str] | None = None
+        self._split: list[Word] = []
+        self._line = 1
+        self._counted = (0, 1)
+        self._size = 0
+
+    def words(self) -> Iterator[Word]:
+        """All of the command."""
+        count = 0
+        while words := self.next_words():
+            count += len(words)
+            if count > MAX_WORDS:
+                raise self._error(f"more than {MAX_WORDS} arguments")
+            yield from words
+
+    def array(self) -> Iterator[Word]:
+        """What stands between the parentheses that begin here."""
+        self.position += 1
+        while True:
+            self._skip(_BLANK_OF_ARRAY)
+            if self._here() == ")":
+                self.position += 1
+                return
+            words = self.next_words(in_array=True)
+            if not words and self._here() != ")":
+                raise self._error("an array that is not closed")
+            yield from words
+
+    def next_words(self, *, in_array: bool = False) -> list[Word]:
+        """The next word, or those that an expansion makes of it; none where the command ends."""
+        while True:
+            self._pieces, self._split = None, []
+            begin = self.position
+            while not self._at_end(in_array):
+                self._piece()
+            if self._pieces is not None:
+                self._split.append(Word("".join(self._pieces), self._line))
+            # an empty array makes no word, and the command goes on behind it
+            if self._split or self.position == begin or self._ends():
+                return self._split
+
+    def _here(self) -> str:
+        return self._text[self.position : self.position + 1]
+
+    def _ends(self) -> bool:
+        here = self._here()
+        return not here or here in "\n;&|()"
+
+    def _at_end(self, in_array: bool) -> bool:
+        """Whether a word ends here, or the command; what stands before a word is passed over."""
+        while True:
+            if self._pieces is None and not self._split:
+                self._skip(_BLANK)
+                if not in_array and self._skip(_NEXT_OPTION):
+                    continue
+                if self._here() == "#":
+                    return True
+            if self._here() not in ("<", ">"):
+                return self._ends() or self._here() in (" ", "\t", "\r", "\f", "\v") or self._here().isspace()
+            if self._pieces is not None and not "".join(self._pieces).isdecimal():
+                return True
+            self._pieces = None
+            self._skip(_REDIRECTION)
+
+    def _piece(self) -> None:
+        """One piece of a word: plain text, a quote, an escape, an expansion."""
+        if self._pieces is None:
+            self._pieces, self._line = [], self._line_here()
+            if end := json_end(self._text, self.position):
+                return self._add(self._text[self.position : end], end)
+        here = self._here()
+        if here == "\\":
+            escaped = self._text[self.position + 1 : self.position + 2]
+            return self._add("" if escaped == "\n" else escaped, self.position + 2)
+        if here == "'":
+            return self._single()
+        if here == '"':
+            return self._double()
+        if here in "$`":
+            return self._expansion(in_quotes=False)
+        return self._matching(_PLAIN)
+
+    def _single(self) -> None:
+        match = _SINGLE.match(self._text, self.position)
+        if match is None:
+            raise self._error("a single quote that is not closed")
+        self._add(match.group(1), match.end())
+
+    def _double(self) -> None:
+        begin = self.position
+        self.position += 1
+        while (here := self._here()) != '"':
+            if not here:
+                self.position = begin
+                raise self._error("a double quote that is not closed")
+            self._within_double(here)
+        self.position += 1
+
+    def _within_double(self, here: str) -> None:
+        if here == "\\":
+            escaped = self._text[self.position + 1 : self.position + 2]
+            kept = {"\n": "", '"': '"', "\\": "\\", "$": "$", "`": "`"}.get(escaped, f"\\{escaped}")
+            self._add(kept, self.position + 2)
+        elif here in "$`":
+            self._expansion(in_quotes=True)
+        else:
+            self._matching(_IN_DOUBLE)
+
+    def _expansion(self, *, in_quotes: bool) -> None:
+        match = _VARIABLE.match(self._text, self.position)
+        if match is None:
+            return self._matching(_UNKNOWN)
+        name, how = match.group("braced") or match.group("name"), match.group("how") or ""
+        if name in ("@", "*") or how.startswith("["):
+            return self._array_value(name, match)
+        value = self._value(name, how, match.group("default") or "")
+        if value is None:
+            return self._add(match.group(), match.end())
+        return self._add(value, match.end()) if in_quotes else self._unquoted(value, match.end())
+
+    def _value(self, name: str, how: str, default: str) -> str | None:
+        """What a variable stands for, None where that is not known."""
+        if default and not how:
+            return None  # ${name%.*} and its like
+        words = self._variables.get(name)
+        value = None if words is None else words[0].text if words else ""
+        return default if how.endswith("-") and not value else value
+
+    def _array_value(self, name: str, match: re.Match[str]) -> None:
+        """``"${args[@]}"``: its words. Those of the script itself (``"$@"``) are not known, and none are taken."""
+        words = () if name in ("@", "*") else self._variables.get(name)
+        if words is None:
+            raise self._error(f"what {quoted(match.group())} stands for is not known: write the options out")
+        self.position = match.end()
+        self._put(list(words))
+
+    def _unquoted(self, value: str, end: int) -> None:
+        """A value outside of quotes falls apart at white space."""
+        parts = value.split()
+        self.position = end
+        if len(parts) == 1:
+            self._add(parts[0], end)
+        else:
+            self._put([Word(part, self._line) for part in parts])
+
+    def _put(self, words: list[Word]) -> None:
+        """Several words in place of one piece; what stood before it goes to the first."""
+        self._count(sum(len(word.text) + 1 for word in words))
+        before = "".join(self._pieces or ())
+        if words and before:
+            words[0] = Word(before + words[0].text, self._line)
+        if words or not before:
+            self._split += words
+            self._pieces = None
+
+    def _matching(self, pattern: re.Pattern[str]) -> None:
+        match = pattern.match(self._text, self.position)
+        end = match.end() if match else self.position + 1
+        self._add(self._text[self.position : end], end)
+
+    def _add(self, piece: str, end: int) -> None:
+        self._count(len(piece))
+        if self._pieces is None:
+            self._pieces = []
+        self._pieces.append(piece)
+        self.position = end
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_COMMAND:
+            raise self._error(f"a command line longer than {MAX_COMMAND >> 20} MiB")
+
+    def _skip(self, pattern: re.Pattern[str]) -> bool:
+        match = pattern.match(self._text, self.position)
+        if match is None or match.end() == self.position:
+            return False
+        self.position = match.end()
+        return True
+
+    def _line_here(self) -> int:
+        at, line = self._counted
+        if self.position > at:
+            line += self._text.count("\n", at, self.position)
+            self._counted = self.position, line
+        return line
+
+    def _error(self, message: str) -> UsageError:
+        return Place(self._source, self._line_here()).error(message)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Somebody's text, such as a log of libvirt's, to the words that one QEMU was started with.
+
+Of several starts in one text the last one counts, since a log grows at its end. A line of ``ps`` has lost its quotes:
+a word there that is no option belongs to the value before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness.adopt.place import Place
+from harness.adopt.shell import MAX_WORDS, Variables, Word, json_end, read_variables, read_words
+
+MAX_TEXT = 16 << 20
+
+_SYSTEM = r"qemu-system-[A-Za-z0-9_]+(?:[-.][A-Za-z0-9_.-]*)?"
+_SHORT = r"qemu-kvm[A-Za-z0-9_.-]*|kvm(?:-spice)?|qemu(?:\.real)?"
+#: An emulator as a word of its own, with or without its folder, in quotes or not.
+_EMULATOR = (
+    rf"(?:(?<![^\s;&|({{])|(?<=ExecStart=))[\"']?(?:(?P<folder>[^\s\"'=;,{{}}]*/)?"
+    rf"(?:{_SYSTEM}|(?P<short>{_SHORT})))[\"']?(?=\s|\\\n|$)"
+)
+#: A variable that is set to an emulator: ``QEMU=qemu-system-x86_64``.
+_VARIABLE = re.compile(
+    rf"^[ \t]*(?:export[ \t]+)?(\w{{1,64}})=[\"']?(?:[^\s\"'=;,{{}}]*/)?(?:{_SYSTEM}|{_SHORT})[\"']?[ \t]*$", re.M
+)
+#: What stands behind an emulator: an option, or another word on the same line.
+_BEHIND = re.compile(r"(?:[ \t]|\\[ \t]*\n)*(?:\n[ \t]*(?=-))?(-|[\w./$\"'{])?")
+#: Programs that start another one, and may have numbers before it.
+_WRAPPERS = frozenset({
+    "chrt", "env", "exec", "ionice", "nice", "nohup", "numactl", "prlimit", "setsid", "strace", "sudo", "systemd-run",
+    "taskset", "time", "timeout",
+})  # fmt: skip
+_PIECE = re.compile(r"\s*(\S+)")
+_OPTION = re.compile(r"--?[A-Za-z]")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What one QEMU was started with; ``binary`` is empty when the text has options only."""
+
+    binary: str
+    words: tuple[Word, ...]
+
+
+def read_start(text: str, source: str) -> Start:
+    """The words of the last start of QEMU in a text.
+
+    :param text: a log, a script, a line of ``ps``, ``/proc/PID/cmdline``, or options alone
+    :raises UsageError: there is none, or it cannot be taken apart; with file and line
+    """
+    if len(text) > MAX_TEXT:
+        raise Place(source).error(f"longer than {MAX_TEXT >> 20} MiB: give the part with the command line")
+    if "\0" in text:
+        return _separated(text)
+    text = text.replace("\r\n", "\n")
+    found = _last_start(text)
+    return _options_alone(text, source) if found is None else _started(text, source, found)
+
+
+def _separated(text: str) -> Start:
+    """As the kernel shows a process: each argument ends with a zero byte."""
+    arguments = text.removesuffix("\n").removesuffix("\0").split("\0")
+    return Start(arguments[0], tuple(Word(argument, 1) for argument in arguments[1:]))
+
+
+def _last_start(text: str) -> re.Match[str] | None:
+    """The last line that starts an emulator; one with an option behind it is meant before one without."""
+    best: tuple[int, re.Match[str]] | None = None
+    line_end = -1
+    for match in _emulators(text):
+        # the first one of a line is it: what comes behind is a value
+        rank = 0 if match.start() < line_end else _rank(text, match)
+        if rank:
+            line_end = _line_end(text, match.start())
+            best = (rank, match) if best is None or rank >= best[0] else best
+    return best[1] if best else None
+
+
+def _emulators(text: str) -> Iterator[re.Match[str]]:
+    names = {re.escape(match.group(1)) for match in _VARIABLE.finditer(text)}
+    variable = rf"(?<![^\s;&|(])[\"']?\$(?:\{{(?:{'|'.join(names)})\}}|(?:{'|'.join(names)}))[\"']?(?=\s|$)"
+    return re.finditer(rf"{_EMULATOR}|{variable}" if names else _EMULATOR, text)
+
+
+def _line_end(text: str, position: int) -> int:
+    end = text.find("\n", position)
+    return len(text) if end < 0 else end
+
+
+def _before(text: str, position: int) -> str:
+    """The line up to a place."""
+    return text[text.rfind("\n", 0, position) + 1 : position]
+
+
+def _rank(text: str, match: re.Match[str]) -> int:
+    """0: no start; 1: an emulator alone; 2: with a word behind it; 3: with an option behind it."""
+    before = _before(text, match.start()).split()
+    behind = _BEHIND.match(text, match.end())
+    rank = {None: 1, "-": 3}.get(behind.group(1) if behind else None, 2)
+    if before and _OPTION.match(before[0]):
+        return 0  # the value of an option that begins the line
+    if not match.group("short") or match.group("folder"):
+        return rank
+    # words that are not the emulator's alone: -accel kvm, "apt install qemu"
+    return 0 if rank < 3 or (before and _OPTION.match(before[-1])) else rank
+
+
+def _started(text: str, source: str, match: re.Match[str]) -> Start:
+    if _is_ps(_before(text, match.start())):
+        return _of_ps(text, source, match.start())
+    expands = "$" in text[match.start() : match.end() + (1 << 20)]
+    variables: Variables = read_variables(text[: match.start()], source) if expands else {}
+    words = read_words(text, match.start(), source, variables)
+    return Start(words[0].text, tuple(words[1:])) if words else Start("", ())
+
+
+def _options_alone(text: str, source: str) -> Start:
+    begin = len(text) - len(text.lstrip())
+    if not _OPTION.match(text, begin):
+        raise Place(source).error("no start of QEMU found: expected qemu-system-x86_64, say, with its options")
+    return Start("", tuple(read_words(text, begin, source, {})))
+
+
+def _is_ps(before: str) -> bool:
+    """Whether a line begins as ``ps`` and ``pgrep -a`` begin it: with a process id, or a user and a process id."""
+    words = before.split()
+    if not words or words[0].rpartition("/")[2] in _WRAPPERS:
+        return False
+    return words[0].isdecimal() or (len(words) > 1 and words[1].isdecimal() and "=" not in words[0])
+
+
+def _of_ps(text: str, source: str, begin: int) -> Start:
+    line = text.count("\n", 0, begin) + 1
+    pieces = list(_raw_pieces(text[begin : _line_end(text, begin)]))
+    if len(pieces) > MAX_WORDS:
+        raise Place(source, line).error(f"more than {MAX_WORDS} arguments")
+    return Start(pieces[0], tuple(Word(each, line) for each in _joined(pieces[1:])))
+
+
+def _raw_pieces(line: str) -> Iterator[str]:
+    """Words between white space, and JSON whole."""
+    position = 0
+    while match := _PIECE.match(line, position):
+        position = json_end(line, match.start(1)) or match.end()
+        yield line[match.start(1) : position]
+
+
+def _joined(words: list[str]) -> Iterator[str]:
+    """An option, and all up to the next one as its value."""
+    value: list[str] = []
+    for word in words:
+        if not _OPTION.match(word):
+            value.append(word)
+            continue
+        if value:
+            yield " ".join(value)
+        value = []
+        yield word
+    if value:
+        yield " ".join(value)
