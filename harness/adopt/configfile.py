@@ -21,7 +21,8 @@ def read_config_file(text: str, source: str) -> list[SaidOption]:
 
     :raises UsageError: a line is neither a group nor a value, or QEMU has no such group
     """
-    return [_option(name, pairs, place) for name, pairs, place in _groups(text, source)]
+    # a group is whole when the next one begins
+    return [_option(name, pairs, place) for name, pairs, place in list(_groups(text, source))]
 
 
 def _groups(text: str, source: str) -> Iterator[tuple[str, list[tuple[str, str]], Place]]:
