@@ -29,7 +29,7 @@ _HOST_TYPES = (
     *("tdx-*", "sgx-*", "*nitro*", "migration"),
 )
 #: Properties that only such types have.
-_HOST_PROPERTIES = frozenset(
+HOST_PROPERTIES = frozenset(
     {"sysfsdev", "hostbus", "hostaddr", "hostdevice", "hostport", "host_ip", "vhostfd", "vhostdev", "wwpn"}
     | {"evdev", "hidraw", "rootdir", "fsdev", "file", "fd", "ibdev", "jsonfile", "kernel", "tpmdev", "guest-cid"}
     | {"wayland-socket-path"}
@@ -43,12 +43,28 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
 #: What a device option says beside its properties: these are the plan's own fields.
 _OWN_KEYS = frozenset({"id", "bus", "addr", "driver"})
 #: Properties of machines that are about the machine alone.
-_MACHINE = frozenset(
-    {"acpi", "cxl", "hpet", "i8042", "kernel-irqchip", "nvdimm", "pcspk", "pit", "sata", "smbus", "smm"}
+MACHINE_PROPERTIES = frozenset(
+    {
+        "acpi",
+        "cxl",
+        "hpet",
+        "i8042",
+        "kernel-irqchip",
+        "nvdimm",
+        "pcspk",
+        "pit",
+        "sata",
+        "smbus",
+        "smm",
+        "usb",
+        "vmport",
+    }
 )
+#: Features of CPUs that are words and no switches.
+_CPU_WORDS = frozenset({"vendor", "model-id", "hv-vendor-id", "hv-stimer-direct"})
 _ACCELS = frozenset({"kvm", "tcg"})
 #: By kind of backend: the properties that name one.
-_BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
+BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Disk: re.compile(r"drive"),
     Netdev: re.compile(r"netdev"),
     Chardev: re.compile(r"chardev[0-7]?"),
@@ -60,9 +76,12 @@ _BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Tpm: re.compile(r"tpmdev"),
 }
 #: Properties that name another device of the plan.
-_REFERENCE_KEYS = frozenset({"bmc", "subsys", "target", "primary-bus"})
+REFERENCE_KEYS = frozenset({"bmc", "subsys", "target", "primary-bus"})
+#: Enumerations whose values a QEMU does not list.
+_ENUMS = {"OnOffAuto": ("on", "off", "auto"), "LostTickPolicy": ("discard", "delay", "slew")}
 #: Files of the host that a guest may be without: said by an empty string.
 _EMPTY = frozenset({"romfile"})
+_BUILT_IN_BUSES = frozenset({"ide", "usb-bus"})
 _BUS_TAIL = re.compile(r"\.[0-9]{1,3}")
 
 
@@ -93,13 +112,15 @@ def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
     """
     for key, setting in plan.machine_properties.items():
         _check_value(f"plan: machine: property {key!r}", key, setting, listing.machine.get(key), binary)
+    for preset in plan.presets:
+        check_override(preset.driver, preset.property, _as_word(preset.value), listing, binary)
     for device in plan.devices:
         where = f"plan: device {device.id}"
         listed = listing.devices.get(device.type)
         if listed is None:
             raise PackError(f"{where}: type {device.type}: expected a device type that {binary} lists")
         # a backend of the plan is made anew, and none of them reaches for the host
-        told = sorted(_HOST_PROPERTIES & listed.keys() - device.backends.keys())
+        told = sorted(HOST_PROPERTIES & listed.keys() - device.backends.keys())
         if told:
             raise PackError(f"{where}: {device.type} stands on the host's own {told[0]}; no such type is taken")
         if "audiodev" in listed and "audiodev" not in device.backends:
@@ -118,7 +139,7 @@ def check_override(driver: str, key: str, value: str, listing: Listing, binary: 
     :raises PackError: says what was met, and what was expected
     """
     where = f"global {driver}.{key}={value!r}"
-    if _is_of_host(driver) or key in _HOST_PROPERTIES | _OWN_KEYS:
+    if is_of_host(driver) or key in HOST_PROPERTIES | _OWN_KEYS:
         raise PackError(f"{where}: expected a property of a device that does not stand on the host's own")
     if driver not in listing.devices:
         raise PackError(f"{where}: expected a device type that {binary} lists")
@@ -132,13 +153,16 @@ def _check_machine(plan: GuestPlan) -> None:
         known = ", ".join(f"{prefix}*" for prefix in families)
         raise PackError(f"plan: machine {plan.machine!r} of family {plan.family!r}: expected a type such as {known}")
     for key in plan.machine_properties:
-        if key not in _MACHINE:
-            raise PackError(f"plan: machine: property {key!r}: expected one of {', '.join(sorted(_MACHINE))}")
+        if key not in MACHINE_PROPERTIES:
+            raise PackError(f"plan: machine: property {key!r}: expected one of {', '.join(sorted(MACHINE_PROPERTIES))}")
+    for key, value in ({} if plan.cpu is None else plan.cpu.features).items():
+        if isinstance(value, str) and key not in _CPU_WORDS:
+            raise PackError(f"plan: cpu: {key}={value!r}: expected a number or a boolean")
 
 
 def _check_device(plan: GuestPlan, device: PlacedDevice) -> None:
     where = f"plan: device {device.id}"
-    if _is_of_host(device.type):
+    if is_of_host(device.type):
         raise PackError(f"{where}: {device.type} stands on the host's own hardware or files; no such type is taken")
     if device.bus is not None and not _is_bus(plan, device.bus):
         raise PackError(f"{where}: bus {device.bus!r}: expected the machine's root bus or that of a device of the plan")
@@ -148,25 +172,25 @@ def _check_device(plan: GuestPlan, device: PlacedDevice) -> None:
         if isinstance(value, str) and not _WORD.fullmatch(value) and not (value == "" and key in _EMPTY):
             raise PackError(f"{where}: {key}={value!r}: expected a word of at most 64 letters, digits and ' ._:+-'")
     for key, name in device.backends.items():
-        pattern = _BACKEND_KEYS.get(type(plan.backends[name]))
+        pattern = BACKEND_KEYS.get(type(plan.backends[name]))
         if key in device.properties or pattern is None or not pattern.fullmatch(key):
             wanted = "no such property" if pattern is None else pattern.pattern
             raise PackError(f"{where}: {key} names {name}, a {plan.backends[name].kind}: expected {wanted}")
     for key in device.references:
-        if key in device.properties or key in device.backends or key not in _REFERENCE_KEYS:
-            raise PackError(
-                f"{where}: {key} names another device: expected one of {', '.join(sorted(_REFERENCE_KEYS))}"
-            )
+        if key in device.properties or key in device.backends or key not in REFERENCE_KEYS:
+            raise PackError(f"{where}: {key} names another device: expected one of {', '.join(sorted(REFERENCE_KEYS))}")
 
 
-def _is_of_host(driver: str) -> bool:
+def is_of_host(driver: str) -> bool:
+    """Whether a device type stands on the host's own hardware, processes, files or sound, by its name."""
     return any(fnmatchcase(driver, pattern) for pattern in _HOST_TYPES)
 
 
 def _is_bus(plan: GuestPlan, bus: str) -> bool:
-    """The root bus, one that the chipset has (``ide.0``), or one of a device: its id, with a number or without."""
+    """The root bus, one that the chipset has (``ide.0``, ``usb-bus.0``), or one of a device: its id, with a number or
+    without."""
     root = architecture_of(plan.machine).buses.get(plan.family)
-    names = {device.id for device in plan.devices} | {"ide"}
+    names = {device.id for device in plan.devices} | _BUILT_IN_BUSES
     return (root is not None and bus == root.name) or any(
         bus.startswith(name) and (bus == name or _BUS_TAIL.fullmatch(bus[len(name) :])) for name in names
     )
@@ -181,12 +205,19 @@ def _check_value(where: str, key: str, value: bool | int | str, listed: Listed |
         ENUM: f"one of {', '.join(listed.words)}",
         STRING: f"no string but of {', '.join(sorted(_STRINGS))}",
     }.get(listed.kind, "no such property in a pack that travels")
-    if not _fits(key, value, listed):
+    if not fits(key, value, listed):
         raise PackError(f"{where}: its type is {listed.type}; expected {wanted}")
 
 
-def _fits(key: str, value: bool | int | str, listed: Listed) -> bool:
-    word = ("off", "on")[value] if isinstance(value, bool) else str(value)
+def _as_word(value: bool | int | str) -> str:
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
+def fits(key: str, value: bool | int | str, listed: Listed) -> bool:
+    """Whether a property of this name and type takes a value, and no more than that comes of it."""
+    word = _as_word(value)
+    if listed.type in _ENUMS:
+        return word in _ENUMS[listed.type]
     if listed.kind == NUMBER:
         return isinstance(value, int) and not isinstance(value, bool)
     if listed.kind == BOOLEAN:

@@ -139,7 +139,8 @@ class Machine:
             return
         try:
             check_plan(self.plan, self.accel)
-            check_listed(self.plan, listing(binary, self.name, self.plan.types()), binary)
+            asked = [*self.plan.types(), *(preset.driver for preset in self.plan.presets)]
+            check_listed(self.plan, listing(binary, self.name, asked), binary)
         except PackError as error:
             raise PackError(f"{self.foreign}: {error}") from error
 
@@ -228,9 +229,14 @@ def filled(option: Option, mark: str, folder: Path) -> Option:
 def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[Option]:
     """The options of the guest itself, without any device under test."""
     architecture = architecture_of(plan.machine)
-    yield from architecture.cpu_options(accel)
+    if plan.cpu is None:
+        yield from architecture.cpu_options(accel)
+    else:
+        yield Option(name="cpu", first=plan.cpu.model, props=plan.cpu.features)
     yield Option(name="m", first=str(plan.memory_mib), props=_memory_room(plan))
-    yield Option(name="smp", first=str(plan.cpus))
+    yield Option(name="smp", first=str(plan.cpus), props=_topology(plan))
+    for preset in plan.presets:
+        yield Option(name="global", props={"driver": preset.driver, "property": preset.property, "value": preset.value})
     if boot is not None:
         yield Option(name="kernel", first=str(boot.kernel))
         yield Option(name="initrd", first=str(boot.initramfs))
@@ -244,6 +250,10 @@ def _memory_room(plan: GuestPlan) -> dict[str, Scalar]:
     if not plan.memory_room_mib:
         return {}
     return {"slots": plan.memory_slots, "maxmem": f"{plan.memory_mib + plan.memory_room_mib}M"}
+
+
+def _topology(plan: GuestPlan) -> dict[str, Scalar]:
+    return {} if plan.topology is None else plan.topology.model_dump(exclude_none=True)
 
 
 def _device_options(machine: Machine) -> Iterator[Option]:

@@ -8,9 +8,9 @@ which the guest's kernel alone reads.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from harness.devices.backends import Backend, Ident, Model
 from harness.devices.device import Device
@@ -21,6 +21,10 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Slot = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}\.[0-7]$")]
 #: Printable and on one line.
 Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=4096)]
+
+#: A word that says no more than itself: no path, no option.
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}$")]
+Count = Annotated[int, Field(ge=1, le=1024)]
 
 #: The guest's name of the root bus.
 ROOT = "0000:00"
@@ -47,6 +51,42 @@ class PlacedDevice(Model):
     references: dict[Property, Ident] = Field(default_factory=dict)
 
 
+class Cpu(Model):
+    """A CPU model and what it has beside or instead of its own.
+
+    :param features: as QEMU names them: ``vmx`` off, ``level`` 22, ``vendor`` a word
+    """
+
+    model: Type
+    features: dict[Property, bool | int | Word] = Field(default_factory=dict)
+
+
+class Topology(Model):
+    """How CPUs are arranged, as far as somebody said.
+
+    :param maxcpus: with those that may be plugged
+    """
+
+    maxcpus: Count | None = None
+    sockets: Count | None = None
+    dies: Count | None = None
+    cores: Count | None = None
+    threads: Count | None = None
+
+
+class Preset(Model):
+    """A property of all devices of a type, those that the machine has by itself among them (``-global``)."""
+
+    driver: Type
+    property: Property
+    value: bool | int | Word
+
+
+#: Fields that ordinary guests do not use. They are left out where they are empty, so that such a plan is what it was
+#: before they came: recordings are kept by it.
+_SELDOM = ("cpu", "topology", "presets")
+
+
 class GuestPlan(Model):
     """One guest.
 
@@ -55,12 +95,15 @@ class GuestPlan(Model):
     :param memory_room_mib: memory that devices may bring beside the machine's own
     :param memory_slots: DIMMs that may be plugged
     :param cmdline: for the guest's kernel
+    :param cpu: None for the machine's own
     """
 
     machine: Type
     family: Type
     machine_properties: dict[Property, bool | int] = Field(default_factory=dict)
-    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
+    cpus: Count = 1
+    cpu: Cpu | None = None
+    topology: Topology | None = None
     memory_mib: Annotated[int, Field(ge=1, le=1 << 24)]
     memory_room_mib: Annotated[int, Field(ge=0, le=1 << 24)] = 0
     memory_slots: Annotated[int, Field(ge=0, le=256)] = 0
@@ -69,6 +112,7 @@ class GuestPlan(Model):
     cmdline: Line = ""
     devices: tuple[PlacedDevice, ...] = ()
     backends: dict[Ident, Backend] = Field(default_factory=dict)
+    presets: tuple[Preset, ...] = ()
 
     @model_validator(mode="after")
     def _names_fit(self) -> GuestPlan:
@@ -84,6 +128,15 @@ class GuestPlan(Model):
                 if other not in ids:
                     raise ValueError(f"devices: {device.id} names {other!r}, which is not among the devices")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_seldom(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value or key not in _SELDOM}
+
+    @property
+    def seldom(self) -> bool:
+        """Whether it has what a program did not know that reads ``postload.pack/4`` alone."""
+        return any(getattr(self, name) for name in _SELDOM)
 
     def of(self, owner: str) -> list[PlacedDevice]:
         """What one judged device brought."""
@@ -122,18 +175,24 @@ def apart_from_ports(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:
 def guest_slot(device: Device, plan: GuestPlan) -> str | None:
     """The PCI address of a device as the guest's shell finds it, None for one that is on no PCI bus.
 
-    What is below a port has the number of a bus that firmware gave it: the guest looks for it.
+    What is below a port or a bridge has the number of a bus that firmware gave it: the guest looks for it.
     """
     built = device.built_in.get(plan.family, {})
     first = device.attachments[0].name if device.attachments else ""
     if first in built:
         return built[first].address
-    ports = {placed.id: placed.slot for placed in plan.devices if placed.type == PORT}
-    for placed in apart_from_ports(plan.of(device.name)):
-        if placed.slot is not None:
-            port = ports.get(placed.bus or "")
-            return f"{ROOT}:{placed.slot}" if port is None else f"$(pci_below {ROOT}:{port})"
-    return None
+    placed = next((placed for placed in apart_from_ports(plan.of(device.name)) if placed.slot is not None), None)
+    return None if placed is None else pci_address(placed, plan)
+
+
+def pci_address(placed: PlacedDevice, plan: GuestPlan) -> str:
+    """Of a device that has a slot, for the guest's shell; see :func:`guest_slot`."""
+    above = next((each for each in plan.devices if each.id == placed.bus and each.slot is not None), None)
+    if above is None:
+        return f"{ROOT}:{placed.slot}"
+    if above.type == PORT and placed.slot == "00.0":
+        return f"$(pci_below {pci_address(above, plan)})"
+    return f"$(cd /sys/bus/pci/devices/{pci_address(above, plan)} && echo ????:??:{placed.slot})"
 
 
 def guest_command(device: Device, what: str, plan: GuestPlan) -> str:

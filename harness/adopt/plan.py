@@ -1,0 +1,640 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From what somebody said of a VM to a guest plan: its devices in their places, and harmless things behind them.
+
+Nothing of a configuration reaches a QEMU as it stands. A device type and each property must be one that the QEMU lists,
+its value one that :mod:`harness.guests.foreign` lets through; what a device stands on is made anew from its kind and
+shape. What was replaced and what is left out is told, as data. Ids, buses and slots stay as they were given, for names
+of saved sections are made of them; a PCI device without a slot gets the one that QEMU gives it, the first that is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Final
+
+from pydantic import ValidationError
+
+from harness.adopt.backends import PARTS, STANDS, SaidBackend, is_unnamed, made, said_backends, unsaid
+from harness.adopt.builtin import Expanded, expand, usb_of_machine
+from harness.adopt.configuration import Configuration, SaidOption, Value
+from harness.adopt.scalars import as_boolean, as_number, as_size, as_slot, as_text, as_word
+from harness.arch import RootBus, architecture_of, family_of
+from harness.devices.backends import Audiodev, Backend, Chardev, Disk, Memdev, Model, Tpm
+from harness.devices.types import CPU, DeviceType, types_of
+from harness.errors import PackError, UsageError
+from harness.guests.foreign import (
+    BACKEND_KEYS,
+    HOST_PROPERTIES,
+    MACHINE_PROPERTIES,
+    REFERENCE_KEYS,
+    check_listed,
+    check_override,
+    check_plan,
+    fits,
+    is_of_host,
+)
+from harness.guests.machine import lacking_program
+from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without, label
+from harness.guests.plan import Cpu, GuestPlan, PlacedDevice, Preset, Topology
+from harness.qemu.binary import QemuBinary
+from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, listing
+
+#: Options that say nothing of the state of a device: where things go on the host, what is booted first, how QEMU runs,
+#: what the guest is told of itself.
+_SILENT: Final = frozenset(
+    {"D", "L", "S", "accel", "action", "add-fd", "alt-grab", "async-teardown", "audio-help", "boot"}
+    | {"chroot", "clock", "compat", "ctrl-grab", "curses", "d", "daemonize", "dfilter", "display"}
+    | {"echr", "enable-fips", "enable-sync-profile", "full-screen", "g", "gdb", "h", "help", "id"}
+    | {"incoming", "iscsi", "jitdump", "k", "kvm-shadow-memory", "loadvm", "mem-path", "mem-prealloc"}
+    | {"mon", "monitor", "msg", "name", "no-frame", "no-kvm-pit", "no-kvm-pit-reinjection", "no-quit"}
+    | {"no-reboot", "no-shutdown", "no-user-config", "nodefaults", "nodefconfig", "nographic"}
+    | {"only-migratable", "overcommit", "perfmap", "pidfile", "portrait", "preconfig", "qmp"}
+    | {"qmp-pretty", "realtime", "rotate", "run-with", "runas", "sandbox", "seed", "show-cursor"}
+    | {"singlestep", "smbios", "snapshot", "spice", "tb-size", "trace", "uuid", "version", "vnc"}
+    | {"watchdog-action", "writeconfig"}
+)
+#: Options that are read elsewhere in this module and those beside it.
+_READ: Final = frozenset(
+    {"append", "audiodev", "bios", "blockdev", "chardev", "cpu", "device", "drive", "dtb", "fsdev"}
+    | {"global", "initrd", "kernel", "m", "machine", "netdev", "nic", "object", "parallel", "rtc"}
+    | {"serial", "smp", "tpmdev", "vga"}
+)
+#: Keys of ``-machine`` that say nothing of the state of a device here.
+_SILENT_MACHINE: Final = frozenset(
+    {"type", "accel", "dump-guest-core", "mem-merge", "memory-backend", "graphics", "firmware", "kernel-irqchip"}
+    | {"pflash0", "pflash1", "kvm-shadow-mem", "suppress-vmdesc", "boot", "pcspk-audiodev", "fd-bootchk"}
+)
+#: And of ``-cpu``: these let a QEMU refuse to start.
+_SILENT_CPU: Final = frozenset({"model", "enforce", "check", "migratable", "host-cache-info", "l3-cache"})
+#: Keys of a device that are fields of the plan, or about the order in which firmware boots, or the host's threads.
+_OWN: Final = frozenset(
+    {"id", "bus", "addr", "driver", "bootindex", "iothread", "rng", "share-rw", "iothread-vq-mapping"}
+)
+_BOOT = ("kernel", "initrd", "dtb")
+#: Models that stand for the host's own processor.
+_HOST_MODELS: Final = frozenset({"host", "host-model", "host-passthrough"})
+#: Names that QEMU gives to buses of devices without an id (``hw/core/bus.c``: ``qbus_init_internal``), by such devices.
+_AUTOMATIC: Mapping[str, tuple[str, ...]] = {
+    "scsi": ("virtio-scsi*", "lsi*", "megasas*", "mptsas*", "am53c974", "dc390", "pvscsi"),
+    "usb-bus": ("*xhci*", "*uhci*", "*ehci*", "pci-ohci"),
+    "virtio-serial-bus": ("virtio-serial*",),
+    "hda": ("*intel-hda",),
+}
+#: Buses that the chipset has and whose devices find them by themselves.
+_BY_ITSELF: Final = frozenset({"isa", "floppy-bus", "i2c", "main-system-bus"})
+_CONSOLE: Final = "isa-serial"
+_DEBUG: Final = "isa-debugcon"
+_MIB: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a QEMU says of itself, as far as a configuration asks.
+
+    :param machine: versioned machine type
+    :param types: its device types
+    :param listing: the properties of those that are asked for
+    """
+
+    machine: str
+    types: Mapping[str, DeviceType]
+    listing: Listing
+
+    @property
+    def family(self) -> str:
+        """Alias of the machine type."""
+        return family_of(self.machine)
+
+    def type_named(self, name: str) -> str:
+        """The type of a name or alias."""
+        if name in self.types:
+            return name
+        return next((kind.name for kind in self.types.values() if kind.alias == name), name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """A VM as a guest plan without anything to boot.
+
+    :param plan: CPUs and memory as they were said
+    """
+
+    plan: GuestPlan
+    origin: Origin
+
+
+def known_to(binary: QemuBinary, configuration: Configuration, machine: str = "") -> Known:
+    """Ask a QEMU about what a configuration names.
+
+    :param machine: a machine type that is taken in place of the configuration's
+    :raises UsageError: the QEMU has no such machine type; says what it has
+    :raises QemuError: it does not answer
+    """
+    wanted = machine or said_machine(configuration)
+    found = binary.machine(wanted) if wanted else binary.machine(next(iter(architecture_of("").families.values())))
+    if found is None:
+        here = ", ".join(m.alias or m.name for m in binary.machines if m.alias) or "none"
+        raise UsageError(
+            f"{configuration.source}: machine type {wanted!r}: QEMU {binary.version} has none of that name, but "
+            f"{here} and versioned ones; expected a QEMU that has it (--qemu), or another type (--machine)"
+        )
+    kinds = types_of(binary.path)
+    known = Known(machine=found.name, types=kinds, listing=Listing(devices={}, machine={}))
+    named = {
+        known.type_named(as_text(each.values.get("driver"))) for each in expand(configuration, known.family).devices
+    }
+    drivers = {preset for preset, _, _ in _globals(configuration)}
+    asked = {name for name in named | drivers if name and not is_of_host(name)}
+    return replace(known, listing=listing(binary.path, found.name, {*asked, "mc146818rtc", _CONSOLE}))
+
+
+def said_machine(configuration: Configuration) -> str:
+    """The machine type that it names, empty where it names none."""
+    types = [as_text(o.values.get("type")) for o in configuration.options if o.name == "machine"]
+    return next((name for name in reversed(types) if name), "")
+
+
+def adopt_plan(configuration: Configuration, known: Known) -> Adopted:
+    """The plan of a VM.
+
+    :raises UsageError: the configuration is no VM that QEMU could start: an id that is there twice, a device that
+        names a backend which is not there; names file and line
+    """
+    return _Adoption(configuration, known).run()
+
+
+class _Adoption:
+    """One VM on its way to a plan."""
+
+    def __init__(self, configuration: Configuration, known: Known) -> None:
+        self._said = configuration
+        self._known = known
+        self._expanded = expand(configuration, known.family)
+        self._backends = said_backends(configuration)
+        self._bus: RootBus | None = architecture_of(known.machine).buses.get(known.family)
+        self._devices: list[PlacedDevice] = []
+        self._made: dict[str, Backend] = {}
+        self._by_name: dict[tuple[type[Model], str], str] = {}
+        self._slots: dict[str, set[str]] = {}
+        self._automatic = _automatic_buses(self._expanded, known, self._has_usb())
+        self._gone: set[str] = set()
+        self._console = self._expanded.console
+        self.replaced: list[Replaced] = []
+        self.left_out: list[LeftOut] = []
+
+    def run(self) -> Adopted:
+        for option in self._said.options:
+            if option.name not in _SILENT | _READ:
+                self.left_out.append(LeftOut(why=Without.OPTION, type=label(option.name), names=_keys(option)))
+        self.left_out += [LeftOut(why=Without.OPTION, type="drive", names=_keys(o)) for o in self._expanded.odd]
+        machine_properties = self._machine()
+        cpu, topology, cpus = self._cpu(), *self._cpus()
+        memory, room, slots = self._memory()
+        for option in self._expanded.devices:
+            self._device(option)
+        self._others()
+        try:
+            plan = GuestPlan(
+                machine=self._known.machine,
+                family=self._known.family,
+                machine_properties=machine_properties,
+                cpus=cpus,
+                cpu=cpu,
+                topology=topology,
+                memory_mib=memory,
+                memory_room_mib=room,
+                memory_slots=slots,
+                devices=tuple(self._devices),
+                backends=self._made,
+                presets=tuple(self._presets()),
+            )
+        except ValidationError as error:
+            raise UsageError(
+                f"{self._said.source}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            ) from error
+        origin = Origin(name=label(self._said.name), replaced=tuple(self.replaced), left_out=tuple(self.left_out))
+        return Adopted(plan=plan, origin=origin)
+
+    # -- the machine ---------------------------------------------------------------------------------------------------
+
+    def _machine(self) -> dict[str, bool | int]:
+        wanted = said_machine(self._said)
+        if wanted and self._known.machine != wanted and family_of(self._known.machine) != wanted:
+            self.replaced.append(Replaced(part=Part.MACHINE, was=label(wanted), stands=self._known.machine))
+        values = {key: value for o in self._options("machine") for key, value in o.values.items()}
+        properties: dict[str, bool | int] = {}
+        odd: list[str] = []
+        for key, value in values.items():
+            taken = as_boolean(value)
+            if key in _SILENT_MACHINE or value == "auto":
+                continue
+            listed = self._known.listing.machine.get(key)
+            if key in MACHINE_PROPERTIES and taken is not None and listed is not None and fits(key, taken, listed):
+                properties[key] = taken
+            else:
+                odd.append(key)
+        if odd:
+            names = tuple(map(label, odd))
+            self.left_out.append(LeftOut(why=Without.REFUSED, type="machine", names=names))
+        return properties
+
+    def _cpu(self) -> Cpu | None:
+        values: dict[str, Value] = {key: value for o in self._options("cpu") for key, value in o.values.items()}
+        model = as_text(values.get("model"))
+        if not model:
+            return None
+        if model in _HOST_MODELS:
+            self.replaced.append(Replaced(part=Part.CPU, was=model, stands="max"))
+            model = "max"
+        features: dict[str, bool | int | str] = {}
+        odd = []
+        for key, value in values.items():
+            name, said = (key[1:], key[0] == "+") if key[:1] in "+-" else (key, value)
+            feature = _feature(said)
+            if name in _SILENT_CPU:
+                continue
+            if feature is None:
+                odd.append(label(name))
+            else:
+                features[name] = feature
+        try:
+            cpu = Cpu(model=model, features=features)
+            check_plan(GuestPlan(machine=self._known.machine, family=self._known.family, memory_mib=1, cpu=cpu), "tcg")
+        except (ValidationError, PackError):
+            odd, cpu = [*map(label, features)], Cpu(model=model if as_word(model) else "max")
+        if odd:
+            self.left_out.append(LeftOut(why=Without.REFUSED, type="cpu", names=tuple(odd)))
+        return cpu
+
+    def _cpus(self) -> tuple[Topology | None, int]:
+        values: dict[str, Value] = {key: value for o in self._options("smp") for key, value in o.values.items()}
+        numbers = {key: number for key in Topology.model_fields if (number := as_number(values.get(key)))}
+        cpus = as_number(values.get("cpus"))
+        if cpus is None:
+            parts = [numbers.get(key, 1) for key in ("sockets", "dies", "cores", "threads")]
+            cpus = numbers.get("maxcpus") or parts[0] * parts[1] * parts[2] * parts[3]
+        if not 1 <= cpus <= 1024 or any(not 1 <= number <= 1024 for number in numbers.values()):
+            raise self._wrong(self._options("smp")[-1], f"{cpus} CPUs: expected 1 to 1024 of them")
+        return Topology(**numbers) if numbers else None, cpus
+
+    def _memory(self) -> tuple[int, int, int]:
+        """Memory, room for more, and slots, in MiB and numbers."""
+        values: dict[str, Value] = {key: value for o in self._options("m") for key, value in o.values.items()}
+        size = as_size(values.get("size"), "m") if "size" in values else 128 << _MIB
+        if size is None or not 1 << _MIB <= size < 1 << (24 + _MIB):
+            raise self._wrong(self._options("m")[-1], "expected a size of memory such as 4G")
+        most, slots = as_size(values.get("maxmem"), "m") or size, as_number(values.get("slots")) or 0
+        return size >> _MIB, min(max(0, most - size), 1 << 43) >> _MIB, min(max(0, slots), 256)
+
+    def _presets(self) -> Iterator[Preset]:
+        for driver, key, value in _globals(self._said):
+            word = as_word(value)
+            boolean, number = as_boolean(value), as_number(value)
+            for taken in (boolean, number, word):
+                if taken is None:
+                    continue
+                text = ("off", "on")[taken] if isinstance(taken, bool) else str(taken)
+                try:
+                    check_override(driver, key, text, self._known.listing, "")
+                    yield Preset(driver=driver, property=key, value=taken)
+                except (PackError, ValidationError):
+                    continue
+                break
+            else:
+                self.left_out.append(LeftOut(why=Without.REFUSED, type=label(driver), names=(label(key),)))
+
+    def _others(self) -> None:
+        """What is neither device nor machine and has something in its place all the same."""
+        flash = [key for o in self._options("machine") for key in ("pflash0", "firmware") if o.values.get(key)]
+        if flash or self._expanded.flash or self._options("bios"):
+            was = "file" if self._options("bios") else "flash"
+            self.replaced.append(Replaced(part=Part.FIRMWARE, was=was, stands="the QEMU's own"))
+        if any(self._options(name) for name in _BOOT):
+            self.replaced.append(Replaced(part=Part.SYSTEM, was="kernel", stands="postload guest"))
+        if self._console is None and _CONSOLE in self._known.types:
+            self.replaced.append(Replaced(part=Part.CONSOLE, was="none", stands="console"))
+
+    # -- devices -------------------------------------------------------------------------------------------------------
+
+    def _device(self, option: SaidOption) -> None:
+        said = as_text(option.values.get("driver"))
+        if not said:
+            raise self._wrong(option, "a device without a type: expected driver=TYPE")
+        kind = self._known.type_named(said)
+        lost = self._lost(kind, option)
+        if lost is not None:
+            why, names = lost
+            self._leave(option, why, names)
+        elif kind == _CONSOLE and self._takes_console(option):
+            return
+        elif kind != _DEBUG:  # the recorder has its own
+            self._place(kind, option)
+
+    def _lost(self, kind: str, option: SaidOption) -> tuple[Without, tuple[str, ...]] | None:
+        """Why a device is not in the plan."""
+        listed = self._known.listing.devices.get(kind)
+        host = sorted(HOST_PROPERTIES & (option.values.keys() - _backend_keys(listed or {})))
+        bus = as_text(option.values.get("bus"))
+        if is_of_host(kind) or host:
+            return Without.HOST, tuple(host)
+        if kind not in self._known.types or listed is None:
+            return Without.TYPE, ()
+        if self._known.types[kind].category == CPU:
+            return Without.CPU, ()
+        # of a type that is no more than a shell of the host's
+        told = sorted(HOST_PROPERTIES & listed.keys() - _backend_keys(listed))
+        if told:
+            return Without.HOST, tuple(told)
+        if bus and self._bus_named(bus) is None:
+            return Without.BUS, (bus,)
+        if "tpmdev" in option.values and lacking_program([Tpm()]) is not None:
+            return Without.PROGRAM, ("swtpm",)
+        return None
+
+    def _leave(self, option: SaidOption, why: Without, names: Iterable[str]) -> None:
+        name = as_text(option.values.get("id"))
+        self._gone.add(name)
+        kind = label(option.values.get("driver"))
+        self.left_out.append(LeftOut(why=why, id=label(name), type=kind, names=tuple(map(label, names))))
+
+    def _takes_console(self, option: SaidOption) -> bool:
+        """The first serial port is the one that this program's guest is driven by."""
+        index = as_number(option.values.get("index"))
+        if self._console is not None or index not in (None, 0) or "iobase" in option.values:
+            return False
+        said = self._backends.get((Chardev, as_text(option.values.get("chardev"))), unsaid(Chardev))
+        self._console = said.was
+        name = label(option.values.get("id") or "")
+        self.replaced.append(Replaced(part=Part.CONSOLE, id=name, was=said.was, stands="console"))
+        return True
+
+    def _place(self, kind: str, option: SaidOption) -> None:
+        properties: dict[str, bool | int | str] = {}
+        backends: dict[str, str] = {}
+        references: dict[str, str] = {}
+        lost: dict[Without, list[str]] = {}
+        listed = self._known.listing.devices[kind]
+        name = self._id(option)
+        for key, value in option.values.items():
+            if key in REFERENCE_KEYS and key in listed and any(d.id == value for d in self._devices):
+                references[key] = as_text(value)
+            elif key in _OWN or key in REFERENCE_KEYS:
+                continue
+            elif (backend := _backend_kind(key, listed)) is not None:
+                self._stand(backend, key, as_text(value), kind, name, option, backends)
+            elif key == "romfile" and value != "":
+                self.replaced.append(Replaced(part=Part.ROM, id=name, was="file", stands="the QEMU's own"))
+            elif (taken := typed(key, value, listed.get(key))) is not None:
+                properties[key] = taken
+            else:
+                lost.setdefault(Without.REFUSED if key in listed else Without.UNKNOWN, []).append(key)
+        if "rng" in option.values:
+            self.replaced.append(Replaced(part=Part.RANDOM, id=name, was=self._random(option), stands="rng-builtin"))
+        self._sound(kind, name, listed, option, backends)
+        for why, keys in lost.items():
+            self.left_out.append(LeftOut(why=why, id=name, type=kind, names=tuple(map(label, keys))))
+        bus, slot = self._where(kind, option)
+        self._devices.append(
+            PlacedDevice(
+                id=name,
+                type=kind,
+                bus=bus,
+                slot=slot,
+                properties=properties,
+                backends=backends,
+                references=references,
+            )
+        )
+
+    def _random(self, option: SaidOption) -> str:
+        wanted = option.values.get("rng")
+        found = (o for o in self._options("object") if o.values.get("id") == wanted)
+        return next((as_word(o.values.get("qom-type")) or "other" for o in found), "other")
+
+    def _stand(
+        self, kind: type[Model], key: str, name: str, device: str, owner: str, option: SaidOption, into: dict[str, str]
+    ) -> None:
+        """Put something harmless behind a property."""
+        said = self._backends.get((kind, name))
+        if said is None and kind is Chardev and key == "chardev" and not is_unnamed(name):
+            said = self._backends.get((Chardev, name))
+        if said is None:
+            if not is_unnamed(name):
+                raise self._wrong(option, f"{key}={name}: expected the name of one that the configuration has")
+            said = unsaid(kind)
+        if not said.empty:
+            into[key] = self._stands_for(said, name, device, owner)
+
+    def _stands_for(self, said: SaidBackend, name: str, device: str, owner: str) -> str:
+        known = self._by_name.get((said.kind, name))
+        if known is not None:
+            return known
+        backend, guessed = made(said, device)
+        size = backend.size_bytes if isinstance(backend, Disk | Memdev) else None
+        self.replaced.append(
+            Replaced(
+                part=PARTS[said.kind],
+                id=owner if is_unnamed(name) else label(name),
+                was=said.was,
+                stands=STANDS[said.kind],
+                size_bytes=size,
+                guessed=guessed,
+            )
+        )
+        # memory gives its name to what is saved of it
+        own = name if said.kind is Memdev and _is_ident(name) else self._free_name(backend.kind)
+        self._made[own] = backend
+        if not is_unnamed(name):
+            self._by_name[said.kind, name] = own
+        return own
+
+    def _sound(
+        self, kind: str, name: str, listed: Mapping[str, Listed], option: SaidOption, backends: dict[str, str]
+    ) -> None:
+        """A card without a backend would use the host's sound."""
+        if "audiodev" in listed and "audiodev" not in backends:
+            backends["audiodev"] = self._stands_for(unsaid(Audiodev), "-", kind, name)
+
+    def _free_name(self, kind: str) -> str:
+        taken = {as_text(o.values.get("id")) for o in self._expanded.devices} | self._made.keys()
+        return next(name for number in range(1 << 16) if (name := f"{kind}-{number}") not in taken)
+
+    def _id(self, option: SaidOption) -> str:
+        name = as_text(option.values.get("id"))
+        if _is_ident(name):
+            return name
+        automatic = self._automatic.get(id(option))
+        if automatic is not None:
+            return automatic
+        taken = {as_text(o.values.get("id")) for o in self._expanded.devices} | {d.id for d in self._devices}
+        return next(name for number in range(1 << 16) if (name := f"device-{number}") not in taken)
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def _bus_named(self, bus: str) -> str | None:
+        """A bus as the plan has it, empty where its devices find it by themselves, None where it is not there."""
+        if self._bus is not None and bus == self._bus.name:
+            return bus
+        head, _, number = bus.rpartition(".") if not any(d.id == bus for d in self._devices) else (bus, "", "")
+        head = head or bus
+        if any(device.id == head for device in self._devices):
+            return bus
+        if head in _AUTOMATIC and number.isdigit():
+            name = f"{head}{number}"
+            if any(device.id == name for device in self._devices):
+                return f"{name}.0"
+        if head in _BY_ITSELF:
+            return ""
+        if head == "ide" or (head == "usb-bus" and self._has_usb()):
+            return bus
+        return None
+
+    def _has_usb(self) -> bool:
+        return any(usb_of_machine(option.values) for option in self._options("machine"))
+
+    def _where(self, kind: str, option: SaidOption) -> tuple[str | None, str | None]:
+        bus = self._bus_named(as_text(option.values.get("bus"))) if option.values.get("bus") else None
+        if self._known.types[kind].bus != "PCI":
+            return bus or None, None
+        if not bus and self._bus is not None:
+            bus = self._bus.name
+        slot = as_slot(option.values.get("addr")) if "addr" in option.values else None
+        if "addr" in option.values and slot is None:
+            raise self._wrong(option, f"addr={option.values['addr']!r}: expected a PCI slot such as 0x2 or 1f.2")
+        taken = self._taken(bus or "")
+        slot = slot or self._free_slot(bus or "", taken)
+        if slot is not None:
+            taken.add(slot)
+        return bus or None, slot
+
+    def _taken(self, bus: str) -> set[str]:
+        """Slots of a bus that something is in; of the root bus those of the chipset too."""
+        if bus not in self._slots:
+            self._slots[bus] = set()
+            if self._bus is not None and bus == self._bus.name:
+                free = {f"{number:02x}" for number in self._bus.slots} | (
+                    {"02"} if bus == "pci.0" else {"01", "02", "03"}
+                )
+                self._slots[bus] = {f"{n:02x}.0" for n in range(32) if f"{n:02x}" not in free}
+                if self._has_usb() and self._known.family == "q35":
+                    self._slots[bus].add("1d.0")
+        return self._slots[bus]
+
+    def _free_slot(self, bus: str, taken: set[str]) -> str | None:
+        """The first slot that is free, as QEMU takes it (``hw/pci/pci.c``: ``do_pci_register_device``); on a bridge,
+        which may keep one for itself, QEMU has to find it."""
+        heads = {slot[:2] for slot in taken}
+        below = next((device for device in self._devices if device.id == bus), None)
+        if below is not None:
+            port = "port" in below.type or below.type in ("ioh3420", "x3130-upstream", "xio3130-downstream")
+            return "00.0" if port and not taken else None
+        return next((f"{number:02x}.0" for number in range(32) if f"{number:02x}" not in heads), None)
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def _options(self, name: str) -> list[SaidOption]:
+        return [option for option in self._said.options if option.name == name]
+
+    def _wrong(self, option: SaidOption, text: str) -> UsageError:
+        return UsageError(f"{self._said.source}:{option.line}: -{option.name}: {text}")
+
+
+def typed(key: str, value: Value, listed: Listed | None) -> bool | int | str | None:
+    """The value of a property as its type has it, None where a plan cannot hold it."""
+    if listed is None:
+        return None
+    candidates: tuple[bool | int | str | None, ...] = (as_boolean(value), as_number(value), as_word(value))
+    if value == "":
+        candidates = ("",)
+    elif listed.kind == NUMBER:
+        candidates = (as_number(value),)
+    elif listed.kind == BOOLEAN:
+        candidates = (as_boolean(value),)
+    elif listed.kind != ENUM and listed.type != "OnOffAuto":
+        candidates = (str(value),) if as_word(str(value)) and not isinstance(value, bool) else ()
+    return next((each for each in candidates if each is not None and fits(key, each, listed)), None)
+
+
+def _feature(value: Value) -> bool | int | str | None:
+    boolean = as_boolean(value)
+    if boolean is not None:
+        return boolean
+    number = as_number(value)
+    return number if number is not None and abs(number) < 1 << 63 else as_word(value)
+
+
+def _backend_kind(key: str, listed: Mapping[str, Listed]) -> type[Model] | None:
+    """The class of backend that a property names."""
+    if key not in listed:
+        return None
+    return next((kind for kind, pattern in BACKEND_KEYS.items() if pattern.fullmatch(key)), None)
+
+
+def _backend_keys(listed: Mapping[str, Listed]) -> set[str]:
+    return {key for key in listed if _backend_kind(key, listed) is not None}
+
+
+def _globals(configuration: Configuration) -> Iterator[tuple[str, str, Value]]:
+    """Driver, property and value of each ``-global``, whichever of its two forms it has, and what ``-rtc`` says so."""
+    for option in configuration.options:
+        if option.name == "global":
+            if {"driver", "property", "value"} <= option.values.keys():
+                values = option.values
+                yield as_text(values["driver"]), as_text(values["property"]), values["value"]
+                continue
+            for key, value in _flat(option.values):
+                driver, _, name = key.rpartition(".")
+                yield driver, name, value
+        elif option.name == "rtc" and option.values.get("driftfix") == "slew":
+            yield "mc146818rtc", "lost_tick_policy", "slew"
+
+
+def _flat(values: Mapping[str, Value], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _keys(option: SaidOption) -> tuple[str, ...]:
+    """Keys of an option, which say what it is about and nothing of whom."""
+    return tuple(label(key) for key in option.values)[:8]
+
+
+def _is_ident(name: str) -> bool:
+    return (
+        bool(name)
+        and len(name) <= 64
+        and name[0].isalpha()
+        and name.isascii()
+        and (all(c.isalnum() or c in "._-" for c in name))
+    )
+
+
+def _automatic_buses(expanded: Expanded, known: Known, has_usb: bool) -> dict[int, str]:
+    """Ids for devices without one whose bus another one names as QEMU would call it: ``scsi.0``."""
+    found: dict[int, str] = {}
+    counts = dict.fromkeys(_AUTOMATIC, 0) | {"usb-bus": int(has_usb)}
+    taken = {as_text(option.values.get("id")) for option in expanded.devices}
+    for option in expanded.devices:
+        kind = known.type_named(as_text(option.values.get("driver")))
+        for bus, patterns in _AUTOMATIC.items():
+            if "id" in option.values or not any(fnmatchcase(kind, pattern) for pattern in patterns):
+                continue
+            name = f"{bus}{counts[bus]}"
+            counts[bus] += 1
+            if name not in taken:
+                found[id(option)] = name
+    return found
+
+
+def check_adopted(adopted: Adopted, known: Known, binary: str, accel: str) -> None:
+    """Hold a plan against what one from elsewhere may ask for, which is what it is.
+
+    :raises PackError: it asks for more: a fault of this program's
+    """
+    check_plan(adopted.plan, accel)
+    check_listed(adopted.plan, known.listing, binary)
