@@ -35,7 +35,16 @@ from harness.nights.document import Canary, NightDoc, ReproducerAnswer, as_text
 from harness.nights.folder import BUNDLES, NIGHT, NIGHT_TEXT, CutOff, cut_off, last_once
 from harness.nights.order import order_of
 from harness.nights.reproducers import Reproducer, asked_of, bundle_folder, reproducers_due
-from harness.nights.telling import FindingAt, excused_of, overdue_of, place_of, seen_twice, to_try_again, without
+from harness.nights.telling import (
+    FindingAt,
+    excused_of,
+    excuses_of,
+    overdue_of,
+    place_of,
+    seen_twice,
+    to_try_again,
+    without,
+)
 from harness.report.bundle import WRITING
 from harness.report.console import SafeConsole
 from harness.report.nightly import answer_text, begun_text, bundle_text, night_headline, night_text
@@ -49,7 +58,7 @@ from harness.store.compare import compare
 from harness.store.document import ChangedCell, CompareDoc
 from harness.store.engine import open_store
 from harness.store.importing import import_run
-from harness.store.keep import put_reproduction
+from harness.store.keep import put_excuses, put_reproduction
 from harness.store.read import History, RunRow, open_history
 from harness.store.signatures import signatures_on
 from harness.store.states import Reproduced, read_rules
@@ -80,6 +89,7 @@ def nightly(config: Path, as_json: bool) -> int:
         return HostError.exit_code
     doc = night.told()
     night.make_reproducers()
+    night.keep_excuses(doc)
     write_together(night.folder, {NIGHT_TEXT: night_text(doc).encode() + b"\n", NIGHT: as_text(doc)})
     if asked.notify is not None:
         send(asked.notify, _message(doc))
@@ -231,7 +241,7 @@ class _Night:
             import_run(history.engine, self.folder)  # the database was away for a while
             after = history.run(self._started.name)
         before = _night_before(history, after)
-        return compare(history, before or _no_run(after), after, read_rules()), before is None
+        return compare(history, before or _no_run(after), after, read_rules(), excusing=False), before is None
 
     def _tried_again(self, compared: CompareDoc) -> tuple[CompareDoc, list[ChangedCell]]:
         """A comparison without what did not come again, and that; what was told so yesterday and came again is new."""
@@ -259,6 +269,11 @@ class _Night:
         judged = {cell.key.line for cell in doc.cells if not cell.verdict.is_undecided}
         came = {(cell.key.line, name_of(cell)) for cell in doc.cells if cell.verdict.is_finding}
         return came | {place_of(change) for change in suspects if change.line not in judged}
+
+    def keep_excuses(self, doc: NightDoc) -> None:
+        """Keep with the night what it did not count, for whoever compares it and for the pages."""
+        with open_history(self._config.store) as history:
+            put_excuses(history.engine, history.run(self._started.name), excuses_of(doc))
 
     def make_reproducers(self) -> None:
         """Make a bundle of each finding that has none, as long as there is time."""

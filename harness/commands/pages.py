@@ -71,6 +71,7 @@ def _site(history: History, last: int, against: str | None, rules: HistoryRules)
         reproductions=reproductions,
         cases=_cases(reproductions, nights.runs),
         archives=frozenset(),
+        excuses=history.excuses(nights.runs),
     )
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from datetime import date
 
 from harness.nights.config import Quarantine, holding, past
-from harness.nights.document import Excused, Overdue
+from harness.nights.document import Excused, NightDoc, Overdue
 from harness.results.known import News, NewsKind
 from harness.store.document import ChangedCell, CompareDoc
+from harness.store.states import Excuse, ExcuseKind
 
 #: Kinds of findings that may come by chance: they are tried again before they are told. All others count at once.
 BY_CHANCE = ("hang", "drift", "leak", "guest-fault", "flaky")
@@ -74,6 +75,22 @@ def excused_of(compared: CompareDoc, entries: Sequence[Quarantine], day: date) -
         if entry is not None:
             found.append(Excused(change=change, link=entry.link, until=entry.until))
     return found
+
+
+def excuses_of(doc: NightDoc) -> list[Excuse]:
+    """What a night did not count, as its history keeps it."""
+    found = [
+        Excuse(
+            kind=ExcuseKind.QUARANTINED,
+            line=each.change.line,
+            signature=each.change.signature,
+            link=each.link,
+            until=each.until,
+        )
+        for each in doc.excused
+    ]
+    once = (Excuse(kind=ExcuseKind.ONCE, line=each.line, signature=each.signature) for each in doc.once)
+    return [*found, *once]
 
 
 def overdue_of(compared: CompareDoc, entries: Sequence[Quarantine], news: Iterable[News], day: date) -> list[Overdue]:

@@ -9,7 +9,7 @@ from harness.report.text import columns, duration, number, plural
 from harness.results.verdict import Verdict
 from harness.store.document import ChangedCell, CompareDoc, HistoryDoc
 from harness.store.read import OutcomeRow, RunRow, SignatureRow
-from harness.store.states import CellState, Look
+from harness.store.states import CellState, Excuse, ExcuseKind, Look
 from harness.store.write import RunState
 
 RUN_STATE_WORDS = {
@@ -97,6 +97,7 @@ def compare_text(doc: CompareDoc, *, everything: bool = False) -> str:
 def _compared(doc: CompareDoc, everything: bool) -> Iterator[str]:
     yield f"{_named(doc.after)} against {_named(doc.before)}"
     counts = [(name, len(getattr(doc, name))) for name in (*_TITLES, "not_run")]
+    counts += [("excused", len(doc.excused))] if doc.excused else []
     yield "  " + ", ".join(f"{number(count)} {name.replace('_', ' ')}" for name, count in counts)
     for name, title in _TITLES.items():
         changes: Sequence[ChangedCell] = getattr(doc, name)
@@ -104,6 +105,10 @@ def _compared(doc: CompareDoc, everything: bool) -> Iterator[str]:
             yield ""
             yield f"{title}:"
             yield from _signatures(changes, doc, most=None if everything else 0 if name in _QUIET else _MAX_CELLS)
+    if doc.excused:
+        yield ""
+        yield "excused: does not count in that night:"
+        yield from (f"  {line}" for line in columns([_excused(change) for change in doc.excused]))
     if doc.not_run:
         yield ""
         yield from _not_run(doc.not_run, everything)
@@ -130,7 +135,7 @@ def _signatures(changes: Sequence[ChangedCell], doc: CompareDoc, most: int | Non
     for change in changes:
         groups.setdefault(change.signature, []).append(change)
     for signature, mine in groups.items():
-        known = next((f" (known: {each.known})" for each in mine if each.known), "")
+        known = next((f" (known: {_known(each)})" for each in mine if each.known), "")
         yield f"  {signature}{known}: {plural(len(mine), 'cell')}"
         shown = mine[:most]
         yield from (f"    {line}" for line in columns([_change(change) for change in shown]) if shown)
@@ -138,6 +143,30 @@ def _signatures(changes: Sequence[ChangedCell], doc: CompareDoc, most: int | Non
             yield f"    and {number(len(mine) - most)} more"
         if mine[0].state in (CellState.NEW, CellState.BACK) and doc.after.folder:
             yield f"    next: postload explain {mine[0].cell} --run {doc.after.folder}"
+
+
+def _known(change: ChangedCell) -> str:
+    """Where a known issue is described, and until when it excuses."""
+    return change.known + (f", {excuse_text(change.excuse)}" if change.excuse else "")
+
+
+def excuse_text(excuse: Excuse) -> str:
+    """Why a finding does not count, or until when; its link stands by itself."""
+    until = f"until {excuse.until}" if excuse.until else ""
+    return f"{_EXCUSES[excuse.kind]} {until}".strip()
+
+
+_EXCUSES = {
+    ExcuseKind.KNOWN: "",
+    ExcuseKind.QUARANTINED: "quarantined",
+    ExcuseKind.ONCE: "came once, and not when it was tried again",
+}
+
+
+def _excused(change: ChangedCell) -> tuple[str, ...]:
+    assert change.excuse is not None
+    link = f": {change.excuse.link}" if change.excuse.link else ""
+    return change.cell, change.signature, excuse_text(change.excuse) + link
 
 
 def _change(change: ChangedCell) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from jinja2 import Environment
 
 import harness
 from harness.report import strips
-from harness.report.history import NOT_RUN_WORDS, RUN_STATE_WORDS
+from harness.report.history import NOT_RUN_WORDS, RUN_STATE_WORDS, excuse_text
 from harness.report.html import environment
 from harness.report.sentences import controls_text
 from harness.report.text import plural
@@ -42,7 +42,7 @@ from harness.store.nights import CellName, LineNights, Mark, Missing, Nights, Re
 from harness.store.read import Reproduction, RunRow, SignatureRow
 from harness.store.signatures import SignatureOn
 from harness.store.speeds import ONE_IN, Curve
-from harness.store.states import Look
+from harness.store.states import Excuse, ExcuseKind, Look, excuse_of
 from harness.triage.kept import KeptCase
 
 #: Cells that a list names; the others are counted.
@@ -64,6 +64,7 @@ class Site:
     :param logs: of a signature the newest cell that is kept whole
     :param cases: the smallest case of a signature
     :param archives: signatures whose bundle can be downloaded
+    :param excuses: what of the findings of a run does not count, by its number
     """
 
     nights: Nights
@@ -75,6 +76,7 @@ class Site:
     reproductions: Sequence[Reproduction]
     cases: Mapping[str, KeptCase]
     archives: frozenset[str]
+    excuses: Mapping[int, Sequence[Excuse]]
 
     @cached_property
     def newest(self) -> RunRow:
@@ -176,6 +178,11 @@ class ChangeGroup:
         return next((change.known for change in self.changes if change.known), "")
 
     @property
+    def excuses(self) -> Sequence[Excuse]:
+        """Why they do not count, or until when they are known."""
+        return _each_once(change.excuse for change in self.changes)
+
+    @property
     def verdict(self) -> Verdict | None:
         return next((v for change in self.changes for v in (change.now, change.was) if v is not None), None)
 
@@ -213,6 +220,7 @@ class RemarkGroup:
     signature: str
     mark: Mark
     remarks: Sequence[Remark]
+    excuses: Sequence[Excuse]
 
     @property
     def known(self) -> str:
@@ -230,7 +238,13 @@ def pages(site: Site) -> Iterator[tuple[str, str]]:
     yield "pages.js", _file("pages.js")
     yield (
         "index.html",
-        made.render("start", title="Nights", questions=questions(site), rows=list(site.devices.values())),
+        made.render(
+            "start",
+            title="Nights",
+            questions=questions(site),
+            excused=_by_signature(site.compared.excused) if site.compared else [],
+            rows=list(site.devices.values()),
+        ),
     )
     yield "signatures.html", made.render("signatures", title="Signatures")
     yield "runs.html", made.render("runs", title="Runs")
@@ -373,6 +387,7 @@ def _environment(site: Site) -> _Pages:
         value_text=strips.value_text,
         ratio_text=strips.ratio_text,
         is_worse=strips.is_worse,
+        excuse_text=excuse_text,
         state_word=RUN_STATE_WORDS.get,
         one_in=ONE_IN,
         most_cells=MOST_CELLS,
@@ -403,6 +418,7 @@ def _signature(site: Site, row: SignatureRow, seen: Mapping[str, list[tuple[RunR
     lines = {name.line for _, name in seen.get(row.name, ())} & site.nights.lines.keys()
     return {
         "row": row,
+        "excuses": _known_until(site, row),
         "on": site.on_qemus.get(row.name, ()),
         "cell": cell,
         "finding": finding,
@@ -413,6 +429,15 @@ def _signature(site: Site, row: SignatureRow, seen: Mapping[str, list[tuple[RunR
         "case": site.cases.get(row.name),
         "has_bundle": row.name in site.archives,
     }
+
+
+def _known_until(site: Site, row: SignatureRow) -> list[Excuse]:
+    """Until when the known issue excuses that a finding is, by the newest run that was held against it."""
+    for run in site.nights.runs:
+        for each in site.excuses.get(run.number, ()):
+            if each.kind is ExcuseKind.KNOWN and (each.signature, each.link) == (row.name, row.known):
+                return [each]
+    return []
 
 
 def _run(site: Site, run: RunRow, place: int) -> dict[str, Any]:
@@ -427,7 +452,7 @@ def _run(site: Site, run: RunRow, place: int) -> dict[str, Any]:
         "run": run,
         "later": runs[place - 1] if place else None,
         "earlier": runs[place + 1] if place + 1 < len(runs) else None,
-        "groups": remark_groups(remarks),
+        "groups": remark_groups(remarks, site.excuses.get(run.number, ())),
         "devices": sorted(devices.items(), key=lambda each: (min(map(mark_rank, each[1])), each[0])),
         "marks": marks,
         "answers": sorted(
@@ -436,13 +461,33 @@ def _run(site: Site, run: RunRow, place: int) -> dict[str, Any]:
     }
 
 
-def remark_groups(remarks: Iterable[Remark]) -> list[RemarkGroup]:
-    """What is not ok, by signature, the worst first."""
+def remark_groups(remarks: Iterable[Remark], excuses: Sequence[Excuse]) -> list[RemarkGroup]:
+    """What is not ok, by signature, the worst first.
+
+    :param excuses: of the run
+    """
     found: dict[tuple[str, Mark], list[Remark]] = {}
     for remark in remarks:
         found.setdefault((remark.signature, remark.mark), []).append(remark)
-    groups = [RemarkGroup(signature=name, mark=mark, remarks=each) for (name, mark), each in found.items()]
+    groups = [
+        RemarkGroup(
+            signature=name,
+            mark=mark,
+            remarks=each,
+            excuses=_each_once(excuse_of(excuses, one.cell.line, name, one.known) for one in each),
+        )
+        for (name, mark), each in found.items()
+    ]
     return sorted(groups, key=lambda group: (mark_rank(group.mark), group.signature))
+
+
+def _each_once(excuses: Iterable[Excuse | None]) -> list[Excuse]:
+    """Excuses of several cells; of those for one reason the first."""
+    found: dict[tuple[Any, ...], Excuse] = {}
+    for each in excuses:
+        if each is not None:
+            found.setdefault((each.kind, each.link, each.until), each)
+    return list(found.values())
 
 
 def _seen(nights: Nights) -> dict[str, list[tuple[RunRow, CellName]]]:

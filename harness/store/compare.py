@@ -18,11 +18,13 @@ from harness.store.states import (
     SILENT,
     CellFacts,
     CellState,
+    ExcuseKind,
     FailRate,
     HistoryRules,
     Look,
     Reproduced,
     SeenBefore,
+    excuse_of,
     fail_rate,
 )
 
@@ -30,15 +32,20 @@ from harness.store.states import (
 Cells = Sequence[Glance]
 
 
-def compare(history: History, before: RunRow, after: RunRow, rules: HistoryRules) -> CompareDoc:
+def compare(
+    history: History, before: RunRow, after: RunRow, rules: HistoryRules, *, excusing: bool = True
+) -> CompareDoc:
     """Hold a run against an earlier one.
 
+    :param excusing: what the later run did not count stands apart
     :raises HostError: the history cannot be read
     """
-    changes = list(_Comparison(history, before, after, rules).changes())
+    changes = list(_Comparison(history, before, after, rules, excusing=excusing).changes())
     lists: dict[CellState, list[ChangedCell]] = {state: [] for state in CellState}
+    excused: list[ChangedCell] = []
     for change in sorted(changes, key=_order):
-        lists[change.state].append(change)
+        counts = change.excuse is None or change.excuse.kind is ExcuseKind.KNOWN
+        (lists[change.state] if counts else excused).append(change)
     return CompareDoc(
         before=before,
         after=after,
@@ -49,6 +56,7 @@ def compare(history: History, before: RunRow, after: RunRow, rules: HistoryRules
         still=tuple(lists[CellState.STILL]),
         flaky=tuple(lists[CellState.FLAKY]),
         not_run=(*lists[CellState.UNKNOWN], *lists[CellState.NOT_RUN]),
+        excused=tuple(excused),
     )
 
 
@@ -60,8 +68,10 @@ def _order(change: ChangedCell) -> tuple[int, str, str]:
 class _Comparison:
     """The facts of two runs and of those before them."""
 
-    def __init__(self, history: History, before: RunRow, after: RunRow, rules: HistoryRules) -> None:
+    def __init__(self, history: History, before: RunRow, after: RunRow, rules: HistoryRules, *, excusing: bool) -> None:
         self._rules = rules
+        kept = history.excuses([after]).get(after.number, ())
+        self._excuses = [each for each in kept if excusing or each.kind is ExcuseKind.KNOWN]
         last = history.numbers_before(after, rules.flaky.last - 1)
         earlier = history.numbers_before(before, rules.flaky.last)
         numbers = {*last, *earlier, before.number, after.number}
@@ -104,6 +114,7 @@ class _Comparison:
             reproducer=self._reproduced(name, now),
         )
         own = _own(now, name) or _own(was, name)
+        fails = facts.now is Look.FAILS
         return ChangedCell(
             state=self._rules.cell_state(facts),
             cell=own.cell if own else line,
@@ -113,6 +124,7 @@ class _Comparison:
             now=_verdict(now, name),
             look=facts.now,
             known=own.known if own else "",
+            excuse=excuse_of(self._excuses, line, name, own.known if own else "") if fails else None,
             rate=rate,
         )
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from harness.results.document import plain_json, schema_of
 from harness.results.verdict import Verdict
 from harness.store.read import OutcomeRow, RunRow, SignatureRow
-from harness.store.states import CellState, FailRate, Look
+from harness.store.states import CellState, Excuse, FailRate, Look
 from harness.store.write import RunState
 
 
@@ -47,6 +47,7 @@ class ChangedCell:
     :param now: the verdict in the later run; None where it was not judged there
     :param look: what the later run says of the finding; of a cell that did not run: unjudged, undecided or absent
     :param known: link of the known issue that it is
+    :param excuse: why it does not count, or until when it is known; None where nothing is kept of that
     :param rate: how often the cell failed so lately, of kinds of findings that can be flaky
     """
 
@@ -58,6 +59,7 @@ class ChangedCell:
     now: Annotated[Verdict | None, Field(alias="is")]
     look: Look
     known: str = ""
+    excuse: Excuse | None = None
     rate: FailRate | None = None
 
 
@@ -67,6 +69,8 @@ class CompareDoc:
 
     :param not_run: cells that the later run says nothing of: planned and not judged, undecided, or judged by the
         earlier run alone
+    :param excused: findings that stand in none of the other lists, since the later run is a night that did not count
+        them
     """
 
     schema: Literal["postload.compare/1"] = "postload.compare/1"
@@ -79,6 +83,7 @@ class CompareDoc:
     still: tuple[ChangedCell, ...] = ()
     flaky: tuple[ChangedCell, ...] = ()
     not_run: tuple[ChangedCell, ...] = ()
+    excused: tuple[ChangedCell, ...] = ()
 
     @property
     def missing(self) -> tuple[ChangedCell, ...]:

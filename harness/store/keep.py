@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is written into a history beside runs: names, answers of reproducers; and what is taken out of it."""
+"""What is written into a history beside runs: names, answers of reproducers, excuses; and what is taken out of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -13,8 +14,8 @@ from harness.results.document import Qemu
 from harness.store import tables as t
 from harness.store.engine import insert_into, told, writing
 from harness.store.read import BASELINE, RunRow
-from harness.store.states import Reproduced
-from harness.store.write import RunState, build_row
+from harness.store.states import Excuse, ExcuseKind, Reproduced
+from harness.store.write import RunState, build_row, insert_excuses
 
 
 def set_mark(engine: sa.Engine, run: RunRow, name: str = BASELINE) -> None:
@@ -65,6 +66,18 @@ def put_reproduction(
             "script": script,
         }
         connection.execute(t.reproductions.insert().values(row))
+
+
+def put_excuses(engine: sa.Engine, run: RunRow, excuses: Iterable[Excuse]) -> None:
+    """Keep what of a run's findings does not count, in place of what was kept of that; known issues are kept by the
+    run itself.
+
+    :raises HostError: the database does not take it
+    """
+    own = (t.excuses.c.run_id == run.number) & (t.excuses.c.kind != ExcuseKind.KNOWN)
+    with told(engine), writing(engine) as connection:
+        connection.execute(t.excuses.delete().where(own))
+        insert_excuses(connection, engine, run.number, excuses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +166,7 @@ def _remove(connection: sa.Connection, number: int) -> None:
     connection.execute(t.signatures.update().where(mine).values(first_run=run.name, first_seen=run.started))
     of_run = t.reproductions.c.run_id == number
     connection.execute(t.reproductions.update().where(of_run).values(run_id=None))
-    for table in (t.logs, t.outcomes, t.machines, t.rates):
+    for table in (t.logs, t.outcomes, t.machines, t.rates, t.excuses):
         connection.execute(table.delete().where(table.c.run_id == number))
     connection.execute(t.runs.delete().where(t.runs.c.id == number))
 

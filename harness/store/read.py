@@ -23,6 +23,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -35,7 +36,7 @@ from harness.results.verdict import FINDINGS, UNDECIDED, FailureClass, Verdict
 from harness.store import tables as t
 from harness.store.engine import opened, told
 from harness.store.importing import heal
-from harness.store.states import Reproduced
+from harness.store.states import Excuse, ExcuseKind, Reproduced
 from harness.store.write import RateKind, RunState
 
 BASELINE = "baseline"
@@ -489,6 +490,21 @@ class History:
             )
             for row in self._rows(query)
         ]
+
+    def excuses(self, runs: Iterable[RunRow]) -> dict[int, list[Excuse]]:
+        """What of the findings of some runs does not count, by the numbers of the runs."""
+        found: dict[int, list[Excuse]] = {}
+        for part in _parts([run.number for run in runs]):
+            for row in self._rows(sa.select(t.excuses).where(t.excuses.c.run_id.in_(part))):
+                excuse = Excuse(
+                    kind=ExcuseKind(row.kind),
+                    line=row.line,
+                    signature=row.signature,
+                    link=row.link,
+                    until=date.fromisoformat(row.until) if row.until else None,
+                )
+                found.setdefault(row.run_id, []).append(excuse)
+        return found
 
     def _older(self, query: sa.Select[Any], run: RunRow) -> sa.Select[Any]:
         """Of a query over runs those that began before one."""

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from functools import cache, cached_property
 from itertools import pairwise
@@ -76,6 +77,45 @@ class Reproduced(StrEnum):
     GONE = "gone"  # it ran to its end without the finding
     UNDECIDED = "undecided"
     NONE = "none"  # nobody asked
+
+
+class ExcuseKind(StrEnum):
+    """Why a finding does not count."""
+
+    KNOWN = "known"  # it is a known issue, until a day
+    QUARANTINED = "quarantined"  # its cell is in quarantine
+    ONCE = "once"  # it came once, and not when it was tried again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excuse:
+    """A finding that does not count in a run.
+
+    :param line: of its cell; empty for any
+    :param signature: its name
+    :param link: where somebody wrote of it; empty where nobody did
+    :param until: the last day; None where none is set
+    """
+
+    kind: ExcuseKind
+    line: str
+    signature: str
+    link: str = ""
+    until: date | None = None
+
+    def has(self, line: str, signature: str) -> bool:
+        """Whether a finding in a cell is meant."""
+        return self.signature == signature and self.line in ("", line)
+
+
+def excuse_of(excuses: Iterable[Excuse], line: str, signature: str, known: str) -> Excuse | None:
+    """What excuses a finding in a cell; what keeps it from counting at all comes before what is known of it.
+
+    :param known: link of the known issue that it is
+    """
+    mine = [each for each in excuses if each.has(line, signature)]
+    mine = [each for each in mine if each.kind is not ExcuseKind.KNOWN or each.link == known]
+    return max(mine, key=lambda each: each.kind is not ExcuseKind.KNOWN, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

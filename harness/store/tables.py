@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: The migration that these tables are those of.
-HEAD = "0002"
+HEAD = "0003"
 
 metadata = sa.MetaData()
 
@@ -148,6 +148,19 @@ rates = sa.Table(
     sa.Column("value", sa.Float, nullable=False),
     sa.Column("control", sa.Float, nullable=False),
     sa.Column("samples", sa.Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+#: What of a run's findings does not count, and until when.
+excuses = sa.Table(
+    "excuses",
+    metadata,
+    sa.Column("run_id", sa.Integer, sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),  # of harness.store.states.ExcuseKind
+    sa.Column("line", sa.Text, primary_key=True),  # CellKey.line; empty for any
+    sa.Column("signature", sa.Text, primary_key=True),  # its name
+    sa.Column("link", sa.Text, primary_key=True),  # empty where nobody wrote of it
+    sa.Column("until", sa.String(10), nullable=False),  # the last day, ISO 8601; empty for no day
     sqlite_with_rowid=False,
 )
 

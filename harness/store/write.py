@@ -34,6 +34,7 @@ from harness.results.signature import Signature, name_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.store import tables as t
 from harness.store.engine import insert_into, told, writing
+from harness.store.states import Excuse, ExcuseKind
 
 #: A batch is written when it has so many events, or its first one is so old.
 BATCH_EVENTS, BATCH_S = 500, 1.0
@@ -117,6 +118,7 @@ class RunWriter:
             made = connection.execute(insert).scalar()
             query = sa.select(t.runs.c.id).where(t.runs.c.name == started.name)
             self._run = connection.execute(query).scalar_one()
+            insert_excuses(connection, self._engine, self._run, _of_issues(self._known))
         return made is not None
 
     def write(self, events: Sequence[Event]) -> None:
@@ -316,6 +318,30 @@ class RunWriter:
         keys = [column.name for column in table.primary_key]
         changed = {name: insert.excluded[name] for name in rows[0] if name not in keys}
         connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+
+
+def insert_excuses(connection: sa.Connection, engine: sa.Engine, run: int, excuses: Iterable[Excuse]) -> None:
+    """Keep excuses with a run, by its number; those that are there stay."""
+    rows = [
+        {
+            "run_id": run,
+            "kind": each.kind,
+            "line": each.line,
+            "signature": each.signature,
+            "link": each.link,
+            "until": each.until.isoformat() if each.until else "",
+        }
+        for each in excuses
+    ]
+    if rows:
+        connection.execute(insert_into(engine, t.excuses).on_conflict_do_nothing(), rows)
+
+
+def _of_issues(known: Iterable[Issue]) -> Iterator[Excuse]:
+    """Known issues that have a last day; the others excuse for ever."""
+    for issue in known:
+        if issue.until is not None:
+            yield Excuse(kind=ExcuseKind.KNOWN, line="", signature=issue.signature, link=issue.link, until=issue.until)
 
 
 class RunSink:

@@ -15,7 +15,7 @@ from made_runs import crashed, events, judged, started, write_nights, write_run
 from harness.colo.messages import Step
 from harness.nights.config import Quarantine
 from harness.nights.document import AbsentQemu, Canary, NightDoc, Overdue, night_schema
-from harness.nights.telling import excused_of, overdue_of, place_of, seen_twice, to_try_again, without
+from harness.nights.telling import excused_of, excuses_of, overdue_of, place_of, seen_twice, to_try_again, without
 from harness.report.nightly import night_headline, night_text
 from harness.report.schemas import shipped
 from harness.results.cause import Broke
@@ -24,8 +24,9 @@ from harness.results.known import Issue, News, NewsKind
 from harness.results.verdict import Verdict
 from harness.store.compare import compare
 from harness.store.document import CompareDoc
+from harness.store.keep import put_excuses
 from harness.store.read import History
-from harness.store.states import read_rules
+from harness.store.states import ExcuseKind, read_rules
 
 BOUND, BUSY = "pc-q35-7.2/ahci/bound/same", "pc-q35-7.2/ahci/busy/same"
 RED = Canary(machine="pc-q35-7.2", qemu="7.2.22", verdict=Verdict.REJECT, section="timer", red=True)
@@ -160,6 +161,22 @@ def test_a_quarantined_finding_is_told_and_does_not_count_until_its_day(history:
     assert hidden.exit_code == 0
     assert f"until 2026-02-01: {LINK}" in night_text(hidden)
     assert excused_of(doc, [entry], date(2026, 2, 2)) == []
+
+
+def test_the_history_says_of_a_night_what_the_night_said(history: History) -> None:
+    doc = compared(history, [judged(BOUND), judged(BUSY)], [crashed(BOUND), hung(BUSY)])
+    entry = Quarantine(cell="*/pc-q35-*/ahci/bound/*", link=LINK, until=date(2026, 2, 1))
+    (excused,) = excused_of(doc, [entry], date(2026, 2, 1))
+    left, once = seen_twice(without(doc, {place_of(excused.change)}), to_try_again(doc, ()), ())
+    told = night(left, excused=(excused,), once=tuple(once))
+    newest, before = history.runs(limit=2)
+    put_excuses(history.engine, newest, excuses_of(told))
+    again = compare(history, before, newest, read_rules())
+    assert (again.new, again.exit_code) == (told.compared.new, told.exit_code) == ((), 0)
+    assert {change.excuse.kind for change in again.excused if change.excuse} == {
+        ExcuseKind.QUARANTINED,
+        ExcuseKind.ONCE,
+    }
 
 
 def test_a_quarantine_that_is_past_counts_until_somebody_takes_it_out(history: History) -> None:

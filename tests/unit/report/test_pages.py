@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,6 +33,9 @@ from harness.errors import HostError, NothingToRun, UsageError
 from harness.report.pages import device_page, is_link, natural, run_page, signature_page, slug
 from harness.store import tables as t
 from harness.store.engine import open_store, writing
+from harness.store.keep import put_excuses
+from harness.store.read import History
+from harness.store.states import Excuse, ExcuseKind
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +324,31 @@ def test_versions_are_sorted_as_people_do() -> None:
 )
 def test_only_links_of_the_web_are_followed(url: str, fine: bool) -> None:
     assert is_link(url) is fine
+
+
+def test_what_does_not_count_is_shown_as_such(tmp_path: Path) -> None:
+    store, line, day = str(tmp_path / "history.db"), "7.2/pc-q35-7.2/ahci/{}/same", date(2026, 3, 1)
+    engine = open_store(store, create=True)
+    known = [{"signature": signature(STILL), "link": LINK, "affected": ["7.2"], "until": f"{day}"}]
+    for night, words in enumerate((None, "kept out")):
+        cells = [crashed("pc-q35-7.2/nvme/bound/same", STILL)]
+        cells += [crashed(f"pc-q35-7.2/ahci/{phase}/same", words) if words else judged() for phase in ("bound", "busy")]
+        write_run(engine, started(night, known=known), events(cells))
+    history = History(engine)
+    out = Excuse(kind=ExcuseKind.QUARANTINED, line=line.format("bound"), signature=signature("kept out"), link=LINK)
+    once = Excuse(kind=ExcuseKind.ONCE, line=line.format("busy"), signature=signature("kept out"))
+    put_excuses(engine, history.run("last"), [replace(out, until=day), once])
+    engine.dispose()
+    make_site(store, tmp_path / "site")
+    start = plain(tmp_path / "site/index.html")
+    assert "What is new? 0" in start
+    assert f"quarantined until {day}: {LINK}, came once, and not when it was tried again" in start
+    assert f"known: {LINK}, until {day}" in plain(tmp_path / "site" / run_page("night-1"))
+    assert f"quarantined until {day}: {LINK}" in plain(tmp_path / "site" / run_page("night-1"))
+    assert "quarantined" not in plain(tmp_path / "site" / run_page("night-0"))
+    assert f"{LINK}, until {day}" in plain(tmp_path / "site" / signature_page(signature(STILL)))
+
+
+def plain(page: Path) -> str:
+    """The words of a page."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page.read_text()).split()).replace(" ,", ",")

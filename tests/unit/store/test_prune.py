@@ -21,9 +21,9 @@ from harness.errors import UsageError
 from harness.store import tables
 from harness.store.compare import compare
 from harness.store.engine import open_store, store_url, writing
-from harness.store.keep import prune, set_mark
+from harness.store.keep import prune, put_excuses, set_mark
 from harness.store.read import History
-from harness.store.states import read_rules
+from harness.store.states import Excuse, ExcuseKind, read_rules
 from harness.store.write import RunState, RunWriter
 
 BOUND, BUSY = "pc-q35-7.2/ahci/bound/same", "pc-q35-7.2/ahci/busy/same"
@@ -32,6 +32,15 @@ CRASH = "crash:-:died:ich9_ahci:q35"
 
 def names(history: History) -> list[str]:
     return [run.name for run in history.runs()]
+
+
+def test_what_a_run_did_not_count_goes_with_it(engine: sa.Engine, history: History) -> None:
+    write_nights(engine, [[judged(BOUND)], [judged(BOUND)]])
+    runs = history.runs()
+    for run in runs:
+        put_excuses(engine, run, [Excuse(kind=ExcuseKind.ONCE, line="x", signature=CRASH)])
+    assert prune(engine, keep_runs=1).runs == ("night-0",)
+    assert list(history.excuses(runs)) == [history.run("last").number]
 
 
 def test_the_last_runs_stay_and_the_baseline(engine: sa.Engine, history: History) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 
 import jsonschema
 import pytest
@@ -22,15 +23,16 @@ from harness.results.document import Cell, Qemu
 from harness.results.verdict import Verdict
 from harness.store.compare import compare
 from harness.store.document import ChangedCell, CompareDoc, compare_schema
-from harness.store.keep import put_reproduction, set_mark
+from harness.store.keep import put_excuses, put_reproduction, set_mark
 from harness.store.read import History
 from harness.store.signatures import signatures_on
-from harness.store.states import Look, Reproduced, read_rules
+from harness.store.states import Excuse, ExcuseKind, Look, Reproduced, read_rules
 
 BOUND, BUSY = "pc-q35-7.2/ahci/bound/same", "pc-q35-7.2/ahci/busy/same"
 DRIFT = "pc-q35-7.2/ahci/bound/drift"
 CRASH, OTHER = "crash:-:died:ich9_ahci:q35", "crash:-:other:ich9_ahci:q35"
 RULES = read_rules()
+LINK = "https://example.org/1"
 NEWER = Qemu(version="7.2.23", build="", path="/n", sha256="ab" * 32, label="7.2.23")
 
 
@@ -268,3 +270,39 @@ def test_a_long_list_is_cut_and_says_so(engine: sa.Engine, history: History, sto
     assert "    and 3 more" in run(store, "last~2", "last~1")[1]
     assert run(store, "last~2", "last~1", "--all")[1].count("was ok, is crash") == 6
     assert replace(told(history), not_run=()).exit_code == 3
+
+
+def test_what_a_night_did_not_count_stands_apart(store: str, engine: sa.Engine, history: History) -> None:
+    line = "7.2/pc-q35-7.2/ahci/bound/same"
+    write_nights(engine, [[judged(BOUND), judged(BUSY)], [crashed(BOUND), crashed(BUSY)]])
+    mine = [
+        Excuse(kind=ExcuseKind.QUARANTINED, line=line, signature=CRASH, link=LINK, until=date(2026, 2, 1)),
+        Excuse(kind=ExcuseKind.ONCE, line=line, signature=OTHER),
+    ]
+    for _ in range(2):  # a night that is told again
+        put_excuses(engine, history.run("last"), mine)
+    doc = told(history)
+    assert lists(doc) == {"new": [f"busy/same {CRASH} ok>crash"]}
+    assert [(change.line, change.excuse) for change in doc.excused] == [(line, mine[0])]
+    plain = compare(history, history.run("last~1"), history.run("last"), RULES, excusing=False)
+    assert (len(plain.new), plain.excused) == (2, ())
+    put_excuses(
+        engine, history.run("last"), [*mine, replace(mine[1], line=line.replace("bound", "busy"), signature=CRASH)]
+    )
+    done = CliRunner().invoke(cli, ["compare", "--store", store, "last~1", "last"], standalone_mode=False)
+    assert done.return_value == 0
+    assert "0 not run, 2 excused" in done.output
+    assert f"{CRASH}  quarantined until 2026-02-01: {LINK}" in done.output
+    assert "came once, and not when it was tried again" in done.output
+    doc = told(history)
+    jsonschema.validate(doc.to_json(), compare_schema())
+
+
+def test_a_known_issue_is_told_with_its_last_day(store: str, engine: sa.Engine, history: History) -> None:
+    issue = {"signature": CRASH, "affected": ["7.2"], "link": LINK, "until": "2026-03-01"}
+    for number, cell in enumerate((judged(BOUND), crashed(BOUND))):
+        write_run(engine, started(number, known=[issue, {**issue, "signature": OTHER}]), events([cell]))
+    (change,) = told(history).still
+    assert (change.known, change.excuse and change.excuse.until) == (LINK, date(2026, 3, 1))
+    done = CliRunner().invoke(cli, ["compare", "--store", store, "last~1", "last"], standalone_mode=False)
+    assert f"(known: {LINK}, until 2026-03-01)" in done.output
