@@ -18,7 +18,12 @@ T = TypeVar("T")
 USUAL_PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
 #: In the order in which a guest goes through them. Those behind the usual ones only when they are asked for, and one
 #: of them only, for each is the end of its guest: ``io-error`` is recorded over disks that fail.
-PHASES = (*USUAL_PHASES, "plugged", "rebooted", "io-error")
+RECORDED_PHASES = (*USUAL_PHASES, "plugged", "rebooted", "io-error")
+#: The state that somebody else's VM was saved in: nobody leads a guest there, and its guest does not run again, for
+#: its disks are not here.
+ADOPTED = "adopted"
+#: All that a state pack can hold.
+PHASES = (*RECORDED_PHASES, ADOPTED)
 
 #: Devices that are judged when none is named: the recipes in ``devices/`` say so of themselves.
 USUAL_DEVICES = ("ahci", "platform", "virtio-blk", "virtio-net")

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 
 import click
 
-from harness.names import DEFAULT_STORE, MIGRATIONS, PHASES, SCHEDULES, STORE_VARIABLE, USUAL_DEVICES, USUAL_PHASES
+from harness.names import (
+    DEFAULT_STORE,
+    MIGRATIONS,
+    RECORDED_PHASES,
+    SCHEDULES,
+    STORE_VARIABLE,
+    USUAL_DEVICES,
+    USUAL_PHASES,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +86,9 @@ device_option = listed(
     "Devices to judge: names and types of postload devices, patterns such as 'virtio-*', category:network, or all.  "
     f"[default: {','.join(USUAL_DEVICES)}]",
 )
-phase_option = listed("--phase", "phases", f"Phases: {', '.join(PHASES)}.  [default: {','.join(USUAL_PHASES)}]")
+phase_option = listed(
+    "--phase", "phases", f"Phases: {', '.join(RECORDED_PHASES)}.  [default: {','.join(USUAL_PHASES)}]"
+)
 schedule_option = listed("--schedule", "schedules", f"Schedules: {', '.join(SCHEDULES)}.  [default: all]")
 mode_option = listed(
     "--guest-mode",

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from harness.engines.schedule import Schedule
 from harness.errors import ConfigError
-from harness.names import DEFAULT_STORE, MIGRATIONS, PHASES, STORE_VARIABLE, USUAL_PHASES
+from harness.names import DEFAULT_STORE, MIGRATIONS, RECORDED_PHASES, STORE_VARIABLE, USUAL_PHASES
 from harness.results.key import CellKey
 from harness.results.known import Link
 from harness.state.transforms import GuestMode
@@ -142,7 +142,7 @@ class NightConfig(_ConfigPart):
     @field_validator("phases")
     @classmethod
     def _are_phases(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _known("phase", PHASES, value)
+        return _known("phase", RECORDED_PHASES, value)
 
     @field_validator("migrations")
     @classmethod

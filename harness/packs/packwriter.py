@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from array import array
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from harness.packs.manifest import (
     is_rom,
 )
 from harness.stream.model import RamBlock, Stream
-from harness.stream.ram import RamImage
+from harness.stream.ram import RamImage, encode_mem_size, encode_ram_section
 from harness.stream.wire import PAGE_SIZE, SectionType
 
 _DIGEST_BYTES = 16
@@ -58,25 +59,39 @@ class PackWriter:
         self.blocks: tuple[RamBlock, ...] = ()
         self.phases: list[PhaseModel] = []
 
-    def add(self, name: str, stream: Stream, *, console: str, seconds: float, look: bytes | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        stream: Stream,
+        *,
+        console: str,
+        seconds: float,
+        look: bytes | None = None,
+        without: Collection[str] = (),
+    ) -> None:
         """Add a phase from its migration stream.
 
         :param look: what QEMU showed of the machine, see :func:`harness.qemu.look.look_to_json`
+        :param without: RAM blocks that are left out
 
         :raises PackError: its RAM blocks are not those of the phase before
         :raises HostError: no space
         """
-        if self.blocks and stream.ram_blocks != self.blocks:
+        image = RamImage.from_stream(stream).without(without)
+        if self.blocks and image.blocks != self.blocks:
             raise PackError(f"phase {name}: the RAM blocks changed within one guest")
         if stream.page_size != PAGE_SIZE or stream.vmdesc is None:
             raise PackError(f"phase {name}: a stream with pages of {stream.page_size} bytes or without vmdesc")
-        self.blocks = stream.ram_blocks
-        index = self._add_pages(RamImage.from_stream(stream))
+        self.blocks = image.blocks
+        index = self._add_pages(image)
         start = next(part for part in stream.ram if part.type == SectionType.START)
         content = {
             "ram.index": _little_endian(index),
             "head.bin": stream.head,
-            "setup.bin": b"".join(start.encode(stream.buffer)),
+            # made anew: mapped pages stand in the middle of the one that was read
+            "setup.bin": encode_ram_section(
+                SectionType.START, start.section_id, encode_mem_size(image.blocks), footer=start.footer
+            ),
             "devices.bin": b"".join(section.encode() for section in stream.devices),
             "vmdesc.json": stream.vmdesc.raw[5:],
             "console.log": console.encode(),

@@ -71,7 +71,8 @@ def _read(path: Path, vmdesc: VmDesc | None = None) -> Iterator[tuple[Stream, Co
             container = container_of(view)
             if container is not None and container.stream_at is None:
                 raise UsageError(f"{path}: not a migration stream, but {container_text(container)}")
-            yield read_foreign(view[container.stream_at :] if container else view, vmdesc=vmdesc), container
+            start = container.stream_at or 0 if container else 0
+            yield read_foreign(view[start:], vmdesc=vmdesc, file_offset=start), container
     except StreamError as error:
         raise UsageError(f"{path}: not a migration stream, or a damaged one: {error}") from error
 

@@ -8,12 +8,14 @@ not save it, costs that device alone. One start takes a fifth of a second, and i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from harness.cache import keep_answer, kept_answer
 from harness.errors import DeadlineError, QemuError, Unmigratable, UnsavedError
@@ -28,6 +30,7 @@ from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.transforms import labels_of
+from harness.stream.model import Stream
 from harness.stream.reader import open_stream
 
 SAVE_TIMEOUT_S = 60.0
@@ -137,24 +140,40 @@ def saved_labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: Process
 
 
 def _ask(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> list[str]:
+    with saved_stopped(binary, machine, scope) as stream:
+        return labels_of(stream.devices)
+
+
+@contextlib.contextmanager
+def saved_stopped(binary: QemuBinary, machine: Machine, scope: ProcessScope | None) -> Iterator[Stream]:
+    """A machine that has never run, saved; good as long as the block lasts.
+
+    :raises Unmigratable: a device blocks it
+    :raises UnsavedError: QEMU dies while it saves it
+    :raises QemuError: the machine does not start
+    """
     workdir = new_workdir()
     machine.make_files(workdir)
     with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir, scope=scope) as vm:
-        vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         sink = workdir / "owners.stream"
-        try:
-            migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
-        except Unmigratable:
-            raise
-        except CommandRefused as error:
-            # 5.2 refuses a machine with such a device and does not call it blocked
-            raise Unmigratable(str(error)) from error
-        except QemuError as error:
-            ended = vm.ended(1.0)
-            said = f"QEMU ended with {ended}: {vm.process.stderr().strip()}" if ended else error
-            raise UnsavedError(f"while the machine was saved: {said}") from error
+        _save(vm, sink)
         with open_stream(sink) as stream:
-            return labels_of(stream.devices)
+            yield stream
+
+
+def _save(vm: Vm, sink: Path) -> None:
+    vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
+    try:
+        migrate_to_socket(vm, vm.workdir / "migrate.sock", sink, timeout_s=SAVE_TIMEOUT_S)
+    except Unmigratable:
+        raise
+    except CommandRefused as error:
+        # 5.2 refuses a machine with such a device and does not call it blocked
+        raise Unmigratable(str(error)) from error
+    except QemuError as error:
+        ended = vm.ended(1.0)
+        said = f"QEMU ended with {ended}: {vm.process.stderr().strip()}" if ended else error
+        raise UnsavedError(f"while the machine was saved: {said}") from error
 
 
 def lack_of(error: QemuError | DeadlineError, binary: QemuBinary, machine: str) -> Lack:

@@ -25,7 +25,7 @@ from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
-from harness.names import PHASES, USUAL_PHASES
+from harness.names import RECORDED_PHASES, USUAL_PHASES
 from harness.packs.export import export_pack
 from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
 from harness.packs.pack import StatePack
@@ -94,12 +94,12 @@ def ordered_phases(names: Sequence[str]) -> list[str]:
     :raises UsageError: a name is unknown
     """
     for name in names:
-        if name not in PHASES:
-            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(PHASES)}")
-    last = [phase for phase in PHASES if phase in names and phase not in USUAL_PHASES]
+        if name not in RECORDED_PHASES:
+            raise UsageError(f"unknown phase {name!r}: expected one of {', '.join(RECORDED_PHASES)}")
+    last = [phase for phase in RECORDED_PHASES if phase in names and phase not in USUAL_PHASES]
     if len(last) > 1:
         raise UsageError(f"phases {' and '.join(last)} cannot be reached by one guest: ask for one of them")
-    return [phase for phase in PHASES if phase in names]
+    return [phase for phase in RECORDED_PHASES if phase in names]
 
 
 def skipped(phase: str, wanted: Collection[str]) -> bool:
@@ -358,9 +358,9 @@ class _Boot:
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         console = Console(vm.console, vm.process.clock)
         has_phase = self._plan.architecture.has_phase
-        last = max(PHASES.index(name) for name in filter(has_phase, self._plan.phases))
+        last = max(RECORDED_PHASES.index(name) for name in filter(has_phase, self._plan.phases))
         wanted = self._plan.phases
-        way = [p for p in PHASES[: 1 + last] if p in wanted or (p in USUAL_PHASES and not skipped(p, wanted))]
+        way = [p for p in RECORDED_PHASES[: 1 + last] if p in wanted or (p in USUAL_PHASES and not skipped(p, wanted))]
         for phase in filter(has_phase, way):
             self._progress(phase)
             try:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from harness.arch import Architecture
 from harness.devices.device import section_label
 from harness.errors import HarnessError
+from harness.names import ADOPTED
 from harness.packs.pack import Recording
 from harness.stream.fields import find, patch
 from harness.stream.model import Section
@@ -35,11 +36,11 @@ def labels_of(sections: Iterable[Section]) -> list[str]:
 
 
 def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
-    """The device state of a recording, all of its CPUs parked if asked.
+    """The device state of a recording, all of its CPUs parked if asked, or if it is an adopted one.
 
     :raises HarnessError: the CPU's state has no field by the expected name
     """
-    if mode is GuestMode.RUNNING:
+    if mode is GuestMode.RUNNING and recording.name != ADOPTED:
         return list(recording.sections)
     return [park(section, recording.architecture) for section in recording.sections]
 

@@ -65,8 +65,12 @@ _MAGICS = (
 _QCOW2 = struct.Struct(">4sI52xIQ")
 _QCOW2_MAGIC = b"QFI\xfb"
 _LIBVIRT_MAGIC = b"LibvirtQemudSave"
-_LIBVIRT = struct.Struct("16s5I56x")
+_LIBVIRT = struct.Struct("<16s5I56x")
+_LIBVIRT_SWAPPED = struct.Struct(">16s5I56x")
+_LIBVIRT_VERSION = 2
 _LIBVIRT_FORMATS = {0: "raw", 1: "gzip", 2: "bzip2", 3: "xz", 4: "lzop", 5: "zstd", 6: "sparse"}
+#: A migration stream as it is; in a sparse one pages have fixed places.
+_LIBVIRT_PLAIN = frozenset({"raw", "sparse"})
 _TEXT = b"{[<"
 
 
@@ -77,6 +81,8 @@ class Container:
     :param version: of a qcow2 image, or of libvirt's format
     :param snapshots: in a qcow2 image
     :param format: that libvirt wrote the stream in
+    :param xml_at: where libvirt's description of the domain starts
+    :param content_at: where what it holds starts, such as a compressed stream
     :param stream_at: where a migration stream starts in it, None where it cannot be read from there
     """
 
@@ -84,6 +90,8 @@ class Container:
     version: int = 0
     snapshots: int = 0
     format: str = ""
+    xml_at: int = 0
+    content_at: int = 0
     stream_at: int | None = None
 
 
@@ -109,8 +117,27 @@ def _qcow2(head: bytes) -> Container:
 
 
 def _libvirt(head: bytes) -> Container:
-    """``virQEMUSaveHeader`` of libvirt: magic, then version, length of the XML, running, format; host byte order."""
-    _, version, xml_bytes, _, kind, _ = _LIBVIRT.unpack_from(head)
+    """``virQEMUSaveHeader`` of libvirt's ``qemu_saveimage.h``, in the byte order of the host that wrote it::
+
+    0    16  magic
+    16   4   version
+    20   4   n, length of XML, cookie and padding
+    24   4   whether the guest was running
+    28   4   format
+    32   4   offset of the cookie behind the header, 0 for none
+    36   56  unused
+    92   n   XML and a NUL, cookie and a NUL, NULs
+    """
+    _, version, behind_bytes, _, kind, _ = _LIBVIRT.unpack_from(head)
+    if version > _LIBVIRT_VERSION:
+        _, version, behind_bytes, _, kind, _ = _LIBVIRT_SWAPPED.unpack_from(head)
     name = _LIBVIRT_FORMATS.get(kind, f"unknown ({kind})")
-    stream_at = _LIBVIRT.size + xml_bytes if kind == 0 else None
-    return Container(kind=FileKind.LIBVIRT_SAVE, version=version, format=name, stream_at=stream_at)
+    content_at = _LIBVIRT.size + behind_bytes
+    return Container(
+        kind=FileKind.LIBVIRT_SAVE,
+        version=version,
+        format=name,
+        xml_at=_LIBVIRT.size,
+        content_at=content_at,
+        stream_at=content_at if name in _LIBVIRT_PLAIN else None,
+    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from harness.errors import StreamError, UsageError
 from harness.stream import wire
@@ -65,12 +65,14 @@ class RamReader:
     :param ignore_shared: the stream has capability x-ignore-shared
     :param mapped: it has mapped-ram: pages have a fixed place in the file, behind the entry of their block, and no
         records. They are recorded as if they had, and the START section spans them.
+    :param file_offset: where the buffer starts in the file that mapped pages have their places in
     """
 
-    def __init__(self, *, page_size: int, ignore_shared: bool, mapped: bool = False) -> None:
+    def __init__(self, *, page_size: int, ignore_shared: bool, mapped: bool = False, file_offset: int = 0) -> None:
         self.page_size = page_size
         self.ignore_shared = ignore_shared
         self.mapped = mapped
+        self.file_offset = file_offset
         self.blocks: list[RamBlock] = []
         self._by_name: dict[str, int] = {}
         self._block = -1
@@ -166,7 +168,8 @@ class RamReader:
     def _mapped_pages(self, cursor: Cursor, records: RamRecords, block: RamBlock) -> None:
         """The pages of a block that are in the file, by its bitmap (``mapped_ram_setup_ramblock``)."""
         start, pages = cursor.pos, block.size_bytes // self.page_size
-        version, page_size, bitmap_at, pages_at = cursor.unpack(wire.MAPPED_RAM, "header of mapped pages")
+        version, page_size, *places = cursor.unpack(wire.MAPPED_RAM, "header of mapped pages")
+        bitmap_at, pages_at = (place - self.file_offset for place in places)
         bitmap_bytes = (pages + 63) // 64 * 8
         if version != wire.MAPPED_RAM_VERSION or page_size != self.page_size:
             raise StreamError(start, f"mapped pages of {block.name!r}: version {version}, pages of {page_size} bytes")
@@ -206,6 +209,13 @@ class RamImage:
         for section in stream.ram:
             _apply(section, stream.buffer, pages)
         return cls(buffer=stream.buffer, page_size=stream.page_size, blocks=stream.ram_blocks, pages=pages)
+
+    def without(self, names: Collection[str]) -> RamImage:
+        """The same without some blocks."""
+        kept = [number for number, block in enumerate(self.blocks) if block.name not in names]
+        return replace(
+            self, blocks=tuple(self.blocks[n] for n in kept), pages=tuple(self.pages[number] for number in kept)
+        )
 
     def page(self, block: int, number: int) -> memoryview | None:
         """Content of one page, None for zeros."""

@@ -47,23 +47,33 @@ def read_stream(buf: Buffer, *, vmdesc: VmDesc | None = None) -> Stream:
     return _StreamReader(_bytes_of(buf), vmdesc).read()
 
 
-def read_foreign(buf: Buffer, *, vmdesc: VmDesc | None = None) -> Stream:
+def read_foreign(buf: Buffer, *, vmdesc: VmDesc | None = None, file_offset: int = 0) -> Stream:
     """Read a stream that need not end with its vmdesc: one made with ``suppress-vmdesc``, by a machine type before
     2.4, by ``xen-save-devices-state``, or that has something behind its end, such as the padding of a snapshot.
 
     A stream that ends with its vmdesc is held to it.
 
     :param vmdesc: for a stream without its own; may be that of another machine, and is used where it fits
+    :param file_offset: where the buffer starts in its file; mapped RAM names its places in the file
     :raises StreamError: no stream, cut, or damaged
     """
     view = _bytes_of(buf)
-    stream = _StreamReader(view, vmdesc, search=True).read()
+    stream = _StreamReader(view, vmdesc, search=True, file_offset=file_offset).read()
     if not stream.tail or stream.tail[0] != wire.SectionType.VMDESCRIPTION:
         return stream
     cursor = Cursor(view, stream.size)
     _, length = cursor.unpack(wire.VMDESC, "vmdesc")
     cursor.skip(length, "vmdesc")
-    return replace(_StreamReader(view[: cursor.pos], None).read(), tail=view[cursor.pos :])
+    return replace(_StreamReader(view[: cursor.pos], None, file_offset=file_offset).read(), tail=view[cursor.pos :])
+
+
+def plain_configuration(stream: Stream) -> bytes:
+    """The configuration section without what a destination would hold against its own settings: capabilities such as
+    ``mapped-ram`` (``configuration_validate_capabilities``), and the UUID."""
+    if not stream.configuration:
+        return b""
+    reader = _StreamReader(memoryview(stream.configuration), None)
+    return reader.plain_configuration()
 
 
 def _bytes_of(buf: Buffer) -> memoryview:
@@ -135,10 +145,11 @@ class _StreamReader:
     :param search: where no vmdesc ends the stream, look for the ends of sections, and leave what stands behind EOF
     """
 
-    def __init__(self, view: memoryview, vmdesc: VmDesc | None, *, search: bool = False) -> None:
+    def __init__(self, view: memoryview, vmdesc: VmDesc | None, *, search: bool = False, file_offset: int = 0) -> None:
         self.cursor = Cursor(view)
         self.given = vmdesc
         self.search = search
+        self.file_offset = file_offset
         self.parts: list[Part] = []
         self.started: dict[int, tuple[str, int, int]] = {}
         self.capabilities: tuple[str, ...] = ()
@@ -157,6 +168,7 @@ class _StreamReader:
             page_size=page_size,
             ignore_shared=_IGNORE_SHARED in self.capabilities,
             mapped=_MAPPED_RAM in self.capabilities,
+            file_offset=self.file_offset,
         )
         while cursor.peek() != wire.SectionType.EOF:
             self.parts.append(self._part())
@@ -199,7 +211,19 @@ class _StreamReader:
             self._configuration_subsection()
         return machine, bytes(cursor.view[start : cursor.pos])
 
-    def _configuration_subsection(self) -> None:
+    def plain_configuration(self) -> bytes:
+        """What the section has but for capabilities and UUID."""
+        cursor = self.cursor
+        cursor.skip(1, "configuration")
+        cursor.text(cursor.u32("length of machine type"), "machine type")
+        kept = [bytes(cursor.view[: cursor.pos])]
+        while cursor.peek() == wire.SectionType.SUBSECTION:
+            start = cursor.pos
+            if self._configuration_subsection() == _PAGE_BITS:
+                kept.append(bytes(cursor.view[start : cursor.pos]))
+        return b"".join(kept)
+
+    def _configuration_subsection(self) -> str:
         """``migration/savevm.c``: ``vmstate_target_page_bits``, ``vmstate_capabilites``, ``vmstate_uuid``."""
         cursor, start = self.cursor, self.cursor.pos
         cursor.skip(1, "subsection")
@@ -216,6 +240,7 @@ class _StreamReader:
             cursor.skip(16, name)
         else:
             raise StreamError(start, f"configuration: unknown subsection {name!r}")
+        return name
 
     def _page_size(self, vmdesc: VmDesc | None) -> int:
         described = vmdesc.page_size if vmdesc else None

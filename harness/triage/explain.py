@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.arch import architecture_of
 from harness.errors import UsageError
-from harness.names import LANES, ORACLES, PHASES, SCHEDULES, USUAL_PHASES
+from harness.names import LANES, ORACLES, RECORDED_PHASES, SCHEDULES, USUAL_PHASES
 from harness.packs.pack import StatePack
 from harness.qemu.threads import THREADS
 from harness.results.document import Cell, MachineResult, MatrixDoc
@@ -257,7 +257,7 @@ def unseen(cell: Cell, doc: MatrixDoc) -> Unseen | None:
         excluded=cell.excluded,
         lanes=tuple(lane for lane in LANES if lane not in lanes),
         phases=tuple(
-            phase for phase in PHASES if phase not in phases and architecture_of(cell.machine).has_phase(phase)
+            phase for phase in RECORDED_PHASES if phase not in phases and architecture_of(cell.machine).has_phase(phase)
         ),
         answers_alone=cell.by_load,
     )

@@ -14,7 +14,7 @@ from harness.guests.lack import Lack
 from harness.guests.planner import PlannedGuest
 from harness.lanes.lane import Lane, Reached, Request
 from harness.lanes.registry import LANES
-from harness.names import MIGRATIONS, ORACLES, RESET
+from harness.names import ADOPTED, MIGRATIONS, ORACLES, RESET
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -265,8 +265,8 @@ def phases_on(options: Options, machine: str) -> tuple[str, ...]:
 
 def modes_on(options: Options, machine: str) -> tuple[GuestMode, ...]:
     """Those of the run, on a machine whose guests live: without a kernel they end by themselves, loaded or not, and
-    their CPUs are halted."""
-    alive = machine not in architecture_of(machine).without_kernel
+    their CPUs are halted. An adopted guest is not to run without its disks."""
+    alive = machine not in architecture_of(machine).without_kernel and ADOPTED not in options.phases
     return options.guest_modes if alive else (GuestMode.PARKED,)
 
 

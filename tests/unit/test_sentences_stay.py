@@ -39,6 +39,8 @@ HEARD = re.compile(
 )
 #: Pieces of English that are none of ours, or that an error is made of elsewhere, by file: why.
 ELSEWHERE = {
+    "adopt/qcow2.py": "text of errors",
+    "adopt/saved.py": "text of errors",
     "cache.py": "text of errors",
     "devices/device.py": "text of errors",
     "devices/recipe.py": "what a recipe lacks: raised with its file and line",
