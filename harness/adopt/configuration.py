@@ -40,6 +40,18 @@ class SaidOption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unread:
+    """A part of a description that nobody reads, and that may change what the guest sees.
+
+    :param path: as in ``devices/lease`` or ``devices/disk/driver@feature``
+    :param line: of the file that it came from, counted from 1
+    """
+
+    path: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """A VM as somebody described it.
 
@@ -48,9 +60,11 @@ class Configuration:
     :param source: file or process that it came from, named in errors
     :param binary: the emulator that it names, such as ``/usr/bin/qemu-system-x86_64``; only its file name says
         something: which architecture it is
+    :param unread: what was passed over
     """
 
     name: str = ""
     options: tuple[SaidOption, ...]
     source: str
     binary: str = ""
+    unread: tuple[Unread, ...] = ()

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machine, firmware, CPUs, clock: what a domain has beside its devices and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.adopt.configuration import SaidOption, Value
+from harness.adopt.libvirt.model import Domain, said
+from harness.adopt.libvirt.tree import Element
+
+#: <hyperv> elements that are one CPU property each, see qemuBuildCpuHypervArgs.
+HYPERV = {
+    "relaxed": "hv-relaxed",
+    "vapic": "hv-vapic",
+    "vpindex": "hv-vpindex",
+    "runtime": "hv-runtime",
+    "synic": "hv-synic",
+    "stimer": "hv-stimer",
+    "reset": "hv-reset",
+    "frequencies": "hv-frequencies",
+    "reenlightenment": "hv-reenlightenment",
+    "tlbflush": "hv-tlbflush",
+    "ipi": "hv-ipi",
+    "evmcs": "hv-evmcs",
+    "avic": "hv-avic",
+    "emsr_bitmap": "hv-emsr-bitmap",
+    "xmm_input": "hv-xmm-input",
+}
+#: What stands within <stimer> and <tlbflush>.
+HYPERV_MORE = {
+    "stimer/direct": "hv-stimer-direct",
+    "tlbflush/direct": "hv-tlbflush-direct",
+    "tlbflush/extended": "hv-tlbflush-ext",
+}
+#: Policies of <feature>; ``optional`` is on where the host has it.
+POLICIES = {"force": "on", "require": "on", "optional": "on", "disable": "off", "forbid": "off"}
+#: Where <sysinfo> says what, in tables of SMBIOS; keys that QEMU spells otherwise.
+SMBIOS_TABLES = {"bios": "0", "system": "1", "baseBoard": "2", "chassis": "3"}
+SMBIOS_KEYS = {"location": "location"}
+TICKS = {"delay": "delay", "discard": "discard"}
+
+
+def options(domain: Domain) -> Iterator[SaidOption]:
+    """All of them, in libvirt's order."""
+    yield from _firmware(domain)
+    yield _machine(domain)
+    yield from _accelerator(domain)
+    yield from _tseg(domain)
+    yield from _cpu(domain)
+    yield from _secure_flash(domain)
+    yield _smp(domain)
+    yield from _identity(domain)
+    yield SaidOption(name="nodefaults", values={}, line=domain.root.line)
+    yield from _clock(domain)
+    yield from _sleep(domain)
+    yield from _boot(domain)
+    yield from _vmcoreinfo(domain)
+
+
+def _feature(domain: Domain, name: str) -> str | None:
+    """``on`` or ``off`` as <features> has it, None where it says nothing; without a state it is on."""
+    if not domain.root.has(f"features/{name}"):
+        return None
+    state = domain.root.at(f"features/{name}").yes("state")
+    return "off" if state is False else "on"
+
+
+def _switch(state: bool | None) -> str | None:
+    return {True: "on", False: "off", None: None}[state]
+
+
+def _machine(domain: Domain) -> SaidOption:
+    """qemuBuildMachineCommandLine; ``acpi`` and ``hpet`` are options of their own in older libvirts."""
+    os_ = domain.root.at("os")
+    values: dict[str, Value] = {
+        "type": domain.machine,
+        "usb": "off",
+        "vmport": _feature(domain, "vmport"),
+        "smm": _feature(domain, "smm"),
+        "kernel-irqchip": {"qemu": "split", "kvm": "on"}.get(domain.root.at("features/ioapic").get("driver")),
+        "gic-version": domain.root.at("features/gic").get("version") or None,
+        "ras": _feature(domain, "ras"),
+        "i8042": _feature(domain, "ps2"),
+        "acpi": None if domain.root.has("features/acpi") else "off",
+        "hpet": _switch(_timer(domain, "hpet").yes("present")),
+        "mem-merge": "off" if domain.root.has("memoryBacking/nosharepages") else None,
+        "nvdimm": "on" if any(memory.get("model") == "nvdimm" for memory in domain.devices("memory")) else None,
+        "hmat": "on" if domain.root.has("cpu/numa/interconnects") else None,
+        "iommu": _machine_iommu(domain),
+        "graphics": _switch(False if os_.at("bios").yes("useserial") else None),
+        "memory-backend": None if domain.root.has("cpu/numa") else ram_id(domain),
+        **_pflash(domain),
+    }
+    return said("machine", os_, values)
+
+
+def _machine_iommu(domain: Domain) -> str | None:
+    models = [iommu.get("model") for iommu in domain.devices("iommu")]
+    return "smmuv3" if "smmuv3" in models else None
+
+
+def ram_id(domain: Domain) -> str:
+    """What QEMU calls the memory of a machine: the property ``default-ram-id`` of its class."""
+    if domain.virt:
+        return "mach-virt.ram"
+    return "microvm.ram" if domain.machine == "microvm" else "pc.ram"
+
+
+def _timer(domain: Domain, name: str) -> Element:
+    clock = domain.root.at("clock")
+    timers = [timer for timer in clock.all("timer") if timer.get("name") == name]
+    return next(iter(timers), Element("timer", clock.source, clock.line))
+
+
+def _pflash(domain: Domain) -> dict[str, Value]:
+    nodes = [f"libvirt-pflash{unit}-format" for unit, _, _ in _flashes(domain)]
+    return {f"pflash{unit}": node for unit, node in enumerate(nodes)}
+
+
+def _flashes(domain: Domain) -> Iterator[tuple[int, Element, bool]]:
+    """Flash chips: unit, what stands in the domain for it, and whether it is read-only."""
+    os_ = domain.root.at("os")
+    loader = os_.first("loader")
+    firmware = os_.get("firmware") == "efi"
+    if (loader is None or loader.get("type") != "pflash") and not firmware:
+        return
+    yield 0, loader or os_, loader is None or loader.yes("readonly") is not False
+    if firmware or os_.has("nvram"):
+        yield 1, os_.first("nvram") or os_, False
+
+
+def _firmware(domain: Domain) -> Iterator[SaidOption]:
+    """Flash with firmware, or the file for -bios."""
+    loader = domain.root.at("os/loader")
+    if loader.get("type", "rom") == "rom" and loader.words():
+        yield said("bios", loader, {"file": loader.words()})
+    for unit, flash, readonly in _flashes(domain):
+        name = f"libvirt-pflash{unit}"
+        path = flash.words() or flash.at("source").get("file") if flash.tag != "os" else ""
+        yield said("blockdev", flash, {"driver": "file", "filename": path, "node-name": f"{name}-storage"})
+        format_ = {"driver": flash.get("format", "raw") if flash.tag != "os" else "raw", "file": f"{name}-storage"}
+        yield said("blockdev", flash, {"node-name": f"{name}-format", "read-only": readonly, **format_})
+
+
+def _secure_flash(domain: Domain) -> Iterator[SaidOption]:
+    loader = domain.root.at("os/loader")
+    if loader.yes("secure"):
+        yield _global(loader, "cfi.pflash01", "secure", "on")
+
+
+def _global(element: Element, driver: str, name: str, value: str) -> SaidOption:
+    return said("global", element, {"driver": driver, "property": name, "value": value})
+
+
+def _accelerator(domain: Domain) -> Iterator[SaidOption]:
+    type_ = domain.root.get("type")
+    kvm = domain.root.at("features/kvm/dirty-ring")
+    size = kvm.get("size") if kvm.yes("state") else ""
+    cache = domain.root.at("features/tcg/tb-cache")
+    translated = str(cache.size() >> 20) if cache.words() else None
+    accelerator = {"kvm": "kvm", "qemu": "tcg"}.get(type_, type_)
+    values = {"accel": accelerator, "dirty-ring-size": size or None, "tb-size": translated}
+    yield said("accel", domain.root, values)
+
+
+def _tseg(domain: Domain) -> Iterator[SaidOption]:
+    tseg = domain.root.at("features/smm/tseg")
+    if tseg.words():
+        yield _global(tseg, "mch", "extended-tseg-mbytes", str(tseg.size("MiB") >> 20))
+
+
+def _cpu(domain: Domain) -> Iterator[SaidOption]:
+    """qemuBuildCpuCommandLine. A domain that names no CPU gets the machine's own."""
+    cpu = domain.root.at("cpu")
+    model = _cpu_model(domain, cpu)
+    values = dict(_cpu_values(domain, cpu))
+    usual = {"x86_64": "qemu64", "i686": "qemu32"}.get(domain.arch, "")
+    if model or values or usual:
+        yield said("cpu", cpu, {"model": model or usual or "max", **values})
+
+
+def _cpu_model(domain: Domain, cpu: Element) -> str:
+    """``host-model`` is the host's CPU, which libvirt names when it starts the domain and a file does not."""
+    named = cpu.at("model").words()
+    modes = {"host-passthrough": "host", "host-model": "host", "maximum": "max"}
+    return modes.get(cpu.get("mode", "custom"), named)
+
+
+def _cpu_values(domain: Domain, cpu: Element) -> Iterator[tuple[str, str]]:
+    mode = cpu.get("mode", "custom")
+    if mode in ("host-passthrough", "maximum") and (migratable := cpu.yes("migratable")) is not None:
+        yield "migratable", "on" if migratable else "off"
+    if vendor := cpu.at("model").get("vendor_id"):
+        yield "vendor", vendor
+    for feature in cpu.all("feature"):
+        yield feature.get("name"), _policy(feature)
+    yield from _timers_of_cpu(domain)
+    yield from _features_of_cpu(domain)
+    yield from _cache(cpu)
+    yield from _address_bits(cpu)
+
+
+def _policy(feature: Element) -> str:
+    if (policy := feature.get("policy", "require")) not in POLICIES:
+        raise feature.wrong(f"policy={policy!r}: expected one of {', '.join(POLICIES)}")
+    return POLICIES[policy]
+
+
+def _timers_of_cpu(domain: Domain) -> Iterator[tuple[str, str]]:
+    for name, key in (("kvmclock", "kvmclock"), ("hypervclock", "hv-time")):
+        if (present := _timer(domain, name).yes("present")) is not None and (present or name == "kvmclock"):
+            yield key, "on" if present else "off"
+    if frequency := _timer(domain, "tsc").get("frequency"):
+        yield "tsc-frequency", frequency
+    if (policy := _timer(domain, "armvtimer").get("tickpolicy")) and domain.virt:
+        yield "kvm-no-adjvtime", "on" if policy == "discard" else "off"
+
+
+def _features_of_cpu(domain: Domain) -> Iterator[tuple[str, str]]:
+    features = domain.root.at("features")
+    if (eoi := features.at("apic").yes("eoi")) is not None:
+        yield "kvm-pv-eoi", "on" if eoi else "off"
+    if (unhalt := _feature(domain, "pvspinlock")) is not None:
+        yield "kvm-pv-unhalt", unhalt
+    yield from _hyperv(features.at("hyperv"))
+    if any(panic.get("model") == "hyperv" for panic in domain.devices("panic")):
+        yield "hv-crash", "on"
+    yield from _kvm(features.at("kvm"))
+    if (pmu := _feature(domain, "pmu")) is not None:
+        yield "pmu", pmu
+
+
+def _hyperv(hyperv: Element) -> Iterator[tuple[str, str]]:
+    if hyperv.get("mode") == "passthrough":
+        yield "hv-passthrough", "on"
+    for name, key in {**HYPERV, **HYPERV_MORE}.items():
+        if hyperv.at(name).yes("state") and hyperv.at(name.partition("/")[0]).yes("state"):
+            yield key, "on"
+    if hyperv.at("spinlocks").yes("state"):
+        retries = hyperv.at("spinlocks").number("retries")
+        yield "hv-spinlocks", "0x1fff" if retries is None else f"{retries:#x}"
+    if hyperv.at("vendor_id").yes("state"):
+        yield "hv-vendor-id", hyperv.at("vendor_id").get("value")
+
+
+def _kvm(kvm: Element) -> Iterator[tuple[str, str]]:
+    if kvm.at("hidden").yes("state"):
+        yield "kvm", "off"
+    for name in ("hint-dedicated", "poll-control"):
+        if kvm.at(name).yes("state"):
+            yield f"kvm-{name}", "on"
+    if kvm.at("pv-ipi").yes("state") is False:
+        yield "kvm-pv-ipi", "off"
+
+
+def _cache(cpu: Element) -> Iterator[tuple[str, str]]:
+    mode = cpu.at("cache").get("mode")
+    level = cpu.at("cache").number("level")
+    if mode == "emulate" and level == 3:
+        yield "l3-cache", "on"
+    elif mode == "passthrough":
+        yield from (("host-cache-info", "on"), ("l3-cache", "off"))
+    elif mode == "disable":
+        yield from (("host-cache-info", "off"), ("l3-cache", "off"))
+
+
+def _address_bits(cpu: Element) -> Iterator[tuple[str, str]]:
+    physical = cpu.at("maxphysaddr")
+    if physical.get("mode") == "passthrough":
+        yield "host-phys-bits", "on"
+        if limit := physical.get("limit"):
+            yield "host-phys-bits-limit", limit
+    elif bits := physical.get("bits"):
+        yield "phys-bits", bits
+
+
+def _smp(domain: Domain) -> SaidOption:
+    """qemuBuildSmpCommandLine: without a topology each CPU is a socket."""
+    vcpu = domain.root.at("vcpu")
+    most = int(vcpu.words() or "1") if (vcpu.words() or "1").isdecimal() else _no_number(vcpu)
+    now = vcpu.number("current") or most
+    topology = domain.root.at("cpu/topology")
+    values: dict[str, Value] = {"cpus": str(now), "maxcpus": str(most) if now != most else None}
+    if not domain.root.has("cpu/topology"):
+        return said("smp", vcpu, {**values, "sockets": str(most), "cores": "1", "threads": "1"})
+    parts: dict[str, Value] = {"dies": "1"} if domain.x86 else {}
+    parts |= {
+        key: topology.get(key) for key in ("sockets", "dies", "clusters", "cores", "threads") if topology.get(key)
+    }
+    return said("smp", topology, {**values, **parts})
+
+
+def _no_number(element: Element) -> int:
+    raise element.wrong(f"{element.words()!r}: expected a number")
+
+
+def _identity(domain: Domain) -> Iterator[SaidOption]:
+    """UUID and SMBIOS, which the guest can read."""
+    uuid = domain.root.at("uuid")
+    if uuid.words():
+        yield said("uuid", uuid, {"value": uuid.words()})
+    if domain.root.at("os/smbios").get("mode") != "sysinfo":
+        return
+    for table in domain.root.at("sysinfo").children:
+        yield from _smbios(domain.root.at("sysinfo"), table)
+
+
+def _smbios(sysinfo: Element, table: Element) -> Iterator[SaidOption]:
+    sysinfo.all(table.tag)
+    entries = {entry.get("name"): entry.words() for entry in table.all("entry")}
+    if table.tag in SMBIOS_TABLES:
+        yield said("smbios", table, {"type": SMBIOS_TABLES[table.tag], **entries})
+    elif table.tag == "oemStrings":
+        for entry in table.all("entry"):
+            yield said("smbios", entry, {"type": "11", "value": entry.words()})
+
+
+def _clock(domain: Domain) -> Iterator[SaidOption]:
+    """qemuBuildClockArgStr and what <timer> says; ``variable`` starts where the host's clock stands."""
+    clock = domain.root.at("clock")
+    offset = clock.get("offset", "utc")
+    base = {"localtime": "localtime", "absolute": clock.get("start")}.get(offset, "utc")
+    rtc = _timer(domain, "rtc")
+    track = {"guest": "vm", "realtime": "rt", "wall": "host"}.get(rtc.get("track"))
+    slew = "slew" if rtc.get("tickpolicy") == "catchup" else None
+    yield said("rtc", clock, {"base": base, "clock": track, "driftfix": slew})
+    pit = _timer(domain, "pit")
+    if (policy := pit.get("tickpolicy")) in ("delay", "discard"):
+        yield _global(pit, "kvm-pit", "lost_tick_policy", policy)
+
+
+def _sleep(domain: Domain) -> Iterator[SaidOption]:
+    bridge = "ICH9-LPC" if domain.q35 else "PIIX4_PM"
+    for name, key in (("suspend-to-mem", "disable_s3"), ("suspend-to-disk", "disable_s4")):
+        element = domain.root.at(f"pm/{name}")
+        if (enabled := element.yes("enabled")) is not None and domain.x86:
+            yield _global(element, bridge, key, "0" if enabled else "1")
+
+
+def _boot(domain: Domain) -> Iterator[SaidOption]:
+    os_ = domain.root.at("os")
+    menu, bios = os_.at("bootmenu"), os_.at("bios")
+    values = {
+        "menu": _switch(menu.yes("enable")),
+        "reboot-timeout": bios.get("rebootTimeout") or None,
+        "splash-time": menu.get("timeout") or None,
+        "strict": "on",
+    }
+    yield said("boot", os_, values)
+
+
+def _vmcoreinfo(domain: Domain) -> Iterator[SaidOption]:
+    if _feature(domain, "vmcoreinfo") == "on":
+        yield said("device", domain.root.at("features/vmcoreinfo"), {"driver": "vmcoreinfo"})

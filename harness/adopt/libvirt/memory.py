@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memory: the machine's own, that of NUMA nodes, and modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.adopt.configuration import SaidOption, Value
+from harness.adopt.libvirt.machine import ram_id
+from harness.adopt.libvirt.model import Domain, alias, device, said
+from harness.adopt.libvirt.tree import Element
+
+#: Types of memory modules, and how their backends' ids begin.
+MODULES = {"dimm": "pc-dimm", "nvdimm": "nvdimm", "virtio-mem": "virtio-mem-pci", "virtio-pmem": "virtio-pmem-pci"}
+BACKENDS = {"file": "memory-backend-file", "memfd": "memory-backend-memfd", "anonymous": "memory-backend-ram"}
+
+
+def options(domain: Domain) -> Iterator[SaidOption]:
+    """-m, -numa and the backends of memory; modules are devices."""
+    yield _size(domain)
+    if domain.root.has("cpu/numa"):
+        yield from _nodes(domain)
+    else:
+        size = domain.root.at("memory").size()
+        yield _backend(domain, domain.root.at("memory"), ram_id(domain), size)
+    for memory in domain.devices("memory"):
+        yield from _module(domain, memory)
+
+
+def _size(domain: Domain) -> SaidOption:
+    """qemuBuildMemCommandLine: modules are part of <memory>, and no part of -m."""
+    memory, most = domain.root.at("memory"), domain.root.at("maxMemory")
+    memory.size()
+    if not most.words():
+        return said("m", memory, {"size": str(_own_memory(domain) >> 20)})
+    room = {"slots": most.get("slots") or None, "maxmem": f"{most.size() >> 10}k"}
+    return said("m", memory, {"size": f"{_own_memory(domain) >> 10}k", **room})
+
+
+def _own_memory(domain: Domain) -> int:
+    """Bytes of the machine without its modules."""
+    if domain.root.has("cpu/numa"):
+        return sum(_cell_size(cell) for cell in domain.root.at("cpu/numa").all("cell"))
+    modules = sum(memory.at("target/size").size() for memory in domain.devices("memory"))
+    return max(domain.root.at("memory").size() - modules, 1 << 20)
+
+
+def _cell_size(cell: Element) -> int:
+    text = Element("cell", cell.source, cell.line, {"unit": cell.get("unit", "KiB")}, text=cell.get("memory", "0"))
+    return text.size()
+
+
+def _backend(
+    domain: Domain, element: Element, id_: str, size: int, *, access: str = "", discard: bool = False, **more: Value
+) -> SaidOption:
+    """An object that has the memory; of which kind, says <memoryBacking>."""
+    backing = domain.root.at("memoryBacking")
+    kind = "file" if more.get("mem-path") else backing.at("source").get("type", "anonymous")
+    huge = backing.has("hugepages") and kind == "anonymous"
+    values: dict[str, Value] = {
+        "qom-type": BACKENDS["file" if huge else kind],
+        "id": id_,
+        "mem-path": "/dev/hugepages" if huge else f"ram/{id_}" if kind == "file" else None,
+        "share": {"shared": True, "private": False}.get(access or backing.at("access").get("mode")),
+        "prealloc": True if huge or backing.at("allocation").get("mode") == "immediate" else None,
+        "discard-data": True if kind == "file" and (discard or backing.has("discard")) else None,
+        "size": size,
+        **more,
+    }
+    return said("object", element, values)
+
+
+def _nodes(domain: Domain) -> Iterator[SaidOption]:
+    """qemuBuildNumaCommandLine."""
+    cells = domain.root.at("cpu/numa").all("cell")
+    for index, cell in enumerate(cells):
+        node = str(cell.number("id") if cell.get("id") else index)
+        backend = f"ram-node{node}"
+        access, discard = cell.get("memAccess"), bool(cell.yes("discard"))
+        yield _backend(domain, cell, backend, _cell_size(cell), access=access, discard=discard)
+        yield said("numa", cell, {"type": "node", "nodeid": node, "cpus": _ranges(cell), "memdev": backend})
+    for index, cell in enumerate(cells):
+        yield from _distances(cell, str(cell.number("id") if cell.get("id") else index))
+
+
+def _ranges(cell: Element) -> Value:
+    """Its CPUs as QEMU is told: ranges of them that stand in a row."""
+    numbers = sorted(_cpus(cell))
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    ranges = [f"{start}-{end}" if end > start else f"{start}" for start, end in zip(starts, ends, strict=True)]
+    return ranges or None
+
+
+def _cpus(cell: Element) -> set[int]:
+    cpus: set[int] = set()
+    for part in filter(None, cell.get("cpus").split(",")):
+        first, _, last = part.strip().lstrip("^").partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) > 4096:
+            raise cell.wrong(f"cpus={cell.get('cpus')!r}: expected numbers and ranges such as 0-3,7")
+        part_cpus = set(range(int(first), int(last or first) + 1))
+        cpus = cpus - part_cpus if part.strip().startswith("^") else cpus | part_cpus
+    return cpus
+
+
+def _distances(cell: Element, node: str) -> Iterator[SaidOption]:
+    for sibling in cell.at("distances").all("sibling"):
+        values = {"src": node, "dst": sibling.get("id"), "val": sibling.get("value")}
+        yield said("numa", sibling, {"type": "dist", **values})
+
+
+def _module(domain: Domain, memory: Element) -> Iterator[SaidOption]:
+    """qemuBuildMemoryDeviceStr."""
+    if (model := memory.get("model")) not in MODULES:
+        return
+    target, backend = memory.at("target"), f"mem{alias(memory)}"
+    path = memory.at("source/path").words() or memory.at("path").words()
+    cells = [cell.get("memAccess") for cell in domain.root.at("cpu/numa").all("cell")]
+    node = target.at("node").words()
+    access = memory.get("access") or (cells[int(node)] if node.isdecimal() and int(node) < len(cells) else "")
+    more: dict[str, Value] = {"mem-path": path} if path else {}
+    if model == "virtio-mem":
+        more["reserve"] = False
+    if model in ("nvdimm", "virtio-pmem"):
+        access = access or "shared"
+    size, discard = target.at("size").size(), bool(memory.yes("discard"))
+    yield _backend(domain, memory, backend, size, access=access, discard=discard, **more)
+    yield device(domain, memory, MODULES[model], {**_module_values(target), "memdev": backend})
+
+
+def _module_values(target: Element) -> dict[str, Value]:
+    """What a module has beside its memory. Sizes are bytes."""
+    node = target.at("node").words()
+    sizes = {"label-size": "label/size", "block-size": "block", "requested-size": "requested"}
+    return {
+        "node": int(node) if node.isdecimal() else None,
+        **{key: target.at(path).size() if target.at(path).words() else None for key, path in sizes.items()},
+        "unarmed": True if target.has("readonly") else None,
+        "uuid": target.at("uuid").words() or None,
+    }
