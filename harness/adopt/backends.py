@@ -36,6 +36,8 @@ MEMORY_BYTES: Final = 128 << 20
 _SECTOR: Final = 512
 _MOST_DISK: Final = 1 << 50
 _MOST_MEMORY: Final = 1 << 40
+#: Ports whose guest is told whether somebody has the far end open.
+_PORTS: Final = frozenset({"virtserialport", "virtconsole"})
 #: A chain of block nodes is no longer than this, and no circle.
 _DEEPEST: Final = 16
 
@@ -168,6 +170,8 @@ def made(said: SaidBackend, device_type: str) -> tuple[Backend, bool]:
         wanted = said.size_bytes or 0
         guessed = not 4096 <= wanted <= _MOST_MEMORY
         return Memdev(size_bytes=MEMORY_BYTES if guessed else wanted, share=said.share), guessed
+    if said.kind is Chardev and device_type in _PORTS:
+        return Chardev(type="ringbuf"), False
     backend: Backend = _FIXED[said.kind]
     return backend, False
 

@@ -172,27 +172,38 @@ def apart_from_ports(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:
     return [each for each in placed if each.type != PORT or each.id not in buses]
 
 
+def above(placed: PlacedDevice, plan: GuestPlan) -> PlacedDevice | None:
+    """The device of the plan whose bus another one is on."""
+    bus = placed.bus or ""
+    names = (bus, bus.rpartition(".")[0])
+    return next((each for each in plan.devices if each.id in names), None)
+
+
 def guest_slot(device: Device, plan: GuestPlan) -> str | None:
     """The PCI address of a device as the guest's shell finds it, None for one that is on no PCI bus.
 
-    What is below a port or a bridge has the number of a bus that firmware gave it: the guest looks for it.
+    What is below a port or a bridge has the number of a bus that firmware gave it: the guest looks for it. What is
+    plugged into a controller has that one's.
     """
     built = device.built_in.get(plan.family, {})
     first = device.attachments[0].name if device.attachments else ""
     if first in built:
         return built[first].address
-    placed = next((placed for placed in apart_from_ports(plan.of(device.name)) if placed.slot is not None), None)
+    own = apart_from_ports(plan.of(device.name))
+    placed = next((placed for placed in own if placed.slot is not None), own[0] if own else None)
+    while placed is not None and placed.slot is None:
+        placed = above(placed, plan)
     return None if placed is None else pci_address(placed, plan)
 
 
 def pci_address(placed: PlacedDevice, plan: GuestPlan) -> str:
     """Of a device that has a slot, for the guest's shell; see :func:`guest_slot`."""
-    above = next((each for each in plan.devices if each.id == placed.bus and each.slot is not None), None)
-    if above is None:
+    bridge = above(placed, plan)
+    if bridge is None or bridge.slot is None:
         return f"{ROOT}:{placed.slot}"
-    if above.type == PORT and placed.slot == "00.0":
-        return f"$(pci_below {pci_address(above, plan)})"
-    return f"$(cd /sys/bus/pci/devices/{pci_address(above, plan)} && echo ????:??:{placed.slot})"
+    if bridge.type == PORT and placed.slot == "00.0":
+        return f"$(pci_below {pci_address(bridge, plan)})"
+    return f"$(cd /sys/bus/pci/devices/{pci_address(bridge, plan)} && echo ????:??:{placed.slot})"
 
 
 def guest_command(device: Device, what: str, plan: GuestPlan) -> str:

@@ -3,11 +3,12 @@
 
 ``postload.pack/4`` holds the guest as a typed plan (:mod:`harness.guests.plan`), what is known of its devices
 (:class:`harness.devices.device.Device`), its own files (``guest/...`` of ``files``) and what was recorded; no part of a
-command line is in it.
+command line is in it. ``postload.pack/5`` is the same with what only the plan of an adopted VM has: a CPU model, how
+CPUs are arranged, properties of what the machine has by itself. An ordinary pack is still written as /4.
 
-A later program that still writes /4 may add keys at any level but in the plan: a reader that does not know them leaves
-them alone and keeps them when it writes the pack again. It may not drop a key, change what one means, or let a replay
-depend on a new one. For that the number goes up, and an older reader says so instead of guessing.
+A later program that still writes these may add keys at any level but in the plan: a reader that does not know them
+leaves them alone and keeps them when it writes the pack again. It may not drop a key, change what one means, or let a
+replay depend on a new one. For that the number goes up, and an older reader says so instead of guessing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from harness.devices.phases import Unreached
 from harness.errors import PackError
 from harness.facts.model import HostFacts
 from harness.guests.identity import GuestIdentity
+from harness.guests.origin import Origin
 from harness.guests.plan import GuestPlan
 from harness.text import printable
 
@@ -35,6 +37,8 @@ LOOK = "look.json"
 KERNEL = "guest/kernel"
 INITRAMFS = "guest/initramfs"
 SCHEMA: Literal["postload.pack/4"] = "postload.pack/4"
+#: Of a pack whose plan has what /4 does not know.
+SELDOM_SCHEMA: Literal["postload.pack/5"] = "postload.pack/5"
 _OLD_SCHEMAS = ("postload.pack/1", "postload.pack/2", "postload.pack/3")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
 _ROM = re.compile(r"(^|[./])(rom|bios)$|^/rom@")
@@ -96,11 +100,12 @@ class Manifest(_Model):
     :param qemu: identity of the QEMU that recorded it
     :param host: facts of the host that recorded it; empty when nobody asked for them
     :param guest: what the guest is made of
+    :param origin: of an adopted VM: what of it something else stands for, and what is not judged
     :param roms: RAM blocks that hold ROMs, with their content in the first phase
     :param packed: in a pack that came as one file, compressed bytes of each part: ``guest`` and every phase
     """
 
-    schema_: Literal["postload.pack/4"]
+    schema_: Literal["postload.pack/4", "postload.pack/5"]
     created: str
     program: str
     accel: Annotated[str, Field(pattern="^[a-z]+$")]
@@ -108,6 +113,7 @@ class Manifest(_Model):
     host: HostFacts = {}
     plan: GuestPlan
     guest: GuestIdentity
+    origin: Origin | None = None
     roms: dict[str, FileModel] = {}
     blocks: list[BlockModel]
     devices: list[DeviceModel]
@@ -199,8 +205,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     found = document.get("schema")
     if found in _OLD_SCHEMAS:
         raise PackError(f"{where}: an older program made it ({found}); this one reads {SCHEMA}: record it anew")
-    if found != SCHEMA:
-        raise PackError(f"{where}: schema: found {found!r}; this program reads {SCHEMA}: a newer one may read it")
+    if found not in (SCHEMA, SELDOM_SCHEMA):
+        known = f"{SCHEMA} and {SELDOM_SCHEMA}"
+        raise PackError(f"{where}: schema: found {found!r}; this program reads {known}: a newer one may read it")
     try:
         # not by way of Python objects: JSON's own rules are the stricter ones, e.g. for a number as a string
         return Manifest.model_validate_json(data)

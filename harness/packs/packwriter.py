@@ -21,6 +21,7 @@ from harness.packs.manifest import (
     PAGES,
     RAM_FILES,
     SCHEMA,
+    SELDOM_SCHEMA,
     BlockModel,
     FileModel,
     Manifest,
@@ -143,7 +144,7 @@ class PackWriter:
             names = [*self._files, PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in RAM_FILES)]
             names += self._looks
             manifest = Manifest(
-                schema_=SCHEMA,
+                schema_=SELDOM_SCHEMA if described["plan"].seldom else SCHEMA,
                 roms=self._roms,
                 blocks=[BlockModel(name=b.name, size_bytes=b.size_bytes) for b in self.blocks],
                 phases=self.phases,

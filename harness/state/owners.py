@@ -74,15 +74,21 @@ class Owners:
         return None
 
 
-def find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: ProcessScope | None = None) -> Owners:
+def find_owners(
+    binary: QemuBinary,
+    guest: PlannedGuest,
+    accel: str,
+    scope: ProcessScope | None = None,
+    foreign: Path | None = None,
+) -> Owners:
     """Ask a QEMU which sections each device of a guest adds.
 
     :param scope: of the run, for the QEMUs that are asked
-
+    :param foreign: where the guest's plan came from, when that is not this program
     :raises QemuError: the machine does not start, or cannot be saved, with none of them
     :raises Disturbed: the host disturbed each try
     """
-    return undisturbed(partial(_find_owners, binary, guest, accel, scope), _may_be_false)
+    return undisturbed(partial(_find_owners, binary, guest, accel, scope, foreign), _may_be_false)
 
 
 def _may_be_false(found: Owners, hindered: Hindrances) -> bool:
@@ -90,15 +96,22 @@ def _may_be_false(found: Owners, hindered: Hindrances) -> bool:
     return bool(found.refused) and not only_slow(hindered)
 
 
-def _find_owners(binary: QemuBinary, guest: PlannedGuest, accel: str, scope: ProcessScope | None) -> Owners:
+def _find_owners(
+    binary: QemuBinary, guest: PlannedGuest, accel: str, scope: ProcessScope | None, foreign: Path | None
+) -> Owners:
     names = [device.name for device in guest.devices if not device.rest]
     found: dict[str, list[str]] = {}
     refused: dict[str, Lack] = {}
-    before = set(saved_labels(binary, guest.without(frozenset(names)).plan, accel, scope))
+
+    def ask(plan: GuestPlan) -> list[str]:
+        return saved_labels(binary, plan, accel, scope, foreign)
+
+    before = set(ask(guest.without(frozenset(names)).plan))
     for number, name in enumerate(names):
-        absent = frozenset({*names[number + 1 :], *refused})
+        # what saves nothing may be what others are plugged into
+        lost = {each for each, lack in refused.items() if lack.what is not Lacks.SECTION}
         try:
-            after = saved_labels(binary, guest.without(absent).plan, accel, scope)
+            after = ask(guest.without(frozenset({*names[number + 1 :], *lost})).plan)
         except (QemuError, DeadlineError) as error:
             refused[name] = lack_of(error, binary, guest.plan.machine)
             continue
@@ -122,7 +135,9 @@ def settled(
     return guest.without(frozenset(owners.refused)), owners
 
 
-def saved_labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: ProcessScope | None) -> list[str]:
+def saved_labels(
+    binary: QemuBinary, plan: GuestPlan, accel: str, scope: ProcessScope | None, foreign: Path | None = None
+) -> list[str]:
     """Labels of the sections that a machine saves before it has run; kept by all that they depend on.
 
     :raises Unmigratable: a device blocks it
@@ -134,7 +149,7 @@ def saved_labels(binary: QemuBinary, plan: GuestPlan, accel: str, scope: Process
     key = f"owners/{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     labels: list[str] | None = kept_answer(key)
     if labels is None:
-        labels = _ask(binary, Machine(plan=bare, accel=accel), scope)
+        labels = _ask(binary, Machine(plan=bare, accel=accel, foreign=foreign), scope)
         keep_answer(key, labels)
     return labels
 

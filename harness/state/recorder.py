@@ -23,6 +23,7 @@ from harness.guests.build import Guest
 from harness.guests.console import Console
 from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
+from harness.guests.origin import Origin
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
 from harness.names import RECORDED_PHASES, USUAL_PHASES
@@ -163,6 +164,9 @@ class Plan:
     :param guest: what it boots
     :param planned: the guest and the devices that are judged in it
     :param phases: those that a machine does not go through are left out
+    :param foreign: where the guest's plan came from, when that is not this program
+    :param origin: of an adopted VM, for the pack
+    :param owners: of its sections, where a QEMU has been asked
     """
 
     binary: QemuBinary
@@ -170,6 +174,9 @@ class Plan:
     guest: Guest
     planned: PlannedGuest
     phases: tuple[str, ...]
+    foreign: Path | None = None
+    origin: Origin | None = None
+    owners: Owners | None = None
 
     @property
     def machine(self) -> str:
@@ -184,7 +191,7 @@ class Plan:
     def build(self) -> Machine:
         """The guest machine of this plan."""
         boot = Boot(kernel=self.guest.kernel, initramfs=self.guest.initramfs)
-        return Machine(plan=self.planned.plan, accel=self.accel, boot=boot)
+        return Machine(plan=self.planned.plan, accel=self.accel, boot=boot, foreign=self.foreign)
 
 
 def record(
@@ -264,9 +271,11 @@ def _record_once(
     plan: Plan, path: Path, progress: Progress, host: Mapping[str, Any], scope: ProcessScope | None, booted: Booted
 ) -> bool:
     """Record; returns whether a device missed a phase because a command of it failed."""
-    owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
-    for name, lack in owners.refused.items():
-        raise QemuError(f"{name}: {lack}")
+    owners = plan.owners
+    if owners is None:
+        owners = find_owners(plan.binary, plan.planned, plan.accel, scope)
+        for name, lack in owners.refused.items():
+            raise QemuError(f"{name}: {lack}")
     writer = PackWriter(path)
     boot = _Boot(plan, writer, progress, scope)
     failed: CutShort | None = None
@@ -288,6 +297,7 @@ def _record_once(
             host=dict(host),
             plan=plan.planned.plan,
             guest=plan.guest.identity,
+            origin=plan.origin,
             devices=_recorded_devices(boot, owners, plan.planned),
         )
     finally:

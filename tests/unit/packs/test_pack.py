@@ -237,8 +237,8 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     ("change", "said"),
     [
         (
-            lambda m: m.update(schema="postload.pack/5"),
-            r"found 'postload\.pack/5'; this program reads postload\.pack/4",
+            lambda m: m.update(schema="postload.pack/6"),
+            r"found 'postload\.pack/6'; this program reads postload\.pack/4 and postload\.pack/5",
         ),
         (lambda m: m.update(schema="postload.pack/3"), r"an older program made it .*pack/3.*: record it anew"),
         (lambda m: m.update(schema="postload.pack/1"), "an older program made it"),

@@ -226,8 +226,8 @@ def test_layouts_and_schemas_of_later_programs_are_named(tmp_path: Path, cache: 
     path = tmp_path / "a.pack"
     path.write_bytes(head(0, 0, layout=2))
     refused(path, cache, r"at offset 16: layout 2\.0; this program reads layout 1\.0")
-    pieces.manifest["schema"] = "postload.pack/5"
-    refused(pieces.file(path), cache, r"manifest\.json: schema: found 'postload\.pack/5'")
+    pieces.manifest["schema"] = "postload.pack/6"
+    refused(pieces.file(path), cache, r"manifest\.json: schema: found 'postload\.pack/6'")
 
 
 def of_type(kind: bytes, name: str = "bound/head.bin") -> tarfile.TarInfo:

@@ -30,7 +30,7 @@ def guest() -> PlannedGuest:
     return plan_guests(bus, base, [*devices, Device(name="platform", about="", rest=True)]).guests[0]
 
 
-def saved(_binary: QemuBinary, plan: GuestPlan, _accel: str, _scope: object) -> list[str]:
+def saved(_binary: QemuBinary, plan: GuestPlan, *_: object) -> list[str]:
     """What a stopped machine saves, as QEMU numbers instances: in the order in which they are made."""
     found = ["timer", "cpu"]
     for device in plan.devices:
@@ -79,7 +79,7 @@ def test_a_machine_that_does_not_start_with_none_of_them_is_an_error(
 def test_a_qemu_that_somebody_ends_refuses_no_device(binary: QemuBinary, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def ended_once(binary: QemuBinary, plan: GuestPlan, accel: str, scope: object) -> list[str]:
+    def ended_once(binary: QemuBinary, plan: GuestPlan, accel: str, scope: object, _: object) -> list[str]:
         asked.append(plan.devices[-1].owner if plan.devices else "")
         if asked.count("two") == 1 and asked[-1] == "two":
             current_account().ended(Hindered(how=Disturbance.ENDED, signal="SIGTERM"))

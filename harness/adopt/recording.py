@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""This program's guest in the place of somebody's VM: the same devices, with less memory and fewer CPUs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from harness.adopt.rows import SettledGuest
+from harness.devices.backends import Memdev
+from harness.guests.build import Guest
+from harness.guests.origin import Origin, Part, Replaced
+from harness.guests.plan import GuestPlan
+from harness.guests.planner import PlannedGuest
+from harness.qemu.binary import QemuBinary
+from harness.state.recorder import Plan
+from harness.state.recordings import reached
+
+#: What a device does does not depend on more, and each one is a thread of the host's.
+MOST_CPUS: Final = 4
+#: Memory that is plugged in as a device: the guest has to keep books of it in its own.
+MOST_MEMDEV_BYTES: Final = 128 << 20
+
+
+def for_our_guest(judged: PlannedGuest, origin: Origin, memory_mib: int) -> tuple[PlannedGuest, Origin]:
+    """A VM's guest with as much memory and as many CPUs as ours is recorded with.
+
+    :param memory_mib: what our guest needs
+    """
+    plan, replaced = judged.plan, []
+    if plan.memory_mib != memory_mib:
+        replaced.append(Replaced(part=Part.MEMORY, was=f"{plan.memory_mib} MiB", stands=f"{memory_mib} MiB"))
+    if plan.cpus > MOST_CPUS:
+        replaced.append(Replaced(part=Part.CPUS, was=str(plan.cpus), stands=str(MOST_CPUS)))
+    devices = {
+        name: backend.model_copy(update={"size_bytes": min(backend.size_bytes, MOST_MEMDEV_BYTES)})
+        if isinstance(backend, Memdev)
+        else backend
+        for name, backend in plan.backends.items()
+    }
+    memory = [backend for backend in devices.values() if isinstance(backend, Memdev)]
+    # twice: a DIMM may have to begin at a multiple of a large number
+    room = sum(2 * backend.size_bytes for backend in memory) >> 20
+    update = {
+        "memory_mib": memory_mib,
+        "memory_room_mib": min(plan.memory_room_mib, room),
+        "memory_slots": max(min(plan.memory_slots, 16), len(memory)) if room else 0,
+        "cpus": min(plan.cpus, MOST_CPUS),
+        "topology": plan.topology if plan.cpus <= MOST_CPUS else None,
+        "backends": devices,
+    }
+    shown = GuestPlan.model_validate(plan.model_copy(update=update).model_dump())
+    return replace(judged, plan=shown), origin.model_copy(update={"replaced": (*origin.replaced, *replaced)})
+
+
+def recording_of(
+    settled: SettledGuest, guest: Guest, binary: QemuBinary, accel: str, phases: tuple[str, ...], source: Path
+) -> Plan:
+    """What the recorder records of a VM.
+
+    :param guest: that is booted in it: the one with all drivers
+    :param source: of the VM, named in errors
+    """
+    planned = settled.guest
+    plan = planned.plan.model_copy(
+        update={
+            "kernel": guest.identity["kernel"]["sha256"],
+            "initramfs": guest.identity["initramfs"]["sha256"],
+            "cmdline": " ".join([guest.cmdline, *dict.fromkeys(w for d in planned.devices for w in d.cmdline)]),
+        }
+    )
+    return Plan(
+        binary=binary,
+        accel=accel,
+        guest=guest,
+        planned=replace(planned, plan=plan),
+        phases=tuple(reached(planned, phases)),
+        foreign=source,
+        origin=settled.origin,
+        owners=settled.owners,
+    )
