@@ -194,6 +194,11 @@ def _reason(event: dict[str, Any]) -> str:
 _NOT_ITS_OWN = re.compile(r"^\S+: (terminating on signal |-mon chardev=postload-qmp).*\n?", re.MULTILINE)
 
 
+#: A word behind which QEMU began its next message without a new line: the program's name stands against it. That a path
+#: ends in such a name is no second message.
+_NOT_ENDED = re.compile(r"(?<=\s)([^\s/]*[\w.!?)\]'\"])(?=(?:qemu-system-[\w-]+|qemu-kvm): )")
+
+
 def own_words(stderr: str) -> str:
-    """What QEMU printed, without what it says because of this program."""
-    return _NOT_ITS_OWN.sub("", stderr).strip()
+    """What QEMU printed, each message in a line, and without what it says because of this program."""
+    return _NOT_ITS_OWN.sub("", _NOT_ENDED.sub(r"\1\n", stderr)).strip()

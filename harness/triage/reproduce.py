@@ -131,6 +131,8 @@ _PREFIX = re.compile(
     r"^(?:\d{4}-\d\d-\d\d[T ][\d:.]+(?:Z|[+-]\d{4})?:? )?"
     r"(?:(?:[^\s:]*/)?(?:qemu(?:-system)?(?:-[\w.-]+)?|kvm): )?(?:error: )?"
 )
+#: A word behind which the next message begins without a new line.
+_NOT_ENDED = re.compile(r"(?<=\s)([^\s/]*[\w.!?)\]'\"])(?=(?:qemu-system-[\w-]+|qemu-kvm): )")
 #: Somebody sent QEMU a signal that it leaves by in an orderly way (``qemu_kill_report`` in ``softmmu/runstate.c``).
 _TOLD_TO_END = re.compile(r"terminating on signal \d+.*")
 #: What QEMU itself shall forbid its process.
@@ -458,7 +460,7 @@ class Qemu:
             data = (self.folder / "log").read_bytes()[-262144:]
         except OSError:
             return ""
-        return data.decode("utf-8", "replace").strip()
+        return own_lines(data.decode("utf-8", "replace")).strip()
 
     def close(self) -> None:
         """End it, and whatever a script around it started."""
@@ -898,6 +900,11 @@ def signal_name(code: int) -> str:
 
 
 # -- the same failure? -----------------------------------------------------------------------------------------------
+
+
+def own_lines(log: str) -> str:
+    """Each message in a line: QEMU does not end all of them."""
+    return _NOT_ENDED.sub(r"\1\n", log)
 
 
 def without_program(line: str) -> str:

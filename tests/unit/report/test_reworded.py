@@ -19,7 +19,7 @@ from nonsense import NONSENSE, reword, texts
 from harness.colo.messages import Step
 from harness.colo.primary import ENABLE_COLO
 from harness.engines.buffers import Buffers
-from harness.engines.evidence import Break, Evidence
+from harness.engines.evidence import Break, Evidence, own_words
 from harness.engines.probe import ColoAbility
 from harness.experiments.guestlife import GuestLife
 from harness.facts.compare import FactChange
@@ -85,6 +85,7 @@ def seen(log: str, exit: str | None = None) -> Evidence:
         else Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=3, phase="bound")
     )
     acked = 5 if broken is None else 2
+    log = own_words(log)
     return Evidence(loads_asked=5, loads_acked=acked, checkpoints_acked=2, broken=broken, exit=ended_by, log=log)
 
 

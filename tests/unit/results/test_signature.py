@@ -13,7 +13,7 @@ import yaml
 from made_cells import symptom
 
 from harness.colo.messages import Step
-from harness.engines.evidence import Break, Evidence
+from harness.engines.evidence import Break, Evidence, own_words
 from harness.experiments.interview import After
 from harness.guests.lack import Lack, Lacks
 from harness.oracles.load import judge
@@ -74,7 +74,7 @@ def outcome_of(entry: Mapping[str, Any], log: str, at: Break) -> Outcome:
         checkpoints_acked=0,
         broken=None if unbroken else at,
         exit=ended(entry.get("exit")),
-        log=log,
+        log=own_words(log),
     )
     judged = judge(evidence)
     wanted = "host" if entry["name"].startswith("host:") else entry["verdict"]

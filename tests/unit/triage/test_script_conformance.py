@@ -16,6 +16,7 @@ import pytest
 import yaml
 from made_cells import ended, made_cell, refused
 
+from harness.engines.evidence import own_words
 from harness.oracles import words
 from harness.oracles.load import crash_line, error_line
 from harness.report.bundle import shell_line
@@ -33,7 +34,35 @@ def _logs() -> Iterator[tuple[str, str, str]]:
             yield entry["verdict"], machine, log
 
 
-LOGS = [(verdict, log) for verdict, _, log in _logs() if log]
+@pytest.mark.parametrize(
+    "log",
+    [
+        "qemu-system-x86_64: warning: a\nERROR: (subsys/subsys_ven) differqemu-system-x86_64: load failed: b",
+        "qemu-kvm: a (b)qemu-kvm: cqemu-kvm: d\n",
+        "it is done.qemu-system-aarch64: Failed to load x",
+    ],
+)
+def test_both_end_the_messages_that_qemu_does_not(log: str) -> None:
+    lines = re.split("(?<=[^\n])(?=qemu-)|\n", log.strip())
+    assert reproduce.own_lines(log).split("\n") == [*filter(None, lines), *([""] if log.endswith("\n") else [])]
+    assert own_words(log).splitlines() == reproduce.own_lines(log).splitlines()
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "/usr/bin/qemu-system-x86_64: error: a",
+        "a: see /opt/qemu-system-x86_64: b",
+        "2026-01-01T00:00:00.1Z qemu-kvm: a",
+        "my-qemu-system-x86_64: a",
+        "a (qemu-kvm: b)",
+    ],
+)
+def test_both_leave_the_name_of_a_program_within_a_message(log: str) -> None:
+    assert reproduce.own_lines(log) == own_words(log) == log
+
+
+LOGS = [(verdict, own_words(log)) for verdict, _, log in _logs() if log]
 
 
 @pytest.mark.parametrize(("verdict", "log"), LOGS)
