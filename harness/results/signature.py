@@ -211,11 +211,16 @@ def _ended(causes: Sequence[Cause]) -> Signature:
 def _refused(causes: Sequence[Cause]) -> Signature:
     (refused,) = _of(Refused, causes[:1])
     # a check that many fields have tells nothing without the field; another tells enough
-    field = refused.field if _GENERIC.fullmatch(refused.reason) else ""
+    field = _of_section(refused) if _GENERIC.fullmatch(refused.reason) else ""
     reason = refused.reason
     if not reason and not field:
         reason = f"error {refused.errno}" if refused.errno else normal(refused.line) or refused.how or NO_REASON
     return Signature(kind="reject", function=refused.function or field, assertion=reason)
+
+
+def _of_section(refused: Refused) -> str:
+    """The field that was not taken. Builds before 10.1 name its description too; that of the section says nothing."""
+    return refused.field.removeprefix(f"{plain_section(refused.section)}.")
 
 
 _GENERIC = re.compile(r"# != #|Invalid value # expecting .*|")
