@@ -7,6 +7,7 @@ has beside is left out and told: devices of the host that were not planned, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,108 +16,131 @@ from typing import Any
 
 import harness
 from harness.adopt.describe import describe
+from harness.adopt.rows import SettledGuest
 from harness.adopt.saved import SavedState
 from harness.errors import UsageError
 from harness.guests.identity import GuestIdentity
 from harness.guests.machine import Machine
+from harness.guests.origin import LeftOut, Without, label
 from harness.guests.planner import PlannedGuest
 from harness.names import ADOPTED
 from harness.packs.manifest import DeviceModel
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.state.owners import Owners, saved_stopped, settled
+from harness.state.owners import Owners, saved_stopped
 from harness.state.transforms import label_of, labels_of
-from harness.stream.model import RamBlock, Stream
+from harness.stream.model import RamBlock, Section, Stream
 from harness.stream.reader import plain_configuration
+from harness.stream.wire import SectionType
 
 #: Sections that a machine saves only in some of its states: that a stopped one has none says nothing.
 _AT_TIMES = ("globalstate", "dbus", "replay", "timer")
+#: Sections of devices that look into the guest's RAM when they are loaded, at rings and tables that they have there:
+#: zeros stand in their place where a file has no RAM.
+_LOOKS_INTO_RAM = re.compile(r"kvm-tpr-opt|(.*/)?(virtio-\w+|xhci|ahci|nvme)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptedState:
     """What became of a saved state.
 
-    :param refused: device to why it cannot be judged, as :class:`harness.state.owners.Owners` has it
-    :param left_out: labels of sections that the planned machine does not have
+    :param left_out: labels of sections that the planned machine does not have, or that look into RAM that is not there
     :param blocks_left_out: names of RAM blocks that it does not have
     :param beside: labels of sections that it has, and the state does not
     :param without_ram: the file has devices alone, and the RAM is that of a machine that never ran
     """
 
     path: Path
-    owners: Owners
     left_out: tuple[str, ...]
     blocks_left_out: tuple[str, ...]
     beside: tuple[str, ...]
     without_ram: bool
 
+    @property
+    def told(self) -> tuple[LeftOut, ...]:
+        """The same as an origin has it."""
+        why = Without.RAM if self.without_ram else Without.STATE
+        parts = {("section", why): self.left_out, ("RAM", Without.STATE): self.blocks_left_out}
+        return tuple(
+            LeftOut(why=reason, type=kind, names=tuple(map(label, names)))
+            for (kind, reason), names in parts.items()
+            if names
+        )
+
 
 def write_adopted(
     state: SavedState,
-    guest: PlannedGuest,
+    settled: SettledGuest,
     binary: QemuBinary,
     out: Path,
     *,
     accel: str,
+    source: Path | None = None,
     host: Mapping[str, Any] | None = None,
     scope: ProcessScope | None = None,
 ) -> AdoptedState:
     """Write the folder of a state pack.
 
-    :param guest: the machine that the state was saved of, with harmless backends, and what is judged in it
+    :param settled: the machine that the state was saved of, with harmless backends, and what is judged in it
     :param binary: is asked, and named as what recorded it
     :param out: must not exist yet
+    :param source: of the guest's plan, when that is not this program
     :raises UsageError: the state is that of another machine; says in what they differ
     :raises QemuError: the planned machine does not start, or cannot be saved
     :raises HostError: no space
     """
-    _check_machine(state, guest)
-    guest, owners = settled(binary, guest, accel, scope)
-    with saved_stopped(binary, Machine(plan=guest.plan.unbooted(), accel=accel), scope) as own:
-        return _write(state, own, guest, owners, binary, out, accel=accel, host=host or {})
+    _check_machine(state, settled.guest)
+    machine = Machine(plan=settled.guest.plan.unbooted(), accel=accel, foreign=source)
+    described = {"accel": accel, "qemu": binary.identity(), "host": dict(host or {})}
+    with saved_stopped(binary, machine, scope) as own:
+        found = _write(state, own, settled, out, described)
+        del own
+    return found
 
 
 def _write(
-    state: SavedState,
-    own: Stream,
-    guest: PlannedGuest,
-    owners: Owners,
-    binary: QemuBinary,
-    out: Path,
-    *,
-    accel: str,
-    host: Mapping[str, Any],
+    state: SavedState, own: Stream, settled: SettledGuest, out: Path, described: Mapping[str, Any]
 ) -> AdoptedState:
+    """Write what the planned machine has of a state.
+
+    :param own: that machine, saved before it ran
+    """
     stream, there = _whole(state, own), frozenset(labels_of(own.devices))
     blocks = _unknown_blocks(state, stream.ram_blocks, own.ram_blocks)
-    sections = [s for s in state.sections if label_of(s) in there or s.idstr.startswith(_AT_TIMES)]
+    sections = [section for section in stream.devices if _is_there(section, there) and _is_loadable(section, state)]
     stream = replace(stream, configuration=plain_configuration(stream), devices=sections)
     labels = labels_of(sections)
+    found = AdoptedState(
+        path=out,
+        left_out=tuple(label for label in labels_of(state.sections) if label not in labels),
+        blocks_left_out=tuple(blocks),
+        beside=tuple(label for label in labels_of(own.devices) if label not in labels),
+        without_ram=not state.ram_blocks,
+    )
     writer = PackWriter(out)
     try:
         writer.add(ADOPTED, stream, console="", seconds=0.0, without=blocks)
         writer.publish(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             program=f"postload {harness.__version__}",
-            accel=accel,
-            qemu=binary.identity(),
-            host=dict(host),
-            plan=guest.plan,
+            plan=settled.guest.plan,
             guest=GuestIdentity(name=ADOPTED),
-            devices=_devices(guest, owners, labels),
+            origin=settled.origin.plus(*found.told).model_copy(update={"state": True}),
+            devices=_devices(settled.guest, settled.owners, labels),
+            **described,
         )
     finally:
         writer.discard()
-    return AdoptedState(
-        path=out,
-        owners=owners,
-        left_out=tuple(label for label in labels_of(state.sections) if label not in labels),
-        blocks_left_out=tuple(blocks),
-        beside=tuple(label for label in labels_of(own.devices) if label not in labels),
-        without_ram=not state.ram_blocks,
-    )
+    return found
+
+
+def _is_there(section: Section, there: frozenset[str]) -> bool:
+    return label_of(section) in there or section.idstr.startswith(_AT_TIMES)
+
+
+def _is_loadable(section: Section, state: SavedState) -> bool:
+    return bool(state.ram_blocks) or not _LOOKS_INTO_RAM.fullmatch(section.idstr)
 
 
 def _check_machine(state: SavedState, guest: PlannedGuest) -> None:
@@ -152,10 +176,11 @@ def _devices(guest: PlannedGuest, owners: Owners, labels: Sequence[str]) -> list
 def _whole(state: SavedState, own: Stream) -> Stream:
     """The state as a stream with RAM and a description: what it lacks is taken from the planned machine's own."""
     if state.vmdesc is not None:
-        return state.stream
+        return replace(state.stream, devices=state.sections)
     assert own.vmdesc is not None  # each QEMU that is asked writes one, or its stream could not be read
     described = state.described(own.vmdesc)
-    described = replace(described, vmdesc=describe(state.sections, own.vmdesc))
+    sections = [section for section in described.devices if section.type == SectionType.FULL]
+    described = replace(described, devices=sections, vmdesc=describe(sections, own.vmdesc))
     if state.ram_blocks:
         return described
     return replace(own, devices=described.devices, vmdesc=described.vmdesc)
