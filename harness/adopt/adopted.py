@@ -17,7 +17,7 @@ from typing import Any
 import harness
 from harness.adopt.describe import describe
 from harness.adopt.rows import SettledGuest
-from harness.adopt.saved import SavedState
+from harness.adopt.saved import SavedState, check_ram
 from harness.errors import UsageError
 from harness.guests.identity import GuestIdentity
 from harness.guests.machine import Machine
@@ -86,10 +86,11 @@ def write_adopted(
     :param binary: is asked, and named as what recorded it
     :param out: must not exist yet
     :param source: of the guest's plan, when that is not this program
-    :raises UsageError: the state is that of another machine; says in what they differ
+    :raises UsageError: the state is that of another machine, or its RAM is not in it; says in what they differ
     :raises QemuError: the planned machine does not start, or cannot be saved
     :raises HostError: no space
     """
+    check_ram(state)
     _check_machine(state, settled.guest)
     machine = Machine(plan=settled.guest.plan.unbooted(), accel=accel, foreign=source)
     described = {"accel": accel, "qemu": binary.identity(), "host": dict(host or {})}

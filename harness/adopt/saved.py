@@ -38,7 +38,7 @@ class NotSaved(UsageError):
     def __init__(self, source: Path, container: Container) -> None:
         self.source = source
         self.container = container
-        super().__init__(f"{source}: {container.kind}, no saved state of a machine")
+        super().__init__(f"{source}: not a migration stream, but {container.kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,29 +91,33 @@ class SavedState:
 
 
 @contextlib.contextmanager
-def open_saved(path: Path, scratch: Path, *, snapshot: str | None = None) -> Iterator[SavedState]:
+def open_saved(
+    path: Path, scratch: Path, *, snapshot: str | None = None, vmdesc: VmDesc | None = None
+) -> Iterator[SavedState]:
     """Read a saved state.
 
     :param scratch: folder for what has to be unpacked; nothing stays there
     :param snapshot: name or id of an internal snapshot, where a qcow2 image has several
+    :param vmdesc: for a stream without its own; may be that of another machine, and is used where it fits
     :raises NotSaved: the file is something else
-    :raises UsageError: it cannot be read, is damaged, or its RAM is not in it; says what to do
+    :raises UsageError: it cannot be read, or is damaged; says what to do
     :raises HostError: no space
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: no such file or folder")
     with contextlib.ExitStack() as stack:
         try:
-            state = _opened(path, scratch, snapshot, stack)
+            state = _opened(path, scratch, snapshot, vmdesc, stack)
         except StreamError as error:
-            raise UsageError(f"{path}: no saved state of a machine, or a damaged one: {error}") from error
-        _check_ram(state)
+            raise UsageError(f"{path}: not a migration stream, or a damaged one: {error}") from error
         yield state
         # a reference that the caller has dropped, and this frame has not, keeps the mapping alive
         del state
 
 
-def _opened(path: Path, scratch: Path, snapshot: str | None, stack: contextlib.ExitStack) -> SavedState:
+def _opened(
+    path: Path, scratch: Path, snapshot: str | None, vmdesc: VmDesc | None, stack: contextlib.ExitStack
+) -> SavedState:
     view = stack.enter_context(mapped(path))
     container = container_of(view)
     domain, name, start = "", "", 0
@@ -137,7 +141,7 @@ def _opened(path: Path, scratch: Path, snapshot: str | None, stack: contextlib.E
         container=container,
         snapshot=name,
         domain=domain,
-        stream=read_foreign(view[start:], file_offset=start),
+        stream=read_foreign(view[start:], vmdesc=vmdesc, file_offset=start),
         file_offset=start,
     )
 
@@ -180,7 +184,7 @@ def _folder(scratch: Path, stack: contextlib.ExitStack) -> Path:
         raise HostError(f"cannot write in {scratch}: {error.strerror}") from error
 
 
-def _check_ram(state: SavedState) -> None:
+def check_ram(state: SavedState) -> None:
     """A guest has a page that is not zeros, its firmware's.
 
     :raises UsageError: RAM is announced, and not there

@@ -520,11 +520,13 @@ def prune(**given: Any) -> int:
     type=FILE,
     help="Stream or state pack of the same machine, to name the fields of a stream without a description of its own.",
 )
+@click.option("--snapshot", metavar="NAME", help="Internal snapshot of a qcow2 image, where it has several.")
 @json_option
 def inspect(**given: Any) -> int:
-    """Show what a state pack or a migration stream contains.
+    """Show what a state pack or the saved state of a machine contains.
 
-    Lists its sections; with --section their fields and values.
+    Lists its sections; with --section their fields and values. A saved state is a migration stream, compressed or not,
+    a save image of libvirt's, or a qcow2 image with an internal snapshot.
     """
     from harness.commands.show import inspect as run
 

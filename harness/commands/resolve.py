@@ -29,6 +29,7 @@ from harness.qemu.scope import ProcessScope
 from harness.report import inspection
 from harness.report.console import SafeConsole
 from harness.results.key import USUAL_CPUS
+from harness.state.recorder import ordered_phases
 from harness.state.transforms import GuestMode
 
 #: No --qemu given: the host's own.
@@ -124,12 +125,12 @@ def rows_and_phases(pack: StatePack, given: dict[str, Any]) -> tuple[tuple[str, 
     :raises UsageError: it does not hold one of them
     """
     recorded = [device.name for device in pack.manifest.devices]
-    phases = list(given["phases"] or pack.phases)
+    phases = ordered_phases(given["phases"] or pack.phases, names.PHASES)
     for what, wanted, there in (("device", given["devices"], recorded), ("phase", phases, pack.phases)):
         for name in wanted:
             if name not in there:
                 raise UsageError(f"{what} {name!r} is not in {pack.source}: it holds {', '.join(there)}")
-    return tuple(given["devices"] or recorded), tuple(phase for phase in names.PHASES if phase in phases)
+    return tuple(given["devices"] or recorded), tuple(phases)
 
 
 def replay_options(given: dict[str, Any]) -> dict[str, Any]:

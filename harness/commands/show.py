@@ -15,9 +15,11 @@ from harness.report import inspection
 from harness.report.console import SafeConsole
 
 
-def inspect(path: Path, section: str | None, phase: str | None, like: Path | None, as_json: bool) -> int:
+def inspect(
+    path: Path, section: str | None, phase: str | None, like: Path | None, snapshot: str | None, as_json: bool
+) -> int:
     """Show what a state pack or a migration stream holds, down to the field."""
-    emit(inspection.inspect_path(path, section=section, phase=phase, like=like), as_json)
+    emit(inspection.inspect_path(path, section=section, phase=phase, like=like, snapshot=snapshot), as_json)
     return 0
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,19 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.adopt.saved import SavedState
 from harness.devices.device import section_label
 from harness.devices.phases import Unreached
 from harness.errors import StreamError, UsageError
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
-from harness.report.containers import container_text
+from harness.report.containers import container_text, open_state
 from harness.report.sentences import unreached_text
 from harness.report.text import number, plural
 from harness.stream.bitmaps import IDSTR, bitmaps_of
-from harness.stream.container import Container, container_of
 from harness.stream.fields import Field
 from harness.stream.model import Command, RamSection, Section, Stream
-from harness.stream.reader import mapped, read_foreign
 from harness.stream.virtio import field_features
 from harness.stream.vmdesc import VmDesc, decode
 from harness.stream.wire import CommandType, SectionType
@@ -34,11 +34,14 @@ from harness.text import printable
 SCHEMA = "postload.inspect/1"
 
 
-def inspect_path(path: Path, *, section: str | None, phase: str | None, like: Path | None = None) -> dict[str, Any]:
+def inspect_path(
+    path: Path, *, section: str | None, phase: str | None, like: Path | None = None, snapshot: str | None = None
+) -> dict[str, Any]:
     """The document for a stream file or a state pack.
 
     :param section: keep only sections whose idstr holds this text; fields are shown for these
     :param like: a stream or a state pack of the same machine, whose vmdesc a stream without its own is read by
+    :param snapshot: name or id of an internal snapshot, where a qcow2 image has several
     :raises UsageError: no such file, phase or section
     :raises StreamError: the file is no stream, or is damaged
     :raises PackError: the pack is damaged
@@ -46,10 +49,11 @@ def inspect_path(path: Path, *, section: str | None, phase: str | None, like: Pa
     if _is_pack(path):
         with _pack(path) as pack:
             return _filtered(describe_pack(pack, phase=phase), section, path)
-    with _read(path, _vmdesc_of(like) if like is not None else None) as (stream, container):
-        document = {"schema": SCHEMA, "path": str(path), **_stream_head(stream, container, like)}
-        document |= {"commands": _commands(stream), "sections": _parts(stream)}
-        del stream
+    vmdesc = _vmdesc_of(like) if like is not None else None
+    with open_state(path, Path(tempfile.gettempdir()), snapshot=snapshot, vmdesc=vmdesc) as state:
+        document = {"schema": SCHEMA, "path": str(path), **_stream_head(state, like)}
+        document |= {"commands": _commands(state.stream), "sections": _parts(state.stream)}
+        del state
     return _filtered(document, section, path)
 
 
@@ -61,30 +65,14 @@ def _pack(path: Path) -> StatePack:
     return StatePack(path.parent if path.name == MANIFEST else path)
 
 
-@contextlib.contextmanager
-def _read(path: Path, vmdesc: VmDesc | None = None) -> Iterator[tuple[Stream, Container | None]]:
-    """The stream of a file, as long as the block lasts."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file or folder")
-    try:
-        with mapped(path) as view:
-            container = container_of(view)
-            if container is not None and container.stream_at is None:
-                raise UsageError(f"{path}: not a migration stream, but {container_text(container)}")
-            start = container.stream_at or 0 if container else 0
-            yield read_foreign(view[start:], vmdesc=vmdesc, file_offset=start), container
-    except StreamError as error:
-        raise UsageError(f"{path}: not a migration stream, or a damaged one: {error}") from error
-
-
 def _vmdesc_of(path: Path) -> VmDesc:
     """The description that a stream or a pack has of its sections."""
     if _is_pack(path):
         with _pack(path) as pack:
             return pack.recordings[pack.phases[-1]].vmdesc
-    with _read(path) as (stream, _):
-        vmdesc = stream.vmdesc
-        del stream
+    with open_state(path, Path(tempfile.gettempdir())) as state:
+        vmdesc = state.vmdesc
+        del state
     if vmdesc is None:
         raise UsageError(f"--like {path}: expected a stream with a vmdesc, or a state pack; it has none either")
     return vmdesc
@@ -120,7 +108,7 @@ def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any
 
 def print_document(document: dict[str, Any], console: Console) -> None:
     """The document for a person: a line for each section, and the fields where there are few sections."""
-    keys = ("container", "machine", "capabilities", "phases", "phase", "size_bytes", "packed_bytes")
+    keys = ("container", "snapshot", "machine", "capabilities", "phases", "phase", "size_bytes", "packed_bytes")
     for key in keys:
         if document.get(key):
             console.print(f"{key}: {_shown(_head_text(document[key]))}")
@@ -204,9 +192,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= 64 else f"{text[:64]}... ({len(text) // 2} bytes)"
 
 
-def _stream_head(stream: Stream, container: Container | None, like: Path | None) -> dict[str, Any]:
+def _stream_head(state: SavedState, like: Path | None) -> dict[str, Any]:
+    stream = state.stream
     return {
-        "container": container_text(container) if container else None,
+        "container": container_text(state.container) if state.container else None,
+        "snapshot": state.snapshot or None,
         "machine": stream.machine,
         "capabilities": list(stream.capabilities),
         "size_bytes": stream.size,
