@@ -49,7 +49,7 @@ def read_domain(text: str, source: str) -> Configuration:
 
 
 def _domain(root: Element) -> Element:
-    """The domain itself: a snapshot, and what libvirt keeps of a running domain, have it within another element."""
+    """The domain itself: XML of a snapshot or of libvirt's own state has it within another element."""
     if root.tag in ("domainsnapshot", "domstatus", "domainbackup", "domaincheckpoint") and root.has("domain"):
         return root.at("domain")
     return root

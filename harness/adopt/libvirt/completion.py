@@ -17,11 +17,15 @@ from harness.adopt.libvirt.model import Domain
 from harness.adopt.libvirt.tree import Element
 
 #: Disks of a controller: where the number of a target, that of ``sdc`` is 2, comes to lie.
-UNITS = {"ide": 4, "sata": 6, "scsi": 15, "fdc": 2}
+UNITS = {"ide": 4, "sata": 6, "scsi": 15, "fdc": 2, "nvme": 256}
+#: Names of targets: letters, or a controller and a namespace.
+TARGET = re.compile(r"(?:(ubd|xvd|[vshf]d)([a-z]{1,3})|nvme(\d{1,3})n([1-9]\d{0,2}))", re.ASCII)
+#: libvirt has no such limit, and no machine has room for more.
+MOST_CONTROLLERS = 256
 #: The SCSI controller itself.
 OWN_UNIT = 7
 #: Prefixes of a disk's target that tell its bus: virDomainDiskDefParseXML.
-PREFIXES = {"vd": "virtio", "sd": "scsi", "hd": "ide", "fd": "fdc", "ubd": "uml", "xvd": "xen"}
+PREFIXES = {"nvme": "nvme", "vd": "virtio", "sd": "scsi", "hd": "ide", "fd": "fdc", "ubd": "uml", "xvd": "xen"}
 #: Ids of elements that are counted each for itself: qemuAssignDeviceAliases.
 ALIASES = {
     "interface": "net",
@@ -88,6 +92,8 @@ def _devices(domain: Domain) -> Element:
 
 def _controllers(domain: Domain) -> None:
     """Indexes, and what a machine has built in."""
+    if len(domain.devices("controller")) > MOST_CONTROLLERS:
+        raise domain.root.wrong(f"more than {MOST_CONTROLLERS} controllers: expected a libvirt domain")
     for controller in domain.devices("controller"):
         if not controller.get("index"):
             controller.attributes["index"] = str(_next_index(domain, controller.get("type")))
@@ -129,13 +135,14 @@ def _disks(domain: Domain) -> None:
     """Buses and places of drives."""
     for disk in domain.devices("disk"):
         target = disk.at("target")
-        name = re.fullmatch(r"(ubd|xvd|[vshf]d)([a-z]{1,3})", target.get("dev"))
-        if not name:
+        if not (name := TARGET.fullmatch(target.get("dev"))):
             raise disk.wrong(f"target dev={target.get('dev')!r}: expected a name such as vda, sdb or fda")
+        prefix, number = (name[1], _letters(name[2])) if name[1] else ("nvme", int(name[4]) - 1)
         if not target.get("bus"):
-            target.attributes["bus"] = _usual_bus(disk, name[1])
+            target.attributes["bus"] = _usual_bus(disk, prefix)
         if target.get("bus") in UNITS and not disk.has("address"):
-            disk.add("address", type="drive", **_drive(target.get("bus"), _letters(name[2])))
+            controller = {"controller": name[3]} if name[3] else {}
+            disk.add("address", **{"type": "drive", **_drive(target.get("bus"), number), **controller})
 
 
 def _usual_bus(disk: Element, prefix: str) -> str:
@@ -201,6 +208,10 @@ def _serials(domain: Domain) -> None:
 def _named_controllers(domain: Domain) -> None:
     """Controllers that an address names and nobody describes."""
     for type_, index in sorted(set(_named(domain))):
+        if index >= MOST_CONTROLLERS:
+            raise domain.root.wrong(
+                f"an address names the {type_} controller {index}: expected at most {MOST_CONTROLLERS}"
+            )
         for number in range(index + 1):
             if not domain.controller(type_, number):
                 _add_controller(domain, type_, number, "")
@@ -269,8 +280,8 @@ def _disk_alias(domain: Domain, disk: Element, usb_disks: Iterator[int]) -> str:
     if bus == "usb":
         return f"usb-disk{next(usb_disks)}"
     if bus not in UNITS:
-        name = disk.at("target").get("dev")
-        return f"{bus}-disk{_letters(name.lstrip('x')[2:])}"
+        name = TARGET.fullmatch(disk.at("target").get("dev"))
+        return f"{bus}-disk{_letters(name[2]) if name and name[2] else 0}"
     controller = domain.controller("scsi", address.number("controller") or 0)
     wide = bus == "scsi" and controller is not None and controller.get("model") != "lsilogic"
     parts = ("controller", "bus", "target", "unit") if wide else ("controller", "bus", "unit")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
 from harness.adopt.libvirt.model import Domain, alias, device, said, virtio, virtio_options
+from harness.adopt.libvirt.pci import BUSES
 from harness.adopt.libvirt.tree import Element
 
 #: Models of PCI controllers and what QEMU calls them where <model name=> says nothing.
@@ -52,7 +53,18 @@ def options(domain: Domain) -> Iterator[SaidOption]:
     """All that the machine does not have built in."""
     for controller in domain.controllers("pci"):
         yield from _pci(domain, controller)
-    builders = {"usb": _usb, "scsi": _scsi, "sata": _sata, "virtio-serial": _virtio_serial, "ccid": _ccid}
+    builders = {
+        "usb": _usb,
+        "scsi": _scsi,
+        "sata": _sata,
+        "virtio-serial": _virtio_serial,
+        "ccid": _ccid,
+        "nvme": _nvme,
+        "ide": _built_in,
+    }
+    for controller in domain.devices("controller"):
+        if controller.get("type") not in {"pci", "fdc", *builders}:
+            controller.pass_over()
     for type_, builder in builders.items():
         for controller in domain.controllers(type_):
             yield from builder(domain, controller)
@@ -65,13 +77,11 @@ def options(domain: Domain) -> Iterator[SaidOption]:
 
 def _pci(domain: Domain, controller: Element) -> Iterator[SaidOption]:
     """qemuBuildControllerPCIDevProps; bus 0 is the machine's."""
-    model, target = controller.get("model"), controller.at("target")
+    model, target = controller.choice("model", BUSES), controller.at("target")
     hotplug = target.yes("hotplug")
     if model in ("pci-root", "pcie-root"):
         yield from _root(domain, controller, hotplug)
         return
-    if model not in PCI:
-        raise controller.wrong(f"model={model!r}: expected one of {', '.join(PCI)}")
     driver = controller.at("model").get("name") or PCI[model]
     node = target.at("node").words()
     numbers: dict[str, Value] = {
@@ -85,17 +95,18 @@ def _pci(domain: Domain, controller: Element) -> Iterator[SaidOption]:
 
 
 def _root(domain: Domain, controller: Element, hotplug: bool | None) -> Iterator[SaidOption]:
+    if (hole := controller.first("pcihole64")) is not None:
+        host = "q35-pcihost" if domain.pcie else "i440FX-pcihost"
+        size = f"{hole.size() >> 10}K"
+        yield said("global", hole, {"driver": host, "property": "pci-hole64-size", "value": size})
     if hotplug is not None and domain.i440fx:
         values = {"driver": "PIIX4_PM", "property": "acpi-root-pci-hotplug", "value": "on" if hotplug else "off"}
         yield said("global", controller, values)
 
 
 def _usb(domain: Domain, controller: Element) -> Iterator[SaidOption]:
-    model = controller.get("model")
-    if model == "none":
+    if (model := controller.choice("model", ("none", *USB))) == "none":
         return
-    if model not in USB:
-        raise controller.wrong(f"model={model!r}: expected one of {', '.join(USB)}")
     ports, first = controller.number("ports"), controller.at("master").number("startport")
     if first is not None:
         # its ports are those of the controller that leads it, by which others name both
@@ -106,9 +117,7 @@ def _usb(domain: Domain, controller: Element) -> Iterator[SaidOption]:
 
 
 def _scsi(domain: Domain, controller: Element) -> Iterator[SaidOption]:
-    model, driver = controller.get("model"), controller.at("driver")
-    if model not in SCSI:
-        raise controller.wrong(f"model={model!r}: expected one of {', '.join(SCSI)}")
+    model, driver = controller.choice("model", SCSI), controller.at("driver")
     values: dict[str, Value] = {
         "num_queues": driver.number("queues"),
         "cmd_per_lun": driver.number("cmd_per_lun"),
@@ -133,6 +142,17 @@ def _virtio_serial(domain: Domain, controller: Element) -> Iterator[SaidOption]:
 
 def _ccid(domain: Domain, controller: Element) -> Iterator[SaidOption]:
     yield device(domain, controller, "usb-ccid", {})
+
+
+def _nvme(domain: Domain, controller: Element) -> Iterator[SaidOption]:
+    serial = controller.at("serial").words() or alias(controller)
+    yield device(domain, controller, "nvme", {"serial": serial})
+
+
+def _built_in(domain: Domain, controller: Element) -> Iterator[SaidOption]:
+    """The machine's own. Its model and place are those that it has."""
+    controller.get("model")
+    yield from ()
 
 
 def _floppies(domain: Domain, controller: Element) -> Iterator[SaidOption]:

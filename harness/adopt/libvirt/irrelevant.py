@@ -5,43 +5,41 @@ from __future__ import annotations
 
 import re
 
-#: Paths, as :meth:`harness.adopt.libvirt.tree.Element.unread` has them.
-ON_THE_HOST = (
-    # who the domain is, and what libvirt does when it stops
-    r"(metadata|title|description|genid|on_\w+|id|seclabel|resource|keywrap|@id)\b",
-    # where its threads and its memory are on the host, and how much of the host they get
-    r"(cputune|blkiotune|memtune|numatune|iothreads|iothreadids|currentMemory|perf|idmap|bandwidth)\b",
-    r"memoryBacking/(locked|hugepages|access|allocation|source|discard)",
-    r"vcpu@(placement|cpuset)",
-    r"sysinfo",
-    # what starts the guest: a kernel of its own is not taken over
-    r"os/(kernel|initrd|cmdline|dtb|acpi|shim|bootmenu|firmware|init\w*|loader@\w+|nvram@\w+|type@\w+)",
-    r"features/(pae|hap|viridian|privnet|msrs|async-teardown|capabilities|apic|acpi|htm|kvm|gic|smm|ps2)\b",
-    r"cpu@(match|check|deprecated_features)|cpu/(vendor|model@fallback)|clock",
-    # how an image is read, and where from
-    r"devices/(emulator|lease)\b",
-    r"devices/disk@(rawio|snapshot|sgio|nativeio)",
-    r"devices/disk/(source|backingStore|mirror|iotune|auth|encryption|transient|backenddomain|throttlefilters|serial)\b",
-    r"devices/disk/(driver|target)\b",
-    # how the host reaches the guest
-    r"devices/interface@(type|trustGuestRxFilters)|devices/interface/(source|target|script|downscript|bandwidth|vlan)\b",
-    r"devices/interface/(virtualport|filterref|guest|ip|route|link|port|portForward|backend|tune|backenddomain)\b",
-    r"devices/interface/(driver@\w+|actual|coalesce)",
-    r"devices/(graphics|audio)\b",
-    r"devices/(serial|parallel|console|channel|redirdev|smartcard|rng)\b.*/(source|protocol|log|target)\b",
-    r"devices/(serial|parallel|console|channel)@tty",
-    r"devices/filesystem\b.*(source|binary|driver|fmode|dmode|idmap|space_\w+)",
-    r"devices/hostdev@\w+|devices/hostdev/(source|driver|teaming)\b",
-    r"devices/tpm/backend\b|devices/memballoon/stats|devices/memballoon@\w+|devices/vsock/cid@auto",
-    r"devices/\w+/(alias|address|boot)\b",
-    r"devices/input/(source|driver)\b|devices/(sound|video)/(driver|audio)\b|devices/video/model@\w+",
-    r"devices/shmem@name|devices/shmem@role|devices/memory/source\b|devices/crypto@type|devices/watchdog@action",
-    r"devices/controller/(driver@iothread|driver/iothreads|target|model)",
-    r"qemu:(commandline|override|deprecation|capabilities)\b",
+#: Elements at the top: who the domain is, how much of the host it gets, and what libvirt does when it ends.
+_DOMAIN = (
+    r"@id|metadata|title|description|on_\w+|seclabel|resource|keywrap|perf|idmap|bootloader\w*"
+    r"|cputune|blkiotune|memtune|numatune|iothreads|iothreadids|defaultiothread|throttlegroups|currentMemory"
+    r"|vcpus|vcpu@(placement|cpuset)|memory@dumpCore|sysinfo|clock|cachetune"
+    r"|memoryBacking/(locked|hugepages|access|allocation|source|discard)"
+    r"|qemu:(commandline|override|deprecation|capabilities)"
 )
-_HOST = re.compile("|".join(ON_THE_HOST))
+#: What starts the guest, and what is said of the CPU for whoever chooses a host.
+_START = (
+    r"os/(kernel|initrd|cmdline|dtb|shim|firmware|init\w*|type|varstore)|os/(loader|nvram)@\w+|os/nvram/source"
+    r"|features/(pae|hap|viridian|privnet|msrs|async-teardown)"
+    r"|cpu@(match|check|deprecated_features)|cpu/(vendor|model)|cpu/model@fallback"
+)
+#: Of devices: what is on the host's side of them.
+_DEVICES = (
+    r"emulator|lease|graphics|audio|\w+/(alias|boot)|\w+/address|\w+/privateData"
+    r"|disk@(rawio|snapshot|sgio|nativeio)|disk/(source|backingStore|mirror|iotune|auth|encryption|transient)"
+    r"|disk/(backenddomain|throttlefilters|serial|target@tray)"
+    r"|disk/driver(@(name|type|cache|io|copy_on_read|detect_zeroes|iothread|discard\w*|queue_\w+|max_bufsize)|/\w+)"
+    r"|interface@(type|trustGuestRxFilters|managed)|interface/(source|target|script|downscript|bandwidth|vlan)"
+    r"|interface/(virtualport|filterref|guest|ip|route|link|port|portForward|backend|tune|backenddomain|coalesce)"
+    r"|interface/(mac@\w+|driver@name|teaming@\w+)"
+    r"|(serial|parallel|console|channel|redirdev|smartcard)(@tty|/(source|protocol|log))"
+    r"|(serial|parallel|console|channel)/target|rng/backend"
+    r"|filesystem(@(fmode|dmode|type)|/(source|binary|driver|idmap|space_\w+))"
+    r"|hostdev(@\w+|/(source|driver|teaming|readonly|shareable))|tpm/backend|memballoon/stats|vsock/cid"
+    r"|input/source|shmem@(name|role)|memory/source|memory/target/current|crypto@type"
+    r"|controller/driver(@iothread|/iothreads)|video/(driver@name|model@(primary|vram\w*|ram|vgamem|heads))"
+    r"|video/model/acceleration"
+)
+_HOST = re.compile(rf"(?:{_DOMAIN}|{_START}|devices/(?:{_DEVICES}))(?![\w-])")
 
 
 def matters(path: str) -> bool:
-    """Whether what stands at a path could change what the guest sees."""
+    """Whether what stands at a path, as :meth:`harness.adopt.libvirt.tree.Element.unread` has it, could change what
+    the guest sees."""
     return not _HOST.match(path)

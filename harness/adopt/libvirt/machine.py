@@ -35,10 +35,10 @@ HYPERV_MORE = {
 }
 #: Policies of <feature>; ``optional`` is on where the host has it.
 POLICIES = {"force": "on", "require": "on", "optional": "on", "disable": "off", "forbid": "off"}
-#: Where <sysinfo> says what, in tables of SMBIOS; keys that QEMU spells otherwise.
+#: Where <sysinfo> says what, in tables of SMBIOS.
 SMBIOS_TABLES = {"bios": "0", "system": "1", "baseBoard": "2", "chassis": "3"}
-SMBIOS_KEYS = {"location": "location"}
-TICKS = {"delay": "delay", "discard": "discard"}
+#: Types of <launchSecurity>.
+SECURITY = {"sev": "sev-guest", "sev-snp": "sev-snp-guest", "tdx": "tdx-guest"}
 
 
 def options(domain: Domain) -> Iterator[SaidOption]:
@@ -56,6 +56,8 @@ def options(domain: Domain) -> Iterator[SaidOption]:
     yield from _sleep(domain)
     yield from _boot(domain)
     yield from _vmcoreinfo(domain)
+    yield from _generation(domain)
+    yield from _security(domain)
 
 
 def _feature(domain: Domain, name: str) -> str | None:
@@ -86,13 +88,20 @@ def _machine(domain: Domain) -> SaidOption:
         "hpet": _switch(_timer(domain, "hpet").yes("present")),
         "mem-merge": "off" if domain.root.has("memoryBacking/nosharepages") else None,
         "nvdimm": "on" if any(memory.get("model") == "nvdimm" for memory in domain.devices("memory")) else None,
-        "hmat": "on" if domain.root.has("cpu/numa/interconnects") else None,
+        "hmat": "on" if has_hmat(domain) else None,
         "iommu": _machine_iommu(domain),
         "graphics": _switch(False if os_.at("bios").yes("useserial") else None),
         "memory-backend": None if domain.root.has("cpu/numa") else ram_id(domain),
+        "confidential-guest-support": "lsec0" if domain.root.has("launchSecurity") else None,
         **_pflash(domain),
     }
     return said("machine", os_, values)
+
+
+def has_hmat(domain: Domain) -> bool:
+    """Whether a guest is told how far its memory is: qemuDomainDefHasHMAT... caches of nodes, or ways to them."""
+    numa = domain.root.at("cpu/numa")
+    return numa.has("interconnects") or any(cell.has("cache") for cell in numa.all("cell"))
 
 
 def _machine_iommu(domain: Domain) -> str | None:
@@ -134,7 +143,7 @@ def _firmware(domain: Domain) -> Iterator[SaidOption]:
     """Flash with firmware, or the file for -bios."""
     loader = domain.root.at("os/loader")
     if loader.get("type", "rom") == "rom" and loader.words():
-        yield said("bios", loader, {"file": loader.words()})
+        yield said("bios", loader, {"value": loader.words()})
     for unit, flash, readonly in _flashes(domain):
         name = f"libvirt-pflash{unit}"
         path = flash.words() or flash.at("source").get("file") if flash.tag != "os" else ""
@@ -202,9 +211,7 @@ def _cpu_values(domain: Domain, cpu: Element) -> Iterator[tuple[str, str]]:
 
 
 def _policy(feature: Element) -> str:
-    if (policy := feature.get("policy", "require")) not in POLICIES:
-        raise feature.wrong(f"policy={policy!r}: expected one of {', '.join(POLICIES)}")
-    return POLICIES[policy]
+    return POLICIES[feature.choice("policy", POLICIES, "require")]
 
 
 def _timers_of_cpu(domain: Domain) -> Iterator[tuple[str, str]]:
@@ -300,10 +307,20 @@ def _identity(domain: Domain) -> Iterator[SaidOption]:
     uuid = domain.root.at("uuid")
     if uuid.words():
         yield said("uuid", uuid, {"value": uuid.words()})
-    if domain.root.at("os/smbios").get("mode") != "sysinfo":
-        return
-    for table in domain.root.at("sysinfo").children:
-        yield from _smbios(domain.root.at("sysinfo"), table)
+    for sysinfo in domain.root.all("sysinfo"):
+        if sysinfo.get("type") == "fwcfg":
+            yield from _fw_cfg(sysinfo)
+        elif domain.root.at("os/smbios").get("mode") == "sysinfo":
+            for table in sysinfo.children:
+                yield from _smbios(sysinfo, table)
+    for table in domain.root.at("os/acpi").all("table"):
+        yield said("acpitable", table, {"sig": table.get("type").upper() or None, "file": table.words()})
+
+
+def _fw_cfg(sysinfo: Element) -> Iterator[SaidOption]:
+    for entry in sysinfo.all("entry"):
+        values = {"name": entry.get("name"), "file": entry.get("file") or None, "string": entry.words() or None}
+        yield said("fw_cfg", entry, values)
 
 
 def _smbios(sysinfo: Element, table: Element) -> Iterator[SaidOption]:
@@ -312,8 +329,8 @@ def _smbios(sysinfo: Element, table: Element) -> Iterator[SaidOption]:
     if table.tag in SMBIOS_TABLES:
         yield said("smbios", table, {"type": SMBIOS_TABLES[table.tag], **entries})
     elif table.tag == "oemStrings":
-        for entry in table.all("entry"):
-            yield said("smbios", entry, {"type": "11", "value": entry.words()})
+        strings = [entry.words() for entry in table.all("entry")]
+        yield said("smbios", table, {"type": "11", "value": strings[0] if len(strings) == 1 else strings})
 
 
 def _clock(domain: Domain) -> Iterator[SaidOption]:
@@ -353,3 +370,18 @@ def _boot(domain: Domain) -> Iterator[SaidOption]:
 def _vmcoreinfo(domain: Domain) -> Iterator[SaidOption]:
     if _feature(domain, "vmcoreinfo") == "on":
         yield said("device", domain.root.at("features/vmcoreinfo"), {"driver": "vmcoreinfo"})
+
+
+def _generation(domain: Domain) -> Iterator[SaidOption]:
+    """A guest that is told when it is a copy. libvirt makes up an id where none is said."""
+    for genid in domain.root.all("genid"):
+        yield said("device", genid, {"driver": "vmgenid", "guid": genid.words() or "auto", "id": "vmgenid0"})
+
+
+def _security(domain: Domain) -> Iterator[SaidOption]:
+    """Memory that the host cannot read: nothing that could be tried elsewhere."""
+    for security in domain.root.all("launchSecurity"):
+        if (type_ := security.get("type")) in SECURITY:
+            yield said("object", security, {"qom-type": SECURITY[type_], "id": "lsec0"})
+        else:
+            security.pass_over()

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
-from harness.adopt.libvirt.machine import ram_id
+from harness.adopt.libvirt.machine import has_hmat, ram_id
 from harness.adopt.libvirt.model import Domain, alias, device, said
-from harness.adopt.libvirt.tree import Element
+from harness.adopt.libvirt.tree import UNITS, Element
 
 #: Types of memory modules, and how their backends' ids begin.
 MODULES = {"dimm": "pc-dimm", "nvdimm": "nvdimm", "virtio-mem": "virtio-mem-pci", "virtio-pmem": "virtio-pmem-pci"}
@@ -55,7 +55,7 @@ def _backend(
 ) -> SaidOption:
     """An object that has the memory; of which kind, says <memoryBacking>."""
     backing = domain.root.at("memoryBacking")
-    kind = "file" if more.get("mem-path") else backing.at("source").get("type", "anonymous")
+    kind = "file" if more.get("mem-path") else backing.at("source").choice("type", BACKENDS, "anonymous")
     huge = backing.has("hugepages") and kind == "anonymous"
     values: dict[str, Value] = {
         "qom-type": BACKENDS["file" if huge else kind],
@@ -78,9 +78,59 @@ def _nodes(domain: Domain) -> Iterator[SaidOption]:
         backend = f"ram-node{node}"
         access, discard = cell.get("memAccess"), bool(cell.yes("discard"))
         yield _backend(domain, cell, backend, _cell_size(cell), access=access, discard=discard)
-        yield said("numa", cell, {"type": "node", "nodeid": node, "cpus": _ranges(cell), "memdev": backend})
+        values: dict[str, Value] = {"type": "node", "nodeid": node, "cpus": _ranges(cell), "memdev": backend}
+        yield said("numa", cell, {**values, "initiator": _initiator(domain, cell, node)})
     for index, cell in enumerate(cells):
         yield from _distances(cell, str(cell.number("id") if cell.get("id") else index))
+    yield from _hmat(domain.root.at("cpu/numa"))
+
+
+def _initiator(domain: Domain, cell: Element, node: str) -> str | None:
+    """The node whose CPUs are nearest to its memory, where the domain says how near they are."""
+    if not has_hmat(domain):
+        return None
+    if cell.get("cpus"):
+        return node
+    ways = domain.root.at("cpu/numa/interconnects").all("latency")
+    near = [way for way in ways if way.get("target") == node]
+    return min(near, key=lambda way: way.number("value") or 0).get("initiator") if near else None
+
+
+def _hmat(numa: Element) -> Iterator[SaidOption]:
+    """How far memory is, and the caches on the way: qemuBuildNumaHMATCommandLine."""
+    for way in numa.at("interconnects").children:
+        numa.at("interconnects").all(way.tag)
+        level = way.number("cache") or 0
+        values: dict[str, Value] = {
+            "type": "hmat-lb",
+            "initiator": way.get("initiator"),
+            "target": way.get("target"),
+            "hierarchy": ("memory", "first-level", "second-level", "third-level")[min(max(level, 0), 3)],
+            "data-type": f"{way.get('type')}-{way.tag}",
+        }
+        amount = way.get("value")
+        values[way.tag] = amount if way.tag == "latency" else f"{amount}{way.get('unit', 'KiB')[0].upper()}"
+        yield said("numa", way, values)
+    for cell in numa.all("cell"):
+        for cache in cell.all("cache"):
+            yield _hmat_cache(cell, cache)
+
+
+def _hmat_cache(cell: Element, cache: Element) -> SaidOption:
+    line = cache.at("line")
+    policies = {"none": "none", "writeback": "write-back", "writethrough": "write-through"}
+    associativity = {"none": "none", "direct": "direct", "full": "complex"}
+    size = cache.at("size")
+    values: dict[str, Value] = {
+        "type": "hmat-cache",
+        "node-id": cell.get("id"),
+        "size": f"{(size.number('value') or 0) * UNITS.get(size.get('unit', 'KiB').lower(), 1024) >> 10}K",
+        "level": cache.get("level"),
+        "associativity": associativity.get(cache.get("associativity")),
+        "policy": policies.get(cache.get("policy")),
+        "line": str((line.number("value") or 0) * UNITS.get(line.get("unit", "B").lower(), 1)),
+    }
+    return said("numa", cache, values)
 
 
 def _ranges(cell: Element) -> Value:
@@ -112,6 +162,7 @@ def _distances(cell: Element, node: str) -> Iterator[SaidOption]:
 def _module(domain: Domain, memory: Element) -> Iterator[SaidOption]:
     """qemuBuildMemoryDeviceStr."""
     if (model := memory.get("model")) not in MODULES:
+        memory.pass_over()
         return
     target, backend = memory.at("target"), f"mem{alias(memory)}"
     path = memory.at("source/path").words() or memory.at("path").words()

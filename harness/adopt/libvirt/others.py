@@ -27,15 +27,13 @@ def options(domain: Domain) -> Iterator[SaidOption]:
         "panic": _panic,
         "vsock": _vsock,
         "crypto": _crypto,
-        "nvram": _nothing,
     }
+    for interface in domain.devices("interface"):
+        if interface.get("type") == "hostdev":
+            yield from _hostdev(domain, interface)
     for tag, builder in builders.items():
         for element in domain.devices(tag):
             yield from builder(domain, element)
-
-
-def _nothing(domain: Domain, element: Element) -> Iterator[SaidOption]:
-    yield from ()
 
 
 def _iommu(domain: Domain, iommu: Element) -> Iterator[SaidOption]:
@@ -56,6 +54,8 @@ def _iommu(domain: Domain, iommu: Element) -> Iterator[SaidOption]:
         yield device(domain, iommu, "amd-iommu", values)
     elif model == "virtio":
         yield device(domain, iommu, "virtio-iommu", {})
+    elif model != "smmuv3":
+        iommu.pass_over()
 
 
 def _filesystem(domain: Domain, filesystem: Element) -> Iterator[SaidOption]:
@@ -108,7 +108,7 @@ def _hostdev(domain: Domain, hostdev: Element) -> Iterator[SaidOption]:
         bus, number = address.number("bus") or 0, address.number("device") or 0
         device_ = {"hostdevice": f"/dev/bus/usb/{bus:03d}/{number:03d}"}
         yield device(domain, hostdev, "usb-host", device_ if address.attributes else _usb_ids(source))
-    elif type_ == "pci":
+    elif type_ in ("pci", "hostdev"):
         numbers = [address.number(name) or 0 for name in ("domain", "bus", "slot", "function")]
         host = "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
         yield device(domain, hostdev, "vfio-pci", {"host": host})
@@ -120,6 +120,8 @@ def _hostdev(domain: Domain, hostdev: Element) -> Iterator[SaidOption]:
     elif type_ == "scsi_host":
         wwpn = {"wwpn": source.get("wwpn") or None}
         yield device(domain, hostdev, virtio(domain, hostdev, "vhost-scsi"), wwpn)
+    else:
+        hostdev.pass_over()
 
 
 def _usb_ids(source: Element) -> dict[str, Value]:
@@ -177,7 +179,9 @@ def _panic(domain: Domain, panic: Element) -> Iterator[SaidOption]:
     if model == "isa":
         yield said("device", panic, {"driver": "pvpanic", "ioport": panic.at("address").number("iobase")})
     elif model == "pvpanic":
-        yield device(domain, panic, "pvpanic-pci", {})
+        yield device(domain, panic, "pvpanic-pci", {"id": None})
+    elif model != "hyperv":
+        panic.pass_over()
 
 
 def _vsock(domain: Domain, vsock: Element) -> Iterator[SaidOption]:

@@ -41,8 +41,9 @@ ON = {
 CHIPSET = {"q35": {(0x1F, 0), (0x1F, 2), (0x1F, 3)}, "i440fx": {(1, 0), (1, 1), (1, 3)}}
 #: ICH9's USB 2 controller and its companions: functions of one slot.
 USB_FUNCTIONS = {"ich9-ehci1": 7, "ich9-uhci1": 0, "ich9-uhci2": 1, "ich9-uhci3": 2}
-#: Models that are of PCI Express, though they are no virtio.
-EXPRESS = ("e1000e", "igb", "qemu-xhci", "nec-xhci")
+#: Models of devices that are of PCI Express, and elements that are all of it.
+EXPRESS_MODELS = {"virtio", "virtio-scsi", "e1000e", "igb", "qemu-xhci", "nec-xhci", *VIRTIO_MODELS}
+EXPRESS_TAGS = ("disk", "filesystem", "rng", "vsock", "input", "memballoon", "hostdev", "memory")
 
 
 @dataclass(slots=True)
@@ -89,6 +90,7 @@ def place(domain: Domain) -> None:
     for device in waiting:
         if not device.has("address"):
             _place_device(domain, device, buses)
+    _place_integrated(domain, buses[0])
     _number(domain)
 
 
@@ -120,9 +122,8 @@ def _buses(domain: Domain) -> list[_Bus]:
     """All buses, with what is taken of them."""
     buses = {}
     for one in domain.controllers("pci"):
-        if one.get("model") not in BUSES:
-            raise one.wrong(f"model={one.get('model')!r}: expected one of {', '.join(BUSES)}")
-        buses[one.number("index") or 0] = _Bus(one.number("index") or 0, one.get("model"))
+        number = one.number("index") or 0
+        buses[number] = _Bus(number, one.choice("model", BUSES))
     family = "q35" if domain.q35 else "i440fx" if domain.i440fx else ""
     buses[0].taken |= CHIPSET.get(family, set())
     for device in _placed(domain):
@@ -197,18 +198,22 @@ def _devices(domain: Domain) -> Iterator[Element]:
     yield from domain.devices("shmem")
     yield from (one for one in domain.devices("input") if one.get("bus") == "virtio")
     yield from (one for one in domain.devices("serial") if one.at("target").get("type") == "pci-serial")
-    yield from (one for one in domain.devices("panic") if one.get("model") == "pvpanic")
     yield from (one for one in domain.devices("memory") if one.get("model") in ("virtio-mem", "virtio-pmem"))
     yield from domain.devices("vsock")
     yield from domain.devices("crypto")
+
+
+def _integrated(domain: Domain) -> Iterator[Element]:
+    """What stands on the root bus itself."""
     yield from (one for one in domain.devices("iommu") if one.get("model") == "virtio")
+    yield from (one for one in domain.devices("panic") if one.get("model") == "pvpanic")
 
 
 def _wants(domain: Domain, controller: Element) -> bool:
     type_ = controller.get("type")
     built_in = domain.q35 and controller.number("index") == 0
     return (
-        type_ in ("scsi", "virtio-serial")
+        type_ in ("scsi", "virtio-serial", "nvme")
         or (type_ == "usb" and controller.get("model") != "none")
         or (type_ == "sata" and not built_in)
     )
@@ -221,11 +226,11 @@ def _express(domain: Domain, device: Element) -> bool:
     models = {device.get("model"), device.at("model").get("type")}
     if "virtio-transitional" in models:
         return False
-    virtio = models & {"virtio", "virtio-scsi", *VIRTIO_MODELS}
-    always = device.tag in ("disk", "filesystem", "rng", "vsock", "memballoon", "hostdev", "crypto", "memory", "iommu")
-    serial = device.tag == "controller" and device.get("type") == "virtio-serial"
-    inputs = device.tag == "input"
-    return bool(virtio or always or serial or inputs or models & set(EXPRESS))
+    if device.tag in EXPRESS_TAGS or (device.tag == "interface" and device.get("type") == "hostdev"):
+        return True
+    if device.tag == "controller" and device.get("type") in ("virtio-serial", "nvme"):
+        return True
+    return device.tag != "crypto" and bool(models & EXPRESS_MODELS)
 
 
 def _grow(domain: Domain, waiting: list[Element]) -> None:
@@ -312,6 +317,15 @@ def _place_device(domain: Domain, device: Element, buses: list[_Bus]) -> None:
         _give_companions(companions, bus.number, slot)
     else:
         _give(device, bus.number, slot)
+
+
+def _place_integrated(domain: Domain, root: _Bus) -> None:
+    for device in _integrated(domain):
+        if not device.has("address"):
+            if (slot := root.free()) is None:
+                raise device.wrong("there is no slot for it on bus 0")
+            root.taken.add((slot, 0))
+            _give(device, 0, slot)
 
 
 def _number(domain: Domain) -> None:

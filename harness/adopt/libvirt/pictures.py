@@ -75,7 +75,8 @@ def _video(domain: Domain, video: Element, *, first: bool) -> Iterator[SaidOptio
     if (type_ := model.get("type")) == "none":
         return
     if type_ not in VIDEO:
-        raise model.wrong(f"type={type_!r}: expected one of {', '.join(VIDEO)}")
+        video.pass_over()
+        return
     driver = _video_driver(domain, video, model, VIDEO[type_][0 if first and domain.x86 else 1])
     yield device(domain, video, driver, {**_video_values(model, type_), **virtio_options(video)})
 
@@ -112,10 +113,12 @@ def _sound(domain: Domain, sound: Element) -> Iterator[SaidOption]:
         yield said("machine", sound, {"pcspk-audiodev": _audio(sound)})
         return
     if model not in SOUND:
-        raise sound.wrong(f"model={model!r}: expected one of {', '.join(SOUND)}")
+        sound.pass_over()
+        return
     if model not in ("ich6", "ich9"):
+        more = {"streams": sound.number("streams") or 2, **virtio_options(sound)} if model == "virtio" else {}
         driver = virtio(domain, sound, SOUND[model]) if model == "virtio" else SOUND[model]
-        yield device(domain, sound, driver, {"audiodev": _audio(sound)})
+        yield device(domain, sound, driver, {"audiodev": _audio(sound), **more})
         return
     yield device(domain, sound, SOUND[model], {})
     kinds = [codec.get("type") for codec in sound.all("codec")] or ["duplex"]
@@ -142,3 +145,5 @@ def _input(domain: Domain, input_: Element) -> Iterator[SaidOption]:
         evdev: dict[str, Value] = {"evdev": source.get("evdev") or None}
         driver = virtio(domain, input_, VIRTIO_INPUT[type_])
         yield device(domain, input_, driver, {**evdev, **virtio_options(input_)})
+    elif bus != "ps2":
+        input_.pass_over()

@@ -7,7 +7,7 @@ asked an element for is told (:meth:`Element.unread`), so that no part of a doma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
@@ -15,6 +15,7 @@ from harness.errors import UsageError
 
 #: A domain with a hundred disks has some 60 kB.
 MOST_BYTES = 4 << 20
+MOST_ELEMENTS = 20_000
 DEEPEST = 32
 #: Of options that are passed on to QEMU as they stand.
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -42,11 +43,21 @@ class Element:
     children: list[Element] = field(default_factory=list)
     text: str = ""
     _read: set[str] = field(default_factory=set)
+    _passed_over: bool = False
 
     def get(self, name: str, usual: str = "") -> str:
         """An attribute, or what it usually is."""
         self._read.add(name)
         return self.attributes.get(name, usual)
+
+    def choice(self, name: str, known: Collection[str], usual: str = "") -> str:
+        """An attribute that is one of several words, or what it usually is.
+
+        :raises UsageError: it is none of them
+        """
+        if (word := self.get(name, usual)) not in known:
+            raise self.wrong(f"{name}={word!r}: expected one of {', '.join(filter(None, known))}")
+        return word
 
     def all(self, tag: str) -> list[Element]:
         """The children of that name, in their order."""
@@ -115,12 +126,19 @@ class Element:
         self.children.append(child)
         return child
 
+    def pass_over(self) -> None:
+        """Nobody knows what it is: all of it is unread, whatever was asked of it."""
+        self._passed_over = True
+
     def wrong(self, message: str) -> UsageError:
         """An error that names file, line and element."""
         return UsageError(f"{self.source}:{self.line}: <{self.tag}>: {message}")
 
     def unread(self, path: str = "") -> Iterator[tuple[str, int]]:
         """What nobody asked for, as paths such as ``devices/disk@model`` and ``devices/lease``, each with its line."""
+        if self._passed_over:
+            yield path, self.line
+            return
         for name in self.attributes:
             if name not in self._read:
                 yield f"{path}@{name}", self.line
@@ -136,7 +154,7 @@ def parse(text: str, source: str) -> Element:
     """The root of an XML text.
 
     :param source: what errors call it
-    :raises UsageError: no XML, or XML that no domain needs: a DTD, more than 4 MiB, or 32 levels
+    :raises UsageError: no XML, or XML that no domain needs: a DTD, more than 4 MiB, 20,000 elements, or 32 levels
     """
     if len(text) > MOST_BYTES:
         raise UsageError(f"{source}: {len(text)} characters: expected a libvirt domain of at most {MOST_BYTES}")
@@ -165,12 +183,16 @@ class _Reader:
         self.parser.CharacterDataHandler = self._text
         self.parser.StartDoctypeDeclHandler = self._doctype
         self._open: list[Element] = []
+        self._count = 0
         self.root = Element("", source, 1)
 
     def _start(self, tag: str, attributes: Mapping[str, str]) -> None:
         line = self.parser.CurrentLineNumber
         names = {_named(name): value for name, value in attributes.items()}
         element = Element(_named(tag), self.source, line, names)
+        self._count += 1
+        if self._count > MOST_ELEMENTS:
+            raise element.wrong(f"more than {MOST_ELEMENTS} elements: expected a libvirt domain")
         if len(self._open) == DEEPEST:
             raise element.wrong(f"more than {DEEPEST} elements within each other: expected a libvirt domain")
         if self._open:

@@ -27,7 +27,6 @@ STARTED = ("bridges", "bridges-pc", "network")
 _HOST_OPTIONS = {
     "S",
     "chardev",
-    "iothread",
     "k",
     "mon",
     "msg",
@@ -38,6 +37,7 @@ _HOST_OPTIONS = {
     "sandbox",
     "spice",
     "vnc",
+    "watchdog-action",
 }
 #: Keys that say where on the host something is or how the host does it, by option.
 _HOST_KEYS = {
@@ -47,6 +47,8 @@ _HOST_KEYS = {
     "netdev": {"fd", "fds", "type", "queues", "vhost"},
     "object": {"mem-path", "x-use-canonical-path-for-ramblock-id"},
 }
+#: What some libvirts say and others leave to QEMU, which does the same then.
+_USUAL = {"machine": {"acpi": "on", "hpet": "on"}, "smp": {"clusters": "1", "dies": "1"}}
 Told: TypeAlias = "tuple[str, tuple[tuple[str, str], ...]]"
 
 
@@ -55,25 +57,55 @@ def told(configuration: Configuration, *, interfaces: bool) -> Counter[Told]:
 
     :param interfaces: also what ``domxml-to-native`` forgets of them
     """
-    return Counter(_told(option, interfaces) for option in configuration.options if _is_guests(option))
+    options = [option for option in configuration.options if _is_guests(option)]
+    images = _images([option for option in options if option.name == "blockdev"])
+    return Counter([*images, *(_told(option, interfaces) for option in options if option.name != "blockdev")])
 
 
 def _is_guests(option: SaidOption) -> bool:
-    return option.name not in _HOST_OPTIONS and option.values.get("qom-type") not in ("secret", "iothread")
+    # libvirt 9.1 and later add a watchdog to each q35 that names none, and say what it does
+    usual_watchdog = option.values.get("property") == "noreboot"
+    internal = option.values.get("qom-type") in ("secret", "iothread")
+    return option.name not in _HOST_OPTIONS and not usual_watchdog and not internal
+
+
+def _images(blockdevs: list[SaidOption]) -> Iterator[Told]:
+    """Each image as one: libvirt 10 and later have one node for a raw one, and two for the others."""
+    images: dict[str, dict[str, str]] = {}
+    for blockdev in blockdevs:
+        values = dict(_flat(blockdev.values))
+        name, _, part = values.pop("node-name").rpartition("-")
+        image = images.setdefault(name, {"name": name, "format": "raw"})
+        image[part] = values.pop("driver")
+        for key in ("read-only", "backing"):
+            if key in values:
+                image[key] = values[key].replace("-format", "").replace("-storage", "")
+    for image in images.values():
+        yield "image", tuple(sorted(image.items()))
 
 
 def _told(option: SaidOption, interfaces: bool) -> Told:
     values = dict(_flat(option.values))
     for key in _HOST_KEYS.get(option.name, ()):
         values.pop(key, None)
+    for key, usual in _USUAL.get(option.name, {}).items():
+        if values.get(key) == usual:
+            del values[key]
     if option.name == "machine":
         values["type"] = re.sub(r"^(pc-q35|pc-i440fx|virt)-[\d.]+$", _family, values["type"])
+    if option.name == "m" and values["size"].isdecimal():
+        values["size"] = f"{int(values['size']) << 10}k"
     if option.name == "device" and "netdev" in values and not interfaces:
         values = {key: values[key] for key in ("driver", "id", "mac", "netdev")}
+    for key in ("drive", "pflash0", "pflash1"):
+        if key in values:
+            values[key] = re.sub("-(format|storage)$", "", values[key])
+    if option.name == "rtc" and values["base"][:1].isdecimal():
+        values["base"] = "utc"  # and so many seconds from it on, as the guest had set its clock
+    if option.name == "smbios":
+        values = {key: value for key, value in values.items() if value}
     # libvirt 9.0 does not tell QEMU this yet
     values.pop("discard_granularity", None)
-    if values.get("node-name", "").endswith("-storage"):
-        values.pop("discard", None)
     return option.name, tuple(sorted(values.items()))
 
 
@@ -90,6 +122,10 @@ def _text(value: Value) -> str:
     if isinstance(value, Mapping):
         return str(sorted(_flat(value)))
     return str([_text(one) for one in value]) if isinstance(value, list | tuple) else str(value)
+
+
+class Refused(Exception):
+    """This libvirt does not take a domain: it is too old for it, or its QEMU lacks something."""
 
 
 def lacks() -> str:
@@ -116,11 +152,13 @@ def translated(domain: Path, folder: Path) -> str:
     """The command line that libvirt makes of a domain.
 
     :param folder: of libvirt's, as short as a socket's name must be; that of another domain makes the second one faster
+    :raises Refused: it makes none
     """
     if domain.stem in STARTED:
         return _log_of_start(domain, folder)
     done = _virsh(folder, "domxml-to-native", "qemu-argv", "--xml", str(domain))
-    assert done.returncode == 0, f"{domain.name}: {done.stderr}"
+    if done.returncode:
+        raise Refused(f"{domain.name}: {done.stderr.strip()}")
     return _without_host(done.stdout, folder)
 
 
@@ -138,7 +176,8 @@ def _log_of_start(domain: Path, folder: Path) -> str:
     log = folder / "log" / "qemu" / f"{name[1]}.log"
     log.unlink(missing_ok=True)
     done = _virsh(folder, "create", str(folder / domain.name))
-    assert log.exists(), f"{domain.name}: {done.stderr}"
+    if not log.exists():
+        raise Refused(f"{domain.name}: {done.stderr.strip()}")
     lines = [line for line in log.read_text().splitlines() if not re.match(r"\d{4}-\d\d-\d\d \d\d:|qemu", line)]
     return _without_host("\n".join(lines).replace(str(emulator), "/usr/bin/qemu-system-x86_64"), folder)
 
@@ -150,10 +189,13 @@ def _without_host(text: str, folder: Path) -> str:
 
 
 def record() -> None:
-    """Write all command lines anew."""
+    """Write all command lines anew; those that this libvirt refuses stay as they are."""
     with tempfile.TemporaryDirectory(prefix="v", dir="/tmp") as folder:
         for domain in sorted(DOMAINS.glob("*.xml")):
-            domain.with_suffix(".argv").write_text(translated(domain, Path(folder)))
+            try:
+                domain.with_suffix(".argv").write_text(translated(domain, Path(folder)))
+            except Refused as why:
+                print(why)
 
 
 if __name__ == "__main__":
