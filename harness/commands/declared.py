@@ -146,12 +146,22 @@ def replay(pack: Path, **given: Any) -> int:
 @click.option(
     "--known", type=FILE, metavar="FILE", help="File of known issues. They are named, and count all the same."
 )
+@shared(*options.vm_options)
+@click.option(
+    "--domains", "folders", type=FILE, multiple=True, metavar="DIR", help="Folder of such files, of any number."
+)
+@click.option("--static", is_flag=True, help="Of VMs say only what is known before anything is loaded.")
 @shared(options.fresh_option, json_option)
 def qualify(pack: Path | None, **given: Any) -> int:
     """Say whether guests can move to another QEMU or host: go or no-go.
 
-    Give a state PACK that the old host recorded, or --from and --to. Exit codes: 0 go, 1 no-go, 3 unknown.
+    Give a state PACK that the old host recorded, or --from and --to, or VMs and --to. Exit codes: 0 go, 1 no-go, 3
+    unknown.
     """
+    if any(given[name] for name in ("domains", "command_lines", "pids", "folders")):
+        from harness.commands.fleet import qualify_vms
+
+        return qualify_vms(click.get_current_context(), pack, given)
     from harness.commands.qualify import qualify as run
 
     return run(click.get_current_context(), pack, given)

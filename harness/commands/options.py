@@ -139,6 +139,19 @@ cpus_option = click.option(
 profiles_option = click.option(
     "--profiles", type=FILE, metavar="DIR", help="Folder of device recipes.  [default: devices/]"
 )
+#: Somebody's VMs.
+vm_options = (
+    click.option("--domain", "domains", type=FILE, multiple=True, metavar="FILE", help="VM of a libvirt domain (XML)."),
+    click.option(
+        "--command-line",
+        "command_lines",
+        type=FILE,
+        multiple=True,
+        metavar="FILE",
+        help="VM of a QEMU's command line, as a script, libvirt's log or ps has it.",
+    ),
+    click.option("--pid", "pids", type=click.IntRange(1), multiple=True, metavar="PID", help="VM of a running QEMU."),
+)
 migration_option = listed(
     "--migration",
     "migrations",

@@ -66,7 +66,7 @@ def qualify(context: click.Context, pack: Path | None, given: dict[str, Any]) ->
 
     :param context: of the command, which knows what was typed and what is a default
     """
-    uses = _uses(given["uses"])
+    uses = uses_of(given["uses"])
     if pack is not None:
         if given["sources"] or given["both_ways"]:
             raise UsageError("a pack comes from one host and goes one way: give PACK, or --from, not both")
@@ -84,7 +84,11 @@ def _refuse_recording(context: click.Context) -> None:
             raise UsageError(f"{option} is for recording, and a pack was recorded already")
 
 
-def _uses(given: list[str]) -> tuple[str, ...]:
+def uses_of(given: list[str]) -> tuple[str, ...]:
+    """The uses that decide, in their order; empty for the usual ones.
+
+    :raises UsageError: one is unknown
+    """
     for name in given:
         if name not in USES:
             raise UsageError(f"--for {name!r}: expected one of {', '.join(USES)}")
@@ -118,18 +122,43 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
     def work(run: Run, context: Context) -> MatrixDoc:
         return run.execute(pair_subjects(pairs), then=lambda doc: home_subjects(pairs, doc, context))
 
-    return _qualify(given, options, accel, uses, work, guest=guest)
+    return _written(*_judged(given, options, accel, uses, work, guest=guest), given)
 
 
 def _of_pack(path: Path, given: dict[str, Any], uses: tuple[str, ...]) -> int:
+    answer, doc = judged_pack(path, given, uses)
+    return _written(answer, doc, given)
+
+
+def judged_pack(
+    path: Path,
+    given: dict[str, Any],
+    uses: tuple[str, ...],
+    *,
+    travelled: bool = True,
+    builds: Sequence[QemuBinary] = (),
+) -> tuple[QualifyDoc, MatrixDoc]:
+    """Load a pack with the QEMUs of ``targets``; what came of it, kept in ``out`` and not written as reports yet.
+
+    :param given: options of ``postload qualify``
+    :param travelled: it was recorded elsewhere
+    :param builds: QEMUs that are asked for confirmation beside those that load: the one that recorded
+    """
     with StatePack(path) as pack:
         targets, _ = binaries_of(given["targets"] or [None], None, pack.device_types)
         rows, phases = rows_and_phases(pack, given)
         accel = choose_accel(targets[0], pack.manifest.accel)
         options = _options({**given, "phases": phases}, targets, accel, rows=tuple(rows), profiles=())
         walls = told_walls(targets) if pack.foreign else None
-        return _qualify(
-            given, options, accel, uses, lambda run, _: load_pack_rows(run, pack), travelled=True, walls=walls
+        return _judged(
+            given,
+            options,
+            accel,
+            uses,
+            lambda run, _: load_pack_rows(run, pack),
+            travelled=travelled,
+            walls=walls,
+            builds=builds,
         )
 
 
@@ -158,7 +187,7 @@ def _options(
     )
 
 
-def _qualify(
+def _judged(
     given: dict[str, Any],
     options: Options,
     accel: AccelState,
@@ -167,10 +196,11 @@ def _qualify(
     *,
     travelled: bool = False,
     walls: str | None = None,
+    builds: Sequence[QemuBinary] = (),
     **more: Any,
-) -> int:
+) -> tuple[QualifyDoc, MatrixDoc]:
     issues = load_known(given["known"]) if given["known"] else None
-    binaries = {binary.sha256: binary for binary in options.binaries}
+    binaries = {binary.sha256: binary for binary in (*builds, *options.binaries)}
     witness = GuestWitness(binaries=binaries, overrides=options.overrides, accel=accel, say=_say, scope=run_scope())
     context = Context(
         binaries=binaries,
@@ -195,11 +225,13 @@ def _qualify(
             witness.close()
         plain = qualify_plain(answer)
         run.tell(Answered(qualify=plain))
-    answer = QualifyDoc.from_json(plain)
     # as postload report reads it: the search for causes is a part of the run's time
-    doc = held_against(run.document(), started).doc
-    write_answer(answer, doc, out)
-    return report_answer(answer, len(doc.cells), out, as_json=given["as_json"])
+    return QualifyDoc.from_json(plain), held_against(run.document(), started).doc
+
+
+def _written(answer: QualifyDoc, doc: MatrixDoc, given: dict[str, Any]) -> int:
+    write_answer(answer, doc, given["out"])
+    return report_answer(answer, len(doc.cells), given["out"], as_json=given["as_json"])
 
 
 def write_answer(answer: QualifyDoc, doc: MatrixDoc, out: Path, formats: Sequence[str] = tuple(FORMATS)) -> None:

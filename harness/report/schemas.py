@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.nights.document import night_schema
+from harness.qualify.fleet import fleet_schema
 from harness.qualify.model import qualify_schema
 from harness.report.catalogue import devices_schema
 from harness.report.work import work_schema
@@ -21,6 +22,7 @@ FOLDER = Path(__file__).with_name("schema")
 SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "matrix-2.schema.json": matrix_schema,
     "qualify-1.schema.json": qualify_schema,
+    "fleet-1.schema.json": fleet_schema,
     "claims-1.schema.json": claims_schema,
     "devices-1.schema.json": devices_schema,
     "ab-1.schema.json": ab_schema,

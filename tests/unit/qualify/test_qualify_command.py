@@ -33,9 +33,9 @@ def test_derived_devices_are_found_on_the_machine_of_each_pair(
     def pairs(sources: Any, targets: Any, *_: Any, **__: Any) -> list[QemuPair]:
         return [QemuPair(recorder=sources[0], loader=targets[0], machine="pc-i440fx-7.2")]
 
-    def done(_given: Any, options: Options, *_: Any, **__: Any) -> int:
+    def done(_given: Any, options: Options, *_: Any, **__: Any) -> tuple[None, None]:
         made.append(options)
-        return 0
+        return None, None
 
     named = {"old": binary, "new": new}
     monkeypatch.setattr(module, "binaries_of", lambda names, *_: ([named[name] for name in names], {}))
@@ -44,7 +44,8 @@ def test_derived_devices_are_found_on_the_machine_of_each_pair(
     monkeypatch.setattr(module, "common_accel", lambda *_: SimpleNamespace(name="tcg"))
     monkeypatch.setattr(module, "guest_maker", lambda *_: None)
     monkeypatch.setattr(module, "select", select)
-    monkeypatch.setattr(module, "_qualify", done)
+    monkeypatch.setattr(module, "_judged", done)
+    monkeypatch.setattr(module, "_written", lambda *_: 0)
     given = {
         "sources": ["old"], "targets": ["new"], "profiles": None, "machines": ["pc"], "both_ways": False, "accel": None,
         "guest": None, "cpus": 1, "devices": ["sdhci-*"], "jobs": 2, "phases": [], "schedules": [], "loads": 5,

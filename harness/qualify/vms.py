@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Somebody's VMs before anything is loaded: who records each, what guest is made of it, what is foretold, and which of
+them are one machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from packaging.version import Version
+
+from harness.adopt.alike import likeness
+from harness.adopt.configuration import Configuration
+from harness.adopt.files import FoundVm
+from harness.adopt.plan import Adopted, Known, adopt_plan, known_to, said_machine
+from harness.adopt.recording import for_our_guest
+from harness.arch import ARCHITECTURES, Architecture
+from harness.errors import MissingError, PostloadError, UsageError
+from harness.guests.origin import LeftOut, Origin, Without
+from harness.guests.plan import GuestPlan
+from harness.guests.planner import PlannedGuest
+from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
+from harness.qemu.installed import entries
+from harness.qualify.fleet import Obstacle, Unjudged, VmAnswer
+from harness.qualify.foretold import BinaryWords, Foretold, Sides, foretell
+from harness.qualify.model import Answer
+
+#: Parts of a VM that are not in its guest, so that no answer is about them.
+_NOT_THERE = frozenset(
+    {Without.HOST, Without.TYPE, Without.CPU, Without.BACKEND, Without.BUS, Without.PROGRAM}
+    | {Without.START, Without.SAVE, Without.MIGRATION}
+)
+#: Proxmox VE names its builds of a machine type so; the type is QEMU's.
+_OWN_BUILD = re.compile(r"\+pve\d+$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedVm:
+    """A VM that a guest was made of.
+
+    :param key: that VMs of the same devices share
+    """
+
+    recorder: QemuBinary
+    loader: QemuBinary
+    known: Known
+    adopted: Adopted
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownVm:
+    """A VM and what is known of it before anything is loaded.
+
+    :param guest: None where it is not to be tried; its ``obstacle`` says why
+    """
+
+    vm: VmAnswer
+    foretold: tuple[Foretold, ...] = ()
+    guest: AdoptedVm | None = None
+
+
+class Builds:
+    """The QEMUs that VMs run on, and the one that they are to run on.
+
+    :param source: name of the QEMU that they run on; None: for each VM the host's own where that has its machine type,
+        else the oldest installed one that has
+    :param target: name of the new QEMU; for an architecture of its own, such as ``10.0`` of ``10.0-aarch64``
+    :raises UsageError: there is no such QEMU
+    """
+
+    def __init__(self, source: str | None, target: str) -> None:
+        self._source, self._target = source, target
+        self._known: dict[str, QemuBinary] = {}
+        self._words: dict[str, BinaryWords] = {}
+        # what was typed wrong is told before anything else is done
+        for name in filter(None, (source, target)):
+            find_binary(name)
+
+    def loader(self, architecture: Architecture) -> QemuBinary:
+        """The new QEMU.
+
+        :raises UsageError: it is not here for this architecture; says what to install
+        """
+        return self._named(self._target, architecture)
+
+    def recorders(self, architecture: Architecture) -> list[QemuBinary]:
+        """QEMUs that VMs may run on, the first choice first.
+
+        :raises UsageError: the one that was named is not here for this architecture
+        """
+        if self._source is not None:
+            return [self._named(self._source, architecture)]
+        found = []
+        with suppress(MissingError):
+            found.append(self._probed(str(host_binary(architecture.program))))
+        others = [self._probed(entry.name) for entry in entries() if entry.whole]
+        ours = [binary for binary in others if binary.target == architecture.name]
+        return list({b.sha256: b for b in (*found, *sorted(ours, key=lambda b: Version(b.version)))}.values())
+
+    def words(self, binary: QemuBinary) -> BinaryWords:
+        """What a build says of itself, asked once."""
+        return self._words.setdefault(binary.path, BinaryWords(binary))
+
+    def _named(self, name: str, architecture: Architecture) -> QemuBinary:
+        binary = self._probed(name)
+        if binary.target == architecture.name:
+            return binary
+        other = f"{name}-{architecture.name}"
+        try:
+            binary = self._probed(other)
+        except UsageError as error:
+            raise UsageError(f"QEMU {name} runs no guests of {architecture.name}, and {error}") from error
+        if binary.target != architecture.name:
+            raise UsageError(f"QEMU {other} runs no guests of {architecture.name}")
+        return binary
+
+    def _probed(self, name: str) -> QemuBinary:
+        if name not in self._known:
+            self._known[name] = probe_binary(find_binary(name))
+        return self._known[name]
+
+
+def look(found: FoundVm, builds: Builds) -> KnownVm:
+    """What is known of a VM without a load."""
+    vm = VmAnswer(name=found.name, source=found.source, answer=Answer.NONE)
+    if found.configuration is None:
+        return KnownVm(vm=replace(vm, obstacle=Obstacle.UNREADABLE, said=found.error))
+    said = said_machine(found.configuration)
+    try:
+        return _looked(replace(vm, machine=said), found.configuration, builds)
+    except PostloadError as error:
+        return KnownVm(vm=replace(vm, machine=said, obstacle=Obstacle.NOT_ADOPTED, said=str(error)))
+
+
+def _looked(vm: VmAnswer, configuration: Configuration, builds: Builds) -> KnownVm:
+    architecture = architecture_of_vm(configuration)
+    loader, recorders = builds.loader(architecture), builds.recorders(architecture)
+    machine = _OWN_BUILD.sub("", vm.machine)
+    able = [binary for binary in recorders if not machine or binary.machine(machine) is not None]
+    if not recorders:
+        raise UsageError(f"no QEMU here runs guests of {architecture.name}: expected --from QEMU")
+    recorder = next((b for b in able if b.sha256 != loader.sha256), (able or recorders)[0])
+    sides = Sides(
+        recorder=recorder,
+        loader=loader,
+        recorder_words=builds.words(recorder),
+        loader_words=builds.words(loader),
+    )
+    found = recorder.machine(machine) if machine else None
+    name = found.name if found is not None else machine
+    vm = replace(vm, machine=name or vm.machine)
+    if not able or recorder.sha256 == loader.sha256:
+        obstacle = Obstacle.SAME_QEMU if able else Obstacle.NO_RECORDER
+        return KnownVm(vm=replace(vm, obstacle=obstacle), foretold=foretell(configuration, name, sides))
+    known = known_to(recorder, configuration, machine)
+    vm = replace(vm, machine=known.machine, recorder=recorder.version)
+    foretold = foretell(configuration, known.machine, sides)
+    adopted = adopt_plan(configuration, known)
+    vm = replace(vm, replaced=len(adopted.origin.replaced), unjudged=unjudged_of(adopted.origin))
+    key = f"{recorder.sha256}-{loader.sha256}-{likeness(_recorded(adopted))}"
+    guest = AdoptedVm(recorder=recorder, loader=loader, known=known, adopted=adopted, key=key)
+    return KnownVm(vm=vm, foretold=foretold, guest=guest)
+
+
+def _recorded(adopted: Adopted) -> GuestPlan:
+    """As much of a guest's memory and CPUs as it is recorded with: VMs that differ in the rest are one machine."""
+    bare = PlannedGuest(devices=(), plan=adopted.plan)
+    return for_our_guest(bare, adopted.origin, 1)[0].plan
+
+
+def architecture_of_vm(configuration: Configuration) -> Architecture:
+    """What a VM's program runs guests of; x86_64 where it names none.
+
+    :raises UsageError: an architecture that this program does not know
+    """
+    program = PurePath(configuration.binary).name
+    match = re.fullmatch(r"qemu-system-(\w+)", program)
+    wanted = "x86_64" if match is None or match[1] == "i386" else match[1]
+    for architecture in ARCHITECTURES:
+        if architecture.name == wanted:
+            return architecture
+    known = ", ".join(architecture.name for architecture in ARCHITECTURES)
+    raise UsageError(f"{configuration.source}: a guest of {wanted}: expected one of {known}")
+
+
+def unjudged_of(origin: Origin) -> tuple[Unjudged, ...]:
+    """Devices that are not in the guest."""
+    return tuple(_unjudged(left) for left in origin.left_out if left.why in _NOT_THERE)
+
+
+def _unjudged(left: LeftOut) -> Unjudged:
+    return Unjudged(device=left.id or left.type, type=left.type, why=left.why)
+
+
+def alike(known: Iterable[KnownVm]) -> dict[str, list[KnownVm]]:
+    """VMs that are tried together, the first of each to be loaded."""
+    groups: dict[str, list[KnownVm]] = {}
+    for each in known:
+        if each.guest is not None:
+            groups.setdefault(each.guest.key, []).append(each)
+    return groups
+
+
+def any_loader(builds: Builds, known: Sequence[KnownVm]) -> QemuBinary:
+    """The new QEMU as the fleet's document names it: that of the first VM which has one."""
+    return next((each.guest.loader for each in known if each.guest is not None), builds.loader(ARCHITECTURES[0]))

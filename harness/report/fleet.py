@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The answer for a fleet in words: one line for each VM, each cause once with what to change, and the counts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import HostError
+from harness.files import write_atomically
+from harness.guests.origin import Without
+from harness.qualify.fleet import FleetDoc, FleetReason, Obstacle, Unjudged, VmAnswer
+from harness.qualify.foretold import Foresight, Foretold, Standing
+from harness.qualify.model import Answer, Reason
+from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text
+from harness.report.sentences import outcome_text, verdict_meaning
+from harness.report.text import duration, plural
+from harness.results.cause import Side
+from harness.results.outcome import Outcome
+from harness.results.verdict import Verdict
+from harness.text import one_line
+
+JSON_NAME = "fleet.json"
+MARKDOWN_NAME = "fleet.md"
+_STYLE = {Answer.GO: "green", Answer.NO_GO: "bold red", Answer.UNKNOWN: "bold yellow", Answer.NONE: "dim"}
+#: So many VMs are named behind a reason; the others are counted.
+_NAMED = 6
+
+
+def fleet_json(doc: FleetDoc) -> str:
+    """The document as text; bytes that were no UTF-8 become question marks."""
+    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
+def write_fleet(doc: FleetDoc, out: Path) -> None:
+    """Write ``fleet.json`` and ``fleet.md``.
+
+    :raises HostError: the folder cannot be written
+    """
+    for name, text in ((JSON_NAME, fleet_json(doc)), (MARKDOWN_NAME, fleet_markdown(doc))):
+        write_atomically(out / name, text.encode("utf-8", "replace"))
+
+
+def forget_fleet(out: Path) -> None:
+    """Have the folder, without the answer of an earlier run.
+
+    :raises HostError: it cannot be written
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (JSON_NAME, MARKDOWN_NAME):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise HostError(f"cannot write in {out}: {error.strerror}") from error
+
+
+def print_fleet(doc: FleetDoc, console: Console) -> None:
+    """The table of the VMs, what keeps them, what is to be said beside it, and last the answer."""
+    console.print(Text(_way(doc), style="bold"))
+    console.print(Padding(_table(doc), (0, 0, 1, 1), expand=False))
+    for reason in _told(doc):
+        lines = list(_reason_lines(reason, doc))
+        console.print(Text(one_line(lines[0]), style=_STYLE[reason.answer]))
+        for line in lines[1:]:
+            console.print(Padding(Text(one_line(line)), (0, 0, 0, 2), expand=False))
+        console.print()
+    for line in _notes(doc):
+        console.print(Padding(Text(one_line(line), style="dim"), (0, 0, 0, 2), expand=False))
+    console.print(Text(fleet_summary(doc), style=_STYLE[doc.answer]))
+
+
+def _way(doc: FleetDoc) -> str:
+    """Which QEMUs the VMs come from, and where they go."""
+    sources = ", ".join(dict.fromkeys(vm.recorder for vm in doc.vms if vm.recorder))
+    return f"{plural(len(doc.vms), 'VM')}, {sources or '?'} -> {doc.loader.version}"
+
+
+def trying_text(vm: VmAnswer, members: int, number: int, total: int) -> str:
+    """That a VM is tried now, and for how many."""
+    alike = f", and {plural(members - 1, 'VM')} of the same devices" if members > 1 else ""
+    return f"{number}/{total}: {vm.name}, {vm.machine} of QEMU {vm.recorder}{alike}"
+
+
+def fleet_summary(doc: FleetDoc) -> str:
+    """The answer in one sentence."""
+    counts = Counter(vm.answer for vm in doc.vms)
+    answers = ", ".join(f"{counts[answer]} {answer}" for answer in Answer if counts[answer])
+    state = "" if doc.complete else "stopped early; "
+    loads = f"{plural(doc.tried, 'VM')} tried, {plural(doc.loads, 'load')} acknowledged, {duration(doc.seconds)}"
+    return f"{doc.answer} to QEMU {doc.loader.version}: {state}{answers or 'no VM'}; {loads}"
+
+
+def fleet_markdown(doc: FleetDoc) -> str:
+    """The answer as GitHub's markdown."""
+    parts = ["# postload qualify", f"**{doc.answer}**: {_md(fleet_summary(doc))}"]
+    rows = [[*map(_md, _row(vm, doc))] for vm in doc.vms]
+    parts.append(_md_table(_HEAD, rows))
+    reasons = ["- " + "\n  ".join(map(_md, _reason_lines(reason, doc))) for reason in _told(doc)]
+    if reasons:
+        parts += ["## What to change", "\n".join(reasons)]
+    notes = [f"- {_md(line)}" for line in _notes(doc)]
+    if notes:
+        parts += ["## Beside it", "\n".join(notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = ("VM", "machine", "answer", "because")
+
+
+def _table(doc: FleetDoc) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    for name in _HEAD:
+        table.add_column(name, no_wrap=name == "answer")
+    for vm in doc.vms:
+        row = _row(vm, doc)
+        table.add_row(*(Text(one_line(word), style=_STYLE[vm.answer] if word == vm.answer else "") for word in row))
+    return table
+
+
+def _row(vm: VmAnswer, doc: FleetDoc) -> list[str]:
+    return [vm.name, vm.machine, vm.answer, "; ".join(_why(vm, doc))]
+
+
+def _why(vm: VmAnswer, doc: FleetDoc) -> Iterator[str]:
+    """Why a VM is not a go, in a few words each; of a go what it is like."""
+    found = [doc.reasons[number] for number in vm.because]
+    deciding = [reason for reason in found if reason.answer is not Answer.GO and reason.decides]
+    yield from dict.fromkeys(short_reason_text(reason) for reason in deciding)
+    if vm.obstacle is not None and not (vm.obstacle is Obstacle.NO_RECORDER and deciding):
+        yield obstacle_text(vm)
+    if vm.unjudged:
+        devices = ", ".join(_unjudged_text(one) for one in vm.unjudged[:_NAMED])
+        rest = len(vm.unjudged) - _NAMED
+        yield f"not judged: {devices}{f' and {rest} more' if rest > 0 else ''}"
+    if vm.like:
+        yield f"as {vm.like}"
+    if vm.answer is Answer.NONE:
+        yield "nothing speaks against it so far"
+
+
+def _unjudged_text(device: Unjudged) -> str:
+    """A device that no answer is about, and why."""
+    kind = f" ({device.type})" if device.type != device.device else ""
+    return f"{device.device}{kind}, {_WITHOUT[device.why]}"
+
+
+_WITHOUT: Mapping[Without, str] = {
+    Without.HOST: "which stands on the host",
+    Without.TYPE: "which the QEMU has not",
+    Without.CPU: "a CPU that is plugged",
+    Without.BACKEND: "for whose backend nothing harmless can stand",
+    Without.BUS: "whose bus is not there",
+    Without.PROGRAM: "for which this host lacks a program",
+    Without.START: "with which the QEMU does not start",
+    Without.SAVE: "with which the QEMU fails to save",
+    Without.MIGRATION: "with which the QEMU does not migrate",
+}
+
+
+_OBSTACLES: Mapping[Obstacle, str] = {
+    Obstacle.UNREADABLE: "{said}",
+    Obstacle.NO_RECORDER: "no QEMU here has machine type {machine}: postload qemu install the one that it runs on",
+    Obstacle.SAME_QEMU: "of the QEMUs here only the new one has machine type {machine}",
+    Obstacle.NOT_ADOPTED: "no guest could be made of it: {said}",
+    Obstacle.NOT_RECORDED: "its guest could not be recorded: {said}",
+    Obstacle.STOPPED: "the run was stopped before it",
+    Obstacle.NOT_ASKED: "nothing was loaded, as asked",
+}
+
+
+def obstacle_text(vm: VmAnswer) -> str:
+    """Why a VM was not tried."""
+    assert vm.obstacle is not None
+    return _OBSTACLES[vm.obstacle].format(said=vm.said, machine=vm.machine or "(none given)")
+
+
+def short_reason_text(reason: FleetReason) -> str:
+    """A cause in a few words, for a line of a table."""
+    if reason.foretold is not None:
+        return foretold_text(reason.foretold)
+    assert reason.reason is not None
+    cause = reason.reason
+    where = ", ".join(part for part in (reason.type or cause.section or "", cause.field or "") if part)
+    return f"{cause.verdict} in {cause.use}{f': {where}' if where else ''}"
+
+
+def foretold_text(foretold: Foretold) -> str:
+    """What a QEMU lacks or is about to lose."""
+    kind = _KINDS[foretold.what]
+    if foretold.standing is Standing.DEPRECATED:
+        return f"{kind} {foretold.name} is deprecated in QEMU {foretold.version}"
+    return f"QEMU {foretold.version} has no {kind} {foretold.name}"
+
+
+_KINDS: Mapping[Foresight, str] = {
+    Foresight.MACHINE_TYPE: "machine type",
+    Foresight.CPU_MODEL: "CPU model",
+    Foresight.DEVICE_TYPE: "device",
+    Foresight.PROPERTY: "property",
+}
+
+
+def foretold_remedy(foretold: Foretold) -> str:
+    """What to do about it; empty where nothing is known."""
+    if foretold.side is Side.RECORDER:
+        return f"name the QEMU that the VM runs on by --from: QEMU {foretold.version} cannot make it"
+    if foretold.what is Foresight.MACHINE_TYPE:
+        if foretold.types is not None:
+            return other_types_remedy(foretold.types)
+        return "" if foretold.standing is Standing.MISSING else "restart the guest with a newer machine type, in time"
+    devices = ", ".join(foretold.devices[:_NAMED])
+    if foretold.standing is Standing.UNUSED:
+        return f"leave it out on the new host: the VM has it switched off on {devices}"
+    near = f", such as {' or '.join(foretold.near)}" if foretold.near else ""
+    return {
+        Foresight.CPU_MODEL: f"restart the guest with a CPU model that both QEMUs have{near}",
+        Foresight.DEVICE_TYPE: (
+            f"restart the guest without {devices}, or with another type of device; a type that comes as a module is "
+            "there with the module's package (postload qemu install --full)"
+        ),
+        Foresight.PROPERTY: f"restart the guest without the property on {devices}",
+    }[foretold.what]
+
+
+def _told(doc: FleetDoc) -> list[FleetReason]:
+    """Reasons that keep a VM first, those that most VMs have in front; remarks last."""
+    order = list(Answer)
+    return sorted(doc.reasons, key=lambda r: (not r.decides, order.index(r.answer), -len(r.vms)))
+
+
+def _reason_lines(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
+    """What it is, why, what to change, and for which VMs."""
+    head = "remark" if reason.answer is Answer.GO else str(reason.answer)
+    beside = "" if reason.decides else " (decides nothing here)"
+    yield f"{head}: {short_reason_text(reason)}{beside}"
+    if reason.foretold is not None:
+        remedy = foretold_remedy(reason.foretold)
+    else:
+        assert reason.reason is not None
+        yield _text(reason.reason)
+        cause, remedy = reason_cause_text(reason.reason), reason_remedy_text(reason.reason)
+        if cause:
+            yield f"cause: {cause}"
+    if remedy:
+        yield f"change: {remedy}"
+    yield from _remedied(reason, doc)
+    rest = len(reason.vms) - _NAMED
+    more = f" and {rest} more" if rest > 0 else ""
+    yield f"in {', '.join(reason.vms[:_NAMED])}{more} ({plural(len(reason.vms), 'VM')})"
+
+
+def _remedied(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
+    """What became of its VMs with what can be set on the new QEMU."""
+    if reason.reason is None or reason.answer is not Answer.NO_GO:
+        return
+    tried = {vm.remedied: None for vm in doc.vms if vm.name in reason.vms and vm.remedied and not vm.like}
+    for remedied in tried:
+        settings = " ".join(f"--global {setting}" for setting in remedied.settings)
+        yield f"tried: with {settings} the VM is {remedied.answer} ({remedied.folder})"
+
+
+def _text(reason: Reason) -> str:
+    verdict = Verdict(reason.verdict)
+    return outcome_text(Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)) or verdict_meaning(
+        verdict
+    )
+
+
+def _notes(doc: FleetDoc) -> Iterator[str]:
+    alike = sum(1 for vm in doc.vms if vm.like)
+    if alike:
+        yield f"{plural(alike, 'VM')} of the same devices as another one: tried once, together"
+    replaced = sum(vm.replaced for vm in doc.vms)
+    if replaced:
+        yield f"{plural(replaced, 'backend')} of the host replaced by harmless ones of the same shape"
+    if doc.skipped:
+        shown = ", ".join(doc.skipped[:_NAMED])
+        more = f" and {len(doc.skipped) - _NAMED} more" if len(doc.skipped) > _NAMED else ""
+        yield f"neither a libvirt domain nor a command line, and left out: {shown}{more}"
+
+
+def _md(text: str) -> str:
+    return "".join("\\" + c if c in "\\`*_[]<>|#~@" else c for c in one_line(text))
+
+
+def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

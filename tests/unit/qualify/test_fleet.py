@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One answer for many VMs: each cause once, with all VMs that have it and what to change."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from harness.errors import UsageError
+from harness.guests.origin import Without
+from harness.qualify.explained import Explained, FieldEvidence, LostBy, LostFeature, SetAlike
+from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, Tried, Unjudged, VmAnswer, fleet_doc, fleet_schema
+from harness.qualify.foretold import Foresight, Foretold, Standing
+from harness.qualify.model import Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
+from harness.qualify.remedies import settings_of
+from harness.report.fleet import fleet_json, fleet_markdown, fleet_summary, print_fleet
+from harness.report.schemas import shipped
+from harness.results.cause import Side
+from harness.results.document import Qemu
+
+OLD = Qemu(version="10.0.13", build="", path="/old", sha256="a" * 64)
+NEW = Qemu(version="11.1.3", build="", path="/new", sha256="b" * 64)
+QUEUE = FieldEvidence(
+    section="0000:04:00.0/virtio-blk",
+    field="vq[0].vring.num",
+    said="VQ 0 vring.num 1024 exceeds allocated max 256",
+    recorded=1024,
+    loading=256,
+    setting=SetAlike.QUEUE_SIZE,
+)
+FEATURE = LostFeature(
+    section="0000:00:05.0/virtio-net",
+    device="net0",
+    driver="virtio-net-pci",
+    bit=57,
+    name="RSS",
+    lost_by=LostBy.PROPERTY,
+    property="rss",
+    value="off",
+)
+OF_RUN: dict[str, Any] = {
+    "command": ("postload", "qualify"), "started": "2026-11-27T12:00:00+00:00", "seconds": 61.0, "complete": True,
+    "loader": NEW,
+}  # fmt: skip
+
+
+def reason(explained: Explained, use: str = "migration", section: str = "0000:04:00.0/virtio-blk") -> Reason:
+    field = explained.field if isinstance(explained, FieldEvidence) else None
+    return Reason(use=use, verdict="reject", section=section, field=field, explained=(explained,))
+
+
+def answered(device: str, *because: Reason, answer: Answer = Answer.GO) -> QualifyDoc:
+    """A document of one device."""
+    uses = {"migration": answer, "postcopy": answer, "colo": Answer.GO}
+    found = DeviceAnswer(device=device, answer=answer, uses=uses, loads=6, because=because)
+    pair = PairAnswer(
+        machine="pc-q35-10.0",
+        family="q35",
+        recorder=OLD,
+        loader=NEW,
+        answer=answer,
+        uses=uses,
+        devices=(found,),
+        loads=6,
+        deciding=("migration",),
+    )
+    return QualifyDoc(
+        command=("postload",),
+        started="",
+        seconds=1.0,
+        complete=True,
+        answer=answer,
+        deciding=("migration",),
+        loads=6,
+        pairs=(pair,),
+    )
+
+
+def vm(name: str, **more: Any) -> VmAnswer:
+    known = {"machine": "pc-q35-10.0", "recorder": "10.0.13", "folder": f"vms/{name}"}
+    return VmAnswer(name=name, source=f"{name}.xml", answer=Answer.NONE, **{**known, **more})
+
+
+def broken(name: str, section: str = "0000:04:00.0/virtio-blk", **more: Any) -> Tried:
+    because = reason(replace(QUEUE, section=section), section=section)
+    doc = answered("virtio-blk", because, answer=Answer.NO_GO)
+    return Tried(vm=vm(name, **more), types={"virtio-blk": "virtio-blk-pci"}, doc=doc)
+
+
+def fine(name: str, **more: Any) -> Tried:
+    return Tried(vm=vm(name, **more), types={"ahci": "ich9-ahci"}, doc=answered("ahci"))
+
+
+def printed(doc: FleetDoc) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_fleet(doc, console)
+    return console.export_text()
+
+
+def test_a_cause_stands_once_with_all_its_vms_wherever_their_device_is() -> None:
+    doc = fleet_doc([broken("web"), fine("mail"), broken("db", section="0000:00:07.0/virtio-blk")], **OF_RUN)
+    assert [each.answer for each in doc.vms] == [Answer.NO_GO, Answer.GO, Answer.NO_GO]
+    (cause,) = doc.reasons
+    assert (cause.vms, cause.type, cause.answer) == (("web", "db"), "virtio-blk-pci", Answer.NO_GO)
+    assert doc.vms[0].because == doc.vms[2].because == (0,)
+    assert doc.answer is Answer.NO_GO
+
+
+def test_another_device_or_another_cause_is_another_reason() -> None:
+    scsi = replace(broken("scsi"), types={"virtio-blk": "virtio-scsi-pci"})
+    lost = replace(broken("lost"), doc=answered("virtio-blk", reason(FEATURE, section="x"), answer=Answer.NO_GO))
+    assert len(fleet_doc([broken("web"), scsi, lost], **OF_RUN).reasons) == 3
+
+
+def test_one_cause_of_two_uses_is_told_once() -> None:
+    both = answered("virtio-blk", reason(QUEUE), reason(QUEUE, use="postcopy"), answer=Answer.NO_GO)
+    assert len(fleet_doc([replace(broken("web"), doc=both)], **OF_RUN).reasons) == 1
+
+
+def test_vms_of_the_same_devices_are_tried_and_counted_once() -> None:
+    doc = fleet_doc([fine("one"), fine("two", like="one"), fine("three", like="one")], **OF_RUN)
+    assert (doc.tried, doc.loads, [each.answer for each in doc.vms]) == (1, 6, [Answer.GO] * 3)
+    assert "as one" in printed(doc)
+
+
+def test_what_is_foretold_is_an_answer_without_a_load() -> None:
+    gone = Foretold(
+        what=Foresight.DEVICE_TYPE, name="qxl-vga", standing=Standing.MISSING, side=Side.LOADER, version="11.1.3",
+        devices=("vga",),
+    )  # fmt: skip
+    late = replace(gone, what=Foresight.MACHINE_TYPE, name="pc-q35-4.2", standing=Standing.DEPRECATED)
+    doc = fleet_doc(
+        [
+            Tried(vm=vm("desktop", folder=""), foretold=(gone,)),
+            replace(fine("old"), foretold=(late,)),
+        ],
+        **OF_RUN,
+    )
+    assert [each.answer for each in doc.vms] == [Answer.NO_GO, Answer.GO]
+    text = printed(doc)
+    assert "QEMU 11.1.3 has no device qxl-vga" in text
+    assert "remark: machine type pc-q35-4.2 is deprecated" in text
+
+
+def test_what_is_not_judged_keeps_a_vm_from_a_go_and_is_named() -> None:
+    card = Unjudged(device="hostdev0", type="vfio-pci", why=Without.HOST)
+    doc = fleet_doc([fine("gpu", unjudged=(card,)), broken("worse", unjudged=(card,))], **OF_RUN)
+    assert [each.answer for each in doc.vms] == [Answer.UNKNOWN, Answer.NO_GO]
+    assert "hostdev0 (vfio-pci), which stands on the host" in printed(doc)
+
+
+@pytest.mark.parametrize("obstacle", list(Obstacle))
+def test_every_obstacle_has_its_words(obstacle: Obstacle) -> None:
+    doc = fleet_doc([Tried(vm=vm("web", obstacle=obstacle, said="it said so", folder=""))], **OF_RUN)
+    assert doc.vms[0].answer is Answer.UNKNOWN
+    assert doc.answer is Answer.UNKNOWN
+    assert "unknown" in printed(doc)
+    assert len(fleet_markdown(doc).split("web")[1].split("\n")[0]) > 30
+
+
+def test_the_remedy_that_can_be_set_and_what_became_of_it_are_told() -> None:
+    assert settings_of(broken("web").doc or answered("x"), {"virtio-blk": "virtio-blk-pci-non-transitional"}) == (
+        "virtio-blk-device.queue-size=1024",
+    )
+    remedied = Remedied(settings=("virtio-blk-device.queue-size=1024",), answer=Answer.GO, folder="vms/web/remedy")
+    text = printed(fleet_doc([broken("web", remedied=remedied)], **OF_RUN))
+    assert "change: give the device queues of 1024 entries" in text
+    assert "tried: with --global virtio-blk-device.queue-size=1024 the VM is go" in " ".join(text.split())
+
+
+def test_remedies_that_take_a_restart_are_not_set() -> None:
+    other = replace(FEATURE, lost_by=LostBy.BUILD)
+    doc = answered("net", reason(other), reason(FEATURE), answer=Answer.NO_GO)
+    assert settings_of(doc, {"net": "virtio-net-pci"}) == ("virtio-net-pci.rss=on",)
+
+
+@pytest.mark.parametrize(
+    ("queue", "setting"), [("vq[0]", "rx_queue_size"), ("vq[1]", "tx_queue_size"), ("vq[2]", "rx_queue_size")]
+)
+def test_a_queue_of_a_network_card_is_told_by_its_number(queue: str, setting: str) -> None:
+    found = replace(QUEUE, field=f"{queue}.vring.num")
+    doc = answered("net", reason(found), answer=Answer.NO_GO)
+    assert settings_of(doc, {"net": "virtio-net-pci"}) == (f"virtio-net-device.{setting}=1024",)
+
+
+def test_the_document_is_read_back_and_has_the_shape_of_its_schema() -> None:
+    doc = fleet_doc([broken("web"), fine("mail")], skipped=("README",), **OF_RUN)
+    document = json.loads(fleet_json(doc))
+    jsonschema.validate(document, shipped("fleet-1.schema.json"))
+    assert FleetDoc.from_json(document) == doc
+    assert shipped("fleet-1.schema.json") == fleet_schema()
+    with pytest.raises(UsageError):
+        FleetDoc.from_json({**document, "schema": "postload.fleet/2"})
+
+
+def test_the_summary_counts_and_the_markdown_escapes() -> None:
+    doc = fleet_doc([broken("we_b"), fine("mail")], skipped=("notes",), **OF_RUN)
+    assert fleet_summary(doc).startswith("no-go to QEMU 11.1.3: 1 no-go, 1 go; 2 VMs tried, 12 loads acknowledged")
+    text = fleet_markdown(doc)
+    assert "we\\_b" in text
+    assert "## What to change" in text
+    assert "notes" in text
+
+
+def test_a_run_that_was_stopped_says_so() -> None:
+    doc = fleet_doc([fine("web")], **{**OF_RUN, "complete": False})
+    assert "stopped early" in fleet_summary(doc)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is typed wrong for VMs is told before anything is done; which QEMU records a VM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from harness.adopt.configuration import Configuration, SaidOption
+from harness.adopt.files import FoundVm
+from harness.arch import ARCHITECTURES
+from harness.cli import cli
+from harness.errors import UsageError
+from harness.qemu.binary import MachineType, QemuBinary
+from harness.qualify import vms as module
+from harness.qualify.fleet import Obstacle
+from harness.qualify.vms import Builds, architecture_of_vm, look
+
+LINE = "qemu-system-x86_64 -machine pc-q35-7.2\n"
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UsageError) as error:
+        CliRunner().invoke(cli, ["qualify", *words], catch_exceptions=False, standalone_mode=False)
+    return str(error.value)
+
+
+def test_a_pack_and_a_vm_are_not_named_together(tmp_path: Path) -> None:
+    assert "PACK" in refused("some.pack", "--domain", str(tmp_path / "web.xml"), "--to", "10.0")
+
+
+def test_vms_go_to_one_qemu_and_come_from_one(tmp_path: Path) -> None:
+    path = tmp_path / "web.args"
+    path.write_text(LINE)
+    assert "one --to" in refused("--command-line", str(path))
+    assert "one --to" in refused("--command-line", str(path), "--to", "10.0,11.1")
+    assert "one --from" in refused("--command-line", str(path), "--to", "10.0", "--from", "5.2,7.2")
+
+
+@pytest.mark.parametrize("option", [("--machine", "q35"), ("--device", "ahci"), ("--both-ways",), ("--cpus", "2")])
+def test_what_a_vm_has_decided_is_not_asked_for(option: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "web.args"
+    path.write_text(LINE)
+    assert option[0] in refused("--command-line", str(path), "--to", "10.0", *option)
+
+
+def test_a_folder_without_a_vm_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("nothing\n")
+    assert "no VM" in refused("--domains", str(tmp_path), "--to", "10.0")
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [("", "x86_64"), ("/usr/bin/kvm", "x86_64"), ("/usr/bin/qemu-system-i386", "x86_64"),
+     ("/usr/bin/qemu-system-aarch64", "aarch64"), ("qemu-system-x86_64", "x86_64")],
+)  # fmt: skip
+def test_the_architecture_is_that_of_the_program(program: str, name: str) -> None:
+    assert architecture_of_vm(Configuration(options=(), source="x", binary=program)).name == name
+
+
+def test_an_architecture_that_is_not_known_is_named() -> None:
+    with pytest.raises(UsageError, match="ppc64"):
+        architecture_of_vm(Configuration(options=(), source="x", binary="/usr/bin/qemu-system-ppc64"))
+
+
+class Here(Builds):
+    """Builds that a test has made."""
+
+    def __init__(self, loader: QemuBinary, *recorders: QemuBinary) -> None:
+        self._loader, self._recorders = loader, list(recorders)
+
+    def loader(self, architecture: Any) -> QemuBinary:
+        return self._loader
+
+    def recorders(self, architecture: Any) -> list[QemuBinary]:
+        return self._recorders
+
+    def words(self, binary: QemuBinary) -> Any:
+        return binary
+
+
+def build(version: str, *machines: str) -> QemuBinary:
+    return QemuBinary(
+        path=f"/{version}",
+        version=version,
+        build="",
+        target=ARCHITECTURES[0].name,
+        sha256=version,
+        machines=tuple(MachineType(name=name, alias=None, deprecated=False) for name in machines),
+        devices=frozenset(),
+        capabilities=frozenset(),
+    )
+
+
+OLD, NEW = build("7.2.22", "pc-q35-7.2"), build("10.0.13", "pc-q35-7.2", "pc-q35-10.0")
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Versions of the recorders that were asked, and the machine types."""
+    asked: list[tuple[str, str]] = []
+
+    def known_to(binary: QemuBinary, _: Configuration, machine: str) -> Any:
+        asked.append((binary.version, machine))
+        raise UsageError("as far as this test goes")
+
+    monkeypatch.setattr(module, "known_to", known_to)
+    monkeypatch.setattr(module, "foretell", lambda *_: ())
+    return asked
+
+
+def vm(machine: str) -> FoundVm:
+    said = Configuration(options=(SaidOption(name="machine", values={"type": machine}),), source="web.args")
+    return FoundVm(name="web", source="web.args", configuration=said)
+
+
+def test_a_vm_is_recorded_by_the_first_qemu_that_has_its_machine_type(found: list[tuple[str, str]]) -> None:
+    later = replace(NEW, version="9.2.0", sha256="9.2.0")
+    for machine in ("pc-q35-7.2", "pc-q35-10.0"):
+        look(vm(machine), Here(build("11.1.3", "pc-q35-7.2", "pc-q35-10.0"), OLD, later))
+    assert found == [("7.2.22", "pc-q35-7.2"), ("9.2.0", "pc-q35-10.0")]
+
+
+def test_the_machine_type_of_a_build_of_proxmox_is_that_of_qemu(found: list[tuple[str, str]]) -> None:
+    look(vm("pc-q35-7.2+pve1"), Here(NEW, OLD))
+    assert found == [("7.2.22", "pc-q35-7.2")]
+
+
+def test_a_vm_that_no_qemu_here_can_make_is_not_tried(found: list[tuple[str, str]]) -> None:
+    assert look(vm("pc-i440fx-xenial"), Here(NEW, OLD)).vm.obstacle is Obstacle.NO_RECORDER
+    assert look(vm("pc-q35-10.0"), Here(NEW, OLD, NEW)).vm.obstacle is Obstacle.SAME_QEMU
+    assert found == []
+
+
+def test_a_vm_that_cannot_be_read_says_why() -> None:
+    known = look(FoundVm(name="web", source="web.xml", error="web.xml:3: no domain"), Here(NEW, OLD))
+    assert (known.vm.obstacle, known.vm.said) == (Obstacle.UNREADABLE, "web.xml:3: no domain")
