@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.adopt.configuration import SaidOption, Value
-from harness.adopt.nics import with_nics
+from harness.adopt.nics import EARLY, LATE, with_nics
 from harness.adopt.place import Place, quoted
 from harness.adopt.values import read_options
 
@@ -18,10 +18,9 @@ Said = tuple[str, dict[str, Value]]
 Expansion = Callable[[Mapping[str, Value], Place], Iterator[Said]]
 
 
-def expanded(options: Sequence[SaidOption], source: str, binary: str) -> list[SaidOption]:
+def expanded(options: Sequence[SaidOption], source: str) -> list[SaidOption]:
     """Options with short forms written out; what stands for several comes in QEMU's order.
 
-    :param binary: the emulator; the network card that a machine has by default depends on it
     :raises UsageError: an argument that QEMU does not take
     """
     written: list[SaidOption] = []
@@ -32,7 +31,7 @@ def expanded(options: Sequence[SaidOption], source: str, binary: str) -> list[Sa
             continue
         said = expand(option.values, Place(source, option.line))
         written += [SaidOption(name=name, values=values, line=option.line) for name, values in said]
-    return with_nics(written, binary)
+    return with_nics(written)
 
 
 def _fixed(name: str, **values: Value) -> Expansion:
@@ -113,7 +112,7 @@ def _usb_device(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
         yield "drive", {"if": "none", "id": device["drive"], "file": argument}
     elif kind == "host":
         device["host"] = argument
-    yield _EARLY, device
+    yield EARLY, device
 
 
 _SOUND_CARDS: Mapping[str, tuple[str, ...]] = {
@@ -143,7 +142,7 @@ def _card(name: str, audiodev: Value, place: Place) -> Iterator[Said]:
         raise place.error(f"expected a sound card, one of {', '.join(_SOUND_CARDS)}; found {quoted(name)}")
     for driver in _SOUND_CARDS[name]:
         takes = driver != "intel-hda" and audiodev is not None
-        yield _EARLY, {"driver": driver} | ({"audiodev": audiodev} if takes else {})
+        yield EARLY, {"driver": driver} | ({"audiodev": audiodev} if takes else {})
 
 
 def _audio(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
@@ -172,9 +171,6 @@ def _redirected(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
     yield from ()
 
 
-#: A device that QEMU makes before those of -device.
-_EARLY = "early-device"
-
 _EXPANSIONS: Mapping[str, Expansion] = {
     "hda": _drive(index=0, media="disk"),
     "hdb": _drive(index=1, media="disk"),
@@ -201,7 +197,7 @@ _EXPANSIONS: Mapping[str, Expansion] = {
     "win2k-hack": _fixed("global", driver="ide-device", property="win2k-install-hack", value="true"),
     "sdl": _fixed("display", type="sdl"),
     "curses": _fixed("display", type="curses"),
-    "watchdog": _valued("device", "driver"),
+    "watchdog": _valued(LATE, "driver"),
     "display": _display,
     "virtfs": _virtfs,
     "debugcon": _debugcon,

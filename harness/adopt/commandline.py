@@ -9,7 +9,7 @@ option, :mod:`harness.adopt.aliases` writes short options out.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from harness.adopt.place import Place, quoted
 from harness.adopt.shell import Word
 from harness.adopt.words import Start, read_start
 from harness.errors import UsageError
+from harness.text import one_line
 
 #: Gives the text of a file that a command line names: its path.
 Read = Callable[[str], str]
@@ -37,7 +38,7 @@ def read_command_line(text: str, source: str, *, read: Read | None = None) -> Co
     """
     start = read_start(text, source)
     said = list(_said(start, source, read))
-    options = _put_together(expanded(said, source, start.binary))
+    options = _put_together(expanded(said, source))
     return Configuration(name=_name(options), options=tuple(options), source=source, binary=start.binary)
 
 
@@ -103,7 +104,11 @@ def _arguments(words: Sequence[Word], source: str) -> Iterator[tuple[str, str, P
 def _from_file(path: str, place: Place, read: Read | None) -> list[SaidOption]:
     if read is None:
         raise place.error(f"-readconfig {quoted(path)}: the file is not at hand: write its options out")
-    return [replace(option, line=place.line) for option in read_config_file(read(path), path)]
+    try:
+        text = read(path)
+    except (OSError, ValueError) as error:
+        raise place.error(f"-readconfig {quoted(path)}: it cannot be read: {one_line(str(error))}") from error
+    return [replace(option, line=place.line) for option in read_config_file(text, path)]
 
 
 def _set(said: list[SaidOption], argument: str, place: Place) -> None:
@@ -123,7 +128,7 @@ def _put_together(options: Sequence[SaidOption]) -> list[SaidOption]:
     """Options that count once: the last one, or the keys of all of them; where the first one stood."""
     together: list[SaidOption] = []
     seen: dict[str, int] = {}
-    for option in (_plain(option) for option in options):
+    for option in (plain for each in options for plain in _plain(each)):
         repeat = known_options()[option.name].repeats
         if option.name not in seen or repeat is Repeat.EACH:
             seen.setdefault(option.name, len(together))
@@ -135,8 +140,19 @@ def _put_together(options: Sequence[SaidOption]) -> list[SaidOption]:
     return together
 
 
-def _plain(option: SaidOption) -> SaidOption:
+#: Keys of a machine that are options of their own as well: ``-machine smp.cpus=2`` is ``-smp 2``.
+_OF_MACHINE = {"smp": "smp", "memory": "m", "boot": "boot"}
+
+
+def _plain(option: SaidOption) -> Iterator[SaidOption]:
     """Keys of a machine in one spelling: QEMU takes ``kernel_irqchip`` for ``kernel-irqchip``."""
     if option.name != "machine":
-        return option
-    return replace(option, values={key.replace("_", "-"): value for key, value in option.values.items()})
+        yield option
+        return
+    values = {key.replace("_", "-"): value for key, value in option.values.items()}
+    for key, name in _OF_MACHINE.items():
+        below = values.get(key)
+        if isinstance(below, Mapping):
+            del values[key]
+            yield SaidOption(name=name, values=below, line=option.line)
+    yield replace(option, values=values)

@@ -26,6 +26,7 @@ def read_config_file(text: str, source: str) -> list[SaidOption]:
 
 
 def _groups(text: str, source: str) -> Iterator[tuple[str, list[tuple[str, str]], Place]]:
+    """Name, values and first line of each group; the values are there when all has been read."""
     pairs: list[tuple[str, str]] | None = None
     for number, line in enumerate(text.split("\n"), start=1):
         place = Place(source, number)

@@ -24,7 +24,7 @@ class Place:
 
     def error(self, message: str) -> UsageError:
         """The error that names the place; what it quotes of the text is made safe by :func:`quoted`."""
-        return UsageError(f"{self.source}:{self.line}: {message}")
+        return UsageError(f"{one_line(self.source)}:{self.line}: {message}")
 
 
 def quoted(text: str) -> str:

@@ -19,6 +19,8 @@ from harness.errors import UsageError
 
 MAX_COMMAND = 2 << 20
 MAX_WORDS = 20_000
+MAX_VALUE = 64 << 10
+MAX_FAILURES = 100
 
 _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()]+")
 _SINGLE = re.compile(r"'([^']*)'")
@@ -32,7 +34,8 @@ _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?P<how>:?-|\[[@*]\])?(?P<default
 _UNKNOWN = re.compile(
     r"\$\{[^}\n]*\}|\$\(\((?:[^()\n]|\([^()\n]*\))*\)\)|\$\((?:[^()\n]|\([^()\n]*\))*\)|\$|`[^`\n]*`|`"
 )
-_ASSIGNMENT = re.compile(r"^[ \t]*(?:(?:export|local|readonly|declare(?:[ \t]-\w+)*)[ \t]+)?(\w+)(\+?)=", re.M)
+_ASSIGNMENT = re.compile(r"(?:^|;)[ \t]*(?:(?:export|local|readonly|declare(?:[ \t]-\w+)*)[ \t]+)?(\w+)(\+?)=", re.M)
+_SPACE = re.compile(r"[ \t\n]+")
 _JSON_BEGIN = re.compile(r"\{\s*\"")
 _JSON = json.JSONDecoder()
 
@@ -61,32 +64,27 @@ def read_words(text: str, begin: int, source: str, variables: Variables) -> list
 
 
 def read_variables(text: str, source: str) -> Variables:
-    """What the assignments of a text set, the last one of each name; what cannot be taken apart is left out."""
+    """What the assignments of a text set, the last one of each name; what cannot be taken apart is left out.
+
+    More of it than anybody writes before the start of a guest is not read.
+    """
     variables: Variables = {}
-    end = 0
+    begin, line, left = 0, 1, MAX_COMMAND
     for match in _ASSIGNMENT.finditer(text):
-        if match.start() < end:
+        if match.end() <= begin or left < 0:
             continue  # within the value of the one before
+        line += text.count("\n", begin, match.end())
+        begin = match.end()
+        command = _Command(text[begin : begin + MAX_VALUE], 0, source, variables, line)
         try:
-            words, end = _assigned(text, match.end(), source, variables)
+            words = command.assigned()
         except UsageError:
+            left -= MAX_VALUE
             continue
+        left -= command.size + command.position
         name, adds = match.groups()
-        both = _appended(variables.get(name, ()), words, text[match.end()] == "(") if adds else words
-        if sum(len(word.text) for word in both) < MAX_COMMAND and len(both) < MAX_WORDS:
-            variables[name] = both
+        variables[name] = _appended(variables.get(name, ()), words, text[begin] == "(") if adds else words
     return variables
-
-
-def _assigned(text: str, begin: int, source: str, variables: Variables) -> tuple[Sequence[Word], int]:
-    """The value behind an equals sign and where it ends: one word, or the words of an array."""
-    command = _Command(text, begin, source, variables)
-    if text[begin : begin + 1] == "(":
-        return list(command.array()), command.position
-    if text[begin : begin + 1] in ("", "\n", " ", "\t", ";"):
-        return (Word("", 1),), begin
-    words = command.next_words()
-    return (Word(" ".join(word.text for word in words), words[0].line if words else 1),), command.position
 
 
 def _appended(old: Sequence[Word], new: Sequence[Word], array: bool) -> Sequence[Word]:
@@ -95,33 +93,41 @@ def _appended(old: Sequence[Word], new: Sequence[Word], array: bool) -> Sequence
     return (*old[:-1], Word(old[-1].text + new[0].text, old[-1].line))
 
 
-def json_end(text: str, begin: int) -> int:
-    """Where JSON that begins at a place ends, 0 where there is none."""
-    if not _JSON_BEGIN.match(text, begin):
-        return 0
-    try:
-        return int(_JSON.raw_decode(text, begin)[1])
-    except (ValueError, RecursionError):
-        return 0
+class JsonEnds:
+    """Finds where JSON within a text ends; a text that only looks like it many times is not tried for ever."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+
+    def find(self, text: str, begin: int) -> int:
+        """Where JSON that begins at a place ends, 0 where there is none."""
+        if self._failures >= MAX_FAILURES or not _JSON_BEGIN.match(text, begin):
+            return 0
+        try:
+            return int(_JSON.raw_decode(text, begin)[1])
+        except (ValueError, RecursionError):
+            self._failures += 1
+            return 0
 
 
 class _Command:
     """One pass over a command.
 
-    ``_pieces`` is the word in the making, None between words; ``_split`` are words that an expansion made, which stand
-    before it.
+    ``_pieces`` is the word in the making, None between words and empty where an expansion came to nothing; ``_split``
+    are words that stand before it, since an expansion may make several.
     """
 
-    def __init__(self, text: str, begin: int, source: str, variables: Variables) -> None:
+    def __init__(self, text: str, begin: int, source: str, variables: Variables, line: int = 1) -> None:
         self.position = begin
         self._text = text
         self._source = source
         self._variables = variables
         self._pieces: list[str] | None = None
         self._split: list[Word] = []
+        self._json_ends = JsonEnds()
         self._line = 1
-        self._counted = (0, 1)
-        self._size = 0
+        self._counted = (0, line)
+        self.size = 0
 
     def words(self) -> Iterator[Word]:
         """All of the command."""
@@ -132,7 +138,16 @@ class _Command:
                 raise self._error(f"more than {MAX_WORDS} arguments")
             yield from words
 
-    def array(self) -> Iterator[Word]:
+    def assigned(self) -> list[Word]:
+        """The value behind an equals sign: one word, or the words of an array."""
+        if self._here() == "(":
+            return list(self._array())
+        if self._ends() or self._here().isspace():
+            return [Word("", self._line_here())]
+        words = self.next_words()
+        return [Word(" ".join(word.text for word in words), self._line_here())]
+
+    def _array(self) -> Iterator[Word]:
         """What stands between the parentheses that begin here."""
         self.position += 1
         while True:
@@ -152,8 +167,7 @@ class _Command:
             begin = self.position
             while not self._at_end(in_array):
                 self._piece()
-            if self._pieces is not None:
-                self._split.append(Word("".join(self._pieces), self._line))
+            self._break()
             # an empty array makes no word, and the command goes on behind it
             if self._split or self.position == begin or self._ends():
                 return self._split
@@ -185,12 +199,12 @@ class _Command:
         """One piece of a word: plain text, a quote, an escape, an expansion."""
         if self._pieces is None:
             self._pieces, self._line = [], self._line_here()
-            if end := json_end(self._text, self.position):
+            if end := self._json_ends.find(self._text, self.position):
                 return self._add(self._text[self.position : end], end)
         here = self._here()
         if here == "\\":
             escaped = self._text[self.position + 1 : self.position + 2]
-            return self._add("" if escaped == "\n" else escaped, self.position + 2)
+            return self._add(escaped, self.position + 2) if escaped != "\n" else self._pass(2)
         if here == "'":
             return self._single()
         if here == '"':
@@ -198,6 +212,9 @@ class _Command:
         if here in "$`":
             return self._expansion(in_quotes=False)
         return self._matching(_PLAIN)
+
+    def _pass(self, characters: int) -> None:
+        self.position += characters
 
     def _single(self) -> None:
         match = _SINGLE.match(self._text, self.position)
@@ -208,6 +225,8 @@ class _Command:
     def _double(self) -> None:
         begin = self.position
         self.position += 1
+        if self._here() == '"':
+            self._add("", self.position)
         while (here := self._here()) != '"':
             if not here:
                 self.position = begin
@@ -231,7 +250,7 @@ class _Command:
             return self._matching(_UNKNOWN)
         name, how = match.group("braced") or match.group("name"), match.group("how") or ""
         if name in ("@", "*") or how.startswith("["):
-            return self._array_value(name, match)
+            return self._array_value(name, match, in_quotes)
         value = self._value(name, how, match.group("default") or "")
         if value is None:
             return self._add(match.group(), match.end())
@@ -243,34 +262,36 @@ class _Command:
             return None  # ${name%.*} and its like
         words = self._variables.get(name)
         value = None if words is None else words[0].text if words else ""
-        return default if how.endswith("-") and not value else value
+        return default if (how == ":-" and not value) or (how == "-" and value is None) else value
 
-    def _array_value(self, name: str, match: re.Match[str]) -> None:
+    def _array_value(self, name: str, match: re.Match[str], in_quotes: bool) -> None:
         """``"${args[@]}"``: its words. Those of the script itself (``"$@"``) are not known, and none are taken."""
         words = () if name in ("@", "*") else self._variables.get(name)
         if words is None:
             raise self._error(f"what {quoted(match.group())} stands for is not known: write the options out")
         self.position = match.end()
-        self._put(list(words))
+        for number, word in enumerate(words):
+            if number:
+                self._break()
+            if in_quotes:
+                self._add(word.text, match.end())
+            else:
+                self._unquoted(word.text, match.end())
 
     def _unquoted(self, value: str, end: int) -> None:
-        """A value outside of quotes falls apart at white space."""
-        parts = value.split()
+        """A value outside of quotes falls apart at white space, and an empty one is no word."""
         self.position = end
-        if len(parts) == 1:
-            self._add(parts[0], end)
-        else:
-            self._put([Word(part, self._line) for part in parts])
+        for number, part in enumerate(_SPACE.split(value)):
+            if number:
+                self._break()
+            if part:
+                self._add(part, end)
 
-    def _put(self, words: list[Word]) -> None:
-        """Several words in place of one piece; what stood before it goes to the first."""
-        self._count(sum(len(word.text) + 1 for word in words))
-        before = "".join(self._pieces or ())
-        if words and before:
-            words[0] = Word(before + words[0].text, self._line)
-        if words or not before:
-            self._split += words
-            self._pieces = None
+    def _break(self) -> None:
+        """A word ends within an expansion."""
+        if self._pieces:
+            self._split.append(Word("".join(self._pieces), self._line))
+        self._pieces = []
 
     def _matching(self, pattern: re.Pattern[str]) -> None:
         match = pattern.match(self._text, self.position)
@@ -285,8 +306,8 @@ class _Command:
         self.position = end
 
     def _count(self, size: int) -> None:
-        self._size += size
-        if self._size > MAX_COMMAND:
+        self.size += size
+        if self.size > MAX_COMMAND:
             raise self._error(f"a command line longer than {MAX_COMMAND >> 20} MiB")
 
     def _skip(self, pattern: re.Pattern[str]) -> bool:

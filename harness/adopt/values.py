@@ -51,11 +51,11 @@ def read_options(
     if text.startswith("{"):
         return _collected(read_json(text, place), lists)
     flat: dict[str, Value] = {}
-    for key, value in _pairs(text, first, place):
+    for count, (key, value) in enumerate(_pairs(text, first, place)):
+        if count >= MAX_KEYS:
+            raise place.error(f"more than {MAX_KEYS} keys in one option")
         old = flat.get(key)
         flat[key] = value if key not in lists else [*old, value] if isinstance(old, list) else [value]
-        if len(flat) > MAX_KEYS:
-            raise place.error(f"more than {MAX_KEYS} keys in one option")
     return _nested(flat, place) if nested else flat
 
 

@@ -12,20 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.adopt.place import Place
-from harness.adopt.shell import MAX_WORDS, Variables, Word, json_end, read_variables, read_words
+from harness.adopt.shell import MAX_WORDS, JsonEnds, Variables, Word, read_variables, read_words
 
 MAX_TEXT = 16 << 20
 
 _SYSTEM = r"qemu-system-[A-Za-z0-9_]+(?:[-.][A-Za-z0-9_.-]*)?"
+_FOLDER = r"[^\s\"'=;,{}&|()]*/"
 _SHORT = r"qemu-kvm[A-Za-z0-9_.-]*|kvm(?:-spice)?|qemu(?:\.real)?"
 #: An emulator as a word of its own, with or without its folder, in quotes or not.
 _EMULATOR = (
-    rf"(?:(?<![^\s;&|({{])|(?<=ExecStart=))[\"']?(?:(?P<folder>[^\s\"'=;,{{}}]*/)?"
+    rf"(?:(?<![^\s;&|({{])|(?<=ExecStart=))[\"']?(?:(?P<folder>{_FOLDER})?"
     rf"(?:{_SYSTEM}|(?P<short>{_SHORT})))[\"']?(?=\s|\\\n|$)"
 )
 #: A variable that is set to an emulator: ``QEMU=qemu-system-x86_64``.
 _VARIABLE = re.compile(
-    rf"^[ \t]*(?:export[ \t]+)?(\w{{1,64}})=[\"']?(?:[^\s\"'=;,{{}}]*/)?(?:{_SYSTEM}|{_SHORT})[\"']?[ \t]*$", re.M
+    rf"^[ \t]*(?:export[ \t]+)?(\w{{1,64}})=[\"']?(?:{_FOLDER})?(?:{_SYSTEM}|{_SHORT})[\"']?[ \t]*$", re.M
 )
 #: What stands behind an emulator: an option, or another word on the same line.
 _BEHIND = re.compile(r"(?:[ \t]|\\[ \t]*\n)*(?:\n[ \t]*(?=-))?(-|[\w./$\"'{])?")
@@ -34,6 +35,9 @@ _WRAPPERS = frozenset({
     "chrt", "env", "exec", "ionice", "nice", "nohup", "numactl", "prlimit", "setsid", "strace", "sudo", "systemd-run",
     "taskset", "time", "timeout",
 })  # fmt: skip
+#: Of one line no more places are looked at than these.
+_MOST_OF_LINE = 8
+_CLOCK = re.compile(r"\d\d:\d\d:\d\d")
 _PIECE = re.compile(r"\s*(\S+)")
 _OPTION = re.compile(r"--?[A-Za-z]")
 
@@ -70,14 +74,28 @@ def _separated(text: str) -> Start:
 def _last_start(text: str) -> re.Match[str] | None:
     """The last line that starts an emulator; one with an option behind it is meant before one without."""
     best: tuple[int, re.Match[str]] | None = None
+    for line in _emulators_by_line(text):
+        # of one line the first is it: what comes behind is a value
+        rank, match = max(((_rank(text, match), match) for match in line), key=lambda ranked: ranked[0])
+        if rank and (best is None or rank >= best[0]):
+            best = rank, match
+    return best[1] if best else None
+
+
+def _emulators_by_line(text: str) -> Iterator[list[re.Match[str]]]:
+    """What may be starts, of each line the first few."""
+    line: list[re.Match[str]] = []
     line_end = -1
     for match in _emulators(text):
-        # the first one of a line is it: what comes behind is a value
-        rank = 0 if match.start() < line_end else _rank(text, match)
-        if rank:
-            line_end = _line_end(text, match.start())
-            best = (rank, match) if best is None or rank >= best[0] else best
-    return best[1] if best else None
+        if match.start() < line_end:
+            if len(line) < _MOST_OF_LINE:
+                line.append(match)
+            continue
+        if line:
+            yield line
+        line, line_end = [match], _line_end(text, match.start())
+    if line:
+        yield line
 
 
 def _emulators(text: str) -> Iterator[re.Match[str]]:
@@ -130,6 +148,8 @@ def _is_ps(before: str) -> bool:
     words = before.split()
     if not words or words[0].rpartition("/")[2] in _WRAPPERS:
         return False
+    if len(words) > 2 and _CLOCK.fullmatch(words[2]):
+        return False  # a line of the system's log: Jan 05 10:00:00
     return words[0].isdecimal() or (len(words) > 1 and words[1].isdecimal() and "=" not in words[0])
 
 
@@ -143,9 +163,9 @@ def _of_ps(text: str, source: str, begin: int) -> Start:
 
 def _raw_pieces(line: str) -> Iterator[str]:
     """Words between white space, and JSON whole."""
-    position = 0
+    position, ends = 0, JsonEnds()
     while match := _PIECE.match(line, position):
-        position = json_end(line, match.start(1)) or match.end()
+        position = ends.find(line, match.start(1)) or match.end()
         yield line[match.start(1) : position]
 
 
