@@ -33,6 +33,7 @@ from harness.results.events import Judged, Started
 from harness.results.key import CellKey
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode
+from harness.store.read import open_history
 from harness.work.asked import Options
 from harness.work.jobs import Jobs, Pulse, open_jobs
 from harness.work.remote import RemoteWorker, needed
@@ -233,6 +234,49 @@ def test_a_run_of_workers_has_the_document_of_one_that_was_done_here(
     assert document(tmp_path / "there") == document(tmp_path / "here")
     cells = json.loads((tmp_path / "there" / "matrix.json").read_text())["cells"]
     assert {cell["host"] for cell in cells} == {platform.node()}
+
+
+#: The same file on each host, and on that of one name another machine: what comes in there meets another network card
+#: than it left.
+HOSTS_DIFFER = """#!/bin/sh
+case "$0 $* " in */beta/*" -incoming "*) set -- "$@" -global virtio-net-pci.disable-legacy=on ;; esac
+exec {qemu} "$@"
+"""
+
+
+def test_each_host_says_for_itself_what_a_cell_comes_to(
+    started: Callable[..., subprocess.Popen[str]],
+    postload: Callable[..., subprocess.CompletedProcess[str]],
+    other_jobs: tuple[str, Jobs],
+    pc_pack: StatePack,
+    qemu_path: Path,
+    scratch: Path,
+    eventually: Callable[..., None],
+) -> None:
+    url, jobs = other_jobs
+    builds = {name: scratch / name / "qemu" for name in ("alpha", "beta")}
+    for build in builds.values():
+        build.parent.mkdir()
+        build.write_text(HOSTS_DIFFER.format(qemu=qemu_path))
+        build.chmod(0o755)
+    workers = [started(*worker_words(url, build), "--name", name) for name, build in builds.items()]
+    wait_for(jobs, workers, eventually)
+    words = ("replay", pc_pack.path, "--qemu", builds["alpha"], "--device", "virtio-net", "--phase", "bound")
+    options = ("--schedule", "same", "--loads", "2", "--quick", "--each-host", "--store", url)
+    done = postload(*words, *options, "--out", scratch / "out")
+    assert done.returncode == 1, done.stderr
+    assert "on each of these hosts: alpha, beta" in done.stderr
+    cell, *rest = json.loads((scratch / "out" / "matrix.json").read_text())["each_host"]
+    assert cell["cell"].endswith("/virtio-net/bound/same")
+    assert [(each["host"], each["verdict"]) for each in cell["outcomes"]] == [("alpha", "ok"), ("beta", "reject")]
+    # without what was blamed the host that found something looks once more
+    assert [each["host"] for further in rest for each in further["outcomes"]] == ["beta"]
+    with open_history(url) as history:
+        rows = [row for row in history.cells(history.run("last")) if not row.cell.endswith("+rest")]
+    assert {(row.host, row.verdict, row.signature[:28]) for row in rows} == {
+        ("alpha", Verdict.OK, ""),
+        ("beta", Verdict.REJECT, "reject:get_pci_config_device"),
+    }
 
 
 def test_a_forged_task_is_refused_and_the_worker_goes_on(resident: psutil.Process, jobs: Jobs, task: Task) -> None:
