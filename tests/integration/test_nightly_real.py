@@ -102,7 +102,7 @@ def test_a_night_that_is_killed_goes_on_and_nothing_is_lost_or_judged_twice(
 ) -> None:
     config = scratch / "nightly.yaml"
     config.write_text(
-        f"qemus: ['{qemu_path}']\nmachines: [pc]\ndevices: [ahci]\nphases: [firmware, bound]\nloads: 20\nquick: true\n"
+        f"qemus: ['{qemu_path}']\nmachines: [pc]\ndevices: [ahci]\nphases: [firmware, bound]\nloads: 40\nquick: true\n"
         "jobs: 1\n"
     )
 
@@ -113,7 +113,7 @@ def test_a_night_that_is_killed_goes_on_and_nothing_is_lost_or_judged_twice(
     def judged() -> list[str]:
         return [event.cell.id for event in events() if isinstance(event, Judged)]
 
-    for wanted in (0, 1, 4):
+    for wanted in (0, 1, 3):  # of six: some are left when it is looked at
         running = started("nightly", "--config", config)
         eventually(lambda: list(scratch.glob(f"nights/*/{EVENTS_NAME}")), "the night begins")
         eventually(lambda wanted=wanted: len(judged()) >= wanted, "cells are judged")
