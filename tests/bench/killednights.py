@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kill nights at random moments: ``python tests/bench/killednights.py --moments 50``.
+"""Kill nights, or their workers, at random moments: ``python tests/bench/killednights.py --moments 50 [--workers]``.
 
 One night after the other is begun, killed by SIGKILL after a random time, and begun again, until it is over; then the
-next one begins, with an empty folder. Each killed process is looked after: none of its QEMUs may be left. Of each night
-that is over, every planned cell has to be judged once, in its events and in the history. Ends with 1 when one is not.
+next one begins, with an empty folder. With ``--workers`` two workers of a PostgreSQL do what a night has to, and one of
+them is killed and replaced instead. Each killed process is looked after: none of its QEMUs may be left. Of each night
+that is over, every planned cell has to be judged once, in its events and in the history; a worker's job that was hit
+three times comes to nothing, which is told. Ends with 1 when a cell is lost or comes twice.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -36,6 +41,10 @@ quick: true
 """
 #: Nothing of a killed process may live longer.
 GONE_S = 20.0
+#: A night that nobody kills is over within this.
+NIGHT_S = 600.0
+#: A worker that does not say for three seconds that it lives is taken for dead.
+WORK = ("work", "--jobs", "1", "--lost", "3")
 
 
 def main() -> int:
@@ -45,22 +54,83 @@ def main() -> int:
         "--longest", type=float, default=9.0, help="seconds after which a night is killed at the latest"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", action="store_true", help="kill the workers of nights, and not the nights")
     given = parser.parse_args()
     dice = random.Random(given.seed)
-    killed = nights = cells = 0
-    while killed < given.moments:
-        with tempfile.TemporaryDirectory(prefix="plk-", dir="/tmp") as folder:
-            killed += _until_over(Path(folder), dice, given.longest, given.moments - killed)
-            found = _check(Path(folder))
-        nights += 1
-        cells += found
-        print(f"{killed} of {given.moments} moments, {nights} nights, {cells} cells: each judged once", flush=True)
+    killed = nights = cells = undecided = 0
+    with _databases() if given.workers else nullcontext() as new_store:
+        while killed < given.moments:
+            with tempfile.TemporaryDirectory(prefix="plk-", dir="/tmp") as name:
+                folder, left = Path(name), given.moments - killed
+                if new_store is None:
+                    killed += _until_over(folder, dice, given.longest, left)
+                    store = str(folder / "history.db")
+                else:
+                    store = new_store()
+                    killed += _with_workers(folder, store, dice, given.longest, left)
+                found, lost = _check(folder, store)
+            nights, cells, undecided = nights + 1, cells + found, undecided + lost
+            told = f", {undecided} came to nothing" if given.workers else ""
+            print(f"{killed} of {given.moments} moments, {nights} nights, {cells} cells: each once{told}", flush=True)
     return 0
+
+
+@contextmanager
+def _databases() -> Iterator[Callable[[], str]]:
+    """Makes empty databases in a PostgreSQL that is there for so long."""
+    sys.path.append(str(Path(__file__).parents[1] / "unit" / "made"))
+    from made_postgresql import cluster, programs
+
+    bin_dir = programs()
+    assert bin_dir is not None, "Debian's package postgresql is not there"
+    with cluster(bin_dir) as server:
+        yield lambda: server.url(server.create())
+
+
+def _with_workers(folder: Path, store: str, dice: random.Random, longest_s: float, moments: int) -> int:
+    """A night that workers do; how often one of them was killed. Each has its scratch folder."""
+    _configure(folder, f"remote: true\nstore: {store}\n")
+    names = count()
+
+    def worker() -> tuple[Path, subprocess.Popen[bytes]]:
+        own = folder / f"worker-{next(names):04}"
+        return own, _started(own, *WORK, "--store", store, "--qemu", host_binary(X86_64.program))
+
+    workers = [worker(), worker()]
+    night = _begun(folder)
+    killed = 0
+    try:
+        while killed < moments:
+            try:
+                night.wait(dice.uniform(0.5, longest_s))
+                break
+            except subprocess.TimeoutExpired:
+                place = dice.randrange(len(workers))
+                own, victim = workers[place]
+                assert victim.poll() is None, f"a worker ended with {victim.returncode}"
+                victim.kill()
+                victim.wait()
+                killed += 1
+                _gone(own)
+                workers[place] = worker()
+        code = night.wait(NIGHT_S)
+        assert code in (0, 3), f"the night ended with {code}"
+    finally:
+        for _, process in workers:
+            process.terminate()
+            process.wait(GONE_S)
+    for own, _ in workers:
+        _gone(own)
+    return killed
+
+
+def _configure(folder: Path, more: str = "") -> None:
+    (folder / "nightly.yaml").write_text(CONFIG.format(qemu=host_binary(X86_64.program)) + more)
 
 
 def _until_over(folder: Path, dice: random.Random, longest_s: float, moments: int) -> int:
     """Begin a night again and again; how often it was killed. The last time it may end."""
-    (folder / "nightly.yaml").write_text(CONFIG.format(qemu=host_binary(X86_64.program)))
+    _configure(folder)
     killed = 0
     while True:
         process = _begun(folder)
@@ -77,10 +147,15 @@ def _until_over(folder: Path, dice: random.Random, longest_s: float, moments: in
 
 
 def _begun(folder: Path) -> subprocess.Popen[bytes]:
-    (folder / "tmp").mkdir(exist_ok=True)
+    return _started(folder / "tmp", "nightly", "--config", folder / "nightly.yaml")
+
+
+def _started(scratch: Path, *words: object) -> subprocess.Popen[bytes]:
+    """The program, with a folder that all of its QEMUs name."""
+    scratch.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", "nightly", "--config", str(folder / "nightly.yaml")],
-        env={**os.environ, "TMPDIR": str(folder / "tmp")},
+        [sys.executable, "-m", "harness", *map(str, words)],
+        env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -101,7 +176,8 @@ def _names(process: psutil.Process, folder: Path) -> bool:
         return False
 
 
-def _check(folder: Path) -> int:
+def _check(folder: Path, store: str) -> tuple[int, int]:
+    """How many cells there are, and how many of them came to nothing."""
     (path,) = folder.glob(f"nights/*/{EVENTS_NAME}")
     assert (path.parent / NIGHT).exists()
     events = list(read_events(path))
@@ -109,11 +185,11 @@ def _check(folder: Path) -> int:
     judged = Counter(event.cell.id for event in events if isinstance(event, Judged))
     assert set(judged.values()) == {1}, judged
     assert planned <= set(judged), planned - set(judged)
-    with open_history(str(folder / "history.db")) as history:
+    with open_history(store) as history:
         (run,) = history.runs()
-        kept = {row.cell for row in history.cells(run) if row.verdict is not None}
-    assert kept == set(judged), kept ^ set(judged)
-    return len(judged)
+        kept = {row.cell: row.verdict for row in history.cells(run) if row.verdict is not None}
+    assert set(kept) == set(judged), set(kept) ^ set(judged)
+    return len(judged), sum(verdict.is_undecided for verdict in kept.values())
 
 
 if __name__ == "__main__":
