@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -39,7 +40,7 @@ from harness.guests.machine import lacking_program
 from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without, label
 from harness.guests.plan import Cpu, GuestPlan, PlacedDevice, Preset, Topology
 from harness.qemu.binary import QemuBinary
-from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, listing
+from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
 
 #: Options that say nothing of the state of a device: where things go on the host, what is booted first, how QEMU runs,
 #: what the guest is told of itself.
@@ -629,6 +630,22 @@ def _automatic_buses(expanded: Expanded, known: Known, has_usb: bool) -> dict[in
             if name not in taken:
                 found[id(option)] = name
     return found
+
+
+def check_cpu(adopted: Adopted, binary: QemuBinary, source: str) -> None:
+    """Whether a QEMU has the CPU model of a VM.
+
+    :raises UsageError: it has not; says which are near
+    :raises QemuError: it does not say
+    """
+    cpu = adopted.plan.cpu
+    models = cpu_models(binary.path) if cpu is not None else frozenset()
+    if cpu is not None and cpu.model not in models:
+        near = ", ".join(get_close_matches(cpu.model, sorted(models), 4, 0.5)) or "max"
+        raise UsageError(
+            f"{source}: CPU model {cpu.model!r}: QEMU {binary.version} has none of that name (near it: {near}); "
+            "expected one that it has, or a QEMU that has this one (--qemu)"
+        )
 
 
 def check_adopted(adopted: Adopted, known: Known, binary: str, accel: str) -> None:

@@ -33,6 +33,7 @@ _TOGETHER = frozenset({"pcie-root-port", "ioh3420", "x3130-upstream", "xio3130-d
 _BRIDGES = _TOGETHER | {"pci-bridge", "pcie-pci-bridge", "i82801b11-bridge", "pxb", "pxb-pcie"}
 #: What is done with the controller that a device is plugged into, or behind a bridge, is done with it too.
 _WITH_ITS_CONTROLLER = ":"
+_ASKED_MIB = 128
 _WITHOUT = {Lacks.SECTION: Without.SECTION, Lacks.MIGRATION: Without.MIGRATION, Lacks.SAVE: Without.SAVE}
 
 
@@ -151,7 +152,9 @@ def settled_guest(
     :raises QemuError: the machine does not start, or cannot be saved, with none of them
     :raises Disturbed: the host disturbed each try
     """
-    owners = find_owners(binary, guest, accel, scope, source)
+    # what is saved of memory costs time at each start, and names of sections do not depend on it
+    little = guest.plan.model_copy(update={"memory_mib": min(guest.plan.memory_mib, _ASKED_MIB)})
+    owners = find_owners(binary, replace(guest, plan=little), accel, scope, source)
     silent = {name for name, lack in owners.refused.items() if lack.what is Lacks.SECTION}
     lost = owners.refused.keys() - silent
     kept = tuple(

@@ -103,6 +103,45 @@ def record(**given: Any) -> int:
 
 
 @click.command(cls=OwningCommand)
+@click.option("--domain", type=FILE, metavar="FILE", help="libvirt domain, as virsh dumpxml prints it.")
+@click.option(
+    "--command-line",
+    "command_line",
+    type=FILE,
+    metavar="FILE",
+    help="Command line of QEMU: a script, a log of libvirt's, what ps printed.",
+)
+@click.option("--pid", type=click.IntRange(1), metavar="PID", help="Running QEMU of this host; it is not touched.")
+@click.option(
+    "--state",
+    type=FILE,
+    metavar="FILE",
+    help="Saved state of the VM: a migration stream, a save image of libvirt's, a qcow2 snapshot.",
+)
+@click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
+@click.option("--machine", metavar="NAME", help="Machine type to take in place of the VM's.")
+@shared(options.phase_option, options.accel_option, options.guest_option)
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="PACK",
+    help="State pack to write. NAME.pack is one file; any other name is a folder.  [default: only say what becomes of "
+    "the VM]",
+)
+@json_option
+def adopt(**given: Any) -> int:
+    """Make a state pack of your own VM.
+
+    Its devices, as its libvirt domain or command line has them, stand in their places with harmless things behind them,
+    and nothing of the host is opened. A guest of postload's is booted in it and recorded, or the VM's own saved state
+    is taken. What is replaced and what is not judged is said.
+    """
+    from harness.commands.adopt import adopt as run
+
+    return run(given)
+
+
+@click.command(cls=OwningCommand)
 @click.argument("pack", type=FILE)
 @shared(options.qemu_option, options.device_option, options.phase_option, options.schedule_option)
 @shared(options.migration_option, options.reset_option)
@@ -719,6 +758,7 @@ def doctor(**given: Any) -> int:
 COMMANDS = (
     matrix,
     record,
+    adopt,
     replay,
     qualify,
     report,

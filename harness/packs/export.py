@@ -7,6 +7,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from harness.errors import HostError, UsageError
 from harness.files import sweep, temp_dir
 from harness.packs.manifest import LOOK, MANIFEST, PAGES, RAM_FILES, Manifest
 from harness.packs.pack import StatePack
-from harness.packs.packfile import BLOCK, CHUNK, GUEST_PART, HEAD, LAYOUT, MAGIC, NAME, WINDOW_LOG
+from harness.packs.packfile import BLOCK, CHUNK, GUEST_PART, HEAD, LAYOUT, MAGIC, NAME, SUFFIX, WINDOW_LOG
 
 _LEVEL = 9
 
@@ -38,6 +39,30 @@ def export_pack(pack: StatePack, path: Path) -> Path:
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}") from error
     return path
+
+
+@contextmanager
+def new_pack(path: Path) -> Iterator[Path]:
+    """A path to write a pack's folder at. Behind it the pack is where it shall be: one file that travels when it is
+    called ``NAME.pack``, else that folder.
+
+    :raises UsageError: there is something already
+    :raises HostError: no space, or the folder cannot be written
+    """
+    if path.exists():
+        raise UsageError(f"{path}: it exists already; a state pack is never overwritten")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        with temp_dir(path.parent) as temp:
+            yield temp / "pack"
+            if path.suffix == SUFFIX:
+                with StatePack(temp / "pack") as pack:
+                    export_pack(pack, path)
+            else:
+                (temp / "pack").rename(path)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _appear(whole: Path, path: Path) -> None:

@@ -111,6 +111,24 @@ def device_help(binary: str) -> str:
     return text
 
 
+def cpu_models(binary: str) -> frozenset[str]:
+    """CPU models that a QEMU has, by all of their names; kept by the build's hash.
+
+    :raises QemuError: it does not start
+    """
+    try:
+        program = launched(Path(binary))
+    except OSError as error:
+        raise QemuError(f"{binary}: {error.strerror}") from error
+    key = f"probe/{program.sha256}{f'-{program.key}' if program.key else ''}-cpus-{_ANSWERS}.json"
+    models: list[str] | None = kept_answer(key)
+    if models is None:
+        with _bare(binary) as vm:
+            models = sorted(model["name"] for model in vm.qmp("query-cpu-definitions"))
+        keep_answer(key, models)
+    return frozenset(models)
+
+
 def _print_help(binary: str) -> str:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:

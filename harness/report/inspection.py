@@ -18,8 +18,10 @@ from harness.adopt.saved import SavedState
 from harness.devices.device import section_label
 from harness.devices.phases import Unreached
 from harness.errors import StreamError, UsageError
+from harness.guests.origin import Origin
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
+from harness.report.adopted import print_origin
 from harness.report.containers import container_text, open_state
 from harness.report.sentences import unreached_text
 from harness.report.text import number, plural
@@ -102,6 +104,7 @@ def describe_pack(pack: StatePack, *, phase: str | None = None) -> dict[str, Any
         "sizes": [_size(size) for size in pack.sizes],
         "roms": {name: rom.model_dump() for name, rom in manifest.roms.items()},
         "host": manifest.host,
+        "origin": None if manifest.origin is None else manifest.origin.model_dump(mode="json"),
         "sections": [_device(s) for s in recording.sections],
     }
 
@@ -115,6 +118,8 @@ def print_document(document: dict[str, Any], console: Console) -> None:
     for name, lacks in document.get("unreached", {}).items():
         for lack in lacks:
             console.print(f"{name}: {_shown(unreached_text(Unreached(**lack)))}", soft_wrap=True)
+    if document.get("origin"):
+        print_origin(Origin.model_validate(document["origin"]), console)
     for remark in document.get("remarks", ()):
         console.print(f"note: {_shown(remark)}", soft_wrap=True)
     if "sizes" in document and not document.get("filtered"):

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+from harness.adopt.commandline import read_command_line
+from harness.adopt.plan import adopt_plan, known_to
 from harness.devices.backends import Backend, Chardev, Disk, Netdev
 from harness.errors import PackError, PostloadError, QemuError
 from harness.guests.machine import Machine, firmware_sink
@@ -339,3 +342,67 @@ def test_nothing_but_its_own_is_opened_and_nothing_is_run(
     check()
     # else the generator makes nothing that is taken, and this shows nothing
     assert len(set(ran)) >= EXAMPLES // 6
+
+
+# -- a configuration of somebody's VM ----------------------------------------------------------------------------------
+
+#: Each names something in the folder ``@``, which is there, and would open, run or reach it.
+HOSTILE = """
+qemu-system-x86_64 -M q35 -m 64 -nodefaults -bios @/bios -kernel @/kernel -initrd @/initrd -append x -L @/
+-drive file=@/disk,format=raw,if=virtio,id=d0 -drive file=json:{"driver":"file","filename":"@/json"},if=none,id=d1
+-device virtio-blk-pci,drive=d1,romfile=@/rom,serial=@/serial
+-blockdev driver=file,filename=@/block,node-name=b0 -device nvme,drive=b0,serial=../../x
+-drive if=pflash,file=@/flash -hda @/hda -cdrom @/cd
+-netdev tap,id=n0,script=@/script,downscript=@/down,helper=@/helper -device virtio-net-pci,netdev=n0
+-netdev user,id=n1,smb=@/,hostfwd=tcp::1-:1,tftp=@/ -device e1000,netdev=n1 -nic tap,script=@/script
+-chardev file,id=c0,path=@/log -chardev pipe,id=c1,path=@/pipe -chardev socket,id=c2,path=@/sock,server=on
+-device isa-serial,chardev=c0 -device isa-serial,chardev=c1 -serial pipe:@/pipe -parallel file:@/log
+-device virtio-serial -device virtserialport,chardev=c2,name=x
+-object memory-backend-file,id=m0,mem-path=@/mem,size=64M,share=on -object rng-random,id=r0,filename=@/random
+-device virtio-rng-pci,rng=r0 -object secret,id=s0,file=@/secret -object input-linux,id=i0,evdev=@/event
+-fsdev local,id=f0,path=@/,security_model=none -device virtio-9p-pci,fsdev=f0,mount_tag=x
+-virtfs local,path=@/,mount_tag=y
+-fw_cfg name=opt/x,file=@/fw -smbios file=@/smbios -acpitable file=@/acpi -option-rom @/rom -dtb @/dtb
+-monitor unix:@/sock -qmp unix:@/sock -vnc unix:@/sock -incoming exec:@/script -plugin @/plugin.so -gdb unix:@/sock
+-trace events=@/trace -D @/log -pidfile @/pid -chroot @/ -writeconfig @/config -sandbox off -mem-path @/mem
+-device ipmi-bmc-sim,id=bmc,sdrfile=@/sdr -device usb-mtp,rootdir=@/ -device loader,file=@/loader,addr=0
+-device vfio-pci,sysfsdev=@/ -global virtio-net-pci.romfile=@/rom -global driver=nvme,property=serial,value=@/x
+"""
+
+
+def test_no_file_of_a_hostile_command_line_is_opened(
+    binary: QemuBinary, q35: str, strace: tuple[list[str], dict[str, str]], traced: Traced, scratch: Path
+) -> None:
+    victim = scratch / "victim"
+    victim.mkdir()
+    for name in re.findall(r"@/([\w.]+)", HOSTILE):
+        (victim / name).write_bytes(b"#!/bin/sh\n")
+    vm = scratch / "hostile.sh"
+    vm.write_text(HOSTILE.replace("@", str(victim)).replace("\n", " "))
+    program, environment = strace
+    log = scratch / "adopt.log"
+    words = [*program, "-f", "-qq", "-s", "4096", "-e", "trace=%file,%process,%network", "-o", str(log)]
+    done = subprocess.run(
+        [*words, sys.executable, "-m", "harness", "adopt", "--command-line", str(vm), "--qemu", binary.path, "--json"],
+        capture_output=True, text=True, timeout=120, check=False, env=environment, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert str(vm) in log.read_text(errors="replace")
+    assert str(victim) not in log.read_text(errors="replace").replace(f"{scratch}/adopt.log", "")
+
+    configuration = read_command_line(vm.read_text(), str(vm))
+    known = known_to(binary, configuration)
+    plan = adopt_plan(configuration, known).plan.model_copy(update={"memory_mib": 16})
+    assert {"virtio-blk-pci", "nvme", "virtio-net-pci", "virtio-9p-pci", "virtserialport"} <= set(plan.types())
+    machine = Machine(plan=plan, accel="tcg", foreign=vm)
+    workdir = scratch / "work"
+    workdir.mkdir()
+    command = machine.command(binary.path, workdir, firmware_sink())
+    assert str(victim) not in repr(command)
+    machine.make_files(workdir)
+    own = (*program_paths(binary.path), str(workdir))
+    bare = traced(foreign(plan_with(q35)).command(binary.path, scratch), scratch)
+    usual = frozenset(seen[2] for seen in map(_SEEN.match, bare.splitlines()) if seen and seen[2])
+    seen = traced(command, workdir)
+    assert str(workdir) in seen  # the scratch disks: QEMU did start with all of it
+    assert reached(seen, own, usual) == []

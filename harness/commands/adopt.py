@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``postload adopt``: somebody's VM into a state pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adopt.adopted import write_adopted
+from harness.adopt.commandline import of_process
+from harness.adopt.configuration import Configuration
+from harness.adopt.files import command_line_file, domain_file
+from harness.adopt.plan import Adopted, adopt_plan, check_adopted, check_cpu, known_to, said_machine
+from harness.adopt.recording import for_our_guest, recording_of
+from harness.adopt.rows import judged_guest, settled_guest
+from harness.adopt.saved import open_saved
+from harness.arch import architecture_of
+from harness.arch.accel import choose_accel
+from harness.commands.output import err, print_json
+from harness.commands.resolve import binaries_of, emit, guest_maker, run_scope
+from harness.devices.phases import Missed
+from harness.errors import HarnessError, UsageError
+from harness.guests.planner import PlannedGuest
+from harness.names import USUAL_PHASES
+from harness.packs.export import new_pack
+from harness.packs.pack import StatePack
+from harness.qemu.binary import QemuBinary
+from harness.report import inspection
+from harness.report.adopted import adopted_document, print_adopted
+from harness.report.console import SafeConsole
+from harness.report.terminal import LiveProgress
+from harness.state.catalogue import offer_of
+from harness.state.recorder import ordered_phases, record
+from harness.state.recordings import facts_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedVm:
+    """A VM and the QEMU that it is adopted with.
+
+    :param source: file or process, named in errors
+    """
+
+    adopted: Adopted
+    judged: PlannedGuest
+    binary: QemuBinary
+    source: Path
+
+
+def adopt(given: dict[str, Any]) -> int:
+    """Read a configuration, say what becomes of it, and make a pack of it where one is asked for."""
+    configuration = _configuration(given)
+    out: Path | None = given["out"]
+    if out is not None and out.exists():
+        raise UsageError(f"--out {out}: it exists already; a state pack is never overwritten")
+    if given["state"] is not None and (out is None or given["phases"]):
+        raise UsageError("--state goes with --out, and has no --phase: the state is the one that it was saved in")
+    vm = _asked(configuration, given)
+    if out is None:
+        _show(vm, given["as_json"])
+        return 0
+    with LiveProgress(total_cells=0, console=err) as progress:
+        if given["state"] is None:
+            _record(vm, out, given, progress)
+        else:
+            _take_state(vm, given["state"], out, given, progress)
+    with StatePack(out) as pack:
+        emit(inspection.describe_pack(pack), given["as_json"])
+        failed = any(lack.how is Missed.FAILED for device in pack.manifest.devices for lack in device.unreached)
+    return HarnessError.exit_code if failed else 0
+
+
+def _configuration(given: dict[str, Any]) -> Configuration:
+    said = [name for name in ("domain", "command_line", "pid") if given[name] is not None]
+    if len(said) != 1:
+        raise UsageError("expected one of --domain FILE, --command-line FILE and --pid PID")
+    if given["pid"] is not None:
+        return of_process(given["pid"])
+    if given["domain"] is not None:
+        return domain_file(given["domain"])
+    return command_line_file(given["command_line"])
+
+
+def _asked(configuration: Configuration, given: dict[str, Any]) -> AskedVm:
+    machine = given["machine"] or said_machine(configuration)
+    binaries, recipes = binaries_of([given["qemu"]] if given["qemu"] else [], machines=[machine] if machine else [])
+    binary = binaries[0]
+    known = known_to(binary, configuration, given["machine"] or "")
+    adopted = adopt_plan(configuration, known)
+    check_cpu(adopted, binary, configuration.source)
+    check_adopted(adopted, known, binary.path, "tcg")
+    return AskedVm(
+        adopted=adopted,
+        judged=judged_guest(adopted, offer_of(binary, recipes)),
+        binary=binary,
+        source=Path(configuration.source),
+    )
+
+
+def _show(vm: AskedVm, as_json: bool) -> None:
+    plan = vm.judged.plan
+    devices = {device.name: [each.id for each in plan.of(device.name)] for device in vm.judged.devices}
+    document = adopted_document(vm.adopted.origin, plan.machine, vm.binary.version, devices)
+    if as_json:
+        print_json(document)
+    else:
+        print_adopted(document, SafeConsole())
+
+
+def _record(vm: AskedVm, out: Path, given: dict[str, Any], progress: LiveProgress) -> None:
+    accel = choose_accel(vm.binary, given["accel"]).name
+    architecture = architecture_of(vm.judged.plan.machine)
+    phases: Sequence[str] = ordered_phases(given["phases"] or USUAL_PHASES)
+    guest = guest_maker(given["guest"], [vm.judged.plan.machine])(architecture, True)
+    judged, origin = for_our_guest(vm.judged, vm.adopted.origin, guest.memory_mib)
+    progress.stage(f"{vm.source.name}: which sections are whose")
+    settled = settled_guest(judged, origin, vm.binary, accel, source=vm.source, scope=run_scope())
+    plan = recording_of(settled, guest, vm.binary, accel, tuple(phases), vm.source)
+    who = f"recording {vm.source.name} as {plan.machine}"
+    record(plan, out, lambda phase: progress.stage(f"{who}: {phase}"), host=facts_of(plan), scope=run_scope())
+
+
+def _take_state(vm: AskedVm, state: Path, out: Path, given: dict[str, Any], progress: LiveProgress) -> None:
+    accel = choose_accel(vm.binary, given["accel"]).name
+    with new_pack(out) as folder, open_saved(state, folder.parent) as saved:
+        progress.stage(f"{vm.source.name}: which sections are whose")
+        scope = run_scope()
+        settled = settled_guest(vm.judged, vm.adopted.origin, vm.binary, accel, source=vm.source, scope=scope)
+        progress.stage(f"{state.name}: writing a pack")
+        write_adopted(saved, settled, vm.binary, folder, accel=accel, source=vm.source, scope=scope)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What became of a VM that was adopted, in words: what something else stands for, and what is not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without
+from harness.report.text import number, plural
+from harness.text import printable
+
+SCHEMA = "postload.adopt/1"
+
+_PARTS: Mapping[Part, str] = {
+    Part.MACHINE: "machine type",
+    Part.CPU: "CPU model",
+    Part.CPUS: "CPUs",
+    Part.MEMORY: "memory",
+    Part.DISK: "disk",
+    Part.NETWORK: "network",
+    Part.LINE: "character device",
+    Part.SOUND: "sound",
+    Part.MEMDEV: "memory device",
+    Part.FILES: "shared folder",
+    Part.CIPHERS: "ciphers",
+    Part.CANBUS: "CAN bus",
+    Part.TPM: "TPM",
+    Part.RANDOM: "random numbers of",
+    Part.ROM: "option ROM of",
+    Part.FIRMWARE: "firmware",
+    Part.SYSTEM: "what it boots",
+    Part.CONSOLE: "first serial port",
+}
+_WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
+    Without.HOST: lambda left: f"not judged: it stands on the host's own{_of(left, ' ')}",
+    Without.TYPE: lambda _: "not judged: this QEMU has no such device",
+    Without.CPU: lambda _: "not judged: a CPU that is plugged as a device",
+    Without.BACKEND: lambda left: f"not judged: nothing harmless can stand for its{_of(left, ' ')}",
+    Without.BUS: lambda left: f"not judged: its bus{_of(left, ' ')} is not there",
+    Without.PROGRAM: lambda left: f"not judged: this host has no{_of(left, ' ')}",
+    Without.START: lambda _: "not judged: this QEMU does not start with it",
+    Without.SAVE: lambda _: "not judged: this QEMU fails to save a machine that has it",
+    Without.MIGRATION: lambda _: "not judged: it keeps this QEMU from migrating",
+    Without.SECTION: lambda _: "there, and nothing to judge: it saves no section of its own",
+    Without.UNKNOWN: lambda left: f"there without{_of(left, ' ')}: this QEMU has no such property",
+    Without.REFUSED: lambda left: f"there without{_of(left, ' ')}: not taken from a configuration",
+    Without.OPTION: lambda left: f"option not taken{_of(left, ': ')}",
+    Without.STATE: lambda left: f"in the saved state, and not in the machine that was planned:{_of(left, ' ')}",
+    Without.RAM: lambda left: f"it looks into RAM when it is loaded, and the file has none:{_of(left, ' ')}",
+}
+
+
+def replaced_text(replaced: Replaced) -> str:
+    """One part of a VM and what stands for it, in one line."""
+    name = f" {replaced.id}" if replaced.id else ""
+    size = f" of {number(replaced.size_bytes)} bytes" if replaced.size_bytes is not None else ""
+    guess = ", for nobody said how large it was" if replaced.guessed else ""
+    return f"{_PARTS[replaced.part]}{name}: {replaced.was} -> {replaced.stands}{size}{guess}"
+
+
+def left_out_text(left: LeftOut) -> str:
+    """One part of a VM that is not judged, in one line."""
+    name = f" ({left.id})" if left.id else ""
+    said = f": {left.said}" if left.said else ""
+    return f"{left.type}{name}: {_WHYS[left.why](left)}{said}"
+
+
+def origin_lines(origin: Origin) -> list[str]:
+    """All of it, a line each, what is replaced first."""
+    whose = f" of VM {origin.name}" if origin.name else ""
+    state = "its own saved state" if origin.state else "the state of a guest of postload's in its place"
+    lines = [f"adopted{whose}: {state}"]
+    lines += [f"replaced: {replaced_text(each)}" for each in origin.replaced]
+    return lines + [f"left out: {left_out_text(each)}" for each in origin.left_out]
+
+
+def adopted_document(origin: Origin, machine: str, version: str, devices: Mapping[str, list[str]]) -> dict[str, Any]:
+    """A VM that nothing was recorded of yet.
+
+    :param devices: what is judged: name to the ids in the VM
+    """
+    return {
+        "schema": SCHEMA,
+        "machine": machine,
+        "qemu": version,
+        "devices": dict(devices),
+        "origin": origin.model_dump(mode="json"),
+    }
+
+
+def print_adopted(document: Mapping[str, Any], console: Console) -> None:
+    """The document for a person."""
+    devices = document["devices"]
+    console.print(f"machine: {document['machine']} on QEMU {document['qemu']}", markup=False, soft_wrap=True)
+    console.print(f"{plural(len(devices), 'device')} to judge:", markup=False)
+    for name, ids in devices.items():
+        console.print(printable(f"  {name}: {', '.join(ids) or 'part of the machine'}"), markup=False, soft_wrap=True)
+    print_origin(Origin.model_validate(document["origin"]), console)
+
+
+def print_origin(origin: Origin, console: Console) -> None:
+    """What was replaced and left out, a line each."""
+    for line in origin_lines(origin):
+        console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def _of(left: LeftOut, before: str) -> str:
+    return f"{before}{', '.join(left.names)}" if left.names else ""
