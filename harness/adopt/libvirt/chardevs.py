@@ -15,6 +15,7 @@ BACKENDS = {"unix": "socket", "tcp": "socket", "dev": "serial", "spicevmc": "spi
 SERIALS = {
     "isa-serial": "isa-serial",
     "isa-debugcon": "isa-debugcon",
+    "isa-debug": "isa-debugcon",
     "usb-serial": "usb-serial",
     "pci-serial": "pci-serial",
 }
@@ -133,8 +134,8 @@ def _filter(domain: Domain) -> str | None:
 def _filter_rule(rule: Element) -> str:
     class_, vendor, product = (rule.number(name) for name in ("class", "vendor", "product"))
     parts = [
-        "-1" if class_ is None else f"0x{class_:02X}",
-        *("-1" if number is None else f"0x{number:04X}" for number in (vendor, product)),
+        "-1" if class_ is None or class_ < 0 else f"0x{class_:02X}",
+        *("-1" if number is None or number < 0 else f"0x{number:04X}" for number in (vendor, product)),
         _usb_version(rule),
         "1" if rule.yes("allow") else "0",
     ]
@@ -143,7 +144,7 @@ def _filter_rule(rule: Element) -> str:
 
 def _usb_version(rule: Element) -> str:
     major, _, minor = rule.get("version").partition(".")
-    return f"0x{int(major):02d}{int(minor):02d}" if major.isdecimal() and minor.isdecimal() else "-1"
+    return f"0x{int(major):02d}{minor[:2].ljust(2, '0')}" if major.isdecimal() and minor.isdecimal() else "-1"
 
 
 def _smartcard(domain: Domain, smartcard: Element) -> Iterator[SaidOption]:
@@ -155,5 +156,6 @@ def _smartcard(domain: Domain, smartcard: Element) -> Iterator[SaidOption]:
         return
     certificates = {f"cert{n}": one.words() for n, one in enumerate(smartcard.all("certificate"), start=1)}
     kind = "certificates" if mode == "host-certificates" else "nss-emulated"
-    database = smartcard.at("database").words() or None
+    usual = "/etc/pki/nssdb" if mode == "host-certificates" else None
+    database = smartcard.at("database").words() or usual
     yield device(domain, smartcard, "ccid-card-emulated", {"backend": kind, **certificates, "db": database})

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 
 from harness.adopt.libvirt import pci, usb
-from harness.adopt.libvirt.model import Domain
+from harness.adopt.libvirt.model import Domain, screens
 from harness.adopt.libvirt.tree import Element
 
 #: Disks of a controller: where the number of a target, that of ``sdc`` is 2, comes to lie.
 UNITS = {"ide": 4, "sata": 6, "scsi": 15, "fdc": 2, "nvme": 256}
 #: Names of targets: letters, or a controller and a namespace.
 TARGET = re.compile(r"(?:(ubd|xvd|[vshf]d)([a-z]{1,3})|nvme(\d{1,3})n([1-9]\d{0,2}))", re.ASCII)
+COMPANIONS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
 #: libvirt has no such limit, and no machine has room for more.
 MOST_CONTROLLERS = 256
 #: The SCSI controller itself.
@@ -50,6 +51,7 @@ ALIASES = {
     "vsock": "vsock",
     "iommu": "iommu",
     "crypto": "crypto",
+    "pstore": "pstore",
 }
 MODULES = {"dimm": "dimm", "nvdimm": "nvdimm", "virtio-mem": "virtiomem", "virtio-pmem": "virtiopmem"}
 
@@ -94,20 +96,27 @@ def _controllers(domain: Domain) -> None:
     """Indexes, and what a machine has built in."""
     if len(domain.devices("controller")) > MOST_CONTROLLERS:
         raise domain.root.wrong(f"more than {MOST_CONTROLLERS} controllers: expected a libvirt domain")
+    groups: dict[str, set[str]] = {}
     for controller in domain.devices("controller"):
         if not controller.get("index"):
-            controller.attributes["index"] = str(_next_index(domain, controller.get("type")))
+            controller.attributes["index"] = _next_index(domain, controller, groups)
+        if controller.get("model") in COMPANIONS:
+            groups.setdefault(controller.get("index"), set()).add(controller.get("model"))
     if not domain.controller("pci", 0) and (domain.pcie or domain.i440fx):
         _add_controller(domain, "pci", 0, "pcie-root" if domain.pcie else "pci-root")
-    if not domain.controllers("usb") and domain.x86:
+    if not domain.controllers("usb") and (domain.q35 or domain.i440fx):
         _add_controller(domain, "usb", 0, "qemu-xhci" if domain.q35 else "piix3-uhci")
     if domain.q35 and not domain.controller("sata", 0):
         _add_controller(domain, "sata", 0, "")
 
 
-def _next_index(domain: Domain, type_: str) -> int:
-    taken = {controller.get("index") for controller in domain.controllers(type_)}
-    return next(index for index in itertools.count() if str(index) not in taken)
+def _next_index(domain: Domain, controller: Element, groups: dict[str, set[str]]) -> str:
+    """The first that is free; one of ICH9's USB controllers belongs to those before it that lack its model."""
+    model = controller.get("model")
+    if model in COMPANIONS and (last := next(reversed(groups), None)) is not None and model not in groups[last]:
+        return last
+    taken = {other.get("index") for other in domain.controllers(controller.get("type"))}
+    return str(next(index for index in itertools.count() if str(index) not in taken))
 
 
 def _add_controller(domain: Domain, type_: str, index: int, model: str) -> None:
@@ -120,12 +129,17 @@ def _usual_devices(domain: Domain) -> None:
     """A balloon, a screen where there is something to show it, sound for whoever plays."""
     if not domain.devices("memballoon") and domain.x86:
         _devices(domain).add("memballoon", model="virtio")
-    shown = [graphics for graphics in domain.devices("graphics") if graphics.get("type") != "egl-headless"]
-    if shown and not domain.devices("video"):
+    if domain.devices("graphics") and not domain.devices("video"):
         _devices(domain).add("video").add("model", type="cirrus" if domain.x86 else "virtio")
     for video in domain.devices("video"):
         if not video.has("model"):
             video.add("model", type="cirrus" if domain.x86 else "virtio")
+    for interface in [] if domain.x86 else domain.devices("interface"):
+        if not interface.has("model"):
+            interface.add("model", type="virtio")
+    for panic in [] if domain.x86 else domain.devices("panic"):
+        panic.attributes.setdefault("model", "pvpanic")
+    _reorder(domain, "video", screens(domain))
     if not domain.devices("audio"):
         graphics = [one.get("type") for one in domain.devices("graphics")]
         _devices(domain).add("audio", id="1", type="spice" if graphics[-1:] == ["spice"] else "none")
@@ -143,6 +157,50 @@ def _disks(domain: Domain) -> None:
         if target.get("bus") in UNITS and not disk.has("address"):
             controller = {"controller": name[3]} if name[3] else {}
             disk.add("address", **{"type": "drive", **_drive(target.get("bus"), number), **controller})
+
+    _sort_disks(domain)
+    _host_scsi(domain)
+
+
+def _reorder(domain: Domain, tag: str, elements: list[Element]) -> None:
+    """Put elements of one name into the places that they have among them."""
+    rest = iter(elements)
+    for part in domain.root.all("devices"):
+        part.children = [next(rest) if child.tag == tag else child for child in part.children]
+
+
+def _sort_disks(domain: Domain) -> None:
+    """libvirt keeps disks of a bus in the order of their targets: virDomainDiskInsert."""
+    disks: list[Element] = []
+    for disk in domain.devices("disk"):
+        same = [number for number, other in enumerate(disks) if _bus(other) == _bus(disk)]
+        after = [number for number in same if _order(disks[number]) > _order(disk)]
+        disks.insert(after[0] if after else same[-1] + 1 if same else len(disks), disk)
+    _reorder(domain, "disk", disks)
+
+
+def _bus(disk: Element) -> str:
+    return disk.at("target").get("bus")
+
+
+def _order(disk: Element) -> int:
+    name = TARGET.fullmatch(disk.at("target").get("dev"))
+    return _letters(name[2]) if name and name[2] else int(name[4]) if name else 0
+
+
+def _host_scsi(domain: Domain) -> None:
+    """Units for SCSI devices of the host: virDomainHostdevAssignAddress."""
+    hosts = [one for one in domain.devices("hostdev") if one.get("type") == "scsi"]
+    disks = [disk for disk in domain.devices("disk") if _bus(disk) == "scsi"]
+    addresses = [one.at("address") for one in (*hosts, *disks) if one.has("address")]
+    taken = {(address.number("controller") or 0, address.number("unit") or 0) for address in addresses}
+    for host in hosts:
+        if not host.has("address"):
+            free = ((number, unit) for number in itertools.count() for unit in range(OWN_UNIT))
+            controller, unit = next(place for place in free if place not in taken)
+            taken.add((controller, unit))
+            places = {"controller": str(controller), "bus": "0", "target": "0", "unit": str(unit)}
+            host.add("address", type="drive", **places)
 
 
 def _usual_bus(disk: Element, prefix: str) -> str:
@@ -171,21 +229,32 @@ def _drive(bus: str, number: int) -> dict[str, str]:
 
 
 def _ports(domain: Domain) -> None:
-    """Ports of virtio-serial, places of consoles and smart cards."""
-    taken = {
-        (address.number("controller") or 0, address.number("port") or 0)
-        for address in (channel.at("address") for channel in domain.devices("channel"))
-        if address.get("type") == "virtio-serial"
-    }
-    for channel in domain.devices("channel"):
-        if channel.at("target").get("type") == "virtio" and not channel.has("address"):
-            port = next(port for port in itertools.count(1) if (0, port) not in taken)
-            taken.add((0, port))
-            channel.add("address", type="virtio-serial", controller="0", bus="0", port=str(port))
+    """Places of channels, consoles and smart cards."""
+    channels = [one for one in domain.devices("channel") if one.at("target").get("type") == "virtio"]
+    addresses = [one.at("address") for one in channels]
+    taken = {(one.number("controller") or 0, one.number("port") or 0) for one in addresses}
+    for channel in channels:
+        address = channel.first("address")
+        if address is None or not address.number("port"):
+            named = address.number("controller") if address else None
+            controller, port = next(place for place in _serial_ports(domain, named) if place not in taken)
+            taken.add((controller, port))
+            places = {"controller": str(controller), "bus": "0", "port": str(port)}
+            (address or channel.add("address", type="virtio-serial")).attributes.update(places)
     _serials(domain)
     for number, smartcard in enumerate(domain.devices("smartcard")):
         if not smartcard.has("address"):
             smartcard.add("address", type="ccid", controller="0", slot=str(number))
+
+
+def _serial_ports(domain: Domain, named: int | None) -> Iterator[tuple[int, int]]:
+    """Ports of a controller, or of all from the first on; port 0 is for a console."""
+    for number in [named] if named is not None else itertools.count():
+        controller = domain.controller("virtio-serial", number)
+        ports = controller.number("ports") if controller else None
+        yield from ((number, port) for port in range(1, ports or 31))
+    if named is not None:
+        yield from _serial_ports(domain, None)
 
 
 def _serials(domain: Domain) -> None:
@@ -212,7 +281,7 @@ def _named_controllers(domain: Domain) -> None:
             raise domain.root.wrong(
                 f"an address names the {type_} controller {index}: expected at most {MOST_CONTROLLERS}"
             )
-        for number in range(index + 1):
+        for number in range(index + 1) if type_ in UNITS else [index]:
             if not domain.controller(type_, number):
                 _add_controller(domain, type_, number, "")
 
@@ -234,7 +303,7 @@ def _models(domain: Domain) -> None:
     """Models of controllers that say none."""
     usual = {
         "usb": "piix3-uhci" if domain.x86 else "qemu-xhci",
-        "scsi": "lsilogic" if domain.x86 else "virtio-scsi",
+        "scsi": "lsilogic",
     }
     for controller in domain.devices("controller"):
         if controller.get("type") in usual:
@@ -243,20 +312,27 @@ def _models(domain: Domain) -> None:
 
 def _aliases(domain: Domain) -> None:
     """An id for each device that has none."""
+    host_nets = [one for one in domain.devices("interface") if _is_host_net(one)]
+    for number, interface in enumerate(host_nets):
+        _name(interface, f"hostdev{number}")
     for controller in domain.devices("controller"):
         _name(controller, _controller_alias(domain, controller))
-    usb_disks = itertools.count()
     for disk in domain.devices("disk"):
-        _name(disk, _disk_alias(domain, disk, usb_disks))
+        _name(disk, _disk_alias(domain, disk))
     for tag, prefix in ALIASES.items():
-        for number, element in enumerate(domain.devices(tag)):
-            _name(element, f"{prefix}{number}")
+        for number, element in enumerate(one for one in domain.devices(tag) if not _is_host_net(one)):
+            _name(element, f"{prefix}{number + (len(host_nets) if tag == 'hostdev' else 0)}")
     others: Counter[str] = Counter()
     for memory in domain.devices("memory"):
         prefix = MODULES.get(memory.get("model"), "memory")
         slot = memory.at("address").number("slot")
         _name(memory, f"{prefix}{others[prefix] if slot is None else slot}")
         others[prefix] += 1
+
+
+def _is_host_net(element: Element) -> bool:
+    """An interface that is a PCI device of the host's."""
+    return element.tag == "interface" and element.get("type") == "hostdev"
 
 
 def _name(element: Element, name: str) -> None:
@@ -274,11 +350,9 @@ def _controller_alias(domain: Domain, controller: Element) -> str:
     return "usb" if type_ == "usb" and index == 0 else f"{type_}{index}"
 
 
-def _disk_alias(domain: Domain, disk: Element, usb_disks: Iterator[int]) -> str:
+def _disk_alias(domain: Domain, disk: Element) -> str:
     """qemuAssignDeviceDiskAlias."""
     bus, address = disk.at("target").get("bus"), disk.at("address")
-    if bus == "usb":
-        return f"usb-disk{next(usb_disks)}"
     if bus not in UNITS:
         name = TARGET.fullmatch(disk.at("target").get("dev"))
         return f"{bus}-disk{_letters(name[2]) if name and name[2] else 0}"

@@ -34,6 +34,8 @@ USB = {
     "nec-xhci": "nec-usb-xhci",
     "qemu-xhci": "qemu-xhci",
 }
+#: Of companions that say nothing: virDomainControllerDefParseXML... by qemuBuildUSBControllerFindMasterAlias.
+FIRST_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}
 #: None is a virtio device.
 SCSI = {
     "virtio-scsi": None,
@@ -91,7 +93,9 @@ def _pci(domain: Domain, controller: Element) -> Iterator[SaidOption]:
         "port": target.number("port"),
         "chassis": target.number("chassis"),
     }
-    yield device(domain, controller, driver, {**numbers, "hotplug": False if hotplug is False else None})
+    memory = target.number("memReserve")
+    reserve: dict[str, Value] = {"mem-reserve": None if memory is None else memory << 10}
+    yield device(domain, controller, driver, {**numbers, "hotplug": hotplug, **reserve})
 
 
 def _root(domain: Domain, controller: Element, hotplug: bool | None) -> Iterator[SaidOption]:
@@ -108,9 +112,11 @@ def _usb(domain: Domain, controller: Element) -> Iterator[SaidOption]:
     if (model := controller.choice("model", ("none", *USB))) == "none":
         return
     ports, first = controller.number("ports"), controller.at("master").number("startport")
+    first = FIRST_PORTS.get(model) if first is None else first
     if first is not None:
         # its ports are those of the controller that leads it, by which others name both
-        companion: dict[str, Value] = {"masterbus": f"{alias(controller)}.0", "firstport": first, "id": None}
+        master = domain.bus("usb", controller.number("index") or 0, controller)
+        companion: dict[str, Value] = {"masterbus": f"{master}.0", "firstport": first, "id": None}
         yield device(domain, controller, USB[model], companion)
         return
     yield device(domain, controller, USB[model], {"p2": ports, "p3": ports})
@@ -157,5 +163,12 @@ def _built_in(domain: Domain, controller: Element) -> Iterator[SaidOption]:
 
 def _floppies(domain: Domain, controller: Element) -> Iterator[SaidOption]:
     """A pc has one built in."""
+    turns: dict[str, Value] = {}
+    for disk in domain.devices("disk"):
+        if disk.at("target").get("bus") == "fdc" and (order := disk.at("boot").number("order")) is not None:
+            turns["bootindexB" if disk.at("address").number("unit") else "bootindexA"] = order
     if domain.q35:
-        yield said("device", controller, {"driver": "isa-fdc"})
+        yield said("device", controller, {"driver": "isa-fdc", **turns})
+        return
+    for name, turn in turns.items():
+        yield said("global", controller, {"driver": "isa-fdc", "property": name, "value": str(turn)})

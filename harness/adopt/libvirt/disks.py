@@ -36,7 +36,7 @@ def _disk(domain: Domain, disk: Element, number: int) -> Iterator[SaidOption]:
     image = bool(disk.at("source").attributes)
     disk.get("type")
     disk.has("readonly")
-    if image and disk.get("type") != "vhostuser" and bus in BUILDERS:
+    if image and disk.get("type") != "vhostuser" and bus in BUILDERS and bus != "sd":
         yield from _images(disk, number)
     drive: dict[str, Value] = {"drive": _node(number) if image else None}
     if disk.get("type") == "vhostuser":
@@ -78,6 +78,8 @@ def _image(disk: Element, node: str, format_: str, values: dict[str, Value]) -> 
     type_, source = disk.get("type", "file"), disk.at("source")
     storage = node.replace("format", "storage")
     where, driver = SOURCES.get(type_, ("name", source.get("protocol") or type_))
+    if driver == "host_device" and disk.get("device") == "cdrom":
+        driver = "host_cdrom"
     lies = {"filename": source.get(where)} if type_ in SOURCES else _elsewhere(source)
     yield said("blockdev", disk, {"driver": driver, **lies, "node-name": storage})
     yield said(
@@ -96,6 +98,8 @@ def _common(domain: Domain, disk: Element) -> dict[str, Value]:
     """What disks of all buses have: qemuBuildDiskDeviceProps."""
     driver, sizes, geometry = disk.at("driver"), disk.at("blockio"), disk.at("geometry")
     lun = disk.get("device") == "lun"
+    werror = driver.get("error_policy")
+    usual = werror if werror != "enospace" else ""
     return {
         "share-rw": True if disk.has("shareable") else None,
         "logical_block_size": sizes.number("logical_block_size"),
@@ -108,12 +112,22 @@ def _common(domain: Domain, disk: Element) -> dict[str, Value]:
         "wwn": _wwn(disk),
         "rotation_rate": disk.at("target").number("rotation_rate"),
         "vendor": disk.at("vendor").words() or None,
-        "product": disk.at("product").words() or None,
+        "model" if _bus(disk) in ("ide", "sata") else "product": disk.at("product").words() or None,
         "write-cache": None if lun else WRITE_CACHE.get(driver.get("cache", "none" if disk.has("shareable") else "")),
-        "serial": None if lun else disk.at("serial").words() or None,
-        "werror": driver.get("error_policy") or None,
-        "rerror": driver.get("rerror_policy") or None,
+        "serial": None if lun else _serial(disk) or None,
+        "werror": werror.replace("enospace", "enospc") or None,
+        "rerror": driver.get("rerror_policy", usual) or None,
     }
+
+
+def _serial(disk: Element) -> str:
+    """libvirt puts a backslash before each space, and the guest sees it."""
+    serial = disk.at("serial")
+    return serial.text.replace(" ", "\\ ") if serial.words() else ""
+
+
+def _bus(disk: Element) -> str:
+    return disk.at("target").get("bus")
 
 
 def _wwn(disk: Element) -> int | None:
@@ -145,12 +159,13 @@ def _virtio(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOptio
 def _scsi(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
     """qemuBuildSCSIDeviceProps... A disk of an lsi has no channel and no unit."""
     lun = disk.get("device") == "lun"
-    names = {} if lun else {"device_id": disk.at("serial").words() or f"drive-{alias(disk)}"}
-    values = {**_scsi_place(domain, disk), **names, **drive, **_common(domain, disk)}
+    names = {} if lun else {"device_id": _serial(disk) or f"drive-{alias(disk)}"}
+    removable: dict[str, Value] = {"removable": disk.at("target").yes("removable")}
+    values = {**scsi_place(domain, disk), **names, **drive, **removable, **_common(domain, disk)}
     return device(domain, disk, "scsi-block" if lun else _kind(disk, "scsi"), values)
 
 
-def _scsi_place(domain: Domain, element: Element) -> dict[str, Value]:
+def scsi_place(domain: Domain, element: Element) -> dict[str, Value]:
     address = element.at("address")
     index = address.number("controller") or 0
     controller = domain.controller("scsi", index)
@@ -181,12 +196,16 @@ def _usb(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
 
 
 def _floppy(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
-    values = {"unit": disk.at("address").number("unit") or 0, **drive, **_common(domain, disk)}
+    """When it is booted is a property of its controller."""
+    values = {"unit": disk.at("address").number("unit") or 0, **drive, **_common(domain, disk), "bootindex": None}
     return device(domain, disk, "floppy", values)
 
 
 def _sd(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
-    return device(domain, disk, "sd-card", {**drive, **_common(domain, disk)})
+    """QEMU's machines plug in a card that is said in the old way."""
+    file = disk.at("source").get("file") or disk.at("source").get("dev")
+    values = {"if": "sd", "index": "0", "file": file or None, "format": disk.at("driver").get("type", "raw")}
+    return said("drive", disk, values)
 
 
 def _nvme(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
@@ -200,6 +219,7 @@ def _nvme(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
 
 def _vhost_user(domain: Domain, disk: Element) -> Iterator[SaidOption]:
     """Another process is the disk: named, for whoever plans says that it is not judged."""
+    disk.get("device")
     chardev, driver = f"chr-vu-{alias(disk)}", disk.at("driver")
     yield said("chardev", disk, {"backend": "socket", "id": chardev, "path": disk.at("source").get("path")})
     values = {"chardev": chardev, "num-queues": driver.number("queues"), "queue-size": driver.number("queue_size")}

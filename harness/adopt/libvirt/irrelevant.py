@@ -7,7 +7,7 @@ import re
 
 #: Elements at the top: who the domain is, how much of the host it gets, and what libvirt does when it ends.
 _DOMAIN = (
-    r"@id|metadata|title|description|on_\w+|seclabel|resource|keywrap|perf|idmap|bootloader\w*"
+    r"@id|launchSecurity[@/]\w+|metadata|title|description|on_\w+|seclabel|resource|keywrap|perf|idmap|bootloader\w*"
     r"|cputune|blkiotune|memtune|numatune|iothreads|iothreadids|defaultiothread|throttlegroups|currentMemory"
     r"|vcpus|vcpu@(placement|cpuset)|memory@dumpCore|sysinfo|clock|cachetune"
     r"|memoryBacking/(locked|hugepages|access|allocation|source|discard)"
@@ -27,7 +27,7 @@ _DEVICES = (
     r"|disk/driver(@(name|type|cache|io|copy_on_read|detect_zeroes|iothread|discard\w*|queue_\w+|max_bufsize)|/\w+)"
     r"|interface@(type|trustGuestRxFilters|managed)|interface/(source|target|script|downscript|bandwidth|vlan)"
     r"|interface/(virtualport|filterref|guest|ip|route|link|port|portForward|backend|tune|backenddomain|coalesce)"
-    r"|interface/(mac@\w+|driver@name|teaming@\w+)"
+    r"|interface/(mac|driver@name|teaming@\w+)"
     r"|(serial|parallel|console|channel|redirdev|smartcard)(@tty|/(source|protocol|log))"
     r"|(serial|parallel|console|channel)/target|rng/backend"
     r"|filesystem(@(fmode|dmode|type)|/(source|binary|driver|idmap|space_\w+))"

@@ -35,6 +35,9 @@ HYPERV_MORE = {
 }
 #: Policies of <feature>; ``optional`` is on where the host has it.
 POLICIES = {"force": "on", "require": "on", "optional": "on", "disable": "off", "forbid": "off"}
+#: Names of CPU features that QEMU spells otherwise, and those that nobody can ask it for: qemu_capabilities.c.
+FEATURES = {"pclmuldq": "pclmulqdq", "ffxsr": "fxsr-opt", "i64": "lm", "xd": "nx"}
+NO_FEATURES = ("osxsave", "ospke", "cmt", "mbm_total", "mbm_local", "pconfig")
 #: Where <sysinfo> says what, in tables of SMBIOS.
 SMBIOS_TABLES = {"bios": "0", "system": "1", "baseBoard": "2", "chassis": "3"}
 #: Types of <launchSecurity>.
@@ -81,7 +84,7 @@ def _machine(domain: Domain) -> SaidOption:
         "vmport": _feature(domain, "vmport"),
         "smm": _feature(domain, "smm"),
         "kernel-irqchip": {"qemu": "split", "kvm": "on"}.get(domain.root.at("features/ioapic").get("driver")),
-        "gic-version": domain.root.at("features/gic").get("version") or None,
+        "gic-version": _interrupt_controller(domain),
         "ras": _feature(domain, "ras"),
         "i8042": _feature(domain, "ps2"),
         "acpi": None if domain.root.has("features/acpi") else "off",
@@ -93,9 +96,21 @@ def _machine(domain: Domain) -> SaidOption:
         "graphics": _switch(False if os_.at("bios").yes("useserial") else None),
         "memory-backend": None if domain.root.has("cpu/numa") else ram_id(domain),
         "confidential-guest-support": "lsec0" if domain.root.has("launchSecurity") else None,
+        "pcspk-audiodev": next((f"audio{sound.at('audio').get('id', '1')}" for sound in _speakers(domain)), None),
         **_pflash(domain),
     }
     return said("machine", os_, values)
+
+
+def _interrupt_controller(domain: Domain) -> str | None:
+    """libvirt takes the newest that KVM has, which is 3 on every server, and 2 without KVM."""
+    if not domain.virt or not domain.arch.startswith(("arm", "aarch64")):
+        return None
+    return domain.root.at("features/gic").get("version", "3" if domain.root.get("type") == "kvm" else "2")
+
+
+def _speakers(domain: Domain) -> list[Element]:
+    return [sound for sound in domain.devices("sound") if sound.get("model") == "pcspk"]
 
 
 def has_hmat(domain: Domain) -> bool:
@@ -134,8 +149,9 @@ def _flashes(domain: Domain) -> Iterator[tuple[int, Element, bool]]:
     firmware = os_.get("firmware") == "efi"
     if (loader is None or loader.get("type") != "pflash") and not firmware:
         return
-    yield 0, loader or os_, loader is None or loader.yes("readonly") is not False
-    if firmware or os_.has("nvram"):
+    readonly = loader is None or loader.yes("readonly") is True
+    yield 0, loader or os_, readonly
+    if (readonly and not (loader and loader.yes("stateless"))) or os_.has("nvram"):
         yield 1, os_.first("nvram") or os_, False
 
 
@@ -184,7 +200,9 @@ def _cpu(domain: Domain) -> Iterator[SaidOption]:
     cpu = domain.root.at("cpu")
     model = _cpu_model(domain, cpu)
     values = dict(_cpu_values(domain, cpu))
-    usual = {"x86_64": "qemu64", "i686": "qemu32"}.get(domain.arch, "")
+    emulator = domain.devices("emulator")[0].words() if domain.devices("emulator") else ""
+    tcg_arm = domain.virt and domain.root.get("type") == "qemu"
+    usual = "qemu32" if emulator.endswith("i386") else "qemu64" if domain.x86 else "cortex-a15" if tcg_arm else ""
     if model or values or usual:
         yield said("cpu", cpu, {"model": model or usual or "max", **values})
 
@@ -198,12 +216,15 @@ def _cpu_model(domain: Domain, cpu: Element) -> str:
 
 def _cpu_values(domain: Domain, cpu: Element) -> Iterator[tuple[str, str]]:
     mode = cpu.get("mode", "custom")
-    if mode in ("host-passthrough", "maximum") and (migratable := cpu.yes("migratable")) is not None:
-        yield "migratable", "on" if migratable else "off"
+    migratable = cpu.get("migratable", "on" if mode == "host-passthrough" and domain.x86 else "")
+    if mode in ("host-passthrough", "maximum") and migratable:
+        yield "migratable", migratable
     if vendor := cpu.at("model").get("vendor_id"):
         yield "vendor", vendor
     for feature in cpu.all("feature"):
-        yield feature.get("name"), _policy(feature)
+        name, policy = feature.get("name"), _policy(feature)
+        if name not in NO_FEATURES:
+            yield FEATURES.get(name, name.replace("_", "-") if domain.x86 else name), policy
     yield from _timers_of_cpu(domain)
     yield from _features_of_cpu(domain)
     yield from _cache(cpu)
@@ -264,12 +285,14 @@ def _kvm(kvm: Element) -> Iterator[tuple[str, str]]:
 def _cache(cpu: Element) -> Iterator[tuple[str, str]]:
     mode = cpu.at("cache").get("mode")
     level = cpu.at("cache").number("level")
+    if mode in ("emulate", "disable") and cpu.get("mode") == "host-passthrough":
+        yield "host-cache-info", "off"
     if mode == "emulate" and level == 3:
         yield "l3-cache", "on"
     elif mode == "passthrough":
         yield from (("host-cache-info", "on"), ("l3-cache", "off"))
     elif mode == "disable":
-        yield from (("host-cache-info", "off"), ("l3-cache", "off"))
+        yield "l3-cache", "off"
 
 
 def _address_bits(cpu: Element) -> Iterator[tuple[str, str]]:
@@ -278,8 +301,8 @@ def _address_bits(cpu: Element) -> Iterator[tuple[str, str]]:
         yield "host-phys-bits", "on"
         if limit := physical.get("limit"):
             yield "host-phys-bits-limit", limit
-    elif bits := physical.get("bits"):
-        yield "phys-bits", bits
+    elif physical.get("mode") == "emulate":
+        yield ("phys-bits", bits) if (bits := physical.get("bits")) else ("host-phys-bits", "off")
 
 
 def _smp(domain: Domain) -> SaidOption:
@@ -337,7 +360,7 @@ def _clock(domain: Domain) -> Iterator[SaidOption]:
     """qemuBuildClockArgStr and what <timer> says; ``variable`` starts where the host's clock stands."""
     clock = domain.root.at("clock")
     offset = clock.get("offset", "utc")
-    base = {"localtime": "localtime", "absolute": clock.get("start")}.get(offset, "utc")
+    base = {"localtime": "localtime", "timezone": "localtime", "absolute": clock.get("start")}.get(offset, "utc")
     rtc = _timer(domain, "rtc")
     track = {"guest": "vm", "realtime": "rt", "wall": "host"}.get(rtc.get("track"))
     slew = "slew" if rtc.get("tickpolicy") == "catchup" else None

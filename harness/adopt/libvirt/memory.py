@@ -21,8 +21,7 @@ def options(domain: Domain) -> Iterator[SaidOption]:
     if domain.root.has("cpu/numa"):
         yield from _nodes(domain)
     else:
-        size = domain.root.at("memory").size()
-        yield _backend(domain, domain.root.at("memory"), ram_id(domain), size)
+        yield _backend(domain, domain.root.at("memory"), ram_id(domain), _own_memory(domain))
     for memory in domain.devices("memory"):
         yield from _module(domain, memory)
 
@@ -30,7 +29,8 @@ def options(domain: Domain) -> Iterator[SaidOption]:
 def _size(domain: Domain) -> SaidOption:
     """qemuBuildMemCommandLine: modules are part of <memory>, and no part of -m."""
     memory, most = domain.root.at("memory"), domain.root.at("maxMemory")
-    memory.size()
+    if domain.root.has("memory"):
+        memory.size()
     if not most.words():
         return said("m", memory, {"size": str(_own_memory(domain) >> 20)})
     room = {"slots": most.get("slots") or None, "maxmem": f"{most.size() >> 10}k"}
@@ -42,12 +42,17 @@ def _own_memory(domain: Domain) -> int:
     if domain.root.has("cpu/numa"):
         return sum(_cell_size(cell) for cell in domain.root.at("cpu/numa").all("cell"))
     modules = sum(memory.at("target/size").size() for memory in domain.devices("memory"))
-    return max(domain.root.at("memory").size() - modules, 1 << 20)
+    return _whole_mib(max(domain.root.at("memory").size() - modules, 1))
+
+
+def _whole_mib(size: int) -> int:
+    """qemuDomainGetMemorySizeAlignment."""
+    return -(-size >> 20) << 20
 
 
 def _cell_size(cell: Element) -> int:
     text = Element("cell", cell.source, cell.line, {"unit": cell.get("unit", "KiB")}, text=cell.get("memory", "0"))
-    return text.size()
+    return _whole_mib(text.size())
 
 
 def _backend(
@@ -80,8 +85,7 @@ def _nodes(domain: Domain) -> Iterator[SaidOption]:
         yield _backend(domain, cell, backend, _cell_size(cell), access=access, discard=discard)
         values: dict[str, Value] = {"type": "node", "nodeid": node, "cpus": _ranges(cell), "memdev": backend}
         yield said("numa", cell, {**values, "initiator": _initiator(domain, cell, node)})
-    for index, cell in enumerate(cells):
-        yield from _distances(cell, str(cell.number("id") if cell.get("id") else index))
+    yield from _distances(cells)
     yield from _hmat(domain.root.at("cpu/numa"))
 
 
@@ -92,8 +96,8 @@ def _initiator(domain: Domain, cell: Element, node: str) -> str | None:
     if cell.get("cpus"):
         return node
     ways = domain.root.at("cpu/numa/interconnects").all("latency")
-    near = [way for way in ways if way.get("target") == node]
-    return min(near, key=lambda way: way.number("value") or 0).get("initiator") if near else None
+    near = [way for way in ways if way.get("target") == node and not way.get("cache")]
+    return min(near, key=lambda way: way.number("value") or 0).get("initiator") if near else "0"
 
 
 def _hmat(numa: Element) -> Iterator[SaidOption]:
@@ -153,10 +157,19 @@ def _cpus(cell: Element) -> set[int]:
     return cpus
 
 
-def _distances(cell: Element, node: str) -> Iterator[SaidOption]:
-    for sibling in cell.at("distances").all("sibling"):
-        values = {"src": node, "dst": sibling.get("id"), "val": sibling.get("value")}
-        yield said("numa", sibling, {"type": "dist", **values})
+def _distances(cells: list[Element]) -> Iterator[SaidOption]:
+    """How far nodes are from each other, of all pairs as soon as one says it: QEMU's own figures for the rest."""
+    nodes = [cell.get("id") or str(index) for index, cell in enumerate(cells)]
+    said_ = {
+        (node, sibling.get("id")): sibling.get("value")
+        for node, cell in zip(nodes, cells, strict=True)
+        for sibling in cell.at("distances").all("sibling")
+    }
+    for node, cell in zip(nodes, cells, strict=True) if said_ else ():
+        for other in nodes:
+            usual = said_.get((other, node), "10" if node == other else "20")
+            values = {"src": node, "dst": other, "val": said_.get((node, other), usual)}
+            yield said("numa", cell, {"type": "dist", **values})
 
 
 def _module(domain: Domain, memory: Element) -> Iterator[SaidOption]:
@@ -175,6 +188,7 @@ def _module(domain: Domain, memory: Element) -> Iterator[SaidOption]:
     if model in ("nvdimm", "virtio-pmem"):
         access = access or "shared"
     size, discard = target.at("size").size(), bool(memory.yes("discard"))
+    size = -(-size >> 21) << 21  # qemuDomainGetMemoryModuleSizeAlignment
     yield _backend(domain, memory, backend, size, access=access, discard=discard, **more)
     yield device(domain, memory, MODULES[model], {**_module_values(target), "memdev": backend})
 
@@ -188,4 +202,6 @@ def _module_values(target: Element) -> dict[str, Value]:
         **{key: target.at(path).size() if target.at(path).words() else None for key, path in sizes.items()},
         "unarmed": True if target.has("readonly") else None,
         "uuid": target.at("uuid").words() or None,
+        "dynamic-memslots": target.yes("dynamicMemslots"),
+        "memaddr": target.at("address").number("base"),
     }

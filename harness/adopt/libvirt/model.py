@@ -74,7 +74,7 @@ class Domain:
     def controller(self, type_: str, index: int) -> Element | None:
         """A controller by its index; of USB the one that leads its companions."""
         fitting = [controller for controller in self.controllers(type_) if controller.number("index") == index]
-        return next(iter(fitting), None)
+        return min(fitting, key=lambda one: "uhci" in one.get("model"), default=None)
 
     def bus(self, type_: str, index: int, asking: Element) -> str:
         """The id of a controller.
@@ -84,6 +84,11 @@ class Domain:
         if not (found := self.controller(type_, index)):
             raise asking.wrong(f"there is no <controller type={type_!r} index='{index}'>")
         return alias(found)
+
+
+def screens(domain: Domain) -> list[Element]:
+    """The elements <video>, the primary one first."""
+    return sorted(domain.devices("video"), key=lambda video: video.at("model").yes("primary") is not True)
 
 
 def alias(element: Element) -> str:
@@ -116,8 +121,9 @@ def place(domain: Domain, element: Element) -> dict[str, Value]:
 
 def _pci(domain: Domain, address: Element) -> dict[str, Value]:
     slot, function = address.number("slot") or 0, address.number("function") or 0
+    bus = address.number("bus") or 0
     return {
-        "bus": domain.bus("pci", address.number("bus") or 0, address),
+        "bus": domain.bus("pci", bus, address) if bus else "pcie.0" if domain.pcie else "pci.0",
         "addr": f"{slot:#x}.{function:#x}" if function else f"{slot:#x}",
         "multifunction": address.yes("multifunction"),
     }
@@ -155,9 +161,9 @@ def boot(element: Element) -> dict[str, Value]:
 
 def virtio(domain: Domain, element: Element, base: str) -> str:
     """The type of a virtio device: by its bus, and by its model."""
+    model = next((VIRTIO_MODELS[said] for said in _models(element) if said in VIRTIO_MODELS), "")
     if element.at("address").get("type") == "virtio-mmio":
         return f"{base}-device"
-    model = next((VIRTIO_MODELS[said] for said in _models(element) if said in VIRTIO_MODELS), "")
     return f"{base}-pci{model}"
 
 

@@ -51,19 +51,25 @@ def _backend(interface: Element) -> SaidOption:
 
 
 def _is_virtio(interface: Element) -> bool:
-    return interface.at("model").get("type") in ("virtio", *VIRTIO_MODELS)
+    return _model(interface) in ("virtio", *VIRTIO_MODELS)
+
+
+def _model(interface: Element) -> str:
+    """virDomainNetModelType; a backend in another process wants virtio."""
+    usual = "virtio" if interface.get("type") in ("vdpa", "vhostuser") else "rtl8139"
+    model = interface.at("model").get("type", usual)
+    return model.lower() if model.lower() in ("virtio", *VIRTIO_MODELS) else model
 
 
 def _interface(domain: Domain, interface: Element) -> SaidOption:
     """qemuBuildNicDevProps."""
-    model = interface.at("model").get("type", "rtl8139")
-    driver = virtio(domain, interface, "virtio-net") if _is_virtio(interface) else model
+    driver = virtio(domain, interface, "virtio-net") if _is_virtio(interface) else _model(interface)
     values = {
         **(_virtio_values(interface) if _is_virtio(interface) else {}),
         "host_mtu": interface.at("mtu").number("size") if _is_virtio(interface) else None,
         "failover": True if interface.at("teaming").get("type") == "persistent" else None,
         "netdev": f"host{alias(interface)}",
-        "mac": interface.at("mac").get("address") or None,
+        "mac": interface.at("mac").get("address").lower() or None,
     }
     return device(domain, interface, driver, values)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
 from harness.adopt.libvirt.chardevs import backend
+from harness.adopt.libvirt.disks import scsi_place
 from harness.adopt.libvirt.model import Domain, alias, device, said, virtio, virtio_options
 from harness.adopt.libvirt.tree import Element
 
@@ -27,6 +28,7 @@ def options(domain: Domain) -> Iterator[SaidOption]:
         "panic": _panic,
         "vsock": _vsock,
         "crypto": _crypto,
+        "pstore": _pstore,
     }
     for interface in domain.devices("interface"):
         if interface.get("type") == "hostdev":
@@ -61,7 +63,7 @@ def _iommu(domain: Domain, iommu: Element) -> Iterator[SaidOption]:
 def _filesystem(domain: Domain, filesystem: Element) -> Iterator[SaidOption]:
     """virtiofs is a process of its own on the host; the rest is 9p."""
     id_, tag = alias(filesystem), filesystem.at("target").get("dir")
-    filesystem.get("type")
+    filesystem.get("type"), filesystem.get("accessmode"), filesystem.has("readonly")
     driver = filesystem.at("driver")
     if driver.get("type") == "virtiofs":
         yield said("chardev", filesystem, {"backend": "socket", "id": f"chr-vu-{id_}"})
@@ -102,6 +104,8 @@ def _tpm(domain: Domain, tpm: Element) -> Iterator[SaidOption]:
 
 def _hostdev(domain: Domain, hostdev: Element) -> Iterator[SaidOption]:
     """A device of the host's: named, for whoever plans says that it is not judged."""
+    if hostdev.at("address").get("type") == "unassigned":
+        return
     source, type_ = hostdev.at("source"), hostdev.get("type")
     address = source.at("address")
     if type_ == "usb":
@@ -111,17 +115,31 @@ def _hostdev(domain: Domain, hostdev: Element) -> Iterator[SaidOption]:
     elif type_ in ("pci", "hostdev"):
         numbers = [address.number(name) or 0 for name in ("domain", "bus", "slot", "function")]
         host = "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
-        yield device(domain, hostdev, "vfio-pci", {"host": host})
+        ramfb = hostdev.yes("ramfb") or None
+        shown: dict[str, Value] = {"display": hostdev.get("display") or None, "ramfb": ramfb}
+        driver = "vfio-pci-nohotplug" if ramfb else "vfio-pci"
+        yield device(domain, hostdev, driver, {"host": host, **shown, **_teaming(hostdev)})
     elif type_ == "mdev":
         path = f"/sys/bus/mdev/devices/{address.get('uuid')}"
-        yield device(domain, hostdev, hostdev.get("model", "vfio-pci"), {"sysfsdev": path})
+        ramfb = hostdev.yes("ramfb") or None
+        shown = {"display": hostdev.get("display") or None, "ramfb": ramfb}
+        driver = "vfio-pci-nohotplug" if ramfb else hostdev.get("model", "vfio-pci")
+        yield device(domain, hostdev, driver, {"sysfsdev": path, **shown})
     elif type_ == "scsi":
-        yield device(domain, hostdev, "scsi-generic", {})
+        node = f"libvirt-{alias(hostdev)}-backend"
+        yield said("blockdev", hostdev, {"driver": "host_device", "node-name": node})
+        yield device(domain, hostdev, "scsi-generic", {**scsi_place(domain, hostdev), "drive": node})
     elif type_ == "scsi_host":
         wwpn = {"wwpn": source.get("wwpn") or None}
         yield device(domain, hostdev, virtio(domain, hostdev, "vhost-scsi"), wwpn)
     else:
         hostdev.pass_over()
+
+
+def _teaming(hostdev: Element) -> dict[str, Value]:
+    """The virtio device that it stands behind."""
+    teaming = hostdev.at("teaming")
+    return {"failover_pair_id": teaming.get("persistent") or None} if teaming.get("type") == "transient" else {}
 
 
 def _usb_ids(source: Element) -> dict[str, Value]:
@@ -162,14 +180,16 @@ def _rng(domain: Domain, rng: Element) -> Iterator[SaidOption]:
 def _shmem(domain: Domain, shmem: Element) -> Iterator[SaidOption]:
     model, id_ = shmem.at("model").get("type", "ivshmem"), alias(shmem)
     server, msi = shmem.first("server"), shmem.at("msi")
+    role = {"master": True, "peer": False}.get(shmem.get("role"))
     if server is None:
         size = shmem.at("size").size("M") if shmem.has("size") else 4 << 20
         values: dict[str, Value] = {"mem-path": f"/dev/shm/{shmem.get('name')}", "size": size, "share": True}
         yield said("object", shmem, {"qom-type": "memory-backend-file", "id": f"shmmem-{id_}", **values})
-        yield device(domain, shmem, model, {"memdev": f"shmmem-{id_}"})
+        yield device(domain, shmem, model, {"memdev": f"shmmem-{id_}", "master": role})
         return
     yield said("chardev", server, {"backend": "socket", "id": f"char{id_}", "path": server.get("path")})
     values = {"chardev": f"char{id_}", "vectors": msi.number("vectors"), "ioeventfd": msi.yes("ioeventfd")}
+    values["master"] = role
     yield device(domain, shmem, model, values)
 
 
@@ -196,3 +216,14 @@ def _crypto(domain: Domain, crypto: Element) -> Iterator[SaidOption]:
     kind = {"builtin": "cryptodev-backend-builtin", "lkcf": "cryptodev-backend-lkcf"}.get(source.get("model"), "")
     yield said("object", crypto, {"qom-type": kind, "id": object_, "queues": source.number("queues")})
     yield device(domain, crypto, "virtio-crypto-pci", {"cryptodev": object_, **virtio_options(crypto)})
+
+
+def _pstore(domain: Domain, pstore: Element) -> Iterator[SaidOption]:
+    """Where a guest that crashes leaves its last words."""
+    if pstore.get("backend") != "acpi-erst":
+        pstore.pass_over()
+        return
+    size = pstore.at("size").size()
+    values: dict[str, Value] = {"mem-path": pstore.at("path").words(), "size": size, "share": True}
+    yield said("object", pstore, {"qom-type": "memory-backend-file", "id": f"mem{alias(pstore)}", **values})
+    yield device(domain, pstore, "acpi-erst", {"memdev": f"mem{alias(pstore)}"})

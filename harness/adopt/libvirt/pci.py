@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from harness.adopt.libvirt.model import VIRTIO_MODELS, Domain
+from harness.adopt.libvirt.model import VIRTIO_MODELS, Domain, screens
 from harness.adopt.libvirt.tree import Element
 
 #: Models of controllers: the slots that they offer, and whether these are of PCI Express.
@@ -24,7 +24,7 @@ BUSES = {
     "pcie-root-port": (range(1), True),
     "pcie-switch-upstream-port": (range(32), None),
     "pcie-switch-downstream-port": (range(1), True),
-    "pci-expander-bus": (range(32), None),
+    "pci-expander-bus": (range(32), False),
     "pcie-expander-bus": (range(32), None),
 }
 #: Controllers that stand on a bus of one model.
@@ -33,7 +33,7 @@ ON = {
     "pcie-expander-bus": ("pcie-root",),
     "pci-expander-bus": ("pci-root",),
     "dmi-to-pci-bridge": ("pcie-root",),
-    "pcie-switch-upstream-port": ("pcie-root-port",),
+    "pcie-switch-upstream-port": ("pcie-root-port", "pcie-switch-downstream-port"),
     "pcie-switch-downstream-port": ("pcie-switch-upstream-port",),
     "pci-bridge": ("pci-root", "dmi-to-pci-bridge", "pci-bridge", "pcie-to-pci-bridge"),
 }
@@ -76,6 +76,7 @@ def place(domain: Domain) -> None:
     """
     if not (domain.pcie or domain.i440fx):
         return
+    _forget_empty(domain)
     _missing_buses(domain)
     _chipset(domain)
     waiting = [device for device in _devices(domain) if not device.has("address")]
@@ -86,12 +87,20 @@ def place(domain: Domain) -> None:
             _add(domain, "pcie-root-port")
     buses = _buses(domain)
     for controller in _controllers(domain):
-        _place_controller(domain, controller, buses)
+        _place_controller(controller, buses)
     for device in waiting:
         if not device.has("address"):
             _place_device(domain, device, buses)
     _place_integrated(domain, buses[0])
+    _share(domain)
     _number(domain)
+
+
+def _forget_empty(domain: Domain) -> None:
+    """An address of zeros is none: virPCIDeviceAddressIsEmpty."""
+    for device in _placed(domain):
+        if _place(device.at("address"))[:2] == (0, 0) and not device.at("address").number("domain"):
+            device.children.remove(device.at("address"))
 
 
 def _controllers(domain: Domain) -> list[Element]:
@@ -101,6 +110,7 @@ def _controllers(domain: Domain) -> list[Element]:
 def _missing_buses(domain: Domain) -> None:
     """Controllers of buses that addresses name and nobody describes."""
     numbers = [number for device in _placed(domain) if (number := device.at("address").number("bus"))]
+    numbers += [number for one in domain.controllers("pci") if (number := one.number("index"))]
     for number in range(1, min(max(numbers, default=0), 255) + 1):
         if not domain.controller("pci", number):
             _add(domain, "pcie-root-port" if domain.pcie else "pci-bridge", number)
@@ -132,23 +142,36 @@ def _buses(domain: Domain) -> list[_Bus]:
             raise address.wrong(f"bus={number}: there is no such PCI controller")
         slot = address.number("slot") or 0
         buses[number].taken.add((slot, address.number("function") or 0))
-        if device.get("model") == "pcie-root-port" and address.yes("multifunction"):
+        if device.get("model") == "pcie-root-port" and address.yes("multifunction") is not False:
             buses[number].shared.add(slot)
     return [buses[number] for number in sorted(buses)]
 
 
-def _give(element: Element, bus: int, slot: int, function: int = 0, *, more: bool = False) -> None:
-    multifunction = {"multifunction": "on"} if more else {}
+def _give(element: Element, bus: int, slot: int, function: int = 0) -> None:
     places = {"bus": f"{bus:#04x}", "slot": f"{slot:#04x}", "function": f"{function:#x}"}
-    element.add("address", type="pci", domain="0x0000", **places, **multifunction)
+    element.add("address", type="pci", domain="0x0000", **places)
+
+
+def _share(domain: Domain) -> None:
+    """The first function of a slot says so when there are others, unless somebody said otherwise."""
+    places = [(one.at("address"), *_place(one.at("address"))) for one in _placed(domain)]
+    several = {(bus, slot) for _, bus, slot, function in places if function}
+    for address, bus, slot, function in places:
+        if function == 0 and (bus, slot) in several:
+            address.attributes.setdefault("multifunction", "on")
+
+
+def _place(address: Element) -> tuple[int, int, int]:
+    return address.number("bus") or 0, address.number("slot") or 0, address.number("function") or 0
 
 
 def _chipset(domain: Domain) -> None:
     """What has its own place: qemuDomainValidateDevicePCISlotsChipsets."""
     root = _buses(domain)[0]
-    screens = [video for video in domain.devices("video") if video.at("model").get("type") not in ("none", "ramfb")]
-    if domain.x86 and screens and not screens[0].has("address"):
-        _give(screens[0], 0, 1 if domain.q35 else 2)
+    first = next(iter(_screens(domain)), None)
+    slot = 1 if domain.q35 else 2
+    if domain.x86 and first and not first.has("address") and not any(used == slot for used, _ in root.taken):
+        _give(first, 0, slot)
     if domain.q35:
         _chipset_q35(domain, root)
     for one in domain.controllers("usb") if domain.i440fx else []:
@@ -180,7 +203,7 @@ def _give_companions(companions: list[Element], bus: int, slot: int) -> None:
     for one in companions:
         if not one.has("address"):
             function = USB_FUNCTIONS.get(one.get("model"), 0)
-            _give(one, bus, slot, function, more=function == 0 and len(companions) > 1)
+            _give(one, bus, slot, function)
 
 
 def _devices(domain: Domain) -> Iterator[Element]:
@@ -194,7 +217,7 @@ def _devices(domain: Domain) -> Iterator[Element]:
     yield from (one for one in domain.devices("memballoon") if one.get("model") != "none")
     yield from domain.devices("rng")
     yield from (one for one in domain.devices("watchdog") if one.get("model") == "i6300esb")
-    yield from (one for one in domain.devices("video") if one.at("model").get("type") not in ("none", "ramfb"))
+    yield from _screens(domain)
     yield from domain.devices("shmem")
     yield from (one for one in domain.devices("input") if one.get("bus") == "virtio")
     yield from (one for one in domain.devices("serial") if one.at("target").get("type") == "pci-serial")
@@ -207,6 +230,10 @@ def _integrated(domain: Domain) -> Iterator[Element]:
     """What stands on the root bus itself."""
     yield from (one for one in domain.devices("iommu") if one.get("model") == "virtio")
     yield from (one for one in domain.devices("panic") if one.get("model") == "pvpanic")
+
+
+def _screens(domain: Domain) -> list[Element]:
+    return [video for video in screens(domain) if video.at("model").get("type") not in ("none", "ramfb")]
 
 
 def _wants(domain: Domain, controller: Element) -> bool:
@@ -237,7 +264,11 @@ def _grow(domain: Domain, waiting: list[Element]) -> None:
     """Adds ports and bridges until there is a place for each."""
     buses = _buses(domain)
     for controller in _controllers(domain):
-        if not controller.has("address") and controller.get("model") == "pcie-to-pci-bridge":
+        if controller.has("address") or controller.get("model") == "pcie-root-port":
+            continue
+        if found := _under(controller, buses):
+            found[0].taken.add((found[1], 0))
+        elif controller.get("model") == "pcie-to-pci-bridge":
             _reserve(domain, buses, express=True)
     done: set[str] = set()
     for device in waiting:
@@ -273,37 +304,39 @@ def _find(buses: list[_Bus], *, express: bool) -> tuple[_Bus, int] | None:
     return None
 
 
-def _place_controller(domain: Domain, controller: Element, buses: list[_Bus]) -> None:
+def _place_controller(controller: Element, buses: list[_Bus]) -> None:
     model = controller.get("model")
     if controller.has("address"):
         return
     if model == "pcie-root-port":
         _place_port(controller, buses[0])
         return
-    number = controller.number("index") or 0
-    before = [bus for bus in buses if bus.number != number]
-    if model == "pcie-to-pci-bridge":
-        found = _find(before, express=True)
-    else:
-        fitting = [bus for bus in before if bus.model in ON[model] and bus.number < number]
-        found = next(((bus, slot) for bus in fitting if (slot := bus.free()) is not None), None)
-    if found is None:
+    if (found := _under(controller, buses)) is None:
         raise controller.wrong("there is no PCI bus for it")
     bus, slot = found
     bus.taken.add((slot, 0))
     _give(controller, bus.number, slot)
 
 
+def _under(controller: Element, buses: list[_Bus]) -> tuple[_Bus, int] | None:
+    """Where a bridge or a switch finds room."""
+    number, model = controller.number("index") or 0, controller.get("model")
+    if model == "pcie-to-pci-bridge":
+        return _find([bus for bus in buses if bus.number != number], express=True)
+    fitting = [bus for bus in buses if bus.model in ON[model] and bus.number < number]
+    return next(((bus, slot) for bus in fitting if (slot := bus.free()) is not None), None)
+
+
 def _place_port(port: Element, root: _Bus) -> None:
     """Root ports share slots: eight functions each."""
-    shared = (slot for slot in sorted(root.shared) if any((slot, number) not in root.taken for number in range(8)))
-    slot = next(shared, None)
-    if slot is None and (slot := root.free()) is None:
+    used = {slot for slot, _ in root.taken}
+    free = ((slot, number) for slot in range(1, 32) for number in range(8) if (slot, number) not in root.taken)
+    found = next(((slot, number) for slot, number in free if slot in root.shared or slot not in used), None)
+    if found is None:
         raise port.wrong("there is no slot for it on bus 0")
-    root.shared.add(slot)
-    function = next(number for number in range(8) if (slot, number) not in root.taken)
-    root.taken.add((slot, function))
-    _give(port, 0, slot, function, more=function == 0)
+    root.shared.add(found[0])
+    root.taken.add(found)
+    _give(port, 0, *found)
 
 
 def _place_device(domain: Domain, device: Element, buses: list[_Bus]) -> None:
@@ -334,6 +367,9 @@ def _number(domain: Domain) -> None:
         target = one.first("target") or one.add("target")
         address, model, index = one.at("address"), one.get("model"), one.get("index")
         slot, function = address.number("slot") or 0, address.number("function") or 0
+        if model in ("pci-expander-bus", "pcie-expander-bus") and not target.get("busNr"):
+            numbers = [number for other in _controllers(domain) if (number := other.at("target").number("busNr"))]
+            target.attributes["busNr"] = str(min([256, *numbers]) - 2)
         if model == "pci-bridge":
             target.attributes.setdefault("chassisNr", index)
         if model in ("pcie-root-port", "pcie-switch-downstream-port"):

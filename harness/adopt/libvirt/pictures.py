@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
-from harness.adopt.libvirt.model import Domain, alias, device, said, virtio, virtio_options
+from harness.adopt.libvirt.model import Domain, alias, device, said, screens, virtio, virtio_options
 from harness.adopt.libvirt.tree import Element
 
 #: Models of <video>: as the first, with VGA, and as another; see qemuBuildVideoDevStr. None: virtio.
@@ -49,7 +49,7 @@ def options(domain: Domain) -> Iterator[SaidOption]:
     for audio in domain.devices("audio"):
         values = {"id": f"audio{audio.get('id', '1')}", "driver": AUDIO.get(audio.get("type"), audio.get("type"))}
         yield said("audiodev", audio, values)
-    for number, video in enumerate(domain.devices("video")):
+    for number, video in enumerate(screens(domain)):
         yield from _video(domain, video, first=number == 0)
     for sound in domain.devices("sound"):
         yield from _sound(domain, sound)
@@ -58,7 +58,7 @@ def options(domain: Domain) -> Iterator[SaidOption]:
 
 
 #: Types of <audio> that QEMU spells otherwise.
-AUDIO = {"pulseaudio": "pa", "coreaudio": "coreaudio"}
+AUDIO = {"pulseaudio": "pa", "file": "wav"}
 
 
 def _graphics(graphics: Element) -> Iterator[SaidOption]:
@@ -78,7 +78,11 @@ def _video(domain: Domain, video: Element, *, first: bool) -> Iterator[SaidOptio
         video.pass_over()
         return
     driver = _video_driver(domain, video, model, VIDEO[type_][0 if first and domain.x86 else 1])
-    yield device(domain, video, driver, {**_video_values(model, type_), **virtio_options(video)})
+    values = {**_video_values(model, type_), **virtio_options(video)}
+    if driver.startswith("vhost-user"):
+        values["chardev"] = f"chr-vu-{alias(video)}"
+        yield said("chardev", video, {"backend": "socket", "id": values["chardev"]})
+    yield device(domain, video, driver, values)
 
 
 def _video_driver(domain: Domain, video: Element, model: Element, driver: str) -> str:
@@ -110,15 +114,15 @@ def _video_values(model: Element, type_: str) -> dict[str, Value]:
 
 def _sound(domain: Domain, sound: Element) -> Iterator[SaidOption]:
     if (model := sound.get("model")) == "pcspk":
-        yield said("machine", sound, {"pcspk-audiodev": _audio(sound)})
-        return
+        return  # a property of the machine
     if model not in SOUND:
         sound.pass_over()
         return
     if model not in ("ich6", "ich9"):
         more = {"streams": sound.number("streams") or 2, **virtio_options(sound)} if model == "virtio" else {}
         driver = virtio(domain, sound, SOUND[model]) if model == "virtio" else SOUND[model]
-        yield device(domain, sound, driver, {"audiodev": _audio(sound), **more})
+        several = sound.yes("multichannel") if model == "usb" else None
+        yield device(domain, sound, driver, {"audiodev": _audio(sound), "multi": several, **more})
         return
     yield device(domain, sound, SOUND[model], {})
     kinds = [codec.get("type") for codec in sound.all("codec")] or ["duplex"]

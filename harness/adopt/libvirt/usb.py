@@ -11,6 +11,8 @@ from harness.adopt.libvirt.tree import Element
 #: Ports of a controller where nobody said: virDomainUSBAddressControllerModelToPorts.
 PORTS = {"piix3-uhci": 2, "piix4-uhci": 2, "vt82c686b-uhci": 2, "pci-ohci": 3, "ehci": 6, "ich9-ehci1": 6}
 HUB_PORTS = 8
+#: Controllers whose ports are those of another one, and what stands for none at all.
+COMPANIONS = ("ich9-uhci1", "ich9-uhci2", "ich9-uhci3", "none")
 
 
 def place(domain: Domain) -> None:
@@ -26,7 +28,7 @@ def place(domain: Domain) -> None:
         if _placed(device):
             _take(free, device)
     missing = len(devices) - len(free)
-    for _ in range(-(-missing // (HUB_PORTS - 1)) if missing > 0 else 0):
+    for _ in range(-(-(missing + 1) // (HUB_PORTS - 1)) if missing > 0 else 0):
         hub = domain.root.at("devices").add("hub", type="usb")
         hub.add("alias", name=f"hub{len(domain.devices('hub')) - 1}")
         _plug_hub(free, hub)
@@ -37,7 +39,7 @@ def place(domain: Domain) -> None:
 def _ports(domain: Domain) -> Iterator[tuple[tuple[int, str], None]]:
     """Ports of all controllers, in the order in which they are given away."""
     for controller in domain.controllers("usb"):
-        if controller.has("master") or controller.get("model") == "none":
+        if controller.has("master") or controller.get("model") in COMPANIONS:
             continue
         count = controller.number("ports") or PORTS.get(controller.get("model"), 4)
         for port in range(1, min(count, 15) + 1):
@@ -48,6 +50,7 @@ def _devices(domain: Domain) -> Iterator[Element]:
     """virDomainUSBDeviceDefForeach."""
     yield from (one for one in domain.devices("hostdev") if one.get("type") == "usb")
     yield from (one for one in domain.devices("disk") if one.at("target").get("bus") == "usb")
+    yield from (one for one in domain.devices("interface") if one.at("model").get("type") == "usb-net")
     yield from domain.controllers("ccid")
     yield from (one for one in domain.devices("input") if one.get("bus") == "usb")
     yield from (one for one in domain.devices("serial") if one.at("target").get("type") == "usb-serial")
@@ -68,9 +71,17 @@ def _take(free: dict[tuple[int, str], None], device: Element) -> str:
 def _plug(free: dict[tuple[int, str], None], device: Element) -> None:
     if not free:
         raise device.wrong("there is no USB port for it")
-    bus, port = min(free, key=lambda place: place[0])
+    address = device.first("address") or device.add("address", type="usb")
+    named = [place for place in free if place[0] == address.number("bus")] if address.get("bus") else []
+    bus, port = min(named or free, key=_depth)
     del free[bus, port]
-    device.add("address", type="usb", bus=str(bus), port=port)
+    address.attributes.update(bus=str(bus), port=port)
+
+
+def _depth(place: tuple[int, str]) -> tuple[int, list[tuple[int, int]]]:
+    """A hub's own ports come before those of the hubs at its ports: virDomainUSBAddressFindFreePort."""
+    *hubs, last = (int(number) for number in place[1].split("."))
+    return place[0], [*((1, number) for number in hubs), (0, last)]
 
 
 def _plug_hub(free: dict[tuple[int, str], None], hub: Element) -> None:

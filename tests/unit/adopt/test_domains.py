@@ -166,7 +166,7 @@ def test_many_usb_devices_get_a_hub() -> None:
     domain = _domain("<input type='tablet' bus='usb'/>" * 9, machine="pc")
     ports = [option.values["port"] for option in _options(domain, "device") if "port" in option.values]
     assert "usb-hub" in _devices(domain)
-    assert len(set(ports)) == 10
+    assert len(set(ports)) == 11
 
 
 def test_qemus_own_part_is_known_by_its_namespace() -> None:

@@ -48,7 +48,11 @@ _HOST_KEYS = {
     "object": {"mem-path", "x-use-canonical-path-for-ramblock-id"},
 }
 #: What some libvirts say and others leave to QEMU, which does the same then.
-_USUAL = {"machine": {"acpi": "on", "hpet": "on"}, "smp": {"clusters": "1", "dies": "1"}}
+_USUAL = {
+    "machine": {"acpi": "on", "hpet": "on"},
+    "smp": {"clusters": "1", "dies": "1"},
+    "device": {"removable": "off"},
+}
 Told: TypeAlias = "tuple[str, tuple[tuple[str, str], ...]]"
 
 
