@@ -9,6 +9,7 @@ of saved sections are made of them; a PCI device without a slot gets the one tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -38,8 +39,8 @@ from harness.guests.foreign import (
 )
 from harness.guests.machine import lacking_program
 from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without, label
-from harness.guests.plan import Cpu, GuestPlan, PlacedDevice, Preset, Topology
-from harness.qemu.binary import QemuBinary
+from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
+from harness.qemu.binary import MachineType, QemuBinary
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
 
 #: Options that say nothing of the state of a device: where things go on the host, what is booted first, how QEMU runs,
@@ -59,7 +60,7 @@ _SILENT: Final = frozenset(
 #: Options that are read elsewhere in this module and those beside it.
 _READ: Final = frozenset(
     {"append", "audiodev", "bios", "blockdev", "chardev", "cpu", "device", "drive", "dtb", "fsdev"}
-    | {"global", "initrd", "kernel", "m", "machine", "netdev", "nic", "object", "parallel", "rtc"}
+    | {"global", "initrd", "kernel", "m", "machine", "netdev", "nic", "numa", "object", "parallel", "rtc"}
     | {"serial", "smp", "tpmdev", "vga"}
 )
 #: Keys of ``-machine`` that say nothing of the state of a device here.
@@ -134,7 +135,7 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
     :raises QemuError: it does not answer
     """
     wanted = machine or said_machine(configuration)
-    found = binary.machine(wanted) if wanted else binary.machine(next(iter(architecture_of("").families.values())))
+    found = _own_build(binary, wanted) if wanted else binary.machine(next(iter(architecture_of("").families.values())))
     if found is None:
         here = ", ".join(m.alias or m.name for m in binary.machines if m.alias) or "none"
         raise UsageError(
@@ -149,6 +150,11 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
     drivers = {preset for preset, _, _ in _globals(configuration)}
     asked = {name for name in named | drivers if name and not is_of_host(name)}
     return replace(known, listing=listing(binary.path, found.name, {*asked, "mc146818rtc", _CONSOLE}))
+
+
+def _own_build(binary: QemuBinary, wanted: str) -> MachineType | None:
+    """The machine type of a name; Proxmox VE puts the number of its own build behind QEMU's."""
+    return binary.machine(wanted) or binary.machine(re.sub(r"\+pve\d+$", "", wanted))
 
 
 def said_machine(configuration: Configuration) -> str:
@@ -193,6 +199,7 @@ class _Adoption:
         machine_properties = self._machine()
         cpu, topology, cpus = self._cpu(), *self._cpus()
         memory, room, slots = self._memory()
+        ram, numa = self._ram(memory), self._numa(memory)
         for option in self._expanded.devices:
             self._device(option)
         self._others()
@@ -207,6 +214,8 @@ class _Adoption:
                 memory_mib=memory,
                 memory_room_mib=room,
                 memory_slots=slots,
+                ram=None if numa else ram,
+                numa=numa,
                 devices=tuple(self._devices),
                 backends=self._made,
                 presets=tuple(self._presets()),
@@ -224,7 +233,7 @@ class _Adoption:
         wanted = said_machine(self._said)
         if wanted and self._known.machine != wanted and family_of(self._known.machine) != wanted:
             self.replaced.append(Replaced(part=Part.MACHINE, was=label(wanted), stands=self._known.machine))
-        values = {key: value for o in self._options("machine") for key, value in o.values.items()}
+        values = self._option("machine")
         properties: dict[str, bool | int] = {}
         odd: list[str] = []
         for key, value in values.items():
@@ -242,7 +251,7 @@ class _Adoption:
         return properties
 
     def _cpu(self) -> Cpu | None:
-        values: dict[str, Value] = {key: value for o in self._options("cpu") for key, value in o.values.items()}
+        values: dict[str, Value] = self._option("cpu")
         model = as_text(values.get("model"))
         if not model:
             return None
@@ -270,7 +279,7 @@ class _Adoption:
         return cpu
 
     def _cpus(self) -> tuple[Topology | None, int]:
-        values: dict[str, Value] = {key: value for o in self._options("smp") for key, value in o.values.items()}
+        values: dict[str, Value] = self._option("smp")
         numbers = {key: number for key in Topology.model_fields if (number := as_number(values.get(key)))}
         cpus = as_number(values.get("cpus"))
         if cpus is None:
@@ -282,12 +291,57 @@ class _Adoption:
 
     def _memory(self) -> tuple[int, int, int]:
         """Memory, room for more, and slots, in MiB and numbers."""
-        values: dict[str, Value] = {key: value for o in self._options("m") for key, value in o.values.items()}
+        values: dict[str, Value] = self._option("m")
         size = as_size(values.get("size"), "m") if "size" in values else 128 << _MIB
         if size is None or not 1 << _MIB <= size < 1 << (24 + _MIB):
             raise self._wrong(self._options("m")[-1], "expected a size of memory such as 4G")
         most, slots = as_size(values.get("maxmem"), "m") or size, as_number(values.get("slots")) or 0
         return size >> _MIB, min(max(0, most - size), 1 << 43) >> _MIB, min(max(0, slots), 256)
+
+    def _ram(self, memory_mib: int) -> str | None:
+        """A backend that is the machine's memory, whose saved block is called by it."""
+        name = as_text(self._option("machine").get("memory-backend"))
+        if not _is_ident(name) or (Memdev, name) not in self._backends:
+            return None
+        said = self._backends[Memdev, name]
+        self._made[name] = Memdev(size_bytes=memory_mib << _MIB, share=said.share)
+        return name
+
+    def _numa(self, memory_mib: int) -> tuple[NumaNode, ...]:
+        """NUMA nodes, all of them or none: their memory has to come to the machine's."""
+        said = self._options("numa")
+        nodes = [option for option in said if option.values.get("type") == "node"]
+        kept = [node for number, option in enumerate(nodes) if (node := self._node(option, number)) is not None]
+        sizes = [self._backends[Memdev, node.memdev].size_bytes or 0 for node in kept if node.memdev]
+        whole = len(kept) == len(nodes) and (not sizes or sum(sizes) == memory_mib << _MIB)
+        for option in said:
+            if not whole or option not in nodes:
+                self.left_out.append(LeftOut(why=Without.OPTION, type="numa", names=_keys(option)))
+        for node in kept if whole else ():
+            if node.memdev is not None:
+                self._made[node.memdev], _ = made(self._backends[Memdev, node.memdev], "")
+        return tuple(kept) if whole else ()
+
+    def _node(self, option: SaidOption, number: int) -> NumaNode | None:
+        """One node; None where it is one that a plan does not hold."""
+        values = option.values
+        cpus = values.get("cpus")
+        said = [as_text(each) for each in cpus] if isinstance(cpus, list | tuple) else [as_text(cpus)] if cpus else []
+        ends = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", text) for text in said]
+        memdev = as_text(values.get("memdev"))
+        if len(said) > 1 or not all(ends) or ("mem" in values and not memdev):
+            return None
+        if memdev and (not _is_ident(memdev) or (Memdev, memdev) not in self._backends):
+            return None
+        first = ends[0] if ends else None
+        try:
+            return NumaNode(
+                number=number if (given := as_number(values.get("nodeid"))) is None else given,
+                cpus=None if first is None else (int(first[1]), int(first[2] or first[1])),
+                memdev=memdev or None,
+            )
+        except ValidationError:
+            return None
 
     def _presets(self) -> Iterator[Preset]:
         for driver, key, value in _globals(self._said):
@@ -537,6 +591,10 @@ class _Adoption:
 
     def _options(self, name: str) -> list[SaidOption]:
         return [option for option in self._said.options if option.name == name]
+
+    def _option(self, name: str) -> dict[str, Value]:
+        """All keys of an option, whose last value counts."""
+        return {key: value for option in self._options(name) for key, value in option.values.items()}
 
     def _wrong(self, option: SaidOption, text: str) -> UsageError:
         return UsageError(f"{self._said.source}:{option.line}: -{option.name}: {text}")

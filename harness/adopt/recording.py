@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from harness.adopt.little import with_little_memory
 from harness.adopt.rows import SettledGuest
-from harness.devices.backends import Memdev
 from harness.guests.build import Guest
 from harness.guests.origin import Origin, Part, Replaced
-from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
 from harness.state.recorder import Plan
@@ -19,8 +18,6 @@ from harness.state.recordings import reached
 
 #: What a device does does not depend on more, and each one is a thread of the host's.
 MOST_CPUS: Final = 4
-#: Memory that is plugged in as a device: the guest has to keep books of it in its own.
-MOST_MEMDEV_BYTES: Final = 128 << 20
 
 
 def for_our_guest(judged: PlannedGuest, origin: Origin, memory_mib: int) -> tuple[PlannedGuest, Origin]:
@@ -31,27 +28,13 @@ def for_our_guest(judged: PlannedGuest, origin: Origin, memory_mib: int) -> tupl
     plan, replaced = judged.plan, []
     if plan.memory_mib != memory_mib:
         replaced.append(Replaced(part=Part.MEMORY, was=f"{plan.memory_mib} MiB", stands=f"{memory_mib} MiB"))
+    if plan.numa:
+        replaced.append(Replaced(part=Part.NUMA, was=f"nodes: {len(plan.numa)}", stands="1"))
     if plan.cpus > MOST_CPUS:
         replaced.append(Replaced(part=Part.CPUS, was=str(plan.cpus), stands=str(MOST_CPUS)))
-    devices = {
-        name: backend.model_copy(update={"size_bytes": min(backend.size_bytes, MOST_MEMDEV_BYTES)})
-        if isinstance(backend, Memdev)
-        else backend
-        for name, backend in plan.backends.items()
-    }
-    memory = [backend for backend in devices.values() if isinstance(backend, Memdev)]
-    # twice: a DIMM may have to begin at a multiple of a large number
-    room = sum(2 * backend.size_bytes for backend in memory) >> 20
-    update = {
-        "memory_mib": memory_mib,
-        "memory_room_mib": min(plan.memory_room_mib, room),
-        "memory_slots": max(min(plan.memory_slots, 16), len(memory)) if room else 0,
-        "cpus": min(plan.cpus, MOST_CPUS),
-        "topology": plan.topology if plan.cpus <= MOST_CPUS else None,
-        "backends": devices,
-    }
-    shown = GuestPlan.model_validate(plan.model_copy(update=update).model_dump())
-    return replace(judged, plan=shown), origin.model_copy(update={"replaced": (*origin.replaced, *replaced)})
+        plan = plan.model_copy(update={"cpus": MOST_CPUS, "topology": None})
+    told = origin.model_copy(update={"replaced": (*origin.replaced, *replaced)})
+    return replace(judged, plan=with_little_memory(plan, memory_mib)), told
 
 
 def recording_of(

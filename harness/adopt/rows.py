@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from harness.adopt.little import with_little_memory
 from harness.adopt.plan import Adopted
 from harness.devices.derive import derive
 from harness.devices.device import NOTHING, VARIANT, Attachment, Device, GuestCommands
@@ -153,7 +154,7 @@ def settled_guest(
     :raises Disturbed: the host disturbed each try
     """
     # what is saved of memory costs time at each start, and names of sections do not depend on it
-    little = guest.plan.model_copy(update={"memory_mib": min(guest.plan.memory_mib, _ASKED_MIB)})
+    little = with_little_memory(guest.plan, min(guest.plan.memory_mib, _ASKED_MIB))
     owners = find_owners(binary, replace(guest, plan=little), accel, scope, source)
     silent = {name for name, lack in owners.refused.items() if lack.what is Lacks.SECTION}
     lost = owners.refused.keys() - silent

@@ -37,7 +37,7 @@ HOST_PROPERTIES = frozenset(
 #: Properties whose strings are no more than strings.
 _STRINGS = frozenset(
     {"mac", "serial", "model", "ver", "wwn", "device_id", "drive-id", "product_id", "product", "vendor"}
-    | {"mount_tag", "name", "port"}
+    | {"mount_tag", "name", "port", "masterbus"}
 )
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
 #: What a device option says beside its properties: these are the plan's own fields.

@@ -15,7 +15,7 @@ from harness.errors import HostError, PackError
 from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
 from harness.guests.lack import Lack, Lacks
-from harness.guests.plan import GuestPlan, PlacedDevice
+from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice
 from harness.qemu import swtpm
 from harness.qemu.cmdline import CommandLine, Option, Scalar
 from harness.qemu.listed import listing
@@ -123,7 +123,7 @@ class Machine:
         options = (
             *(Option(name=name) for name in ("nodefaults", "no-user-config", *reset, "S")),
             Option(name="display", first="none"),
-            Option(name="machine", first=self.name, props=self.plan.machine_properties),
+            Option(name="machine", first=self.name, props=_machine_properties(self.plan)),
             Option(name="accel", first=self.accel),
             *(filled(option, "{workdir}", workdir) for option in guest_options),
             *walls,
@@ -235,6 +235,12 @@ def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[O
         yield Option(name="cpu", first=plan.cpu.model, props=plan.cpu.features)
     yield Option(name="m", first=str(plan.memory_mib), props=_memory_room(plan))
     yield Option(name="smp", first=str(plan.cpus), props=_topology(plan))
+    for name in plan.memory_backends():
+        memory = plan.backends[name]
+        assert isinstance(memory, Memdev)  # of a plan that was checked
+        yield _object_option(name, memory)
+    for node in plan.numa:
+        yield Option(name="numa", first="node", props=_numa_node(node))
     for preset in plan.presets:
         yield Option(name="global", props={"driver": preset.driver, "property": preset.property, "value": preset.value})
     if boot is not None:
@@ -252,13 +258,22 @@ def _memory_room(plan: GuestPlan) -> dict[str, Scalar]:
     return {"slots": plan.memory_slots, "maxmem": f"{plan.memory_mib + plan.memory_room_mib}M"}
 
 
+def _machine_properties(plan: GuestPlan) -> dict[str, Scalar]:
+    return {**plan.machine_properties, **({} if plan.ram is None else {"memory-backend": plan.ram})}
+
+
+def _numa_node(node: NumaNode) -> dict[str, Scalar]:
+    cpus = {} if node.cpus is None else {"cpus": "-".join(str(number) for number in node.cpus)}
+    return {"nodeid": node.number, **cpus, **({} if node.memdev is None else {"memdev": node.memdev})}
+
+
 def _topology(plan: GuestPlan) -> dict[str, Scalar]:
     return {} if plan.topology is None else plan.topology.model_dump(exclude_none=True)
 
 
 def _device_options(machine: Machine) -> Iterator[Option]:
     """Each device behind the backends that it is the first to name."""
-    made: set[str] = set()
+    made: set[str] = {*machine.plan.memory_backends()}
     for device in machine.plan.devices:
         for name in device.backends.values():
             if name not in made:

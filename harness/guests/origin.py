@@ -27,6 +27,7 @@ class Part(StrEnum):
     CPU = "cpu"  # the CPU model
     CPUS = "cpus"  # how many there are
     MEMORY = "memory"  # how much RAM there is
+    NUMA = "numa"  # nodes of CPUs and memory
     DISK = "disk"  # what a drive holds
     NETWORK = "network"
     LINE = "line"  # what a character device leads to

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
-from harness.devices.backends import Backend, Ident, Model
+from harness.devices.backends import Backend, Ident, Memdev, Model
 from harness.devices.device import Device
 
 Type = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,-]{0,63}$")]
@@ -82,9 +82,21 @@ class Preset(Model):
     value: bool | int | Word
 
 
+class NumaNode(Model):
+    """One NUMA node.
+
+    :param cpus: the first and the last of its CPUs
+    :param memdev: the backend that is its memory
+    """
+
+    number: Annotated[int, Field(ge=0, le=127)]
+    cpus: tuple[Annotated[int, Field(ge=0, le=1023)], Annotated[int, Field(ge=0, le=1023)]] | None = None
+    memdev: Ident | None = None
+
+
 #: Fields that ordinary guests do not use. They are left out where they are empty, so that such a plan is what it was
 #: before they came: recordings are kept by it.
-_SELDOM = ("cpu", "topology", "presets")
+_SELDOM = ("cpu", "topology", "ram", "numa", "presets")
 
 
 class GuestPlan(Model):
@@ -96,6 +108,7 @@ class GuestPlan(Model):
     :param memory_slots: DIMMs that may be plugged
     :param cmdline: for the guest's kernel
     :param cpu: None for the machine's own
+    :param ram: the backend that the machine's memory is, where its saved block is called by that
     """
 
     machine: Type
@@ -104,6 +117,8 @@ class GuestPlan(Model):
     cpus: Count = 1
     cpu: Cpu | None = None
     topology: Topology | None = None
+    ram: Ident | None = None
+    numa: tuple[NumaNode, ...] = ()
     memory_mib: Annotated[int, Field(ge=1, le=1 << 24)]
     memory_room_mib: Annotated[int, Field(ge=0, le=1 << 24)] = 0
     memory_slots: Annotated[int, Field(ge=0, le=256)] = 0
@@ -120,6 +135,9 @@ class GuestPlan(Model):
         for name in ids:
             if ids.count(name) > 1 or name in self.backends:
                 raise ValueError(f"devices: the id {name!r} is there twice")
+        for memory in self.memory_backends():
+            if not isinstance(self.backends.get(memory), Memdev):
+                raise ValueError(f"memory {memory!r} is not among the backends that are memory")
         for device in self.devices:
             for backend in device.backends.values():
                 if backend not in self.backends:
@@ -137,6 +155,10 @@ class GuestPlan(Model):
     def seldom(self) -> bool:
         """Whether it has what a program did not know that reads ``postload.pack/4`` alone."""
         return any(getattr(self, name) for name in _SELDOM)
+
+    def memory_backends(self) -> list[str]:
+        """Backends that are the machine's own memory."""
+        return [name for name in (self.ram, *(node.memdev for node in self.numa)) if name is not None]
 
     def of(self, owner: str) -> list[PlacedDevice]:
         """What one judged device brought."""
@@ -157,7 +179,7 @@ class GuestPlan(Model):
 
     def with_devices(self, devices: tuple[PlacedDevice, ...]) -> GuestPlan:
         """The same guest with some of its devices, and the backends that these name."""
-        named = {backend for device in devices for backend in device.backends.values()}
+        named = {backend for device in devices for backend in device.backends.values()} | {*self.memory_backends()}
         backends = {name: backend for name, backend in self.backends.items() if name in named}
         return self.model_copy(update={"devices": devices, "backends": backends})
 

@@ -19,6 +19,7 @@ _PARTS: Mapping[Part, str] = {
     Part.CPU: "CPU model",
     Part.CPUS: "CPUs",
     Part.MEMORY: "memory",
+    Part.NUMA: "NUMA",
     Part.DISK: "disk",
     Part.NETWORK: "network",
     Part.LINE: "character device",

@@ -202,6 +202,26 @@ def test_cpus_memory_and_machine_are_what_was_said() -> None:
     assert refused["isa-fdc"] == ("driveA",)
 
 
+def test_memory_is_called_as_it_was_for_its_saved_blocks_are() -> None:
+    ram = option("object", id="big", size="512M", share="on", **{"qom-type": "memory-backend-memfd"})
+    said = option("machine", **{"type": "q35", "memory-backend": "big"})
+    plan = adopted(ram, said, option("m", size="512")).plan
+    assert (plan.ram, plan.backends) == ("big", {"big": Memdev(size_bytes=512 << 20, share=True)})
+    nodes = [
+        option("object", id=f"ram-node{n}", size="256M", **{"qom-type": "memory-backend-ram"}) for n in range(2)
+    ] + [
+        option("numa", type="node", nodeid="0", cpus="0-1", memdev="ram-node0"),
+        option("numa", type="node", nodeid="1", cpus=["2"], memdev="ram-node1"),
+    ]  # fmt: skip
+    plan = adopted(*nodes, option("m", size="512"), option("smp", cpus="3")).plan
+    assert [(n.number, n.cpus, n.memdev) for n in plan.numa] == [(0, (0, 1), "ram-node0"), (1, (2, 2), "ram-node1")]
+    assert set(plan.backends) == {"ram-node0", "ram-node1"}
+    # what is not all of the memory is not taken, and neither is what a plan cannot say
+    assert len(adopted(*nodes, option("m", size="1G")).origin.left_out) == 2
+    found = adopted(*nodes, option("numa", type="node", nodeid="2", cpus=["3", "5"]), option("m", size="512"))
+    assert (found.plan.numa, len(found.origin.left_out)) == ((), 3)
+
+
 def test_a_bus_that_qemu_names_by_itself_is_the_devices_that_has_no_id() -> None:
     found = adopted(
         device("virtio-scsi-pci", id="first"),

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from harness.adopt import rows
+from harness.adopt.little import MOST_MEMDEV_BYTES
 from harness.adopt.plan import Adopted
-from harness.adopt.recording import MOST_MEMDEV_BYTES, for_our_guest
+from harness.adopt.recording import for_our_guest
 from harness.adopt.rows import judged_guest, settled_guest
 from harness.devices.backends import Memdev
 from harness.devices.derive import derive_all
@@ -19,7 +20,7 @@ from harness.devices.rules import load_rules
 from harness.devices.types import DeviceType
 from harness.guests.lack import Lack, Lacks
 from harness.guests.origin import Origin, Part, Without
-from harness.guests.plan import GuestPlan, PlacedDevice, Topology, guest_command
+from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice, Topology, guest_command
 from harness.qemu.binary import QemuBinary
 from harness.state.catalogue import Offer
 from harness.state.owners import Owners
@@ -55,8 +56,10 @@ PLAN = GuestPlan(
     memory_mib=4096,
     memory_room_mib=4096,
     cpus=16,
+    ram="pc.ram",
+    numa=(NumaNode(number=0, cpus=(0, 7), memdev="ram0"), NumaNode(number=1, cpus=(8, 15), memdev="ram1")),
     topology=Topology(sockets=2, cores=8),
-    backends={"m0": Memdev(size_bytes=1 << 30)},
+    backends={name: Memdev(size_bytes=1 << 30) for name in ("m0", "pc.ram", "ram0", "ram1")},
     devices=(
         placed("pci.1", "pcie-root-port", "pcie.0", "02.0"),
         placed("pci.2", "pcie-root-port", "pcie.0", "02.1"),
@@ -67,6 +70,7 @@ PLAN = GuestPlan(
         placed("sr0", "ide-cd", "ide.0"),
         placed("br", "pci-bridge", "pcie.0", "04.0"),
         placed("vdc", "virtio-blk-pci", "br", "05.0"),
+        PlacedDevice(id="dimm0", type="pc-dimm", properties={"node": 1, "slot": 0}, backends={"memdev": "m0"}),
     ),
 )
 
@@ -83,6 +87,7 @@ def test_each_device_is_one_ports_are_together_and_the_rest_is_the_platform() ->
         "sr0": "ahci",
         "br": "pci-bridge",
         "vdc": "virtio-blk+3",
+        "dimm0": "pc-dimm",
     }
     assert [device.name for device in guest.devices][-1] == "platform"
     by_name = {device.name: device for device in guest.devices}
@@ -128,10 +133,13 @@ def test_our_guest_has_less_memory_and_fewer_cpus_and_says_so() -> None:
     guest = judged_guest(Adopted(plan=PLAN, origin=Origin()), offer())
     found, origin = for_our_guest(guest, Origin(), 192)
     assert (found.plan.memory_mib, found.plan.cpus, found.plan.topology) == (192, 4, None)
-    assert found.plan.backends["m0"] == Memdev(size_bytes=MOST_MEMDEV_BYTES)
+    assert found.plan.backends == {"m0": Memdev(size_bytes=MOST_MEMDEV_BYTES)}
+    assert (found.plan.ram, found.plan.numa) == (None, ())
+    assert found.plan.devices[-1].properties == {"slot": 0}
     assert found.plan.memory_room_mib == 2 * MOST_MEMDEV_BYTES >> 20
     assert [(r.part, r.was, r.stands) for r in origin.replaced] == [
         (Part.MEMORY, "4096 MiB", "192 MiB"),
+        (Part.NUMA, "nodes: 2", "1"),
         (Part.CPUS, "16", "4"),
     ]
     same, unchanged = for_our_guest(replace(guest, plan=found.plan), Origin(), 192)
