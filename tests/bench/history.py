@@ -31,15 +31,18 @@ from harness.results.events import CellsPlanned, Event, Judged, RunEnded, Starte
 from harness.results.outcome import Outcome
 from harness.results.signature import name_of
 from harness.results.verdict import Verdict
+from harness.store import tables as t
 from harness.store.asked import ask
 from harness.store.compare import compare
-from harness.store.engine import open_store
+from harness.store.engine import open_store, writing
 from harness.store.read import History
 from harness.store.signatures import signatures_on
 from harness.store.states import read_rules
 from harness.store.write import BATCH_EVENTS, RunSink, RunWriter
 
 RUNS, CELLS = 100, 10_000
+#: Of so many nights each is another one; then they come again.
+WEEK = 7
 COMPARE_S, OVERHEAD = 1.0, 0.02
 #: Seconds; a matrix of 4 devices on two machines takes 0.5 s a cell on two cores.
 CELL_S = 0.25
@@ -64,7 +67,7 @@ def events(made: list[Cell], night: int) -> list[Event]:
     planned: dict[str, list[str]] = {}
     for number, cell in enumerate(made):
         planned.setdefault(cell.key.row, []).append(cell.id)
-        gone = cell.verdict.is_finding and number % 50 == night % 7
+        gone = cell.verdict.is_finding and number % 50 == night % WEEK
         if gone:
             cell = replace(cell, outcome=Outcome(verdict=Verdict.OK, loads_asked=100, loads_acked=100), signature=None)
         told.append(Judged(at_s=float(number), planned=cell.id, cell=cell))
@@ -80,16 +83,28 @@ def started(night: int) -> Started:
 
 
 def fill(engine: sa.Engine, made: list[Cell], count: int) -> None:
-    """Write the runs, as fast as they can be imported."""
+    """Write the runs: those of a first week as a run writes them, and what comes again as copies of their rows."""
     began_s = time.monotonic()
     for night in range(count):
         writer = RunWriter(engine)
         writer.begin(started(night))
-        told = events(made, night)
+        told = events(made, night) if night < WEEK else [RunEnded(at_s=float(len(made)), complete=True)]
         for first in range(0, len(told), 10 * BATCH_EVENTS):
             writer.write(told[first : first + 10 * BATCH_EVENTS])
+        if night >= WEEK:
+            copy_rows(engine, started(night % WEEK).name, started(night).name)
         if night % 10 == 9:
             print(f"  {night + 1} runs after {time.monotonic() - began_s:.0f} s", flush=True)
+
+
+def copy_rows(engine: sa.Engine, name: str, other: str) -> None:
+    """Give a run the outcomes and logs of an equal one."""
+    number = {each: sa.select(t.runs.c.id).where(t.runs.c.name == each).scalar_subquery() for each in (name, other)}
+    with writing(engine) as connection:
+        for table in (t.outcomes, t.logs):
+            rest = [column for column in table.columns if column.name != "run_id"]
+            rows = sa.select(number[other], *rest).where(table.c.run_id == number[name])
+            connection.execute(table.insert().from_select(["run_id", *(column.name for column in rest)], rows))
 
 
 def timed(what: str, do: Callable[[], object], times: int = 3) -> float:
