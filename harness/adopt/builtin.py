@@ -60,12 +60,13 @@ def expand(configuration: Configuration, family: str) -> Expanded:
     defaults = not any(option.name == "nodefaults" for option in configuration.options)
     serials = [line for line in lines if line.name == "serial"]
     drives = list(_drives(configuration))
+    of_pc = defaults and family in _ON_ONE_BUS
     devices = [
-        *_display(configuration, said, defaults),
+        *_display(configuration, said, of_pc),
         *_network(configuration, family, defaults),
-        *_ports(serials, lines, said, defaults),
+        *_ports(serials, lines, said, of_pc),
         *(_drive_device(drive, family) for drive in drives if drive.interface in ("ide", "floppy")),
-        *_default_drives(drives, said, family, defaults),
+        *_default_drives(drives, said, family, of_pc),
         *said,
         *(_drive_device(drive, family) for drive in drives if drive.interface == "virtio"),
     ]

@@ -17,7 +17,7 @@ from harness.adopt.configuration import Configuration
 from harness.adopt.files import FoundVm
 from harness.adopt.plan import Adopted, Known, adopt_plan, known_to, said_machine
 from harness.adopt.recording import for_our_guest
-from harness.arch import ARCHITECTURES, Architecture
+from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.errors import MissingError, PostloadError, UsageError
 from harness.guests.origin import LeftOut, Origin, Without
 from harness.guests.plan import GuestPlan
@@ -173,13 +173,14 @@ def _recorded(adopted: Adopted) -> GuestPlan:
 
 
 def architecture_of_vm(configuration: Configuration) -> Architecture:
-    """What a VM's program runs guests of; x86_64 where it names none.
+    """What a VM's program runs guests of; where it names none that says so, what has its machine type.
 
     :raises UsageError: an architecture that this program does not know
     """
-    program = PurePath(configuration.binary).name
-    match = re.fullmatch(r"qemu-system-(\w+)", program)
-    wanted = "x86_64" if match is None or match[1] == "i386" else match[1]
+    match = re.fullmatch(r"qemu-system-(\w+)", PurePath(configuration.binary).name)
+    if match is None:
+        return architecture_of(said_machine(configuration))
+    wanted = "x86_64" if match[1] == "i386" else match[1]
     for architecture in ARCHITECTURES:
         if architecture.name == wanted:
             return architecture

@@ -62,6 +62,11 @@ def test_the_architecture_is_that_of_the_program(program: str, name: str) -> Non
     assert architecture_of_vm(Configuration(options=(), source="x", binary=program)).name == name
 
 
+def test_without_a_program_the_machine_type_says_the_architecture() -> None:
+    said = SaidOption(name="machine", values={"type": "virt-9.0"})
+    assert architecture_of_vm(Configuration(options=(said,), source="x")).name == "aarch64"
+
+
 def test_an_architecture_that_is_not_known_is_named() -> None:
     with pytest.raises(UsageError, match="ppc64"):
         architecture_of_vm(Configuration(options=(), source="x", binary="/usr/bin/qemu-system-ppc64"))
