@@ -21,7 +21,7 @@ from harness.errors import HostError
 from harness.facts.compare import FactChange, FactKind, Weight
 from harness.files import write_atomically
 from harness.names import USES
-from harness.qualify.explained import Explained, FieldEvidence
+from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer
 from harness.qualify.model import Answer, Confirmation, Confirms, PairAnswer, QualifyDoc, Reason, Stray
 from harness.report.facts import fact_change_text, kvm_text
 from harness.report.reasons import (
@@ -258,6 +258,9 @@ def _bare(explained: Explained) -> object:
     """Without what one use's log tells and another's does not: a value is the same as number and as QEMU's word."""
     if isinstance(explained, FieldEvidence):
         return explained.section, explained.field, str(explained.recorded), str(explained.loading)
+    if isinstance(explained, HostsDiffer):
+        # what a fact was, and is, may be a list
+        return tuple(map(fact_change_text, explained.changes))
     return explained
 
 

@@ -13,13 +13,16 @@ import pytest
 from rich.console import Console
 
 from harness.errors import UsageError
+from harness.facts.compare import Matters, incomparable
+from harness.facts.model import WhyNotKnown
 from harness.guests.origin import Without
-from harness.qualify.explained import Explained, FieldEvidence, LostBy, LostFeature, SetAlike
+from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer, LostBy, LostFeature, SetAlike
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, Tried, Unjudged, VmAnswer, fleet_doc, fleet_schema
 from harness.qualify.foretold import Foresight, Foretold, Standing
 from harness.qualify.model import Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
 from harness.qualify.remedies import settings_of
 from harness.report.fleet import fleet_json, fleet_markdown, fleet_summary, print_fleet
+from harness.report.qualify import markdown as qualify_markdown
 from harness.report.schemas import shipped
 from harness.results.cause import Side
 from harness.results.document import Qemu
@@ -206,6 +209,14 @@ def test_the_summary_counts_and_the_markdown_escapes() -> None:
     assert "we\\_b" in text
     assert "## What to change" in text
     assert "notes" in text
+
+
+def test_a_difference_of_hosts_that_one_side_could_not_tell_is_told() -> None:
+    unknown = incomparable(Matters.ERROR, "no answer")
+    hosts = HostsDiffer(changes=(replace(unknown, not_known={"why": WhyNotKnown.NO_INTERFACE, "said": "slot"}),))
+    doc = answered("net", reason(hosts), answer=Answer.NO_GO)
+    assert "no answer" in qualify_markdown(doc)
+    assert "no answer" in printed(fleet_doc([Tried(vm=vm("web"), doc=doc)], **OF_RUN))
 
 
 def test_a_run_that_was_stopped_says_so() -> None:
