@@ -697,7 +697,7 @@ def check_cpu(adopted: Adopted, binary: QemuBinary, source: str) -> None:
     :raises QemuError: it does not say
     """
     cpu = adopted.plan.cpu
-    models = cpu_models(binary.path) if cpu is not None else frozenset()
+    models = cpu_models(binary.path) if cpu is not None else {}
     if cpu is not None and cpu.model not in models:
         near = ", ".join(get_close_matches(cpu.model, sorted(models), 4, 0.5)) or "max"
         raise UsageError(

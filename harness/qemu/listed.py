@@ -111,8 +111,9 @@ def device_help(binary: str) -> str:
     return text
 
 
-def cpu_models(binary: str) -> frozenset[str]:
-    """CPU models that a QEMU has, by all of their names; kept by the build's hash.
+@cache
+def cpu_models(binary: str) -> Mapping[str, bool]:
+    """Each CPU model that a QEMU has, by all of its names, to whether it is deprecated; kept by the build's hash.
 
     :raises QemuError: it does not start
     """
@@ -120,13 +121,14 @@ def cpu_models(binary: str) -> frozenset[str]:
         program = launched(Path(binary))
     except OSError as error:
         raise QemuError(f"{binary}: {error.strerror}") from error
-    key = f"probe/{program.sha256}{f'-{program.key}' if program.key else ''}-cpus-{_ANSWERS}.json"
-    models: list[str] | None = kept_answer(key)
+    key = f"probe/{program.sha256}{f'-{program.key}' if program.key else ''}-cpu-models-{_ANSWERS}.json"
+    models: dict[str, bool] | None = kept_answer(key)
     if models is None:
         with _bare(binary) as vm:
-            models = sorted(model["name"] for model in vm.qmp("query-cpu-definitions"))
+            found = vm.qmp("query-cpu-definitions")
+        models = {model["name"]: bool(model.get("deprecated")) for model in found}
         keep_answer(key, models)
-    return frozenset(models)
+    return models
 
 
 def _print_help(binary: str) -> str:

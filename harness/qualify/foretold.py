@@ -18,8 +18,7 @@ from typing import Protocol
 from harness.adopt.configuration import Configuration, SaidOption
 from harness.devices.types import parse_help
 from harness.qemu.binary import QemuBinary
-from harness.qemu.cpus import cpu_models
-from harness.qemu.listed import device_help, listing
+from harness.qemu.listed import cpu_models, device_help, listing
 from harness.qualify.explained import OtherTypes
 from harness.qualify.model import Answer, worst
 from harness.qualify.pairs import other_types

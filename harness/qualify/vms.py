@@ -15,7 +15,7 @@ from packaging.version import Version
 from harness.adopt.alike import likeness
 from harness.adopt.configuration import Configuration
 from harness.adopt.files import FoundVm
-from harness.adopt.plan import Adopted, Known, adopt_plan, known_to, said_machine
+from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted, known_to, said_machine
 from harness.adopt.recording import for_our_guest
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.errors import MissingError, PostloadError, UsageError
@@ -33,6 +33,7 @@ _NOT_THERE = frozenset(
     {Without.HOST, Without.TYPE, Without.CPU, Without.BACKEND, Without.BUS, Without.PROGRAM}
     | {Without.START, Without.SAVE, Without.MIGRATION}
 )
+_ACCEL = "tcg"
 #: Proxmox VE names its builds of a machine type so; the type is QEMU's.
 _OWN_BUILD = re.compile(r"\+pve\d+$")
 
@@ -160,6 +161,7 @@ def _looked(vm: VmAnswer, configuration: Configuration, builds: Builds) -> Known
     vm = replace(vm, machine=known.machine, recorder=recorder.version)
     foretold = foretell(configuration, known.machine, sides)
     adopted = adopt_plan(configuration, known)
+    check_adopted(adopted, known, recorder.path, _ACCEL)
     vm = replace(vm, replaced=len(adopted.origin.replaced), unjudged=unjudged_of(adopted.origin))
     key = f"{recorder.sha256}-{loader.sha256}-{likeness(_recorded(adopted))}"
     guest = AdoptedVm(recorder=recorder, loader=loader, known=known, adopted=adopted, key=key)
