@@ -96,7 +96,8 @@ def fleet_summary(doc: FleetDoc) -> str:
     answers = ", ".join(f"{counts[answer]} {answer}" for answer in Answer if counts[answer])
     state = "" if doc.complete else "stopped early; "
     loads = f"{plural(doc.tried, 'VM')} tried, {plural(doc.loads, 'load')} acknowledged, {duration(doc.seconds)}"
-    return f"{doc.answer} to QEMU {doc.loader.version}: {state}{answers or 'no VM'}; {loads}"
+    answer = "not tried" if doc.answer is Answer.NONE else doc.answer
+    return f"{answer} to QEMU {doc.loader.version}: {state}{answers or 'no VM'}; {loads}"
 
 
 def fleet_markdown(doc: FleetDoc) -> str:
