@@ -11,12 +11,13 @@ from typing import Any
 from harness.adopt.adopted import write_adopted
 from harness.adopt.commandline import of_process
 from harness.adopt.configuration import Configuration
+from harness.adopt.domain import read_domain
 from harness.adopt.files import command_line_file, domain_file
 from harness.adopt.plan import Adopted, adopt_plan, check_adopted, check_cpu, known_to, said_machine
 from harness.adopt.recording import for_our_guest, recording_of
 from harness.adopt.rows import judged_guest, settled_guest
-from harness.adopt.saved import open_saved
-from harness.arch import architecture_of
+from harness.adopt.saved import SavedState
+from harness.arch import architecture_of, family_of
 from harness.arch.accel import choose_accel
 from harness.commands.output import err, print_json
 from harness.commands.resolve import binaries_of, emit, guest_maker, run_scope
@@ -30,6 +31,7 @@ from harness.qemu.binary import QemuBinary
 from harness.report import inspection
 from harness.report.adopted import adopted_document, print_adopted
 from harness.report.console import SafeConsole
+from harness.report.containers import open_state
 from harness.report.terminal import LiveProgress
 from harness.state.catalogue import offer_of
 from harness.state.recorder import ordered_phases, record
@@ -51,29 +53,38 @@ class AskedVm:
 
 def adopt(given: dict[str, Any]) -> int:
     """Read a configuration, say what becomes of it, and make a pack of it where one is asked for."""
-    configuration = _configuration(given)
     out: Path | None = given["out"]
     if out is not None and out.exists():
         raise UsageError(f"--out {out}: it exists already; a state pack is never overwritten")
     if given["state"] is not None and (out is None or given["phases"]):
         raise UsageError("--state goes with --out, and has no --phase: the state is the one that it was saved in")
-    vm = _asked(configuration, given)
-    if out is None:
-        _show(vm, given["as_json"])
-        return 0
-    with LiveProgress(total_cells=0, console=err) as progress:
-        if given["state"] is None:
+    if given["snapshot"] is not None and given["state"] is None:
+        raise UsageError("--snapshot goes with --state: it names one of several snapshots in a qcow2 image")
+    if given["state"] is not None and out is not None:
+        _take_state(given["state"], out, given)
+    else:
+        vm = _asked(_configuration(given), given)
+        if out is None:
+            _show(vm, given["as_json"])
+            return 0
+        with LiveProgress(total_cells=0, console=err) as progress:
             _record(vm, out, given, progress)
-        else:
-            _take_state(vm, given["state"], out, given, progress)
     with StatePack(out) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
         failed = any(lack.how is Missed.FAILED for device in pack.manifest.devices for lack in device.unreached)
     return HarnessError.exit_code if failed else 0
 
 
-def _configuration(given: dict[str, Any]) -> Configuration:
+def _configuration(given: dict[str, Any], saved: SavedState | None = None) -> Configuration:
+    """What the user named; where that is nothing, the domain that stands in libvirt's save image."""
     said = [name for name in ("domain", "command_line", "pid") if given[name] is not None]
+    if not said and saved is not None:
+        if not saved.domain:
+            raise UsageError(
+                f"{saved.source}: no libvirt domain is in it: expected one of --domain FILE, --command-line FILE and "
+                "--pid PID beside --state"
+            )
+        return read_domain(saved.domain, str(saved.source))
     if len(said) != 1:
         raise UsageError("expected one of --domain FILE, --command-line FILE and --pid PID")
     if given["pid"] is not None:
@@ -83,11 +94,17 @@ def _configuration(given: dict[str, Any]) -> Configuration:
     return command_line_file(given["command_line"])
 
 
-def _asked(configuration: Configuration, given: dict[str, Any]) -> AskedVm:
-    machine = given["machine"] or said_machine(configuration)
+def _asked(configuration: Configuration, given: dict[str, Any], saved_machine: str = "") -> AskedVm:
+    """The VM as the QEMU knows it.
+
+    :param saved_machine: the versioned machine type that its state names, where the configuration has an alias or none
+    """
+    said = said_machine(configuration)
+    wanted = given["machine"] or (saved_machine if said in ("", family_of(saved_machine)) else "")
+    machine = wanted or said
     binaries, recipes = binaries_of([given["qemu"]] if given["qemu"] else [], machines=[machine] if machine else [])
     binary = binaries[0]
-    known = known_to(binary, configuration, given["machine"] or "")
+    known = known_to(binary, configuration, wanted)
     adopted = adopt_plan(configuration, known)
     check_cpu(adopted, binary, configuration.source)
     check_adopted(adopted, known, binary.path, "tcg")
@@ -122,11 +139,19 @@ def _record(vm: AskedVm, out: Path, given: dict[str, Any], progress: LiveProgres
     record(plan, out, lambda phase: progress.stage(f"{who}: {phase}"), host=facts_of(plan), scope=run_scope())
 
 
-def _take_state(vm: AskedVm, state: Path, out: Path, given: dict[str, Any], progress: LiveProgress) -> None:
-    accel = choose_accel(vm.binary, given["accel"]).name
-    with new_pack(out) as folder, open_saved(state, folder.parent) as saved:
-        progress.stage(f"{vm.source.name}: which sections are whose")
-        scope = run_scope()
-        settled = settled_guest(vm.judged, vm.adopted.origin, vm.binary, accel, source=vm.source, scope=scope)
-        progress.stage(f"{state.name}: writing a pack")
-        write_adopted(saved, settled, vm.binary, folder, accel=accel, source=vm.source, scope=scope)
+def _take_state(state: Path, out: Path, given: dict[str, Any]) -> None:
+    scope = run_scope()
+    with (
+        new_pack(out) as folder,
+        LiveProgress(total_cells=0, console=err) as progress,
+    ):
+        progress.stage(f"reading {state.name}")
+        with open_state(state, folder.parent, snapshot=given["snapshot"]) as saved:
+            vm = _asked(_configuration(given, saved), given, saved.machine)
+            accel = choose_accel(vm.binary, given["accel"]).name
+            progress.stage(f"{vm.source.name}: which sections are whose")
+            settled = settled_guest(vm.judged, vm.adopted.origin, vm.binary, accel, source=vm.source, scope=scope)
+            progress.stage(f"{state.name}: writing a pack")
+            write_adopted(saved, settled, vm.binary, folder, accel=accel, source=vm.source, scope=scope)
+            # the mapping goes when nobody holds a page of it
+            del saved

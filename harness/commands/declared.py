@@ -116,8 +116,10 @@ def record(**given: Any) -> int:
     "--state",
     type=FILE,
     metavar="FILE",
-    help="Saved state of the VM: a migration stream, a save image of libvirt's, a qcow2 snapshot.",
+    help="Saved state of the VM: a migration stream, compressed or not, a save image of libvirt's, which has its "
+    "domain in it, or a qcow2 image with a snapshot.",
 )
+@click.option("--snapshot", metavar="NAME", help="Internal snapshot of a qcow2 image, where it has several.")
 @click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
 @click.option("--machine", metavar="NAME", help="Machine type to take in place of the VM's.")
 @shared(options.phase_option, options.accel_option, options.guest_option)
