@@ -69,7 +69,8 @@ def signature_lines(found: SignatureRow) -> Iterator[str]:
     hosts = f"; hosts: {', '.join(found.hosts)}" if found.hosts else ""
     yield f"  QEMUs: {', '.join(found.qemus)}; cells: {number(len(found.cells))}{hosts}"
     if found.known:
-        yield f"  known: {found.known}"
+        until = f", until {found.known_until}" if found.known_until else ""
+        yield f"  known: {found.known}{until}"
 
 
 _TITLES = {

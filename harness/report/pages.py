@@ -42,7 +42,7 @@ from harness.store.nights import CellName, LineNights, Mark, Missing, Nights, Re
 from harness.store.read import Reproduction, RunRow, SignatureRow
 from harness.store.signatures import SignatureOn
 from harness.store.speeds import ONE_IN, Curve
-from harness.store.states import Excuse, ExcuseKind, Look, excuse_of
+from harness.store.states import Excuse, Look, excuse_of
 from harness.triage.kept import KeptCase
 
 #: Cells that a list names; the others are counted.
@@ -418,7 +418,6 @@ def _signature(site: Site, row: SignatureRow, seen: Mapping[str, list[tuple[RunR
     lines = {name.line for _, name in seen.get(row.name, ())} & site.nights.lines.keys()
     return {
         "row": row,
-        "excuses": _known_until(site, row),
         "on": site.on_qemus.get(row.name, ()),
         "cell": cell,
         "finding": finding,
@@ -429,15 +428,6 @@ def _signature(site: Site, row: SignatureRow, seen: Mapping[str, list[tuple[RunR
         "case": site.cases.get(row.name),
         "has_bundle": row.name in site.archives,
     }
-
-
-def _known_until(site: Site, row: SignatureRow) -> list[Excuse]:
-    """Until when the known issue excuses that a finding is, by the newest run that was held against it."""
-    for run in site.nights.runs:
-        for each in site.excuses.get(run.number, ()):
-            if each.kind is ExcuseKind.KNOWN and (each.signature, each.link) == (row.name, row.known):
-                return [each]
-    return []
 
 
 def _run(site: Site, run: RunRow, place: int) -> dict[str, Any]:

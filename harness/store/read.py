@@ -135,7 +135,8 @@ class SignatureRow:
     :param runs: in how many it was seen, of those that are kept
     :param cells: keys of the cells that had it, sorted
     :param qemus: labels of the QEMUs that loaded, sorted
-    :param known: link of a known issue that it was held for, the last
+    :param known: link of a known issue that it was held for, the last; ``known_until`` is its last day, None where it
+        has none
     """
 
     name: str
@@ -155,6 +156,7 @@ class SignatureRow:
     qemus: tuple[str, ...]
     hosts: tuple[str, ...]
     known: str = ""
+    known_until: date | None = None
 
 
 class Glance(NamedTuple):
@@ -407,7 +409,8 @@ class History:
         seen: dict[int, list[Any]] = {}
         for row in self._rows(query):
             seen.setdefault(row.signature_id, []).append(row)
-        found = [_signature_row(rows) for rows in seen.values()]
+        days = self._last_days()
+        found = [_signature_row(rows, days) for rows in seen.values()]
         return sorted(found, key=lambda each: (each.last_seen, each.last_run, each.name), reverse=True)
 
     def sightings(self, name: str | None = None) -> list[Sighting]:
@@ -501,10 +504,16 @@ class History:
                     line=row.line,
                     signature=row.signature,
                     link=row.link,
-                    until=date.fromisoformat(row.until) if row.until else None,
+                    until=_day(row.until),
                 )
                 found.setdefault(row.run_id, []).append(excuse)
         return found
+
+    def _last_days(self) -> dict[tuple[str, str], date | None]:
+        """Until when known issues excuse, by signature and link, as the newest run says that was held against them."""
+        query = sa.select(t.excuses.c.signature, t.excuses.c.link, t.excuses.c.until).join_from(t.excuses, t.runs)
+        query = query.where(t.excuses.c.kind == ExcuseKind.KNOWN).order_by(t.runs.c.started, t.runs.c.id)
+        return {(name, link): _day(until) for name, link, until in map(tuple, self._rows(query))}
 
     def _older(self, query: sa.Select[Any], run: RunRow) -> sa.Select[Any]:
         """Of a query over runs those that began before one."""
@@ -632,9 +641,13 @@ def _build(row: Any) -> BuildRow:
     return BuildRow(sha256=row.sha256, version=row.version, build=row.build, path=row.path, label=row.label)
 
 
-def _signature_row(rows: Sequence[Any]) -> SignatureRow:
-    """Of its sightings, the oldest first."""
+def _signature_row(rows: Sequence[Any], days: Mapping[tuple[str, str], date | None]) -> SignatureRow:
+    """Of its sightings, the oldest first.
+
+    :param days: until when known issues excuse, by signature and link
+    """
     first, last = rows[0], rows[-1]
+    known = next((row.known for row in reversed(rows) if row.known), "")
     pruned = bool(first.first_seen) and first.first_seen < first.started
     return SignatureRow(
         name=first.name,
@@ -653,8 +666,13 @@ def _signature_row(rows: Sequence[Any]) -> SignatureRow:
         devices=tuple(sorted({row.device for row in rows})),
         qemus=tuple(sorted({row.loader for row in rows})),
         hosts=tuple(sorted({row.host for row in rows if row.host})),
-        known=next((row.known for row in reversed(rows) if row.known), ""),
+        known=known,
+        known_until=days.get((first.name, known)),
     )
+
+
+def _day(text: str) -> date | None:
+    return date.fromisoformat(text) if text else None
 
 
 def _texts(verdicts: Iterable[Verdict]) -> list[str]:

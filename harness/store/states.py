@@ -109,12 +109,12 @@ class Excuse:
 
 
 def excuse_of(excuses: Iterable[Excuse], line: str, signature: str, known: str) -> Excuse | None:
-    """What excuses a finding in a cell; what keeps it from counting at all comes before what is known of it.
+    """What excuses a finding in a cell; what keeps it from counting at all comes before a known issue with a last day.
 
     :param known: link of the known issue that it is
     """
     mine = [each for each in excuses if each.has(line, signature)]
-    mine = [each for each in mine if each.kind is not ExcuseKind.KNOWN or each.link == known]
+    mine = [each for each in mine if each.kind is not ExcuseKind.KNOWN or (each.until and each.link == known)]
     return max(mine, key=lambda each: each.kind is not ExcuseKind.KNOWN, default=None)
 
 

@@ -338,10 +338,8 @@ def insert_excuses(connection: sa.Connection, engine: sa.Engine, run: int, excus
 
 
 def _of_issues(known: Iterable[Issue]) -> Iterator[Excuse]:
-    """Known issues that have a last day; the others excuse for ever."""
     for issue in known:
-        if issue.until is not None:
-            yield Excuse(kind=ExcuseKind.KNOWN, line="", signature=issue.signature, link=issue.link, until=issue.until)
+        yield Excuse(kind=ExcuseKind.KNOWN, line="", signature=issue.signature, link=issue.link, until=issue.until)
 
 
 class RunSink:

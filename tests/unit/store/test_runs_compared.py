@@ -306,3 +306,9 @@ def test_a_known_issue_is_told_with_its_last_day(store: str, engine: sa.Engine, 
     assert (change.known, change.excuse and change.excuse.until) == (LINK, date(2026, 3, 1))
     done = CliRunner().invoke(cli, ["compare", "--store", store, "last~1", "last"], standalone_mode=False)
     assert f"(known: {LINK}, until 2026-03-01)" in done.output
+    done = CliRunner().invoke(cli, ["history", "--store", store, CRASH], standalone_mode=False)
+    assert f"known: {LINK}, until 2026-03-01\n" in done.output
+    write_run(engine, started(2, known=[{**issue, "until": None}]), events([crashed(BOUND)]))
+    (change,) = told(history).still
+    assert (change.known, change.excuse) == (LINK, None)
+    assert [(each.known, each.known_until) for each in history.signatures()] == [(LINK, None)]
