@@ -21,6 +21,7 @@ from harness.devices.backends import (
     Cryptodev,
     Disk,
     Fsdev,
+    LoneTap,
     Memdev,
     Model,
     Netdev,
@@ -38,6 +39,9 @@ _MOST_DISK: Final = 1 << 50
 _MOST_MEMORY: Final = 1 << 40
 #: Ports whose guest is told whether somebody has the far end open.
 _PORTS: Final = frozenset({"virtserialport", "virtconsole"})
+#: Networks whose cards have headers for offloads (``has_vnet_hdr`` in ``net/``).
+_TAPS: Final = frozenset({"tap", "bridge", "vhost-user", "vhost-vdpa", "netmap"})
+_MOST_QUEUES: Final = 64
 #: A chain of block nodes is no longer than this, and no circle.
 _DEEPEST: Final = 16
 
@@ -50,6 +54,7 @@ class SaidBackend:
     :param was: its kind and shape in words
     :param size_bytes: None where nobody said
     :param empty: a drive without a medium
+    :param queues: of a tap; 0 where it has no headers for offloads
     """
 
     kind: type[Model]
@@ -57,6 +62,7 @@ class SaidBackend:
     size_bytes: int | None = None
     share: bool = False
     empty: bool = False
+    queues: int = 1
 
 
 #: By class: what of a VM it stands for.
@@ -97,9 +103,18 @@ def _said(configuration: Configuration) -> Iterator[tuple[tuple[type[Model], str
         elif option.name in _OPTIONS:
             kind, key, type_key = _OPTIONS[option.name]
             was = as_word(values.get(type_key)) or as_word(values.get("type")) or "other"
-            yield (kind, as_text(values.get(key))), SaidBackend(kind=kind, was=was)
+            yield (kind, as_text(values.get(key))), SaidBackend(kind=kind, was=was, queues=_queues(was, values))
         elif option.name == "object":
             yield from _object(values)
+
+
+def _queues(was: str, values: Mapping[str, Value]) -> int:
+    """Queues of a network whose cards have the headers of a tap; 0 of any other."""
+    if was not in _TAPS or as_boolean(values.get("vnet_hdr")) is False:
+        return 0
+    files = as_text(values.get("fds"))
+    said = len(files.split(":")) if files else as_size(values.get("queues")) or 1
+    return min(max(said, 1), _MOST_QUEUES)
 
 
 def _object(values: Mapping[str, Value]) -> Iterator[tuple[tuple[type[Model], str], SaidBackend]]:
@@ -147,7 +162,7 @@ def _node(values: Mapping[str, Value], nodes: Mapping[str, SaidOption]) -> SaidB
 
 def unsaid(kind: type[Model]) -> SaidBackend:
     """A backend of which nothing was said."""
-    return SaidBackend(kind=kind, was="default")
+    return SaidBackend(kind=kind, was="default", queues=0)
 
 
 def is_unnamed(name: str) -> bool:
@@ -155,10 +170,11 @@ def is_unnamed(name: str) -> bool:
     return name.startswith(UNNAMED)
 
 
-def made(said: SaidBackend, device_type: str) -> tuple[Backend, bool]:
+def made(said: SaidBackend, device_type: str, *, state: bool = False) -> tuple[Backend, bool]:
     """What stands for a backend, and whether its size is a guess.
 
     :param device_type: that it is for
+    :param state: it is for a saved state, which a card loads only behind what has the offloads that it was saved with
     """
     if said.kind is Disk:
         cd, floppy = device_type.endswith("-cd"), device_type == "floppy"
@@ -170,6 +186,8 @@ def made(said: SaidBackend, device_type: str) -> tuple[Backend, bool]:
         wanted = said.size_bytes or 0
         guessed = not 4096 <= wanted <= _MOST_MEMORY
         return Memdev(size_bytes=MEMORY_BYTES if guessed else wanted, share=said.share), guessed
+    if said.kind is Netdev and state and said.queues and device_type.startswith("virtio-net"):
+        return LoneTap(queues=said.queues), False
     if said.kind is Chardev and device_type in _PORTS:
         return Chardev(type="ringbuf"), False
     backend: Backend = _FIXED[said.kind]
@@ -190,6 +208,7 @@ _FIXED: Mapping[type[Model], Backend] = {
 STANDS: Mapping[type[Model], str] = {
     Disk: "scratch disk",
     Netdev: "user",
+    LoneTap: "lone tap",
     Chardev: "null",
     Audiodev: "none",
     Memdev: "memory-backend-ram",

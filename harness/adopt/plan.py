@@ -23,7 +23,7 @@ from harness.adopt.builtin import Expanded, expand, usb_of_machine
 from harness.adopt.configuration import Configuration, SaidOption, Value
 from harness.adopt.scalars import as_boolean, as_number, as_size, as_slot, as_text, as_word
 from harness.arch import RootBus, architecture_of, family_of
-from harness.devices.backends import Audiodev, Backend, Chardev, Disk, Memdev, Model, Tpm
+from harness.devices.backends import Audiodev, Backend, Chardev, Disk, LoneTap, Memdev, Model, Netdev, Tpm
 from harness.devices.types import CPU, DeviceType, types_of
 from harness.errors import PackError, UsageError
 from harness.guests.foreign import (
@@ -42,6 +42,7 @@ from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without, labe
 from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
+from harness.qemu.lonetap import has_lone_taps
 
 #: Options that say nothing of the state of a device: where things go on the host, what is booted first, how QEMU runs,
 #: what the guest is told of itself.
@@ -163,19 +164,21 @@ def said_machine(configuration: Configuration) -> str:
     return next((name for name in reversed(types) if name), "")
 
 
-def adopt_plan(configuration: Configuration, known: Known) -> Adopted:
+def adopt_plan(configuration: Configuration, known: Known, *, state: bool = False) -> Adopted:
     """The plan of a VM.
 
+    :param state: it is for the state that the VM was saved in, and not for a guest of this program's
     :raises UsageError: the configuration is no VM that QEMU could start: an id that is there twice, a device that
         names a backend which is not there; names file and line
     """
-    return _Adoption(configuration, known).run()
+    return _Adoption(configuration, known, state).run()
 
 
 class _Adoption:
     """One VM on its way to a plan."""
 
-    def __init__(self, configuration: Configuration, known: Known) -> None:
+    def __init__(self, configuration: Configuration, known: Known, state: bool) -> None:
+        self._state = state
         self._said = configuration
         self._known = known
         self._expanded = expand(configuration, known.family)
@@ -406,6 +409,13 @@ class _Adoption:
             return Without.BUS, (bus,)
         if "tpmdev" in option.values and lacking_program([Tpm()]) is not None:
             return Without.PROGRAM, ("swtpm",)
+        network = self._backends.get((Netdev, as_text(option.values.get("netdev"))))
+        if (
+            network is not None
+            and isinstance(made(network, kind, state=self._state)[0], LoneTap)
+            and not has_lone_taps()
+        ):
+            return Without.PROGRAM, ("/dev/net/tun",)
         return None
 
     def _leave(self, option: SaidOption, why: Without, names: Iterable[str]) -> None:
@@ -486,14 +496,14 @@ class _Adoption:
         known = self._by_name.get((said.kind, name))
         if known is not None:
             return known
-        backend, guessed = made(said, device)
+        backend, guessed = made(said, device, state=self._state)
         size = backend.size_bytes if isinstance(backend, Disk | Memdev) else None
         self.replaced.append(
             Replaced(
                 part=PARTS[said.kind],
                 id=owner if is_unnamed(name) else label(name),
                 was=said.was,
-                stands=STANDS[said.kind],
+                stands=STANDS[type(backend)],
                 size_bytes=size,
                 guessed=guessed,
             )

@@ -105,7 +105,7 @@ def _asked(configuration: Configuration, given: dict[str, Any], saved_machine: s
     binaries, recipes = binaries_of([given["qemu"]] if given["qemu"] else [], machines=[machine] if machine else [])
     binary = binaries[0]
     known = known_to(binary, configuration, wanted)
-    adopted = adopt_plan(configuration, known)
+    adopted = adopt_plan(configuration, known, state=given["state"] is not None)
     check_cpu(adopted, binary, configuration.source)
     check_adopted(adopted, known, binary.path, "tcg")
     return AskedVm(

@@ -52,6 +52,14 @@ class Netdev(Model):
         return self
 
 
+class LoneTap(Model):
+    """A tap device in a network of its own, with nobody on it: a card has the offloads of a tap behind it, and as many
+    queues (:mod:`harness.qemu.lonetap`)."""
+
+    kind: Literal["lone-tap"] = "lone-tap"
+    queues: Annotated[int, Field(ge=1, le=64)] = 1
+
+
 class Chardev(Model):
     """The far end of a serial line: nobody is there, or what was written last is kept (``ringbuf``)."""
 
@@ -104,5 +112,6 @@ class Tpm(Model):
 
 
 Backend = Annotated[
-    Disk | Netdev | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm, Field(discriminator="kind")
+    Disk | Netdev | LoneTap | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm,
+    Field(discriminator="kind"),
 ]

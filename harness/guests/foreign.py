@@ -16,7 +16,19 @@ import re
 from fnmatch import fnmatchcase
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Audiodev, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Model, Netdev, Tpm
+from harness.devices.backends import (
+    Audiodev,
+    Canbus,
+    Chardev,
+    Cryptodev,
+    Disk,
+    Fsdev,
+    LoneTap,
+    Memdev,
+    Model,
+    Netdev,
+    Tpm,
+)
 from harness.errors import PackError
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
@@ -67,6 +79,7 @@ _ACCELS = frozenset({"kvm", "tcg"})
 BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Disk: re.compile(r"drive"),
     Netdev: re.compile(r"netdev"),
+    LoneTap: re.compile(r"netdev"),
     Chardev: re.compile(r"chardev[0-7]?"),
     Audiodev: re.compile(r"audiodev"),
     Memdev: re.compile(r"memdev|lsa|pmrdev|(non)?volatile-memdev|persistent-memdev"),

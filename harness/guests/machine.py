@@ -10,7 +10,19 @@ from enum import StrEnum
 from pathlib import Path
 
 from harness.arch import architecture_of, family_of
-from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev, Tpm
+from harness.devices.backends import (
+    Audiodev,
+    Backend,
+    Canbus,
+    Chardev,
+    Cryptodev,
+    Disk,
+    Fsdev,
+    LoneTap,
+    Memdev,
+    Netdev,
+    Tpm,
+)
 from harness.errors import HostError, PackError
 from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
@@ -19,6 +31,7 @@ from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice
 from harness.qemu import swtpm
 from harness.qemu.cmdline import CommandLine, Option, Scalar
 from harness.qemu.listed import listing
+from harness.qemu.lonetap import lone_tap_option
 from harness.qemu.walls import SANDBOX, confined, standing
 
 
@@ -308,6 +321,8 @@ def device_option(machine: Machine, device: PlacedDevice) -> Option:
 def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[Option]:
     if isinstance(backend, Netdev):
         yield _netdev_option(name, backend)
+    elif isinstance(backend, LoneTap):
+        yield lone_tap_option(name, backend.queues)
     elif isinstance(backend, Chardev | Audiodev | Fsdev):
         yield Option(name=backend.kind, first=backend.type, props={"id": name})
     elif isinstance(backend, Memdev | Cryptodev | Canbus):

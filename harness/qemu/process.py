@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -78,7 +79,7 @@ class Process:
     """One child with a folder of its own for sockets and scratch files; both go away with :meth:`close`.
 
     :param argv: program and arguments
-    :param passed: sockets that the child inherits under their own numbers
+    :param passed: sockets and files that the child inherits under their own numbers
     :param workdir: folder for scratch files, made when None
     :param confinement: the walls that it is started behind
     :param scope: the run that it belongs to; one that belongs to none ends with :meth:`close`, or with this process
@@ -91,7 +92,7 @@ class Process:
         argv: Sequence[str],
         *,
         scope: ProcessScope | None = None,
-        passed: Sequence[socket.socket] = (),
+        passed: Sequence[socket.socket | FileIO] = (),
         workdir: Path | None = None,
         env: dict[str, str] | None = None,
         confinement: Confinement | None = None,

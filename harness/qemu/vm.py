@@ -10,7 +10,9 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from harness.deadline import Deadline, in_time
 from harness.errors import DeadlineError, HostError, QemuError, Unmigratable
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.lonetap import LoneTap, is_lone_tap
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir, socket_path
@@ -35,7 +38,7 @@ class Vm:
     :param passed: further sockets that the command line names by number
     :param scope: the run that it belongs to (see :class:`~harness.qemu.process.Process`)
     :raises QemuError: QEMU ended before it greeted; the message holds what it printed
-    :raises MissingError: it has a TPM, and there is no emulator for it here
+    :raises MissingError: it has a TPM, or a tap of its own, and there is none to be had here
     """
 
     def __init__(
@@ -49,10 +52,12 @@ class Vm:
     ) -> None:
         folder = workdir or new_workdir()
         try:
+            taps = [LoneTap(option) for option in command.options if is_lone_tap(option)]
             self._tpms = _tpms(command, scope)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        command = _with_taps(command, taps)
         qmp, qmp_child = socket.socketpair()
         self.console, console_child = socket.socketpair()
         line = command.plus(
@@ -62,7 +67,8 @@ class Vm:
             Option(name="serial", first="chardev:postload-console"),
             *(tpm.option for tpm in self._tpms),
         )
-        inherited = [qmp_child, console_child, *(tpm.line for tpm in self._tpms)]
+        inherited: list[socket.socket | FileIO] = [qmp_child, console_child, *(tpm.line for tpm in self._tpms)]
+        inherited += [file for tap in taps for file in tap.files]
         try:
             self.process = Process(
                 line.argv(),
@@ -155,6 +161,12 @@ def _tpms(command: CommandLine, scope: ProcessScope | None) -> list[TpmEmulator]
             tpm.close()
         raise
     return started
+
+
+def _with_taps(command: CommandLine, taps: Sequence[LoneTap]) -> CommandLine:
+    """The command line with the files of taps that it names."""
+    made = iter(taps)
+    return replace(command, options=tuple(next(made).option if is_lone_tap(o) else o for o in command.options))
 
 
 def _socket_chardev(name: str, child: socket.socket, **more: str) -> tuple[Option, ...]:

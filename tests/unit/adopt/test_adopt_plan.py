@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.adopt import plan as plan_module
 from harness.adopt.configuration import Configuration, SaidOption, Value
 from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted
-from harness.devices.backends import Disk, Memdev
+from harness.devices.backends import Disk, LoneTap, Memdev, Netdev
 from harness.devices.types import DeviceType
 from harness.errors import UsageError
 from harness.guests.origin import Part, Without
@@ -220,6 +221,32 @@ def test_memory_is_called_as_it_was_for_its_saved_blocks_are() -> None:
     assert len(adopted(*nodes, option("m", size="1G")).origin.left_out) == 2
     found = adopted(*nodes, option("numa", type="node", nodeid="2", cpus=["3", "5"]), option("m", size="512"))
     assert (found.plan.numa, len(found.origin.left_out)) == ((), 3)
+
+
+@pytest.mark.parametrize(
+    ("netdev", "queues"),
+    [
+        ({"type": "tap", "fds": "21:22:23:24"}, 4),
+        ({"type": "tap", "fd": "21", "vhost": "on"}, 1),
+        ({"type": "bridge", "br": "br0"}, 1),
+        ({"type": "tap", "queues": "9999"}, 64),
+        ({"type": "tap", "vnet_hdr": "off"}, None),
+        ({"type": "user"}, None),
+    ],
+)
+def test_a_state_of_a_card_behind_a_tap_gets_one_with_nobody_on_it(
+    netdev: dict[str, Value], queues: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = (option("nodefaults"), option("netdev", id="n", **netdev), device("virtio-net-pci", id="net0", netdev="n"))
+    vm = Configuration(options=said, source="vm")
+    monkeypatch.setattr(plan_module, "has_lone_taps", lambda: True)
+    (backend,) = adopt_plan(vm, known(), state=True).plan.backends.values()
+    assert backend == (Netdev() if queues is None else LoneTap(queues=queues))
+    # a guest of ours pings, and has nobody to ping there
+    assert list(adopt_plan(vm, known()).plan.backends.values()) == [Netdev()]
+    monkeypatch.setattr(plan_module, "has_lone_taps", lambda: False)
+    left = adopt_plan(vm, known(), state=True).origin.left_out
+    assert [each.why for each in left] == ([] if queues is None else [Without.PROGRAM])
 
 
 def test_a_bus_that_qemu_names_by_itself_is_the_devices_that_has_no_id() -> None:
