@@ -106,7 +106,7 @@ def _from_file(path: str, place: Place, read: Read | None) -> list[SaidOption]:
         raise place.error(f"-readconfig {quoted(path)}: the file is not at hand: write its options out")
     try:
         text = read(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UsageError) as error:
         raise place.error(f"-readconfig {quoted(path)}: it cannot be read: {one_line(str(error))}") from error
     return [replace(option, line=place.line) for option in read_config_file(text, path)]
 

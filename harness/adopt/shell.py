@@ -34,7 +34,12 @@ _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?P<how>:?-|\[[@*]\])?(?P<default
 _UNKNOWN = re.compile(
     r"\$\{[^}\n]*\}|\$\(\((?:[^()\n]|\([^()\n]*\))*\)\)|\$\((?:[^()\n]|\([^()\n]*\))*\)|\$|`[^`\n]*`|`"
 )
-_ASSIGNMENT = re.compile(r"(?:^|;)[ \t]*(?:(?:export|local|readonly|declare(?:[ \t]-\w+)*)[ \t]+)?(\w+)(\+?)=", re.M)
+#: Conditions and loops are not followed: each assignment of a text counts.
+_ASSIGNMENT = re.compile(
+    r"(?:^|;|&&|\|\||\b(?:then|else|do)[ \t])[ \t]*"
+    r"(?:(?:export|local|readonly|declare|typeset)(?:[ \t]+-\w+)*[ \t]+)?(\w+)(\+?)=",
+    re.M,
+)
 _SPACE = re.compile(r"[ \t\n]+")
 _JSON_BEGIN = re.compile(r"\{\s*\"")
 _JSON = json.JSONDecoder()

@@ -28,8 +28,8 @@ _EMULATOR = (
 _VARIABLE = re.compile(
     rf"^[ \t]*(?:export[ \t]+)?(\w{{1,64}})=[\"']?(?:{_FOLDER})?(?:{_SYSTEM}|{_SHORT})[\"']?[ \t]*$", re.M
 )
-#: What stands behind an emulator: an option, or another word on the same line.
-_BEHIND = re.compile(r"(?:[ \t]|\\[ \t]*\n)*(?:\n[ \t]*(?=-))?(-|[\w./$\"'{])?")
+#: What stands behind an emulator: an option or a variable, or another word on the same line.
+_BEHIND = re.compile(r"(?:[ \t]|\\[ \t]*\n)*(?:\n[ \t]*(?=-))?(?:(?P<option>-|[\"']?\$)|(?P<word>[\w./\"'{]))?")
 #: Programs that start another one, and may have numbers before it.
 _WRAPPERS = frozenset({
     "chrt", "env", "exec", "ionice", "nice", "nohup", "numactl", "prlimit", "setsid", "strace", "sudo", "systemd-run",
@@ -118,7 +118,7 @@ def _rank(text: str, match: re.Match[str]) -> int:
     """0: no start; 1: an emulator alone; 2: with a word behind it; 3: with an option behind it."""
     before = _before(text, match.start()).split()
     behind = _BEHIND.match(text, match.end())
-    rank = {None: 1, "-": 3}.get(behind.group(1) if behind else None, 2)
+    rank = {"option": 3, "word": 2}.get((behind and behind.lastgroup) or "", 1)
     if before and _OPTION.match(before[0]):
         return 0  # the value of an option that begins the line
     if not match.group("short") or match.group("folder"):

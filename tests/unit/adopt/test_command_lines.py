@@ -455,6 +455,14 @@ def test_a_file_of_readconfig_that_cannot_be_read() -> None:
         read_command_line("kvm -readconfig /nowhere", "vm.txt", read=lambda path: Path(path).read_text("utf-8"))
 
 
+def test_a_complaint_of_who_gives_the_file_names_the_option() -> None:
+    def read(path: str) -> str:
+        raise UsageError(f"{path}: larger than any such file")
+
+    with pytest.raises(UsageError, match=r"^vm\.txt:2: -readconfig 'a\.cfg': it cannot be read: a\.cfg: larger than"):
+        read_command_line("kvm \\\n-readconfig a.cfg", "vm.txt", read=read)
+
+
 def process(tmp_path: Path, cmdline: bytes) -> Path:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "cmdline").write_bytes(cmdline)

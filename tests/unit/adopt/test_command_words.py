@@ -50,6 +50,11 @@ def words(text: str) -> list[str]:
         ("nohup qemu-system-x86_64 -m 1G > /dev/null 2>&1 &", "qemu-system-x86_64"),
         ("qemu-system-x86_64 -m 1G | tee log", "qemu-system-x86_64"),
         ("qemu-system-x86_64 -m 1G # for -cpu host", "qemu-system-x86_64"),
+        ("A='-m 1G'\nqemu-system-x86_64 $A\nfor cmd in qemu-system-x86_64 sgdisk; do", "qemu-system-x86_64"),
+        ('A=(-m)\nif x; then A+=(1G); fi\nqemu-system-x86_64 "${A[@]}"', "qemu-system-x86_64"),
+        ("A=()\n[ -e x ] && A=(-m 1G)\n local -a B=(); GDK=x qemu-system-x86_64 ${A[@]} ${B[*]}", "qemu-system-x86_64"),
+        ('A=( # a\n -m \\\n#---\n# it\'s\n\\\n 1G\n)\nqemu-system-x86_64 "${A[@]}"', "qemu-system-x86_64"),
+        ('O=-m\nO="$O 1G"\nqemu-system-x86_64 $O "$@"', "qemu-system-x86_64"),
         ("which qemu-system-x86_64 && qemu-system-x86_64 -m 1G; echo", "qemu-system-x86_64"),
     ],
 )
