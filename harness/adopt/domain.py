@@ -26,7 +26,18 @@ from harness.adopt.libvirt.irrelevant import matters
 from harness.adopt.libvirt.model import Domain
 from harness.adopt.libvirt.tree import Element, parse
 
-FAMILIES = (machine, memory, controllers, disks, network, chardevs, pictures, others)
+#: In libvirt's order: a bus comes before what is on it.
+FAMILIES = (
+    machine.options,
+    memory.options,
+    controllers.options,
+    memory.modules,
+    disks.options,
+    network.options,
+    chardevs.options,
+    pictures.options,
+    others.options,
+)
 
 
 def read_domain(text: str, source: str) -> Configuration:
@@ -57,4 +68,4 @@ def _domain(root: Element) -> Element:
 
 def _options(domain: Domain) -> Iterator[SaidOption]:
     for family in FAMILIES:
-        yield from family.options(domain)
+        yield from family(domain)

@@ -199,6 +199,8 @@ class _Adoption:
             if option.name not in _SILENT | _READ:
                 self.left_out.append(LeftOut(why=Without.OPTION, type=label(option.name), names=_keys(option)))
         self.left_out += [LeftOut(why=Without.OPTION, type="drive", names=_keys(o)) for o in self._expanded.odd]
+        for part in self._said.unread:
+            self.left_out.append(LeftOut(why=Without.UNREAD, type=label(part.path), names=(str(part.line),)))
         machine_properties = self._machine()
         cpu, topology, cpus = self._cpu(), *self._cpus()
         memory, room, slots = self._memory()

@@ -78,6 +78,7 @@ class Without(StrEnum):
     UNKNOWN = "unknown"  # the QEMU has no such property
     REFUSED = "refused"  # a property, or its value, that a plan cannot hold
     OPTION = "option"  # an option that is not taken
+    UNREAD = "unread"  # a part of a libvirt domain that is not known here, by its path and line
     STATE = "state"  # in the saved state, and the planned machine does not have it
     RAM = "ram"  # it looks into RAM when it is loaded, and the saved state has none
 

@@ -48,6 +48,7 @@ _WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
     Without.SECTION: lambda _: "there, and nothing to judge: it saves no section of its own",
     Without.UNKNOWN: lambda left: f"there without{_of(left, ' ')}: this QEMU has no such property",
     Without.REFUSED: lambda left: f"there without{_of(left, ' ')}: not taken from a configuration",
+    Without.UNREAD: lambda left: f"not known here{_of(left, ', line ')}",
     Without.OPTION: lambda left: f"option not taken{_of(left, ': ')}",
     Without.STATE: lambda left: f"in the saved state, and not in the machine that was planned:{_of(left, ' ')}",
     Without.RAM: lambda left: f"it looks into RAM when it is loaded, and the file has none:{_of(left, ' ')}",

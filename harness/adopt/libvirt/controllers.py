@@ -60,12 +60,11 @@ def options(domain: Domain) -> Iterator[SaidOption]:
         "scsi": _scsi,
         "sata": _sata,
         "virtio-serial": _virtio_serial,
-        "ccid": _ccid,
         "nvme": _nvme,
         "ide": _built_in,
     }
     for controller in domain.devices("controller"):
-        if controller.get("type") not in {"pci", "fdc", *builders}:
+        if controller.get("type") not in {"pci", "fdc", "ccid", *builders}:
             controller.pass_over()
     for type_, builder in builders.items():
         for controller in domain.controllers(type_):
@@ -75,6 +74,8 @@ def options(domain: Domain) -> Iterator[SaidOption]:
     for hub in domain.devices("hub"):
         hub.get("type")
         yield device(domain, hub, "usb-hub", {})
+    for controller in domain.controllers("ccid"):
+        yield device(domain, controller, "usb-ccid", {})
 
 
 def _pci(domain: Domain, controller: Element) -> Iterator[SaidOption]:
@@ -144,10 +145,6 @@ def _virtio_serial(domain: Domain, controller: Element) -> Iterator[SaidOption]:
     yield device(
         domain, controller, virtio(domain, controller, "virtio-serial"), {**sizes, **virtio_options(controller)}
     )
-
-
-def _ccid(domain: Domain, controller: Element) -> Iterator[SaidOption]:
-    yield device(domain, controller, "usb-ccid", {})
 
 
 def _nvme(domain: Domain, controller: Element) -> Iterator[SaidOption]:

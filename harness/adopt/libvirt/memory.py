@@ -16,12 +16,16 @@ BACKENDS = {"file": "memory-backend-file", "memfd": "memory-backend-memfd", "ano
 
 
 def options(domain: Domain) -> Iterator[SaidOption]:
-    """-m, -numa and the backends of memory; modules are devices."""
+    """-m, -numa and their backends."""
     yield _size(domain)
     if domain.root.has("cpu/numa"):
         yield from _nodes(domain)
     else:
         yield _backend(domain, domain.root.at("memory"), ram_id(domain), _own_memory(domain))
+
+
+def modules(domain: Domain) -> Iterator[SaidOption]:
+    """Memory that is plugged in: devices, some of them on PCI."""
     for memory in domain.devices("memory"):
         yield from _module(domain, memory)
 

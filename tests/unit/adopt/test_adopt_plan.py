@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.adopt import plan as plan_module
-from harness.adopt.configuration import Configuration, SaidOption, Value
+from harness.adopt.configuration import Configuration, SaidOption, Unread, Value
 from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted
 from harness.devices.backends import Disk, LoneTap, Memdev, Netdev
 from harness.devices.types import DeviceType
@@ -122,6 +122,16 @@ def test_a_disk_and_a_network_keep_their_places_and_lose_what_is_behind_them() -
     ]
     assert "shadow" not in repr(found)
     assert "/bin/sh" not in repr(found)
+
+
+def test_what_is_not_known_of_a_domain_is_named_by_path_and_line() -> None:
+    unread = (Unread(path="devices/flux", line=7), Unread(path="devices/input@mood", line=8))
+    said = Configuration(options=(option("nodefaults"),), source="web01.xml", unread=unread)
+    found = adopt_plan(said, known("pc-q35-7.2"))
+    assert [(each.why, each.type, each.names) for each in found.origin.left_out] == [
+        (Without.UNREAD, "devices/flux", ("7",)),
+        (Without.UNREAD, "devices/input@mood", ("8",)),
+    ]
 
 
 def test_what_stands_on_the_host_or_is_not_there_is_left_out_by_name() -> None:

@@ -47,6 +47,15 @@ def test_nothing_of_these_domains_is_passed_over(path: Path) -> None:
     assert read_domain(path.read_text(), path.name).unread == ()
 
 
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_a_bus_comes_before_what_is_on_it(path: Path) -> None:
+    there = {"pci.0", "pcie.0", "ide"}
+    for option in _options(read_domain(path.read_text(), path.name), "device"):
+        bus = str(option.values.get("bus", "pci.0"))
+        assert bus in there or bus.rpartition(".")[0] in there, option
+        there.add(str(option.values.get("id")))
+
+
 def test_there_are_domains_to_look_at() -> None:
     assert len(ALL) >= 20
 

@@ -23,6 +23,11 @@ DOMAINS = Path(__file__).parents[2] / "data" / "domains"
 #: ``domxml-to-native`` forgets all of an interface but its model and its address on the wire. These domains are started
 #: instead, with an emulator that ends before it is one, and libvirt's log has the command line.
 STARTED = ("bridges", "bridges-pc", "network")
+#: What answers for an emulator that is not to start.
+EMULATOR = """#!/bin/sh
+case "$*" in *"-machine none"*) exec /usr/bin/qemu-system-x86_64 "$@";; esac
+exit 1
+"""
 #: Of processes, sockets and files on the host: nothing of it is the guest's.
 _HOST_OPTIONS = {
     "S",
@@ -169,10 +174,9 @@ def translated(domain: Path, folder: Path) -> str:
 def _log_of_start(domain: Path, folder: Path) -> str:
     """What libvirt's log has of a start. Capabilities are asked of the real emulator, and any other call ends."""
     emulator = folder / "qemu-system-x86_64"
-    emulator.write_text(
-        '#!/bin/sh\ncase "$*" in *"-machine none"*) exec /usr/bin/qemu-system-x86_64 "$@";; esac\nexit 1\n'
-    )
-    emulator.chmod(0o755)
+    if not emulator.exists():  # libvirt asks a changed one for its capabilities again
+        emulator.write_text(EMULATOR)
+        emulator.chmod(0o755)
     text = domain.read_text().replace("/usr/bin/qemu-system-x86_64", str(emulator))
     (folder / domain.name).write_text(text)
     name = re.search("<name>(.*)</name>", text)
