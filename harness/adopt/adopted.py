@@ -28,7 +28,7 @@ from harness.packs.manifest import DeviceModel
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.state.owners import Owners, saved_stopped
+from harness.state.owners import saved_stopped
 from harness.state.transforms import label_of, labels_of
 from harness.stream.model import RamBlock, Section, Stream
 from harness.stream.reader import plain_configuration
@@ -48,6 +48,7 @@ class AdoptedState:
     :param left_out: labels of sections that the planned machine does not have, or that look into RAM that is not there
     :param blocks_left_out: names of RAM blocks that it does not have
     :param beside: labels of sections that it has, and the state does not
+    :param absent: devices that the state has no section of, though none was left out
     :param without_ram: the file has devices alone, and the RAM is that of a machine that never ran
     """
 
@@ -55,6 +56,7 @@ class AdoptedState:
     left_out: tuple[str, ...]
     blocks_left_out: tuple[str, ...]
     beside: tuple[str, ...]
+    absent: tuple[str, ...]
     without_ram: bool
 
     @property
@@ -62,10 +64,13 @@ class AdoptedState:
         """The same as an origin has it."""
         why = Without.RAM if self.without_ram else Without.STATE
         parts = {("section", why): self.left_out, ("RAM", Without.STATE): self.blocks_left_out}
-        return tuple(
-            LeftOut(why=reason, type=kind, names=tuple(map(label, names)))
-            for (kind, reason), names in parts.items()
-            if names
+        return (
+            *(
+                LeftOut(why=reason, type=kind, names=tuple(map(label, names)))
+                for (kind, reason), names in parts.items()
+                if names
+            ),
+            *(LeftOut(why=Without.ABSENT, type=label(name)) for name in self.absent),
         )
 
 
@@ -112,11 +117,19 @@ def _write(
     sections = [section for section in stream.devices if _is_there(section, there) and _is_loadable(section, state)]
     stream = replace(stream, configuration=plain_configuration(stream), devices=sections)
     labels = labels_of(sections)
+    devices = _devices(settled, labels)
+    left_out = tuple(label for label in labels_of(state.sections) if label not in labels)
+    judged = {device.name for device in devices}
     found = AdoptedState(
         path=out,
-        left_out=tuple(label for label in labels_of(state.sections) if label not in labels),
+        left_out=left_out,
         blocks_left_out=tuple(blocks),
         beside=tuple(label for label in labels_of(own.devices) if label not in labels),
+        absent=tuple(
+            name
+            for name, own in settled.owners.sections.items()
+            if name not in judged and name in settled.guest.names and not set(own) & set(left_out)
+        ),
         without_ram=not state.ram_blocks,
     )
     writer = PackWriter(out)
@@ -128,7 +141,7 @@ def _write(
             plan=settled.guest.plan,
             guest=GuestIdentity(name=ADOPTED),
             origin=settled.origin.plus(*found.told).model_copy(update={"state": True}),
-            devices=_devices(settled.guest, settled.owners, labels),
+            devices=devices,
             **described,
         )
     finally:
@@ -168,10 +181,12 @@ def _unknown_blocks(state: SavedState, blocks: Sequence[RamBlock], own: Sequence
     return [block.name for block in blocks if block.name not in sizes]
 
 
-def _devices(guest: PlannedGuest, owners: Owners, labels: Sequence[str]) -> list[DeviceModel]:
-    rest = next((device.name for device in guest.devices if device.rest), None)
-    owned = owners.split(labels, [device.name for device in guest.devices], rest)
-    return [DeviceModel(name=each.name, sections=owned[each.name], recipe=each) for each in guest.devices]
+def _devices(settled: SettledGuest, labels: Sequence[str]) -> list[DeviceModel]:
+    """Those that have a section: without any, nothing would be loaded, and nothing could go wrong."""
+    devices = settled.guest.devices
+    rest = next((device.name for device in devices if device.rest), None)
+    owned = settled.owners.split(labels, [device.name for device in devices], rest)
+    return [DeviceModel(name=each.name, sections=owned[each.name], recipe=each) for each in devices if owned[each.name]]
 
 
 def _whole(state: SavedState, own: Stream) -> Stream:

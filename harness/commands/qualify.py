@@ -113,6 +113,7 @@ def _of_pairs(given: dict[str, Any], uses: tuple[str, ...]) -> int:
         given,
         [*sources, *targets],
         accel,
+        phases=tuple(ordered_phases(given["phases"] or USUAL_PHASES)),
         rows=chosen.recipes,
         profiles=tuple(device for device in profiles.values() if device.default or device.name in chosen.recipes),
         derived=chosen.derived,
@@ -148,7 +149,7 @@ def judged_pack(
         targets, _ = binaries_of(given["targets"] or [None], None, pack.device_types)
         rows, phases = rows_and_phases(pack, given)
         accel = choose_accel(targets[0], pack.manifest.accel)
-        options = _options({**given, "phases": phases}, targets, accel, rows=tuple(rows), profiles=())
+        options = _options(given, targets, accel, rows=tuple(rows), phases=tuple(phases), profiles=())
         walls = told_walls(targets) if pack.foreign else None
         return _judged(
             given,
@@ -170,7 +171,6 @@ def _options(
         accel=accel.name,
         machines=tuple(given["machines"]),
         devices=rows,
-        phases=tuple(ordered_phases(given["phases"] or USUAL_PHASES)),
         schedules=members(Schedule, given["schedules"] or QUALIFY_SCHEDULES, "schedule"),
         guest_modes=(GuestMode.RUNNING,),
         loads=given["loads"],

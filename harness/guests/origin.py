@@ -80,6 +80,7 @@ class Without(StrEnum):
     OPTION = "option"  # an option that is not taken
     UNREAD = "unread"  # a part of a libvirt domain that is not known here, by its path and line
     STATE = "state"  # in the saved state, and the planned machine does not have it
+    ABSENT = "absent"  # in the planned machine, and not in the saved state
     RAM = "ram"  # it looks into RAM when it is loaded, and the saved state has none
 
 

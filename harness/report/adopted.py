@@ -51,6 +51,7 @@ _WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
     Without.UNREAD: lambda left: f"not known here{_of(left, ', line ')}",
     Without.OPTION: lambda left: f"option not taken{_of(left, ': ')}",
     Without.STATE: lambda left: f"in the saved state, and not in the machine that was planned:{_of(left, ' ')}",
+    Without.ABSENT: lambda _: "not judged: the saved state has no section of it",
     Without.RAM: lambda left: f"it looks into RAM when it is loaded, and the file has none:{_of(left, ' ')}",
 }
 

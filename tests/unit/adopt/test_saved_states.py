@@ -4,21 +4,28 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
+import functools
 import gzip
 import lzma
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lzallright import LZOCompressor
 
 from harness.adopt import unpack
 from harness.adopt.describe import describe
 from harness.adopt.saved import NotSaved, check_ram, open_saved
 from harness.errors import UsageError
+from harness.names import ADOPTED, PHASES
+from harness.state.recorder import ordered_phases
 from harness.stream.container import FileKind
 from harness.stream.reader import plain_configuration, read_foreign, read_stream
 from harness.stream.vmdesc import VmDesc, decode
@@ -264,3 +271,36 @@ def test_sections_without_a_description_are_described_by_those_of_another_machin
     fields = decode(toy.payload, toy.desc)
     assert [field.name for field in fields][:3] == ["count", "step", "on"]
     assert fields[0].value == 5
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    form=st.sampled_from(["qcow2", "extended", "save-image", "packed", *PACKERS]),
+    changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.one_of(st.none(), st.integers(0, 1 << 16)),
+)
+def test_whatever_is_changed_in_a_file_it_is_read_or_refused(
+    form: str, changes: list[tuple[int, int]], cut: int | None
+) -> None:
+    data = bytearray(_forms()[form])
+    for at, value in changes:
+        data[at % len(data)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        path.write_bytes(data if cut is None else data[: cut % len(data)])
+        with contextlib.suppress(UsageError), open_saved(path, Path(folder)) as state:
+            del state
+        assert [each.name for each in Path(folder).iterdir()] == ["state"]
+
+
+@functools.cache
+def _forms() -> dict[str, bytes]:
+    forms = {name: packed(STREAM) for name, packed in PACKERS.items()}
+    forms |= {"qcow2": bytes(qcow2({"a": STREAM})), "extended": bytes(qcow2({"a": STREAM}, extended=True))}
+    return forms | {"save-image": save_image(STREAM, 0), "packed": save_image(gzip.compress(STREAM), 1)}
+
+
+def test_the_phase_of_an_adopted_state_is_not_one_that_is_recorded() -> None:
+    with pytest.raises(UsageError, match="unknown phase 'adopted': expected one of firmware, kernel"):
+        ordered_phases([ADOPTED])
+    assert ordered_phases([ADOPTED], PHASES) == [ADOPTED]
