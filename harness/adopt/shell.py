@@ -25,7 +25,8 @@ MAX_FAILURES = 100
 _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()]+")
 _SINGLE = re.compile(r"'([^']*)'")
 _IN_DOUBLE = re.compile(r"[^\"\\$`]+")
-_BLANK = re.compile(r"(?:\\[ \t]*\n|[ \t])+")
+#: Between words; a line goes on behind a backslash, and in the shells of Windows behind a caret or a backtick.
+_BLANK = re.compile(r"(?:[\\^`][ \t]*\n|[ \t])+")
 _BLANK_OF_ARRAY = re.compile(r"(?:\s|\\\n|#[^\n]*)+")
 #: A newline behind which a line begins with an option, comments between them or not.
 _NEXT_OPTION = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+[ \t]*(?=--?[A-Za-z])")

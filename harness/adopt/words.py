@@ -12,22 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.adopt.place import Place
-from harness.adopt.shell import MAX_WORDS, JsonEnds, Variables, Word, read_variables, read_words
+from harness.adopt.shell import MAX_COMMAND, MAX_WORDS, JsonEnds, Variables, Word, read_variables, read_words
 
 MAX_TEXT = 16 << 20
 
-_SYSTEM = r"qemu-system-[A-Za-z0-9_]+(?:[-.][A-Za-z0-9_.-]*)?"
-_FOLDER = r"[^\s\"'=;,{}&|()]*/"
+_SYSTEM = r"\.?qemu-system-[A-Za-z0-9_]+(?:[-.][A-Za-z0-9_.-]*)?"
+_FOLDER = r"[^\s\"'=;,{}&|()]*[/\\]"
 _SHORT = r"qemu-kvm[A-Za-z0-9_.-]*|kvm(?:-spice)?|qemu(?:\.real)?"
 #: An emulator as a word of its own, with or without its folder, in quotes or not.
 _EMULATOR = (
-    rf"(?:(?<![^\s;&|({{])|(?<=ExecStart=))[\"']?(?:(?P<folder>{_FOLDER})?"
+    rf"(?:(?<![^\s;&|({{])|(?<=ExecStart=))[\"']?(?P<path>(?P<folder>{_FOLDER})?"
     rf"(?:{_SYSTEM}|(?P<short>{_SHORT})))[\"']?(?=\s|\\\n|$)"
 )
 #: A variable that is set to an emulator: ``QEMU=qemu-system-x86_64``.
 _VARIABLE = re.compile(
-    rf"^[ \t]*(?:export[ \t]+)?(\w{{1,64}})=[\"']?(?:{_FOLDER})?(?:{_SYSTEM}|{_SHORT})[\"']?[ \t]*$", re.M
+    rf"^[ \t]*(?:export[ \t]+)?(\w{{1,64}})=[\"']?((?:{_FOLDER})?(?:{_SYSTEM}|{_SHORT}))[\"']?[ \t]*$", re.M
 )
+#: A whole command, as a variable may hold it.
+_WHOLE = re.compile(rf"\s*(?:{_FOLDER})?(?:{_SYSTEM}|{_SHORT})\s+-")
 #: What stands behind an emulator: an option or a variable, or another word on the same line.
 _BEHIND = re.compile(r"(?:[ \t]|\\[ \t]*\n)*(?:\n[ \t]*(?=-))?(?:(?P<option>-|[\"']?\$)|(?P<word>[\w./\"'{]))?")
 #: Programs that start another one, and may have numbers before it.
@@ -62,7 +64,9 @@ def read_start(text: str, source: str) -> Start:
         return _separated(text)
     text = text.replace("\r\n", "\n")
     found = _last_start(text)
-    return _options_alone(text, source) if found is None else _started(text, source, found)
+    if found is not None:
+        return _started(text, source, found)
+    return _in_variable(text, source) or _options_alone(text, source)
 
 
 def _separated(text: str) -> Start:
@@ -100,7 +104,8 @@ def _emulators_by_line(text: str) -> Iterator[list[re.Match[str]]]:
 
 def _emulators(text: str) -> Iterator[re.Match[str]]:
     names = {re.escape(match.group(1)) for match in _VARIABLE.finditer(text)}
-    variable = rf"(?<![^\s;&|(])[\"']?\$(?:\{{(?:{'|'.join(names)})\}}|(?:{'|'.join(names)}))[\"']?(?=\s|$)"
+    either = "|".join(names)
+    variable = rf"(?<![^\s;&|(])[\"']?\$(?P<variable>\{{(?:{either})\}}|(?:{either}))[\"']?(?=\s|$)"
     return re.finditer(rf"{_EMULATOR}|{variable}" if names else _EMULATOR, text)
 
 
@@ -130,10 +135,25 @@ def _rank(text: str, match: re.Match[str]) -> int:
 def _started(text: str, source: str, match: re.Match[str]) -> Start:
     if _is_ps(_before(text, match.start())):
         return _of_ps(text, source, match.start())
-    expands = "$" in text[match.start() : match.end() + (1 << 20)]
+    expands = "$" in text[match.end() : match.end() + MAX_COMMAND]
     variables: Variables = read_variables(text[: match.start()], source) if expands else {}
-    words = read_words(text, match.start(), source, variables)
-    return Start(words[0].text, tuple(words[1:])) if words else Start("", ())
+    return Start(_binary(text, match), tuple(read_words(text, match.end(), source, variables)))
+
+
+def _binary(text: str, match: re.Match[str]) -> str:
+    if match.group("path"):
+        return match.group("path")
+    named = {found.group(1): found.group(2) for found in _VARIABLE.finditer(text[: match.start()])}
+    return named.get(match.group("variable").strip("{}"), "")
+
+
+def _in_variable(text: str, source: str) -> Start | None:
+    """A command in a variable, which a script runs at its end: ``CMD="qemu-system-x86_64 -m 1G"``."""
+    starts = (words[0] for words in read_variables(text, source).values() if words)
+    for value in reversed([word for word in starts if _WHOLE.match(word.text)]):
+        first, *words = read_words(value.text, 0, source, {})
+        return Start(first.text, tuple(Word(word.text, value.line) for word in words))
+    return None
 
 
 def _options_alone(text: str, source: str) -> Start:
