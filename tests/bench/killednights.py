@@ -116,6 +116,7 @@ def _with_workers(folder: Path, store: str, dice: random.Random, longest_s: floa
         code = night.wait(NIGHT_S)
         assert code in (0, 3), f"the night ended with {code}"
     finally:
+        night.kill()
         for _, process in workers:
             process.terminate()
             process.wait(GONE_S)
