@@ -103,6 +103,12 @@ def known_option(name: str, place: Place) -> KnownOption:
     raise place.error(f"QEMU has no option {quoted(f'-{name}')}")
 
 
+def takes_argument(word: str) -> bool:
+    """Whether a word is an option that takes an argument: ``-m``, ``--m``."""
+    known = known_options().get(word[2 if word.startswith("--") else 1 :]) if word.startswith("-") else None
+    return known is not None and known.takes is not Form.NOTHING
+
+
 def option_of_group(group: str) -> str | None:
     """The option whose values a group of ``-readconfig`` and ``-set`` holds, None where there is none."""
     named = {known.group: name for name, known in known_options().items() if known.group}

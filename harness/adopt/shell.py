@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.adopt.place import Place, quoted
@@ -26,7 +26,8 @@ _PLAIN = re.compile(r"[^\s\\'\"$`;&|<>()]+")
 _SINGLE = re.compile(r"'([^']*)'")
 _IN_DOUBLE = re.compile(r"[^\"\\$`]+")
 #: Between words; a line goes on behind a backslash, and in the shells of Windows behind a caret or a backtick.
-_BLANK = re.compile(r"(?:[\\^`][ \t]*\n|[ \t])+")
+#: Spaces of any kind are some, since a command line that was copied from a page has others.
+_BLANK = re.compile(r"(?:[\\^`][^\S\n]*\n|[^\S\n])+")
 _BLANK_OF_ARRAY = re.compile(r"(?:\s|\\\n|#[^\n]*)+")
 #: A newline behind which a line begins with an option, comments between them or not.
 _NEXT_OPTION = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+[ \t]*(?=--?[A-Za-z])")
@@ -61,12 +62,15 @@ class Word:
 Variables = dict[str, Sequence[Word]]
 
 
-def read_words(text: str, begin: int, source: str, variables: Variables) -> list[Word]:
+def read_words(
+    text: str, begin: int, source: str, variables: Variables, *, unfinished: Callable[[str], bool] = lambda word: False
+) -> list[Word]:
     """The words of the command that begins at a place in a text, up to where it ends.
 
+    :param unfinished: whether a word wants another one behind it: where a mail was wrapped there, the next line has it
     :raises UsageError: a quote that is not closed, an array that is not known, or more than anybody would write
     """
-    return list(_Command(text, begin, source, variables).words())
+    return list(_Command(text, begin, source, variables).words(unfinished))
 
 
 def read_variables(text: str, source: str) -> Variables:
@@ -131,18 +135,25 @@ class _Command:
         self._pieces: list[str] | None = None
         self._split: list[Word] = []
         self._json_ends = JsonEnds()
+        self._open = 0
         self._line = 1
         self._counted = (0, line)
         self.size = 0
 
-    def words(self) -> Iterator[Word]:
+    def words(self, unfinished: Callable[[str], bool]) -> Iterator[Word]:
         """All of the command."""
-        count = 0
-        while words := self.next_words():
-            count += len(words)
+        count, last = 0, ""
+        while words := self.next_words() or self._on_the_next_line(unfinished(last)):
+            count, last = count + len(words), words[-1].text
             if count > MAX_WORDS:
                 raise self._error(f"more than {MAX_WORDS} arguments")
             yield from words
+
+    def _on_the_next_line(self, wanted: bool) -> list[Word]:
+        if not wanted or self._here() != "\n":
+            return []
+        self.position += 1
+        return self.next_words()
 
     def assigned(self) -> list[Word]:
         """The value behind an equals sign: one word, or the words of an array."""
@@ -182,8 +193,9 @@ class _Command:
         return self._text[self.position : self.position + 1]
 
     def _ends(self) -> bool:
+        """Whether the command ends here; a parenthesis that a word opened belongs to it."""
         here = self._here()
-        return not here or here in "\n;&|()"
+        return not here or here in "\n;&|" or (here == ")" and not self._open)
 
     def _at_end(self, in_array: bool) -> bool:
         """Whether a word ends here, or the command; what stands before a word is passed over."""
@@ -195,7 +207,7 @@ class _Command:
                 if self._here() == "#":
                     return True
             if self._here() not in ("<", ">"):
-                return self._ends() or self._here() in (" ", "\t", "\r", "\f", "\v") or self._here().isspace()
+                return self._ends() or self._here().isspace()
             if self._pieces is not None and not "".join(self._pieces).isdecimal():
                 return True
             self._pieces = None
@@ -217,6 +229,7 @@ class _Command:
             return self._double()
         if here in "$`":
             return self._expansion(in_quotes=False)
+        self._open += {"(": 1, ")": -1}.get(here, 0)
         return self._matching(_PLAIN)
 
     def _pass(self, characters: int) -> None:
@@ -280,6 +293,7 @@ class _Command:
             if number:
                 self._break()
             if in_quotes:
+                self._line = word.line
                 self._add(word.text, match.end())
             else:
                 self._unquoted(word.text, match.end())

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness.adopt.optiontable import takes_argument
 from harness.adopt.place import Place
 from harness.adopt.shell import MAX_COMMAND, MAX_WORDS, JsonEnds, Variables, Word, read_variables, read_words
 
@@ -137,7 +138,8 @@ def _started(text: str, source: str, match: re.Match[str]) -> Start:
         return _of_ps(text, source, match.start())
     expands = "$" in text[match.end() : match.end() + MAX_COMMAND]
     variables: Variables = read_variables(text[: match.start()], source) if expands else {}
-    return Start(_binary(text, match), tuple(read_words(text, match.end(), source, variables)))
+    words = read_words(text, match.end(), source, variables, unfinished=takes_argument)
+    return Start(_binary(text, match), tuple(words))
 
 
 def _binary(text: str, match: re.Match[str]) -> str:
@@ -160,7 +162,7 @@ def _options_alone(text: str, source: str) -> Start:
     begin = len(text) - len(text.lstrip())
     if not _OPTION.match(text, begin):
         raise Place(source).error("no start of QEMU found: expected qemu-system-x86_64, say, with its options")
-    return Start("", tuple(read_words(text, begin, source, {})))
+    return Start("", tuple(read_words(text, begin, source, {}, unfinished=takes_argument)))
 
 
 def _is_ps(before: str) -> bool:

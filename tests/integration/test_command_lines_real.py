@@ -6,6 +6,7 @@ QEMU 5.2 is the last one that writes what it has read (``-writeconfig``), and do
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness.adopt.commandline import of_process, read_command_line
 from harness.adopt.configuration import Configuration
-from harness.adopt.optiontable import Form, known_options
+from harness.adopt.optiontable import Form, known_options, option_of_group
 from harness.qemu.binary import QemuBinary
 
 pytestmark = pytest.mark.integration
@@ -118,6 +119,20 @@ def takes_argument(qemu: str, name: str) -> bool:
     done = subprocess.run([qemu, "-version", f"-{name}"], capture_output=True, text=True, timeout=60, check=False)
     assert "invalid option" not in done.stderr
     return "requires an argument" in done.stderr
+
+
+def test_every_group_of_the_hosts_qemu_is_known(binary: QemuBinary) -> None:
+    """A file of -readconfig may have any of them."""
+    asked = [{"execute": name} for name in ("qmp_capabilities", "query-command-line-options", "quit")]
+    arguments = ["-machine", "none", "-S", "-nodefaults", "-display", "none", "-qmp", "stdio"]
+    done = subprocess.run(
+        [binary.path, *arguments], input="\n".join(map(json.dumps, asked)), capture_output=True, text=True, timeout=60
+    )
+    answers = [json.loads(line).get("return") for line in done.stdout.splitlines()]
+    groups = [each["option"] for answer in answers if isinstance(answer, list) for each in answer]
+    assert len(groups) > 30
+    # one has no name: no file can have it
+    assert [group for group in groups if group and option_of_group(group) is None] == []
 
 
 @pytest.mark.parametrize("version", ["5.2", "10.0", "11.1"])

@@ -52,6 +52,7 @@ def words(text: str) -> list[str]:
         ("/usr/bin/qemu-system-x86_64\0-m\x001G\0", "/usr/bin/qemu-system-x86_64"),
         ("qemu-system-x86_64 \\\r\n -m 1G\r\n", "qemu-system-x86_64"),
         ("(qemu-system-x86_64 -m 1G) &", "qemu-system-x86_64"),
+        ("qemu-system-x86_64\u00a0-m \u20031G", "qemu-system-x86_64"),
         ("nohup qemu-system-x86_64 -m 1G > /dev/null 2>&1 &", "qemu-system-x86_64"),
         ("qemu-system-x86_64 -m 1G | tee log", "qemu-system-x86_64"),
         ("qemu-system-x86_64 -m 1G # for -cpu host", "qemu-system-x86_64"),
@@ -94,6 +95,11 @@ def test_lines_that_begin_with_an_option_belong_to_the_command_without_a_backsla
     assert words(f"{QEMU}\n -m 1G # memory\n # nothing\n\n -smp 2\nnext") == ["-m", "1G", "-smp", "2"]
 
 
+def test_a_mail_that_was_wrapped_within_an_option_goes_on() -> None:
+    text = f"  {QEMU} -name a -S -object\n  secret,id=s -cpu\nqemu64,check --m\n1G -S\nHere it hangs\n"
+    assert words(text) == ["-name", "a", "-S", "-object", "secret,id=s", "-cpu", "qemu64,check", "--m", "1G", "-S"]
+
+
 def test_a_line_of_ps_has_lost_its_quotes() -> None:
     line = (
         "libvirt+ 1234 5.0 1.0 999 88 ? Sl 10:00 1:00 /usr/bin/qemu-system-x86_64 -name guest=it's my vm,process=x -S "
@@ -110,6 +116,19 @@ def test_a_line_of_ps_has_lost_its_quotes() -> None:
         "-snapshot",
         "my disk.img",
     ]
+
+
+def test_parentheses_that_nobody_quoted_belong_to_their_word() -> None:
+    assert words(f"({QEMU} -device isa-applesmc,osk=hard(c)work -S) &") == [
+        "-device",
+        "isa-applesmc,osk=hard(c)work",
+        "-S",
+    ]
+
+
+def test_options_of_an_array_have_the_lines_that_they_stand_on() -> None:
+    start = read_start(f'args=(\n -m\n 1G # it\'s\n -smp 2\n)\n{QEMU} "${{args[@]}}" -S\n', "vm.txt")
+    assert [(word.text, word.line) for word in start.words] == [("-m", 2), ("1G", 3), ("-smp", 4), ("2", 4), ("-S", 6)]
 
 
 def test_json_that_nobody_quoted_is_one_word() -> None:
