@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from harness.stream.reader import open_stream
 TIMEOUT_S = 30.0
 _END_WAIT_S = 1.0
 #: Raise it when the same question gets another answer.
-_ANSWERS = 2
+_ANSWERS = 3
 
 #: The machine with some of its devices alone.
 MachineWith = Callable[[Collection[str]], Machine]
@@ -63,8 +63,15 @@ class Admission:
 
 
 class _Answer(TypedDict):
-    """Of one machine: QEMU's words where it refuses COLO, and whether its secondary dies without any section."""
+    """Of one machine.
 
+    :param well: its secondary comes to the first checkpoint; where it does not, what keeps it from that may hide what
+        another device does
+    :param refused: QEMU's words where it refuses COLO
+    :param dies: its secondary dies without any section
+    """
+
+    well: bool
     refused: str | None
     dies: bool
 
@@ -100,17 +107,14 @@ def pack_refusals(binary: QemuBinary, ability: ColoAbility, pack: StatePack, sco
 def _admission(
     binary: QemuBinary, dialect: Dialect, machine_with: MachineWith, names: Collection[str], scope: ProcessScope
 ) -> Admission:
-    """Each device is asked alone, where the machine with all of them is refused, or dies."""
+    """Where the machine is not well with all of them, those are asked alone that are not well in its halves either."""
 
     def ask(some: Collection[str]) -> _Answer:
         return _answer(binary, dialect, machine_with(some), scope)
 
-    whole = ask(names) if names else None
-    if whole is None or (whole["refused"] is None and not whole["dies"]):
-        return Admission()
-    found = {name: ask((name,)) for name in names}
+    found = _unwell(list(names), ask)
     # a machine that dies without any of them is nobody's fault
-    dying = {name for name in names if found[name]["dies"]}
+    dying = {name for name, answer in found.items() if answer["dies"]}
     machine = machine_with(()).name
     return Admission(
         refused={
@@ -122,24 +126,39 @@ def _admission(
     )
 
 
+def _unwell(names: Sequence[str], ask: Callable[[Collection[str]], _Answer]) -> dict[str, _Answer]:
+    """The devices with which alone a secondary is not well, each with its answer."""
+    answer = ask(names) if names else None
+    if answer is None or answer["well"]:
+        return {}
+    if len(names) == 1:
+        return {names[0]: answer}
+    half = len(names) // 2
+    return _unwell(names[:half], ask) | _unwell(names[half:], ask)
+
+
 def _answer(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> _Answer:
     """What comes of starting COLO with a machine. It is no refusal where the machine's own state is not taken by an
-    ordinary migration either. Kept by all that it depends on."""
+    ordinary migration either. Kept by all that it depends on, but where it did not come in time."""
     bare = replace(machine, boot=None, plan=machine.plan.unbooted())
     asked = [_ANSWERS, binary.sha256, binary.path, dialect.name, bare.accel, bare.plan.model_dump(mode="json")]
     key = f"colo/{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]}.json"
     kept: _Answer | None = kept_answer(key)
-    if kept is None:
-        kept = undisturbed(partial(_ask, binary, dialect, bare, scope), _may_be_false)
-        keep_answer(key, kept)
-    return kept
+    if kept is not None:
+        return kept
+    answer = undisturbed(partial(_ask, binary, dialect, bare, scope), _may_be_false)
+    if answer is None:
+        return _Answer(well=False, refused=None, dies=False)
+    keep_answer(key, answer)
+    return answer
 
 
-def _may_be_false(answer: _Answer, _: Hindrances) -> bool:
-    return answer["refused"] is not None or answer["dies"]
+def _may_be_false(answer: _Answer | None, _: Hindrances) -> bool:
+    return answer is None or not answer["well"]
 
 
-def _ask(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> _Answer:
+def _ask(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> _Answer | None:
+    """None where the secondary did not come to the first checkpoint in time."""
     workdir = new_workdir()
     machine.make_files(workdir)
     with Vm(machine.command(binary.path, workdir, firmware_sink()), workdir=workdir, scope=scope) as vm:
@@ -148,11 +167,13 @@ def _ask(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessS
         migrate_to_socket(vm, workdir / "migrate.sock", sink, timeout_s=TIMEOUT_S)
         with open_stream(sink) as stream:
             end = _under_colo(binary, dialect, machine, stream, scope)
+            if end.late:
+                return None
             if end.crashed:
                 bare = _under_colo(binary, dialect, machine, stream, scope, sections=False)
-                return _Answer(refused=None, dies=bare.crashed)
+                return _Answer(well=False, refused=None, dies=bare.crashed)
         taken = end.said is not None and _is_taken(binary, machine, sink, scope)
-        return _Answer(refused=end.said if taken else None, dies=False)
+        return _Answer(well=end.said is None, refused=end.said if taken else None, dies=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +185,7 @@ class _End:
 
     said: str | None = None
     crashed: bool = False
+    late: bool = False
 
 
 def _under_colo(
@@ -192,7 +214,7 @@ def _under_colo(
             if ended is not None and ended.crashed:
                 return _End(crashed=True)
             if error.kind == "late":
-                return _End()
+                return _End(late=True)
             lines = own_words(secondary.vm.process.stderr()).splitlines()
             told = next((line for line in lines if "COLO" in line), lines[0] if lines else "")
             return _End(said=re.sub(r"^\S*qemu\S*: ", "", told))

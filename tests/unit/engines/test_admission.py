@@ -36,3 +36,48 @@ def test_a_stream_is_not_taken_by_a_qemu_that_leaves_while_it_is_asked(
     machine: Any = SimpleNamespace(make_files=lambda _: None, command=lambda *_: None)
     binary: Any = SimpleNamespace(path="qemu")
     assert admission._is_taken(binary, machine, stream, SimpleNamespace()) is not gone  # type: ignore[arg-type]
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, unwell: dict[str, dict[str, Any]], asked: list[list[str]]) -> None:
+    """A machine is asked for its devices: it is well unless one of them is not, and says what a lone one does."""
+
+    def answer(_binary: object, _dialect: object, machine: Any, _scope: object) -> dict[str, Any]:
+        asked.append(machine.names)
+        met = [name for name in machine.names if name in unwell]
+        alone = unwell[met[0]] if len(met) == 1 else {}
+        return {"well": not met, "refused": None, "dies": False} | alone
+
+    monkeypatch.setattr(admission, "_answer", answer)
+
+
+def admitted(names: list[str]) -> admission.Admission:
+    def machine_with(some: Any) -> Any:
+        return SimpleNamespace(name="pc", names=list(some))
+
+    binary: Any = SimpleNamespace(version="11.1.3")
+    return admission._admission(binary, SimpleNamespace(), machine_with, names, SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_device_that_colo_refuses_is_found_beside_one_whose_own_state_no_migration_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All together they are neither refused nor dead of memory, and yet none of them would be judged."""
+    names = [f"d{number}" for number in range(32)]
+    unwell: dict[str, dict[str, Any]] = {
+        "d3": {},
+        "d20": {"refused": "COLO: cannot disable RAM discard"},
+        "d29": {"dies": True},
+    }
+    asked: list[list[str]] = []
+    answers(monkeypatch, unwell, asked)
+    found = admitted(names)
+    assert {name: lack.said for name, lack in found.refused.items()} == {"d20": "COLO: cannot disable RAM discard"}
+    assert found.breaking == {"d29"}
+    assert len(asked) < len(names)
+
+
+def test_nothing_more_is_asked_of_a_machine_that_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    answers(monkeypatch, {}, asked)
+    assert admitted(["a", "b"]) == admission.Admission()
+    assert asked == [["a", "b"]]
