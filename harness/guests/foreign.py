@@ -168,6 +168,8 @@ def _check_machine(plan: GuestPlan) -> None:
     for key in plan.machine_properties:
         if key not in MACHINE_PROPERTIES:
             raise PackError(f"plan: machine: property {key!r}: expected one of {', '.join(sorted(MACHINE_PROPERTIES))}")
+    if plan.cpu is not None and plan.cpu.model == "host":
+        raise PackError("plan: cpu: model 'host' is the host's own; expected a model of QEMU's, such as 'max'")
     for key, value in ({} if plan.cpu is None else plan.cpu.features).items():
         if isinstance(value, str) and key not in _CPU_WORDS:
             raise PackError(f"plan: cpu: {key}={value!r}: expected a number or a boolean")

@@ -136,7 +136,7 @@ class Machine:
         options = (
             *(Option(name=name) for name in ("nodefaults", "no-user-config", *reset, "S")),
             Option(name="display", first="none"),
-            Option(name="machine", first=self.name, props=_machine_properties(self.plan)),
+            Option(name="machine", first=self.name),
             Option(name="accel", first=self.accel),
             *(filled(option, "{workdir}", workdir) for option in guest_options),
             *walls,
@@ -293,6 +293,9 @@ def _device_options(machine: Machine) -> Iterator[Option]:
                 made.add(name)
                 yield from _backend_options(machine, name, machine.plan.backends[name])
         yield device_option(machine, device)
+    if properties := _machine_properties(machine.plan):
+        # QEMU puts it together with the one that names the machine; here it is part of a case too
+        yield Option(name="machine", props=properties)
     if machine.disks is DiskKind.SNAPSHOTS:
         yield from _image_nodes(_VMSTATE, _VMSTATE_FILE[0], "qcow2")
 

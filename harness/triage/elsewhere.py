@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from harness.arch import architecture_of
 from harness.cache import cache_root, publish_dir
-from harness.devices.backends import Backend, Chardev, Disk, Netdev, Tpm
+from harness.devices.backends import Backend, Chardev, Disk, LoneTap, Memdev, Netdev, Tpm
 from harness.errors import PackError, UsageError
 from harness.guests.machine import Boot, Machine
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import Option, Scalar
 from harness.qemu.installed import used_before
+from harness.qemu.lonetap import is_lone_tap
 from harness.results.document import Cell
 from harness.triage.case import CASE_FILE, CASE_PLACE, Case
 
@@ -100,23 +101,52 @@ def machine_of(case: Case) -> Machine:
     devices = [o for o in case.options if o.name == "device" and not (firmware and o == firmware.device)]
     placed = [_device(option, backends) for option in devices]
     boots = "kernel" in single
-    plan = GuestPlan(
-        machine=case.machine,
-        family=case.family,
-        cpus=int(single.get("smp") or 1),
-        memory_mib=int(single.get("m") or 1),
-        kernel=_SOME_HASH if boots or len(devices) < _count(case.options, "device") else None,
-        initramfs=_SOME_HASH if boots else None,
-        cmdline=single.get("append") or "",
-        devices=tuple(placed),
-        backends=backends,
+    machine = {key: value for o in case.options if o.name == "machine" for key, value in o.props.items()}
+    ram = machine.pop("memory-backend", None)
+    memory = next((o for o in case.options if o.name == "m"), Option(name="m", first="1"))
+    room = str(memory.props.get("maxmem", "")).removesuffix("M")
+    plan = GuestPlan.model_validate(
+        {
+            "machine": case.machine,
+            "family": case.family,
+            "machine_properties": machine,
+            **_seldom(case.options),
+            "ram": ram,
+            "memory_mib": int(memory.first or 1),
+            "memory_room_mib": int(room) - int(memory.first or 1) if room else 0,
+            "memory_slots": memory.props.get("slots", 0),
+            "kernel": _SOME_HASH if boots or len(devices) < _count(case.options, "device") else None,
+            "initramfs": _SOME_HASH if boots else None,
+            "cmdline": single.get("append") or "",
+            "devices": placed,
+            "backends": backends,
+        }
     )
     boot = Boot(kernel=Path(f"{CASE_PLACE}/kernel"), initramfs=Path(f"{CASE_PLACE}/initrd")) if boots else None
     return Machine(plan=plan, accel=case.accel, boot=boot)
 
 
+def _seldom(options: Sequence[Option]) -> dict[str, Any]:
+    """What ordinary guests have not: CPUs and nodes, and properties of what the machine has by itself."""
+    found: dict[str, Any] = {"presets": [o.props for o in options if o.name == "global"], "numa": []}
+    for option in options:
+        if option.name == "cpu":
+            found["cpu"] = {"model": option.first, "features": option.props}
+        elif option.name == "smp":
+            found |= {"cpus": int(option.first or 1), "topology": dict(option.props) or None}
+        elif option.name == "numa":
+            cpus = option.props.get("cpus")
+            ends = None if cpus is None else [int(number) for number in str(cpus).split("-")]
+            found["numa"].append({"number": option.props["nodeid"], "cpus": ends, "memdev": option.props.get("memdev")})
+    return found
+
+
 def _backend(option: Option) -> dict[str, Backend]:
     props: dict[str, Any] = dict(option.props)
+    if is_lone_tap(option):
+        return {props["id"]: LoneTap(queues=props["queues"])}
+    if option.name == "object" and option.first == "memory-backend-ram":
+        return {props["id"]: Memdev(size_bytes=props["size"], share=props["share"])}
     if option.name == "netdev":
         return {props["id"]: Netdev()}
     if option.name == "chardev":

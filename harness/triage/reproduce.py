@@ -350,11 +350,52 @@ class Tpm:
         self._process.wait()
 
 
+#: Makes a tap device in a network of its own, in which nobody is, and sends its files.
+TAP_MAKER = """
+import array, ctypes, fcntl, os, socket, struct, sys
+line, queues, libc = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x40000000) and libc.unshare(0x50000000):
+    raise SystemExit(os.strerror(ctypes.get_errno()))
+files = [os.open("/dev/net/tun", os.O_RDWR) for _ in range(queues)]
+for file in files:
+    fcntl.ioctl(file, 0x400454CA, struct.pack("=16sH22x", b"lone0", 0x5002 | (0x100 if queues > 1 else 0)))
+line.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))])
+"""
+
+
+class Tap:
+    """What is behind a ``-netdev tap,fd=lone``: a tap device with nobody on it. ``close`` closes its files here."""
+
+    def __init__(self, option: str) -> None:
+        said = dict(part.split("=", 1) for part in option.split(",")[1:])
+        queues = int(said["queues"])
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            argv = [sys.executable, "-I", "-S", "-c", TAP_MAKER, str(theirs.fileno()), str(queues)]
+            done = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, pass_fds=[theirs.fileno()]
+            )
+            if done.returncode:
+                told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+                raise Untried(f"the tap device of the machine cannot be made: {told}")
+            ((_, _, sent),) = ours.recvmsg(1, socket.CMSG_SPACE(4 * queues))[1]
+            self.files = list(struct.unpack(f"={queues}i", sent))
+        key = "fd" if queues == 1 else "fds"
+        self.option = f"tap,id={said['id']},{key}={':'.join(map(str, self.files))},vhost=off"
+
+    def close(self) -> None:
+        """Close them."""
+        for file in self.files:
+            os.close(file)
+
+
 class Qemu:
     """One QEMU with a QMP session over a socket pair and a folder of its own; ``close`` ends both."""
 
     def __init__(self, argv: Sequence[str], folder: Path, env: dict[str, str]) -> None:
         self._tpms = [Tpm(argv[n + 1], folder) for n, word in enumerate(argv[:-1]) if word == "-tpmdev"]
+        taps = {word: Tap(word) for word in argv if word.startswith("tap,") and ",fd=lone," in word}
+        argv = [taps[word].option if word in taps else word for word in argv]
         ours, theirs = socket.socketpair()
         self.argv = [
             *argv,
@@ -374,7 +415,11 @@ class Qemu:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[theirs.fileno(), *(tpm.line.fileno() for tpm in self._tpms)],
+                    pass_fds=[
+                        theirs.fileno(),
+                        *(tpm.line.fileno() for tpm in self._tpms),
+                        *(file for tap in taps.values() for file in tap.files),
+                    ],
                     env=dict(os.environ, **env),
                     start_new_session=True,
                     preexec_fn=die_with(os.getpid()),
@@ -386,6 +431,8 @@ class Qemu:
         finally:
             for inherited in (theirs, *(tpm.line for tpm in self._tpms)):
                 inherited.close()
+            for tap in taps.values():
+                tap.close()
         self.host = Host(self.process.pid)
 
     def greet(self) -> None:

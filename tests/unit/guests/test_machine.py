@@ -56,15 +56,19 @@ def argv(machine: Machine) -> list[str]:
     return [argument for option in machine.options for argument in option.argv()]
 
 
+#: QEMU puts it together with the one that names the machine.
+SATA = ["-machine", "sata=off"]
+
+
 def test_the_command_line_is_stopped_bare_and_in_its_folder() -> None:
     assert MACHINE.command("/usr/bin/qemu", Path("/run/a,b"), firmware_sink()).argv() == [
         "/usr/bin/qemu", "-nodefaults", "-no-user-config", "-no-reboot", "-S",
-        "-display", "none", "-machine", "pc-q35-7.2,sata=off", "-accel", "tcg",
+        "-display", "none", "-machine", "pc-q35-7.2", "-accel", "tcg",
         "-m", "128", "-smp", "2",
         "-blockdev", "file,node-name=a-disk-file,filename=/run/a,,b/a-disk.img",
         "-blockdev", "raw,node-name=a-disk,file=a-disk-file",
         "-device", "ide-hd,id=hd,bus=hba.0,drive=a-disk",
-        *NIC_AND_TTY, *BLK,
+        *NIC_AND_TTY, *BLK, *SATA,
         "-chardev", "null,id=firmware",
     ]  # fmt: skip
 
@@ -91,7 +95,14 @@ def test_what_the_user_adds_is_last_and_options_can_be_left_out() -> None:
     extra = Option(name="global", props={"a.b": "c"})
     machine = replace(MACHINE, extra=(extra,))
     assert machine.options[-1] == extra
-    assert argv(replace(machine, dropped=frozenset({1, 2, 3, 4}))) == ["-m", "128", *NIC_AND_TTY, *BLK, *extra.argv()]
+    assert argv(replace(machine, dropped=frozenset({1, 2, 3, 4}))) == [
+        "-m",
+        "128",
+        *NIC_AND_TTY,
+        *BLK,
+        *SATA,
+        *extra.argv(),
+    ]
     # an image goes with the option that names it
     assert MACHINE.files == (("a-disk.img", 64 * MIB),)
     assert replace(machine, dropped=frozenset({2})).files == ()
@@ -134,7 +145,7 @@ def test_a_sector_that_fails() -> None:
         "inject-error.0.sector=7,inject-error.0.once=off,inject-error.0.immediately=off",
         "-device", "ide-hd,id=hd,bus=hba.0,drive=a-disk-faults,werror=stop,rerror=stop",
     ]  # fmt: skip
-    assert argv(machine)[12:] == [*NIC_AND_TTY, *BLK]
+    assert argv(machine)[12:] == [*NIC_AND_TTY, *BLK, *SATA]
     assert "inject-error.0.once=on" in argv(MACHINE.with_faults({"a-disk": 7}, once=True))[9]
     assert MACHINE.with_faults({}) == MACHINE
 

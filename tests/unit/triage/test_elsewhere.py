@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from harness.cache import CACHE_VARIABLE, prunable, remove_kept
-from harness.devices.backends import Chardev, Disk, Netdev, Tpm
+from harness.devices.backends import Chardev, Disk, LoneTap, Memdev, Netdev, Tpm
 from harness.errors import PackError
 from harness.guests import machine as machine_module
 from harness.guests.machine import Boot, Machine
-from harness.guests.plan import GuestPlan, PlacedDevice
+from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
 from harness.qemu.cmdline import Option
 from harness.qemu.installed import qemus_folder, used_before
 from harness.qemu.listed import Listing, classified
@@ -106,6 +106,30 @@ def test_the_machine_of_a_case_is_read_back_from_its_options() -> None:
     assert again.plan.backends == PLAN.backends
 
 
+def test_the_machine_of_an_adopted_vm_is_read_back_too() -> None:
+    card = PlacedDevice(id="net", type="virtio-net-pci", bus="pcie.0", slot="03.0", backends={"netdev": "n"})
+    plan = GuestPlan(
+        machine="pc-q35-7.2",
+        family="q35",
+        machine_properties={"hpet": False, "usb": True},
+        cpus=4,
+        cpu=Cpu(model="Skylake-Client", features={"vmx": False, "level": 22, "vendor": "GenuineIntel"}),
+        topology=Topology(sockets=2, cores=2),
+        memory_mib=512,
+        memory_room_mib=512,
+        memory_slots=2,
+        devices=(card,),
+        numa=(NumaNode(number=0, cpus=(0, 1), memdev="m0"), NumaNode(number=1, cpus=(2, 3), memdev="m1")),
+        backends={"n": LoneTap(queues=4), "m0": Memdev(size_bytes=256 << 20), "m1": Memdev(size_bytes=256 << 20)},
+        presets=(Preset(driver="ICH9-LPC", property="disable_s3", value=1),),
+    )
+    for wanted in (plan, plan.model_copy(update={"numa": (), "ram": "m0"}).with_devices((card,))):
+        machine = Machine(plan=wanted, accel="tcg")
+        case = replace(CASE, options=machine.options, scratch={})
+        assert machine_of(case).options == machine.options
+        assert machine_of(case).plan == wanted
+
+
 @pytest.mark.parametrize("device", [device.id for device in PLAN.devices[1:]])
 def test_a_case_may_lack_a_device_with_its_backends(tmp_path: Path, device: str) -> None:
     left = [d.model_copy(update={"owner": "" if d.id != device else "gone"}) for d in PLAN.devices]
@@ -153,6 +177,12 @@ FORGED = [
     option("blockdev", "qcow2", **{"node-name": "disk", "file": "disk-file"}),
     option("blockdev", "nbd", **{"node-name": "disk", "server.host": "10.0.0.1"}),
     option("drive", file="/etc/shadow"),
+    option("machine", None, dumpdtb="/tmp/x"),
+    option("machine", None, **{"memory-backend": "disk"}),
+    option("numa", "node", nodeid=0, memdev="disk"),
+    option("cpu", "max", **{"model-id": "/etc"}),
+    option("object", "memory-backend-file", id="m", size=4096, share=True, **{"mem-path": "/dev/mem"}),
+    option("netdev", "tap", id="n", fd=0, queues=1),
     option("global", "virtio-blk-pci.romfile=/etc/passwd"),
     option("device", "vfio-pci", id="x", host="0000:00:02.0"),
     option("device", "virtio-blk-pci", id="x", drive="disk", romfile="/etc/passwd"),
