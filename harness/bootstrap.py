@@ -141,7 +141,8 @@ def missing_needs(command: str, arguments: Sequence[str] = ()) -> list[Need]:
         needs.append(Need("qemu-system-x86_64", "qemu-system-x86"))
     programs = [("setpriv", "util-linux"), ("apt-get", "apt"), ("dpkg-deb", "dpkg")]
     if command == "test":
-        programs += [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm")]
+        programs += [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm"), ("swtpm_setup", "swtpm-tools")]
+        programs += [("virsh", "libvirt-clients"), ("virt-qemu-run", "libvirt-daemon-driver-qemu")]
     if command in _WITH_STACKS:
         programs.append(("gdb", "gdb"))
     for program, package in programs:

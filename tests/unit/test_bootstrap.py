@@ -55,6 +55,14 @@ class ReplacedError(Exception):
         self.argv = argv
 
 
+#: What a real libvirt is asked with, and the packages of it.
+LIBVIRT = {
+    "virsh": "libvirt-clients",
+    "virt-qemu-run": "libvirt-daemon-driver-qemu",
+    "swtpm_setup": "swtpm-tools",
+}
+
+
 class Machine:
     """A checkout and a PATH; ``calls`` are the command lines of the fakes, in their order."""
 
@@ -81,7 +89,7 @@ class Machine:
         for tool in ("sh", "grep", "mkdir", "chmod", "dirname", "cat"):
             real = next(p for d in ("/bin", "/usr/bin") if (p := Path(d, tool)).exists())
             (self.bin / tool).symlink_to(real)
-        for tool in ("dpkg-deb", "qemu-system-x86_64", "qemu-system-aarch64", "gdb", "initdb", "swtpm"):
+        for tool in ("dpkg-deb", "qemu-system-x86_64", "qemu-system-aarch64", "gdb", "initdb", "swtpm", *LIBVIRT):
             self.program(tool, "exit 1")
         self.program("setpriv", 'shift 2; exec "$@"')
         self.program("apt-get", "exit 0")
@@ -255,7 +263,10 @@ def test_stacks_need_gdb(machine: Machine, command: str, wanted: bool) -> None:
     assert ("gdb" in needs) is wanted
 
 
-@pytest.mark.parametrize(("program", "package"), [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm")])
+@pytest.mark.parametrize(
+    ("program", "package"),
+    [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm"), *LIBVIRT.items()],
+)
 @pytest.mark.parametrize(("command", "wanted"), [("test", True), ("matrix", False)])
 def test_only_the_tests_bring_what_few_devices_want(
     machine: Machine, program: str, package: str, command: str, wanted: bool

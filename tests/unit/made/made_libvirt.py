@@ -139,11 +139,10 @@ class Refused(Exception):
 
 def lacks() -> str:
     """Why libvirt cannot be asked here, empty where it can."""
-    programs = {"virsh": "libvirt-clients", "unshare": "util-linux", "swtpm_setup": "swtpm-tools"}
+    programs = {"virsh": "libvirt-clients", "virt-qemu-run": "libvirt-daemon-driver-qemu"}
+    programs |= {"swtpm_setup": "swtpm-tools", "unshare": "util-linux"}
     programs |= {"qemu-system-x86_64": "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm"}
     packages = [package for program, package in programs.items() if not shutil.which(program)]
-    if not list(Path("/usr/lib").glob("*/libvirt/connection-driver/libvirt_driver_qemu.so")):
-        packages.append("libvirt-daemon-driver-qemu")
     if packages:
         return f"libvirt is not here: apt-get install --no-install-recommends {' '.join(packages)}"
     return "" if _virsh(Path("/"), "--version").returncode == 0 else "this user may not make a user namespace"
