@@ -38,7 +38,7 @@ def read_command_line(text: str, source: str, *, read: Read | None = None) -> Co
     """
     start = read_start(text, source)
     said = list(_said(start, source, read))
-    options = _put_together(expanded(said, source))
+    options = put_together(expanded(said, source))
     return Configuration(name=_name(options), options=tuple(options), source=source, binary=start.binary)
 
 
@@ -124,7 +124,7 @@ def _set(said: list[SaidOption], argument: str, place: Place) -> None:
     raise place.error(f"-set {quoted(argument)}: no {quoted(group)} with the id {quoted(name)} comes before it")
 
 
-def _put_together(options: Sequence[SaidOption]) -> list[SaidOption]:
+def put_together(options: Sequence[SaidOption]) -> list[SaidOption]:
     """Options that count once: the last one, or the keys of all of them; where the first one stood."""
     together: list[SaidOption] = []
     seen: dict[str, int] = {}

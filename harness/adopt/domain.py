@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.adopt.commandline import put_together
 from harness.adopt.configuration import Configuration, SaidOption, Unread
 from harness.adopt.libvirt import (
     chardevs,
@@ -49,10 +50,10 @@ def read_domain(text: str, source: str) -> Configuration:
     """
     root = _domain(parse(text, source))
     domain = complete(root)
-    options = tuple(extras.overridden(root, [*_options(domain), *extras.arguments(root)]))
+    options = put_together([*_options(domain), *extras.arguments(root)])
     return Configuration(
         name=root.at("name").words(),
-        options=options,
+        options=tuple(extras.overridden(root, options)),
         source=source,
         binary=domain.devices("emulator")[0].words() if domain.devices("emulator") else "",
         unread=tuple(Unread(path=path, line=line) for path, line in root.unread() if matters(path)),

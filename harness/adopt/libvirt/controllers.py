@@ -34,7 +34,7 @@ USB = {
     "nec-xhci": "nec-usb-xhci",
     "qemu-xhci": "qemu-xhci",
 }
-#: Of companions that say nothing: virDomainControllerDefParseXML... by qemuBuildUSBControllerFindMasterAlias.
+#: First ports of companions that do not say which of their leader they have.
 FIRST_PORTS = {"ich9-uhci1": 0, "ich9-uhci2": 2, "ich9-uhci3": 4}
 #: None is a virtio device.
 SCSI = {

@@ -157,7 +157,7 @@ def _virtio(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOptio
 
 
 def _scsi(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
-    """qemuBuildSCSIDeviceProps... A disk of an lsi has no channel and no unit."""
+    """A disk of an lsi has no channel and no unit of its own."""
     lun = disk.get("device") == "lun"
     names = {} if lun else {"device_id": _serial(disk) or f"drive-{alias(disk)}"}
     removable: dict[str, Value] = {"removable": disk.at("target").yes("removable")}

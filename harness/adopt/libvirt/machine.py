@@ -114,7 +114,7 @@ def _speakers(domain: Domain) -> list[Element]:
 
 
 def has_hmat(domain: Domain) -> bool:
-    """Whether a guest is told how far its memory is: qemuDomainDefHasHMAT... caches of nodes, or ways to them."""
+    """Whether a guest is told how far its memory is: ways between nodes, or caches of them."""
     numa = domain.root.at("cpu/numa")
     return numa.has("interconnects") or any(cell.has("cache") for cell in numa.all("cell"))
 

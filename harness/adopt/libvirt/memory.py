@@ -65,12 +65,14 @@ def _backend(
     """An object that has the memory; of which kind, says <memoryBacking>."""
     backing = domain.root.at("memoryBacking")
     kind = "file" if more.get("mem-path") else backing.at("source").choice("type", BACKENDS, "anonymous")
+    access = access or backing.at("access").get("mode")
     huge = backing.has("hugepages") and kind == "anonymous"
+    kind = "file" if access and kind == "anonymous" else kind
     values: dict[str, Value] = {
         "qom-type": BACKENDS["file" if huge else kind],
         "id": id_,
         "mem-path": "/dev/hugepages" if huge else f"ram/{id_}" if kind == "file" else None,
-        "share": {"shared": True, "private": False}.get(access or backing.at("access").get("mode")),
+        "share": {"shared": True, "private": False}.get(access),
         "prealloc": True if huge or backing.at("allocation").get("mode") == "immediate" else None,
         "discard-data": True if kind == "file" and (discard or backing.has("discard")) else None,
         "size": size,

@@ -42,6 +42,15 @@ def test_a_domain_is_what_libvirt_makes_of_it(path: Path) -> None:
     assert libvirts - ours == {}
 
 
+@pytest.mark.parametrize("path", sorted((DOMAINS / "defined").glob("*.xml")), ids=lambda path: path.stem)
+def test_a_domain_that_libvirt_has_completed_is_the_same(path: Path) -> None:
+    """``virsh dumpxml`` behind ``virsh define``: with all controllers, ids of machines and addresses."""
+    completed = read_domain(path.read_text(), path.name)
+    written = read_domain((DOMAINS / path.name).read_text(), path.name)
+    assert told(completed, interfaces=True) == told(written, interfaces=True)
+    assert completed.unread == ()
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_nothing_of_these_domains_is_passed_over(path: Path) -> None:
     assert read_domain(path.read_text(), path.name).unread == ()
@@ -140,6 +149,17 @@ def test_what_libvirt_would_not_take_is_refused(devices: str, message: str) -> N
 def test_memory_has_units(unit: str, mebibytes: str) -> None:
     text = f"<domain type='kvm'><memory unit='{unit}'>1048576</memory><os><type>hvm</type></os></domain>"
     assert _options(read_domain(text, "m.xml"), "m")[0].values["size"] == mebibytes
+
+
+def test_what_is_said_past_libvirt_changes_what_libvirt_says() -> None:
+    text = (DOMAINS / "extra-arguments.xml").read_text()
+    arguments = ("-machine", "vmport=off", "-cpu", "Nehalem", "-smp", "4")
+    more = "".join(f'<qemu:arg value="{word}"/>' for word in arguments)
+    domain = read_domain(text.replace("<qemu:env", f"{more}<qemu:env"), "more.xml")
+    (machine,), (cpu,), (smp,) = (_options(domain, name) for name in ("machine", "cpu", "smp"))
+    assert (machine.values["type"], machine.values["vmport"], machine.values["acpi"]) == ("q35", "off", "off")
+    assert cpu.values == {"model": "Nehalem"}
+    assert smp.values["cpus"] == "4"
 
 
 def test_a_snapshot_has_its_domain_within() -> None:
