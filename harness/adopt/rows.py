@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +33,24 @@ from harness.state.owners import Owners, find_owners
 _TOGETHER = frozenset({"pcie-root-port", "ioh3420", "x3130-upstream", "xio3130-downstream"})
 #: To take a bridge from its driver is to take away all that is below it.
 _BRIDGES = _TOGETHER | {"pci-bridge", "pcie-pci-bridge", "i82801b11-bridge", "pxb", "pxb-pcie"}
-#: What is done with the controller that a device is plugged into, or behind a bridge, is done with it too.
-_WITH_ITS_CONTROLLER = ":"
+#: What is done with the controller that a device is plugged into is done with it too; nothing is done with a bridge.
+_WITH_OTHERS = ":"
+_STEPS = ("busy", "check", "idle", "unbind", "rebind")
+#: The guest sees nothing of these: somebody else's device would have to be behind them.
+_UNSEEN = frozenset({"usb-redir"})
+#: Controllers, and the buses of types that are plugged into them. A guest would wait for what is below an empty one.
+_CONTROLLERS = (
+    *("*uhci*", "*ehci*", "*xhci*", "pci-ohci"),
+    *("virtio-serial*", "virtio-scsi*", "lsi*", "megasas*", "mptsas*"),
+)
+_PLUGGED = frozenset({"usb-bus", "SCSI", "virtio-serial-bus"})
+#: Of an empty controller the driver alone is bound, and taken away.
+_EMPTY = {
+    **dict.fromkeys(_STEPS, _WITH_OTHERS),
+    "bind": 'auto_place "{slot}" "" && auto_driver',
+    "unbind": 'pci_unbind "{slot}"',
+    "rebind": 'echo "{slot}" > /sys/bus/pci/drivers_probe',
+}
 _ASKED_MIB = 128
 _WITHOUT = {Lacks.SECTION: Without.SECTION, Lacks.MIGRATION: Without.MIGRATION, Lacks.SAVE: Without.SAVE}
 
@@ -88,9 +105,12 @@ def _is_on(placed: PlacedDevice, device: Device, family: str) -> bool:
 def _device(name: str, base: str, placed: PlacedDevice, plan: GuestPlan, offer: Offer) -> Device:
     known = offer.devices.get(base)
     commands = _commands(name, placed.type, offer)
-    if placed.type in _BRIDGES or (placed.slot is None and above(placed, plan) is not None):
-        step = dict.fromkeys(("busy", "check", "idle", "unbind", "rebind"), _WITH_ITS_CONTROLLER)
-        commands = commands.model_copy(update=step)
+    if placed.type in _BRIDGES | _UNSEEN:
+        commands = GuestCommands(**dict.fromkeys(("bind", *_STEPS), _WITH_OTHERS))
+    elif placed.slot is None and above(placed, plan) is not None:
+        commands = commands.model_copy(update=dict.fromkeys(_STEPS, _WITH_OTHERS))
+    elif _is_empty(placed, plan, offer):
+        commands = GuestCommands(**_EMPTY)
     attachment = Attachment(name="dev", type=placed.type, on="none", properties=placed.properties)
     if known is None:
         return Device(name=name, about=placed.type, default=False, attachments=(attachment,), guest=commands)
@@ -106,6 +126,15 @@ def _device(name: str, base: str, placed: PlacedDevice, plan: GuestPlan, offer: 
         registers=known.registers,
         guest=commands,
     )
+
+
+def _is_empty(placed: PlacedDevice, plan: GuestPlan, offer: Offer) -> bool:
+    """Whether something is a controller that nothing is plugged into; what finds its bus by itself may be in any."""
+    if not any(fnmatchcase(placed.type, pattern) for pattern in _CONTROLLERS):
+        return False
+    seen = [each for each in plan.devices if each.type not in _UNSEEN and each.type in offer.types]
+    loose = any(each.bus is None and offer.types[each.type].bus in _PLUGGED for each in seen)
+    return not loose and not any(above(each, plan) is placed for each in seen)
 
 
 def _commands(name: str, type_name: str, offer: Offer) -> GuestCommands:

@@ -30,7 +30,7 @@ KINDS = {
     "virtio-blk-pci": "PCI",
     "qemu-xhci": "PCI",
     "usb-tablet": "usb-bus",
-    "usb-storage": "usb-bus",
+    "usb-redir": "usb-bus",
     "ide-cd": "IDE",
     "pci-bridge": "PCI",
     "ich9-ahci": "PCI",
@@ -101,8 +101,23 @@ def test_each_device_is_one_ports_are_together_and_the_rest_is_the_platform() ->
     assert commands["ahci"] == 'auto_bind ahci "0000:00:1f.2" ""'
     # what is behind others does not take them from their driver, and is led by them
     assert by_name["pci-bridge"].guest.unbind == by_name["usb-tablet"].guest.busy == ":"
+    assert (commands["pci-bridge"], commands["pcie-root-port"]) == (":", ":")
+    assert commands["qemu-xhci"] == 'auto_bind qemu-xhci "0000:00:03.0" ""'
     assert by_name["virtio-blk+2"].guest.unbind == "auto_unbind virtio-blk+2"
     assert by_name["virtio-blk+2"].guest.fail == NOTHING
+
+
+@pytest.mark.parametrize("loose", [False, True])
+def test_the_driver_of_an_empty_controller_is_bound_without_a_wait_for_what_is_plugged_in(loose: bool) -> None:
+    """What finds its bus by itself may be in it."""
+    tablet = (PlacedDevice(id="input0", type="usb-tablet" if loose else "usb-redir"),)
+    plan = PLAN.with_devices((placed("usb", "qemu-xhci", "pcie.0", "03.0"), *tablet))
+    guest = judged_guest(Adopted(plan=plan, origin=Origin()), offer())
+    command = guest_command(guest.devices[0], "bind", guest.plan)
+    assert command == (
+        'auto_bind qemu-xhci "0000:00:03.0" ""' if loose else 'auto_place "0000:00:03.0" "" && auto_driver'
+    )
+    assert (guest_command(guest.devices[0], "unbind", guest.plan) == 'pci_unbind "0000:00:03.0"') is not loose
 
 
 def test_what_a_qemu_refuses_is_left_out_and_what_saves_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
