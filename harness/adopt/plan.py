@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from harness.adopt.backends import PARTS, STANDS, SaidBackend, is_unnamed, made, said_backends, unsaid
 from harness.adopt.builtin import Expanded, expand, usb_of_machine
 from harness.adopt.configuration import Configuration, SaidOption, Value
+from harness.adopt.place import quoted
 from harness.adopt.scalars import as_boolean, as_number, as_size, as_slot, as_text, as_word
 from harness.arch import RootBus, architecture_of, family_of
 from harness.devices.backends import Audiodev, Backend, Chardev, Disk, LoneTap, Memdev, Model, Netdev, Tpm
@@ -278,10 +279,16 @@ class _Adoption:
             cpu = Cpu(model=model, features=features)
             check_plan(GuestPlan(machine=self._known.machine, family=self._known.family, memory_mib=1, cpu=cpu), "tcg")
         except (ValidationError, PackError):
-            odd, cpu = [*map(label, features)], Cpu(model=model if as_word(model) else "max")
+            odd, cpu = [*map(label, features)], self._bare_cpu(model)
         if odd:
             self.left_out.append(LeftOut(why=Without.REFUSED, type="cpu", names=tuple(odd)))
         return cpu
+
+    def _bare_cpu(self, model: str) -> Cpu:
+        try:
+            return Cpu(model=model)
+        except ValidationError:
+            raise self._wrong(self._options("cpu")[-1], f"expected a CPU model, found {quoted(model)}") from None
 
     def _cpus(self) -> tuple[Topology | None, int]:
         values: dict[str, Value] = self._option("smp")
@@ -542,6 +549,8 @@ class _Adoption:
 
     def _bus_named(self, bus: str) -> str | None:
         """A bus as the plan has it, empty where its devices find it by themselves, None where it is not there."""
+        if not _is_ident(bus):
+            return None
         if self._bus is not None and bus == self._bus.name:
             return bus
         head, _, number = bus.rpartition(".") if not any(d.id == bus for d in self._devices) else (bus, "", "")

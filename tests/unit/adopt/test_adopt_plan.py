@@ -300,6 +300,7 @@ def test_the_first_serial_port_is_the_console_and_sound_has_a_backend() -> None:
         ((option("device", id="x"),), "web01.args:3: -device: a device without a type"),
         ((device("VGA", addr="0x99"),), "web01.args:3: -device: addr='0x99': expected a PCI slot"),
         ((option("m", size="much"),), "web01.args:3: -m: expected a size of memory"),
+        ((option("cpu", model="qemu:64"),), "web01.args:3: -cpu: expected a CPU model, found 'qemu:64'"),
         ((device("VGA", id="a"), device("VGA", id="a")), "web01.args: devices: the id 'a' is there twice"),
     ],
 )
@@ -373,6 +374,11 @@ KEYS = st.sampled_from(
     ]
 )
 VALUES = st.one_of(EVIL, st.sampled_from(sorted(PROPERTIES)), st.integers(-1, 9), st.booleans(), st.none())
+
+
+def test_a_bus_whose_name_no_qemu_would_take_is_not_there() -> None:
+    found = adopted(device("ide-hd", id="d0", bus="ide.,,0"))
+    assert [(each.why, each.id) for each in found.origin.left_out] == [(Without.BUS, "d0")]
 
 
 def test_no_text_of_a_hostile_configuration_is_in_a_plan() -> None:
