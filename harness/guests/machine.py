@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -67,6 +68,8 @@ class Boot:
 
 _SANDBOX = Option(name="sandbox", first="on", props=SANDBOX)
 _EIO = 5
+_VERSION = re.compile(r"-(\d{1,3})\.(\d{1,3})$")
+_DESCRIBES = (2, 4)
 FAULTS_SUFFIX = "-faults"
 _VMSTATE = "postload-vmstate"
 _VMSTATE_FILE = (f"{_VMSTATE}.qcow2", 1 << 20)
@@ -272,7 +275,14 @@ def _memory_room(plan: GuestPlan) -> dict[str, Scalar]:
 
 
 def _machine_properties(plan: GuestPlan) -> dict[str, Scalar]:
-    return {**plan.machine_properties, **({} if plan.ram is None else {"memory-backend": plan.ram})}
+    named = {} if plan.ram is None else {"memory-backend": plan.ram}
+    return {**plan.machine_properties, **named, **_described(plan.machine)}
+
+
+def _described(machine: str) -> dict[str, Scalar]:
+    """Machine types before 2.4 describe what they save only when they are told to (``suppress-vmdesc``)."""
+    version = _VERSION.search(machine)
+    return {"suppress-vmdesc": False} if version and (int(version[1]), int(version[2])) < _DESCRIBES else {}
 
 
 def _numa_node(node: NumaNode) -> dict[str, Scalar]:

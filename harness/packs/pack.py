@@ -26,7 +26,7 @@ import stat
 import sys
 import weakref
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +54,7 @@ from harness.packs.manifest import (
 from harness.packs.packfile import is_foreign, unpacked
 from harness.packs.packwriter import PackWriter
 from harness.qemu.look import Look, look_from_json
-from harness.stream.model import Section
+from harness.stream.model import Section, section_footer
 from harness.stream.ram import ram_section_buffers
 from harness.stream.reader import read_devices
 from harness.stream.vmdesc import VmDesc
@@ -71,6 +71,7 @@ __all__ = [
     "Recording",
     "StatePack",
     "incoming_body",
+    "last_ram",
 ]
 
 
@@ -92,6 +93,11 @@ class Recording:
     index: array[int]
     ram_section_id: int
     console: str
+
+    @property
+    def footers(self) -> bool:
+        """Whether its sections end with a footer: those of machine types before 2.4 do not."""
+        return self.setup.endswith(section_footer(self.ram_section_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,13 +238,13 @@ class StatePack:
         """
         recording = self.recordings[phase]
         pages = self._pages_of(recording, None)
-        return [recording.setup, *ram_section_buffers(SectionType.END, recording.ram_section_id, pages)]
+        return [recording.setup, *last_ram(recording, pages)]
 
     def ram_difference(self, phase: str, base: str) -> list[bytes | memoryview]:
         """An END section with the pages of ``phase`` that differ from ``base``; empty when none do."""
         recording = self.recordings[phase]
         pages = list(self._pages_of(recording, self.recordings[base].index))
-        return ram_section_buffers(SectionType.END, recording.ram_section_id, pages) if pages else []
+        return last_ram(recording, pages) if pages else []
 
     def _hold(self, folder: Path) -> Path:
         """A folder that stays in the cache until the pack is closed."""
@@ -326,6 +332,11 @@ class StatePack:
         if section.desc is None or owner is None:
             return section
         return replace(section, desc=replace(section.desc, decoder=owner.recipe.decoder))
+
+
+def last_ram(recording: Recording, pages: Iterable[tuple[str, int, memoryview | None]]) -> list[bytes | memoryview]:
+    """An END section of ``ram``, with a footer where the recording's stream has them."""
+    return ram_section_buffers(SectionType.END, recording.ram_section_id, pages, footer=recording.footers)
 
 
 def _let_go(folders: dict[Path, int]) -> None:

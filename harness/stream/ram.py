@@ -336,14 +336,14 @@ def encode_ram_section(
 
 
 def ram_section_buffers(
-    type: int, section_id: int, pages: Iterable[tuple[str, int, bytes | memoryview | None]]
+    type: int, section_id: int, pages: Iterable[tuple[str, int, bytes | memoryview | None]], *, footer: bool = True
 ) -> list[bytes | memoryview]:
     """A PART or END section as buffers to be sent one behind the other; page content is not copied.
 
     :param pages: as :func:`encode_pages` takes them
     """
     start = section_header(type, section_id, wire.RAM_IDSTR, 0, wire.RAM_VERSION)
-    return [start, *encode_pages(pages), wire.U64.pack(_EOS) + section_footer(section_id)]
+    return [start, *encode_pages(pages), wire.U64.pack(_EOS) + (section_footer(section_id) if footer else b"")]
 
 
 def _counted(name: str) -> bytes:

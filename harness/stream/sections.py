@@ -147,12 +147,11 @@ class SectionReader:
 
     def _ends_at(self, at: int, section_id: int) -> bool:
         """Whether a payload can end there."""
-        footer = wire.SECTION_ID.pack(wire.FOOTER, section_id)
-        if self._footers is not False and self.cursor.view[at : at + len(footer)] == footer:
+        footer, view = wire.SECTION_ID.pack(wire.FOOTER, section_id), self.cursor.view
+        if self._footers is not False and view[at : at + len(footer)] == footer:
             at += len(footer)
-        elif self._footers:
-            return False
-        return at < self.cursor.end and self.cursor.view[at] in _BEHIND_FOOTER
+            return at < self.cursor.end and view[at] in _BEHIND_FOOTER
+        return not self._footers and _begins_part(view, at)
 
     def _next_footer(self, section_id: int) -> int:
         view, pattern = self.cursor.view, wire.SECTION_ID.pack(wire.FOOTER, section_id)
@@ -173,6 +172,17 @@ class SectionReader:
             match = _HEADER.search(view, match.start() + 1)
         last = self.cursor.end - 1
         return last if last >= self.cursor.pos and view[last] == wire.SectionType.EOF else -1
+
+
+def _begins_part(view: memoryview, at: int) -> bool:
+    """Whether a part of a stream begins there, or the stream ends: a payload without a footer has no other end."""
+    head = bytes(view[at : at + 3])
+    if head[:1] == bytes([wire.SectionType.EOF]):
+        return at + 1 == len(view)
+    if head[:1] in (bytes([wire.SectionType.START]), bytes([wire.SectionType.FULL])):
+        return _is_header(view, at)
+    # PART, END and COMMAND: the number of a section, or of a command, whose first byte is 0
+    return len(head) == 3 and head[0] in _BEHIND_FOOTER and head[1] == 0
 
 
 def _is_header(view: memoryview, at: int) -> bool:

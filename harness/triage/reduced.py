@@ -13,11 +13,11 @@ from harness.arch import Architecture
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.schedule import Checkpoint
 from harness.guests.machine import Machine
-from harness.packs.pack import Recording, StatePack
+from harness.packs.pack import Recording, StatePack, last_ram
 from harness.qemu.cmdline import Option
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 from harness.stream.model import RamBlock, Section
-from harness.stream.ram import encode_mem_size, encode_ram_section, ram_section_buffers
+from harness.stream.ram import encode_mem_size, encode_ram_section
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, VMDESC, SectionType
 from harness.triage.fields import Atom, apply
@@ -113,17 +113,18 @@ class Reduced(Buffers):
         sent = self._pages(recording, None)
         if not sent:
             return []
-        setup = self._setup(recording.ram_section_id, {name for name, _, _ in sent})
-        return [setup, *ram_section_buffers(SectionType.END, recording.ram_section_id, sent)]
+        setup = self._setup(recording, {name for name, _, _ in sent})
+        return [setup, *last_ram(recording, sent)]
 
-    def _setup(self, section_id: int, names: set[str]) -> bytes:
+    def _setup(self, recording: Recording, names: set[str]) -> bytes:
         """A START section that announces the blocks of which something is sent: a machine with fewer has these."""
         blocks = [
             RamBlock(name=block.name, size_bytes=block.size_bytes)
             for number, block in enumerate(self._whole.pack.manifest.blocks)
             if block.name in names or any(number == part.block for part in self._later())
         ]
-        return encode_ram_section(SectionType.START, section_id, encode_mem_size(blocks))
+        records = encode_mem_size(blocks)
+        return encode_ram_section(SectionType.START, recording.ram_section_id, records, footer=recording.footers)
 
     def _later(self) -> tuple[Pages, ...]:
         """What a checkpoint may send, which has no START of its own."""
@@ -136,7 +137,7 @@ class Reduced(Buffers):
             return self._whole.ram_difference(phase, base)
         sent = self._pages(self._whole.pack.recordings[phase], self._whole.pack.recordings[base])
         recording = self._whole.pack.recordings[phase]
-        return ram_section_buffers(SectionType.END, recording.ram_section_id, sent) if sent else []
+        return last_ram(recording, sent) if sent else []
 
     def devices(self, phase: str, mode: GuestMode, selection: Selection, repeat: int) -> bytes:
         """Each section that is left once, and those that are repeated behind them; the selection is not looked at."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,7 @@ DOMAIN = """\
 </domain>
 """
 MAPPED = "mapped-ram"
+OLD = "pc-i440fx-2.2"
 
 
 def waited(what: Callable[[], bool]) -> None:
@@ -112,25 +115,7 @@ def states(
     folder = tmp_path_factory.mktemp("saved")
     files = {name: folder / name for name in ("stream", "save-image", "snapshot", "devices", MAPPED)}
     files["snapshot"].write_bytes(empty_qcow2(DISK_BYTES))
-    options = [
-        *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
-        Option(name="machine", first=guest.plan.machine),
-        Option(name="accel", first=accel),
-        Option(name="display", first="none"),
-        Option(name="m", first=str(MEMORY_MIB)),
-        Option(name="smp", first=str(CPUS)),
-        Option(name="netdev", first="user", props={"id": "n"}),
-        Option(name="device", first="virtio-net-pci", props={"netdev": "n", "addr": "4"}),
-        Option(
-            name="drive",
-            props={"if": "none", "id": "d", "format": "qcow2", "file": str(files["snapshot"])},
-        ),
-        Option(name="device", first="virtio-blk-pci", props={"drive": "d", "addr": "5"}),
-    ]
-    with Vm(CommandLine(binary=binary.path, options=tuple(options))) as vm:
-        vm.qmp("cont")
-        waited(lambda: vm.qmp("query-blockstats")[0]["stats"]["rd_operations"] > 0)
-        vm.qmp("stop")
+    with _machine(binary, accel, guest.plan.machine, files["snapshot"]) as vm:
         vm.qmp("migrate-set-parameters", max_bandwidth=1 << 40)
         vm.qmp("human-monitor-command", command_line="savevm before")
         _migrate(vm, f"exec:cat > {files['stream']}")
@@ -144,6 +129,28 @@ def states(
     image = head + xml + bytes(100) + gzip.compress(files["stream"].read_bytes(), 1)
     files["save-image"].write_bytes(image)
     return files
+
+
+@contextlib.contextmanager
+def _machine(binary: QemuBinary, accel: str, machine: str, image: Path) -> Iterator[Vm]:
+    """The VM, stopped when it has read of its disk."""
+    options = [
+        *(Option(name=name) for name in ("nodefaults", "no-user-config", "S")),
+        Option(name="machine", first=machine),
+        Option(name="accel", first=accel),
+        Option(name="display", first="none"),
+        Option(name="m", first=str(MEMORY_MIB)),
+        Option(name="smp", first=str(CPUS)),
+        Option(name="netdev", first="user", props={"id": "n"}),
+        Option(name="device", first="virtio-net-pci", props={"netdev": "n", "addr": "4"}),
+        Option(name="drive", props={"if": "none", "id": "d", "format": "qcow2", "file": str(image)}),
+        Option(name="device", first="virtio-blk-pci", props={"drive": "d", "addr": "5"}),
+    ]
+    with Vm(CommandLine(binary=binary.path, options=tuple(options))) as vm:
+        vm.qmp("cont")
+        waited(lambda: vm.qmp("query-blockstats")[0]["stats"]["rd_operations"] > 0)
+        vm.qmp("stop")
+        yield vm
 
 
 def _migrate(vm: Vm, uri: str) -> None:
@@ -241,6 +248,28 @@ def test_devices_without_ram_get_that_of_a_machine_that_never_ran(
     assert "virtio-blk" not in [device.name for device in pack.manifest.devices]
     evidence = _loaded(pack, binary, ability, ["platform"])
     assert (evidence.loads_acked, evidence.exit) == (LOADS, None)
+
+
+def test_a_stream_of_a_machine_type_before_2_4_is_loaded(
+    binary: QemuBinary, accel: str, guest: PlannedGuest, ability: ColoAbility, tmp_path: Path
+) -> None:
+    """It says neither its machine type nor what is in its sections, nor where they end."""
+    if binary.machine(OLD) is None:
+        pytest.skip(f"QEMU {binary.version} has no {OLD}")
+    image, stream = tmp_path / "image", tmp_path / "stream"
+    image.write_bytes(empty_qcow2(DISK_BYTES))
+    with _machine(binary, accel, OLD, image) as vm:
+        _migrate(vm, f"exec:cat > {stream}")
+    old = replace(guest, plan=guest.plan.model_copy(update={"machine": OLD}))
+    settled = settled_guest(old, Origin(), binary, accel)
+    with open_saved(stream, tmp_path) as state:
+        assert (state.machine, state.vmdesc) == ("", None)
+        adopted = write_adopted(state, settled, binary, tmp_path / "pack", accel=accel)
+        del state
+    assert adopted.left_out == ()
+    with StatePack(adopted.path) as pack:
+        assert not pack.recordings[ADOPTED].footers
+        assert _loaded(pack, binary, ability, ["virtio-blk", "virtio-net", "platform"]).loads_acked == LOADS
 
 
 def test_a_save_image_of_libvirt_is_enough_for_a_pack(

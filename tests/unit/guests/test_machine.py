@@ -60,6 +60,13 @@ def argv(machine: Machine) -> list[str]:
 SATA = ["-machine", "sata=off"]
 
 
+def test_a_machine_type_that_describes_nothing_by_itself_is_told_to() -> None:
+    old = replace(MACHINE, plan=GuestPlan(machine="pc-i440fx-2.3", family="pc", memory_mib=64))
+    new = replace(MACHINE, plan=GuestPlan(machine="pc-i440fx-2.4", family="pc", memory_mib=64))
+    said = [each.command("/usr/bin/qemu", Path("/run")).argv() for each in (old, new)]
+    assert ["suppress-vmdesc=off" in each for each in said] == [True, False]
+
+
 def test_the_command_line_is_stopped_bare_and_in_its_folder() -> None:
     assert MACHINE.command("/usr/bin/qemu", Path("/run/a,b"), firmware_sink()).argv() == [
         "/usr/bin/qemu", "-nodefaults", "-no-user-config", "-no-reboot", "-S",

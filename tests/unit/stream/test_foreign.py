@@ -183,3 +183,14 @@ def test_a_byte_that_is_wrong_is_read_or_named_with_its_place(at: int, change: i
         return
     assert b"".join(stream.encode()) + bytes(stream.tail) == bytes(raw)
     assert {type(part) for part in stream.parts} & {Command, Section}
+
+
+def test_without_footers_a_description_that_is_too_long_is_not_taken_for_a_byte_that_looks_like_an_end() -> None:
+    """An APIC of a CPU that has never run saves more than one that has."""
+    longer = {**build.OLD, "size": 8, "fields": [{"name": "data", "size": 8, "type": "buffer"}]}
+    first, second = bare(FIRST), bare(build.full(0, b"toy", 3, 2, b"\0\0\0"))
+    stream = b"QEVM\0\0\0\3" + first + second + b"\0"
+    # four bytes behind the first one's end: within the header of the next one, and it is 0
+    assert stream[8 + len(first) + 4] == 0
+    read = read_foreign(stream, vmdesc=VmDesc.parse(build.vmdesc(longer)))
+    assert [(s.idstr, len(s.payload)) for s in read.devices] == [("slirp", 4), ("toy", 3)]
