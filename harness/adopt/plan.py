@@ -243,14 +243,18 @@ class _Adoption:
         properties: dict[str, bool | int] = {}
         odd: list[str] = []
         for key, value in values.items():
-            taken = as_boolean(value)
             if key in _SILENT_MACHINE or value == "auto":
                 continue
             listed = self._known.listing.machine.get(key)
-            if key in MACHINE_PROPERTIES and taken is not None and listed is not None and fits(key, taken, listed):
-                properties[key] = taken
-            else:
+            if key not in MACHINE_PROPERTIES or listed is None:
                 odd.append(key)
+                continue
+            said = (each for each in (as_boolean(value), as_number(value)) if each is not None)
+            taken = next((each for each in said if fits(key, each, listed)), None)
+            if taken is None:
+                odd.append(key)
+            else:
+                properties[key] = taken
         if odd:
             names = tuple(map(label, odd))
             self.left_out.append(LeftOut(why=Without.REFUSED, type="machine", names=names))

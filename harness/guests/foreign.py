@@ -71,7 +71,10 @@ MACHINE_PROPERTIES = frozenset(
         "usb",
         "vmport",
     }
+    | {"gic-version", "highmem", "its", "mte", "ras", "secure", "virtualization"}
 )
+#: Those that a QEMU lists as text, and that are no more than a number.
+_NUMBERED = {"gic-version": (2, 3, 4)}
 #: Features of CPUs that are words and no switches.
 _CPU_WORDS = frozenset({"vendor", "model-id", "hv-vendor-id", "hv-stimer-direct"})
 _ACCELS = frozenset({"kvm", "tcg"})
@@ -231,6 +234,8 @@ def _as_word(value: bool | int | str) -> str:
 def fits(key: str, value: bool | int | str, listed: Listed) -> bool:
     """Whether a property of this name and type takes a value, and no more than that comes of it."""
     word = _as_word(value)
+    if key in _NUMBERED:
+        return value in _NUMBERED[key] and not isinstance(value, bool)
     if listed.type in _ENUMS:
         return word in _ENUMS[listed.type]
     if listed.kind == NUMBER:

@@ -73,7 +73,7 @@ def known(machine: str = "pc-q35-7.2") -> Known:
         )
         for name, properties in PROPERTIES.items()
     }
-    switches = dict.fromkeys(("usb", "acpi", "hpet", "vmport"), SWITCH)
+    switches = {"gic-version": TEXT} | dict.fromkeys(("usb", "acpi", "hpet", "vmport"), SWITCH)
     presets = {"ICH9-LPC": {"disable_s3": NUMBERED}, "mc146818rtc": {}}
     return Known(machine=machine, types=types, listing=Listing(devices={**PROPERTIES, **presets}, machine=switches))
 
@@ -211,6 +211,11 @@ def test_cpus_memory_and_machine_are_what_was_said() -> None:
     refused = {each.type: each.names for each in found.origin.left_out}
     assert refused["machine"] == ("x-odd",)
     assert refused["isa-fdc"] == ("driveA",)
+
+
+@pytest.mark.parametrize(("said", "kept"), [("3", {"gic-version": 3}), ("host", {}), ("/dev/x", {})])
+def test_a_property_of_the_machine_that_is_a_number_is_kept(said: str, kept: dict[str, int]) -> None:
+    assert adopted(option("machine", type="q35", **{"gic-version": said})).plan.machine_properties == kept
 
 
 def test_memory_is_called_as_it_was_for_its_saved_blocks_are() -> None:
