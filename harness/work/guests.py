@@ -26,7 +26,7 @@ from harness.results.answer import Seen
 from harness.results.document import LostGuest
 from harness.results.plan import CellPlan
 from harness.state.owners import Owners, settled, short
-from harness.state.recorder import CutShort, ordered_phases, skipped
+from harness.state.recorder import CutShort, Plan, ordered_phases, skipped
 from harness.state.recordings import Recordings, lacking_drivers, planned_guests, recording_plan
 
 #: What may be another device's doing: two with one I/O port, or with one section.
@@ -136,7 +136,9 @@ class GuestRecorder:
         beside them would die of: each of them gets one of its own."""
         if due.no_colo is not None or due.seen.ability is None or not due.plans:
             return due
-        found = guest_admission(due.seen.binary, due.seen.ability, due.guest, self.accel, self.scope)
+        # with the memory that it is recorded with: what a secondary dies of hangs on where its blocks lie
+        whole = self._plan(due.recorder, due.guest, self.phases).planned
+        found = guest_admission(due.seen.binary, due.seen.ability, whole, self.accel, self.scope)
         outcome.more += [replace(due.only({name}), no_colo=lack) for name, lack in found.refused.items()]
         due = due.without(found.refused)
         if due.guest.names[1:]:
@@ -210,14 +212,17 @@ class GuestRecorder:
         return None
 
     def _pack(self, recorder: QemuBinary, planned: PlannedGuest, phases: Sequence[str] | None) -> StatePack:
-        plan = recording_plan(
+        wanted = _up_to_the_last(self.phases) if phases is None else phases
+        return self.recordings.pack(self._plan(recorder, planned, wanted))
+
+    def _plan(self, recorder: QemuBinary, planned: PlannedGuest, phases: Sequence[str]) -> Plan:
+        return recording_plan(
             binary=recorder,
             accel=self.accel,
             guest=self.make(architecture_of(planned.plan.machine), planned.wide),
             planned=planned,
-            phases=_up_to_the_last(self.phases) if phases is None else phases,
+            phases=phases,
         )
-        return self.recordings.pack(plan)
 
 
 def _of(plans: Iterable[CellPlan], names: Collection[str]) -> list[CellPlan]:

@@ -22,6 +22,7 @@ from harness.work import guests as module
 from harness.work.guests import GuestDue, GuestOutcome, GuestRecorder
 
 MACHINE = "pc-i440fx-7.2"
+MEMORY_MIB = 16
 
 
 def isa(name: str) -> Device:
@@ -48,13 +49,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[s
             return guest.without(lacks), owners
 
         def admission(_binary: object, _ability: object, guest: PlannedGuest, *_: object) -> Admission:
+            # where RAM blocks lie hangs on it
+            assert guest.plan.memory_mib == MEMORY_MIB
             return Admission(breaking=frozenset(breaking) & set(guest.names))
 
         monkeypatch.setattr(module, "guest_admission", admission)
         monkeypatch.setattr(module, "settled", settles)
         monkeypatch.setattr(Recordings, "pack", lambda _self, plan: plan.planned.names)
         identity = {"kernel": {"sha256": "ab" * 32}, "initramfs": {"sha256": "ab" * 32}, "drivers": ()}
-        guest: Any = SimpleNamespace(identity=identity, cpus=1, memory_mib=16, cmdline="")
+        guest: Any = SimpleNamespace(identity=identity, cpus=1, memory_mib=MEMORY_MIB, cmdline="")
         with ProcessScope() as scope:
             recordings = Recordings(fresh=False, stage=print, message=print, scope=scope)
             recorder = GuestRecorder(
