@@ -20,9 +20,11 @@ from harness.adopt.saved import SavedState
 from harness.arch import architecture_of, family_of
 from harness.arch.accel import choose_accel
 from harness.commands.output import err, print_json
+from harness.commands.redact import redacted, tell
 from harness.commands.resolve import binaries_of, emit, guest_maker, run_scope
 from harness.devices.phases import Missed
 from harness.errors import HarnessError, UsageError
+from harness.files import temp_dir
 from harness.guests.planner import PlannedGuest
 from harness.names import USUAL_PHASES
 from harness.packs.export import new_pack
@@ -60,19 +62,37 @@ def adopt(given: dict[str, Any]) -> int:
         raise UsageError("--state goes with --out, and has no --phase: the state is the one that it was saved in")
     if given["snapshot"] is not None and given["state"] is None:
         raise UsageError("--snapshot goes with --state: it names one of several snapshots in a qcow2 image")
-    if given["state"] is not None and out is not None:
-        _take_state(given["state"], out, given)
-    else:
-        vm = _asked(_configuration(given), given)
-        if out is None:
-            _show(vm, given["as_json"])
-            return 0
-        with LiveProgress(total_cells=0, console=err) as progress:
-            _record(vm, out, given, progress)
+    if given["redact"] and (out is None or len(given["phases"] or ()) > 1):
+        raise UsageError("--redact goes with --out, and with one --phase")
+    if out is None:
+        _show(_asked(_configuration(given), given), given["as_json"])
+        return 0
+    if given["redact"]:
+        return _redacted(out, given)
+    _make(out, given)
     with StatePack(out) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
         failed = any(lack.how is Missed.FAILED for device in pack.manifest.devices for lack in device.unreached)
     return HarnessError.exit_code if failed else 0
+
+
+def _make(out: Path, given: dict[str, Any]) -> None:
+    if given["state"] is not None:
+        _take_state(given["state"], out, given)
+    else:
+        vm = _asked(_configuration(given), given)
+        with LiveProgress(total_cells=0, console=err) as progress:
+            _record(vm, out, given, progress)
+
+
+def _redacted(out: Path, given: dict[str, Any]) -> int:
+    """Make it beside, in one phase, and write what can be given away of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temp_dir(out.parent) as temp:
+        _make(temp / "whole", {**given, "phases": given["phases"] or ("bound",)})
+        with StatePack(temp / "whole") as pack:
+            tell(redacted(pack, out, ()), out, given["as_json"])
+    return 0
 
 
 def _configuration(given: dict[str, Any], saved: SavedState | None = None) -> Configuration:

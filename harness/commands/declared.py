@@ -130,6 +130,11 @@ def record(**given: Any) -> int:
     help="State pack to write. NAME.pack is one file; any other name is a folder.  [default: only say what becomes of "
     "the VM]",
 )
+@click.option(
+    "--redact",
+    is_flag=True,
+    help="Leave out the guest's memory and what names it, so that the pack can be given away; see redact.",
+)
 @json_option
 def adopt(**given: Any) -> int:
     """Make a state pack of your own VM.
@@ -139,6 +144,29 @@ def adopt(**given: Any) -> int:
     is taken. What is replaced and what is not judged is said.
     """
     from harness.commands.adopt import adopt as run
+
+    return run(given)
+
+
+@click.command(cls=OwningCommand)
+@click.argument("pack", type=FILE)
+@click.option(
+    "--out",
+    type=FILE,
+    required=True,
+    metavar="PACK",
+    help="State pack to write. NAME.pack is one file; any other name is a folder.",
+)
+@click.option("--phase", metavar="NAME", help="Phase to take.  [default: the pack's last]")
+@click.option("--name", "names", multiple=True, metavar="TEXT", help="What else names the guest. May be repeated.")
+@json_option
+def redact(**given: Any) -> int:
+    """Make a state pack that can be given away.
+
+    One phase of PACK is written without the guest's memory, with buffers and general registers emptied, and with other
+    MAC addresses, serials and UUIDs. What remains is listed. Its guest stays halted when it is loaded.
+    """
+    from harness.commands.redact import redact as run
 
     return run(given)
 
@@ -761,6 +789,7 @@ COMMANDS = (
     matrix,
     record,
     adopt,
+    redact,
     replay,
     qualify,
     report,

@@ -82,6 +82,7 @@ class Without(StrEnum):
     STATE = "state"  # in the saved state, and the planned machine does not have it
     ABSENT = "absent"  # in the planned machine, and not in the saved state
     RAM = "ram"  # it looks into RAM when it is loaded, and the saved state has none
+    REDACTED = "redacted"  # taken out of a pack that is given away
 
 
 #: What is in the plan all the same.

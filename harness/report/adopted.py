@@ -53,6 +53,7 @@ _WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
     Without.STATE: lambda left: f"in the saved state, and not in the machine that was planned:{_of(left, ' ')}",
     Without.ABSENT: lambda _: "not judged: the saved state has no section of it",
     Without.RAM: lambda left: f"it looks into RAM when it is loaded, and the file has none:{_of(left, ' ')}",
+    Without.REDACTED: lambda left: f"taken out, for the pack is given away{_of(left, ': ')}",
 }
 
 
