@@ -33,6 +33,8 @@ _NOT_THERE = frozenset(
     {Without.HOST, Without.TYPE, Without.CPU, Without.BACKEND, Without.BUS, Without.PROGRAM}
     | {Without.START, Without.SAVE, Without.MIGRATION}
 )
+#: A whole element of a libvirt domain; of a part of one the device is there.
+_UNREAD_DEVICE = re.compile(r"devices/[^/@]+")
 _ACCEL = "tcg"
 #: Proxmox VE names its builds of a machine type so; the type is QEMU's.
 _OWN_BUILD = re.compile(r"\+pve\d+$")
@@ -134,7 +136,8 @@ def look(found: FoundVm, builds: Builds) -> KnownVm:
     try:
         return _looked(replace(vm, machine=said), found.configuration, builds)
     except PostloadError as error:
-        return KnownVm(vm=replace(vm, machine=said, obstacle=Obstacle.NOT_ADOPTED, said=str(error)))
+        why = str(error).removeprefix(f"{found.configuration.source}: ")
+        return KnownVm(vm=replace(vm, machine=said, obstacle=Obstacle.NOT_ADOPTED, said=why))
 
 
 def _looked(vm: VmAnswer, configuration: Configuration, builds: Builds) -> KnownVm:
@@ -192,7 +195,11 @@ def architecture_of_vm(configuration: Configuration) -> Architecture:
 
 def unjudged_of(origin: Origin) -> tuple[Unjudged, ...]:
     """Devices that are not in the guest."""
-    return tuple(_unjudged(left) for left in origin.left_out if left.why in _NOT_THERE)
+    return tuple(_unjudged(left) for left in origin.left_out if _is_missing(left))
+
+
+def _is_missing(left: LeftOut) -> bool:
+    return left.why in _NOT_THERE or (left.why is Without.UNREAD and _UNREAD_DEVICE.fullmatch(left.type) is not None)
 
 
 def _unjudged(left: LeftOut) -> Unjudged:

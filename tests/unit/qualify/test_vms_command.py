@@ -15,10 +15,11 @@ from harness.adopt.files import FoundVm
 from harness.arch import ARCHITECTURES
 from harness.cli import cli
 from harness.errors import UsageError
+from harness.guests.origin import LeftOut, Origin, Without
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify import vms as module
 from harness.qualify.fleet import Obstacle
-from harness.qualify.vms import Builds, architecture_of_vm, look
+from harness.qualify.vms import Builds, architecture_of_vm, look, unjudged_of
 
 LINE = "qemu-system-x86_64 -machine pc-q35-7.2\n"
 
@@ -144,3 +145,11 @@ def test_a_vm_that_no_qemu_here_can_make_is_not_tried(found: list[tuple[str, str
 def test_a_vm_that_cannot_be_read_says_why() -> None:
     known = look(FoundVm(name="web", source="web.xml", error="web.xml:3: no domain"), Here(NEW, OLD))
     assert (known.vm.obstacle, known.vm.said) == (Obstacle.UNREADABLE, "web.xml:3: no domain")
+
+
+def test_an_element_that_is_not_known_is_a_device_without_an_answer() -> None:
+    parts = ("devices/flux", "devices/input@mood", "devices/disk/mood", "memtune")
+    left_out = [LeftOut(why=Without.UNREAD, type=part, names=("7",)) for part in parts]
+    left_out += [LeftOut(why=Without.SECTION, type="usb-bt"), LeftOut(why=Without.HOST, type="vfio-pci", id="gpu")]
+    found = unjudged_of(Origin(left_out=tuple(left_out)))
+    assert [(one.device, one.type) for one in found] == [("devices/flux", "devices/flux"), ("gpu", "vfio-pci")]
