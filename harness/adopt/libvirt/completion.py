@@ -21,8 +21,9 @@ UNITS = {"ide": 4, "sata": 6, "scsi": 15, "fdc": 2, "nvme": 256}
 #: Names of targets: letters, or a controller and a namespace.
 TARGET = re.compile(r"(?:(ubd|xvd|[vshf]d)([a-z]{1,3})|nvme(\d{1,3})n([1-9]\d{0,2}))", re.ASCII)
 COMPANIONS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
-#: libvirt has no such limit, and no machine has room for more.
+#: libvirt has no such limits, and no machine has room for more.
 MOST_CONTROLLERS = 256
+MOST_DEVICES = 1000
 #: The SCSI controller itself.
 OWN_UNIT = 7
 #: Prefixes of a disk's target that tell its bus: virDomainDiskDefParseXML.
@@ -86,6 +87,9 @@ def _expect_domain(root: Element) -> None:
         raise root.wrong(f"type={type_!r}: expected a domain of QEMU's: kvm or qemu")
     if (kind := root.at("os/type").words()) != "hvm":
         raise root.at("os").wrong(f"<type> is {kind!r}: expected hvm")
+    devices = [device for part in root.all("devices") for device in part.children]
+    if len(devices) > MOST_DEVICES:
+        raise devices[MOST_DEVICES].wrong(f"more than {MOST_DEVICES} devices: expected a libvirt domain")
 
 
 def _devices(domain: Domain) -> Element:
@@ -171,12 +175,13 @@ def _reorder(domain: Domain, tag: str, elements: list[Element]) -> None:
 
 def _sort_disks(domain: Domain) -> None:
     """libvirt keeps disks of a bus in the order of their targets: virDomainDiskInsert."""
-    disks: list[Element] = []
+    placed: list[tuple[str, int, Element]] = []
     for disk in domain.devices("disk"):
-        same = [number for number, other in enumerate(disks) if _bus(other) == _bus(disk)]
-        after = [number for number in same if _order(disks[number]) > _order(disk)]
-        disks.insert(after[0] if after else same[-1] + 1 if same else len(disks), disk)
-    _reorder(domain, "disk", disks)
+        bus, order = _bus(disk), _order(disk)
+        same = [(number, other) for number, (name, other, _) in enumerate(placed) if name == bus]
+        after = [number for number, other in same if other > order]
+        placed.insert(after[0] if after else same[-1][0] + 1 if same else len(placed), (bus, order, disk))
+    _reorder(domain, "disk", [disk for _, _, disk in placed])
 
 
 def _bus(disk: Element) -> str:

@@ -10,6 +10,8 @@ from harness.adopt.libvirt.machine import has_hmat, ram_id
 from harness.adopt.libvirt.model import Domain, alias, device, said
 from harness.adopt.libvirt.tree import UNITS, Element
 
+#: MAX_NODES of QEMU.
+MOST_NODES = 128
 #: Types of memory modules, and how their backends' ids begin.
 MODULES = {"dimm": "pc-dimm", "nvdimm": "nvdimm", "virtio-mem": "virtio-mem-pci", "virtio-pmem": "virtio-pmem-pci"}
 BACKENDS = {"file": "memory-backend-file", "memfd": "memory-backend-memfd", "anonymous": "memory-backend-ram"}
@@ -84,6 +86,8 @@ def _backend(
 def _nodes(domain: Domain) -> Iterator[SaidOption]:
     """qemuBuildNumaCommandLine."""
     cells = domain.root.at("cpu/numa").all("cell")
+    if len(cells) > MOST_NODES:
+        raise cells[MOST_NODES].wrong(f"more than {MOST_NODES} nodes, which is what QEMU has room for")
     for index, cell in enumerate(cells):
         node = str(cell.number("id") if cell.get("id") else index)
         backend = f"ram-node{node}"

@@ -109,6 +109,14 @@ def test_a_device_of_an_unknown_kind_is_told(device: str, path: str) -> None:
         ("\n<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]><domain>&b;</domain>", "one.xml:2: a DTD"),
         ("<domain>" * 40, "more than 32 elements within each other"),
         (f"<domain>{'<a/>' * 20_000}</domain>", "more than 20000 elements"),
+        (
+            f"<domain type='kvm'><os><type>hvm</type></os><devices>{'<hub/>' * 1001}</devices></domain>",
+            "<hub>: more than 1000 devices",
+        ),
+        (
+            f"<domain type='kvm'><os><type>hvm</type></os><cpu><numa>{'<cell/>' * 129}</numa></cpu></domain>",
+            "<cell>: more than 128 nodes",
+        ),
         ("<domain/>" + " " * (4 << 20), "expected a libvirt domain of at most"),
         ("<domain type='kvm'>\x00</domain>", "one.xml:1: no XML: not well-formed"),
     ],
