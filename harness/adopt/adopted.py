@@ -22,7 +22,6 @@ from harness.errors import UsageError
 from harness.guests.identity import GuestIdentity
 from harness.guests.machine import Machine
 from harness.guests.origin import LeftOut, Without, label
-from harness.guests.planner import PlannedGuest
 from harness.names import ADOPTED
 from harness.packs.manifest import DeviceModel
 from harness.packs.packwriter import PackWriter
@@ -95,8 +94,7 @@ def write_adopted(
     :raises QemuError: the planned machine does not start, or cannot be saved
     :raises HostError: no space
     """
-    check_ram(state)
-    _check_machine(state, settled.guest)
+    check_state(state, settled.guest.plan.machine)
     machine = Machine(plan=settled.guest.plan.unbooted(), accel=accel, foreign=source)
     described = {"accel": accel, "qemu": binary.identity(), "host": dict(host or {})}
     with saved_stopped(binary, machine, scope) as own:
@@ -117,8 +115,8 @@ def _write(
     sections = [section for section in stream.devices if _is_there(section, there) and _is_loadable(section, state)]
     stream = replace(stream, configuration=plain_configuration(stream), devices=sections)
     labels = labels_of(sections)
-    devices = _devices(settled, labels)
     left_out = tuple(label for label in labels_of(state.sections) if label not in labels)
+    devices = _devices(settled, labels, left_out)
     judged = {device.name for device in devices}
     found = AdoptedState(
         path=out,
@@ -157,11 +155,16 @@ def _is_loadable(section: Section, state: SavedState) -> bool:
     return bool(state.ram_blocks) or not _LOOKS_INTO_RAM.fullmatch(section.idstr)
 
 
-def _check_machine(state: SavedState, guest: PlannedGuest) -> None:
-    if state.machine and state.machine != guest.plan.machine:
+def check_state(state: SavedState, machine: str) -> None:
+    """What can be held against a state before a QEMU is asked.
+
+    :raises UsageError: it is that of another machine type, or its RAM is not in it
+    """
+    check_ram(state)
+    if state.machine and state.machine != machine:
         raise UsageError(
             f"{state.source}: the state is that of machine type {state.machine}, and the configuration says "
-            f"{guest.plan.machine}: expected the configuration that the state was saved with"
+            f"{machine}: expected the configuration that the state was saved with"
         )
 
 
@@ -181,9 +184,11 @@ def _unknown_blocks(state: SavedState, blocks: Sequence[RamBlock], own: Sequence
     return [block.name for block in blocks if block.name not in sizes]
 
 
-def _devices(settled: SettledGuest, labels: Sequence[str]) -> list[DeviceModel]:
-    """Those that have a section: without any, nothing would be loaded, and nothing could go wrong."""
-    devices = settled.guest.devices
+def _devices(settled: SettledGuest, labels: Sequence[str], left_out: Sequence[str]) -> list[DeviceModel]:
+    """Those that have a section, and all that the state has of them: of others nothing would be loaded, or their user
+    network alone, and nothing could go wrong."""
+    lost = {name for name, own in settled.owners.sections.items() if set(own) & set(left_out)}
+    devices = [device for device in settled.guest.devices if device.name not in lost]
     rest = next((device.name for device in devices if device.rest), None)
     owned = settled.owners.split(labels, [device.name for device in devices], rest)
     return [DeviceModel(name=each.name, sections=owned[each.name], recipe=each) for each in devices if owned[each.name]]

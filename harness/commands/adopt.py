@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.adopt.adopted import write_adopted
+from harness.adopt.adopted import check_state, write_adopted
 from harness.adopt.commandline import of_process
 from harness.adopt.configuration import Configuration
 from harness.adopt.domain import read_domain
@@ -169,6 +169,7 @@ def _take_state(state: Path, out: Path, given: dict[str, Any]) -> None:
         with open_state(state, folder.parent, snapshot=given["snapshot"]) as saved:
             vm = _asked(_configuration(given, saved), given, saved.machine)
             accel = choose_accel(vm.binary, given["accel"]).name
+            check_state(saved, vm.judged.plan.machine)
             progress.stage(f"{vm.source.name}: which sections are whose")
             settled = settled_guest(vm.judged, vm.adopted.origin, vm.binary, accel, source=vm.source, scope=scope)
             progress.stage(f"{state.name}: writing a pack")
