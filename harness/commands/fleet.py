@@ -214,13 +214,16 @@ class _Trial:
     def _judged(self, pack: Path, given: dict[str, Any], folder: str, guest: AdoptedVm) -> QualifyDoc:
         """An answer with its reports.
 
-        :raises Stopped: Ctrl-C was pressed; what was judged until then is written
+        :raises Stopped: Ctrl-C was pressed before anything broke; what was judged until then is written
         """
         out = given["out"] / folder
         answer, doc = judged_pack(pack, {**given, "out": out}, self.uses, travelled=False, builds=[guest.recorder])
         _write(answer, doc, out)
         if not answer.complete:
-            raise Stopped
+            self.complete = False
+            # what broke until then is a no-go, whatever else would have come
+            if answer.answer is not Answer.NO_GO:
+                raise Stopped
         return answer
 
     def _remedied(
@@ -232,17 +235,26 @@ class _Trial:
         doc: QualifyDoc,
         types: Mapping[str, str],
     ) -> Remedied | None:
-        """The same with what the reasons say to set, until that is all, or nothing breaks any more."""
+        """The same with what the reasons say to set, until that is all, or nothing breaks any more.
+
+        Of a remedy that Ctrl-C ended there is no answer, and that of the VM stays.
+        """
         settings: tuple[str, ...] = ()
+        found: Remedied | None = None
         where, last = f"{folder}/{_REMEDY}", doc
         for _ in range(_REMEDIES):
             more = tuple(each for each in settings_of(last, types) if each not in settings)
-            if last.answer is not Answer.NO_GO or not more:
+            if not self.complete or last.answer is not Answer.NO_GO or not more:
                 break
             settings = (*settings, *more)
             _say(f"trying the remedy: {' '.join(f'--global {each}' for each in settings)}")
-            last = self._judged(pack, {**given, "globals_": [*given["globals_"], *settings]}, where, guest)
-        return Remedied(settings=settings, answer=last.answer, folder=where) if settings else None
+            try:
+                last = self._judged(pack, {**given, "globals_": [*given["globals_"], *settings]}, where, guest)
+            except (KeyboardInterrupt, Stopped):
+                self.complete = False
+                break
+            found = Remedied(settings=settings, answer=last.answer, folder=where)
+        return found
 
 
 def _write(answer: QualifyDoc, doc: MatrixDoc, out: Path) -> None:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 from rich.console import Console
 
-from harness.errors import UsageError
+from harness.commands import fleet as commands
+from harness.errors import Stopped, UsageError
 from harness.facts.compare import Matters, incomparable
 from harness.facts.model import WhyNotKnown
 from harness.guests.origin import Without
@@ -222,3 +225,48 @@ def test_a_difference_of_hosts_that_one_side_could_not_tell_is_told() -> None:
 def test_a_run_that_was_stopped_says_so() -> None:
     doc = fleet_doc([fine("web")], **{**OF_RUN, "complete": False})
     assert "stopped early" in fleet_summary(doc)
+
+
+def tried_remedies(monkeypatch: pytest.MonkeyPatch, *answers: QualifyDoc) -> tuple[bool, Remedied | None]:
+    """Whether the run is complete, and what came of the remedies for a VM whose disk broke.
+
+    :param answers: of the loads with a remedy; Ctrl-C stops the one behind them
+    """
+    coming = iter(answers)
+
+    def judged(*_: Any, **__: Any) -> tuple[QualifyDoc, None]:
+        found = next(coming, None)
+        if found is None:
+            raise Stopped
+        return found, None
+
+    monkeypatch.setattr(commands, "judged_pack", judged)
+    monkeypatch.setattr(commands, "_write", lambda *_: None)
+    rounds = iter(range(9))
+    monkeypatch.setattr(commands, "settings_of", lambda *_: (f"virtio-blk-device.queue-size={next(rounds)}",))
+    given: dict[str, Any] = {"out": Path("out"), "globals_": ()}
+    parts: dict[str, Any] = {"builds": None, "guest": SimpleNamespace(recorder=None)}
+    trial = commands._Trial(given, (), parts["builds"])
+    broke = answered("virtio-blk", answer=Answer.NO_GO)
+    found = trial._remedied(Path("pack"), given, "vms/web", parts["guest"], broke, {})
+    return trial.complete, found
+
+
+def test_a_remedy_that_was_stopped_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_go = answered("virtio-blk", answer=Answer.NO_GO)
+    assert tried_remedies(monkeypatch) == (False, None)
+    complete, found = tried_remedies(monkeypatch, no_go)
+    assert (complete, found) == (
+        False,
+        Remedied(settings=("virtio-blk-device.queue-size=0",), answer=Answer.NO_GO, folder="vms/web/remedy"),
+    )
+    complete, found = tried_remedies(monkeypatch, answered("virtio-blk"))
+    assert (complete, found and found.answer) == (True, Answer.GO)
+
+
+def test_what_broke_before_a_stop_is_a_no_go_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = replace(answered("virtio-blk", answer=Answer.NO_GO), complete=False)
+    complete, found = tried_remedies(monkeypatch, stopped, answered("virtio-blk"))
+    assert (complete, found and found.answer) == (False, Answer.NO_GO)
+    # and what has not broken until then is no answer
+    assert tried_remedies(monkeypatch, replace(answered("virtio-blk"), complete=False)) == (False, None)
