@@ -32,7 +32,7 @@ from harness.guests.planner import PlannedGuest
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
-from harness.qemu.disturbance import Hindrances, undisturbed
+from harness.qemu.disturbance import Hindrances, only_slow, undisturbed
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import CommandRefused, SessionClosed
 from harness.qemu.process import new_workdir
@@ -153,8 +153,8 @@ def _answer(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: Proce
     return answer
 
 
-def _may_be_false(answer: _Answer | None, _: Hindrances) -> bool:
-    return answer is None or not answer["well"]
+def _may_be_false(answer: _Answer | None, hindered: Hindrances) -> bool:
+    return (answer is None or not answer["well"]) and not only_slow(hindered)
 
 
 def _ask(binary: QemuBinary, dialect: Dialect, machine: Machine, scope: ProcessScope) -> _Answer | None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness.engines import admission
+from harness.qemu.disturbance import Disturbance, Hindered
 from harness.qemu.monitor import SessionClosed
 
 
@@ -81,3 +82,10 @@ def test_nothing_more_is_asked_of_a_machine_that_is_well(monkeypatch: pytest.Mon
     answers(monkeypatch, {}, asked)
     assert admitted(["a", "b"]) == admission.Admission()
     assert asked == [["a", "b"]]
+
+
+@pytest.mark.parametrize(("how", "false"), [(Disturbance.STARVED, False), (Disturbance.STOPPED, True)])
+def test_a_machine_that_is_merely_slow_is_believed_when_it_dies(how: Disturbance, *, false: bool) -> None:
+    """On a busy host each try is starved, and a guest would be lost for it."""
+    died: Any = {"well": False, "refused": None, "dies": True}
+    assert admission._may_be_false(died, (Hindered(how=how),)) is false
