@@ -21,7 +21,7 @@ from harness.adopt.saved import SavedState, check_ram
 from harness.errors import UsageError
 from harness.guests.identity import GuestIdentity
 from harness.guests.machine import Machine
-from harness.guests.origin import LeftOut, Without, label
+from harness.guests.origin import LeftOut, Origin, Part, Without, label
 from harness.names import ADOPTED
 from harness.packs.manifest import DeviceModel
 from harness.packs.packwriter import PackWriter
@@ -138,13 +138,19 @@ def _write(
             program=f"postload {harness.__version__}",
             plan=settled.guest.plan,
             guest=GuestIdentity(name=ADOPTED),
-            origin=settled.origin.plus(*found.told).model_copy(update={"state": True}),
+            origin=_origin(settled.origin, found),
             devices=devices,
             **described,
         )
     finally:
         writer.discard()
     return found
+
+
+def _origin(origin: Origin, found: AdoptedState) -> Origin:
+    """What is told of the VM: nothing is booted in the place of its own system."""
+    replaced = tuple(each for each in origin.replaced if each.part is not Part.SYSTEM)
+    return origin.plus(*found.told).model_copy(update={"state": True, "replaced": replaced})
 
 
 def _is_there(section: Section, there: frozenset[str]) -> bool:
