@@ -14,7 +14,7 @@ from harness.guests.origin import Origin, Part, Replaced
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
 from harness.state.recorder import Plan
-from harness.state.recordings import reached
+from harness.state.recordings import booting, reached
 
 #: What a device does does not depend on more, and each one is a thread of the host's.
 MOST_CPUS: Final = 4
@@ -45,20 +45,12 @@ def recording_of(
     :param guest: that is booted in it: the one with all drivers
     :param source: of the VM, named in errors
     """
-    planned = settled.guest
-    plan = planned.plan.model_copy(
-        update={
-            "kernel": guest.identity["kernel"]["sha256"],
-            "initramfs": guest.identity["initramfs"]["sha256"],
-            "cmdline": " ".join([guest.cmdline, *dict.fromkeys(w for d in planned.devices for w in d.cmdline)]),
-        }
-    )
     return Plan(
         binary=binary,
         accel=accel,
         guest=guest,
-        planned=replace(planned, plan=plan),
-        phases=tuple(reached(planned, phases)),
+        planned=booting(settled.guest, guest),
+        phases=tuple(reached(settled.guest, phases)),
         foreign=source,
         origin=settled.origin,
         owners=settled.owners,

@@ -230,22 +230,24 @@ def recording_plan(
     *, binary: QemuBinary, accel: str, guest: Guest, planned: PlannedGuest, phases: Sequence[str]
 ) -> Plan:
     """What to record for a planned guest: those of the phases that its devices reach, in the guest's order."""
-    plan = planned.plan.model_copy(
-        update={
-            "cpus": guest.cpus,
-            "memory_mib": guest.memory_mib,
-            "kernel": guest.identity["kernel"]["sha256"],
-            "initramfs": guest.identity["initramfs"]["sha256"],
-            "cmdline": " ".join([guest.cmdline, *dict.fromkeys(w for d in planned.devices for w in d.cmdline)]),
-        }
-    )
+    sized = planned.plan.model_copy(update={"cpus": guest.cpus, "memory_mib": guest.memory_mib})
     return Plan(
         binary=binary,
         accel=accel,
         guest=guest,
-        planned=replace(planned, plan=plan),
+        planned=booting(replace(planned, plan=sized), guest),
         phases=tuple(reached(planned, phases)),
     )
+
+
+def booting(planned: PlannedGuest, guest: Guest) -> PlannedGuest:
+    """A planned guest that boots this program's own."""
+    update = {
+        "kernel": guest.identity["kernel"]["sha256"],
+        "initramfs": guest.identity["initramfs"]["sha256"],
+        "cmdline": " ".join([guest.cmdline, *dict.fromkeys(w for d in planned.devices for w in d.cmdline)]),
+    }
+    return replace(planned, plan=planned.plan.model_copy(update=update))
 
 
 def reached(planned: PlannedGuest, phases: Sequence[str]) -> list[str]:
