@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,7 +63,9 @@ def replaced_text(replaced: Replaced) -> str:
     name = f" {replaced.id}" if replaced.id else ""
     size = f" of {number(replaced.size_bytes)} bytes" if replaced.size_bytes is not None else ""
     guess = ", for nobody said how large it was" if replaced.guessed else ""
-    return f"{_PARTS[replaced.part]}{name}: {replaced.was} -> {replaced.stands}{size}{guess}"
+    own_network = replaced.part is Part.NETWORK and replaced.stands == "user"
+    stands = "QEMU's own, which reaches nobody" if own_network else replaced.stands
+    return f"{_PARTS[replaced.part]}{name}: {replaced.was} -> {stands}{size}{guess}"
 
 
 def left_out_text(left: LeftOut) -> str:
@@ -96,19 +99,33 @@ def adopted_document(origin: Origin, machine: str, version: str, devices: Mappin
 
 
 def print_adopted(document: Mapping[str, Any], console: Console) -> None:
-    """The document for a person."""
+    """The document for a person, and how a pack is made of it."""
     devices = document["devices"]
-    console.print(f"machine: {document['machine']} on QEMU {document['qemu']}", markup=False, soft_wrap=True)
-    console.print(f"{plural(len(devices), 'device')} to judge:", markup=False)
+    _wrapped(f"machine: {document['machine']} on QEMU {document['qemu']}", console)
+    _wrapped(f"{plural(len(devices), 'device')} to judge:", console)
     for name, ids in devices.items():
-        console.print(printable(f"  {name}: {', '.join(ids) or 'part of the machine'}"), markup=False, soft_wrap=True)
+        _wrapped(f"{name}: {', '.join(ids) or 'part of the machine'}", console, indent="  ")
     print_origin(Origin.model_validate(document["origin"]), console)
+    _wrapped("next: with --out NAME.pack too, a guest of postload's is booted in it and recorded", console)
 
 
 def print_origin(origin: Origin, console: Console) -> None:
-    """What was replaced and left out, a line each."""
+    """What was replaced and left out, in the console's width."""
     for line in origin_lines(origin):
-        console.print(printable(line), markup=False, soft_wrap=True)
+        _wrapped(line, console)
+
+
+def _wrapped(line: str, console: Console, indent: str = "") -> None:
+    """One line, what does not fit of it below, two columns further in; a word is never cut."""
+    for part in textwrap.wrap(
+        printable(line),
+        max(console.width - 1, 40),
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_on_hyphens=False,
+        break_long_words=False,
+    ):
+        console.print(part, markup=False, highlight=False, soft_wrap=True)
 
 
 def _of(left: LeftOut, before: str) -> str:

@@ -43,12 +43,21 @@ def test_an_origin_is_told_line_by_line() -> None:
 def test_a_vm_that_nothing_was_recorded_of_is_shown_without_markup_and_controls() -> None:
     out = io.StringIO()
     document = adopted_document(Origin(name="[red]x"), "pc-q35-7.2", "7.2.22", {"virtio-blk": ["vda"], "platform": []})
-    print_adopted(document, Console(file=out, width=40))
+    print_adopted(document, Console(file=out, width=60))
     assert out.getvalue().splitlines() == [
         "machine: pc-q35-7.2 on QEMU 7.2.22",
         "2 devices to judge:",
         "  virtio-blk: vda",
         "  platform: part of the machine",
-        "adopted of VM [red]x: the state of a guest of postload's in its place",
+        "adopted of VM [red]x: the state of a guest of postload's in",
+        "  its place",
+        "next: with --out NAME.pack too, a guest of postload's is",
+        "  booted in it and recorded",
     ]
     assert label("a\x1b[31m\nb" + "c" * 100) == "a?[31m?b" + "c" * 72
+
+
+def test_what_stands_for_a_network_is_told_from_what_was_there() -> None:
+    for was in ("user", "tap"):
+        told = replaced_text(Replaced(part=Part.NETWORK, id="nic", was=was, stands="user"))
+        assert told == f"network nic: {was} -> QEMU's own, which reaches nobody"
