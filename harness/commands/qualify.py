@@ -66,6 +66,8 @@ def qualify(context: click.Context, pack: Path | None, given: dict[str, Any]) ->
 
     :param context: of the command, which knows what was typed and what is a default
     """
+    if given["static"]:
+        raise UsageError("--static is said of VMs: expected --domain, --command-line, --pid or --domains beside it")
     uses = uses_of(given["uses"])
     if pack is not None:
         if given["sources"] or given["both_ways"]:

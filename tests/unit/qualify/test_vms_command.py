@@ -49,6 +49,11 @@ def test_what_a_vm_has_decided_is_not_asked_for(option: tuple[str, ...], tmp_pat
     assert option[0] in refused("--command-line", str(path), "--to", "10.0", *option)
 
 
+@pytest.mark.parametrize("words", [(), ("some.pack",)])
+def test_only_of_vms_something_is_known_before_a_load(words: tuple[str, ...]) -> None:
+    assert "--static" in refused("--static", *words)
+
+
 def test_a_folder_without_a_vm_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("nothing\n")
     assert "no VM" in refused("--domains", str(tmp_path), "--to", "10.0")
