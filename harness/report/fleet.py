@@ -93,11 +93,14 @@ def trying_text(vm: VmAnswer, members: int, number: int, total: int) -> str:
 def fleet_summary(doc: FleetDoc) -> str:
     """The answer in one sentence."""
     counts = Counter(vm.answer for vm in doc.vms)
-    answers = ", ".join(f"{counts[answer]} {answer}" for answer in Answer if counts[answer])
+    answers = ", ".join(f"{counts[answer]} {_answer(answer)}" for answer in Answer if counts[answer])
     state = "" if doc.complete else "stopped early; "
     loads = f"{plural(doc.tried, 'VM')} tried, {plural(doc.loads, 'load')} acknowledged, {duration(doc.seconds)}"
-    answer = "not tried" if doc.answer is Answer.NONE else doc.answer
-    return f"{answer} to QEMU {doc.loader.version}: {state}{answers or 'no VM'}; {loads}"
+    return f"to QEMU {doc.loader.version}: {_answer(doc.answer)}; {state}{answers or 'no VM'}; {loads}"
+
+
+def _answer(answer: Answer) -> str:
+    return "not tried" if answer is Answer.NONE else str(answer)
 
 
 def fleet_markdown(doc: FleetDoc) -> str:

@@ -205,9 +205,14 @@ def test_the_document_is_read_back_and_has_the_shape_of_its_schema() -> None:
         FleetDoc.from_json({**document, "schema": "postload.fleet/2"})
 
 
+def test_the_summary_has_words_for_what_was_not_tried() -> None:
+    doc = fleet_doc([Tried(vm=vm("web")), Tried(vm=vm("mail"))], **OF_RUN)
+    assert fleet_summary(doc).startswith("to QEMU 11.1.3: not tried; 2 not tried; 0 VMs tried")
+
+
 def test_the_summary_counts_and_the_markdown_escapes() -> None:
     doc = fleet_doc([broken("we_b"), fine("mail")], skipped=("notes",), **OF_RUN)
-    assert fleet_summary(doc).startswith("no-go to QEMU 11.1.3: 1 no-go, 1 go; 2 VMs tried, 12 loads acknowledged")
+    assert fleet_summary(doc).startswith("to QEMU 11.1.3: no-go; 1 no-go, 1 go; 2 VMs tried, 12 loads acknowledged")
     text = fleet_markdown(doc)
     assert "we\\_b" in text
     assert "## What to change" in text
