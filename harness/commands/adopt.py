@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from harness.arch import architecture_of, family_of
 from harness.arch.accel import choose_accel
 from harness.commands.output import err, print_json
 from harness.commands.redact import redacted, tell
-from harness.commands.resolve import binaries_of, emit, guest_maker, run_scope
+from harness.commands.resolve import binaries_of, emit, guest_maker, recorded_phases, run_scope
 from harness.devices.phases import Missed
 from harness.errors import HarnessError, UsageError
 from harness.files import temp_dir
 from harness.guests.planner import PlannedGuest
-from harness.names import USUAL_PHASES
 from harness.packs.export import new_pack
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -36,7 +34,7 @@ from harness.report.console import SafeConsole
 from harness.report.containers import open_state
 from harness.report.terminal import LiveProgress
 from harness.state.catalogue import offer_of
-from harness.state.recorder import ordered_phases, record
+from harness.state.recorder import record
 from harness.state.recordings import facts_of
 
 
@@ -149,12 +147,12 @@ def _show(vm: AskedVm, as_json: bool) -> None:
 def _record(vm: AskedVm, out: Path, given: dict[str, Any], progress: LiveProgress) -> None:
     accel = choose_accel(vm.binary, given["accel"]).name
     architecture = architecture_of(vm.judged.plan.machine)
-    phases: Sequence[str] = ordered_phases(given["phases"] or USUAL_PHASES)
+    phases = recorded_phases(given["phases"] or (), vm.judged.plan.machine)
     guest = guest_maker(given["guest"], [vm.judged.plan.machine])(architecture, True)
     judged, origin = for_our_guest(vm.judged, vm.adopted.origin, guest.memory_mib)
     progress.stage(f"{vm.source.name}: which sections are whose")
     settled = settled_guest(judged, origin, vm.binary, accel, source=vm.source, scope=run_scope())
-    plan = recording_of(settled, guest, vm.binary, accel, tuple(phases), vm.source)
+    plan = recording_of(settled, guest, vm.binary, accel, phases, vm.source)
     who = f"recording {vm.source.name} as {plan.machine}"
     record(plan, out, lambda phase: progress.stage(f"{who}: {phase}"), host=facts_of(plan), scope=run_scope())
 

@@ -17,6 +17,7 @@ from harness.commands.resolve import (
     common_accel,
     emit,
     guest_maker,
+    recorded_phases,
     replay_options,
     rows_and_phases,
 )
@@ -97,9 +98,7 @@ def record(given: dict[str, Any]) -> int:
     check_machines(binaries, [given["machine"]])
     if given["out"].exists():
         raise UsageError(f"--out {given['out']}: it exists already; a state pack is never overwritten")
-    phases = ordered_phases(given["phases"] or USUAL_PHASES)
-    if not any(map(architecture_of(given["machine"]).has_phase, phases)):
-        raise UsageError(f"{given['machine']} has no phase {', '.join(phases)}: it starts its kernel without firmware")
+    phases = recorded_phases(given["phases"] or (), given["machine"])
     guest = guest_maker(given["guest"], [given["machine"]], given["cpus"])
     accel = choose_accel(binaries[0], given["accel"])
     selection = select(binaries, [given["machine"]], profiles, given["devices"], accel.name, jobs=1)

@@ -186,3 +186,15 @@ def emit(document: dict[str, Any], as_json: bool) -> None:
         print_json(document)
     else:
         inspection.print_document(document, SafeConsole())
+
+
+def recorded_phases(asked: Sequence[str], machine: str) -> tuple[str, ...]:
+    """Phases to record, in the order in which a guest gets to them.
+
+    :param asked: by the user; empty takes the usual ones
+    :raises UsageError: where the machine has none of them
+    """
+    phases = tuple(ordered_phases(asked or names.USUAL_PHASES))
+    if not any(map(architecture_of(machine).has_phase, phases)):
+        raise UsageError(f"{machine} has no phase {', '.join(phases)}: it starts its kernel without firmware")
+    return phases
