@@ -24,11 +24,11 @@ from harness.arch.accel import choose_accel
 from harness.commands.notify import shown_command
 from harness.commands.output import err
 from harness.commands.qualify import judged_pack, uses_of, write_answer
-from harness.commands.resolve import guest_maker, run_scope
+from harness.commands.resolve import guest_maker, recorded_phases, run_scope
 from harness.devices.recipe import load_recipes
 from harness.errors import PostloadError, Stopped, UsageError
 from harness.guests.build import Guest
-from harness.names import DECIDING_BETWEEN_VERSIONS, USUAL_PHASES
+from harness.names import DECIDING_BETWEEN_VERSIONS
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, Tried, fleet_doc
 from harness.qualify.model import Answer, QualifyDoc, exit_code
 from harness.qualify.remedies import settings_of
@@ -38,7 +38,6 @@ from harness.report.fleet import fleet_json, forget_fleet, print_fleet, trying_t
 from harness.report.text import were
 from harness.results.document import MatrixDoc, Qemu
 from harness.state.catalogue import Offer, offer_of
-from harness.state.recorder import ordered_phases
 from harness.state.recordings import Recordings
 
 #: What VMs have decided already, by the names of the parameters.
@@ -187,7 +186,7 @@ class _Trial:
         accel = choose_accel(guest.recorder, given["accel"]).name
         # any of its drivers may be needed
         ours = self._guest(architecture_of(guest.known.machine), wide=True)
-        source, phases = Path(known.vm.source), tuple(ordered_phases(given["phases"] or USUAL_PHASES))
+        source, phases = Path(known.vm.source), recorded_phases(given["phases"] or (), guest.known.machine)
         settled = self._settled(guest, ours.memory_mib, accel, source)
         pack = recordings.pack(recording_of(settled, ours, guest.recorder, accel, phases, source))
         try:
