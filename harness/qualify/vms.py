@@ -217,4 +217,7 @@ def alike(known: Iterable[KnownVm]) -> dict[str, list[KnownVm]]:
 
 def any_loader(builds: Builds, known: Sequence[KnownVm]) -> QemuBinary:
     """The new QEMU as the fleet's document names it: that of the first VM which has one."""
-    return next((each.guest.loader for each in known if each.guest is not None), builds.loader(ARCHITECTURES[0]))
+    for each in known:
+        if each.guest is not None:
+            return each.guest.loader
+    return builds.loader(ARCHITECTURES[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,3 +159,13 @@ def test_an_element_that_is_not_known_is_a_device_without_an_answer() -> None:
     left_out += [LeftOut(why=Without.SECTION, type="usb-bt"), LeftOut(why=Without.HOST, type="vfio-pci", id="gpu")]
     found = unjudged_of(Origin(left_out=tuple(left_out)))
     assert [(one.device, one.type) for one in found] == [("devices/flux", "devices/flux"), ("gpu", "vfio-pci")]
+
+
+def test_a_new_qemu_of_aarch64_alone_is_named_by_its_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_of_x86_64(*_: object) -> QemuBinary:
+        raise UsageError("runs no guests of x86_64")
+
+    monkeypatch.setattr(Builds, "loader", none_of_x86_64)
+    loader: Any = object()
+    known: Any = SimpleNamespace(guest=SimpleNamespace(loader=loader))
+    assert module.any_loader(Builds(None, "10.0-aarch64"), [known]) is loader
