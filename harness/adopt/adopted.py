@@ -21,7 +21,7 @@ from harness.adopt.saved import SavedState, check_ram
 from harness.errors import UsageError
 from harness.guests.identity import GuestIdentity
 from harness.guests.machine import Machine
-from harness.guests.origin import LeftOut, Origin, Part, Without, label
+from harness.guests.origin import LeftOut, VmOrigin, VmPart, Without, label
 from harness.names import ADOPTED
 from harness.packs.manifest import DeviceModel
 from harness.packs.packwriter import PackWriter
@@ -147,9 +147,9 @@ def _write(
     return found
 
 
-def _origin(origin: Origin, found: AdoptedState) -> Origin:
+def _origin(origin: VmOrigin, found: AdoptedState) -> VmOrigin:
     """What is told of the VM: nothing is booted in the place of its own system."""
-    replaced = tuple(each for each in origin.replaced if each.part is not Part.SYSTEM)
+    replaced = tuple(each for each in origin.replaced if each.part is not VmPart.SYSTEM)
     return origin.plus(*found.told).model_copy(update={"state": True, "replaced": replaced})
 
 

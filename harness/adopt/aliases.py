@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.adopt.configuration import SaidOption, Value
 from harness.adopt.nics import EARLY, LATE, with_nics
-from harness.adopt.place import Place, quoted
+from harness.adopt.place import TextPlace, quoted
 from harness.adopt.values import read_options
 
 Said = tuple[str, dict[str, Value]]
-Expansion = Callable[[Mapping[str, Value], Place], Iterator[Said]]
+Expansion = Callable[[Mapping[str, Value], TextPlace], Iterator[Said]]
 
 
 def expanded(options: Sequence[SaidOption], source: str) -> list[SaidOption]:
@@ -29,7 +29,7 @@ def expanded(options: Sequence[SaidOption], source: str) -> list[SaidOption]:
         if expand is None:
             written.append(option)
             continue
-        said = expand(option.values, Place(source, option.line))
+        said = expand(option.values, TextPlace(source, option.line))
         written += [SaidOption(name=name, values=values, line=option.line) for name, values in said]
     return with_nics(written)
 
@@ -37,7 +37,7 @@ def expanded(options: Sequence[SaidOption], source: str) -> list[SaidOption]:
 def _fixed(name: str, **values: Value) -> Expansion:
     """An option that stands for one with values of its own."""
 
-    def expand(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+    def expand(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
         yield name, {key.replace("_", "-"): value for key, value in values.items()}
 
     return expand
@@ -46,14 +46,14 @@ def _fixed(name: str, **values: Value) -> Expansion:
 def _valued(name: str, key: str) -> Expansion:
     """An option whose argument is a value of another one."""
 
-    def expand(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+    def expand(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
         yield name, {key: said["value"]}
 
     return expand
 
 
 def _drive(interface: str = "", index: int | None = None, media: str = "") -> Expansion:
-    def expand(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+    def expand(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
         values: dict[str, Value] = {"file": said["value"]}
         more = (("if", interface), ("index", "" if index is None else str(index)), ("media", media))
         yield "drive", values | {key: value for key, value in more if value}
@@ -61,7 +61,7 @@ def _drive(interface: str = "", index: int | None = None, media: str = "") -> Ex
     return expand
 
 
-def _display(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _display(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     """``-display vnc=:1`` is ``-vnc``."""
     if "vnc" in said and "type" not in said:
         yield "vnc", dict(said)
@@ -69,7 +69,7 @@ def _display(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
         yield "display", dict(said)
 
 
-def _virtfs(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _virtfs(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     tag = said.get("mount_tag")
     if not tag or not said.get("fsdriver"):
         raise place.error("expected -virtfs FSDRIVER,path=...,mount_tag=...")
@@ -78,7 +78,7 @@ def _virtfs(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
     yield "device", {"driver": "virtio-9p-pci", "fsdev": name, "mount_tag": tag}
 
 
-def _debugcon(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _debugcon(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     name = said.get("chardev", "debugcon")
     if "chardev" not in said:
         yield "chardev", dict(said) | {"id": name}
@@ -101,7 +101,7 @@ _USB_DEVICES = {
 }
 
 
-def _usb_device(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _usb_device(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     kind, _, argument = str(said["value"]).partition(":")
     if kind not in _USB_DEVICES:
         raise place.error(f"expected a USB device such as tablet, found {quoted(kind)}")
@@ -131,13 +131,13 @@ _SOUND_CARDS: Mapping[str, tuple[str, ...]] = {
 _ALL_CARDS = "hda,es1370,ac97,gus,cs4231a,adlib,sb16"
 
 
-def _sound(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _sound(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     names = str(said["value"])
     for name in (_ALL_CARDS if names == "all" else names).split(","):
         yield from _card(name, None, place)
 
 
-def _card(name: str, audiodev: Value, place: Place) -> Iterator[Said]:
+def _card(name: str, audiodev: Value, place: TextPlace) -> Iterator[Said]:
     if name not in _SOUND_CARDS:
         raise place.error(f"expected a sound card, one of {', '.join(_SOUND_CARDS)}; found {quoted(name)}")
     for driver in _SOUND_CARDS[name]:
@@ -145,7 +145,7 @@ def _card(name: str, audiodev: Value, place: Place) -> Iterator[Said]:
         yield EARLY, {"driver": driver} | ({"audiodev": audiodev} if takes else {})
 
 
-def _audio(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _audio(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     values = {"id": "audiodev0"} | dict(said)
     model = values.pop("model", None)
     if "driver" in values:
@@ -154,7 +154,7 @@ def _audio(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
         yield from _card(str(model), values["id"] if "driver" in values else None, place)
 
 
-def _balloon(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _balloon(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     kind, _, more = str(said["value"]).partition(",")
     if kind == "virtio":
         yield "device", {"driver": "virtio-balloon-pci"} | read_options(more, place)
@@ -162,11 +162,11 @@ def _balloon(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
         raise place.error(f"expected virtio or none, found {quoted(kind)}")
 
 
-def _gdb(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _gdb(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     yield "gdb", {"backend": "socket", "host": "", "port": "1234"}
 
 
-def _redirected(said: Mapping[str, Value], place: Place) -> Iterator[Said]:
+def _redirected(said: Mapping[str, Value], place: TextPlace) -> Iterator[Said]:
     """``-redir tcp:2222::22``, ``-tftp``, ``-smb``: they open something of the host, and nothing of the guest."""
     yield from ()
 

@@ -27,7 +27,7 @@ from harness.devices.backends import (
     Netdev,
     Tpm,
 )
-from harness.guests.origin import Part
+from harness.guests.origin import VmPart
 
 #: What a disk, a CD, a floppy and memory have where nobody said.
 DISK_BYTES: Final = 1 << 30
@@ -66,16 +66,16 @@ class SaidBackend:
 
 
 #: By class: what of a VM it stands for.
-PARTS: Mapping[type[Model], Part] = {
-    Disk: Part.DISK,
-    Netdev: Part.NETWORK,
-    Chardev: Part.LINE,
-    Audiodev: Part.SOUND,
-    Memdev: Part.MEMDEV,
-    Fsdev: Part.FILES,
-    Cryptodev: Part.CIPHERS,
-    Canbus: Part.CANBUS,
-    Tpm: Part.TPM,
+PARTS: Mapping[type[Model], VmPart] = {
+    Disk: VmPart.DISK,
+    Netdev: VmPart.NETWORK,
+    Chardev: VmPart.LINE,
+    Audiodev: VmPart.SOUND,
+    Memdev: VmPart.MEMDEV,
+    Fsdev: VmPart.FILES,
+    Cryptodev: VmPart.CIPHERS,
+    Canbus: VmPart.CANBUS,
+    Tpm: VmPart.TPM,
 }
 #: By option: the class, the key of its name, and the key of its kind.
 _OPTIONS: Mapping[str, tuple[type[Model], str, str]] = {

@@ -17,7 +17,7 @@ from harness.adopt.aliases import expanded
 from harness.adopt.configfile import read_config_file
 from harness.adopt.configuration import Configuration, SaidOption, Value
 from harness.adopt.optiontable import Form, Repeat, known_option, known_options, option_of_group
-from harness.adopt.place import Place, quoted
+from harness.adopt.place import TextPlace, quoted
 from harness.adopt.shell import Word
 from harness.adopt.words import Start, read_start
 from harness.errors import UsageError
@@ -78,11 +78,11 @@ def _said(start: Start, source: str, read: Read | None) -> Iterator[SaidOption]:
     return iter(said)
 
 
-def _arguments(words: Sequence[Word], source: str) -> Iterator[tuple[str, str, Place]]:
+def _arguments(words: Sequence[Word], source: str) -> Iterator[tuple[str, str, TextPlace]]:
     """Name and argument of each option; a word that is neither is QEMU's first disk."""
     rest = iter(words)
     for word in rest:
-        place = Place(source, word.line)
+        place = TextPlace(source, word.line)
         if "\0" in word.text:
             raise place.error(f"a zero byte in {quoted(word.text)}")
         if not word.text.startswith("-"):
@@ -98,10 +98,10 @@ def _arguments(words: Sequence[Word], source: str) -> Iterator[tuple[str, str, P
             argument = next(rest, None)
         if argument is None:
             raise place.error(f"option -{name} needs an argument")
-        yield name, argument.text, Place(source, argument.line)
+        yield name, argument.text, TextPlace(source, argument.line)
 
 
-def _from_file(path: str, place: Place, read: Read | None) -> list[SaidOption]:
+def _from_file(path: str, place: TextPlace, read: Read | None) -> list[SaidOption]:
     if read is None:
         raise place.error(f"-readconfig {quoted(path)}: the file is not at hand: write its options out")
     try:
@@ -111,7 +111,7 @@ def _from_file(path: str, place: Place, read: Read | None) -> list[SaidOption]:
     return [replace(option, line=place.line) for option in read_config_file(text, path)]
 
 
-def _set(said: list[SaidOption], argument: str, place: Place) -> None:
+def _set(said: list[SaidOption], argument: str, place: TextPlace) -> None:
     """``-set device.net0.mac=...`` changes an option that came before."""
     match = _SET.fullmatch(argument)
     if match is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption
 from harness.adopt.optiontable import Form, known_options, option_of_group
-from harness.adopt.place import Place, quoted
+from harness.adopt.place import TextPlace, quoted
 from harness.adopt.values import read_options
 
 _BLANK = re.compile(r"\s*(?:#.*)?")
@@ -25,11 +25,11 @@ def read_config_file(text: str, source: str) -> list[SaidOption]:
     return [_option(name, pairs, place) for name, pairs, place in list(_groups(text, source))]
 
 
-def _groups(text: str, source: str) -> Iterator[tuple[str, list[tuple[str, str]], Place]]:
+def _groups(text: str, source: str) -> Iterator[tuple[str, list[tuple[str, str]], TextPlace]]:
     """Name, values and first line of each group; the values are there when all has been read."""
     pairs: list[tuple[str, str]] | None = None
     for number, line in enumerate(text.split("\n"), start=1):
-        place = Place(source, number)
+        place = TextPlace(source, number)
         if _BLANK.fullmatch(line):
             continue
         if group := _GROUP.fullmatch(line):
@@ -41,14 +41,14 @@ def _groups(text: str, source: str) -> Iterator[tuple[str, list[tuple[str, str]]
             raise place.error(f'expected [group "id"] or key = "value", found {quoted(line)}')
 
 
-def _name(group: str, place: Place) -> str:
+def _name(group: str, place: TextPlace) -> str:
     name = option_of_group(group)
     if name is None:
         raise place.error(f"QEMU has no group {quoted(group)} of options")
     return name
 
 
-def _option(name: str, pairs: list[tuple[str, str]], place: Place) -> SaidOption:
+def _option(name: str, pairs: list[tuple[str, str]], place: TextPlace) -> SaidOption:
     known = known_options()[name]
     text = ",".join(f"{key}={value.replace(',', ',,')}" for key, value in pairs)
     nested = known.takes is Form.NESTED

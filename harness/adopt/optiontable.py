@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from harness.adopt.configuration import Value
-from harness.adopt.place import Place, quoted
+from harness.adopt.place import TextPlace, quoted
 from harness.adopt.values import read_character, read_cpu, read_global, read_options
 from harness.yamlfile import load_model
 
@@ -57,7 +57,7 @@ class KnownOption(BaseModel):
         """As ``repeat``; a second option that takes nothing says nothing new."""
         return Repeat.LAST if self.takes is Form.NOTHING else self.repeat
 
-    def read(self, argument: str, place: Place) -> dict[str, Value]:
+    def read(self, argument: str, place: TextPlace) -> dict[str, Value]:
         """Keys and values of an argument.
 
         :raises UsageError: it is not of the form that the option takes
@@ -75,7 +75,7 @@ class KnownOption(BaseModel):
         return {} if self.takes is Form.NOTHING else {"value": argument}
 
 
-class _Table(BaseModel):
+class _OptionTable(BaseModel):
     model_config = ConfigDict(extra="forbid")
     options: dict[str, KnownOption]
 
@@ -86,10 +86,10 @@ def known_options() -> Mapping[str, KnownOption]:
 
     :raises ConfigError: the file was damaged
     """
-    return load_model(OPTIONS_FILE, _Table).options
+    return load_model(OPTIONS_FILE, _OptionTable).options
 
 
-def known_option(name: str, place: Place) -> KnownOption:
+def known_option(name: str, place: TextPlace) -> KnownOption:
     """The row of an option.
 
     :raises UsageError: QEMU has no such option, from 5.2 to 11.1 and as far before as anybody remembers

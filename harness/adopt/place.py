@@ -12,7 +12,7 @@ _LONGEST = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TextPlace:
     """A line of a text.
 
     :param source: file or process

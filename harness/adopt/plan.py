@@ -39,7 +39,7 @@ from harness.guests.foreign import (
     is_of_host,
 )
 from harness.guests.machine import lacking_program
-from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without, label
+from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without, label
 from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
@@ -126,7 +126,7 @@ class Adopted:
     """
 
     plan: GuestPlan
-    origin: Origin
+    origin: VmOrigin
 
 
 def known_to(binary: QemuBinary, configuration: Configuration, machine: str = "") -> Known:
@@ -230,7 +230,7 @@ class _Adoption:
             raise UsageError(
                 f"{self._said.source}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
             ) from error
-        origin = Origin(name=label(self._said.name), replaced=tuple(self.replaced), left_out=tuple(self.left_out))
+        origin = VmOrigin(name=label(self._said.name), replaced=tuple(self.replaced), left_out=tuple(self.left_out))
         return Adopted(plan=plan, origin=origin)
 
     # -- the machine ---------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class _Adoption:
     def _machine(self) -> dict[str, bool | int]:
         wanted = said_machine(self._said)
         if wanted and self._known.machine != wanted and family_of(self._known.machine) != wanted:
-            self.replaced.append(Replaced(part=Part.MACHINE, was=label(wanted), stands=self._known.machine))
+            self.replaced.append(Replaced(part=VmPart.MACHINE, was=label(wanted), stands=self._known.machine))
         values = self._option("machine")
         properties: dict[str, bool | int] = {}
         odd: list[str] = []
@@ -266,7 +266,7 @@ class _Adoption:
         if not model:
             return None
         if model in _HOST_MODELS:
-            self.replaced.append(Replaced(part=Part.CPU, was=model, stands="max"))
+            self.replaced.append(Replaced(part=VmPart.CPU, was=model, stands="max"))
             model = "max"
         features: dict[str, bool | int | str] = {}
         odd = []
@@ -381,11 +381,11 @@ class _Adoption:
         flash = [key for o in self._options("machine") for key in ("pflash0", "firmware") if o.values.get(key)]
         if flash or self._expanded.flash or self._options("bios"):
             was = "file" if self._options("bios") else "flash"
-            self.replaced.append(Replaced(part=Part.FIRMWARE, was=was, stands="the QEMU's own"))
+            self.replaced.append(Replaced(part=VmPart.FIRMWARE, was=was, stands="the QEMU's own"))
         if any(self._options(name) for name in _BOOT):
-            self.replaced.append(Replaced(part=Part.SYSTEM, was="kernel", stands="postload guest"))
+            self.replaced.append(Replaced(part=VmPart.SYSTEM, was="kernel", stands="postload guest"))
         if self._console is None and _CONSOLE in self._known.types:
-            self.replaced.append(Replaced(part=Part.CONSOLE, was="none", stands="console"))
+            self.replaced.append(Replaced(part=VmPart.CONSOLE, was="none", stands="console"))
 
     # -- devices -------------------------------------------------------------------------------------------------------
 
@@ -445,7 +445,7 @@ class _Adoption:
         said = self._backends.get((Chardev, as_text(option.values.get("chardev"))), unsaid(Chardev))
         self._console = said.was
         name = label(option.values.get("id") or "")
-        self.replaced.append(Replaced(part=Part.CONSOLE, id=name, was=said.was, stands="console"))
+        self.replaced.append(Replaced(part=VmPart.CONSOLE, id=name, was=said.was, stands="console"))
         return True
 
     def _place(self, kind: str, option: SaidOption) -> None:
@@ -463,13 +463,13 @@ class _Adoption:
             elif (backend := _backend_kind(key, listed)) is not None:
                 self._stand(backend, key, as_text(value), kind, name, option, backends)
             elif key == "romfile" and value != "":
-                self.replaced.append(Replaced(part=Part.ROM, id=name, was="file", stands="the QEMU's own"))
+                self.replaced.append(Replaced(part=VmPart.ROM, id=name, was="file", stands="the QEMU's own"))
             elif (taken := typed(key, value, listed.get(key))) is not None:
                 properties[key] = taken
             else:
                 lost.setdefault(Without.REFUSED if key in listed else Without.UNKNOWN, []).append(key)
         if "rng" in option.values:
-            self.replaced.append(Replaced(part=Part.RANDOM, id=name, was=self._random(option), stands="rng-builtin"))
+            self.replaced.append(Replaced(part=VmPart.RANDOM, id=name, was=self._random(option), stands="rng-builtin"))
         self._sound(kind, name, listed, option, backends)
         for why, keys in lost.items():
             self.left_out.append(LeftOut(why=why, id=name, type=kind, names=tuple(map(label, keys))))

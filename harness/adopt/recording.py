@@ -10,7 +10,7 @@ from typing import Final
 from harness.adopt.little import with_little_memory
 from harness.adopt.rows import SettledGuest
 from harness.guests.build import Guest
-from harness.guests.origin import Origin, Part, Replaced
+from harness.guests.origin import Replaced, VmOrigin, VmPart
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
 from harness.state.recorder import Plan
@@ -20,18 +20,18 @@ from harness.state.recordings import booting, reached
 MOST_CPUS: Final = 4
 
 
-def for_our_guest(judged: PlannedGuest, origin: Origin, memory_mib: int) -> tuple[PlannedGuest, Origin]:
+def for_our_guest(judged: PlannedGuest, origin: VmOrigin, memory_mib: int) -> tuple[PlannedGuest, VmOrigin]:
     """A VM's guest with as much memory and as many CPUs as ours is recorded with.
 
     :param memory_mib: what our guest needs
     """
     plan, replaced = judged.plan, []
     if plan.memory_mib != memory_mib:
-        replaced.append(Replaced(part=Part.MEMORY, was=f"{plan.memory_mib} MiB", stands=f"{memory_mib} MiB"))
+        replaced.append(Replaced(part=VmPart.MEMORY, was=f"{plan.memory_mib} MiB", stands=f"{memory_mib} MiB"))
     if plan.numa:
-        replaced.append(Replaced(part=Part.NUMA, was=f"nodes: {len(plan.numa)}", stands="1"))
+        replaced.append(Replaced(part=VmPart.NUMA, was=f"nodes: {len(plan.numa)}", stands="1"))
     if plan.cpus > MOST_CPUS:
-        replaced.append(Replaced(part=Part.CPUS, was=str(plan.cpus), stands=str(MOST_CPUS)))
+        replaced.append(Replaced(part=VmPart.CPUS, was=str(plan.cpus), stands=str(MOST_CPUS)))
         plan = plan.model_copy(update={"cpus": MOST_CPUS, "topology": None})
     told = origin.model_copy(update={"replaced": (*origin.replaced, *replaced)})
     return replace(judged, plan=with_little_memory(plan, memory_mib)), told

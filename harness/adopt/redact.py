@@ -29,7 +29,7 @@ from harness.devices.device import Device
 from harness.errors import HostError, StreamError, UsageError
 from harness.files import sha256_file
 from harness.guests.identity import GuestIdentity
-from harness.guests.origin import LeftOut, Origin, Without, label
+from harness.guests.origin import LeftOut, VmOrigin, Without, label
 from harness.guests.plan import GuestPlan
 from harness.names import ADOPTED
 from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, DeviceModel, FileModel, Manifest, is_rom
@@ -275,9 +275,9 @@ def contents_of(phases: Iterable[str]) -> list[str]:
     return [PAGES, *(f"{phase}/{file}" for phase in phases for file in RAM_FILES)]
 
 
-def redacted_origin(old: Origin | None, left_out: Sequence[str]) -> Origin:
+def redacted_origin(old: VmOrigin | None, left_out: Sequence[str]) -> VmOrigin:
     """Without the VM's name and what a QEMU said of its host, and with what is left out."""
-    origin = Origin() if old is None else old
+    origin = VmOrigin() if old is None else old
     kept = tuple(each.model_copy(update={"said": ""}) for each in origin.left_out)
     more = [LeftOut(why=Without.REDACTED, type="RAM")]
     if left_out:

@@ -21,7 +21,7 @@ from harness.devices.derive import derive
 from harness.devices.device import NOTHING, VARIANT, Attachment, Device, GuestCommands
 from harness.devices.rules import load_rules
 from harness.guests.lack import Lack, Lacks
-from harness.guests.origin import LeftOut, Origin, Without, label
+from harness.guests.origin import LeftOut, VmOrigin, Without, label
 from harness.guests.plan import GuestPlan, PlacedDevice, above
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
@@ -162,12 +162,12 @@ class SettledGuest:
 
     guest: PlannedGuest
     owners: Owners
-    origin: Origin
+    origin: VmOrigin
 
 
 def settled_guest(
     guest: PlannedGuest,
-    origin: Origin,
+    origin: VmOrigin,
     binary: QemuBinary,
     accel: str,
     *,

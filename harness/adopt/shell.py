@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.adopt.place import Place, quoted
+from harness.adopt.place import TextPlace, quoted
 from harness.errors import UsageError
 
 MAX_COMMAND = 2 << 20
@@ -345,4 +345,4 @@ class _Command:
         return line
 
     def _error(self, message: str) -> UsageError:
-        return Place(self._source, self._line_here()).error(message)
+        return TextPlace(self._source, self._line_here()).error(message)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.adopt.configuration import Value
-from harness.adopt.place import Place, quoted
+from harness.adopt.place import TextPlace, quoted
 
 MAX_DEPTH = 32
 MAX_ITEMS = 1024
@@ -37,7 +37,7 @@ _SHORT_GLOBAL = re.compile(r"([^.=]{1,63})\.([^=]{1,63})=(.*)", re.S)
 
 
 def read_options(
-    text: str, place: Place, *, first: str = "", lists: tuple[str, ...] = (), nested: bool = False
+    text: str, place: TextPlace, *, first: str = "", lists: tuple[str, ...] = (), nested: bool = False
 ) -> dict[str, Value]:
     """Keys and values of QemuOpts, keyval or JSON form.
 
@@ -63,7 +63,7 @@ def _collected(values: dict[str, Value], lists: tuple[str, ...]) -> dict[str, Va
     return {key: [value] if key in lists and not isinstance(value, list) else value for key, value in values.items()}
 
 
-def _pairs(text: str, first: str, place: Place) -> Iterator[tuple[str, str]]:
+def _pairs(text: str, first: str, place: TextPlace) -> Iterator[tuple[str, str]]:
     position = 0
     while position < len(text):
         begin, (key, position) = position, _matched(_KEY, text, position)
@@ -87,7 +87,7 @@ def _matched(pattern: re.Pattern[str], text: str, position: int) -> tuple[str, i
     return (match.group(), match.end()) if match else ("", position)
 
 
-def _nested(flat: Mapping[str, Value], place: Place) -> dict[str, Value]:
+def _nested(flat: Mapping[str, Value], place: TextPlace) -> dict[str, Value]:
     """Dotted keys as mappings in mappings."""
     root: dict[str, Any] = {}
     for key, value in flat.items():
@@ -98,7 +98,7 @@ def _nested(flat: Mapping[str, Value], place: Place) -> dict[str, Value]:
     return {key: _listed(value, key, place) for key, value in root.items()}
 
 
-def _put(root: dict[str, Any], steps: list[str], value: Value, place: Place) -> None:
+def _put(root: dict[str, Any], steps: list[str], value: Value, place: TextPlace) -> None:
     inner = root
     for step in steps[:-1]:
         below = inner.setdefault(step, {})
@@ -115,7 +115,7 @@ def _put(root: dict[str, Any], steps: list[str], value: Value, place: Place) -> 
     inner[steps[-1]] = value
 
 
-def _listed(value: Any, key: str, place: Place) -> Value:
+def _listed(value: Any, key: str, place: TextPlace) -> Value:
     """Mappings whose keys count from 0 as lists."""
     if not isinstance(value, dict):
         return value  # type: ignore[no-any-return]
@@ -132,7 +132,7 @@ class _Twice(ValueError):
     pass
 
 
-def read_json(text: str, place: Place) -> dict[str, Value]:
+def read_json(text: str, place: TextPlace) -> dict[str, Value]:
     """A JSON object as QEMU reads it: no key twice, strings in double or single quotes.
 
     :raises UsageError: it is none, it is nested too deeply, or has a number or a character that QEMU does not take
@@ -170,7 +170,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _check_json(value: Any, depth: int, place: Place) -> None:
+def _check_json(value: Any, depth: int, place: TextPlace) -> None:
     if depth > MAX_DEPTH:
         raise place.error(f"JSON nested more than {MAX_DEPTH} deep")
     if isinstance(value, dict):
@@ -193,7 +193,7 @@ def _taken(value: bool | int | float | str | None) -> bool:
     return value is None or math.isfinite(value)
 
 
-def read_cpu(text: str, place: Place) -> dict[str, Value]:
+def read_cpu(text: str, place: TextPlace) -> dict[str, Value]:
     """``model,+feat,-feat,feat=value,feat``: on and off as text.
 
     QEMU gives ``+`` and ``-`` the last word whatever their order, ``-`` before ``+``, and takes ``_`` for ``-``.
@@ -217,7 +217,7 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def read_global(text: str, place: Place) -> dict[str, Value]:
+def read_global(text: str, place: TextPlace) -> dict[str, Value]:
     """``driver.property=value``, or the three as keys."""
     match = _SHORT_GLOBAL.fullmatch(text)
     if match is None:
@@ -246,7 +246,7 @@ _UDP = re.compile(
 )
 
 
-def read_character(text: str, place: Place) -> dict[str, Value]:
+def read_character(text: str, place: TextPlace) -> dict[str, Value]:
     """The old form of a character device: ``backend`` and its keys, or ``chardev`` where it names one.
 
     :raises UsageError: QEMU has no such device
@@ -265,7 +265,7 @@ def _given(match: re.Match[str]) -> dict[str, Value]:
     return {key: value for key, value in match.groupdict().items() if value is not None}
 
 
-def _socket(text: str, place: Place) -> dict[str, Value]:
+def _socket(text: str, place: TextPlace) -> dict[str, Value]:
     if match := _NETWORK.fullmatch(text):
         kind, host, port, more = match.groups()
         flag: dict[str, Value] = {} if kind == "tcp" else {kind: "on"}
@@ -277,5 +277,5 @@ def _socket(text: str, place: Place) -> dict[str, Value]:
     return _no_device(text, place)
 
 
-def _no_device(text: str, place: Place) -> dict[str, Value]:
+def _no_device(text: str, place: TextPlace) -> dict[str, Value]:
     raise place.error(f"expected a character device such as stdio or unix:PATH, found {quoted(text)}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.adopt.optiontable import takes_argument
-from harness.adopt.place import Place
+from harness.adopt.place import TextPlace
 from harness.adopt.shell import MAX_COMMAND, MAX_WORDS, JsonEnds, Variables, Word, read_variables, read_words
 
 MAX_TEXT = 16 << 20
@@ -60,7 +60,7 @@ def read_start(text: str, source: str) -> Start:
     :raises UsageError: there is none, or it cannot be taken apart; with file and line
     """
     if len(text) > MAX_TEXT:
-        raise Place(source).error(f"longer than {MAX_TEXT >> 20} MiB: give the part with the command line")
+        raise TextPlace(source).error(f"longer than {MAX_TEXT >> 20} MiB: give the part with the command line")
     if "\0" in text:
         return _separated(text)
     text = text.replace("\r\n", "\n")
@@ -161,7 +161,7 @@ def _in_variable(text: str, source: str) -> Start | None:
 def _options_alone(text: str, source: str) -> Start:
     begin = len(text) - len(text.lstrip())
     if not _OPTION.match(text, begin):
-        raise Place(source).error("no start of QEMU found: expected qemu-system-x86_64, say, with its options")
+        raise TextPlace(source).error("no start of QEMU found: expected qemu-system-x86_64, say, with its options")
     return Start("", tuple(read_words(text, begin, source, {}, unfinished=takes_argument)))
 
 
@@ -179,7 +179,7 @@ def _of_ps(text: str, source: str, begin: int) -> Start:
     line = text.count("\n", 0, begin) + 1
     pieces = list(_raw_pieces(text[begin : _line_end(text, begin)]))
     if len(pieces) > MAX_WORDS:
-        raise Place(source, line).error(f"more than {MAX_WORDS} arguments")
+        raise TextPlace(source, line).error(f"more than {MAX_WORDS} arguments")
     return Start(pieces[0], tuple(Word(each, line) for each in _joined(pieces[1:])))
 
 

@@ -29,7 +29,7 @@ from harness.devices.recipe import load_recipes
 from harness.errors import PostloadError, Stopped, UsageError
 from harness.guests.build import Guest
 from harness.names import DECIDING_BETWEEN_VERSIONS
-from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, Tried, fleet_doc
+from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, fleet_doc
 from harness.qualify.model import Answer, QualifyDoc, exit_code
 from harness.qualify.remedies import settings_of
 from harness.qualify.vms import AdoptedVm, Builds, KnownVm, alike, any_loader, look, unjudged_of
@@ -138,22 +138,22 @@ class _Trial:
     _offers: dict[str, Offer] = field(default_factory=dict)
     _guests: dict[str, Guest] = field(default_factory=dict)
 
-    def run(self, known: Sequence[KnownVm]) -> list[Tried]:
+    def run(self, known: Sequence[KnownVm]) -> list[TriedVm]:
         """What was found out about each VM, in their order."""
-        answers: dict[str, Tried] = {}
+        answers: dict[str, TriedVm] = {}
         groups = alike(known)
         for number, members in enumerate(groups.values(), start=1):
             if not self.given["static"] and self.complete:
                 err.print(escape(trying_text(members[0].vm, len(members), number, len(groups))), soft_wrap=True)
             for tried in self._group(members):
                 answers[tried.vm.name] = tried
-        return [answers.get(each.vm.name) or Tried(vm=each.vm, foretold=each.foretold) for each in known]
+        return [answers.get(each.vm.name) or TriedVm(vm=each.vm, foretold=each.foretold) for each in known]
 
-    def _group(self, members: Sequence[KnownVm]) -> Iterator[Tried]:
+    def _group(self, members: Sequence[KnownVm]) -> Iterator[TriedVm]:
         first = members[0]
         assert first.guest is not None
         if self.given["static"]:
-            yield from (Tried(vm=each.vm, foretold=each.foretold) for each in members)
+            yield from (TriedVm(vm=each.vm, foretold=each.foretold) for each in members)
             return
         loaded: LoadedVm | None = None
         obstacle, said = (None, "") if self.complete else (Obstacle.STOPPED, "")
@@ -168,12 +168,12 @@ class _Trial:
             like = "" if each is first else first.vm.name
             vm = replace(each.vm, like=like, obstacle=obstacle, said=said)
             if loaded is None:
-                yield Tried(vm=vm, foretold=each.foretold)
+                yield TriedVm(vm=vm, foretold=each.foretold)
                 continue
             vm = replace(
                 vm, folder=loaded.folder, remedied=loaded.remedied, unjudged=unjudged_of(loaded.settled.origin)
             )
-            yield Tried(vm=vm, foretold=each.foretold, types=loaded.types, doc=loaded.doc)
+            yield TriedVm(vm=vm, foretold=each.foretold, types=loaded.types, doc=loaded.doc)
 
     def _load(self, known: KnownVm, guest: AdoptedVm) -> LoadedVm:
         """Record a VM's guest, load it with the new QEMU, and once more with what its reasons say to set.

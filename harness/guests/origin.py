@@ -20,7 +20,7 @@ Said = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=400)]
 Label = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=80)]
 
 
-class Part(StrEnum):
+class VmPart(StrEnum):
     """What of a VM is replaced; the value is what is stored."""
 
     MACHINE = "machine"  # the machine type
@@ -54,7 +54,7 @@ class Replaced(Model):
     :param guessed: nobody said how large it was
     """
 
-    part: Part
+    part: VmPart
     id: Label = ""
     was: Label
     stands: Label
@@ -105,7 +105,7 @@ class LeftOut(Model):
     said: Said = ""
 
 
-class Origin(Model):
+class VmOrigin(Model):
     """Of a guest plan that was made of a configuration.
 
     :param name: of the VM
@@ -118,7 +118,7 @@ class Origin(Model):
     replaced: tuple[Replaced, ...] = ()
     left_out: tuple[LeftOut, ...] = Field(default=())
 
-    def plus(self, *more: LeftOut) -> Origin:
+    def plus(self, *more: LeftOut) -> VmOrigin:
         """With more that is not judged."""
         return self.model_copy(update={"left_out": (*self.left_out, *more)})
 

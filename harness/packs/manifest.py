@@ -25,7 +25,7 @@ from harness.devices.phases import Unreached
 from harness.errors import PackError
 from harness.facts.model import HostFacts
 from harness.guests.identity import GuestIdentity
-from harness.guests.origin import Origin
+from harness.guests.origin import VmOrigin
 from harness.guests.plan import GuestPlan
 from harness.text import printable
 
@@ -113,7 +113,7 @@ class Manifest(_Model):
     host: HostFacts = {}
     plan: GuestPlan
     guest: GuestIdentity
-    origin: Origin | None = None
+    origin: VmOrigin | None = None
     roms: dict[str, FileModel] = {}
     blocks: list[BlockModel]
     devices: list[DeviceModel]

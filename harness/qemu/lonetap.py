@@ -38,13 +38,13 @@ def is_lone_tap(option: Option) -> bool:
 def has_lone_taps() -> bool:
     """Whether this host gives one."""
     try:
-        LoneTap(lone_tap_option("none", 1)).close()
+        HeldTap(lone_tap_option("none", 1)).close()
     except MissingError:
         return False
     return True
 
 
-class LoneTap:
+class HeldTap:
     """The tap behind one ``-netdev``.
 
     :param said: as :func:`lone_tap_option` makes it

@@ -20,7 +20,7 @@ from typing import Any
 from harness.deadline import Deadline, in_time
 from harness.errors import DeadlineError, HostError, QemuError, Unmigratable
 from harness.qemu.cmdline import CommandLine, Option
-from harness.qemu.lonetap import LoneTap, is_lone_tap
+from harness.qemu.lonetap import HeldTap, is_lone_tap
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir, socket_path
@@ -52,7 +52,7 @@ class Vm:
     ) -> None:
         folder = workdir or new_workdir()
         try:
-            taps = [LoneTap(option) for option in command.options if is_lone_tap(option)]
+            taps = [HeldTap(option) for option in command.options if is_lone_tap(option)]
             self._tpms = _tpms(command, scope)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -163,7 +163,7 @@ def _tpms(command: CommandLine, scope: ProcessScope | None) -> list[TpmEmulator]
     return started
 
 
-def _with_taps(command: CommandLine, taps: Sequence[LoneTap]) -> CommandLine:
+def _with_taps(command: CommandLine, taps: Sequence[HeldTap]) -> CommandLine:
     """The command line with the files of taps that it names."""
     made = iter(taps)
     return replace(command, options=tuple(next(made).option if is_lone_tap(o) else o for o in command.options))

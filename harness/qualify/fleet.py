@@ -171,7 +171,7 @@ def fleet_schema() -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+class TriedVm:
     """What was found out about one VM.
 
     :param vm: without its answer, devices and reasons
@@ -185,7 +185,7 @@ class Tried:
     doc: QualifyDoc | None = None
 
 
-def fleet_doc(tried: Sequence[Tried], **of_run: Any) -> FleetDoc:
+def fleet_doc(tried: Sequence[TriedVm], **of_run: Any) -> FleetDoc:
     """One document of what was found out about each VM.
 
     :param of_run: what :class:`FleetDoc` has beside answer, VMs and reasons
@@ -203,7 +203,7 @@ def fleet_doc(tried: Sequence[Tried], **of_run: Any) -> FleetDoc:
     )
 
 
-def _answered(tried: Tried, causes: _Causes) -> VmAnswer:
+def _answered(tried: TriedVm, causes: _Causes) -> VmAnswer:
     vm = tried.vm
     devices = tuple(_devices(tried))
     doubt = [Answer.UNKNOWN] if vm.obstacle is not None or vm.unjudged else []
@@ -216,7 +216,7 @@ def _answered(tried: Tried, causes: _Causes) -> VmAnswer:
     )
 
 
-def _devices(tried: Tried) -> Iterable[VmDevice]:
+def _devices(tried: TriedVm) -> Iterable[VmDevice]:
     for device in _device_answers(tried.doc):
         yield VmDevice(device=device.device, type=tried.types.get(device.device, ""), answer=device.answer)
 
@@ -232,7 +232,7 @@ class _Causes:
         self._found: dict[object, FleetReason] = {}
         self._vms: dict[object, list[str]] = {}
 
-    def of(self, tried: Tried) -> Iterable[int]:
+    def of(self, tried: TriedVm) -> Iterable[int]:
         """Numbers of a VM's reasons."""
         for key, found in (*_foretold(tried), *_loaded(tried)):
             self._found.setdefault(key, found)
@@ -247,13 +247,13 @@ class _Causes:
             yield replace(found, vms=tuple(self._vms[key]))
 
 
-def _foretold(tried: Tried) -> Iterable[tuple[object, FleetReason]]:
+def _foretold(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
     for each in tried.foretold:
         key = ("foretold", each.what, each.name, each.standing, each.side, each.version)
         yield key, FleetReason(answer=each.answer, vms=(), foretold=each)
 
 
-def _loaded(tried: Tried) -> Iterable[tuple[object, FleetReason]]:
+def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
     if tried.doc is None:
         return
     for pair in tried.doc.pairs:

@@ -19,7 +19,7 @@ from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted, known_
 from harness.adopt.recording import for_our_guest
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.errors import MissingError, PostloadError, UsageError
-from harness.guests.origin import LeftOut, Origin, Without
+from harness.guests.origin import LeftOut, VmOrigin, Without
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
@@ -193,7 +193,7 @@ def architecture_of_vm(configuration: Configuration) -> Architecture:
     raise UsageError(f"{configuration.source}: a guest of {wanted}: expected one of {known}")
 
 
-def unjudged_of(origin: Origin) -> tuple[Unjudged, ...]:
+def unjudged_of(origin: VmOrigin) -> tuple[Unjudged, ...]:
     """Devices that are not in the guest."""
     return tuple(_unjudged(left) for left in origin.left_out if _is_missing(left))
 

@@ -9,32 +9,32 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.guests.origin import LeftOut, Origin, Part, Replaced, Without
+from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without
 from harness.report.text import number, plural
 from harness.text import printable
 
 SCHEMA = "postload.adopt/1"
 
-_PARTS: Mapping[Part, str] = {
-    Part.MACHINE: "machine type",
-    Part.CPU: "CPU model",
-    Part.CPUS: "CPUs",
-    Part.MEMORY: "memory",
-    Part.NUMA: "NUMA",
-    Part.DISK: "disk",
-    Part.NETWORK: "network",
-    Part.LINE: "character device",
-    Part.SOUND: "sound",
-    Part.MEMDEV: "memory device",
-    Part.FILES: "shared folder",
-    Part.CIPHERS: "ciphers",
-    Part.CANBUS: "CAN bus",
-    Part.TPM: "TPM",
-    Part.RANDOM: "random numbers of",
-    Part.ROM: "option ROM of",
-    Part.FIRMWARE: "firmware",
-    Part.SYSTEM: "what it boots",
-    Part.CONSOLE: "first serial port",
+_PARTS: Mapping[VmPart, str] = {
+    VmPart.MACHINE: "machine type",
+    VmPart.CPU: "CPU model",
+    VmPart.CPUS: "CPUs",
+    VmPart.MEMORY: "memory",
+    VmPart.NUMA: "NUMA",
+    VmPart.DISK: "disk",
+    VmPart.NETWORK: "network",
+    VmPart.LINE: "character device",
+    VmPart.SOUND: "sound",
+    VmPart.MEMDEV: "memory device",
+    VmPart.FILES: "shared folder",
+    VmPart.CIPHERS: "ciphers",
+    VmPart.CANBUS: "CAN bus",
+    VmPart.TPM: "TPM",
+    VmPart.RANDOM: "random numbers of",
+    VmPart.ROM: "option ROM of",
+    VmPart.FIRMWARE: "firmware",
+    VmPart.SYSTEM: "what it boots",
+    VmPart.CONSOLE: "first serial port",
 }
 _WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
     Without.HOST: lambda left: f"not judged: it stands on the host's own{_of(left, ' ')}",
@@ -63,7 +63,7 @@ def replaced_text(replaced: Replaced) -> str:
     name = f" {replaced.id}" if replaced.id else ""
     size = f" of {number(replaced.size_bytes)} bytes" if replaced.size_bytes is not None else ""
     guess = ", for nobody said how large it was" if replaced.guessed else ""
-    own_network = replaced.part is Part.NETWORK and replaced.stands == "user"
+    own_network = replaced.part is VmPart.NETWORK and replaced.stands == "user"
     stands = "QEMU's own, which reaches nobody" if own_network else replaced.stands
     return f"{_PARTS[replaced.part]}{name}: {replaced.was} -> {stands}{size}{guess}"
 
@@ -75,7 +75,7 @@ def left_out_text(left: LeftOut) -> str:
     return f"{left.type}{name}: {_WHYS[left.why](left)}{said}"
 
 
-def origin_lines(origin: Origin) -> list[str]:
+def origin_lines(origin: VmOrigin) -> list[str]:
     """All of it, a line each, what is replaced first."""
     whose = f" of VM {origin.name}" if origin.name else ""
     state = "its own saved state" if origin.state else "the state of a guest of postload's in its place"
@@ -84,7 +84,7 @@ def origin_lines(origin: Origin) -> list[str]:
     return lines + [f"left out: {left_out_text(each)}" for each in origin.left_out]
 
 
-def adopted_document(origin: Origin, machine: str, version: str, devices: Mapping[str, list[str]]) -> dict[str, Any]:
+def adopted_document(origin: VmOrigin, machine: str, version: str, devices: Mapping[str, list[str]]) -> dict[str, Any]:
     """A VM that nothing was recorded of yet.
 
     :param devices: what is judged: name to the ids in the VM
@@ -105,11 +105,11 @@ def print_adopted(document: Mapping[str, Any], console: Console) -> None:
     _wrapped(f"{plural(len(devices), 'device')} to judge:", console)
     for name, ids in devices.items():
         _wrapped(f"{name}: {', '.join(ids) or 'part of the machine'}", console, indent="  ")
-    print_origin(Origin.model_validate(document["origin"]), console)
+    print_origin(VmOrigin.model_validate(document["origin"]), console)
     _wrapped("next: with --out NAME.pack too, a guest of postload's is booted in it and recorded", console)
 
 
-def print_origin(origin: Origin, console: Console) -> None:
+def print_origin(origin: VmOrigin, console: Console) -> None:
     """What was replaced and left out, in the console's width."""
     for line in origin_lines(origin):
         _wrapped(line, console)

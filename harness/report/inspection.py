@@ -18,7 +18,7 @@ from harness.adopt.saved import SavedState
 from harness.devices.device import section_label
 from harness.devices.phases import Unreached
 from harness.errors import StreamError, UsageError
-from harness.guests.origin import Origin
+from harness.guests.origin import VmOrigin
 from harness.packs.pack import MANIFEST, PhaseSize, StatePack
 from harness.packs.packfile import GUEST_PART, SUFFIX, is_packfile
 from harness.report.adopted import print_origin
@@ -119,7 +119,7 @@ def print_document(document: dict[str, Any], console: Console) -> None:
         for lack in lacks:
             console.print(f"{name}: {_shown(unreached_text(Unreached(**lack)))}", soft_wrap=True)
     if document.get("origin"):
-        print_origin(Origin.model_validate(document["origin"]), console)
+        print_origin(VmOrigin.model_validate(document["origin"]), console)
     for remark in document.get("remarks", ()):
         console.print(f"note: {_shown(remark)}", soft_wrap=True)
     if "sizes" in document and not document.get("filtered"):

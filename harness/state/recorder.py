@@ -23,7 +23,7 @@ from harness.guests.build import Guest
 from harness.guests.console import Console
 from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
-from harness.guests.origin import Origin
+from harness.guests.origin import VmOrigin
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
 from harness.names import RECORDED_PHASES, USUAL_PHASES
@@ -176,7 +176,7 @@ class Plan:
     planned: PlannedGuest
     phases: tuple[str, ...]
     foreign: Path | None = None
-    origin: Origin | None = None
+    origin: VmOrigin | None = None
     owners: Owners | None = None
 
     @property

@@ -31,7 +31,7 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule, plan_loads
 from harness.engines.secondary import Secondary
 from harness.guests.images import empty_qcow2
-from harness.guests.origin import Origin
+from harness.guests.origin import VmOrigin
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.guests.planner import PlannedGuest
 from harness.names import ADOPTED
@@ -173,7 +173,7 @@ def adopt(
     def pack(name: str) -> tuple[StatePack, AdoptedState]:
         if not states[name].exists():
             pytest.skip(f"QEMU {binary.version} has no {name}")
-        settled = settled_guest(guest, Origin(name="web01"), binary, accel)
+        settled = settled_guest(guest, VmOrigin(name="web01"), binary, accel)
         with open_saved(states[name], tmp_path) as state:
             adopted = write_adopted(state, settled, binary, tmp_path / "pack", accel=accel)
             del state
@@ -262,7 +262,7 @@ def test_a_stream_of_a_machine_type_before_2_4_is_loaded(
     with _machine(binary, accel, OLD, image) as vm:
         _migrate(vm, f"exec:cat > {stream}")
     old = replace(guest, plan=guest.plan.model_copy(update={"machine": OLD}))
-    settled = settled_guest(old, Origin(), binary, accel)
+    settled = settled_guest(old, VmOrigin(), binary, accel)
     with open_saved(stream, tmp_path) as state:
         assert (state.machine, state.vmdesc) == ("", None)
         adopted = write_adopted(state, settled, binary, tmp_path / "pack", accel=accel)

@@ -158,7 +158,7 @@ def parse(text: str, source: str) -> Element:
     """
     if len(text) > MOST_BYTES:
         raise UsageError(f"{source}: {len(text)} characters: expected a libvirt domain of at most {MOST_BYTES}")
-    reader = _Reader(source)
+    reader = _TreeReader(source)
     try:
         reader.parser.Parse(text.encode("utf-8", "surrogatepass"), True)
     except expat.ExpatError as error:
@@ -171,7 +171,7 @@ def _named(name: str) -> str:
     return name.replace(f"{QEMU_NAMESPACE}}}", "qemu:")
 
 
-class _Reader:
+class _TreeReader:
     """Makes elements of what expat tells. Comments and processing instructions are passed over."""
 
     def __init__(self, source: str) -> None:

@@ -16,7 +16,7 @@ from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted
 from harness.devices.backends import Disk, LoneTap, Memdev, Netdev
 from harness.devices.types import DeviceType
 from harness.errors import UsageError
-from harness.guests.origin import Part, Without
+from harness.guests.origin import VmPart, Without
 from harness.guests.plan import GuestPlan
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, OTHER, STRING, Listed, Listing
 
@@ -117,8 +117,8 @@ def test_a_disk_and_a_network_keep_their_places_and_lose_what_is_behind_them() -
     assert net.properties == {"mac": "52:54:00:aa:bb:cc", "mq": True}
     assert found.plan.backends[disk.backends["drive"]] == Disk(size_bytes=1 << 30)
     assert [(r.part, r.id, r.was, r.stands, r.guessed) for r in found.origin.replaced[:2]] == [
-        (Part.DISK, "form", "qcow2 on file", "scratch disk", True),
-        (Part.NETWORK, "hostnet0", "tap", "user", False),
+        (VmPart.DISK, "form", "qcow2 on file", "scratch disk", True),
+        (VmPart.NETWORK, "hostnet0", "tap", "user", False),
     ]
     assert "shadow" not in repr(found)
     assert "/bin/sh" not in repr(found)
@@ -184,7 +184,7 @@ def test_a_machine_without_nodefaults_has_what_qemu_gives_it() -> None:
     assert found.plan.backends[disk.backends["drive"]] == Disk(size_bytes=64 << 20)
     assert not found.plan.devices[4].backends
     assert not found.plan.devices[5].backends
-    assert Part.CONSOLE not in [each.part for each in found.origin.replaced]
+    assert VmPart.CONSOLE not in [each.part for each in found.origin.replaced]
 
 
 def test_cpus_memory_and_machine_are_what_was_said() -> None:
@@ -291,7 +291,7 @@ def test_the_first_serial_port_is_the_console_and_sound_has_a_backend() -> None:
     )
     assert [each.id for each in found.plan.devices] == ["serial1", "sound0"]
     assert list(found.plan.devices[1].backends) == ["audiodev"]
-    assert found.origin.replaced[0].part is Part.CONSOLE
+    assert found.origin.replaced[0].part is VmPart.CONSOLE
     assert found.origin.replaced[0].was == "pty"
 
 

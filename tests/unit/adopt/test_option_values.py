@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.adopt.configuration import Value
-from harness.adopt.place import Place
+from harness.adopt.place import TextPlace
 from harness.adopt.values import read_character, read_cpu, read_global, read_json, read_options
 from harness.errors import UsageError
 
-HERE = Place("vm.txt", 3)
+HERE = TextPlace("vm.txt", 3)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from harness.adopt.redact import (
 )
 from harness.cli import cli
 from harness.errors import UsageError
-from harness.guests.origin import LeftOut, Origin, Without
+from harness.guests.origin import LeftOut, VmOrigin, Without
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.names import ADOPTED
 from harness.packs.manifest import MANIFEST, read_manifest
@@ -192,7 +192,9 @@ def test_a_guest_address_is_found_in_ram(family: str, size: int, address: int, o
 
 
 def test_a_vm_loses_its_name_and_what_was_said_of_its_host() -> None:
-    old = Origin(name="web01", left_out=(LeftOut(why=Without.START, type="vmgenid", said="/srv/web01: no such file"),))
+    old = VmOrigin(
+        name="web01", left_out=(LeftOut(why=Without.START, type="vmgenid", said="/srv/web01: no such file"),)
+    )
     found = redacted_origin(old, ["slirp"])
     assert (found.name, found.left_out[0].said) == ("", "")
     assert [each.why for each in found.left_out] == [Without.START, Without.REDACTED, Without.REDACTED]

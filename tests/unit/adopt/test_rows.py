@@ -19,7 +19,7 @@ from harness.devices.recipe import load_recipes
 from harness.devices.rules import load_rules
 from harness.devices.types import DeviceType
 from harness.guests.lack import Lack, Lacks
-from harness.guests.origin import Origin, Part, Without
+from harness.guests.origin import VmOrigin, VmPart, Without
 from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice, Topology, guest_command
 from harness.qemu.binary import QemuBinary
 from harness.state.catalogue import Offer
@@ -76,7 +76,7 @@ PLAN = GuestPlan(
 
 
 def test_each_device_is_one_ports_are_together_and_the_rest_is_the_platform() -> None:
-    guest = judged_guest(Adopted(plan=PLAN, origin=Origin()), offer())
+    guest = judged_guest(Adopted(plan=PLAN, origin=VmOrigin()), offer())
     assert {each.id: each.owner for each in guest.plan.devices} == {
         "pci.1": "pcie-root-port",
         "pci.2": "pcie-root-port",
@@ -112,7 +112,7 @@ def test_the_driver_of_an_empty_controller_is_bound_without_a_wait_for_what_is_p
     """What finds its bus by itself may be in it."""
     tablet = (PlacedDevice(id="input0", type="usb-tablet" if loose else "usb-redir"),)
     plan = PLAN.with_devices((placed("usb", "qemu-xhci", "pcie.0", "03.0"), *tablet))
-    guest = judged_guest(Adopted(plan=plan, origin=Origin()), offer())
+    guest = judged_guest(Adopted(plan=plan, origin=VmOrigin()), offer())
     command = guest_command(guest.devices[0], "bind", guest.plan)
     assert command == (
         'auto_bind qemu-xhci "0000:00:03.0" ""' if loose else 'auto_place "0000:00:03.0" "" && auto_driver'
@@ -121,7 +121,7 @@ def test_the_driver_of_an_empty_controller_is_bound_without_a_wait_for_what_is_p
 
 
 def test_what_a_qemu_refuses_is_left_out_and_what_saves_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = judged_guest(Adopted(plan=PLAN, origin=Origin()), offer())
+    guest = judged_guest(Adopted(plan=PLAN, origin=VmOrigin()), offer())
     refused = {
         "usb-tablet": Lack(what=Lacks.SECTION),
         "virtio-blk+2": Lack(what=Lacks.MIGRATION, said="blocked\nhere"),
@@ -133,7 +133,7 @@ def test_what_a_qemu_refuses_is_left_out_and_what_saves_nothing_stays(monkeypatc
         path="/q", version="7.2", build="", target="x86_64", sha256="0", machines=(), devices=frozenset(),
         capabilities=frozenset(),
     )  # fmt: skip
-    found = settled_guest(guest, Origin(), binary, "tcg")
+    found = settled_guest(guest, VmOrigin(), binary, "tcg")
     assert [(left.why, left.id, left.said) for left in found.origin.left_out] == [
         (Without.SECTION, "input0", ""),
         (Without.MIGRATION, "vdb", "blocked?here"),
@@ -145,17 +145,17 @@ def test_what_a_qemu_refuses_is_left_out_and_what_saves_nothing_stays(monkeypatc
 
 
 def test_our_guest_has_less_memory_and_fewer_cpus_and_says_so() -> None:
-    guest = judged_guest(Adopted(plan=PLAN, origin=Origin()), offer())
-    found, origin = for_our_guest(guest, Origin(), 192)
+    guest = judged_guest(Adopted(plan=PLAN, origin=VmOrigin()), offer())
+    found, origin = for_our_guest(guest, VmOrigin(), 192)
     assert (found.plan.memory_mib, found.plan.cpus, found.plan.topology) == (192, 4, None)
     assert found.plan.backends == {"m0": Memdev(size_bytes=MOST_MEMDEV_BYTES)}
     assert (found.plan.ram, found.plan.numa) == (None, ())
     assert found.plan.devices[-1].properties == {"slot": 0}
     assert found.plan.memory_room_mib == 2 * MOST_MEMDEV_BYTES >> 20
     assert [(r.part, r.was, r.stands) for r in origin.replaced] == [
-        (Part.MEMORY, "4096 MiB", "192 MiB"),
-        (Part.NUMA, "nodes: 2", "1"),
-        (Part.CPUS, "16", "4"),
+        (VmPart.MEMORY, "4096 MiB", "192 MiB"),
+        (VmPart.NUMA, "nodes: 2", "1"),
+        (VmPart.CPUS, "16", "4"),
     ]
-    same, unchanged = for_our_guest(replace(guest, plan=found.plan), Origin(), 192)
+    same, unchanged = for_our_guest(replace(guest, plan=found.plan), VmOrigin(), 192)
     assert (same.plan, unchanged.replaced) == (found.plan, ())

@@ -20,7 +20,7 @@ from harness.facts.compare import Matters, incomparable
 from harness.facts.model import WhyNotKnown
 from harness.guests.origin import Without
 from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer, LostBy, LostFeature, SetAlike
-from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, Tried, Unjudged, VmAnswer, fleet_doc, fleet_schema
+from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, Unjudged, VmAnswer, fleet_doc, fleet_schema
 from harness.qualify.foretold import Foresight, Foretold, Standing
 from harness.qualify.model import Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
 from harness.qualify.remedies import settings_of
@@ -93,14 +93,14 @@ def vm(name: str, **more: Any) -> VmAnswer:
     return VmAnswer(name=name, source=f"{name}.xml", answer=Answer.NONE, **{**known, **more})
 
 
-def broken(name: str, section: str = "0000:04:00.0/virtio-blk", **more: Any) -> Tried:
+def broken(name: str, section: str = "0000:04:00.0/virtio-blk", **more: Any) -> TriedVm:
     because = reason(replace(QUEUE, section=section), section=section)
     doc = answered("virtio-blk", because, answer=Answer.NO_GO)
-    return Tried(vm=vm(name, **more), types={"virtio-blk": "virtio-blk-pci"}, doc=doc)
+    return TriedVm(vm=vm(name, **more), types={"virtio-blk": "virtio-blk-pci"}, doc=doc)
 
 
-def fine(name: str, **more: Any) -> Tried:
-    return Tried(vm=vm(name, **more), types={"ahci": "ich9-ahci"}, doc=answered("ahci"))
+def fine(name: str, **more: Any) -> TriedVm:
+    return TriedVm(vm=vm(name, **more), types={"ahci": "ich9-ahci"}, doc=answered("ahci"))
 
 
 def printed(doc: FleetDoc) -> str:
@@ -143,7 +143,7 @@ def test_what_is_foretold_is_an_answer_without_a_load() -> None:
     late = replace(gone, what=Foresight.MACHINE_TYPE, name="pc-q35-4.2", standing=Standing.DEPRECATED)
     doc = fleet_doc(
         [
-            Tried(vm=vm("desktop", folder=""), foretold=(gone,)),
+            TriedVm(vm=vm("desktop", folder=""), foretold=(gone,)),
             replace(fine("old"), foretold=(late,)),
         ],
         **OF_RUN,
@@ -163,7 +163,7 @@ def test_what_is_not_judged_keeps_a_vm_from_a_go_and_is_named() -> None:
 
 @pytest.mark.parametrize("obstacle", list(Obstacle))
 def test_every_obstacle_has_its_words(obstacle: Obstacle) -> None:
-    doc = fleet_doc([Tried(vm=vm("web", obstacle=obstacle, said="it said so", folder=""))], **OF_RUN)
+    doc = fleet_doc([TriedVm(vm=vm("web", obstacle=obstacle, said="it said so", folder=""))], **OF_RUN)
     assert doc.vms[0].answer is Answer.UNKNOWN
     assert doc.answer is Answer.UNKNOWN
     assert "unknown" in printed(doc)
@@ -206,7 +206,7 @@ def test_the_document_is_read_back_and_has_the_shape_of_its_schema() -> None:
 
 
 def test_the_summary_has_words_for_what_was_not_tried() -> None:
-    doc = fleet_doc([Tried(vm=vm("web")), Tried(vm=vm("mail"))], **OF_RUN)
+    doc = fleet_doc([TriedVm(vm=vm("web")), TriedVm(vm=vm("mail"))], **OF_RUN)
     assert fleet_summary(doc).startswith("to QEMU 11.1.3: not tried; 2 not tried; 0 VMs tried")
 
 
@@ -224,7 +224,7 @@ def test_a_difference_of_hosts_that_one_side_could_not_tell_is_told() -> None:
     hosts = HostsDiffer(changes=(replace(unknown, not_known={"why": WhyNotKnown.NO_INTERFACE, "said": "slot"}),))
     doc = answered("net", reason(hosts), answer=Answer.NO_GO)
     assert "no answer" in qualify_markdown(doc)
-    assert "no answer" in printed(fleet_doc([Tried(vm=vm("web"), doc=doc)], **OF_RUN))
+    assert "no answer" in printed(fleet_doc([TriedVm(vm=vm("web"), doc=doc)], **OF_RUN))
 
 
 def test_a_run_that_was_stopped_says_so() -> None:

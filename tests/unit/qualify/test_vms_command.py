@@ -16,7 +16,7 @@ from harness.adopt.files import FoundVm
 from harness.arch import ARCHITECTURES
 from harness.cli import cli
 from harness.errors import UsageError
-from harness.guests.origin import LeftOut, Origin, Without
+from harness.guests.origin import LeftOut, VmOrigin, Without
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify import vms as module
 from harness.qualify.fleet import Obstacle
@@ -157,7 +157,7 @@ def test_an_element_that_is_not_known_is_a_device_without_an_answer() -> None:
     parts = ("devices/flux", "devices/input@mood", "devices/disk/mood", "memtune")
     left_out = [LeftOut(why=Without.UNREAD, type=part, names=("7",)) for part in parts]
     left_out += [LeftOut(why=Without.SECTION, type="usb-bt"), LeftOut(why=Without.HOST, type="vfio-pci", id="gpu")]
-    found = unjudged_of(Origin(left_out=tuple(left_out)))
+    found = unjudged_of(VmOrigin(left_out=tuple(left_out)))
     assert [(one.device, one.type) for one in found] == [("devices/flux", "devices/flux"), ("gpu", "vfio-pci")]
 
 
