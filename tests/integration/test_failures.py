@@ -299,9 +299,12 @@ def test_a_full_disk_under_the_scratch_folders(postload: Run, own_cache: Path, s
     ("size", "code"), [pytest.param("80k", 3, id="in the middle"), pytest.param("124k", 0, id="at the end")]
 )
 def test_a_full_disk_under_the_reports(postload: Run, pc_pack: StatePack, scratch: Path, size: str, code: int) -> None:
-    """Either there is no room for a further cell, or for the reports of all of them."""
+    """Either there is no room for a further cell, or for the reports of all of them.
+
+    One row after the other: of two that end together even the first reports may have no room.
+    """
     with _tiny_disk(scratch / "small", size) as small:
-        done = postload(*LONG[:-4], "--loads", "3", "--out", small / "out")
+        done = postload(*LONG[:-4], "--loads", "3", "--jobs", "1", "--out", small / "out")
         assert done.returncode == 3, done.stdout + done.stderr
         assert str(small / "out") in done.stderr
         assert "space" in done.stderr
