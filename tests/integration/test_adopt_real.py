@@ -22,8 +22,6 @@ from harness.qemu.lonetap import has_lone_taps
 from harness.qemu.process import new_workdir
 from harness.qemu.vm import Vm, migrate_to_socket
 
-pytestmark = pytest.mark.integration
-
 Done = subprocess.CompletedProcess[str]
 
 WEB01 = """\

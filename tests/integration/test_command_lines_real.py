@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +21,6 @@ from harness.adopt.commandline import of_process, read_command_line
 from harness.adopt.configuration import Configuration
 from harness.adopt.optiontable import Form, known_options, option_of_group
 from harness.qemu.binary import QemuBinary
-
-pytestmark = pytest.mark.integration
 
 #: Options that stand in what QEMU writes.
 WRITTEN = frozenset(
@@ -142,18 +139,11 @@ def test_every_option_that_a_version_tells_of_is_known(version: str, installed_q
     assert names - set(known_options()) == set()
 
 
-def started(pid: int) -> None:
-    """Waits until the kernel has put a new program's arguments in their place."""
-    end = time.monotonic() + 60
-    while not Path(f"/proc/{pid}/cmdline").read_bytes() and time.monotonic() < end:
-        time.sleep(0.01)
-
-
-def test_a_running_qemu_is_read_from_its_process(binary: QemuBinary) -> None:
+def test_a_running_qemu_is_read_from_its_process(binary: QemuBinary, eventually: Callable[..., None]) -> None:
     arguments = ["-machine", "none", "-S", "-nodefaults", "-display", "none", "-name", "it's a guest,process=x,,y"]
     with subprocess.Popen([binary.path, *arguments], stdin=subprocess.DEVNULL) as process:
         try:
-            started(process.pid)
+            eventually(Path(f"/proc/{process.pid}/cmdline").read_bytes, "the kernel has put its arguments there")
             found = of_process(process.pid)
         finally:
             process.kill()

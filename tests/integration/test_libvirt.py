@@ -13,8 +13,6 @@ from made_libvirt import DOMAINS, STARTED, Refused, lacks, told, translated
 from harness.adopt.commandline import read_command_line
 from harness.adopt.domain import read_domain
 
-pytestmark = pytest.mark.integration
-
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
