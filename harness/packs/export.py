@@ -7,7 +7,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,18 +51,22 @@ def new_pack(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise UsageError(f"{path}: it exists already; a state pack is never overwritten")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        with temp_dir(path.parent) as temp:
-            yield temp / "pack"
-            if path.suffix == SUFFIX:
-                with StatePack(temp / "pack") as pack:
-                    export_pack(pack, path)
-            else:
-                (temp / "pack").rename(path)
-    except OSError as error:
-        raise HostError(f"cannot write {path}: {error.strerror}") from error
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            temp = stack.enter_context(temp_dir(path.parent))
+        except OSError as error:
+            raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
+        yield temp / "pack"
+        if path.suffix == SUFFIX:
+            with StatePack(temp / "pack") as pack:
+                export_pack(pack, path)
+            return
+        try:
+            (temp / "pack").rename(path)
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _appear(whole: Path, path: Path) -> None:

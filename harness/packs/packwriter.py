@@ -50,9 +50,9 @@ class PackWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
             self._folder = self._temporary.enter_context(temp_dir(path.parent))
+            self._pages = (self._folder / PAGES).open("w+b")
         except OSError as error:
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
-        self._pages = (self._folder / PAGES).open("w+b")
         self._known: dict[bytes, int] = {}
         self._files: list[str] = []
         self._looks: list[str] = []

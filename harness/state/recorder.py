@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +16,7 @@ import harness
 from harness.arch import Architecture, architecture_of
 from harness.devices.device import NOTHING, STEPS, Device
 from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
-from harness.errors import DeadlineError, GuestError, HostError, PackError, QemuError, StreamError, UsageError
-from harness.files import sweep, temp_dir
+from harness.errors import DeadlineError, GuestError, PackError, QemuError, StreamError, UsageError
 from harness.guests.build import Guest
 from harness.guests.console import Console
 from harness.guests.faults import wait_halted
@@ -27,9 +25,8 @@ from harness.guests.origin import VmOrigin
 from harness.guests.plan import guest_command
 from harness.guests.planner import PlannedGuest
 from harness.names import RECORDED_PHASES, USUAL_PHASES
-from harness.packs.export import export_pack
+from harness.packs.export import new_pack
 from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
-from harness.packs.pack import StatePack
 from harness.packs.packfile import SUFFIX
 from harness.packs.packwriter import PackWriter
 from harness.qemu.binary import QemuBinary
@@ -219,28 +216,18 @@ def record(
     """
     if path.suffix != SUFFIX:
         return _record_folder(plan, path, progress, host or {}, scope, booted)
-    if path.exists():
-        raise UsageError(f"{path}: it exists already; a state pack is never overwritten")
-    with ExitStack() as stack:
+    failed: CutShort | None = None
+    with new_pack(path) as folder:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path.parent)
-            temp = stack.enter_context(temp_dir(path.parent))
-        except OSError as error:
-            raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
-        failed: CutShort | None = None
-        try:
-            _record_folder(plan, temp / "pack", progress, host or {}, scope, booted)
+            _record_folder(plan, folder, progress, host or {}, scope, booted)
         except CutShort as error:
             if not error.kept:
                 raise
             failed = error
         progress("packing")
-        with StatePack(temp / "pack") as pack:
-            export_pack(pack, path)
-        if failed is not None:
-            raise failed
-        return path
+    if failed is not None:
+        raise failed
+    return path
 
 
 def _record_folder(
