@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.adopt.qcow2 import Qcow2
+from harness.adopt.qcow2 import InternalSnapshot, Qcow2
 from harness.adopt.unpack import unpack
 from harness.errors import HostError, StreamError, UsageError
 from harness.files import temp_dir
@@ -131,7 +131,7 @@ def _opened(
         image = Qcow2.of(view)
         chosen = image.snapshot(snapshot, str(path))
         name = chosen.label
-        view = _state_of(image, name, scratch, stack)
+        view = _state_of(image, chosen, scratch, stack)
     elif container.kind in _PACKED:
         view = _unpacked(container.kind, path, 0, scratch, stack)
     else:
@@ -166,11 +166,11 @@ def _unpacked(kind: FileKind, path: Path, start: int, scratch: Path, stack: cont
     return stack.enter_context(mapped(target))
 
 
-def _state_of(image: Qcow2, name: str, scratch: Path, stack: contextlib.ExitStack) -> memoryview:
+def _state_of(image: Qcow2, chosen: InternalSnapshot, scratch: Path, stack: contextlib.ExitStack) -> memoryview:
     target = _folder(scratch, stack) / "stream"
     try:
         with target.open("wb") as out:
-            for piece in image.state(image.snapshot(name, "")):
+            for piece in image.state(chosen):
                 out.write(piece)
     except OSError as error:
         raise HostError(f"cannot write {target}: {error.strerror}") from error

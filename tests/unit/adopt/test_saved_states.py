@@ -154,6 +154,10 @@ def test_one_of_several_snapshots_is_named(tmp_path: Path) -> None:
     assert "no snapshot 'disk' with the state" in refused(tmp_path, image, "disk")
 
 
+def test_a_snapshot_that_is_called_by_the_id_of_another_one(tmp_path: Path) -> None:
+    assert taken(tmp_path, bytes(qcow2({"2": STREAM, "after": STREAM})), "1") == (STREAM, "", "2")
+
+
 def test_images_without_the_state_of_a_machine(tmp_path: Path) -> None:
     assert "no snapshots; savevm puts it there" in refused(tmp_path, bytes(qcow2({})))
     assert "its 1 snapshots hold the disk alone" in refused(tmp_path, bytes(qcow2({"one": b""})))
