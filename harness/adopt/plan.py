@@ -496,8 +496,6 @@ class _Adoption:
     ) -> None:
         """Put something harmless behind a property."""
         said = self._backends.get((kind, name))
-        if said is None and kind is Chardev and key == "chardev" and not is_unnamed(name):
-            said = self._backends.get((Chardev, name))
         if said is None:
             if not is_unnamed(name):
                 raise self._wrong(option, f"{key}={name}: expected the name of one that the configuration has")
