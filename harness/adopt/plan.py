@@ -41,7 +41,7 @@ from harness.guests.foreign import (
 from harness.guests.machine import lacking_program
 from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without, label
 from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
-from harness.qemu.binary import MachineType, QemuBinary
+from harness.qemu.binary import QemuBinary
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
 from harness.qemu.lonetap import has_lone_taps
 
@@ -137,7 +137,8 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
     :raises QemuError: it does not answer
     """
     wanted = machine or said_machine(configuration)
-    found = _own_build(binary, wanted) if wanted else binary.machine(next(iter(architecture_of("").families.values())))
+    said = wanted or next(iter(architecture_of("").families.values()))
+    found = binary.machine(said) or binary.machine(plain_machine(said))
     if found is None:
         here = ", ".join(m.alias or m.name for m in binary.machines if m.alias) or "none"
         raise UsageError(
@@ -154,9 +155,9 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
     return replace(known, listing=listing(binary.path, found.name, {*asked, "mc146818rtc", _CONSOLE}))
 
 
-def _own_build(binary: QemuBinary, wanted: str) -> MachineType | None:
-    """The machine type of a name; Proxmox VE puts the number of its own build behind QEMU's."""
-    return binary.machine(wanted) or binary.machine(re.sub(r"\+pve\d+$", "", wanted))
+def plain_machine(name: str) -> str:
+    """QEMU's name of a machine type: Proxmox VE puts the number of its own build behind it."""
+    return re.sub(r"\+pve\d+$", "", name)
 
 
 def said_machine(configuration: Configuration) -> str:

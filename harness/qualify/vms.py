@@ -15,7 +15,7 @@ from packaging.version import Version
 from harness.adopt.alike import likeness
 from harness.adopt.configuration import Configuration
 from harness.adopt.files import FoundVm
-from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted, known_to, said_machine
+from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted, known_to, plain_machine, said_machine
 from harness.adopt.recording import for_our_guest
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.errors import MissingError, PostloadError, UsageError
@@ -36,8 +36,6 @@ _NOT_THERE = frozenset(
 #: A whole element of a libvirt domain; of a part of one the device is there.
 _UNREAD_DEVICE = re.compile(r"devices/[^/@]+")
 _ACCEL = "tcg"
-#: Proxmox VE names its builds of a machine type so; the type is QEMU's.
-_OWN_BUILD = re.compile(r"\+pve\d+$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +141,7 @@ def look(found: FoundVm, builds: Builds) -> KnownVm:
 def _looked(vm: VmAnswer, configuration: Configuration, builds: Builds) -> KnownVm:
     architecture = architecture_of_vm(configuration)
     loader, recorders = builds.loader(architecture), builds.recorders(architecture)
-    machine = _OWN_BUILD.sub("", vm.machine)
+    machine = plain_machine(vm.machine)
     able = [binary for binary in recorders if not machine or binary.machine(machine) is not None]
     if not recorders:
         raise UsageError(f"no QEMU here runs guests of {architecture.name}: expected --from QEMU")
