@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.adopt.alike import IDENTITY
 from harness.devices.device import Device
 from harness.errors import HostError, StreamError, UsageError
 from harness.files import sha256_file
@@ -51,7 +52,8 @@ _CONTENT = re.compile(
 )
 #: ROM blocks that name the guest.
 _NAMING_ROM = re.compile(r"vmgenid|smbios")
-_TEXTS = frozenset({"serial", "wwn", "guid", "uuid", "device_id", "drive-id", "nqn", "eui64", "port_wwn"})
+#: Properties that name a device by a text; a MAC address is one by its form.
+_TEXTS = IDENTITY - {"mac"}
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?::[0-9A-Fa-f]{2}){5}")
 #: Values that somebody chose among few.
 _PLAIN = re.compile(r"on|off|auto|(0x)?[0-9A-Fa-f]*[KMGTkmgt]?|[0-9A-Fa-f]{1,2}(\.[0-7])?")
