@@ -58,10 +58,8 @@ def unpack(kind: FileKind, file: BinaryIO, target: Path) -> None:
             _copy(kind, file, out, target.parent)
     except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, LZOError, MemoryError) as error:
         raise StreamError(file.tell(), f"compressed by {kind}, and cut or damaged: {error}") from error
-    except gzip.BadGzipFile as error:
-        raise StreamError(file.tell(), f"compressed by {kind}, and damaged: {error}") from error
     except OSError as error:
-        if error.errno is None:  # bzip2 has no error of its own
+        if error.errno is None:  # gzip's and bzip2's own
             raise StreamError(file.tell(), f"compressed by {kind}, and damaged: {error}") from error
         raise HostError(f"cannot unpack to {target.parent}: {error.strerror}") from error
 
