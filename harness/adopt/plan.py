@@ -37,6 +37,7 @@ from harness.guests.foreign import (
     check_plan,
     fits,
     is_of_host,
+    on_command_line,
 )
 from harness.guests.machine import lacking_program
 from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without, label
@@ -362,14 +363,11 @@ class _Adoption:
 
     def _presets(self) -> Iterator[Preset]:
         for driver, key, value in _globals(self._said):
-            word = as_word(value)
-            boolean, number = as_boolean(value), as_number(value)
-            for taken in (boolean, number, word):
+            for taken in (as_boolean(value), as_number(value), as_word(value)):
                 if taken is None:
                     continue
-                text = ("off", "on")[taken] if isinstance(taken, bool) else str(taken)
                 try:
-                    check_override(driver, key, text, self._known.listing, "")
+                    check_override(driver, key, on_command_line(taken), self._known.listing, "")
                     yield Preset(driver=driver, property=key, value=taken)
                 except (PackError, ValidationError):
                     continue

@@ -129,7 +129,7 @@ def check_listed(plan: GuestPlan, listing: Listing, binary: str) -> None:
     for key, setting in plan.machine_properties.items():
         _check_value(f"plan: machine: property {key!r}", key, setting, listing.machine.get(key), binary)
     for preset in plan.presets:
-        check_override(preset.driver, preset.property, _as_word(preset.value), listing, binary)
+        check_override(preset.driver, preset.property, on_command_line(preset.value), listing, binary)
     for device in plan.devices:
         where = f"plan: device {device.id}"
         listed = listing.devices.get(device.type)
@@ -227,13 +227,14 @@ def _check_value(where: str, key: str, value: bool | int | str, listed: Listed |
         raise PackError(f"{where}: its type is {listed.type}; expected {wanted}")
 
 
-def _as_word(value: bool | int | str) -> str:
+def on_command_line(value: bool | int | str) -> str:
+    """A value as an option of QEMU's has it."""
     return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def fits(key: str, value: bool | int | str, listed: Listed) -> bool:
     """Whether a property of this name and type takes a value, and no more than that comes of it."""
-    word = _as_word(value)
+    word = on_command_line(value)
     if key in _NUMBERED:
         return value in _NUMBERED[key] and not isinstance(value, bool)
     if listed.type in _ENUMS:
