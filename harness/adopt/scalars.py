@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 
 from harness.adopt.configuration import Value
+from harness.guests.plan import WORD
 
 _SIZE = re.compile(r"(0x[0-9a-fA-F]+|[0-9]+(?:\.[0-9]+)?)([bBkKmMgGtTpP]?)")
 _UNITS = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _ON, _OFF = ("on", "yes", "true", "y"), ("off", "no", "false", "n")
 _SLOT = re.compile(r"(?:0x)?([0-9a-fA-F]{1,2})(?:\.(?:0x)?([0-7]))?")
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
+_WORD = re.compile(WORD)
 
 
 def as_size(value: Value, unit: str = "") -> int | None:

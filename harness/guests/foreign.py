@@ -30,7 +30,7 @@ from harness.devices.backends import (
     Tpm,
 )
 from harness.errors import PackError
-from harness.guests.plan import GuestPlan, PlacedDevice
+from harness.guests.plan import WORD, GuestPlan, PlacedDevice
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
 
 #: Types that stand on the host's own hardware, processes, files or sound.
@@ -51,7 +51,7 @@ _STRINGS = frozenset(
     {"mac", "serial", "model", "ver", "wwn", "device_id", "drive-id", "product_id", "product", "vendor"}
     | {"mount_tag", "name", "port", "masterbus"}
 )
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}")
+_WORD = re.compile(WORD)
 #: What a device option says beside its properties: these are the plan's own fields.
 _OWN_KEYS = frozenset({"id", "bus", "addr", "driver"})
 #: Properties of machines that are about the machine alone.

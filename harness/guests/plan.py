@@ -8,7 +8,7 @@ which the guest's kernel alone reads.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
@@ -23,7 +23,8 @@ Slot = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}\.[0-7]$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=4096)]
 
 #: A word that says no more than itself: no path, no option.
-Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}$")]
+WORD: Final = r"[A-Za-z0-9][A-Za-z0-9 ._:+-]{0,63}"
+Word = Annotated[str, StringConstraints(pattern=rf"^{WORD}$")]
 Count = Annotated[int, Field(ge=1, le=1024)]
 
 #: The guest's name of the root bus.
