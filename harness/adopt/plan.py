@@ -24,7 +24,7 @@ from harness.adopt.configuration import Configuration, SaidOption, Value
 from harness.adopt.place import quoted
 from harness.adopt.scalars import as_boolean, as_number, as_size, as_slot, as_text, as_word
 from harness.arch import RootBus, architecture_of, family_of
-from harness.devices.backends import Audiodev, Backend, Chardev, Disk, LoneTap, Memdev, Model, Netdev, Tpm
+from harness.devices.backends import IDENT, Audiodev, Backend, Chardev, Disk, LoneTap, Memdev, Model, Netdev, Tpm
 from harness.devices.types import CPU, DeviceType, types_of
 from harness.errors import PackError, UsageError
 from harness.guests.foreign import (
@@ -686,13 +686,7 @@ def _keys(option: SaidOption) -> tuple[str, ...]:
 
 
 def _is_ident(name: str) -> bool:
-    return (
-        bool(name)
-        and len(name) <= 64
-        and name[0].isalpha()
-        and name.isascii()
-        and (all(c.isalnum() or c in "._-" for c in name))
-    )
+    return re.fullmatch(IDENT, name) is not None
 
 
 def _automatic_buses(expanded: Expanded, known: Known, has_usb: bool) -> dict[int, str]:

@@ -6,12 +6,13 @@ A kind that is added here is rendered in :mod:`harness.guests.machine`, and nowh
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: An id of a device, bus or backend, as QEMU takes one (``id_wellformed``, ``util/id.c``).
-Ident = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,63}$")]
+IDENT: Final = r"[A-Za-z][A-Za-z0-9._-]{0,63}"
+Ident = Annotated[str, Field(pattern=rf"^{IDENT}$")]
 
 
 class Model(BaseModel):
