@@ -89,7 +89,7 @@ _OPTIONS: Mapping[str, tuple[type[Model], str, str]] = {
 
 def said_backends(configuration: Configuration) -> dict[tuple[type[Model], str], SaidBackend]:
     """All backends by class and name."""
-    nodes = {as_text(o.values.get("node-name")): o for o in configuration.options if o.name == "blockdev"}
+    nodes = {as_text(option.values.get("node-name")): option for option in configuration.named("blockdev")}
     found = dict(_said(configuration))
     found |= {(Disk, name): _node(option.values, nodes) for name, option in nodes.items() if name}
     return found

@@ -55,16 +55,14 @@ class Expanded:
 
 def expand(configuration: Configuration, family: str) -> Expanded:
     """All devices of a configuration, those that QEMU adds among them."""
-    said = [option for option in configuration.options if option.name == "device"]
-    lines = [option for option in configuration.options if option.name in ("serial", "parallel")]
-    defaults = not any(option.name == "nodefaults" for option in configuration.options)
-    serials = [line for line in lines if line.name == "serial"]
+    said, serials = configuration.named("device"), configuration.named("serial")
+    defaults = not configuration.named("nodefaults")
     drives = list(_drives(configuration))
     of_pc = defaults and family in _ON_ONE_BUS
     devices = [
         *_display(configuration, said, of_pc),
         *_network(configuration, family, defaults),
-        *_ports(serials, lines, said, of_pc),
+        *_ports(serials, configuration.named("parallel"), said, of_pc),
         *(_drive_device(drive, family) for drive in drives if drive.interface in ("ide", "floppy")),
         *_default_drives(drives, said, family, of_pc),
         *said,
@@ -80,16 +78,12 @@ def expand(configuration: Configuration, family: str) -> Expanded:
     )
 
 
-def _of(configuration: Configuration, *names: str) -> list[SaidOption]:
-    return [option for option in configuration.options if option.name in names]
-
-
 def _has(devices: list[SaidOption], *types: str) -> bool:
     return any(device.values.get("driver") in types for device in devices)
 
 
 def _display(configuration: Configuration, devices: list[SaidOption], defaults: bool) -> Iterator[SaidOption]:
-    asked = _of(configuration, "vga")
+    asked = configuration.named("vga")
     name = as_text(next(iter(asked[-1].values.values()), "")) if asked else ""
     if not asked and defaults and not _has(devices, *_DISPLAYS):
         name = "std"
@@ -99,19 +93,18 @@ def _display(configuration: Configuration, devices: list[SaidOption], defaults: 
 
 def _network(configuration: Configuration, family: str, defaults: bool) -> Iterator[SaidOption]:
     """The card that is there when nobody said anything of networks."""
-    if defaults and not _of(configuration, "netdev", "nic", "net"):
+    if defaults and not configuration.named("netdev", "nic", "net"):
         yield SaidOption(name="device", values={"driver": _NICS.get(family, "e1000"), "netdev": UNNAMED})
 
 
 def _ports(
-    serials: list[SaidOption], lines: list[SaidOption], devices: list[SaidOption], defaults: bool
+    serials: list[SaidOption], parallels: list[SaidOption], devices: list[SaidOption], defaults: bool
 ) -> Iterator[SaidOption]:
     """Ports behind the first serial one, which is the console."""
     for number, line in enumerate(serials):
         if number and line.values.get("backend") != "none":
             values: dict[str, Value] = {"driver": "isa-serial", "index": number, "chardev": UNNAMED}
             yield SaidOption(name="device", values=values, line=line.line)
-    parallels = [line for line in lines if line.name == "parallel"]
     if defaults and not parallels and not _has(devices, "isa-parallel"):
         parallels = [SaidOption(name="parallel", values={})]
     for number, line in enumerate(parallels):

@@ -68,3 +68,7 @@ class Configuration:
     source: str
     binary: str = ""
     unread: tuple[Unread, ...] = ()
+
+    def named(self, *names: str) -> list[SaidOption]:
+        """The options of some names, in their order."""
+        return [option for option in self.options if option.name in names]

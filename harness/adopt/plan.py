@@ -163,7 +163,7 @@ def plain_machine(name: str) -> str:
 
 def said_machine(configuration: Configuration) -> str:
     """The machine type that it names, empty where it names none."""
-    types = [as_text(o.values.get("type")) for o in configuration.options if o.name == "machine"]
+    types = [as_text(option.values.get("type")) for option in configuration.named("machine")]
     return next((name for name in reversed(types) if name), "")
 
 
@@ -294,7 +294,7 @@ class _Adoption:
         try:
             return Cpu(model=model)
         except ValidationError:
-            raise self._wrong(self._options("cpu")[-1], f"expected a CPU model, found {quoted(model)}") from None
+            raise self._wrong(self._said.named("cpu")[-1], f"expected a CPU model, found {quoted(model)}") from None
 
     def _cpus(self) -> tuple[Topology | None, int]:
         values: dict[str, Value] = self._option("smp")
@@ -304,7 +304,7 @@ class _Adoption:
             parts = [numbers.get(key, 1) for key in ("sockets", "dies", "cores", "threads")]
             cpus = numbers.get("maxcpus") or parts[0] * parts[1] * parts[2] * parts[3]
         if not 1 <= cpus <= 1024 or any(not 1 <= number <= 1024 for number in numbers.values()):
-            raise self._wrong(self._options("smp")[-1], f"{cpus} CPUs: expected 1 to 1024 of them")
+            raise self._wrong(self._said.named("smp")[-1], f"{cpus} CPUs: expected 1 to 1024 of them")
         return Topology(**numbers) if numbers else None, cpus
 
     def _memory(self) -> tuple[int, int, int]:
@@ -312,7 +312,7 @@ class _Adoption:
         values: dict[str, Value] = self._option("m")
         size = as_size(values.get("size"), "m") if "size" in values else 128 << _MIB
         if size is None or not 1 << _MIB <= size < 1 << (24 + _MIB):
-            raise self._wrong(self._options("m")[-1], "expected a size of memory such as 4G")
+            raise self._wrong(self._said.named("m")[-1], "expected a size of memory such as 4G")
         most, slots = as_size(values.get("maxmem"), "m") or size, as_number(values.get("slots")) or 0
         return size >> _MIB, min(max(0, most - size), 1 << 43) >> _MIB, min(max(0, slots), 256)
 
@@ -327,7 +327,7 @@ class _Adoption:
 
     def _numa(self, memory_mib: int) -> tuple[NumaNode, ...]:
         """NUMA nodes, all of them or none: their memory has to come to the machine's."""
-        said = self._options("numa")
+        said = self._said.named("numa")
         nodes = [option for option in said if option.values.get("type") == "node"]
         kept = [node for number, option in enumerate(nodes) if (node := self._node(option, number)) is not None]
         sizes = [self._backends[Memdev, node.memdev].size_bytes or 0 for node in kept if node.memdev]
@@ -377,11 +377,11 @@ class _Adoption:
 
     def _others(self) -> None:
         """What is neither device nor machine and has something in its place all the same."""
-        flash = [key for o in self._options("machine") for key in ("pflash0", "firmware") if o.values.get(key)]
-        if flash or self._expanded.flash or self._options("bios"):
-            was = "file" if self._options("bios") else "flash"
+        flash = [key for o in self._said.named("machine") for key in ("pflash0", "firmware") if o.values.get(key)]
+        if flash or self._expanded.flash or self._said.named("bios"):
+            was = "file" if self._said.named("bios") else "flash"
             self.replaced.append(Replaced(part=VmPart.FIRMWARE, was=was, stands="the QEMU's own"))
-        if any(self._options(name) for name in _BOOT):
+        if self._said.named(*_BOOT):
             self.replaced.append(Replaced(part=VmPart.SYSTEM, was="kernel", stands="postload guest"))
         if self._console is None and _CONSOLE in self._known.types:
             self.replaced.append(Replaced(part=VmPart.CONSOLE, was="none", stands="console"))
@@ -487,7 +487,7 @@ class _Adoption:
 
     def _random(self, option: SaidOption) -> str:
         wanted = option.values.get("rng")
-        found = (o for o in self._options("object") if o.values.get("id") == wanted)
+        found = (o for o in self._said.named("object") if o.values.get("id") == wanted)
         return next((as_word(o.values.get("qom-type")) or "other" for o in found), "other")
 
     def _stand(
@@ -569,7 +569,7 @@ class _Adoption:
         return None
 
     def _has_usb(self) -> bool:
-        return any(usb_of_machine(option.values) for option in self._options("machine"))
+        return any(usb_of_machine(option.values) for option in self._said.named("machine"))
 
     def _where(self, kind: str, option: SaidOption) -> tuple[str | None, str | None]:
         bus = self._bus_named(as_text(option.values.get("bus"))) if option.values.get("bus") else None
@@ -611,12 +611,9 @@ class _Adoption:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
-    def _options(self, name: str) -> list[SaidOption]:
-        return [option for option in self._said.options if option.name == name]
-
     def _option(self, name: str) -> dict[str, Value]:
         """All keys of an option, whose last value counts."""
-        return {key: value for option in self._options(name) for key, value in option.values.items()}
+        return {key: value for option in self._said.named(name) for key, value in option.values.items()}
 
     def _wrong(self, option: SaidOption, text: str) -> UsageError:
         return UsageError(f"{self._said.source}:{option.line}: -{option.name}: {text}")
