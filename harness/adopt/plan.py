@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from harness.adopt.backends import PARTS, STANDS, SaidBackend, is_unnamed, made, said_backends, unsaid
 from harness.adopt.builtin import Expanded, expand, usb_of_machine
 from harness.adopt.configuration import Configuration, SaidOption, Value
-from harness.adopt.place import quoted
+from harness.adopt.place import TextPlace, quoted
 from harness.adopt.scalars import as_boolean, as_number, as_size, as_slot, as_text, as_word
 from harness.arch import RootBus, architecture_of, family_of
 from harness.devices.backends import IDENT, Audiodev, Backend, Chardev, Disk, LoneTap, Memdev, Model, Netdev, Tpm
@@ -616,7 +616,7 @@ class _Adoption:
         return {key: value for option in self._said.named(name) for key, value in option.values.items()}
 
     def _wrong(self, option: SaidOption, text: str) -> UsageError:
-        return UsageError(f"{self._said.source}:{option.line}: -{option.name}: {text}")
+        return TextPlace(self._said.source, option.line).error(f"-{option.name}: {text}")
 
 
 def typed(key: str, value: Value, listed: Listed | None) -> bool | int | str | None:
