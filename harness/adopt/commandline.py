@@ -37,8 +37,7 @@ def read_command_line(text: str, source: str, *, read: Read | None = None) -> Co
     :raises UsageError: there is no command line, or an option is not one that QEMU takes; with source and line
     """
     start = read_start(text, source)
-    said = list(_said(start, source, read))
-    options = put_together(expanded(said, source))
+    options = put_together(expanded(_said(start, source, read), source))
     return Configuration(name=_name(options), options=tuple(options), source=source, binary=start.binary)
 
 
@@ -64,7 +63,7 @@ def _name(options: Sequence[SaidOption]) -> str:
     return next((str(option.values.get("guest", "")) for option in options if option.name == "name"), "")
 
 
-def _said(start: Start, source: str, read: Read | None) -> Iterator[SaidOption]:
+def _said(start: Start, source: str, read: Read | None) -> list[SaidOption]:
     """The options as they stand; files of ``-readconfig`` in their place, ``-set`` where it belongs."""
     said: list[SaidOption] = []
     for name, argument, place in _arguments(start.words, source):
@@ -75,7 +74,7 @@ def _said(start: Start, source: str, read: Read | None) -> Iterator[SaidOption]:
             _set(said, argument, place)
         else:
             said.append(SaidOption(name=known.means or name, values=known.read(argument, place), line=place.line))
-    return iter(said)
+    return said
 
 
 def _arguments(words: Sequence[Word], source: str) -> Iterator[tuple[str, str, TextPlace]]:
