@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.adopt.commandline import of_process, read_command_line
@@ -135,5 +135,4 @@ def _by_their_own_names(found: Sequence[FoundVm]) -> Iterator[FoundVm]:
     for vm in found:
         seen[vm.name] = seen.get(vm.name, 0) + 1
         number = seen[vm.name]
-        name = vm.name if number == 1 else f"{vm.name}~{number}"
-        yield FoundVm(name=name, source=vm.source, configuration=vm.configuration, error=vm.error)
+        yield vm if number == 1 else replace(vm, name=f"{vm.name}~{number}")
