@@ -28,12 +28,11 @@ import harness
 from harness.adopt.alike import IDENTITY
 from harness.devices.device import Device
 from harness.errors import HostError, StreamError, UsageError
-from harness.files import sha256_file
 from harness.guests.identity import GuestIdentity
 from harness.guests.origin import LeftOut, VmOrigin, Without, label
 from harness.guests.plan import GuestPlan
 from harness.names import ADOPTED
-from harness.packs.manifest import MANIFEST, PAGES, RAM_FILES, DeviceModel, FileModel, Manifest, is_rom
+from harness.packs.manifest import MANIFEST, PAGES, DeviceModel, Manifest, contents_of, file_model, is_rom
 from harness.packs.pack import Recording, StatePack
 from harness.state.transforms import label_of, labels_of
 from harness.stream.fields import Field, walk
@@ -252,7 +251,7 @@ class _Writing:
             "origin": redacted_origin(old.origin, left_out),
             "devices": [_redacted_device(device, left_out) for device in old.devices],
             "phases": phases,
-            "files": {name: _file(self._out / name) for name in contents_of([ADOPTED])},
+            "files": {name: file_model(self._out / name) for name in contents_of([ADOPTED])},
             "host": {key: value for key, value in old.host.items() if key in _HOST},
             "roms": {name: rom for name, rom in old.roms.items() if _stays(name)},
             "packed": {},
@@ -270,11 +269,6 @@ class _Writing:
                         f"{self._pack.source}: {old!r} is still in {name} of the redacted pack: expected ids of "
                         "devices and disks that do not name the guest"
                     )
-
-
-def contents_of(phases: Iterable[str]) -> list[str]:
-    """Files of a pack with such phases, but for its manifest."""
-    return [PAGES, *(f"{phase}/{file}" for phase in phases for file in RAM_FILES)]
 
 
 def redacted_origin(old: VmOrigin | None, left_out: Sequence[str]) -> VmOrigin:
@@ -468,7 +462,3 @@ def _redacted_recipe(recipe: Device) -> Device:
         replace(each, properties=_redacted_properties(each.properties, {})[0]) for each in recipe.attachments
     )
     return replace(recipe, attachments=attachments)
-
-
-def _file(path: Path) -> FileModel:
-    return FileModel(size_bytes=path.stat().st_size, sha256=sha256_file(path))

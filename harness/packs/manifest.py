@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +25,7 @@ from harness.devices.device import Device
 from harness.devices.phases import Unreached
 from harness.errors import PackError
 from harness.facts.model import HostFacts
+from harness.files import sha256_file
 from harness.guests.identity import GuestIdentity
 from harness.guests.origin import VmOrigin
 from harness.guests.plan import GuestPlan
@@ -154,7 +156,7 @@ class Manifest(_Model):
 
     def contents(self) -> list[str]:
         """Files that the recordings consist of, in the order of the phases."""
-        return [PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in RAM_FILES)]
+        return contents_of(phase.name for phase in self.phases)
 
     def looks(self) -> list[str]:
         """Looks at the recorded machine (:mod:`harness.qemu.look`), of the phases that have one."""
@@ -168,6 +170,16 @@ class Manifest(_Model):
     def text(self) -> str:
         """The document as it is stored."""
         return self.model_dump_json(indent=1, by_alias=True) + "\n"
+
+
+def contents_of(phases: Iterable[str]) -> list[str]:
+    """Files that the recordings of such phases consist of, in this order."""
+    return [PAGES, *(f"{phase}/{file}" for phase in phases for file in RAM_FILES)]
+
+
+def file_model(path: Path) -> FileModel:
+    """What a file is now."""
+    return FileModel(size_bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
 def is_rom(block: str) -> bool:

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HostError, PackError
-from harness.files import sha256_file, sweep, temp_dir
+from harness.files import sweep, temp_dir
 from harness.packs.manifest import (
     LOOK,
     MANIFEST,
     PAGES,
-    RAM_FILES,
     SCHEMA,
     SELDOM_SCHEMA,
     BlockModel,
     FileModel,
     Manifest,
     PhaseModel,
+    contents_of,
+    file_model,
     is_rom,
 )
 from harness.stream.model import RamBlock, Stream
@@ -141,14 +142,14 @@ class PackWriter:
         try:
             self._pages.close()
             # the order of the file form: what phases share with the guest's kernel comes behind it
-            names = [*self._files, PAGES, *(f"{phase.name}/{file}" for phase in self.phases for file in RAM_FILES)]
+            names = [*self._files, *contents_of(phase.name for phase in self.phases)]
             names += self._looks
             manifest = Manifest(
                 schema_=SELDOM_SCHEMA if described["plan"].seldom else SCHEMA,
                 roms=self._roms,
                 blocks=[BlockModel(name=b.name, size_bytes=b.size_bytes) for b in self.blocks],
                 phases=self.phases,
-                files={name: _file_model(self._folder / name) for name in names},
+                files={name: file_model(self._folder / name) for name in names},
                 **described,
             )
             (self._folder / MANIFEST).write_text(manifest.text())
@@ -211,7 +212,3 @@ def _little_endian(index: array[int]) -> bytes:
         index = array("I", index)
         index.byteswap()
     return index.tobytes()
-
-
-def _file_model(path: Path) -> FileModel:
-    return FileModel(size_bytes=path.stat().st_size, sha256=sha256_file(path))
