@@ -133,6 +133,7 @@ class _Writing:
 
     def __init__(self, pack: StatePack, recording: Recording, out: Path, names: Collection[str]) -> None:
         self._pack, self._recording, self._out = pack, recording, out
+        self._main, self._main_start = pack.manifest.main_ram()
         self._plan, self._replaced, secrets = redacted_plan(pack.manifest.plan.unbooted())
         secrets |= {name: "x" * len(name) for name in names}
         secrets |= {mac: _other_mac(mac) for mac in _macs(recording.sections)}
@@ -195,12 +196,11 @@ class _Writing:
         patched = self._ring_pages(rings)
         pages: dict[bytes, int] = {}
         index, start, taken_out = array("I"), 0, 0
-        main = _main_block(self._pack)
         for block in self._pack.manifest.blocks:
             stays = _stays(block.name)
             for number in range(block.size_bytes // PAGE_SIZE):
                 old = self._recording.index[start + number]
-                page = self._page(old) if stays else patched.get(number) if block.name == main else None
+                page = self._page(old) if stays else patched.get(number) if block.name == self._main.name else None
                 taken_out += bool(old) and not stays
                 index.append(0 if page is None else pages.setdefault(page, len(pages) + 1))
             start += block.size_bytes // PAGE_SIZE
@@ -225,19 +225,15 @@ class _Writing:
         return {number: bytes(page) for number, page in pages.items() if any(page)}
 
     def _offset(self, address: int) -> int | None:
-        manifest = self._pack.manifest
-        size = max(block.size_bytes for block in manifest.blocks)
-        return ram_offset(address, size, manifest.family, self._pack.architecture.ram_base)
+        family, base = self._pack.manifest.family, self._pack.architecture.ram_base
+        return ram_offset(address, self._main.size_bytes, family, base)
 
     def _read(self, address: int) -> int:
         """A number of 16 bits in the guest's RAM."""
         offset = self._offset(address)
         if offset is None:
             return 0
-        names = [block.name for block in self._pack.manifest.blocks]
-        before = self._pack.manifest.blocks[: names.index(_main_block(self._pack))]
-        start = sum(block.size_bytes // PAGE_SIZE for block in before)
-        page = self._page(self._recording.index[start + offset // PAGE_SIZE])
+        page = self._page(self._recording.index[self._main_start + offset // PAGE_SIZE])
         return 0 if page is None else int(struct.unpack_from("<H", page, offset % PAGE_SIZE)[0])
 
     def _manifest(self, left_out: Sequence[str]) -> Manifest:
@@ -442,10 +438,6 @@ def ram_offset(address: int, size: int, family: str, base: int = 0) -> int | Non
         end = size if size < most else rest
         offset = address if address < end else address - _FOUR_GIB + end if address >= _FOUR_GIB else -1
     return offset if 0 <= offset < size else None
-
-
-def _main_block(pack: StatePack) -> str:
-    return max(pack.manifest.blocks, key=lambda block: block.size_bytes).name
 
 
 def _stays(block: str) -> bool:

@@ -29,6 +29,7 @@ from harness.files import sha256_file
 from harness.guests.identity import GuestIdentity
 from harness.guests.origin import VmOrigin
 from harness.guests.plan import GuestPlan
+from harness.stream.wire import PAGE_SIZE
 from harness.text import printable
 
 MANIFEST = "manifest.json"
@@ -157,6 +158,12 @@ class Manifest(_Model):
     def contents(self) -> list[str]:
         """Files that the recordings consist of, in the order of the phases."""
         return contents_of(phase.name for phase in self.phases)
+
+    def main_ram(self) -> tuple[BlockModel, int]:
+        """The guest's memory, which is the largest RAM block, and where a recording's index of pages has its first."""
+        main = max(self.blocks, key=lambda block: block.size_bytes)
+        before = self.blocks[: self.blocks.index(main)]
+        return main, sum(block.size_bytes // PAGE_SIZE for block in before)
 
     def looks(self) -> list[str]:
         """Looks at the recorded machine (:mod:`harness.qemu.look`), of the phases that have one."""

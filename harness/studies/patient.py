@@ -289,12 +289,7 @@ def witnesses(lab: Lab) -> list[tuple[int, bytes]]:
     """
     pack = lab.buffers.pack
     before, after = pack.recordings[lab.before].index, pack.recordings[lab.after].index
-    block = max(pack.manifest.blocks, key=lambda entry: entry.size_bytes)
-    start = 0
-    for entry in pack.manifest.blocks:
-        if entry.name == block.name:
-            break
-        start += entry.size_bytes // PAGE_SIZE
+    block, start = pack.manifest.main_ram()
     count = min(block.size_bytes, _LOW_BYTES) // PAGE_SIZE
     # the first megabyte is the firmware's, and partly not RAM
     different = [n for n in range(_FIRST_PAGE, count) if before[start + n] != after[start + n]]
