@@ -165,6 +165,7 @@ def test_a_new_qemu_of_aarch64_alone_is_named_by_its_vm(monkeypatch: pytest.Monk
     def none_of_x86_64(*_: object) -> QemuBinary:
         raise UsageError("runs no guests of x86_64")
 
+    monkeypatch.setattr(module, "find_binary", Path)
     monkeypatch.setattr(Builds, "loader", none_of_x86_64)
     loader: Any = object()
     known: Any = SimpleNamespace(guest=SimpleNamespace(loader=loader))
