@@ -81,6 +81,11 @@ class Builds:
         for name in filter(None, (source, target)):
             find_binary(name)
 
+    @property
+    def named(self) -> QemuBinary:
+        """The new QEMU as it was named, whatever it runs guests of."""
+        return self._probed(self._target)
+
     def loader(self, architecture: Architecture) -> QemuBinary:
         """The new QEMU.
 
@@ -214,8 +219,8 @@ def alike(known: Iterable[KnownVm]) -> dict[str, list[KnownVm]]:
 
 
 def any_loader(builds: Builds, known: Sequence[KnownVm]) -> QemuBinary:
-    """The new QEMU as the fleet's document names it: that of the first VM which has one."""
+    """The new QEMU as the fleet's document names it: that of the first VM which has one, else as it was named."""
     for each in known:
         if each.guest is not None:
             return each.guest.loader
-    return builds.loader(ARCHITECTURES[0])
+    return builds.named

@@ -170,3 +170,11 @@ def test_a_new_qemu_of_aarch64_alone_is_named_by_its_vm(monkeypatch: pytest.Monk
     loader: Any = object()
     known: Any = SimpleNamespace(guest=SimpleNamespace(loader=loader))
     assert module.any_loader(Builds(None, "10.0-aarch64"), [known]) is loader
+
+
+def test_a_new_qemu_that_no_vm_was_tried_with_is_named_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = replace(build("10.0"), target="aarch64")
+    monkeypatch.setattr(module, "find_binary", Path)
+    monkeypatch.setattr(module, "probe_binary", lambda _: loader)
+    untried: Any = SimpleNamespace(guest=None)
+    assert module.any_loader(Builds(None, "10.0-aarch64"), [untried]) is loader
