@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import harness
@@ -66,6 +66,19 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     except OSError as error:
         what = folder / next(iter(files)) if len(files) == 1 else f"the files of {folder}"
         raise HostError(f"cannot write {what}: {error.strerror}") from error
+
+
+def folder_without(folder: Path, names: Iterable[str]) -> None:
+    """Have a folder, and no files of these names in it.
+
+    :raises HostError: it cannot be written
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise HostError(f"cannot write in {folder}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

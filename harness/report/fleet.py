@@ -14,8 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from harness.errors import HostError
-from harness.files import write_atomically
+from harness.files import folder_without, write_atomically
 from harness.guests.origin import Without
 from harness.qualify.fleet import FleetDoc, FleetReason, Obstacle, Unjudged, VmAnswer
 from harness.qualify.foretold import Foresight, Foretold, Standing
@@ -55,12 +54,7 @@ def forget_fleet(out: Path) -> None:
 
     :raises HostError: it cannot be written
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (JSON_NAME, MARKDOWN_NAME):
-            (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise HostError(f"cannot write in {out}: {error.strerror}") from error
+    folder_without(out, (JSON_NAME, MARKDOWN_NAME))
 
 
 def print_fleet(doc: FleetDoc, console: Console) -> None:

@@ -17,9 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from harness.errors import HostError
 from harness.facts.compare import FactChange, FactKind, Weight
-from harness.files import write_atomically
+from harness.files import folder_without, write_atomically
 from harness.names import USES
 from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer
 from harness.qualify.model import Answer, Confirmation, Confirms, PairAnswer, QualifyDoc, Reason, Stray
@@ -84,12 +83,7 @@ def forget_qualify(out: Path) -> None:
 
     :raises HostError: it cannot be written
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (JSON_NAME, MARKDOWN_NAME):
-            (out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise HostError(f"cannot write in {out}: {error.strerror}") from error
+    folder_without(out, (JSON_NAME, MARKDOWN_NAME))
 
 
 def print_qualify(doc: QualifyDoc, console: Console) -> None:
