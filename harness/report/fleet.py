@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -18,18 +17,16 @@ from harness.files import folder_without, write_atomically
 from harness.guests.origin import Without
 from harness.qualify.fleet import FleetDoc, FleetReason, Obstacle, Unjudged, VmAnswer
 from harness.qualify.foretold import Foresight, Foretold, Standing
-from harness.qualify.model import Answer, Reason
-from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text
-from harness.report.sentences import outcome_text, verdict_meaning
+from harness.qualify.model import Answer
+from harness.report.markdown import markdown_table, plain_text
+from harness.report.qualify import ANSWER_STYLES, answer_table, print_hanging, print_reason
+from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text, reason_text
 from harness.report.text import duration, plural
 from harness.results.cause import Side
-from harness.results.outcome import Outcome
-from harness.results.verdict import Verdict
 from harness.text import one_line
 
 JSON_NAME = "fleet.json"
 MARKDOWN_NAME = "fleet.md"
-_STYLE = {Answer.GO: "green", Answer.NO_GO: "bold red", Answer.UNKNOWN: "bold yellow", Answer.NONE: "dim"}
 #: So many VMs are named behind a reason; the others are counted.
 _NAMED = 6
 
@@ -62,14 +59,10 @@ def print_fleet(doc: FleetDoc, console: Console) -> None:
     console.print(Text(_way(doc), style="bold"))
     console.print(Padding(_table(doc), (0, 0, 1, 1), expand=False))
     for reason in _told(doc):
-        lines = list(_reason_lines(reason, doc))
-        console.print(Text(one_line(lines[0]), style=_STYLE[reason.answer]))
-        for line in lines[1:]:
-            console.print(Padding(Text(one_line(line)), (0, 0, 0, 2), expand=False))
-        console.print()
+        print_reason(list(_reason_lines(reason, doc)), console, ANSWER_STYLES[reason.answer])
     for line in _notes(doc):
-        console.print(Padding(Text(one_line(line), style="dim"), (0, 0, 0, 2), expand=False))
-    console.print(Text(fleet_summary(doc), style=_STYLE[doc.answer]))
+        print_hanging(line, console, "dim")
+    console.print(Text(fleet_summary(doc), style=ANSWER_STYLES[doc.answer]))
 
 
 def _way(doc: FleetDoc) -> str:
@@ -99,13 +92,13 @@ def _answer(answer: Answer) -> str:
 
 def fleet_markdown(doc: FleetDoc) -> str:
     """The answer as GitHub's markdown."""
-    parts = ["# postload qualify", f"**{doc.answer}**: {_md(fleet_summary(doc))}"]
-    rows = [[*map(_md, _row(vm, doc))] for vm in doc.vms]
-    parts.append(_md_table(_HEAD, rows))
-    reasons = ["- " + "\n  ".join(map(_md, _reason_lines(reason, doc))) for reason in _told(doc)]
+    parts = ["# postload qualify", f"**{doc.answer}**: {plain_text(fleet_summary(doc))}"]
+    rows = [[*map(plain_text, _row(vm, doc))] for vm in doc.vms]
+    parts.append(markdown_table(_HEAD, rows))
+    reasons = ["- " + "\n  ".join(map(plain_text, _reason_lines(reason, doc))) for reason in _told(doc)]
     if reasons:
         parts += ["## What to change", "\n".join(reasons)]
-    notes = [f"- {_md(line)}" for line in _notes(doc)]
+    notes = [f"- {plain_text(line)}" for line in _notes(doc)]
     if notes:
         parts += ["## Beside it", "\n".join(notes)]
     return "\n\n".join(parts) + "\n"
@@ -115,12 +108,14 @@ _HEAD = ("VM", "machine", "answer", "because")
 
 
 def _table(doc: FleetDoc) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
+    table = answer_table()
     for name in _HEAD:
         table.add_column(name, no_wrap=name == "answer")
     for vm in doc.vms:
         row = _row(vm, doc)
-        table.add_row(*(Text(one_line(word), style=_STYLE[vm.answer] if word == vm.answer else "") for word in row))
+        table.add_row(
+            *(Text(one_line(word), style=ANSWER_STYLES[vm.answer] if word == vm.answer else "") for word in row)
+        )
     return table
 
 
@@ -245,7 +240,7 @@ def _reason_lines(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
         remedy = foretold_remedy(reason.foretold)
     else:
         assert reason.reason is not None
-        yield _text(reason.reason)
+        yield reason_text(reason.reason)
         cause, remedy = reason_cause_text(reason.reason), reason_remedy_text(reason.reason)
         if cause:
             yield f"cause: {cause}"
@@ -267,13 +262,6 @@ def _remedied(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
         yield f"tried: with {settings} the VM is {remedied.answer} ({remedied.folder})"
 
 
-def _text(reason: Reason) -> str:
-    verdict = Verdict(reason.verdict)
-    return outcome_text(Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)) or verdict_meaning(
-        verdict
-    )
-
-
 def _notes(doc: FleetDoc) -> Iterator[str]:
     alike = sum(1 for vm in doc.vms if vm.like)
     if alike:
@@ -285,12 +273,3 @@ def _notes(doc: FleetDoc) -> Iterator[str]:
         shown = ", ".join(doc.skipped[:_NAMED])
         more = f" and {len(doc.skipped) - _NAMED} more" if len(doc.skipped) > _NAMED else ""
         yield f"neither a libvirt domain nor a command line, and left out: {shown}{more}"
-
-
-def _md(text: str) -> str:
-    return "".join("\\" + c if c in "\\`*_[]<>|#~@" else c for c in one_line(text))
-
-
-def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Sequence, Set
 
 from harness.report.coverage import coverage_text
 from harness.report.lost import LOST_NOTE, lost_text
@@ -39,6 +39,11 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
 def plain_text(text: str) -> str:
     """Text as text: no markup, links, mentions or cell ends come out of it."""
     return _SPECIAL.sub(r"\\\1", one_line(text))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of words that are markdown already."""
+    return "\n".join(map(_line, [head, ["---"] * len(head), *rows]))
 
 
 def code_text(text: str) -> str:
@@ -109,15 +114,14 @@ def _versions(doc: MatrixDoc) -> list[str]:
     table = by_version(doc)
     if table is None:
         return []
-    lines = [["machine", "device", *map(plain_text, table.qemus)], ["---"] * (2 + len(table.qemus))]
-    lines += [[plain_text(f), plain_text(d), *(str(v) if v else "" for v in verdicts)] for f, d, verdicts in table.rows]
-    return ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    head = ["machine", "device", *map(plain_text, table.qemus)]
+    rows = ([plain_text(f), plain_text(d), *(str(v) if v else "" for v in verdicts)] for f, d, verdicts in table.rows)
+    return [markdown_table(head, rows)]
 
 
 def _resets(table: ResetTable) -> str:
     """Which devices need a reset before a load."""
-    lines = [list(HEAD), ["---"] * len(HEAD), *(list(map(plain_text, line.words)) for line in table.told)]
-    return "\n".join(map(_line, lines))
+    return markdown_table(HEAD, (list(map(plain_text, line.words)) for line in table.told))
 
 
 def _answer(block: Block) -> str:
@@ -141,7 +145,7 @@ def _table(block: Block) -> str:
     return "\n".join(lines) + (f"\n\n{block.left_out}." if block.left_out else "")
 
 
-def _line(values: list[str]) -> str:
+def _line(values: Sequence[str]) -> str:
     return f"| {' | '.join(values)} |"
 
 

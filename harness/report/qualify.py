@@ -23,18 +23,19 @@ from harness.names import USES
 from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer
 from harness.qualify.model import Answer, Confirmation, Confirms, PairAnswer, QualifyDoc, Reason, Stray
 from harness.report.facts import fact_change_text, kvm_text
+from harness.report.markdown import markdown_table, plain_text
 from harness.report.reasons import (
     COLO_BETWEEN_VERSIONS,
     ending_text,
     reason_cause_text,
     reason_remedy_text,
+    reason_text,
     static_text,
     stray_remedy,
     stray_text,
 )
-from harness.report.sentences import outcome_text, verdict_meaning
+from harness.report.sentences import outcome_text
 from harness.report.text import duration, number, plural
-from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
 from harness.text import one_line
 
@@ -42,7 +43,7 @@ JSON_NAME = "qualify.json"
 MARKDOWN_NAME = "qualify.md"
 #: Up to so many pairs the terminal shows every device; beyond, a line for each pair.
 MAX_DETAILED = 4
-_STYLE = {
+ANSWER_STYLES = {
     Answer.GO: "green",
     Answer.NO_GO: "bold red",
     Answer.UNKNOWN: "bold yellow",
@@ -95,10 +96,10 @@ def print_qualify(doc: QualifyDoc, console: Console) -> None:
     else:
         console.print(Padding(_pair_table(doc.pairs), (0, 0, 1, 0), expand=False))
     for lines in _reasons(abroad(doc)):
-        _print_reason(lines, console)
+        print_reason(lines, console, ANSWER_STYLES[Answer.NO_GO])
     for line in _notes(doc):
-        _print_hanging(line, console, "dim")
-    console.print(Text(summary(doc), style=_STYLE[doc.answer]))
+        print_hanging(line, console, "dim")
+    console.print(Text(summary(doc), style=ANSWER_STYLES[doc.answer]))
 
 
 def abroad(doc: QualifyDoc) -> list[PairAnswer]:
@@ -118,15 +119,15 @@ def summary(doc: QualifyDoc) -> str:
 
 def markdown(doc: QualifyDoc) -> str:
     """The answer as GitHub's markdown."""
-    parts = ["# postload qualify", f"**{doc.answer}**: {_md(summary(doc))}"]
+    parts = ["# postload qualify", f"**{doc.answer}**: {plain_text(summary(doc))}"]
     for pair in doc.pairs:
         head = ["device", *USES, "loads", "answer"]
-        rows = [[_md(d.device), *(d.uses[use] for use in USES), number(d.loads), d.answer] for d in pair.devices]
-        parts += [f"## {_md(_title(pair))}", _md_table(head, rows)]
-    reasons = ["- " + "\n  ".join(map(_md, lines)) for lines in _reasons(abroad(doc))]
+        rows = [[plain_text(d.device), *(d.uses[use] for use in USES), number(d.loads), d.answer] for d in pair.devices]
+        parts += [f"## {plain_text(_title(pair))}", markdown_table(head, rows)]
+    reasons = ["- " + "\n  ".join(map(plain_text, lines)) for lines in _reasons(abroad(doc))]
     if reasons:
         parts += ["## Because", "\n".join(reasons)]
-    notes = [f"- {_md(line)}" for line in _notes(doc)]
+    notes = [f"- {plain_text(line)}" for line in _notes(doc)]
     if notes:
         parts += ["## Beside it", "\n".join(notes)]
     return "\n\n".join(parts) + "\n"
@@ -165,12 +166,13 @@ def _way(pair: PairAnswer, comma: str = "") -> str:
     return f"{pair.machine}{comma} {pair.recorder.version} -> {pair.loader.version}"
 
 
-def _table() -> Table:
+def answer_table() -> Table:
+    """A table of answers, without columns yet."""
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
 
 
 def _device_table(pair: PairAnswer) -> Table:
-    table = _table()
+    table = answer_table()
     for name in ("device", *USES, "loads", "answer"):
         table.add_column(name, justify="right" if name == "loads" else "left")
     for device in pair.devices:
@@ -180,7 +182,7 @@ def _device_table(pair: PairAnswer) -> Table:
 
 
 def _pair_table(pairs: Sequence[PairAnswer]) -> Table:
-    table = _table()
+    table = answer_table()
     for name in ("recorded", "loaded", "machine", *USES, "loads", "answer"):
         table.add_column(name, justify="right" if name == "loads" else "left", no_wrap=True)
     for pair in pairs:
@@ -192,7 +194,7 @@ def _pair_table(pairs: Sequence[PairAnswer]) -> Table:
 
 
 def _word(answer: Answer) -> Text:
-    return Text(answer, style=_STYLE[answer])
+    return Text(answer, style=ANSWER_STYLES[answer])
 
 
 @dataclass(slots=True)
@@ -265,21 +267,13 @@ def _lines(shared: _Shared) -> Iterator[str]:
     head = f"{reason.verdict}{use}: {', '.join(dict.fromkeys(shared.devices))}"
     beside = "" if shared.decides else " (decides nothing here)"
     yield head + where + (f", field {reason.field}" if reason.field else "") + beside
-    yield _text(reason)
+    yield reason_text(reason)
     cause, remedy = reason_cause_text(reason), reason_remedy_text(reason)
     yield f"cause: {cause}" if cause else ""
     yield f"remedy: {remedy}" if remedy else ""
     yield _confirmed(reason.confirmed) if reason.confirmed else ""
     yield f"known: {reason.known}" if reason.known else ""
     yield f"in {', '.join(dict.fromkeys(shared.ways))}"
-
-
-def _text(reason: Reason) -> str:
-    """What happened, in one line."""
-    verdict = Verdict(reason.verdict)
-    return outcome_text(Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)) or verdict_meaning(
-        verdict
-    )
 
 
 def _confirmed(confirmed: Confirmation) -> str:
@@ -330,21 +324,14 @@ def _change(change: FactChange, pair: PairAnswer) -> str:
     return f"{effect}{fact_change_text(change)}"
 
 
-def _print_reason(lines: Sequence[str], console: Console) -> None:
-    console.print(Text(one_line(lines[0]), style="bold red"))
+def print_reason(lines: Sequence[str], console: Console, style: str) -> None:
+    """A reason: its first line, and the others below it."""
+    console.print(Text(one_line(lines[0]), style=style))
     for line in lines[1:]:
-        _print_hanging(line, console, "")
+        print_hanging(line, console, "")
     console.print()
 
 
-def _print_hanging(line: str, console: Console, style: str) -> None:
+def print_hanging(line: str, console: Console, style: str) -> None:
+    """A line that is set in, as a whole."""
     console.print(Padding(Text(one_line(line), style=style), (0, 0, 0, 2), expand=False))
-
-
-def _md(text: str) -> str:
-    return "".join("\\" + c if c in "\\`*_[]<>|#~@" else c for c in one_line(text))
-
-
-def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

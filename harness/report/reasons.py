@@ -34,12 +34,22 @@ from harness.qualify.static import (
     Undescribed,
 )
 from harness.report.facts import matters_text, subject_text
+from harness.report.sentences import outcome_text, verdict_meaning
 from harness.report.text import plural
 from harness.results.cause import KvmRefused
+from harness.results.outcome import Outcome
+from harness.results.verdict import Verdict
 
 #: More differences of a section are counted only.
 _SHOWN_DIFFERENCES = 3
 _RESTART = "which takes a restart of the guest"
+
+
+def reason_text(reason: Reason) -> str:
+    """What happened, in one line."""
+    verdict = Verdict(reason.verdict)
+    outcome = Outcome(verdict=verdict, causes=reason.causes, repeats=reason.repeats)
+    return outcome_text(outcome) or verdict_meaning(verdict)
 
 
 def reason_cause_text(reason: Reason) -> str:

@@ -17,13 +17,13 @@ from rich.text import Text
 
 from harness.files import write_atomically
 from harness.report.claims import ToldQuestion, Values, told
+from harness.report.markdown import plain_text
 from harness.report.text import duration, number
 from harness.studies.model import ClaimsDoc
 from harness.text import one_line
 
 JSON_NAME = "claims.json"
 MARKDOWN_NAME = "claims.md"
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~@])")
 _NUMBER = re.compile(r"-|\d+/\d+|[\d.,]+(%| ms)?")
 #: Width that a table of the terminal may take at most; beyond, rich wraps its texts.
 _MAX_WIDTH = 100
@@ -69,24 +69,20 @@ def _footer(doc: ClaimsDoc) -> str:
 
 def claims_markdown(doc: ClaimsDoc) -> str:
     """The document as markdown."""
-    parts = ["# postload claims", _plain(_footer(doc))]
+    parts = ["# postload claims", plain_text(_footer(doc))]
     for entry in told(doc):
-        parts.append(f"## {entry.number}. {_plain(entry.question)}")
-        parts += [_plain(entry.answer)] if entry.answer else []
-        parts += [f"**Not answered:** {_plain(entry.failed)}"] if entry.failed else []
+        parts.append(f"## {entry.number}. {plain_text(entry.question)}")
+        parts += [plain_text(entry.answer)] if entry.answer else []
+        parts += [f"**Not answered:** {plain_text(entry.failed)}"] if entry.failed else []
         parts += [_markdown_table(entry)] if entry.rows else []
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(entry: ToldQuestion) -> str:
-    titles = [_plain(title) for title in entry.columns]
+    titles = [plain_text(title) for title in entry.columns]
     rules = ["---:" if _is_number_column(entry, index) else "---" for index in range(len(titles))]
-    rows = [[_plain(value) for value in _values(row)] for row in entry.rows]
+    rows = [[plain_text(value) for value in _values(row)] for row in entry.rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, rules, *rows])
-
-
-def _plain(text: str) -> str:
-    return _SPECIAL.sub(r"\\\1", one_line(text))
 
 
 def claims_html(doc: ClaimsDoc) -> str:
