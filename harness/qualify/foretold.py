@@ -149,18 +149,10 @@ class Sides:
         return None if ours else (Side.RECORDER, self.recorder.version)
 
 
-def said_machine(configuration: Configuration) -> str:
-    """The machine type that somebody wrote; empty where nobody did. The last one counts, as QEMU has it."""
-    return _last(configuration, "machine", "type")
-
-
 def said_cpu(configuration: Configuration) -> str:
-    """The CPU model that somebody wrote, without its features; empty where nobody did."""
-    return _last(configuration, "cpu", "model")
-
-
-def _last(configuration: Configuration, option: str, key: str) -> str:
-    said = [str(o.values[key]) for o in configuration.options if o.name == option and o.values.get(key)]
+    """The CPU model that somebody wrote, without its features; empty where nobody did. The last one counts, as QEMU
+    has it."""
+    said = [str(o.values["model"]) for o in configuration.options if o.name == "cpu" and o.values.get("model")]
     return said[-1] if said else ""
 
 
