@@ -21,8 +21,6 @@ from harness.qualify.model import Answer, DeviceAnswer, QualifyDoc, Reason, wors
 from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.results.verdict import Verdict
 
-SCHEMA = "postload.fleet/1"
-
 
 class Obstacle(StrEnum):
     """Why a VM was not tried, beyond what was foretold."""
@@ -225,26 +223,35 @@ def _device_answers(doc: QualifyDoc | None) -> Iterable[DeviceAnswer]:
     return [] if doc is None else [device for pair in doc.pairs if not pair.home for device in pair.devices]
 
 
+@dataclass(slots=True)
+class _Cause:
+    """A cause, as the first VM has it.
+
+    :param vms: names of all that have it, in their order
+    """
+
+    number: int
+    first: FleetReason
+    vms: dict[str, None] = field(default_factory=dict)
+
+
 class _Causes:
     """Reasons in the order in which they were met, each once."""
 
     def __init__(self) -> None:
-        self._found: dict[object, FleetReason] = {}
-        self._vms: dict[object, list[str]] = {}
+        self._found: dict[object, _Cause] = {}
 
     def of(self, tried: TriedVm) -> Iterable[int]:
         """Numbers of a VM's reasons."""
         for key, found in (*_foretold(tried), *_loaded(tried)):
-            self._found.setdefault(key, found)
-            vms = self._vms.setdefault(key, [])
-            if tried.vm.name not in vms:
-                vms.append(tried.vm.name)
-            yield list(self._found).index(key)
+            cause = self._found.setdefault(key, _Cause(len(self._found), found))
+            cause.vms[tried.vm.name] = None
+            yield cause.number
 
     def reasons(self) -> Iterable[FleetReason]:
         """All of them, with their VMs."""
-        for key, found in self._found.items():
-            yield replace(found, vms=tuple(self._vms[key]))
+        for cause in self._found.values():
+            yield replace(cause.first, vms=tuple(cause.vms))
 
 
 def _foretold(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
