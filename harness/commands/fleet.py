@@ -36,7 +36,7 @@ from harness.qualify.vms import AdoptedVm, Builds, KnownVm, alike, any_loader, l
 from harness.report.console import SafeConsole
 from harness.report.fleet import fleet_json, forget_fleet, print_fleet, trying_text, write_fleet
 from harness.report.text import were
-from harness.results.document import MatrixDoc, Qemu
+from harness.results.document import Qemu
 from harness.state.catalogue import Offer, offer_of
 from harness.state.recordings import Recordings
 
@@ -217,7 +217,7 @@ class _Trial:
         """
         out = given["out"] / folder
         answer, doc = judged_pack(pack, {**given, "out": out}, self.uses, travelled=False, builds=[guest.recorder])
-        _write(answer, doc, out)
+        write_answer(answer, doc, out)
         if not answer.complete:
             self.complete = False
             # what broke until then is a no-go, whatever else would have come
@@ -254,10 +254,6 @@ class _Trial:
                 break
             found = Remedied(settings=settings, answer=last.answer, folder=where)
         return found
-
-
-def _write(answer: QualifyDoc, doc: MatrixDoc, out: Path) -> None:
-    write_answer(answer, doc, out)
 
 
 def _plain(name: str) -> str:

@@ -246,7 +246,7 @@ def tried_remedies(monkeypatch: pytest.MonkeyPatch, *answers: QualifyDoc) -> tup
         return found, None
 
     monkeypatch.setattr(commands, "judged_pack", judged)
-    monkeypatch.setattr(commands, "_write", lambda *_: None)
+    monkeypatch.setattr(commands, "write_answer", lambda *_: None)
     rounds = iter(range(9))
     monkeypatch.setattr(commands, "settings_of", lambda *_: (f"virtio-blk-device.queue-size={next(rounds)}",))
     given: dict[str, Any] = {"out": Path("out"), "globals_": ()}
