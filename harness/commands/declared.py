@@ -77,7 +77,7 @@ def matrix(**given: Any) -> int:
 
 
 @click.command(cls=OwningCommand)
-@click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
+@options.recorder_option
 @click.option(
     "--machine",
     metavar="NAME",
@@ -87,13 +87,7 @@ def matrix(**given: Any) -> int:
 )
 @shared(options.device_option, options.phase_option, options.accel_option, options.guest_option)
 @shared(options.cpus_option, options.profiles_option)
-@click.option(
-    "--out",
-    type=FILE,
-    required=True,
-    metavar="PACK",
-    help="State pack to write. NAME.pack is one file; any other name is a folder.",
-)
+@options.pack_option
 @json_option
 def record(**given: Any) -> int:
     """Boot a guest and record its phases into a state pack."""
@@ -120,16 +114,10 @@ def record(**given: Any) -> int:
     "domain in it, or a qcow2 image with a snapshot.",
 )
 @click.option("--snapshot", metavar="NAME", help="Internal snapshot of a qcow2 image, where it has several.")
-@click.option("--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version.")
+@options.recorder_option
 @click.option("--machine", metavar="NAME", help="Machine type to take in place of the VM's.")
 @shared(options.phase_option, options.accel_option, options.guest_option)
-@click.option(
-    "--out",
-    type=FILE,
-    metavar="PACK",
-    help="State pack to write. NAME.pack is one file; any other name is a folder.  [default: only say what becomes of "
-    "the VM]",
-)
+@options.vm_pack_option
 @click.option(
     "--redact",
     is_flag=True,
@@ -150,13 +138,7 @@ def adopt(**given: Any) -> int:
 
 @click.command(cls=OwningCommand)
 @click.argument("pack", type=FILE)
-@click.option(
-    "--out",
-    type=FILE,
-    required=True,
-    metavar="PACK",
-    help="State pack to write. NAME.pack is one file; any other name is a folder.",
-)
+@options.pack_option
 @click.option("--phase", metavar="NAME", help="Phase to take.  [default: the pack's last]")
 @click.option("--name", "names", multiple=True, metavar="TEXT", help="What else names the guest. May be repeated.")
 @json_option

@@ -70,6 +70,11 @@ def _store(text: str, **more: Any) -> Callable[[F], F]:
     return click.option("--store", envvar=STORE_VARIABLE, metavar="URL", help=text, **more)
 
 
+def _pack(usual: str = "", **more: Any) -> Callable[[F], F]:
+    text = f"State pack to write. NAME.pack is one file; any other name is a folder.{usual}"
+    return click.option("--out", type=FILE, metavar="PACK", help=text, **more)
+
+
 qemu_option = click.option(
     "--qemu",
     "qemus",
@@ -77,6 +82,11 @@ qemu_option = click.option(
     metavar="QEMU",
     help="QEMU to test: a path, an installed name or a version. May be repeated.  [default: this host's]",
 )
+recorder_option = click.option(
+    "--qemu", metavar="QEMU", help="QEMU to record with: a path, an installed name or a version."
+)
+pack_option = _pack(required=True)
+vm_pack_option = _pack("  [default: only say what becomes of the VM]")
 machine_option = listed(
     "--machine", "machines", "Machine types: pc, q35, virt, or versioned names.", default=("pc,q35",), show_default=True
 )
