@@ -55,7 +55,7 @@ def read_domain(text: str, source: str) -> Configuration:
         name=root.at("name").words(),
         options=tuple(extras.overridden(root, options)),
         source=source,
-        binary=domain.devices("emulator")[0].words() if domain.devices("emulator") else "",
+        binary=domain.emulator,
         unread=tuple(Unread(path=path, line=line) for path, line in root.unread() if matters(path)),
     )
 

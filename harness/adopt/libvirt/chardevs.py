@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
-from harness.adopt.libvirt.model import Domain, alias, device, said
+from harness.adopt.libvirt.model import Domain, alias, device, said, switch
 from harness.adopt.libvirt.tree import Element
 
 #: Types of libvirt's, as QEMU calls them: see qemuBuildChardevCommand.
@@ -54,18 +54,16 @@ def backend(element: Element, id_: str, said_by: Element, name: str = "") -> Sai
 
 
 def _ends(element: Element, type_: str) -> dict[str, Value]:
-    sources = element.all("source")
-    source = sources[0] if sources else element.at("source")
+    source = element.at("source")
     if type_ in ("unix", "tcp"):
         return _socket(element, source)
     if type_ == "udp":
-        return _udp(sources)
+        return _udp(element.all("source"))
     if type_ == "qemu-vdagent":
         mouse = {"client": "on", "server": "off"}.get(source.at("mouse").get("mode"))
         return {"clipboard": source.at("clipboard").get("copypaste") and "on", "mouse": mouse}
     path = source.get("path") or (element.get("path") if type_ == "pty" else "")
-    append = {True: "on", False: "off", None: None}[source.yes("append")]
-    return {"path": path if type_ != "pty" and path else None, "append": append}
+    return {"path": path if type_ != "pty" and path else None, "append": switch(source.yes("append"))}
 
 
 def _socket(element: Element, source: Element) -> dict[str, Value]:

@@ -20,7 +20,6 @@ from harness.adopt.libvirt.tree import Element
 UNITS = {"ide": 4, "sata": 6, "scsi": 15, "fdc": 2, "nvme": 256}
 #: Names of targets: letters, or a controller and a namespace.
 TARGET = re.compile(r"(?:(ubd|xvd|[vshf]d)([a-z]{1,3})|nvme(\d{1,3})n([1-9]\d{0,2}))", re.ASCII)
-COMPANIONS = ("ich9-ehci1", "ich9-uhci1", "ich9-uhci2", "ich9-uhci3")
 #: libvirt has no such limits, and no machine has room for more.
 MOST_CONTROLLERS = 256
 MOST_DEVICES = 1000
@@ -104,7 +103,7 @@ def _controllers(domain: Domain) -> None:
     for controller in domain.devices("controller"):
         if not controller.get("index"):
             controller.attributes["index"] = _next_index(domain, controller, groups)
-        if controller.get("model") in COMPANIONS:
+        if controller.get("model") in pci.USB_FUNCTIONS:
             groups.setdefault(controller.get("index"), set()).add(controller.get("model"))
     if not domain.controller("pci", 0) and (domain.pcie or domain.i440fx):
         _add_controller(domain, "pci", 0, "pcie-root" if domain.pcie else "pci-root")
@@ -117,7 +116,7 @@ def _controllers(domain: Domain) -> None:
 def _next_index(domain: Domain, controller: Element, groups: dict[str, set[str]]) -> str:
     """The first that is free; one of ICH9's USB controllers belongs to those before it that lack its model."""
     model = controller.get("model")
-    if model in COMPANIONS and (last := next(reversed(groups), None)) is not None and model not in groups[last]:
+    if model in pci.USB_FUNCTIONS and (last := next(reversed(groups), None)) is not None and model not in groups[last]:
         return last
     taken = {other.get("index") for other in domain.controllers(controller.get("type"))}
     return str(next(index for index in itertools.count() if str(index) not in taken))

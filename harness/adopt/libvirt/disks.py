@@ -190,7 +190,7 @@ def _sata(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
 
 
 def _usb(domain: Domain, disk: Element, drive: dict[str, Value]) -> SaidOption:
-    removable = {True: True, False: False, None: None}[disk.at("target").yes("removable")]
+    removable = disk.at("target").yes("removable")
     model = {"usb-bot": "usb-bot", "usb-uas": "usb-uas"}.get(disk.get("model"), "usb-storage")
     return device(domain, disk, model, {**drive, "removable": removable, **_common(domain, disk)})
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
-from harness.adopt.libvirt.model import Domain, said
+from harness.adopt.libvirt.model import Domain, audio_id, said, switch
 from harness.adopt.libvirt.tree import Element
 
 #: <hyperv> elements that are one CPU property each, see qemuBuildCpuHypervArgs.
@@ -71,10 +71,6 @@ def _feature(domain: Domain, name: str) -> str | None:
     return "off" if state is False else "on"
 
 
-def _switch(state: bool | None) -> str | None:
-    return {True: "on", False: "off", None: None}[state]
-
-
 def _machine(domain: Domain) -> SaidOption:
     """qemuBuildMachineCommandLine; ``acpi`` and ``hpet`` are options of their own in older libvirts."""
     os_ = domain.root.at("os")
@@ -88,15 +84,15 @@ def _machine(domain: Domain) -> SaidOption:
         "ras": _feature(domain, "ras"),
         "i8042": _feature(domain, "ps2"),
         "acpi": None if domain.root.has("features/acpi") else "off",
-        "hpet": _switch(_timer(domain, "hpet").yes("present")),
+        "hpet": switch(_timer(domain, "hpet").yes("present")),
         "mem-merge": "off" if domain.root.has("memoryBacking/nosharepages") else None,
         "nvdimm": "on" if any(memory.get("model") == "nvdimm" for memory in domain.devices("memory")) else None,
         "hmat": "on" if has_hmat(domain) else None,
         "iommu": _machine_iommu(domain),
-        "graphics": _switch(False if os_.at("bios").yes("useserial") else None),
+        "graphics": switch(False if os_.at("bios").yes("useserial") else None),
         "memory-backend": None if domain.root.has("cpu/numa") else ram_id(domain),
         "confidential-guest-support": "lsec0" if domain.root.has("launchSecurity") else None,
-        "pcspk-audiodev": next((f"audio{sound.at('audio').get('id', '1')}" for sound in _speakers(domain)), None),
+        "pcspk-audiodev": next(map(audio_id, _speakers(domain)), None),
         **_pflash(domain),
     }
     return said("machine", os_, values)
@@ -200,9 +196,10 @@ def _cpu(domain: Domain) -> Iterator[SaidOption]:
     cpu = domain.root.at("cpu")
     model = _cpu_model(domain, cpu)
     values = dict(_cpu_values(domain, cpu))
-    emulator = domain.devices("emulator")[0].words() if domain.devices("emulator") else ""
     tcg_arm = domain.virt and domain.root.get("type") == "qemu"
-    usual = "qemu32" if emulator.endswith("i386") else "qemu64" if domain.x86 else "cortex-a15" if tcg_arm else ""
+    usual = (
+        "qemu32" if domain.emulator.endswith("i386") else "qemu64" if domain.x86 else "cortex-a15" if tcg_arm else ""
+    )
     if model or values or usual:
         yield said("cpu", cpu, {"model": model or usual or "max", **values})
 
@@ -382,7 +379,7 @@ def _boot(domain: Domain) -> Iterator[SaidOption]:
     os_ = domain.root.at("os")
     menu, bios = os_.at("bootmenu"), os_.at("bios")
     values = {
-        "menu": _switch(menu.yes("enable")),
+        "menu": switch(menu.yes("enable")),
         "reboot-timeout": bios.get("rebootTimeout") or None,
         "splash-time": menu.get("timeout") or None,
         "strict": "on",

@@ -63,6 +63,11 @@ class Domain:
         """Whether its root bus is PCI Express."""
         return self.q35 or self.virt
 
+    @property
+    def emulator(self) -> str:
+        """The program that runs it; empty where nobody said."""
+        return next((emulator.words() for emulator in self.devices("emulator")), "")
+
     def devices(self, tag: str) -> list[Element]:
         """The elements of that name in <devices>."""
         return [device for part in self.root.all("devices") for device in part.all(tag)]
@@ -89,6 +94,16 @@ class Domain:
 def screens(domain: Domain) -> list[Element]:
     """The elements <video>, the primary one first."""
     return sorted(domain.devices("video"), key=lambda video: video.at("model").yes("primary") is not True)
+
+
+def switch(state: bool | None) -> str | None:
+    """``on`` or ``off``, None where nobody said."""
+    return {True: "on", False: "off", None: None}[state]
+
+
+def audio_id(sound: Element) -> str:
+    """The id of what a device sounds through."""
+    return f"audio{sound.at('audio').get('id', '1')}"
 
 
 def alias(element: Element) -> str:

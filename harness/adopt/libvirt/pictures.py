@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.adopt.configuration import SaidOption, Value
-from harness.adopt.libvirt.model import Domain, alias, device, said, screens, virtio, virtio_options
+from harness.adopt.libvirt.model import Domain, alias, audio_id, device, said, screens, virtio, virtio_options
 from harness.adopt.libvirt.tree import Element
 
 #: Models of <video>: as the first, with VGA, and as another; see qemuBuildVideoDevStr. None: virtio.
@@ -122,18 +122,14 @@ def _sound(domain: Domain, sound: Element) -> Iterator[SaidOption]:
         more = {"streams": sound.number("streams") or 2, **virtio_options(sound)} if model == "virtio" else {}
         driver = virtio(domain, sound, SOUND[model]) if model == "virtio" else SOUND[model]
         several = sound.yes("multichannel") if model == "usb" else None
-        yield device(domain, sound, driver, {"audiodev": _audio(sound), "multi": several, **more})
+        yield device(domain, sound, driver, {"audiodev": audio_id(sound), "multi": several, **more})
         return
     yield device(domain, sound, SOUND[model], {})
     kinds = [codec.get("type") for codec in sound.all("codec")] or ["duplex"]
     for number, kind in enumerate(kinds):
         values = {"driver": CODECS.get(kind, kind), "id": f"{alias(sound)}-codec{number}"}
-        place: dict[str, Value] = {"bus": f"{alias(sound)}.0", "cad": number, "audiodev": _audio(sound)}
+        place: dict[str, Value] = {"bus": f"{alias(sound)}.0", "cad": number, "audiodev": audio_id(sound)}
         yield said("device", sound, {**values, **place})
-
-
-def _audio(sound: Element) -> str:
-    return f"audio{sound.at('audio').get('id', '1')}"
 
 
 def _input(domain: Domain, input_: Element) -> Iterator[SaidOption]:
