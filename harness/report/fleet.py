@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from harness.report.qualify import ANSWER_STYLES, answer_table, print_hanging, p
 from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text, reason_text
 from harness.report.text import duration, plural
 from harness.results.cause import Side
+from harness.results.document import json_text
 from harness.text import one_line
 
 JSON_NAME = "fleet.json"
@@ -32,9 +32,8 @@ _NAMED = 6
 
 
 def fleet_json(doc: FleetDoc) -> str:
-    """The document as text; bytes that were no UTF-8 become question marks."""
-    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+    """The document as text."""
+    return json_text(doc.to_json())
 
 
 def write_fleet(doc: FleetDoc, out: Path) -> None:

@@ -36,6 +36,7 @@ from harness.report.reasons import (
 )
 from harness.report.sentences import outcome_text
 from harness.report.text import duration, number, plural
+from harness.results.document import json_text
 from harness.results.verdict import Verdict
 from harness.text import one_line
 
@@ -57,14 +58,13 @@ _EFFECTS = {Weight.EXPLAINS: "can break a load: ", Weight.MAY_MATTER: "may matte
 
 def qualify_plain(doc: QualifyDoc) -> dict[str, Any]:
     """The document as it is read back: plain JSON types alone, and bytes that were no UTF-8 as question marks."""
-    text = json.dumps(doc.to_json(), ensure_ascii=False, allow_nan=False, default=str)
-    plain: dict[str, Any] = json.loads(text.encode("utf-8", "replace"))
+    plain: dict[str, Any] = json.loads(qualify_json(doc))
     return plain
 
 
 def qualify_json(doc: QualifyDoc) -> str:
     """The document as text."""
-    return json.dumps(qualify_plain(doc), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(doc.to_json())
 
 
 def write_qualify(doc: QualifyDoc, out: Path, formats: Sequence[str] = ("json", "md")) -> list[Path]:

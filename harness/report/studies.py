@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -19,6 +18,7 @@ from harness.files import write_atomically
 from harness.report.claims import ToldQuestion, Values, told
 from harness.report.markdown import plain_text
 from harness.report.text import duration, number
+from harness.results.document import json_text
 from harness.studies.model import ClaimsDoc
 from harness.text import one_line
 
@@ -108,9 +108,8 @@ def _html(text: str) -> str:
 
 
 def claims_json(doc: ClaimsDoc) -> str:
-    """The document as text; bytes of a log that were no UTF-8 become question marks."""
-    text = json.dumps(doc.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+    """The document as text."""
+    return json_text(doc.to_json())
 
 
 def write_claims(doc: ClaimsDoc, out: Path) -> Sequence[Path]:

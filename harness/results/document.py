@@ -501,6 +501,12 @@ def plain_json(document: Any) -> dict[str, Any]:
     return found
 
 
+def json_text(document: dict[str, Any]) -> str:
+    """A document as a file has it; bytes that were no UTF-8 become question marks."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
+
+
 def schema_of(model: Any) -> dict[str, Any]:
     """The JSON Schema (2020-12) of a document, made from its model."""
     schema = _adapter(model).json_schema(mode="serialization", by_alias=True)
