@@ -311,15 +311,21 @@ def traced(strace: tuple[list[str], dict[str, str]], scratch: Path) -> Traced:
     return run
 
 
+@pytest.fixture
+def usual(binary: QemuBinary, q35: str, traced: Traced, scratch: Path) -> frozenset[str]:
+    """What a QEMU reaches for with no more than a machine."""
+    bare = traced(foreign(plan_with(q35)).command(binary.path, scratch), scratch)
+    found = frozenset(seen[2] for seen in map(_SEEN.match, bare.splitlines()) if seen and seen[2])
+    assert found
+    return found
+
+
 def test_nothing_but_its_own_is_opened_and_nothing_is_run(
-    binary: QemuBinary, q35: str, types: list[str], traced: Traced, scratch: Path
+    binary: QemuBinary, q35: str, types: list[str], traced: Traced, usual: frozenset[str], scratch: Path
 ) -> None:
     """Without any wall: that is what the check of a plan is for."""
     ran: list[str] = []
     own = (*program_paths(binary.path), str(scratch))
-    bare = traced(foreign(plan_with(q35)).command(binary.path, scratch), scratch)
-    usual = frozenset(seen[2] for seen in map(_SEEN.match, bare.splitlines()) if seen and seen[2])
-    assert usual
 
     @settings(
         max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -371,7 +377,11 @@ qemu-system-x86_64 -M q35 -m 64 -nodefaults -bios @/bios -kernel @/kernel -initr
 
 
 def test_no_file_of_a_hostile_command_line_is_opened(
-    binary: QemuBinary, q35: str, strace: tuple[list[str], dict[str, str]], traced: Traced, scratch: Path
+    binary: QemuBinary,
+    strace: tuple[list[str], dict[str, str]],
+    traced: Traced,
+    usual: frozenset[str],
+    scratch: Path,
 ) -> None:
     victim = scratch / "victim"
     victim.mkdir()
@@ -401,8 +411,6 @@ def test_no_file_of_a_hostile_command_line_is_opened(
     assert str(victim) not in repr(command)
     machine.make_files(workdir)
     own = (*program_paths(binary.path), str(workdir))
-    bare = traced(foreign(plan_with(q35)).command(binary.path, scratch), scratch)
-    usual = frozenset(seen[2] for seen in map(_SEEN.match, bare.splitlines()) if seen and seen[2])
     seen = traced(command, workdir)
     assert str(workdir) in seen  # the scratch disks: QEMU did start with all of it
     assert reached(seen, own, usual) == []
