@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.report.sentences import disturbed_error_text
-from harness.report.text import number, plural
+from harness.report.text import first_of, number, plural
 from harness.results.verdict import Verdict
 from harness.studies.findings import (
     FrameCase,
@@ -322,11 +322,10 @@ def _frame_rows(found: FrameFinding) -> list[Values]:
 
 def _frame_row(mine: Sequence[FrameCase]) -> Values:
     names, first = [case.section for case in mine], mine[0]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     varies = "yes" if len(first.lengths) > 1 else "no"
     exact = "taken" if first.exact.how is How.LOADED else str(first.exact.how)
     ways = (exact, _how(first.more), _how(first.less))
-    return ", ".join(names[:_NAMED]) + more, str(first.described), len(mine), varies, *ways
+    return first_of(names, _NAMED), str(first.described), len(mine), varies, *ways
 
 
 def _how(framed: Framed | None) -> str:

@@ -20,7 +20,7 @@ from harness.qualify.model import Answer
 from harness.report.markdown import markdown_table, plain_text
 from harness.report.qualify import ANSWER_STYLES, answer_table, print_hanging, print_reason
 from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text, reason_text
-from harness.report.text import duration, plural
+from harness.report.text import duration, first_of, plural
 from harness.results.cause import Side
 from harness.results.document import json_text
 from harness.text import one_line
@@ -130,9 +130,7 @@ def _why(vm: VmAnswer, doc: FleetDoc) -> Iterator[str]:
     if vm.obstacle is not None and not (vm.obstacle is Obstacle.NO_RECORDER and deciding):
         yield obstacle_text(vm)
     if vm.unjudged:
-        devices = ", ".join(_unjudged_text(one) for one in vm.unjudged[:_NAMED])
-        rest = len(vm.unjudged) - _NAMED
-        yield f"not judged: {devices}{f' and {rest} more' if rest > 0 else ''}"
+        yield f"not judged: {first_of([*map(_unjudged_text, vm.unjudged)], _NAMED)}"
     if vm.like:
         yield f"as {vm.like}"
     if vm.answer is Answer.NONE:
@@ -246,9 +244,7 @@ def _reason_lines(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
     if remedy:
         yield f"change: {remedy}"
     yield from _remedied(reason, doc)
-    rest = len(reason.vms) - _NAMED
-    more = f" and {rest} more" if rest > 0 else ""
-    yield f"in {', '.join(reason.vms[:_NAMED])}{more} ({plural(len(reason.vms), 'VM')})"
+    yield f"in {first_of(reason.vms, _NAMED)} ({plural(len(reason.vms), 'VM')})"
 
 
 def _remedied(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
@@ -269,6 +265,4 @@ def _notes(doc: FleetDoc) -> Iterator[str]:
     if replaced:
         yield f"{plural(replaced, 'backend')} of the host replaced by harmless ones of the same shape"
     if doc.skipped:
-        shown = ", ".join(doc.skipped[:_NAMED])
-        more = f" and {len(doc.skipped) - _NAMED} more" if len(doc.skipped) > _NAMED else ""
-        yield f"neither a libvirt domain nor a command line, and left out: {shown}{more}"
+        yield f"neither a libvirt domain nor a command line, and left out: {first_of(doc.skipped, _NAMED)}"

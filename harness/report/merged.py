@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.report.text import plural
+from harness.report.text import first_of, plural
 from harness.results.events import ShardOf
 from harness.results.merged import Merged
 
@@ -19,10 +19,8 @@ def merged_text(merged: Merged) -> Iterator[str]:
     for folder in merged.cut:
         yield f"postload: the shard in {folder} did not come to its end"
     if merged.missing:
-        names = ", ".join(merged.missing[:_MOST_SHOWN])
-        more = len(merged.missing) - _MOST_SHOWN
-        rest = f" and {more} more" if more > 0 else ""
-        yield f"postload: {plural(len(merged.missing), 'cell')} planned and not judged: {names}{rest}"
+        names = first_of(merged.missing, _MOST_SHOWN)
+        yield f"postload: {plural(len(merged.missing), 'cell')} planned and not judged: {names}"
 
 
 def shard_text(shard: ShardOf, *, empty: bool) -> str:

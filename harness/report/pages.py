@@ -32,7 +32,7 @@ from harness.report import strips
 from harness.report.history import NOT_RUN_WORDS, RUN_STATE_WORDS, excuse_text
 from harness.report.html import environment
 from harness.report.sentences import controls_text
-from harness.report.text import plural
+from harness.report.text import first_of, plural
 from harness.report.view import Finding, finding_of
 from harness.results.document import Cell
 from harness.results.key import CellKey, route_of
@@ -191,8 +191,7 @@ class ChangeGroup:
         """On which QEMUs, and for which devices."""
         qemus = sorted({route_of(change.line) for change in self.changes}, key=natural)
         devices = sorted({CellKey.parse(change.line).device for change in self.changes})
-        more = f" and {len(devices) - 4} more" if len(devices) > 4 else ""
-        return f"{plural(len(self.changes), 'cell')} of {', '.join(devices[:4])}{more} on {', '.join(qemus)}"
+        return f"{plural(len(self.changes), 'cell')} of {first_of(devices, 4)} on {', '.join(qemus)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.report.text import were
+from harness.report.text import first_of, were
 from harness.report.view import MANY_NAMES, MANY_ROWS
 from harness.results.document import DeviceReset, GuestReset, MatrixDoc, Milliseconds, ResetNeed
 from harness.results.verdict import Verdict
@@ -115,8 +115,7 @@ def _costs(devices: Sequence[DeviceReset]) -> Iterable[str]:
         if each.guest is not None:
             guests.setdefault(each.guest, []).append(each.device)
     for guest, names in guests.items():
-        more = len(names) - MANY_NAMES
-        who = ", ".join(names[:MANY_NAMES]) + (f" and {more} more" if more > 0 else "")
+        who = first_of(names, MANY_NAMES)
         yield (
             f"guest with {who}, phase {guest.phase}: a reset takes {_interval(guest.reset)} ms; it makes a checkpoint "
             f"{_interval(guest.added)} ms longer, which takes {_interval(guest.load)} ms without it"

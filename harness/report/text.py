@@ -24,6 +24,12 @@ def were(count: int, noun: str) -> str:
     return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
 
 
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first of several names, and how many more there are: ``a, b and 3 more``."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of equally many words with each column as wide as its longest word; one that is empty is left out."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
