@@ -220,7 +220,7 @@ def _devices(tried: TriedVm) -> Iterable[VmDevice]:
 
 
 def _device_answers(doc: QualifyDoc | None) -> Iterable[DeviceAnswer]:
-    return [] if doc is None else [device for pair in doc.pairs if not pair.home for device in pair.devices]
+    return [] if doc is None else [device for pair in doc.abroad for device in pair.devices]
 
 
 @dataclass(slots=True)
@@ -263,8 +263,8 @@ def _foretold(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
 def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
     if tried.doc is None:
         return
-    for pair in tried.doc.pairs:
-        for device in pair.devices if not pair.home else ():
+    for pair in tried.doc.abroad:
+        for device in pair.devices:
             kind = tried.types.get(device.device, "")
             for reason in device.because:
                 found = FleetReason(

@@ -189,6 +189,11 @@ class QualifyDoc:
     kvm: KvmTried | None = None
     program: dict[str, str] = field(default_factory=lambda: {"name": "postload", "version": __version__})
 
+    @property
+    def abroad(self) -> list[PairAnswer]:
+        """The pairs that count."""
+        return [pair for pair in self.pairs if not pair.home]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return plain_json(self)

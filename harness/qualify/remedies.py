@@ -31,8 +31,8 @@ def settings_of(doc: QualifyDoc, types: Mapping[str, str]) -> tuple[str, ...]:
     :param types: of the devices by the names that the document has
     """
     found: dict[str, None] = {}
-    for pair in doc.pairs:
-        for device in pair.devices if not pair.home else ():
+    for pair in doc.abroad:
+        for device in pair.devices:
             for reason in device.because:
                 for explained in reason.explained:
                     found |= dict.fromkeys(_settings(explained, types.get(device.device, "")))

@@ -89,27 +89,22 @@ def forget_qualify(out: Path) -> None:
 
 def print_qualify(doc: QualifyDoc, console: Console) -> None:
     """The tables, the reasons, what changed between the hosts, and last the answer."""
-    if len(abroad(doc)) <= MAX_DETAILED:
-        for pair in abroad(doc):
+    if len(doc.abroad) <= MAX_DETAILED:
+        for pair in doc.abroad:
             console.print(Text(_title(pair), style="bold"))
             console.print(Padding(_device_table(pair), (0, 0, 1, 1), expand=False))
     else:
         console.print(Padding(_pair_table(doc.pairs), (0, 0, 1, 0), expand=False))
-    for lines in _reasons(abroad(doc)):
+    for lines in _reasons(doc.abroad):
         print_reason(lines, console, ANSWER_STYLES[Answer.NO_GO])
     for line in _notes(doc):
         print_hanging(line, console, "dim")
     console.print(Text(summary(doc), style=ANSWER_STYLES[doc.answer]))
 
 
-def abroad(doc: QualifyDoc) -> list[PairAnswer]:
-    """The pairs that count."""
-    return [pair for pair in doc.pairs if not pair.home]
-
-
 def summary(doc: QualifyDoc) -> str:
     """The answer in one sentence."""
-    counts = Counter(pair.answer for pair in abroad(doc))
+    counts = Counter(pair.answer for pair in doc.abroad)
     answers = ", ".join(f"{counts[answer]} {answer}" for answer in Answer if counts[answer])
     state = "" if doc.complete else "stopped early; "
     uses = " and ".join(doc.deciding)
@@ -124,7 +119,7 @@ def markdown(doc: QualifyDoc) -> str:
         head = ["device", *USES, "loads", "answer"]
         rows = [[plain_text(d.device), *(d.uses[use] for use in USES), number(d.loads), d.answer] for d in pair.devices]
         parts += [f"## {plain_text(_title(pair))}", markdown_table(head, rows)]
-    reasons = ["- " + "\n  ".join(map(plain_text, lines)) for lines in _reasons(abroad(doc))]
+    reasons = ["- " + "\n  ".join(map(plain_text, lines)) for lines in _reasons(doc.abroad)]
     if reasons:
         parts += ["## Because", "\n".join(reasons)]
     notes = [f"- {plain_text(line)}" for line in _notes(doc)]
@@ -138,7 +133,7 @@ def qualify_html(doc: QualifyDoc) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("recorded", "loaded", "machine", "device", *USES, "answer"))
     rows = "".join(_html_rows(pair) for pair in doc.pairs)
     reasons = "".join(
-        "<li>" + "<br>".join(escape(one_line(line)) for line in lines) + "</li>" for lines in _reasons(abroad(doc))
+        "<li>" + "<br>".join(escape(one_line(line)) for line in lines) + "</li>" for lines in _reasons(doc.abroad)
     )
     notes = "".join(f"<li>{escape(one_line(line))}</li>" for line in _notes(doc))
     return (
@@ -295,7 +290,7 @@ def _confirmed(confirmed: Confirmation) -> str:
 def _notes(doc: QualifyDoc) -> list[str]:
     notes = [kvm_text(doc.kvm)] if doc.kvm else []
     notes += [COLO_BETWEEN_VERSIONS] if any(pair.recorder.version != pair.loader.version for pair in doc.pairs) else []
-    for pair in abroad(doc):
+    for pair in doc.abroad:
         notes += [f"{_way(pair)}: {note}" for note in _pair_notes(pair)]
     return list(dict.fromkeys(notes))
 
