@@ -254,7 +254,7 @@ class _Writing:
             "created": datetime.now(UTC).date().isoformat(),
             "program": f"postload {harness.__version__}",
         }
-        return Manifest.model_validate({**old.model_dump(by_alias=True), **_plain(update)})
+        return Manifest.model_validate(old.model_copy(update=update).model_dump(by_alias=True))
 
     def _check(self) -> None:
         for name in (MANIFEST, *contents_of([ADOPTED])):
@@ -275,17 +275,6 @@ def redacted_origin(old: VmOrigin | None, left_out: Sequence[str]) -> VmOrigin:
     if left_out:
         more.append(LeftOut(why=Without.REDACTED, type="section", names=tuple(map(label, left_out))))
     return origin.model_copy(update={"name": "", "left_out": kept}).plus(*more)
-
-
-def _plain(update: Mapping[str, Any]) -> dict[str, Any]:
-    def dump(value: Any) -> Any:
-        if isinstance(value, list):
-            return [dump(each) for each in value]
-        if isinstance(value, dict):
-            return {key: dump(each) for key, each in value.items()}
-        return value.model_dump(by_alias=True) if hasattr(value, "model_dump") else value
-
-    return {key: dump(value) for key, value in update.items()}
 
 
 def redacted_plan(plan: GuestPlan) -> tuple[GuestPlan, list[str], dict[str, str]]:
