@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 
 from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without
-from harness.report.text import number, plural
+from harness.report.text import number, plural, wrapped
 from harness.text import printable
 
 SCHEMA = "postload.adopt/1"
@@ -117,14 +116,7 @@ def print_origin(origin: VmOrigin, console: Console) -> None:
 
 def _wrapped(line: str, console: Console, indent: str = "") -> None:
     """One line, what does not fit of it below, two columns further in; a word is never cut."""
-    for part in textwrap.wrap(
-        printable(line),
-        max(console.width - 1, 40),
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    ):
+    for part in wrapped(printable(line), console.width - 1, indent, indent + "  "):
         console.print(part, markup=False, highlight=False, soft_wrap=True)
 
 

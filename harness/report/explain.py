@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from harness.report.sentences import (
 )
 from harness.report.stacks import stack_how, stack_text, symbols_text
 from harness.report.terminal import MAX_LOG_LINES
-from harness.report.text import duration, number, plural
+from harness.report.text import duration, number, plural, wrapped
 from harness.report.view import PHASE_MEANING, SCHEDULE_MEANING, cells_text, pair_text
 from harness.results.cause import Derived, Drifted, KernelComplaint
 from harness.results.document import Cell
@@ -290,7 +289,7 @@ def _print_head(told: Explanation, console: Console) -> None:
     head = Text().append(str(cell.verdict), style=VERDICT_STYLE[cell.verdict])
     _put(console, head.append(f"  {one_line(cell.id)}", style="bold"))
     for text, style in ((verdict_meaning(cell.verdict), "dim"), (text_of(cell) if cell.outcome.causes else "", "")):
-        for line in _wrap(text, console.width - 1, "  ", "  "):
+        for line in wrapped(one_line(text), console.width - 1, "  ", "  "):
             _put(console, Text(line, style=style))
     _put(console, Text())
 
@@ -298,8 +297,8 @@ def _print_head(told: Explanation, console: Console) -> None:
 def _print_row(label: str, line: Line, console: Console) -> None:
     start = f"{label:<{_LABEL_WIDTH}}"
     text = printable(line.text)
-    wrapped = [] if line.whole else _wrap(text, console.width - 1, start, " " * _LABEL_WIDTH)
-    for each in wrapped or [start + text]:
+    lines = [] if line.whole else wrapped(one_line(text), console.width - 1, start, " " * _LABEL_WIDTH)
+    for each in lines or [start + text]:
         _put(console, Text(each[:_LABEL_WIDTH], style="dim").append(each[_LABEL_WIDTH:], style=line.style or "not dim"))
 
 
@@ -333,17 +332,6 @@ def command_lines(argv: Sequence[str], width: int) -> list[str]:
 
 def _put(console: Console, text: Text) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _wrap(text: str, width: int, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(
-        one_line(text),
-        max(width, 40),
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
 
 
 def _machine(told: Explanation) -> Lines:

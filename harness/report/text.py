@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Numbers, times and sizes as people read them."""
+"""Numbers, times, sizes and long lines as people read them."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 
@@ -28,6 +29,21 @@ def first_of(names: Sequence[str], most: int) -> str:
     """The first of several names, and how many more there are: ``a, b and 3 more``."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
+    """A text in lines of a width, which is 40 at the least; a word is never cut.
+
+    :param first: that begins the first line; ``rest`` begins the others
+    """
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:
