@@ -19,7 +19,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from harness.adopt.backends import PARTS, STANDS, SaidBackend, is_unnamed, made, said_backends, unsaid
-from harness.adopt.builtin import Expanded, expand, usb_of_machine
+from harness.adopt.builtin import UNNAMED, Expanded, expand, usb_of_machine
 from harness.adopt.configuration import Configuration, SaidOption, Value
 from harness.adopt.place import TextPlace, quoted
 from harness.adopt.scalars import as_boolean, as_number, as_size, as_slot, as_text, as_word
@@ -192,7 +192,6 @@ class _Adoption:
         self._by_name: dict[tuple[type[Model], str], str] = {}
         self._slots: dict[str, set[str]] = {}
         self._automatic = _automatic_buses(self._expanded, known, self._has_usb())
-        self._gone: set[str] = set()
         self._console = self._expanded.console
         self.replaced: list[Replaced] = []
         self.left_out: list[LeftOut] = []
@@ -431,10 +430,8 @@ class _Adoption:
         return None
 
     def _leave(self, option: SaidOption, why: Without, names: Iterable[str]) -> None:
-        name = as_text(option.values.get("id"))
-        self._gone.add(name)
-        kind = label(option.values.get("driver"))
-        self.left_out.append(LeftOut(why=why, id=label(name), type=kind, names=tuple(map(label, names))))
+        name, kind = label(as_text(option.values.get("id"))), label(option.values.get("driver"))
+        self.left_out.append(LeftOut(why=why, id=name, type=kind, names=tuple(map(label, names))))
 
     def _takes_console(self, option: SaidOption) -> bool:
         """The first serial port is the one that this program's guest is driven by."""
@@ -469,7 +466,8 @@ class _Adoption:
                 lost.setdefault(Without.REFUSED if key in listed else Without.UNKNOWN, []).append(key)
         if "rng" in option.values:
             self.replaced.append(Replaced(part=VmPart.RANDOM, id=name, was=self._random(option), stands="rng-builtin"))
-        self._sound(kind, name, listed, option, backends)
+        if "audiodev" in listed and "audiodev" not in backends:  # a card without a backend would use the host's sound
+            backends["audiodev"] = self._stands_for(unsaid(Audiodev), UNNAMED, kind, name)
         for why, keys in lost.items():
             self.left_out.append(LeftOut(why=why, id=name, type=kind, names=tuple(map(label, keys))))
         bus, slot = self._where(kind, option)
@@ -524,13 +522,6 @@ class _Adoption:
         if not is_unnamed(name):
             self._by_name[said.kind, name] = own
         return own
-
-    def _sound(
-        self, kind: str, name: str, listed: Mapping[str, Listed], option: SaidOption, backends: dict[str, str]
-    ) -> None:
-        """A card without a backend would use the host's sound."""
-        if "audiodev" in listed and "audiodev" not in backends:
-            backends["audiodev"] = self._stands_for(unsaid(Audiodev), "-", kind, name)
 
     def _free_name(self, kind: str) -> str:
         taken = {as_text(o.values.get("id")) for o in self._expanded.devices} | self._made.keys()
