@@ -10,7 +10,7 @@ of saved sections are made of them; a PCI device without a slot gets the one tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -191,6 +191,7 @@ class _Adoption:
         self._made: dict[str, Backend] = {}
         self._by_name: dict[tuple[type[Model], str], str] = {}
         self._slots: dict[str, set[str]] = {}
+        self._ids = {as_text(option.values.get("id")) for option in self._expanded.devices}
         self._automatic = _automatic_buses(self._expanded, known, self._has_usb())
         self._console = self._expanded.console
         self.replaced: list[Replaced] = []
@@ -524,8 +525,7 @@ class _Adoption:
         return own
 
     def _free_name(self, kind: str) -> str:
-        taken = {as_text(o.values.get("id")) for o in self._expanded.devices} | self._made.keys()
-        return next(name for number in range(1 << 16) if (name := f"{kind}-{number}") not in taken)
+        return _free(kind, self._ids | self._made.keys())
 
     def _id(self, option: SaidOption) -> str:
         name = as_text(option.values.get("id"))
@@ -534,8 +534,7 @@ class _Adoption:
         automatic = self._automatic.get(id(option))
         if automatic is not None:
             return automatic
-        taken = {as_text(o.values.get("id")) for o in self._expanded.devices} | {d.id for d in self._devices}
-        return next(name for number in range(1 << 16) if (name := f"device-{number}") not in taken)
+        return _free("device", self._ids | {device.id for device in self._devices})
 
     # -- places --------------------------------------------------------------------------------------------------------
 
@@ -671,6 +670,11 @@ def _flat(values: Mapping[str, Value], prefix: str = "") -> Iterator[tuple[str, 
 def _keys(option: SaidOption) -> tuple[str, ...]:
     """Keys of an option, which say what it is about and nothing of whom."""
     return tuple(label(key) for key in option.values)[:8]
+
+
+def _free(stem: str, taken: Container[str]) -> str:
+    """The first name that nothing has."""
+    return next(name for number in range(1 << 16) if (name := f"{stem}-{number}") not in taken)
 
 
 def _is_ident(name: str) -> bool:
