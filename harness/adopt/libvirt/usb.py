@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from harness.adopt.libvirt.model import Domain
 from harness.adopt.libvirt.tree import Element
+from harness.adopt.place import quoted
 
 #: Ports of a controller where nobody said: virDomainUSBAddressControllerModelToPorts.
 PORTS = {"piix3-uhci": 2, "piix4-uhci": 2, "vt82c686b-uhci": 2, "pci-ohci": 3, "ehci": 6, "ich9-ehci1": 6}
 HUB_PORTS = 8
+#: Through hubs: ``1.3`` (virDomainDeviceUSBAddressParseXML).
+_PORT = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
 #: Controllers whose ports are those of another one, and what stands for none at all.
 COMPANIONS = ("ich9-uhci1", "ich9-uhci2", "ich9-uhci3", "none")
 
@@ -18,7 +22,7 @@ COMPANIONS = ("ich9-uhci1", "ich9-uhci2", "ich9-uhci3", "none")
 def place(domain: Domain) -> None:
     """An address for each USB device.
 
-    :raises UsageError: there are no ports left, nor a port for a hub
+    :raises UsageError: there are no ports left, nor a port for a hub; or one is named that is none
     """
     free = dict(_ports(domain))
     for hub in domain.devices("hub"):
@@ -64,8 +68,11 @@ def _placed(device: Element) -> bool:
 
 def _take(free: dict[tuple[int, str], None], device: Element) -> str:
     address = device.at("address")
-    free.pop((address.number("bus") or 0, address.get("port")), None)
-    return address.get("port")
+    port = address.get("port")
+    if not _PORT.fullmatch(port):
+        raise device.wrong(f"expected a USB port such as 2 or 1.3, found {quoted(port)}")
+    free.pop((address.number("bus") or 0, port), None)
+    return port
 
 
 def _plug(free: dict[tuple[int, str], None], device: Element) -> None:

@@ -141,6 +141,10 @@ def test_what_is_no_domain_is_refused_with_file_and_line(text: str, message: str
             "<hub type='usb'><address type='usb' bus='7' port='1'/></hub>",
             "<address>: there is no <controller type='usb' index='7'>",
         ),
+        (
+            "<hub type='usb'><address type='usb' bus='0' port=':'/></hub><input type='tablet' bus='usb'/>",
+            "<hub>: expected a USB port such as 2 or 1.3, found ':'",
+        ),
     ],
 )
 def test_what_libvirt_would_not_take_is_refused(devices: str, message: str) -> None:
