@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from harness.commands.output import err, print_json
 from harness.errors import UsageError
+from harness.nights.kept import import_night
 from harness.report.console import SafeConsole
 from harness.report.history import compare_text, history_text
 from harness.report.text import plural
@@ -93,6 +94,7 @@ def import_runs(folders: tuple[Path, ...], store: str, as_json: bool) -> int:
         for folder in folders:
             try:
                 found.append(import_run(engine, folder))
+                import_night(engine, folder if folder.is_dir() else folder.parent, found[-1].run)
             except UsageError as error:
                 errors.append(error)
                 continue

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
@@ -33,6 +33,7 @@ from harness.nights.account import account_of, unfinished
 from harness.nights.config import load_config
 from harness.nights.document import Canary, NightDoc, ReproducerAnswer, as_text
 from harness.nights.folder import BUNDLES, NIGHT, NIGHT_TEXT, CutOff, cut_off, last_once
+from harness.nights.kept import put_answer
 from harness.nights.order import order_of
 from harness.nights.reproducers import Reproducer, asked_of, bundle_folder, reproducers_due
 from harness.nights.telling import (
@@ -58,7 +59,7 @@ from harness.store.compare import compare
 from harness.store.document import ChangedCell, CompareDoc
 from harness.store.engine import open_store
 from harness.store.importing import import_run
-from harness.store.keep import put_excuses, put_reproduction
+from harness.store.keep import put_excuses
 from harness.store.read import History, RunRow, open_history
 from harness.store.signatures import signatures_on
 from harness.store.states import Reproduced, read_rules
@@ -88,7 +89,7 @@ def nightly(config: Path, as_json: bool) -> int:
         err.print(f"postload: interrupted; the same command goes on from here: {escape(str(night.folder))}")
         return HostError.exit_code
     doc = night.told()
-    night.make_reproducers()
+    doc = replace(doc, made=night.make_reproducers())
     night.keep_excuses(doc)
     write_together(night.folder, {NIGHT_TEXT: night_text(doc).encode() + b"\n", NIGHT: as_text(doc)})
     if asked.notify is not None:
@@ -126,6 +127,7 @@ class _Night:
         self._budget_s = None if self._config.budget_minutes is None else 60 * self._config.budget_minutes
         self._ends = None if self._budget_s is None else time.monotonic() + self._budget_s - spent_s
         self._answers: list[ReproducerAnswer] = []
+        self._made: list[ReproducerAnswer] = []
         self._doc: MatrixDoc | None = None
 
     @property
@@ -140,11 +142,26 @@ class _Night:
     def ask_reproducers(self) -> None:
         """Ask the reproducers of open findings of the builds that they were not asked of yet."""
         with open_history(self._config.store) as history:
+            self._answers += self._asked_before(history)
             found = signatures_on(history, read_rules())
             due = list(reproducers_due(found, self._plan.qemus, history.reproductions(), self._bundles))
             for each in due:
                 if self._has_time:
-                    self._keep_answer(history, each, _answer_of(each))
+                    self._answers.append(_kept(history, each, _answer_of(each)))
+                    err.print(escape(answer_text(self._answers[-1])), soft_wrap=True)
+
+    def _asked_before(self, history: History) -> Iterator[ReproducerAnswer]:
+        """Of a night that was cut off, what it had asked before that."""
+        builds = {qemu.sha256: qemu for qemu in self._plan.qemus}
+        for each in history.reproductions()[::-1] if self._cut else ():
+            if each.at >= self._started.started and each.build.sha256 in builds:
+                yield ReproducerAnswer(
+                    signature=each.signature,
+                    qemu=builds[each.build.sha256],
+                    answer=each.answer,
+                    at=each.at,
+                    script=each.script,
+                )
 
     def judge(self) -> bool:
         """Judge the cells that are left, the most urgent first; false when it was interrupted."""
@@ -275,15 +292,16 @@ class _Night:
         with open_history(self._config.store) as history:
             put_excuses(history.engine, history.run(self._started.name), excuses_of(doc))
 
-    def make_reproducers(self) -> None:
-        """Make a bundle of each finding that has none, as long as there is time."""
+    def make_reproducers(self) -> tuple[ReproducerAnswer, ...]:
+        """Make a bundle of each finding that has none, as long as there is time; what those said."""
         if not self._config.bundles:
-            return
+            return ()
         with open_history(self._config.store) as history:
             for signature, cell in one_of_each(self._held.doc.cells).items():
                 place = bundle_folder(self._bundles, signature)
                 if not place.exists() and self._has_time:
                     self._make_reproducer(history, signature, cell, place)
+        return tuple(self._made)
 
     def _make_reproducer(self, history: History, signature: str, cell: Cell, place: Path) -> None:
         """One that does not show its finding on the build that it was found on says nothing of others: it is no
@@ -305,15 +323,15 @@ class _Night:
         making.rename(place)
         qemu = replace(cell.load_qemu, label=cell.key.route.loader)
         due = Reproducer(signature=signature, qemu=qemu, bundle=place)
-        self._keep_answer(history, due, Reproduced.STILL, quiet=True)
+        self._made.append(_kept(history, due, Reproduced.STILL))
 
-    def _keep_answer(self, history: History, due: Reproducer, answer: Reproduced, *, quiet: bool = False) -> None:
-        put_reproduction(history.engine, signature=due.signature, qemu=due.qemu, answer=answer, script=str(due.bundle))
-        if not quiet:
-            self._answers.append(
-                ReproducerAnswer(signature=due.signature, qemu=due.qemu.label or due.qemu.version, answer=answer)
-            )
-            err.print(escape(answer_text(self._answers[-1])), soft_wrap=True)
+
+def _kept(history: History, due: Reproducer, answer: Reproduced) -> ReproducerAnswer:
+    """What a reproducer said now, put into the history."""
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    said = ReproducerAnswer(signature=due.signature, qemu=due.qemu, answer=answer, at=at, script=str(due.bundle))
+    put_answer(history.engine, said)
+    return said
 
 
 def _answer_of(due: Reproducer) -> Reproduced:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal
 
-from harness.results.document import plain_json, schema_of
+from harness.errors import UsageError
+from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.results.verdict import Verdict
 from harness.store.document import ChangedCell, CompareDoc
 from harness.store.states import Reproduced
@@ -61,11 +62,18 @@ class AbsentQemu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReproducerAnswer:
-    """What a reproducer said tonight."""
+    """What a reproducer said.
+
+    :param qemu: that was asked, by the label that cells have for it
+    :param at: when, ISO 8601 in UTC
+    :param script: folder of its bundle
+    """
 
     signature: str
-    qemu: str
+    qemu: Qemu
     answer: Reproduced
+    at: str
+    script: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +86,8 @@ class NightDoc:
     :param overdue: what is excused no longer, and has to be looked at
     :param planned: cells that were to be judged, of which ``missing`` were not
     :param absent: QEMUs that were not there
+    :param reproduced: what reproducers said of builds that they were not asked of before
+    :param made: reproducers that were made tonight, with what each said of the build that its finding was seen on
     :param budget_s: how long the night might take; None for as long as it takes
     :param budget_over: it was, before all was judged
     :param resumed: it was cut off, and went on
@@ -95,6 +105,7 @@ class NightDoc:
     missing: tuple[str, ...] = ()
     absent: tuple[AbsentQemu, ...] = ()
     reproduced: tuple[ReproducerAnswer, ...] = ()
+    made: tuple[ReproducerAnswer, ...] = ()
     budget_s: float | None = None
     budget_over: bool = False
     resumed: bool = False
@@ -126,6 +137,18 @@ class NightDoc:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, with what is derived."""
         return plain_json(self) | {"counts": self.counts, "whole": self.whole, "exit_code": self.exit_code}
+
+
+def read_night(text: bytes) -> NightDoc:
+    """A night by its ``night.json``.
+
+    :raises UsageError: it is none
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"not JSON: {error}") from error
+    return read_model(NightDoc, document, "a postload.night/1 document")
 
 
 def night_schema() -> dict[str, Any]:

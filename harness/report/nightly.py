@@ -30,7 +30,7 @@ def begun_text(folder: Path, *, goes_on: bool, absent: Sequence[AbsentQemu]) -> 
 
 def answer_text(answer: ReproducerAnswer) -> str:
     """What a reproducer said."""
-    return f"reproducer of {answer.signature}: on {answer.qemu} it {_ANSWERS[answer.answer]}"
+    return f"reproducer of {answer.signature}: on {answer.qemu.label} it {_ANSWERS[answer.answer]}"
 
 
 def bundle_text(signature: str, place: Path, why: str) -> str:

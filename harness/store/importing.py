@@ -61,7 +61,7 @@ def import_run(engine: sa.Engine, folder: Path) -> Imported:
     """
     events = folder / EVENTS_NAME if folder.is_dir() else folder
     if events.name != EVENTS_NAME or not events.exists():
-        return _import(engine, _events_of(read_matrix(folder)), folder)
+        return _import(engine, _events_of(read_matrix(folder)), folder if folder.is_dir() else folder.parent)
     if is_being_written(events):
         raise UsageError(f"{events}: the run still goes on; import it when it has ended")
     return _import(engine, read_events(events), events.parent)

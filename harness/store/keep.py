@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -40,6 +41,8 @@ def put_reproduction(
 ) -> None:
     """Keep what the reproducer of a finding said of a build: a finding that is gone is fixed only when it says so.
 
+    An answer that is there already stays one.
+
     :param signature: its name; it was seen in a run of this history
     :param qemu: that the reproducer was run on; ``label`` is how the cells of that build are named
     :param at: ISO 8601 in UTC, now when it is empty
@@ -56,7 +59,7 @@ def put_reproduction(
             raise UsageError(f"{signature}: no run of this history has such a finding")
         connection.execute(insert_into(engine, t.builds).values(build).on_conflict_do_nothing())
         of_build = sa.select(t.builds.c.id).where(t.builds.c.sha256 == qemu.sha256)
-        row = {
+        row: dict[str, Any] = {
             "signature_id": number,
             "build_id": connection.execute(of_build).scalar_one(),
             "label": build["label"],
@@ -65,7 +68,9 @@ def put_reproduction(
             "answer": answer,
             "script": script,
         }
-        connection.execute(t.reproductions.insert().values(row))
+        same = sa.and_(*(t.reproductions.c[name] == row[name] for name in ("signature_id", "build_id", "at", "answer")))
+        if connection.execute(sa.select(t.reproductions.c.id).where(same)).first() is None:
+            connection.execute(t.reproductions.insert().values(row))
 
 
 def put_excuses(engine: sa.Engine, run: RunRow, excuses: Iterable[Excuse]) -> None:

@@ -208,7 +208,7 @@ class RunWriter:
                 "signature_id": signatures[name] if name else None,
                 "loader_id": builds[cell.load_qemu.sha256],
                 "recorder_id": builds[cell.record_qemu.sha256],
-                "known": known_link(cell, self._known, self._day) or None,
+                "known": known_link(cell, self._known, self._day) or cell.known or None,
                 **_figures(cell),
             }
             for cell, name in named
