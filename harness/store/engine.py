@@ -21,6 +21,8 @@ from harness.store.tables import HEAD
 
 BUSY_S = 60.0
 CONNECT_S = 15
+#: Longer than any question to a PostgreSQL takes it.
+ANSWER_S = 600.0
 _WANTED = "a file such as history.db, sqlite:///FILE, or postgresql://USER@HOST/DATABASE"
 #: Whoever makes or changes the tables of a PostgreSQL database holds it.
 _MIGRATION_LOCK = 0x706F73746C6F6164
@@ -38,7 +40,7 @@ def open_store(text: str, *, create: bool = False) -> sa.Engine:
     is_file = url.get_backend_name() == "sqlite"
     if is_file and not create and not Path(url.database or "").exists():
         raise UsageError(f"{text}: there is no history; expected {_WANTED} that a run wrote with --store")
-    engine = _sqlite(url) if is_file else sa.create_engine(url, connect_args={"connect_timeout": CONNECT_S})
+    engine = _sqlite(url) if is_file else _postgresql(url)
     try:
         with told(engine):
             _update(engine)
@@ -114,6 +116,18 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     def _begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    from harness.store.bounded import bounded_connection
+
+    engine, kind = sa.create_engine(url, connect_args={"connect_timeout": CONNECT_S}), bounded_connection(ANSWER_S)
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, words: Any, options: Any) -> Any:
+        return kind.connect(*words, **options)
 
     return engine
 

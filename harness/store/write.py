@@ -33,7 +33,7 @@ from harness.results.known import Issue, known_link
 from harness.results.signature import Signature, name_of, signature_of_cell
 from harness.results.verdict import Verdict
 from harness.store import tables as t
-from harness.store.engine import insert_into, told, writing
+from harness.store.engine import CONNECT_S, insert_into, shown, told, writing
 from harness.store.states import Excuse, ExcuseKind
 
 #: A batch is written when it has so many events, or its first one is so old.
@@ -42,6 +42,8 @@ BATCH_EVENTS, BATCH_S = 500, 1.0
 ALIVE_S = 60.0
 #: How long a database that does not take events is tried again before a try, and in all when the run has ended.
 RETRY_S, LAST_TRIES_S = 5.0, 30.0
+#: In place of that when the run was told to stop.
+STOPPED_TRIES_S = 1.0
 #: Names are looked up so many at a time: SQLite takes no more than 32,766 values in one statement.
 _CHUNK = 500
 
@@ -346,15 +348,17 @@ class RunSink:
     """Takes the events of a run and writes them from a thread of its own, so that no cell waits for a database.
 
     A database that is gone for a while costs nothing: what it did not take is tried again. What it has not taken
-    :data:`LAST_TRIES_S` after the end is in the run's folder, and can be imported.
+    :data:`LAST_TRIES_S` after the end is in the run's folder, and can be imported. A run that was told to stop, or that
+    is interrupted at its end, does not wait so long, and not at all for a database that does not answer.
 
     :param lost: of a sink that is closed, how many events are not in the history
     """
 
     def __init__(self, engine: sa.Engine, folder: str) -> None:
-        self._writer = RunWriter(engine, folder)
+        self._engine, self._writer = engine, RunWriter(engine, folder)
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._closing = Flag()
+        self._batch: list[Event] = []
+        self._closing, self._stopped = Flag(), Flag()
         self._thread: Thread | None = None
         self.lost = 0
         self.error: HostError | None = None
@@ -369,6 +373,8 @@ class RunSink:
             self._thread = Thread(target=self._write_on, name="history", daemon=True)
             self._thread.start()
         else:
+            if isinstance(event, RunEnded) and not event.complete:
+                self._stopped.set()
             self._queue.put(event)
 
     def end(self, machines: Iterable[MachineResult]) -> None:
@@ -383,17 +389,30 @@ class RunSink:
     def close(self) -> None:
         """Write what is left; :attr:`lost` and :attr:`error` say what could not be."""
         self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is None:
+            return
+        try:
+            self._thread.join(self._last_tries_s + (1.0 if self._stopped.is_set() else CONNECT_S))
+        except KeyboardInterrupt:
+            self._stopped.set()
+            raise
+        if self._thread.is_alive():
+            self._give_up(HostError(f"the history {shown(self._engine.url)} does not answer"))
+        self._thread = None
+
+    @property
+    def _last_tries_s(self) -> float:
+        return STOPPED_TRIES_S if self._stopped.is_set() else LAST_TRIES_S
+
+    def _give_up(self, error: HostError) -> None:
+        self.error, self.lost = error, len(self._batch) + self._queue.qsize()
 
     def _write_on(self) -> None:
-        batch: list[Event] = []
-        last_s, gives_up_s = time.monotonic(), 0.0
+        batch, last_s, closed_s = self._batch, time.monotonic(), 0.0
         while True:
             closing = self._closing.is_set()
-            if closing and not gives_up_s:
-                gives_up_s = time.monotonic() + LAST_TRIES_S
+            if closing and not closed_s:
+                closed_s = time.monotonic()
             self._fill(batch, wait=not closing)
             try:
                 if batch:
@@ -409,10 +428,10 @@ class RunSink:
                     continue
                 last_s = time.monotonic()
             except HostError as error:
-                if closing and time.monotonic() > gives_up_s:
-                    self.error, self.lost = error, len(batch) + self._queue.qsize()
+                if closing and time.monotonic() > closed_s + self._last_tries_s:
+                    self._give_up(error)
                     return
-                self._closing.wait(RETRY_S) if not closing else time.sleep(min(RETRY_S, 1.0))
+                self._closing.wait(RETRY_S) if not closing else time.sleep(min(RETRY_S, 0.5))
 
     def _fill(self, batch: list[Event], *, wait: bool) -> None:
         """Take what there is, until the batch is full or its first event old enough."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ TRIES = 3
 LEAD_LOST_S = 90.0
 #: Recordings that no run has named for so long are removed, and jobs that are over for so long.
 KEPT_S = 2 * 86400.0
+#: A free connection is waited for so long; of whoever was told to stop, and when all is closed, not so long.
+_FREE_S, _LAST_FREE_S = 15.0, 0.5
+#: An answer is waited for so long.
+_ANSWER_S = 60.0
 _PART_BYTES = 4 << 20
 _LOCK = 0x706F73746C6F6165
 
@@ -132,10 +137,14 @@ class Jobs:
     """
 
     def __init__(self, name: str, url: str, options: Mapping[str, Any]) -> None:
+        from harness.store.bounded import bounded_connection
+
         self.name = name
         self._url = url
         self._options = dict(options)
-        self._app, self._connector = _app(url, self._options, sync=True)
+        self._stopped: Callable[[], bool] = lambda: False
+        self._kind = bounded_connection(_ANSWER_S, lambda: self._stopped())
+        self._app, self._connector = _app(url, self._options, self._kind)
 
     @property
     def app(self) -> procrastinate.App:
@@ -144,7 +153,11 @@ class Jobs:
 
     def worker_app(self) -> procrastinate.App:
         """One for the event loop of a worker."""
-        return _app(self._url, self._options, sync=False)[0]
+        return _app(self._url, self._options, None)[0]
+
+    def listen(self, stopped: Callable[[], bool]) -> None:
+        """Wait no more for a database that does not answer when somebody was told to stop."""
+        self._stopped = stopped
 
     @contextmanager
     def connected(self) -> Iterator[psycopg.Connection[Any]]:
@@ -153,16 +166,36 @@ class Jobs:
         :raises HostError: the database is not there, or does not take it
         """
         import psycopg
+
+        pool = self._connector.pool
+        try:
+            with self._free(pool) as connection:
+                yield connection
+        except psycopg.Error as error:
+            raise HostError(f"the jobs in {self.name}: {_first_line(error)}") from error
+
+    @contextmanager
+    def _free(self, pool: Any) -> Iterator[psycopg.Connection[Any]]:
+        """A connection of the pool, which is waited for in short steps."""
         import psycopg_pool
 
+        ends_s = time.monotonic() + _FREE_S
+        while True:
+            try:
+                connection = pool.getconn(timeout=_LAST_FREE_S)
+                break
+            except psycopg_pool.PoolTimeout:
+                if self._stopped() or time.monotonic() > ends_s:
+                    raise
         try:
-            with self._connector.pool.connection() as connection:
+            with connection:
                 yield connection
-        except (psycopg.Error, psycopg_pool.PoolTimeout) as error:
-            raise HostError(f"the jobs in {self.name}: {_first_line(error)}") from error
+        finally:
+            pool.putconn(connection)
 
     def close(self) -> None:
         """Give the connections back."""
+        self._connector.pool.close(timeout=_LAST_FREE_S)
         self._app.close()
 
     # What a run does
@@ -188,9 +221,10 @@ class Jobs:
         """
         import procrastinate
 
-        plan = self._app.configure_task(CARRY_OUT, queue=needs.queue, allow_unknown=True)
         try:
-            return plan.defer(run=run, task=json.loads(task), needs=asdict(needs))
+            with self.connected() as connection:
+                plan = self._app.configure_task(CARRY_OUT, queue=needs.queue, allow_unknown=True, connection=connection)
+                return plan.defer(run=run, task=json.loads(task), needs=asdict(needs))
         except procrastinate.exceptions.ProcrastinateException as error:
             raise HostError(f"the jobs in {self.name}: {_first_line(error.__cause__ or error)}") from error
 
@@ -389,12 +423,25 @@ def open_jobs(store: str) -> Jobs:
 _INSTALL = "pip install 'postload[workers]', in a clone: .venv/bin/pip install -e '.[workers]'"
 
 
-def _app(url: str, options: Mapping[str, Any], *, sync: bool) -> tuple[procrastinate.App, Any]:
+def _app(
+    url: str, options: Mapping[str, Any], kind: type[psycopg.Connection[Any]] | None
+) -> tuple[procrastinate.App, Any]:
+    """Procrastinate over a pool of connections of a kind; of none for an event loop."""
     # here, because nothing but this needs it
     import procrastinate
 
-    kind = procrastinate.SyncPsycopgConnector if sync else procrastinate.PsycopgConnector
-    connector: Any = kind(conninfo=url, kwargs=dict(options), min_size=1, max_size=8, timeout=CONNECT_S)
+    given: dict[str, Any] = {
+        "conninfo": url,
+        "kwargs": dict(options),
+        "min_size": 1,
+        "max_size": 8,
+        "timeout": CONNECT_S,
+    }
+    connector: Any = (
+        procrastinate.PsycopgConnector(**given)
+        if kind is None
+        else procrastinate.SyncPsycopgConnector(**given, connection_class=kind)
+    )
     return procrastinate.App(connector=connector), connector
 
 
@@ -403,7 +450,7 @@ def _open(jobs: Jobs) -> None:
     import psycopg
 
     try:
-        with psycopg.connect(jobs._url, **jobs._options) as connection:
+        with jobs._kind.connect(jobs._url, **jobs._options) as connection:
             _locked(connection, wait=True)
             there = connection.execute("SELECT to_regclass(%s)", (f"{SCHEMA}.recordings",)).fetchone()
             if there is None or there[0] is None:

@@ -81,9 +81,10 @@ class RemoteWorker:
         pulse: Pulse | None = None,
     ) -> None:
         self._jobs, self._run, self._scope, self._hosts = jobs, run, scope, tuple(hosts)
+        jobs.listen(lambda: scope.stopped)
         self._sent: set[str] = set()
         self._lock = Lock()
-        self._followed = _Followed(jobs, run, say, pulse or Pulse())
+        self._followed = _Followed(jobs, run, scope, say, pulse or Pulse())
 
     def close(self) -> None:
         """The run is over: what is left of its jobs is cancelled."""
@@ -100,9 +101,10 @@ class RemoteWorker:
                 jobs[self._patiently(partial(self._jobs.defer, self._run, text, needs))] = needs
             self._follow(task, jobs, tell)
         finally:
-            with suppress(HostError):  # they are cancelled with the run
-                for job in jobs:
-                    self._jobs.forget(job)
+            if not self._scope.stopped:  # they are cancelled with the run
+                with suppress(HostError):
+                    for job in jobs:
+                        self._jobs.forget(job)
 
     def bare(self, task: Task) -> Task:
         """The task as it goes to another host: without files of this one."""
@@ -215,8 +217,8 @@ def _ended(gone: _Gone) -> Over:
 class _Followed:
     """The jobs of a run: one thread asks for all of them, says that the run lives, and sweeps."""
 
-    def __init__(self, jobs: Jobs, run: str, say: Say, pulse: Pulse) -> None:
-        self._jobs, self._run, self._say, self._pulse = jobs, run, say, pulse
+    def __init__(self, jobs: Jobs, run: str, scope: ProcessScope, say: Say, pulse: Pulse) -> None:
+        self._jobs, self._run, self._scope, self._say, self._pulse = jobs, run, scope, say, pulse
         self._lock = Lock()
         self._last: dict[int, int] = {}
         self._news: dict[int, SimpleQueue[_News]] = {}
@@ -249,7 +251,7 @@ class _Followed:
 
     def _follow_on(self) -> None:
         well_s, kept_s = time.monotonic(), 0.0
-        while not self._over.wait(_POLL_S):
+        while not self._over.wait(_POLL_S) and not self._scope.stopped:
             try:
                 self._ask()
                 if time.monotonic() > kept_s + _KEEP_S:

@@ -11,11 +11,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import psutil
 import psycopg
 
 #: initdb takes a second, and more on a machine that has others to serve.
@@ -66,6 +67,7 @@ class Server:
         # not pytest's folder: another user has to get into it, and a socket's path has at most 107 bytes
         self._folder = Path(tempfile.mkdtemp(prefix="postload-pg-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._frozen: list[psutil.Process] = []
         self.cluster = Cluster(socket=self._folder)
 
     def __enter__(self) -> Server:
@@ -81,6 +83,9 @@ class Server:
     def __exit__(self, *_: object) -> None:
         try:
             if self._process is not None:
+                for process in self._frozen:
+                    with suppress(psutil.NoSuchProcess):
+                        process.resume()
                 self._end(signal.SIGQUIT)
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -94,8 +99,22 @@ class Server:
         _wait(self.cluster, self._process, self._folder / "log")
 
     def kill(self) -> None:
-        """End it at once, as a crash would; its children see that and end too."""
+        """End it at once, as a crash would; its children see that and end too. While one is left, none can start."""
+        assert self._process is not None
+        children = psutil.Process(self._process.pid).children(recursive=True)
         self._end(signal.SIGKILL)
+        _, left = psutil.wait_procs(children, START_TIMEOUT_S)
+        assert not left
+
+    def freeze(self) -> None:
+        """Stop all of it where it is: it is there, and does not answer. It is ended all the same."""
+        assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        first.suspend()  # it starts no more of them
+        self._frozen = [first, *first.children(recursive=True)]
+        for process in self._frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def _end(self, sent: signal.Signals) -> None:
         assert self._process is not None

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from made_postgresql import Server, programs
@@ -21,6 +23,7 @@ from made_runs import crashed, events, judged, started
 from harness.results.document import Cell
 from harness.results.events import EVENTS_NAME, EventLog, Judged, RunEnded, read_events
 from harness.store import write
+from harness.store.bounded import bounded_connection
 from harness.store.engine import open_store
 from harness.store.importing import heal
 from harness.store.read import History
@@ -178,3 +181,41 @@ def test_what_a_database_did_not_take_is_told(
             connection.execute(sa.text("ALTER TABLE away RENAME TO outcomes"))
     assert sink.lost == len(rest)
     assert "outcomes" in str(sink.error)
+
+
+@pytest.mark.parametrize("gone", ["killed", "frozen"])
+def test_a_run_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: object, gone: str
+) -> None:
+    """Without an ear for the stop, it waits for longer than this test does."""
+    monkeypatch.setattr(write, "LAST_TRIES_S", 3600.0)
+    monkeypatch.setattr(write, "BATCH_S", 0.01)
+    bin_dir = programs()
+    assert bin_dir is not None
+    first, *rest = [started(), *events(cells(10), complete=False)]
+    with Server(bin_dir) as server:
+        server.start()
+        sink = RunSink(open_store(server.cluster.url()), str(tmp_path))
+        sink.take(first)
+        server.kill() if gone == "killed" else server.freeze()
+        for event in rest:
+            sink.take(event)
+        closing = Thread(target=sink.close, daemon=True)
+        closing.start()
+        closing.join(DEADLINE_S)
+        assert not closing.is_alive()
+        assert sink.lost == len(rest)
+        assert ("does not answer" in str(sink.error)) is (gone == "frozen")
+
+
+def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path, postgresql: object) -> None:
+    bin_dir = programs()
+    assert bin_dir is not None
+    with Server(bin_dir) as server:
+        server.start()
+        with bounded_connection(0.2).connect(server.cluster.url()) as connection:
+            assert connection.execute("SELECT 1").fetchall() == [(1,)]
+            server.freeze()
+            with pytest.raises(psycopg.OperationalError, match="does not answer"):
+                connection.execute("SELECT 1")
+            assert connection.closed

@@ -10,18 +10,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from made_cells import QEMU, made_cell
-from made_postgresql import Cluster
+from made_postgresql import Cluster, Server, programs
 
-from harness.errors import BudgetError, HarnessError, HostsError
+from harness.errors import BudgetError, HarnessError, HostError, HostsError, Stopped
 from harness.lanes.lane import Request
 from harness.packs.pack import StatePack
 from harness.qemu.scope import ProcessScope
 from harness.results.document import Cell
 from harness.results.key import CellKey
 from harness.results.verdict import Verdict
+from harness.work import jobs as jobs_module
 from harness.work import remote as remote_module
 from harness.work.ability import Ability, HostOffer, OfferedQemu
 from harness.work.hosted import given_up_line
@@ -237,3 +239,31 @@ def test_what_is_needed_of_a_host() -> None:
     assert needed(like, "beta").kernel == ""
     assert needed(like).waits
     assert json.loads(like.to_json())["request"]["lane"] == "leak"
+
+
+@pytest.mark.parametrize("gone", ["killed", "frozen"])
+def test_a_run_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
+    postgresql: object, task: Task, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """Without an ear for the stop, it waits for longer than this test does."""
+    monkeypatch.setattr(jobs_module, "_FREE_S", 3600.0)
+    monkeypatch.setattr(jobs_module, "_ANSWER_S", 3600.0)
+    bin_dir = programs()
+    assert bin_dir is not None
+    with Server(bin_dir) as server, ThreadPoolExecutor() as pool, ProcessScope() as scope:
+        server.start()
+        jobs = open_jobs(server.cluster.url())
+        worker = RemoteWorker(jobs, "run", scope, lambda said: None)
+        over = pool.submit(worker.run, task, lambda said: None)
+        MadeWorker(jobs, "beta", needed(task)).take()
+        server.kill() if gone == "killed" else server.freeze()
+        another = pool.submit(worker.run, task, lambda said: None)
+        time.sleep(1.0)  # so that all are about to ask
+        scope.close()
+        for each in (over, another):
+            assert isinstance(each.exception(TIMEOUT_S), Stopped | HostError)
+        for close in (worker.close, jobs.close):
+            closing = Thread(target=close, daemon=True)
+            closing.start()
+            closing.join(TIMEOUT_S)
+            assert not closing.is_alive()
