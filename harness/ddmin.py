@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Zeller's delta debugging, for sections, fields, pages and steps alike. Pure.
+"""Zeller's delta debugging, for sections, fields, pages and steps alike; and a search by halves. Pure.
 
 It knows nothing of what is tried: flaky failures, budgets and what was tried before are the business of ``test``.
 """
@@ -41,3 +41,18 @@ def _smaller(items: tuple[T, ...], size: int) -> list[tuple[T, ...]]:
     starts = range(0, len(items), size)
     chunks = [items[start : start + size] for start in starts]
     return chunks if len(chunks) <= 2 else chunks + [items[:start] + items[start + size :] for start in starts]
+
+
+def the_one(items: Sequence[T], breaks_without: Callable[[Sequence[T]], bool]) -> T | None:
+    """The item without which it does not break any more; None where it breaks without all of them.
+
+    :param items: with all of which it is known to break
+    :param breaks_without: whether it breaks when these are left out
+    """
+    left = list(items)
+    if not left or breaks_without(left):
+        return None
+    while left[1:]:
+        half = left[: len(left) // 2]
+        left = left[len(half) :] if breaks_without(half) else half
+    return left[0]

@@ -101,7 +101,7 @@ def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:
 def _search(target: Target, journal: FileJournal, shown: _Shown) -> Case:
     tries, cell = Tries(target), target.cell
     # a finding whose section was isolated failed more than once
-    once_isolated = cell.verdict is not Verdict.FLAKY and cell.outcome.isolation is not None
+    once_isolated = cell.verdict is not Verdict.FLAKY and cell.is_isolated
     search = Search(
         attempt=tries.attempt,
         key=lambda candidate: candidate.key,

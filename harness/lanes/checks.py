@@ -254,8 +254,7 @@ def setting_of(bench: Bench, phase: str, excluded: frozenset[str]) -> Setting:
 
 def excluded_in(bench: Bench, check: OracleCheck) -> frozenset[str]:
     """What was blamed in the phase, in whichever schedule: an experiment may load back to back."""
-    nobody: frozenset[str] = frozenset()
-    return bench.known(check.phases, True, nobody) | bench.known(check.phases, False, nobody)
+    return bench.known(check.phases, twice=True)
 
 
 def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from harness.ddmin import the_one
 from harness.devices.device import Device
 from harness.engines.evidence import Count
 from harness.experiments.guestlife import GuestLife, guest_life
@@ -140,7 +141,9 @@ class _Asking:
         blame = isolator.find(self._phase, self._phase, broken.load, self.excluded, judgement, absent)
         if blame is None:
             return None
-        self.bench.blame(self._phase, blame.sections, judgement, together=blame.how.together)
+        self.bench.blame(
+            self._phase, blame.sections, judgement, together=blame.how.together, incoming=bool(blame.phase)
+        )
         return _Found(asked=self._ask(self.excluded | set(blame.sections)), sections=blame.sections)
 
     def _by_luck(self, asked: _Asked) -> _Found | None:
@@ -157,13 +160,11 @@ class _Asking:
         there = set(labels_of(pack.recordings[self._phase].sections)) - self.excluded
         own = {entry.name: there & set(entry.sections) for entry in pack.manifest.devices if not entry.recipe.rest}
         suspects = [name for name, labels in own.items() if labels]
-        if not suspects or self._ask_without(suspects, own).lost_beside(suspects):
+        found = the_one(suspects, lambda names: self._ask_without(names, own).lost_beside(names))
+        if found is None:
             return None
-        while suspects[1:]:
-            half = suspects[: len(suspects) // 2]
-            suspects = suspects[len(half) :] if self._ask_without(half, own).lost_beside(half) else half
-        asked = self._ask_without(suspects, own)
-        return None if asked.lost_beside(suspects) else _Found(asked=asked, sections=tuple(sorted(own[suspects[0]])))
+        asked = self._ask_without([found], own)
+        return None if asked.lost_beside([found]) else _Found(asked=asked, sections=tuple(sorted(own[found])))
 
     def _ask_without(self, devices: Sequence[str], own: Mapping[str, Collection[str]]) -> _Asked:
         return self._ask(self.excluded.union(*(own[name] for name in devices)))

@@ -10,6 +10,7 @@ from enum import StrEnum
 from threading import Lock
 
 from harness.arch import architecture_of
+from harness.ddmin import the_one
 from harness.devices.device import Device
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.colo import Pace, Session, in_turn
@@ -25,7 +26,7 @@ from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, Qemu, Warned
 from harness.results.key import CellKey, Route
-from harness.results.outcome import ControlResult, Moment, Outcome, Repeats
+from harness.results.outcome import ControlResult, Isolation, IsolationWay, Moment, Outcome, Repeats
 from harness.results.plan import CellPlan
 from harness.results.verdict import FailureClass, Verdict
 from harness.state.transforms import GuestMode, label_of
@@ -225,13 +226,24 @@ class Bench:
                 return
             self.blamed.setdefault((phase, together), set()).update(sections)
 
-    def known(self, phases: tuple[str, ...], again: bool, own: frozenset[str]) -> frozenset[str]:
-        """Sections of other rows that are known to break in these phases."""
+    def known(self, phases: tuple[str, ...], *, twice: bool = False) -> frozenset[str]:
+        """Sections that are known to break in these phases.
+
+        :param twice: also where they stand twice in one buffer
+        """
         with self.lock:
-            # what breaks with one load does so with two, but for a build whose reset comes before the first
-            keys = {again, self._twice(again)}
-            broken = [self.blamed.get((phase, twice), set()) for phase in phases for twice in keys]
-        return self.refused.union(*broken) - own
+            broken = [labels for (phase, both), labels in self.blamed.items() if phase in phases and twice >= both]
+            return self.refused.union(*broken)
+
+    @property
+    def sections_by_device(self) -> dict[str, frozenset[str]]:
+        """Of all devices of the guest but the platform."""
+        devices = self.buffers.pack.manifest.devices
+        return {device.name: frozenset(device.sections) for device in devices if not device.recipe.rest}
+
+    def whole_devices(self, labels: frozenset[str]) -> frozenset[str]:
+        """These sections, and all others of their devices: half of a device may break where the whole of it is well."""
+        return labels.union(*(whole for whole in self.sections_by_device.values() if whole & labels))
 
     def _twice(self, again: bool) -> bool:
         return again and bool(self.ability.resets_before_load)
@@ -302,6 +314,9 @@ class _Row:
                 return
             blame, judgement, repeats = self._taken_apart(session, excluded)
             culprits = self._culprits(blame, judgement)
+            if not culprits and self._is_any_devices(judgement):
+                yield from self._nobodys(session, judgement, excluded, repeats)
+                return
             foreign = bool(culprits) and not culprits & self._own
             if not foreign or self._tells_of_platform(culprits):
                 cell = self._cell(session, judgement, excluded, blame, repeats)
@@ -309,8 +324,10 @@ class _Row:
             if not culprits or len(self._blamed) >= MAX_BLAMED:
                 return
             together = blame is not None and blame.how.together
-            phase = self._failing_phase(evidence)
-            self._bench.blame(phase, sorted(culprits), judgement, together=together, incoming=_is_incoming(evidence))
+            phase = (blame.phase if blame is not None else "") or self._failing_phase(evidence)
+            # what does it though no load has it was in the incoming stream
+            incoming = _is_incoming(evidence) or culprits <= excluded
+            self._bench.blame(phase, sorted(culprits), judgement, together=together, incoming=incoming)
             if not foreign:
                 self._blamed += sorted(culprits)
                 self._started = time.monotonic()
@@ -356,7 +373,10 @@ class _Row:
         return made
 
     def _judged(self, evidence: Evidence, excluded: frozenset[str]) -> WholeSession:
-        return WholeSession(evidence=evidence, judgement=self._trusted(judge(evidence), excluded))
+        judgement = judge(evidence)
+        if judgement.verdict is Verdict.GUEST_FAULT:
+            judgement = self._trusted(judgement, excluded)
+        return WholeSession(evidence=evidence, judgement=judgement)
 
     @property
     def takes_turns(self) -> bool:
@@ -366,8 +386,12 @@ class _Row:
         )
 
     def excluded(self) -> frozenset[str]:
-        """Sections of others that are known to break, and its own that did."""
-        return self._bench.known(self._plan.phases, self._again, self._own) | frozenset(self._blamed)
+        """The devices of others that have a section which is known to break, and its own sections that did.
+
+        Those of others stand once in a buffer, whatever the schedule is.
+        """
+        others = self._bench.whole_devices(self._bench.known(self._plan.phases))
+        return (others - self._own) | frozenset(self._blamed)
 
     def in_turn(self, others: Sequence[_Row]) -> int:
         """Load its own sections, and behind that those of other rows, in one secondary; how many had their turn."""
@@ -387,17 +411,56 @@ class _Row:
         if session.parts is None:
             blame = self._blame(session.evidence, session.judgement, excluded)
             judgement, repeats = session.judgement, None
-            if blame is None:
+            if blame is None and not self._culprits(None, judgement):
+                judgement = self._trusted(judgement, excluded)
+            if blame is None and judgement.verdict.is_finding:
                 judgement, repeats = self._again_and_again(judgement, excluded)
+                if self._whole and repeats.seen == repeats.of:
+                    blame = self._by_device(judgement, excluded)
             session.parts = blame, judgement, repeats
         return session.parts
+
+    def _by_device(self, whole: Judgement, excluded: frozenset[str]) -> Blame | None:
+        """The device without whose sections the same loads pass, where no section breaks a parked guest."""
+        present = self._labels() - excluded
+        own = {name: labels & present for name, labels in self._bench.sections_by_device.items()}
+
+        def breaks_without(names: Sequence[str]) -> bool:
+            left = excluded.union(*(own[name] for name in names))
+            return judge(self._session(left).run()).is_break_of(whole)
+
+        found = the_one([name for name, labels in own.items() if labels], breaks_without)
+        # it may have passed by luck
+        if found is None or any(breaks_without([found]) for _ in range(REPEATS)):
+            return None
+        how = Isolation(way=IsolationWay.WITHOUT, of=len(own))
+        return Blame(sections=tuple(sorted(own[found])), how=how, judgement=whole)
+
+    def _is_any_devices(self, judgement: Judgement) -> bool:
+        """Whether a finding that nobody could be blamed for is that of a whole guest with several devices."""
+        return judgement.verdict.is_finding and self._whole and len(self._bench.sections_by_device) > 1
+
+    def _nobodys(
+        self, session: WholeSession, judgement: Judgement, excluded: frozenset[str], repeats: Repeats | None
+    ) -> Iterator[Cell]:
+        """The platform has it, and once: of the devices it says nothing but that not all loads passed."""
+        first, mine = not session.cell, self._plan.device == PLATFORM
+        if mine or (first and PLATFORM not in self._bench.rows):
+            cell = self._cell(session, judgement, excluded, repeats=repeats)
+            yield self._controlled(cell, session.evidence, judgement) if mine else self._platforms(cell)
+        if not mine:
+            evidence = session.evidence
+            yield self.undecided(
+                Undecided(why=Why.OTHERS, acked=evidence.loads_acked, asked=evidence.loads_asked),
+                excluded=tuple(sorted(excluded)),
+            )
 
     def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
         """The cell with its class, when there are controls and the load is what they can speak of."""
         broken = evidence.broken
-        if self._control is None or broken is None or broken.load == 0:
+        if self._control is None or broken is None or broken.load == 0 or not judgement.verdict.is_finding:
             return cell
-        sections = cell.blamed if cell.outcome.isolation else ()
+        sections = cell.blamed if cell.is_isolated else ()
         found = self._control(broken.phase, sections, frozenset(cell.excluded), judgement, evidence)
         outcome = replace(
             cell.outcome,
@@ -409,14 +472,15 @@ class _Row:
 
     def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> tuple[Judgement, Repeats]:
         """Repeat what no section alone was found to do; see :func:`repeated`."""
-        again = [self._trusted(judge(self._session(excluded).run()), excluded).verdict for _ in range(REPEATS)]
+        again = [judge(self._session(excluded).run()).verdict for _ in range(REPEATS)]
         verdict, repeats = repeated(first.verdict, again)
         return replace(first, verdict=verdict), repeats
 
     def _trusted(self, judgement: Judgement, excluded: frozenset[str]) -> Judgement:
-        """Where a build resets before each load, a section that is left out is in reset state under a running
-        guest: that the guest breaks then says nothing of the sections that were loaded."""
-        if judgement.verdict is not Verdict.GUEST_FAULT or not excluded or not self._bench.ability.resets_before_load:
+        """What a break says that no section makes alone. Where a build resets before each load, a section that is left
+        out is in reset state, beside others that are not and under a running guest: then it says nothing of what was
+        loaded. The bus counts interrupts that a device which is left out does not know of, for one."""
+        if not excluded or not self._bench.ability.resets_before_load:
             return judgement
         cause = Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(excluded)))
         return replace(judgement, verdict=Verdict.HARNESS_ERROR, cause=cause)
@@ -455,10 +519,14 @@ class _Row:
             plan=self._load_plan(),
             selection=Selection(own=own, excluded=excluded, whole=resets or not parked),
             mode=self._plan.guest_mode,
-            absent=self._bench.refused & excluded,
+            absent=self._absent(excluded),
             pace=self._bench.pace,
             scope=self._bench.scope,
         )
+
+    def _absent(self, excluded: frozenset[str]) -> frozenset[str]:
+        """What is left out of the incoming stream as well."""
+        return self._bench.whole_devices(self._bench.refused) & excluded
 
     def _load_plan(self) -> LoadPlan:
         return plan_loads(Schedule(self._plan.schedule), self._plan.phases, self._plan.loads)
@@ -475,12 +543,12 @@ class _Row:
         if judgement.verdict is Verdict.GUEST_FAULT or evidence.broken is None:
             return None
         if _is_incoming(evidence):
-            absent = self._bench.refused & excluded
+            absent = self._absent(excluded)
             return self._bench.isolator(self._again).find_incoming(evidence.broken.phase, absent, judgement)
         plan, broken = self._load_plan(), evidence.broken
         before = plan.phase_before(broken.load)
         # the incoming stream of the session that broke was taken
-        taken = self._bench.refused & excluded if before == plan.incoming else None
+        taken = self._absent(excluded) if before == plan.incoming else None
         return self._bench.isolator(self._again).find(before, broken.phase, broken.load, excluded, judgement, taken)
 
     def _tells_of_platform(self, culprits: frozenset[str]) -> bool:
@@ -531,9 +599,9 @@ class _Row:
             shared_with="" if session.cell == str(self._key) else session.cell,
         )
 
-    def undecided(self, cause: Undecided) -> Cell:
+    def undecided(self, cause: Undecided, excluded: tuple[str, ...] = ()) -> Cell:
         """Nothing can be said."""
-        return self._frame(outcome=Outcome(verdict=Verdict.HARNESS_ERROR, causes=(cause,)))
+        return self._frame(outcome=Outcome(verdict=Verdict.HARNESS_ERROR, causes=(cause,)), excluded=excluded)
 
     def _frame(
         self,

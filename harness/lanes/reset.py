@@ -118,7 +118,7 @@ def _load_behind_resets(bench: Bench, phases: Sequence[str], loads: int) -> _Beh
             behind.left = _undecided(judgement, blamed)
             return behind
         blamed = blamed | {label: _told(label, judgement) for label in blame.sections}
-        if _before_a_load(evidence):
+        if _before_a_load(evidence) or blame.phase:
             absent |= frozenset(blame.sections)
 
 

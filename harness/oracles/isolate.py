@@ -40,11 +40,14 @@ class Blame:
     :param sections: the sections needed, one in nearly every case
     :param how: how they were found
     :param judgement: of the last session that broke with these sections alone
+    :param phase: in which they were loaded when that is not the phase whose load broke: their state breaks the reset
+        that comes before it, or a secondary that only waits
     """
 
     sections: tuple[str, ...]
     how: Isolation
     judgement: Judgement
+    phase: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +139,8 @@ class Isolator:
         case = _Isolation(self, phase, phase, 1, judgement)
         recording = self.buffers.pack.recordings[phase]
         labels = [label for label in labels_of(recording.sections) if label not in absent | cpu_labels(recording)]
-        return case.minimise_incoming(labels, absent, reset=True)
+        found = case.minimise_incoming(labels, absent, reset=True)
+        return None if found is None else replace(found, phase=phase)
 
     def _found(
         self,
@@ -148,9 +152,18 @@ class Isolator:
         absent: frozenset[str] | None,
     ) -> Blame | None:
         case = _Isolation(self, before, phase, 1 if load <= 1 else min(2 * load, MAX_REPEATS), judgement)
+        found = self._breaking(case, excluded, absent)
+        if found is None or not (self.resets or self.reset_first) or case.breaks(()) is None:
+            return found
+        # its reset does it, whatever is loaded behind that: by what is there already, or by what is not
+        return None if case.absent else self.find_at_reset(before, case.absent, judgement)
+
+    def _breaking(self, case: _Isolation, excluded: frozenset[str], absent: frozenset[str] | None) -> Blame | None:
+        """Whose load breaks it."""
+        judgement = case.whole
         # the state of another QEMU may hold sections that this one refuses: then no load would ever be tried
         case.absent = case.refused_at_start(excluded) if absent is None else absent
-        labels = labels_of(self.buffers.pack.recordings[phase].sections)
+        labels = labels_of(self.buffers.pack.recordings[case.phase].sections)
         labels = [label for label in labels if label not in excluded]
         for suspect in self._likely(labels, judgement):
             found = case.breaks([suspect])

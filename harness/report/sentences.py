@@ -566,6 +566,8 @@ def isolation_text(isolation: Isolation, sections: Sequence[str]) -> str:
     """How the blamed sections were found."""
     if isolation.way is IsolationWay.SMALLEST_SET:
         return f"the smallest set of sections that does it in a parked guest, of {isolation.of}"
+    if isolation.way is IsolationWay.WITHOUT:
+        return f"found by leaving out: of {plural(isolation.of, 'device')}, all loads pass without this one"
     loads = isolation.loads
     first = ", as the first load behind the incoming stream," if loads == 1 and not isolation.together else ""
     times = "twice in one buffer" if isolation.together else "once" if loads == 1 else f"{number(loads)} times"

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.names import SCHEDULES
 from harness.results.cause import Cause
 from harness.results.key import PARKED, CellKey, find_by_key
-from harness.results.outcome import Outcome
+from harness.results.outcome import IsolationWay, Outcome
 from harness.results.verdict import FailureClass, Verdict, rank
 
 SCHEMA = "postload.matrix/2"
@@ -164,6 +164,12 @@ class Cell:
     def blamed(self) -> tuple[str, ...]:
         """Sections that are to blame."""
         return self.outcome.sections
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether the sections that are to blame break a parked guest with nothing else loaded."""
+        isolation = self.outcome.isolation
+        return bool(self.blamed) and isolation is not None and isolation.way is not IsolationWay.WITHOUT
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; ``id`` is the key as text."""

@@ -76,15 +76,16 @@ class IsolationWay(StrEnum):
 
     ALONE = "alone"
     SMALLEST_SET = "smallest-set"
+    WITHOUT = "without"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isolation:
-    """How the blamed sections were found, in a parked guest.
+    """How the blamed sections were found: by loading them into a parked guest, or by leaving their device out.
 
     :param loads: of the sections, in a new process, until it broke or at most
     :param together: they stood twice in one buffer
-    :param of: sections that were searched
+    :param of: sections that were searched; devices, where one was left out
     """
 
     way: IsolationWay

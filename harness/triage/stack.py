@@ -174,8 +174,7 @@ def failing_session(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: 
     """
     if not cell.by_load or cell.engine != "colo":
         raise UsageError(f"a failure of {cell.lane} is not repeated here, for it is more than a load")
-    alone = bool(cell.outcome.isolation and cell.blamed)
-    return _alone(cell, binary, ability, pack) if alone else _whole(cell, binary, ability, pack)
+    return _alone(cell, binary, ability, pack) if cell.is_isolated else _whole(cell, binary, ability, pack)
 
 
 def _alone(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack) -> Session:

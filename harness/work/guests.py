@@ -40,6 +40,7 @@ class GuestDue:
     :param plans: cells of its devices that are to be judged
     :param phases: those to be recorded, by default all up to the last one that is wanted
     :param no_colo: why the loading QEMU does not start COLO with it, so that it can only be migrated
+    :param again: its cells were not decided beside devices that it is without now, and no other cell of it is judged
     """
 
     recorder: QemuBinary
@@ -48,6 +49,7 @@ class GuestDue:
     plans: tuple[CellPlan, ...]
     phases: tuple[str, ...] | None = None
     no_colo: Lack | None = None
+    again: bool = False
 
     def only(self, names: Collection[str]) -> GuestDue:
         """The same guest with some of its devices, and their cells."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import BoundedSemaphore, Lock
 from typing import Protocol
@@ -105,6 +105,48 @@ class Watcher(Protocol):
     def stage(self, text: str) -> None: ...
 
 
+@dataclass(slots=True, kw_only=True)
+class _Judging:
+    """A guest that is being judged.
+
+    :param due: what it was recorded for; None for a pack that was open already
+    :param left: cells that are not decided beside the devices that were left out
+    """
+
+    seen: Seen
+    chain: Chain
+    pack: StatePack
+    due: GuestDue | None = None
+    left: list[Cell] = field(default_factory=list)
+
+    def culprits(self, cell: Cell) -> frozenset[str]:
+        """The devices that are to be left out of a guest so that a cell can be decided; none where that is no way."""
+        labels = {
+            label
+            for cause in cell.outcome.causes
+            if isinstance(cause, Undecided) and cause.why is Why.LEFT_OUT
+            for label in cause.sections
+        }
+        owners = self.pack.owners
+        found = frozenset(owners.get(label, PLATFORM) for label in labels)
+        return frozenset() if self.due is None or cell.key.rest or found & {cell.device, PLATFORM} else found
+
+    def again(self) -> list[GuestDue]:
+        """The guests without those devices, and with the devices that were not decided."""
+        apart: dict[frozenset[str], list[CellPlan]] = {}
+        for cell in self.left:
+            plan = CellPlan(key=cell.key, loads=cell.outcome.loads_asked)
+            apart.setdefault(self.culprits(cell), []).append(plan)
+        assert self.due is not None or not apart
+        return [
+            replace(self.due, plans=tuple(plans), phases=None, again=True)
+            .without(culprits)
+            .only({plan.device for plan in plans})
+            for culprits, plans in apart.items()
+            if self.due is not None
+        ]
+
+
 class Run:
     """A matrix in the making.
 
@@ -147,7 +189,7 @@ class Run:
         self._judged = {event.cell.key for event in self._earlier if isinstance(event, Judged)}
         self._canaries: dict[tuple[str, str], CanarySeen] = {}
         self._builds = [(each.sha256, each.label) for each in labelled(options.binaries)]
-        self._chains: dict[object, tuple[Seen, Chain, StatePack]] = {}
+        self._judging: dict[object, _Judging] = {}
         self._numbers = count()
         self._here = LocalWorker(self._scope)
         self._worker: Worker = ProcessWorker(self._scope) if options.processes else self._here
@@ -267,7 +309,7 @@ class Run:
         out: dict[Future[Sequence[Due]], Takes] = {}
         while queue:
             self._scope.check()
-            ahead = len(self._chains) > self._guests
+            ahead = len(self._judging) > self._guests
             out |= {pool.submit(self._do, due): takes for due, takes in queue.take(hold=ahead)}
             for future in wait(out, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
                 queue.done(out.pop(future))
@@ -277,8 +319,7 @@ class Run:
     def _enqueue(self, queue: Queue[Due], due: Due) -> None:
         order = self._options.order
         if isinstance(due, Task):
-            _, chain, _ = self._chains[due.place]
-            rank = (_TASK, order.of(due.answers) if order else 0, *chain.rank(due))
+            rank = (_TASK, order.of(due.answers) if order else 0, *self._judging[due.place].chain.rank(due))
             queue.add(due, rank, Takes.NOTHING if LANES[due.request.lane].waits else Takes.CORE)
         elif isinstance(due, GuestDue):
             queue.add(due, (_GUEST, order.of(plan.key for plan in due.plans) if order else 0), Takes.HALF)
@@ -341,7 +382,7 @@ class Run:
         came = due.recorder.sha256 != due.seen.binary.sha256
         tasks = []
         if outcome.pack is not None:
-            tasks = self._tasks_for(outcome.pack, due.seen, outcome.plans, came=came, no_colo=due.no_colo)
+            tasks = self._tasks_for(outcome.pack, due.seen, outcome.plans, came=came, no_colo=due.no_colo, due=due)
             if not tasks:
                 self._release(outcome.pack)
         return [*tasks, *outcome.more]
@@ -393,11 +434,19 @@ class Run:
                 self._fail(plan, seen, error)
 
     def _tasks_for(
-        self, pack: StatePack, seen: Seen, plans: Sequence[CellPlan], *, came: bool, no_colo: Lack | None
+        self,
+        pack: StatePack,
+        seen: Seen,
+        plans: Sequence[CellPlan],
+        *,
+        came: bool,
+        no_colo: Lack | None,
+        due: GuestDue | None = None,
     ) -> list[Task]:
         """The first tasks of one open pack; ordinary migration comes before all checkpoints.
 
         :param no_colo: why COLO does not start with it, so that migrations alone are left
+        :param due: what the pack was recorded for
         """
         plans, lanes = self._reached(pack, seen, plans), self._options.lanes
         if no_colo is not None:
@@ -419,16 +468,19 @@ class Run:
             came=came,
         )
         planned = {plan.key for plan in plans}
-        # of a recording that ended early, the cells of all phases together were given up
-        tasks = [
-            task
-            for task in plan_tasks(wanted)
-            if planned.issuperset(task.answers) or not by_schedule(LANES[task.request.lane])
-        ]
-        self._plan_more(tasks, plans[0].key, devices, Place.BEFORE)
-        self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
-        dump = pack.manifest.host.get(VMSTATE, {})
-        self._emit(StateSeen(devices=coverage_of(pack, plans[0].key, devices, dump)))
+        if due is not None and due.again:
+            tasks = [part for task in plan_tasks(wanted) if (part := task.only(planned)).answers]
+        else:
+            # of a recording that ended early, the cells of all phases together were given up
+            tasks = [
+                task
+                for task in plan_tasks(wanted)
+                if planned.issuperset(task.answers) or not by_schedule(LANES[task.request.lane])
+            ]
+            self._plan_more(tasks, plans[0].key, devices, Place.BEFORE)
+            self._plan_more(tasks, plans[0].key, devices, Place.BEHIND)
+            dump = pack.manifest.host.get(VMSTATE, {})
+            self._emit(StateSeen(devices=coverage_of(pack, plans[0].key, devices, dump)))
         tasks = self._mine(tasks)
         if not tasks:
             return []
@@ -441,7 +493,7 @@ class Run:
         self._here.lend(pack, seen.binary, seen.ability)
         with self._lock:
             chain = Chain(in_waves(tasks, LANES), next(self._numbers))
-            self._chains[wanted.like.place] = seen, chain, pack
+            self._judging[wanted.like.place] = _Judging(seen=seen, chain=chain, pack=pack, due=due)
         return chain.ready()
 
     def _canary(self, like: Task, key: CellKey, seen: Seen, pack: StatePack) -> CanarySeen:
@@ -537,10 +589,10 @@ class Run:
         for row, names in rows.items():
             self._emit(CellsPlanned(row=row, cells=tuple(names)))
 
-    def _carry_out(self, task: Task) -> list[Task]:
+    def _carry_out(self, task: Task) -> list[Due]:
         """Let a worker do a task; what may be done next comes back."""
         self._scope.check()
-        seen, chain, pack = self._chains[task.place]
+        judging = self._judging[task.place]
         begun: set[str] = set()
         judged: set[tuple[str, str]] = set()
         learnt: list[Exclusion] = []
@@ -554,7 +606,9 @@ class Run:
                     self._watcher.loads(said.cell, said.total)
                 case CellDone():
                     judged.update({(said.planned, ""), (said.planned, said.cell.host)})
-                    if said.cell.device != PLATFORM or PLATFORM in self._options.devices:
+                    if judging.culprits(said.cell):
+                        judging.left.append(said.cell)
+                    elif said.cell.device != PLATFORM or PLATFORM in self._options.devices:
                         self._keep(said.planned, said.cell)
                 case Learnt():
                     learnt.extend(said.exclusions)
@@ -570,15 +624,16 @@ class Run:
             for host, reason in (error.errors if isinstance(error, HostsError) else {"": error}).items():
                 for key in task.answers:
                     if (str(key), host) not in judged:
-                        self._fail(CellPlan(key=key, loads=task.request.loads), seen, reason, host)
+                        self._fail(CellPlan(key=key, loads=task.request.loads), judging.seen, reason, host)
         self._scope.check()
         with self._lock:
-            following = chain.done(task, learnt)
-            over = chain.over
+            following: list[Due] = [*judging.chain.done(task, learnt)]
+            over = judging.chain.over
         if over:
-            del self._chains[task.place]
+            del self._judging[task.place]
             self._here.clear(task)
-            self._release(pack)
+            self._release(judging.pack)
+            following += judging.again()
         return following
 
     def _has_any(self, due: GuestDue) -> bool:

@@ -8,7 +8,7 @@ reason. Paths say only where these were found on the host that made the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -96,6 +96,12 @@ class Task:
         """What tasks have in common that are carried out with the same things open."""
         overrides = tuple(word for option in self.overrides for word in option.argv())
         return (self.recording.content, self.loader.sha256, overrides, self.pair, self.canary)
+
+    def only(self, keys: Collection[CellKey]) -> Task:
+        """The part of it that answers these cells; one without an answer where there is none."""
+        answers = tuple(key for key in self.answers if key in keys)
+        devices = tuple(key.device for key in answers)
+        return replace(self, answers=answers, request=replace(self.request, devices=devices))
 
     def cell_of(self, device: str) -> CellKey:
         """The cell of one device; of the platform too, which is judged in another guest of the machine."""

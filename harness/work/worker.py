@@ -28,7 +28,7 @@ from harness.qemu.disturbance import TRIES, Account, Hindered, attempt, undistur
 from harness.qemu.scope import ProcessScope
 from harness.results.document import Cell
 from harness.results.key import CellKey
-from harness.results.voided import is_void, voided
+from harness.results.voided import is_void_cell, voided
 from harness.work.task import Task
 
 #: Encoded buffers of a machine take some 100 MB: those of the machines that are judged at a time are kept.
@@ -255,7 +255,7 @@ class _Tries:
         if said.planned in self._settled:
             return
         self._came.add(said.planned)
-        if said.planned in self._void or is_void(said.cell.verdict, self._account.hindered):
+        if said.planned in self._void or is_void_cell(said.cell, self._account.hindered):
             self._void.setdefault(said.planned, []).append(said)
         elif said.cell.key not in self._told:
             self._say(said)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.ddmin import ddmin
+from harness.ddmin import ddmin, the_one
 from harness.oracles.load import Judgement
 from harness.results.verdict import Verdict
 
@@ -79,3 +79,20 @@ def test_one_culprit_of_many_is_found_by_halving(at: int) -> None:
 def test_when_all_are_needed_all_stay() -> None:
     items = names(7)
     assert ddmin(items, Bug(lambda labels: len(labels) == 7), WHOLE) == (tuple(items), WHOLE)
+
+
+@pytest.mark.parametrize("culprit", range(7))
+def test_the_one_without_which_it_does_not_break_is_found_by_halves(culprit: int) -> None:
+    tried: list[tuple[int, ...]] = []
+
+    def breaks_without(items: Sequence[int]) -> bool:
+        tried.append(tuple(items))
+        return culprit not in items
+
+    assert the_one(range(7), breaks_without) == culprit
+    assert len(tried) <= 4
+
+
+def test_what_breaks_without_all_of_them_is_none_of_theirs() -> None:
+    assert the_one([1, 2, 3], lambda _: True) is None
+    assert the_one([], lambda _: False) is None

@@ -39,6 +39,8 @@ class Fake:
     started: list[Fake] = []  # noqa: RUF012 - of all, on purpose
     dies_at_start = False
     refuses: bytes = b""
+    #: In the incoming stream it makes every load break: the reset before it does.
+    spoils_resets: bytes = b""
     #: Bytes of an incoming stream and what a secondary says that dies of them; the first in the stream does it.
     asserts: dict[bytes, str] = {}  # noqa: RUF012 - told by a test for all
 
@@ -63,7 +65,7 @@ class Fake:
         devices = b"".join([first, *behind])
         self.checkpoints.append(devices)
         self.hits += all(devices.count(section) >= self.in_one_buffer for section in self.bug)
-        if self.bug and self.hits >= self.takes:
+        if (self.bug and self.hits >= self.takes) or (self.spoils_resets and self.spoils_resets in self.stream):
             self._die(Step.LOAD)
 
     def _die(self, step: Step) -> None:
@@ -368,3 +370,21 @@ def test_who_makes_a_machine_die_in_its_reset_is_found_by_leaving_out(
         assert blame.sections == (handmade.sections[number],)
     culprit = b""  # dies whatever was loaded
     assert searcher.find_at_reset("bound", frozenset(), Judgement(verdict=Verdict.CRASH)) is None
+
+
+@pytest.mark.parametrize("number", [2, 4, 5])
+def test_where_the_reset_before_a_load_breaks_what_is_there_is_to_blame_and_nothing_that_is_loaded(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade, number: int
+) -> None:
+    fake.spoils_resets = handmade.full(number, 0x11)
+    blame = find(isolator(resets=True))
+    assert (blame.sections, blame.phase) == ((handmade.sections[number],), "kernel")
+
+
+def test_where_the_reset_breaks_for_what_is_not_there_nobody_is_to_blame(
+    isolator: Callable[..., Isolator], fake: type[Fake], handmade: Handmade
+) -> None:
+    """Such as a bus that counts the interrupts of a device which was left out of the incoming stream."""
+    fake.spoils_resets = handmade.full(2, 0x11)
+    absent = frozenset({handmade.sections[5]})
+    assert isolator(resets=True).find("kernel", "bound", 1, absent, Judgement(verdict=Verdict.CRASH), absent) is None

@@ -8,9 +8,9 @@ from made_cells import made_cell, symptom
 
 from harness.colo.messages import Step
 from harness.qemu.disturbance import Disturbance, Hindered
-from harness.results.cause import Broke
+from harness.results.cause import Broke, Undecided, Why
 from harness.results.verdict import Verdict
-from harness.results.voided import is_void, voided
+from harness.results.voided import is_void, is_void_cell, voided
 
 ENDED = Hindered(how=Disturbance.ENDED, signal="SIGTERM")
 MEMORY = Hindered(how=Disturbance.OUT_OF_MEMORY)
@@ -49,3 +49,12 @@ def test_a_void_cell_blames_nobody() -> None:
     assert (found.key, found.verdict, found.blamed, found.failure_class) == (cell.key, Verdict.HOST, (), None)
     assert found.outcome.causes == (STOPPED, STARVED)
     assert (found.outcome.log, found.loads_asked) == ("words", cell.loads_asked)
+
+
+def test_what_broke_beside_what_was_left_out_is_not_tried_again_for_want_of_a_cpu() -> None:
+    left_out = Undecided(why=Why.LEFT_OUT, sections=("nvme",))
+    error = Undecided(why=Why.ERROR, said="no")
+    for cause, void in ((left_out, False), (error, True)):
+        cell = made_cell(verdict=Verdict.HARNESS_ERROR, causes=(cause,))
+        assert is_void_cell(cell, (STARVED,)) is void
+        assert is_void_cell(cell, (ENDED,))

@@ -102,7 +102,7 @@ def test_a_section_that_breaks_a_load_is_its_own_devices_finding_alone(
     assert (ahci.blamed, ahci.loads_acked, ahci.excluded) == ((label,), 3, ())
     assert (disk.loads_acked, disk.excluded, disk.shared_with) == (30, (label,), "")
     assert cells["platform"].shared_with == disk.id
-    assert label in bench.known(("bound",), False, frozenset())
+    assert label in bench.known(("bound",))
 
 
 def test_the_device_without_which_the_guest_answers_has_the_finding(

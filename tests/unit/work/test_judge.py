@@ -313,7 +313,7 @@ def test_a_pair_that_needs_a_section_of_the_row_is_the_rows_finding(world: World
 
 def test_what_no_section_does_alone_is_still_a_finding(world: World, bench: Bench) -> None:
     world.kills, world.blind = {"bound": {"i8259": 2}}, True
-    (cell,) = cells(plan("ahci", "bound"), bench)
+    (cell,) = cells(plan("platform", "bound"), bench)
     assert cell.verdict is Verdict.CRASH
     assert (cell.blamed, cell.outcome.isolation, cell.outcome.load) == ((), None, 2)
 
@@ -321,7 +321,7 @@ def test_what_no_section_does_alone_is_still_a_finding(world: World, bench: Benc
 def test_a_crash_that_does_not_come_back_is_one_all_the_same(world: World, bench: Bench) -> None:
     broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken, exit=Exit(status=-6, signal="SIGABRT")), evidence(10), evidence(10)]
-    (cell,) = cells(plan("ahci", "bound"), bench)
+    (cell,) = cells(plan("platform", "bound"), bench)
     assert cell.verdict is Verdict.CRASH
     assert cell.outcome.repeats == Repeats(seen=1, of=3, verdict=Verdict.CRASH, others=(Verdict.OK,))
 
@@ -355,7 +355,7 @@ def test_what_breaks_of_the_platform_in_a_guest_where_it_is_no_row_is_told(world
 def test_a_hang_that_does_not_come_back_is_flaky(world: World, bench: Bench) -> None:
     broken = Break(step=Step.LOAD, kind="late", symptom=symptom("x"), load=2, phase="bound")
     world.evidence = [evidence(1, broken=broken), evidence(10), evidence(1, broken=broken)]
-    (cell,) = cells(plan("ahci", "bound"), bench)
+    (cell,) = cells(plan("platform", "bound"), bench)
     assert (cell.verdict, cell.outcome.came_to) == (Verdict.FLAKY, Verdict.HANG)
     assert cell.outcome.repeats == Repeats(seen=2, of=3, verdict=Verdict.HANG, others=(Verdict.OK,))
 
@@ -474,13 +474,84 @@ def test_where_a_build_resets_loads_in_one_buffer_are_remembered_apart(world: Wo
     bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
     crash = Judgement(verdict=Verdict.CRASH)
     bench.blame("bound", ["i8259"], crash, together=True)
-    assert bench.known(("bound",), True, frozenset()) == {"i8259"}
-    assert bench.known(("bound",), False, frozenset()) == frozenset()
-    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=None)
+    assert bench.known(("bound",), twice=True) == {"i8259"}
+    assert bench.known(("bound",)) == frozenset()
     bench.blame("bound", ["cpu"], crash, together=False)
-    assert bench.known(("bound",), False, frozenset()) == {"cpu"}
-    assert bench.known(("bound",), True, frozenset()) == {"i8259", "cpu"}
-    assert bench.known(("bound",), True, frozenset({"cpu"})) == {"i8259"}
+    assert bench.known(("bound",)) == {"cpu"}
+    assert bench.known(("bound",), twice=True) == {"i8259", "cpu"}
+    assert bench.known(("busy",), twice=True) == frozenset()
+
+
+def test_what_breaks_twice_in_one_buffer_is_not_left_out_where_it_stands_once(world: World, bench: Bench) -> None:
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
+    bench.blame("bound", ["i8259"], Judgement(verdict=Verdict.CRASH), together=True)
+    (cell,) = cells(plan("ahci", "bound", schedule=Schedule.BACK_TO_BACK), bench)
+    assert (cell.verdict, cell.excluded) == (Verdict.OK, ())
+
+
+def test_a_device_is_left_out_with_all_its_sections(world: World, bench: Bench, handmade: Handmade) -> None:
+    """Half of it, such as a disk whose adapter is loaded and which is not, breaks where the whole of it is well."""
+    pack = bench.buffers.pack
+    pack.sections_of("virtio-blk").append("i8259#1")
+    pack.sections_of("platform").remove("i8259#1")
+    bench.blame("bound", ["i8259#1"], Judgement(verdict=Verdict.CRASH))
+    (cell,) = cells(plan("ahci", "bound"), bench)
+    assert cell.excluded == (handmade.blk, "i8259#1")
+    # beside its own it is loaded
+    (cell,) = cells(plan("virtio-blk", "bound"), bench)
+    assert (cell.sections, cell.excluded) == ((handmade.blk, "i8259#1"), ())
+
+
+@pytest.mark.parametrize("device", ["ahci", "platform"])
+def test_what_breaks_beside_a_section_in_reset_state_and_by_no_other_one_is_not_decided(
+    world: World, bench: Bench, handmade: Handmade, device: str
+) -> None:
+    bench.ability = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
+    bench.refused = frozenset({handmade.blk})
+    world.blind, world.kills = True, {"bound": {"i8259#1": 3}}
+    (cell,) = cells(plan(device, "bound"), bench)
+    assert (cell.verdict, cell.excluded) == (Verdict.HARNESS_ERROR, (handmade.blk,))
+    assert cell.outcome.causes == (Undecided(why=Why.LEFT_OUT, sections=(handmade.blk,)),)
+    # that it would come back says nothing more
+    assert len(world.sessions) == 1
+
+
+def test_what_no_section_does_is_put_to_the_device_without_which_it_does_not_happen(
+    world: World, bench: Bench, handmade: Handmade
+) -> None:
+    world.blind, world.kills = True, {"bound": {handmade.blk: 3}}
+    (beside,) = cells(plan("ahci", "bound"), bench)
+    assert (beside.verdict, beside.excluded) == (Verdict.OK, (handmade.blk,))
+    (finding,) = cells(plan("virtio-blk", "bound"), bench)
+    assert (finding.verdict, finding.blamed, finding.is_isolated) == (Verdict.CRASH, (handmade.blk,), False)
+    assert finding.outcome.isolation == Isolation(way=IsolationWay.WITHOUT, of=2)
+    assert finding.outcome.repeats == Repeats(seen=3, of=3, verdict=Verdict.CRASH, others=())
+
+
+@pytest.mark.parametrize("rows", [{"ahci", "virtio-blk"}, {"ahci", "virtio-blk", "platform"}])
+def test_what_no_device_is_needed_for_is_the_platforms_and_no_devices_finding(
+    world: World, bench: Bench, rows: set[str]
+) -> None:
+    world.blind, world.kills, bench.rows = True, {"bound": {"i8259": 3}}, frozenset(rows)
+    found = [cell for row in sorted(rows) for cell in cells(plan(row, "bound"), bench)]
+    verdicts = [(cell.device, cell.verdict) for cell in found]
+    assert sorted(verdicts) == [
+        ("ahci", Verdict.HARNESS_ERROR), ("platform", Verdict.CRASH), ("virtio-blk", Verdict.HARNESS_ERROR),
+    ]  # fmt: skip
+    others = Undecided(why=Why.OTHERS, acked=2, asked=10)
+    assert {cell.outcome.causes for cell in found if cell.device != "platform"} == {(others,)}
+
+
+def test_a_device_without_which_it_breaks_now_and_then_has_done_nothing(
+    world: World, bench: Bench, handmade: Handmade
+) -> None:
+    broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=3, phase="bound")
+    dies = evidence(2, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
+    # three times with all, then without any, without a half; and then without it again
+    world.evidence = [dies, dies, dies, evidence(10), evidence(10), evidence(10), dies]
+    found = cells(plan("platform", "bound"), bench)
+    assert [(cell.verdict, cell.blamed) for cell in found] == [(Verdict.CRASH, ())]
+    assert world.evidence == []
 
 
 @pytest.mark.parametrize(("resets", "verdict"), [(True, Verdict.HARNESS_ERROR), (False, Verdict.GUEST_FAULT)])

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event, Lock, RLock
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ from harness.work import guests as guests_module
 from harness.work import run as run_module
 from harness.work import worker as worker_module
 from harness.work.asked import Options, Subject
+from harness.work.guests import GuestDue, GuestOutcome
 from harness.work.run import Run, load_pack_rows
 from harness.work.task import Task
 from harness.work.worker import LocalWorker, Reported, Tell
@@ -281,7 +283,7 @@ def test_a_wave_leaves_out_what_the_waves_before_it_broke_on(
 
     def blames(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
         place = plan.key.place
-        told[place] = bench.known(plan.phases, plan.schedule is Schedule.BACK_TO_BACK, frozenset())
+        told[place] = bench.known(plan.phases)
         if place == "platform/bound/same":
             bench.tell([Exclusion(section="i8259", reason=ExclusionReason.BROKE, phase="bound")])
         yield cell_of(plan, bench.binary)
@@ -811,6 +813,48 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
     run, _, _ = make_run(guest=lambda _: None, schedules=(Schedule.SAME,), **wanted)
     (cell,) = run.execute().cells
     assert (cell.verdict, cell.outcome.causes) == (Verdict.HOST, (TERM,))
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_what_is_not_decided_beside_a_device_that_is_left_out_is_judged_in_a_guest_without_it(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    monkeypatch: pytest.MonkeyPatch,
+    mine: bool,
+) -> None:
+    dues: list[GuestDue] = []
+    asked: list[str] = []
+
+    def record(due: GuestDue) -> GuestOutcome:
+        dues.append(due)
+        return GuestOutcome(pack=pack, plans=due.plans)
+
+    def breaks_beside(plan: CellPlan, bench: Bench, _loads: Any, _control: Any) -> Iterator[Cell]:
+        asked.append(plan.key.place)
+        left_out = Undecided(why=Why.LEFT_OUT, sections=tuple(pack.sections_of("ahci" if mine else "virtio-blk")))
+        broke = plan.key.place == "ahci/bound/same" and len(dues) == 1
+        found = cell_of(plan, bench.binary, Verdict.HARNESS_ERROR if broke else Verdict.OK, blamed=())
+        yield changed(found, causes=(left_out,)) if broke else found
+
+    judge(breaks_beside)
+    recorder = SimpleNamespace(record=record, recordings=SimpleNamespace(release=lambda _: None))
+    monkeypatch.setattr(run_module, "GuestRecorder", lambda **_: recorder)
+    run, _, _ = make_run(guest=lambda _: None, profiles=tuple(load_recipes().devices.values()))
+    doc = run.execute()
+    cells = {cell.key.place: cell.verdict for cell in doc.cells}
+    assert len(cells) == len(doc.cells) == len(set(asked))
+    wrong = {place for place, verdict in cells.items() if verdict is not Verdict.OK}
+    if mine:  # no guest would decide it
+        assert (wrong, len(dues)) == ({"ahci/bound/same"}, 1)
+        return
+    assert not wrong
+    first, again = dues
+    assert "virtio-blk" in first.guest.names
+    assert again.guest.names == ("ahci",)
+    assert [plan.key.place for plan in again.plans] == ["ahci/bound/same"]
+    # nothing else is judged twice
+    assert Counter(asked) == Counter({**dict.fromkeys(cells, 1), "ahci/bound/same": 2})
 
 
 def test_a_task_that_spends_its_budget_gives_up_what_it_has_not_judged(
