@@ -42,6 +42,7 @@ auto_driver() {
     [ -e "$path/driver" ] || auto_modprobe "$alias" || {
         case $said in
         *' not found '*) auto_none "no driver of this guest's kernel takes $alias" ;;
+        *'did not end'*) echo "$said"; return 4 ;;
         *) echo "$said"; return 1 ;;
         esac
         return
@@ -60,7 +61,8 @@ auto_passes() {
     return 1
 }
 
-# auto_modprobe NAME...: modprobe, which comes back with its driver's probe, or never; said is its first line.
+# auto_modprobe NAME...: modprobe, which comes back with its driver's probe, or never; said is its first line. What is
+# loaded behind one that never does waits for it as well: a command that met one ends with 4, and its guest is given up.
 auto_modprobe() {
     local pid status tries=800
     rm -f /tmp/auto.status
@@ -115,7 +117,7 @@ auto_hinted() {
         drivers=${drivers#@}
         driver=${drivers%%@*} drivers=${drivers#"${drivers%%@*}"}
         auto_modprobe "$driver" || {
-            case $said in *'did not end'*) echo "$said"; return 1 ;; esac
+            case $said in *'did not end'*) echo "$said"; return 4 ;; esac
             auto_none "this guest's kernel has no driver $driver, or it found no device"
             return
         }
@@ -273,7 +275,7 @@ auto_settle() {
         done
         if [ -n "$new" ]; then
             # not all of them have a module
-            auto_modprobe $new || case $said in *'did not end'*) echo "$said"; return 1 ;; esac
+            auto_modprobe $new || case $said in *'did not end'*) echo "$said"; return 4 ;; esac
             continue
         fi
         auto_quiet || continue

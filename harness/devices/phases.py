@@ -12,6 +12,8 @@ from typing import Literal
 STANDS_ON = {"busy": ("bound",), "unbound": ("bound",), "rebound": ("unbound",), "io-error": ("rebound", "bound")}
 #: Status of a guest command that says: this device does not get to this phase, and what is printed says why.
 NOTHING_TO_DO_STATUS = 3
+#: And of one that says: this device hangs, and every one behind it would wait for it.
+HUNG_STATUS = 4
 
 
 class Missed(StrEnum):

@@ -15,7 +15,7 @@ from typing import Any
 import harness
 from harness.arch import Architecture, architecture_of
 from harness.devices.device import NOTHING, STEPS, Device
-from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
+from harness.devices.phases import HUNG_STATUS, NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
 from harness.errors import DeadlineError, GuestError, PackError, QemuError, StreamError, UsageError
 from harness.guests.build import Guest
 from harness.guests.console import Console
@@ -144,7 +144,7 @@ class CutShort(GuestError):
 
 
 class _Hung(GuestError):
-    """A command of a device never ended."""
+    """A command of a device never ended, or what it began did not."""
 
     def __init__(self, text: str, device: str) -> None:
         super().__init__(text)
@@ -498,6 +498,8 @@ class _Boot:
             answer = console.ask(command, COMMAND_TIMEOUT_S)
         except GuestError as error:
             raise _Hung(f"{step}: {error}", device.name) from error
+        if answer.status == HUNG_STATUS:
+            raise _Hung(f"{step}: {answer.said}", device.name)
         if answer.status:
             how = Missed.NOTHING_TO_DO if answer.status == NOTHING_TO_DO_STATUS else Missed.FAILED
             self.lacks.ends(device.name, Unreached(phase=phase, how=how, step=step, said=answer.said))

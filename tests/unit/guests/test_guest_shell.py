@@ -52,7 +52,14 @@ def shell(sysfs: Path, names: str, script: str) -> tuple[int, str]:
     text = text.replace("/tmp/auto.", f"{sysfs}/auto.")
     (sysfs / "uptime").write_text("1.5 1\n")
     fakes = f'nap() {{ up=$((up + 1)); echo "$up.5 1" > {sysfs}/uptime; }}\n'
-    fakes += 'auto_modprobe() { echo "modprobe $*"; test "$1" != gone || { said="gone not found"; return 1; }; }'
+    fakes += """auto_modprobe() {
+        echo "modprobe $*"
+        case $1 in
+        gone) said='gone not found'; return 1 ;;
+        stuck) said='modprobe stuck did not end within 40 s'; return 1 ;;
+        esac
+    }
+    """
     done = subprocess.run(
         ["sh", "-c", f"{fakes}\n{text}\n{script}"], capture_output=True, text=True, timeout=60, check=False
     )
@@ -107,6 +114,8 @@ def test_a_device_on_no_pci_bus_is_found_by_its_name_or_by_its_pnp_id(tmp_path: 
         3,
         "modprobe gone\nthis guest's kernel has no driver gone, or it found no device\n",
     )
+    # all that is loaded behind it waits for it too
+    assert hinted("pnp PNP0400@stuck") == (4, "modprobe stuck\nmodprobe stuck did not end within 40 s\n")
 
 
 def test_a_card_in_a_slot_asks_for_the_driver_of_cards_until_it_has_it(tmp_path: Path) -> None:
