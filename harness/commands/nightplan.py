@@ -99,7 +99,12 @@ def _binaries(config: NightConfig, types: set[str]) -> tuple[list[QemuBinary], t
     for qemu in config.qemus:
         name = qemu.name if isinstance(qemu, OwnBuild) else qemu
         try:
-            found += _of(qemu, config.machines, types)
+            for binary in _of(qemu, config.machines, types):
+                same = next((each for each in found if each.sha256 == binary.sha256), None)
+                if same is None:
+                    found.append(binary)
+                else:
+                    absent.append(AbsentQemu(name=name, said=_said_of_same(same)))
         except Stopped:
             raise
         except PostloadError as error:
@@ -107,6 +112,11 @@ def _binaries(config: NightConfig, types: set[str]) -> tuple[list[QemuBinary], t
     if not found:
         raise HostError("; ".join(f"{each.name}: {each.said}" for each in absent))
     return found, tuple(absent)
+
+
+def _said_of_same(other: QemuBinary) -> str:
+    """Cells are named by one name of a build: those of the further one would be missed and nobody be told."""
+    return f"it is the same build as {other.label or other.version}, and is judged by that name alone"
 
 
 def _of(qemu: str | OwnBuild, machines: Sequence[str], types: set[str]) -> list[QemuBinary]:
