@@ -219,7 +219,7 @@ LANES = (
     Lane(
         name=str(OracleName.GUEST),
         wave=Wave.LOOK,
-        seconds=2.5,
+        seconds=1.3,
         groups=_lively,
         judge=judge_by(lambda request, _: guest_check(request.phases[0], request.devices)),
     ),

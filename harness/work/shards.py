@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from harness.devices.device import Device
 from harness.errors import UsageError
-from harness.lanes.lane import Wave
 from harness.lanes.registry import LANES
 from harness.results.events import ShardOf
 from harness.results.key import CellKey
@@ -27,8 +26,8 @@ from harness.work.planning import by_schedule, plan_tasks, with_causes
 from harness.work.share import Share
 from harness.work.task import RecordingFile, Task
 
-#: What it takes to record a guest, in seconds, and the loads that the lanes' own figures are for.
-_RECORDING_S = 25.0
+#: What it takes to record a guest and to begin a request, in seconds; the loads that the lanes' own figures are for.
+_RECORDING_S, _REQUEST_S = 25.0, 0.7
 _LOADS = 100
 _SHARD = re.compile(r"(\d+)/(\d+)")
 
@@ -191,8 +190,8 @@ def _seconds(tasks: Sequence[Task]) -> float:
 
 def _cost(task: Task) -> float:
     lane = LANES[task.request.lane]
-    devices = len(task.answers) if lane.wave > Wave.WHOLE else 1
-    return lane.seconds * devices * (task.request.loads / _LOADS if by_schedule(lane) else 1.0)
+    loads = task.request.loads / _LOADS if by_schedule(lane) else 1.0
+    return _REQUEST_S + lane.seconds * len(task.answers) * loads
 
 
 def _name_of(options: Options, every: Sequence[CellKey]) -> str:
