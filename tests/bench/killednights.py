@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kill nights, or their workers, at random moments: ``python tests/bench/killednights.py --moments 50 [--workers]``.
+"""Kill nights, their workers or their database at random moments: ``python tests/bench/killednights.py --moments 50``.
 
 One night after the other is begun, killed by SIGKILL after a random time, and begun again, until it is over; then the
 next one begins, with an empty folder. With ``--workers`` two workers of a PostgreSQL do what a night has to, and one of
-them is killed and replaced instead. Each killed process is looked after: none of its QEMUs may be left. Of each night
-that is over, every planned cell has to be judged once, in its events and in the history; a worker's job that was hit
-three times comes to nothing, which is told. Ends with 1 when a cell is lost or comes twice.
+them is killed and replaced instead. With ``--database`` it is the PostgreSQL that a night writes into, and it is
+started again. Each killed process is looked after: none of its QEMUs may be left. Of each night that is over, every
+planned cell has to be judged once, in its events and in the history; a worker's job that was hit three times comes to
+nothing, which is told. Ends with 1 when a cell is lost or comes twice.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -30,6 +33,9 @@ from harness.nights.folder import NIGHT
 from harness.qemu.binary import host_binary
 from harness.results.events import EVENTS_NAME, CellsPlanned, Judged, read_events
 from harness.store.read import open_history
+
+if TYPE_CHECKING:
+    from made_postgresql import Server
 
 CONFIG = """\
 qemus: ['{qemu}']
@@ -54,20 +60,23 @@ def main() -> int:
         "--longest", type=float, default=9.0, help="seconds after which a night is killed at the latest"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", action="store_true", help="kill the workers of nights, and not the nights")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--workers", action="store_true", help="kill the workers of nights, and not the nights")
+    what.add_argument("--database", action="store_true", help="kill the PostgreSQL of nights, and not the nights")
     given = parser.parse_args()
     dice = random.Random(given.seed)
     killed = nights = cells = undecided = 0
-    with _databases() if given.workers else nullcontext() as new_store:
+    with _server() if given.workers or given.database else nullcontext() as server:
         while killed < given.moments:
             with tempfile.TemporaryDirectory(prefix="plk-", dir="/tmp") as name:
                 folder, left = Path(name), given.moments - killed
-                if new_store is None:
+                if server is None:
                     killed += _until_over(folder, dice, given.longest, left)
                     store = str(folder / "history.db")
                 else:
-                    store = new_store()
-                    killed += _with_workers(folder, store, dice, given.longest, left)
+                    store = server.cluster.url(server.cluster.create())
+                    with_it = _with_workers if given.workers else partial(_with_database, server)
+                    killed += with_it(folder, store, dice, given.longest, left)
                 found, lost = _check(folder, store)
             nights, cells, undecided = nights + 1, cells + found, undecided + lost
             told = f", {undecided} came to nothing" if given.workers else ""
@@ -76,15 +85,42 @@ def main() -> int:
 
 
 @contextmanager
-def _databases() -> Iterator[Callable[[], str]]:
-    """Makes empty databases in a PostgreSQL that is there for so long."""
+def _server() -> Iterator[Server]:
+    """A PostgreSQL that is there for so long."""
     sys.path.append(str(Path(__file__).parents[1] / "unit" / "made"))
-    from made_postgresql import cluster, programs
+    from made_postgresql import Server, programs
 
     bin_dir = programs()
     assert bin_dir is not None, "Debian's package postgresql is not there"
-    with cluster(bin_dir) as server:
-        yield lambda: server.url(server.create())
+    with Server(bin_dir) as server:
+        server.start()
+        yield server
+
+
+def _with_database(
+    server: Server, folder: Path, store: str, dice: random.Random, longest_s: float, moments: int
+) -> int:
+    """A night whose database is killed and started again; how often. One that ended for that is begun again."""
+    _configure(folder, f"store: {store}\n")
+    night, killed = _begun(folder), 0
+    try:
+        while True:
+            try:
+                night.wait(dice.uniform(0.5, longest_s) if killed < moments else NIGHT_S)
+            except subprocess.TimeoutExpired:
+                assert killed < moments, "the night does not end"
+                server.kill()
+                time.sleep(dice.uniform(0.0, 3.0))
+                server.start()
+                killed += 1
+                continue
+            _gone(folder)
+            if night.returncode == 0:
+                return killed
+            assert night.returncode == 3, f"the night ended with {night.returncode}"
+            night = _begun(folder)
+    finally:
+        night.kill()
 
 
 def _with_workers(folder: Path, store: str, dice: random.Random, longest_s: float, moments: int) -> int:
