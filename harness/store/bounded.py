@@ -18,7 +18,7 @@ import psycopg
 from psycopg import waiting
 
 #: How long an answer is waited for by whoever was told to stop.
-LAST_ANSWER_S = 1.0
+LAST_ANSWER_S = 0.5
 _LOOK_S = 0.1
 T = TypeVar("T")
 

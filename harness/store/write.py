@@ -392,7 +392,7 @@ class RunSink:
         if self._thread is None:
             return
         try:
-            self._thread.join(self._last_tries_s + (1.0 if self._stopped.is_set() else CONNECT_S))
+            self._thread.join(self._last_tries_s + (0.5 if self._stopped.is_set() else CONNECT_S))
         except KeyboardInterrupt:
             self._stopped.set()
             raise

@@ -40,8 +40,8 @@ TRIES = 3
 LEAD_LOST_S = 90.0
 #: Recordings that no run has named for so long are removed, and jobs that are over for so long.
 KEPT_S = 2 * 86400.0
-#: A free connection is waited for so long; of whoever was told to stop, and when all is closed, not so long.
-_FREE_S, _LAST_FREE_S = 15.0, 0.5
+#: A free connection is waited for so long; by whoever was told to stop not so long. The threads of a pool at its end.
+_FREE_S, _LAST_FREE_S, _CLOSED_S = 15.0, 0.5, 0.1
 #: An answer is waited for so long.
 _ANSWER_S = 60.0
 _PART_BYTES = 4 << 20
@@ -195,7 +195,7 @@ class Jobs:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._connector.pool.close(timeout=_LAST_FREE_S)
+        self._connector.pool.close(timeout=_CLOSED_S)
         self._app.close()
 
     # What a run does

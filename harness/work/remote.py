@@ -224,7 +224,7 @@ class _Followed:
         self._news: dict[int, SimpleQueue[_News]] = {}
         self._needs: dict[int, Ability] = {}
         self._lonely_s: dict[str, float] = {}
-        self._over = Event()
+        self._over, self._is_there = Event(), True
         jobs.begin(run)
         self._thread = Thread(target=self._follow_on, name="jobs", daemon=True)
         self._thread.start()
@@ -246,8 +246,9 @@ class _Followed:
     def close(self) -> None:
         self._over.set()
         self._thread.join()
-        with suppress(HostError):  # whoever sweeps cancels the jobs of a run that is not heard of
-            self._jobs.end(self._run)
+        if self._is_there:  # whoever sweeps cancels the jobs of a run that is not heard of
+            with suppress(HostError):
+                self._jobs.end(self._run)
 
     def _follow_on(self) -> None:
         well_s, kept_s = time.monotonic(), 0.0
@@ -257,8 +258,9 @@ class _Followed:
                 if time.monotonic() > kept_s + _KEEP_S:
                     self._keep()
                     kept_s = time.monotonic()
-                well_s = time.monotonic()
+                well_s, self._is_there = time.monotonic(), True
             except HostError as error:
+                self._is_there = False
                 if time.monotonic() > well_s + _DATABASE_S:
                     self._tell_all(error)
 
