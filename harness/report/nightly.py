@@ -80,6 +80,10 @@ def _parts(doc: NightDoc) -> Iterator[tuple[str, list[str]]]:
         [f"{e.change.cell}  {e.change.signature}  until {e.until}: {e.link}" for e in doc.excused],
     )
     yield "reproducers:", [answer_text(each) for each in doc.reproduced]
+    yield (
+        "bug reports, with a script that shows the finding:",
+        [f"{each.signature}: {each.script}" for each in doc.made],
+    )
     yield "QEMUs that were not there:", [_absent(each) for each in doc.absent]
     yield f"left out, because {_why(doc)}: {plural(len(doc.missing), 'cell')}", _rows(doc.missing)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import jsonschema
 import pytest
+from made_cells import QEMU
 from made_runs import crashed, events, judged, started, write_nights, write_run
 
 from harness.colo.messages import Step
 from harness.nights.config import Quarantine
-from harness.nights.document import AbsentQemu, Canary, NightDoc, Overdue, night_schema
+from harness.nights.document import AbsentQemu, Canary, NightDoc, Overdue, ReproducerAnswer, night_schema
 from harness.nights.telling import excused_of, excuses_of, overdue_of, place_of, seen_twice, to_try_again, without
 from harness.report.nightly import night_headline, night_text
 from harness.report.schemas import shipped
@@ -26,7 +27,7 @@ from harness.store.compare import compare
 from harness.store.document import CompareDoc
 from harness.store.keep import put_excuses
 from harness.store.read import History
-from harness.store.states import ExcuseKind, read_rules
+from harness.store.states import ExcuseKind, Reproduced, read_rules
 
 BOUND, BUSY = "pc-q35-7.2/ahci/bound/same", "pc-q35-7.2/ahci/busy/same"
 RED = Canary(machine="pc-q35-7.2", qemu="7.2.22", verdict=Verdict.REJECT, section="timer", red=True)
@@ -90,6 +91,15 @@ def test_an_empty_night_and_one_that_skipped_all_are_red(history: History, verdi
     doc = night(compared(history, [judged(BOUND)], last))
     assert (doc.is_empty, doc.counts, doc.exit_code) == (True, False, 3)
     assert "this night does not count: nothing was judged" in night_text(doc)
+
+
+def test_the_bug_reports_that_were_made_tonight_are_told_with_their_folders(history: History) -> None:
+    doc = compared(history, [judged(BOUND)], [crashed(BOUND)])
+    said = ReproducerAnswer(
+        signature=doc.new[0].signature, qemu=QEMU, answer=Reproduced.STILL, at=doc.after.started, script="/n/bundles/x"
+    )
+    assert f"{doc.new[0].signature}: /n/bundles/x" in night_text(night(doc, made=(said,)))
+    assert "bug reports" not in night_text(night(doc))
 
 
 def test_an_undecided_cell_is_no_green_one(history: History) -> None:
