@@ -11,6 +11,7 @@ from harness.colo.messages import Step
 from harness.colo.primary import ChannelBroken, Dialect
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.evidence import ANSWER_TIMEOUT_S, Break, Count, Evidence, OnLoads, break_at, evidence_of, own_words
+from harness.engines.incoming import drain_console
 from harness.engines.reset import reset_machine
 from harness.engines.schedule import Checkpoint, LoadPlan
 from harness.engines.secondary import Secondary
@@ -92,6 +93,8 @@ class Session:
                 tally.add(checkpoint.repeat, secondary.vm.process.stderr_size())
                 if self.pace.run_s and self.mode is GuestMode.RUNNING:
                     time.sleep(self.pace.run_s)
+                    # a guest that has much to say would wait in the middle of a byte, which is no state of ours
+                    drain_console(secondary.vm)
         except ChannelBroken as error:
             number = 0 if error.step is Step.INCOMING else tally.loads + 1
             at = self.plan.checkpoints[tally.checkpoints].phase if number else phase

@@ -319,9 +319,13 @@ def test_only_a_running_guest_is_given_time(
     rests: int,
 ) -> None:
     slept: list[float] = []
+    drained: list[object] = []
     monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(engine, "drain_console", drained.append)
     session(Schedule.SAME, ["bound"], 3, mode=mode, pace=Pace(run_s=0.5)).run()
     assert slept == [0.5] * rests
+    # what it says meanwhile is read: a port that nobody reads has a byte to send again, and does not take all states
+    assert drained == [fake.last] * rests
 
 
 def test_what_a_secondary_of_each_dialect_has_switched_on() -> None:
