@@ -63,11 +63,6 @@ class SavedState:
         return self.stream.machine
 
     @property
-    def page_size(self) -> int:
-        """Bytes of a page."""
-        return self.stream.page_size
-
-    @property
     def ram_blocks(self) -> tuple[RamBlock, ...]:
         """Names and sizes; none where the file has devices alone."""
         return self.stream.ram_blocks

@@ -68,7 +68,6 @@ class Without(StrEnum):
     HOST = "host"  # a device that stands on the host's own hardware, processes or files
     TYPE = "type"  # the QEMU has no such device type
     CPU = "cpu"  # a CPU that is plugged as a device
-    BACKEND = "backend"  # nothing harmless can stand for what it stands on
     BUS = "bus"  # what its bus belongs to is not there
     PROGRAM = "program"  # this host has no such program
     START = "start"  # the QEMU does not start with it

@@ -39,7 +39,6 @@ _WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
     Without.HOST: lambda left: f"not judged: it stands on the host's own{_of(left, ' ')}",
     Without.TYPE: lambda _: "not judged: this QEMU has no such device",
     Without.CPU: lambda _: "not judged: a CPU that is plugged as a device",
-    Without.BACKEND: lambda left: f"not judged: nothing harmless can stand for its{_of(left, ' ')}",
     Without.BUS: lambda left: f"not judged: its bus{_of(left, ' ')} is not there",
     Without.PROGRAM: lambda left: f"not judged: this host has no{_of(left, ' ')}",
     Without.START: lambda _: "not judged: this QEMU does not start with it",

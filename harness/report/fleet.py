@@ -147,7 +147,6 @@ _WITHOUT: Mapping[Without, str] = {
     Without.HOST: "which stands on the host",
     Without.TYPE: "which the QEMU has not",
     Without.CPU: "a CPU that is plugged",
-    Without.BACKEND: "for whose backend nothing harmless can stand",
     Without.BUS: "whose bus is not there",
     Without.PROGRAM: "for which this host lacks a program",
     Without.START: "with which the QEMU does not start",
