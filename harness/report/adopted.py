@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without
-from harness.report.text import number, plural, wrapped
-from harness.text import printable
+from harness.report.console import print_wrapped
+from harness.report.text import number, plural
 
 SCHEMA = "postload.adopt/1"
 
@@ -99,24 +99,18 @@ def adopted_document(origin: VmOrigin, machine: str, version: str, devices: Mapp
 def print_adopted(document: Mapping[str, Any], console: Console) -> None:
     """The document for a person, and how a pack is made of it."""
     devices = document["devices"]
-    _wrapped(f"machine: {document['machine']} on QEMU {document['qemu']}", console)
-    _wrapped(f"{plural(len(devices), 'device')} to judge:", console)
+    print_wrapped(console, f"machine: {document['machine']} on QEMU {document['qemu']}", hang=2)
+    print_wrapped(console, f"{plural(len(devices), 'device')} to judge:", hang=2)
     for name, ids in devices.items():
-        _wrapped(f"{name}: {', '.join(ids) or 'part of the machine'}", console, indent="  ")
+        print_wrapped(console, f"{name}: {', '.join(ids) or 'part of the machine'}", indent=2, hang=2)
     print_origin(VmOrigin.model_validate(document["origin"]), console)
-    _wrapped("next: with --out NAME.pack too, a guest of postload's is booted in it and recorded", console)
+    print_wrapped(console, "next: with --out NAME.pack too, a guest of postload's is booted in it and recorded", hang=2)
 
 
 def print_origin(origin: VmOrigin, console: Console) -> None:
     """What was replaced and left out, in the console's width."""
     for line in origin_lines(origin):
-        _wrapped(line, console)
-
-
-def _wrapped(line: str, console: Console, indent: str = "") -> None:
-    """One line, what does not fit of it below, two columns further in; a word is never cut."""
-    for part in wrapped(printable(line), console.width - 1, indent, indent + "  "):
-        console.print(part, markup=False, highlight=False, soft_wrap=True)
+        print_wrapped(console, line, hang=2)
 
 
 def _of(left: LeftOut, before: str) -> str:

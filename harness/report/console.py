@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
-from harness.text import printable
+from harness.report.text import wrapped
+from harness.text import one_line, printable
 
 
 class SafeConsole(Console):
@@ -24,3 +26,12 @@ class SafeConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)
+
+
+def print_wrapped(console: Console, text: str, *, style: str = "", indent: int = 0, hang: int = 0) -> None:
+    """A text in the console's width: logs hold what looks like rich's markup, and words are for copying.
+
+    :param indent: spaces in front of the first line; ``hang`` so many more in front of the others
+    """
+    for line in wrapped(one_line(text), console.width - 1, " " * indent, " " * (indent + hang)):
+        console.print(Text(line, style=style), soft_wrap=True)

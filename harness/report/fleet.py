@@ -17,8 +17,9 @@ from harness.guests.origin import Without
 from harness.qualify.fleet import FleetDoc, FleetReason, Obstacle, Unjudged, VmAnswer
 from harness.qualify.foretold import Foresight, Foretold, Standing
 from harness.qualify.model import Answer
+from harness.report.console import print_wrapped
 from harness.report.markdown import markdown_table, plain_text
-from harness.report.qualify import ANSWER_STYLES, answer_table, print_hanging, print_reason
+from harness.report.qualify import ANSWER_STYLES, answer_table, print_reason
 from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text, reason_text
 from harness.report.text import duration, first_of, plural
 from harness.results.cause import Side
@@ -60,8 +61,8 @@ def print_fleet(doc: FleetDoc, console: Console) -> None:
     for reason in _told(doc):
         print_reason(list(_reason_lines(reason, doc)), console, ANSWER_STYLES[reason.answer])
     for line in _notes(doc):
-        print_hanging(line, console, "dim")
-    console.print(Text(fleet_summary(doc), style=ANSWER_STYLES[doc.answer]))
+        print_wrapped(console, line, style="dim", indent=2)
+    print_wrapped(console, fleet_summary(doc), style=ANSWER_STYLES[doc.answer])
 
 
 def _way(doc: FleetDoc) -> str:

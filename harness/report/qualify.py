@@ -22,6 +22,7 @@ from harness.files import folder_without, write_atomically
 from harness.names import USES
 from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer
 from harness.qualify.model import Answer, Confirmation, Confirms, PairAnswer, QualifyDoc, Reason, Stray
+from harness.report.console import print_wrapped
 from harness.report.facts import fact_change_text, kvm_text
 from harness.report.markdown import markdown_table, plain_text
 from harness.report.reasons import (
@@ -98,8 +99,8 @@ def print_qualify(doc: QualifyDoc, console: Console) -> None:
     for lines in _reasons(doc.abroad):
         print_reason(lines, console, ANSWER_STYLES[Answer.NO_GO])
     for line in _notes(doc):
-        print_hanging(line, console, "dim")
-    console.print(Text(summary(doc), style=ANSWER_STYLES[doc.answer]))
+        print_wrapped(console, line, style="dim", indent=2)
+    print_wrapped(console, summary(doc), style=ANSWER_STYLES[doc.answer])
 
 
 def summary(doc: QualifyDoc) -> str:
@@ -321,12 +322,7 @@ def _change(change: FactChange, pair: PairAnswer) -> str:
 
 def print_reason(lines: Sequence[str], console: Console, style: str) -> None:
     """A reason: its first line, and the others below it."""
-    console.print(Text(one_line(lines[0]), style=style))
+    print_wrapped(console, lines[0], style=style)
     for line in lines[1:]:
-        print_hanging(line, console, "")
+        print_wrapped(console, line, indent=2)
     console.print()
-
-
-def print_hanging(line: str, console: Console, style: str) -> None:
-    """A line that is set in, as a whole."""
-    console.print(Padding(Text(one_line(line), style=style), (0, 0, 0, 2), expand=False))

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from harness.files import write_atomically
 from harness.report.claims import ToldQuestion, Values, told
+from harness.report.console import print_wrapped
 from harness.report.markdown import plain_text
 from harness.report.text import duration, number
 from harness.results.document import json_text
@@ -42,7 +43,7 @@ def print_claims(doc: ClaimsDoc, console: Console) -> None:
         if entry.rows:
             console.print(Padding(_table(entry), (1, 0, 0, 1)), width=width)
         console.print()
-    console.print(Text(_footer(doc), style="dim"), width=width)
+    print_wrapped(console, _footer(doc), style="dim")
 
 
 def _table(entry: ToldQuestion) -> Table:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from harness.report.console import print_wrapped
 from harness.report.coverage import coverage_text
 from harness.report.lost import lost_text
 from harness.report.onhosts import hosts_lines
@@ -98,10 +99,10 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
     for table in reset_tables(doc):
         _print_resets(table, console)
     for guest in doc.lost:
-        _wrapped(console, one_line(f"lost  {lost_text(guest)}"), 0, hang=2)
+        print_wrapped(console, f"lost  {lost_text(guest)}", hang=2)
         _line(console)
     for number, line in enumerate(hosts_lines(doc)):
-        _wrapped(console, line, 2 if number else 0, hang=2)
+        print_wrapped(console, line, indent=2 if number else 0, hang=2)
     _print_totals(doc, console)
     for block in found:
         _print_answer(block, console)
@@ -110,15 +111,6 @@ def print_matrix(doc: MatrixDoc, console: Console, run: str = "") -> None:
 def _line(console: Console, text: Text | str = "") -> None:
     """One line, as it is: logs hold what looks like rich's markup."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _wrapped(console: Console, text: str, indent: int, style: str = "", hang: int = 0) -> None:
-    width = max(console.width - 1, indent + hang + 20)
-    pad = " " * indent
-    for line in textwrap.wrap(
-        one_line(text), width, initial_indent=pad, subsequent_indent=pad + " " * hang, break_on_hyphens=False
-    ):
-        _line(console, Text(line, style=style))
 
 
 def _print_block(block: Block, console: Console) -> None:
@@ -243,19 +235,19 @@ def _print_finding(group: FindingGroup, phases: Set[str], console: Console) -> N
     if group.classes:
         head.append(f"  {', '.join(group.classes)}")
     _line(console, head)
-    _wrapped(console, finding.text, 2)
+    print_wrapped(console, finding.text, indent=2)
     ends = f" ({finding.exit})" if finding.exit else ""
-    _wrapped(console, f"first seen: {group.first}{ends}", 2, "dim", hang=2)
+    print_wrapped(console, f"first seen: {group.first}{ends}", style="dim", indent=2, hang=2)
     if finding.isolated:
-        _wrapped(console, finding.isolated, 2, "dim", hang=2)
+        print_wrapped(console, finding.isolated, style="dim", indent=2, hang=2)
     for signature in group.signatures:
-        _wrapped(console, f"signature: {signature}", 2, "dim", hang=2)
+        print_wrapped(console, f"signature: {signature}", style="dim", indent=2, hang=2)
     for link in group.known:
-        _wrapped(console, f"known: {link}", 2, "cyan", hang=2)
+        print_wrapped(console, f"known: {link}", style="cyan", indent=2, hang=2)
     for controls in group.controls:
-        _wrapped(console, f"controls: {controls}", 2, "dim", hang=2)
+        print_wrapped(console, f"controls: {controls}", style="dim", indent=2, hang=2)
     for line in cells_text(group.cells, phases):
-        _wrapped(console, f"in {line}", 2, "dim", hang=2)
+        print_wrapped(console, f"in {line}", style="dim", indent=2, hang=2)
     _print_log(finding.log, finding.text, console)
 
 
@@ -283,7 +275,7 @@ def _print_overview(seen: Overview, console: Console, run: str) -> None:
         if cell:
             _line(console, Text(f"   {explain_cell(cell, run)}", style="dim"))
     for text in seen.fine:
-        _wrapped(console, f"ok: {text}", 0, "green", hang=4)
+        print_wrapped(console, f"ok: {text}", style="green", hang=4)
     _line(console)
 
 
@@ -301,27 +293,27 @@ def _print_versions(doc: MatrixDoc, console: Console) -> None:
 
 def _print_resets(table: ResetTable, console: Console) -> None:
     """Which devices need a reset before a load, and what it costs."""
-    _wrapped(console, f"reset: {table.title}: {table.about}", 0, "bold", hang=2)
+    print_wrapped(console, f"reset: {table.title}: {table.about}", style="bold", hang=2)
     for text in columns([HEAD, *(line.words for line in table.told)]):
         _line(console, " " + printable(text))
     for text in (table.left_out, *table.costs):
         if text:
-            _wrapped(console, text, 1, "dim", hang=2)
+            print_wrapped(console, text, style="dim", indent=1, hang=2)
     _line(console)
 
 
 def _print_totals(doc: MatrixDoc, console: Console) -> None:
     early = "" if doc.complete else "stopped early: "
     text = f"{early}{plural(len(doc.cells), 'cell')}, {totals_text(doc.cells)}, {duration(doc.seconds)} in all"
-    _wrapped(console, text, 0, "dim" if doc.complete else "yellow")
+    print_wrapped(console, text, style="dim" if doc.complete else "yellow")
     state = coverage_text(doc.coverage)
     if state:
-        _wrapped(console, state, 0, "dim")
+        print_wrapped(console, state, style="dim")
     disturbed = disturbed_text(doc.cells)
     if disturbed:
-        _wrapped(console, disturbed, 0, "yellow")
+        print_wrapped(console, disturbed, style="yellow")
 
 
 def _print_answer(block: Block, console: Console) -> None:
     style = _COLO_STYLE[block.result.colo]
-    _wrapped(console, block.answer, 0, style, hang=2)
+    print_wrapped(console, block.answer, style=style, hang=2)

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
+
+#: The space between a number and its unit.
+_OF_UNIT = re.compile(r"(?<=\d) (?=(?:s|ms|min|h|B|KiB|MiB|GiB)\b)|(?<=\bmin) (?=\d\d s\b)|(?<=\bh) (?=\d\d min\b)")
+_UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 def number(value: float) -> str:
@@ -32,18 +37,19 @@ def first_of(names: Sequence[str], most: int) -> str:
 
 
 def wrapped(text: str, width: int, first: str, rest: str) -> list[str]:
-    """A text in lines of a width, which is 40 at the least; a word is never cut.
+    """A text in lines of a width, which is 40 at the least; a word is never cut, and a number stays with its unit.
 
     :param first: that begins the first line; ``rest`` begins the others
     """
-    return textwrap.wrap(
-        text,
+    lines = textwrap.wrap(
+        _OF_UNIT.sub(_UNBROKEN, text),
         max(width, 40),
         initial_indent=first,
         subsequent_indent=rest,
         break_on_hyphens=False,
         break_long_words=False,
     )
+    return [line.replace(_UNBROKEN, " ") for line in lines]
 
 
 def columns(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -275,3 +275,10 @@ def test_what_broke_before_a_stop_is_a_no_go_all_the_same(monkeypatch: pytest.Mo
     assert (complete, found and found.answer) == (False, Answer.NO_GO)
     # and what has not broken until then is no answer
     assert tried_remedies(monkeypatch, replace(answered("virtio-blk"), complete=False)) == (False, None)
+
+
+@pytest.mark.parametrize("width", range(48, 100))
+def test_the_last_line_breaks_within_no_duration(width: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_fleet(fleet_doc([fine("web01")], **OF_RUN), console)
+    assert any("1 min 01 s" in line for line in console.export_text().splitlines())

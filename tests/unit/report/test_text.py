@@ -18,7 +18,7 @@ from harness.report.markdown import render_markdown
 from harness.report.reasons import bytes_text
 from harness.report.sentences import control_text, what_text
 from harness.report.terminal import print_matrix
-from harness.report.text import plural, were
+from harness.report.text import duration, plural, were, wrapped
 from harness.report.view import blocks, by_version, finding_groups
 from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, Colo, MachineResult, MatrixDoc
@@ -162,3 +162,13 @@ def test_two_architectures_are_no_versions_to_compare() -> None:
 def test_of_one_qemu_there_is_no_such_table() -> None:
     assert by_version(safe(made_cell("pc-q35-7.2/ahci/bound/same"))) is None
     assert 'class="versions"' not in render_html(safe(made_cell("pc-q35-7.2/ahci/bound/same")))
+
+
+@pytest.mark.parametrize("seconds", [4.2, 65, 7380])
+@pytest.mark.parametrize("width", range(40, 60))
+def test_a_number_stays_on_the_line_of_its_unit(seconds: float, width: int) -> None:
+    said = duration(seconds)
+    text = f"to QEMU 11.1: go; 3 VMs tried, 12 loads acknowledged, {said}"
+    lines = wrapped(text, width, "", "")
+    assert " ".join(lines) == text
+    assert any(said in line for line in lines)
