@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
-from lzallright import LZOCompressor, LZOError
 
 from harness.errors import HostError, StreamError
 from harness.stream import wire
@@ -56,7 +55,7 @@ def unpack(kind: FileKind, file: BinaryIO, target: Path) -> None:
     try:
         with target.open("wb") as out:
             _copy(kind, file, out, target.parent)
-    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, LZOError, MemoryError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, MemoryError) as error:
         raise StreamError(file.tell(), f"compressed by {kind}, and cut or damaged: {error}") from error
     except OSError as error:
         if error.errno is None:  # gzip's and bzip2's own
@@ -159,10 +158,20 @@ def _lzop_block(file: BinaryIO, plain_bytes: int, flags: int) -> bytes:
         _take(file, 4 * (bool(flags & _LZOP_ADLER_PACKED) + bool(flags & _LZOP_CRC_PACKED)))
     block = _take(file, packed_bytes)
     if packed_bytes < plain_bytes:
-        block = LZOCompressor.decompress(block, output_size_hint=plain_bytes)
+        block = _lzo(block, plain_bytes, file.tell())
     if len(block) != plain_bytes or adler not in (None, zlib.adler32(block)) or crc not in (None, zlib.crc32(block)):
         raise StreamError(file.tell(), "compressed by lzop: a block does not have its checksum")
     return block
+
+
+def _lzo(packed: bytes, plain_bytes: int, offset: int) -> bytes:
+    # few need it, and it takes its time
+    from lzallright import LZOCompressor, LZOError
+
+    try:
+        return LZOCompressor.decompress(packed, output_size_hint=plain_bytes)
+    except LZOError as error:
+        raise StreamError(offset, f"compressed by lzop, and damaged: {error}") from error
 
 
 def _take(file: BinaryIO, size_bytes: int) -> bytes:

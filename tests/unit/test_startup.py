@@ -98,3 +98,9 @@ def test_no_short_help_is_cut(words: tuple[str, ...]) -> None:
     (said,) = [line[1] for line in lines if line[0] == words[-1]]
     assert re.search(r"[^.]\.$", said)
     assert (group.commands[words[-1]].help or "").startswith(said)
+
+
+def test_a_matrix_imports_nothing_that_unpacks_saved_states() -> None:
+    script = "import sys, harness.commands.matrix; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "lzallright" not in done.stdout.split()
