@@ -141,10 +141,9 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
     said = wanted or next(iter(architecture_of("").families.values()))
     found = binary.machine(said) or binary.machine(plain_machine(said))
     if found is None:
-        here = ", ".join(m.alias or m.name for m in binary.machines if m.alias) or "none"
         raise UsageError(
-            f"{configuration.source}: machine type {wanted!r}: QEMU {binary.version} has none of that name, but "
-            f"{here} and versioned ones; expected a QEMU that has it (--qemu), or another type (--machine)"
+            f"{configuration.source}: machine type {wanted!r}: QEMU {binary.version} has none of that name; "
+            "expected a QEMU that has it (--qemu), or another type (--machine)"
         )
     kinds = types_of(binary.path)
     known = Known(machine=found.name, types=kinds, listing=Listing(devices={}, machine={}))

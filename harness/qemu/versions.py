@@ -103,3 +103,15 @@ def is_version(name: str, package_version: str) -> bool:
 def number_of(name: str) -> str:
     """``10.0`` of ``10.0-aarch64``."""
     return name.partition("-")[0]
+
+
+def first_with(machine: str, architecture: str) -> str:
+    """The name of the oldest QEMU that can be installed and is new enough for a versioned machine type; empty where
+    none is, or the type has no version."""
+    match = re.search(r"-(\d+\.\d+)$", machine)
+    known = [name for name, version in load_versions().versions.items() if version.emulator == architecture]
+    return min((name for name in known if match and _order(name) >= _order(match[1])), key=_order, default="")
+
+
+def _order(name: str) -> tuple[int, ...]:
+    return tuple(map(int, number_of(name).split(".")))

@@ -6,24 +6,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import PurePath
-
-from packaging.version import Version
 
 from harness.adopt.alike import likeness
 from harness.adopt.configuration import Configuration
 from harness.adopt.files import FoundVm
 from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted, known_to, plain_machine, said_machine
+from harness.adopt.recorder import architecture_of_vm, has_machine, qemus_here
 from harness.adopt.recording import for_our_guest
-from harness.arch import ARCHITECTURES, Architecture, architecture_of
-from harness.errors import MissingError, PostloadError, UsageError
+from harness.arch import Architecture
+from harness.errors import PostloadError, UsageError
 from harness.guests.origin import LeftOut, VmOrigin, Without
 from harness.guests.plan import GuestPlan
 from harness.guests.planner import PlannedGuest
-from harness.qemu.binary import QemuBinary, find_binary, host_binary, probe_binary
-from harness.qemu.installed import entries
+from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qualify.fleet import Obstacle, Unjudged, VmAnswer
 from harness.qualify.foretold import BinaryWords, Foretold, Sides, foretell
 from harness.qualify.model import Answer
@@ -76,6 +72,7 @@ class Builds:
     def __init__(self, source: str | None, target: str) -> None:
         self._source, self._target = source, target
         self._known: dict[str, QemuBinary] = {}
+        self._here: dict[str, list[QemuBinary]] = {}
         self._words: dict[str, BinaryWords] = {}
         # what was typed wrong is told before anything else is done
         for name in filter(None, (source, target)):
@@ -100,12 +97,10 @@ class Builds:
         """
         if self._source is not None:
             return [self._named(self._source, architecture)]
-        found = []
-        with suppress(MissingError):
-            found.append(self._probed(str(host_binary(architecture.program))))
-        others = [self._probed(entry.name) for entry in entries() if entry.whole]
-        ours = [binary for binary in others if binary.target == architecture.name]
-        return list({b.sha256: b for b in (*found, *sorted(ours, key=lambda b: Version(b.version)))}.values())
+        if architecture.name not in self._here:
+            here = {binary.sha256: binary for binary in reversed(list(qemus_here(architecture)))}
+            self._here[architecture.name] = list(here.values())[::-1]
+        return self._here[architecture.name]
 
     def words(self, binary: QemuBinary) -> BinaryWords:
         """What a build says of itself, asked once."""
@@ -147,7 +142,7 @@ def _looked(vm: VmAnswer, configuration: Configuration, builds: Builds) -> Known
     architecture = architecture_of_vm(configuration)
     loader, recorders = builds.loader(architecture), builds.recorders(architecture)
     machine = plain_machine(vm.machine)
-    able = [binary for binary in recorders if not machine or binary.machine(machine) is not None]
+    able = [binary for binary in recorders if has_machine(binary, machine)]
     if not recorders:
         raise UsageError(f"no QEMU here runs guests of {architecture.name}: expected --from QEMU")
     recorder = next((b for b in able if b.sha256 != loader.sha256), (able or recorders)[0])
@@ -178,22 +173,6 @@ def _recorded(adopted: Adopted) -> GuestPlan:
     """As much of a guest's memory and CPUs as it is recorded with: VMs that differ in the rest are one machine."""
     bare = PlannedGuest(devices=(), plan=adopted.plan)
     return for_our_guest(bare, adopted.origin, 1)[0].plan
-
-
-def architecture_of_vm(configuration: Configuration) -> Architecture:
-    """What a VM's program runs guests of; where it names none that says so, what has its machine type.
-
-    :raises UsageError: an architecture that this program does not know
-    """
-    match = re.fullmatch(r"qemu-system-(\w+)", PurePath(configuration.binary).name)
-    if match is None:
-        return architecture_of(said_machine(configuration))
-    wanted = "x86_64" if match[1] == "i386" else match[1]
-    for architecture in ARCHITECTURES:
-        if architecture.name == wanted:
-            return architecture
-    known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    raise UsageError(f"{configuration.source}: a guest of {wanted}: expected one of {known}")
 
 
 def unjudged_of(origin: VmOrigin) -> tuple[Unjudged, ...]:

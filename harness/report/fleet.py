@@ -12,8 +12,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.arch import architecture_of
 from harness.files import folder_without, write_atomically
 from harness.guests.origin import Without
+from harness.qemu.versions import first_with
 from harness.qualify.fleet import FleetDoc, FleetReason, Obstacle, Unjudged, VmAnswer
 from harness.qualify.foretold import Foresight, Foretold, Standing
 from harness.qualify.model import Answer
@@ -159,7 +161,7 @@ _WITHOUT: Mapping[Without, str] = {
 
 _OBSTACLES: Mapping[Obstacle, str] = {
     Obstacle.UNREADABLE: "{said}",
-    Obstacle.NO_RECORDER: "no QEMU here has machine type {machine}: postload qemu install the one that it runs on",
+    Obstacle.NO_RECORDER: "no QEMU here has machine type {machine}: postload qemu install {install}",
     Obstacle.SAME_QEMU: "of the QEMUs here only the new one has machine type {machine}",
     Obstacle.NOT_ADOPTED: "no guest could be made of it: {said}",
     Obstacle.NOT_RECORDED: "its guest could not be recorded: {said}",
@@ -171,7 +173,10 @@ _OBSTACLES: Mapping[Obstacle, str] = {
 def obstacle_text(vm: VmAnswer) -> str:
     """Why a VM was not tried."""
     assert vm.obstacle is not None
-    return _OBSTACLES[vm.obstacle].format(said=vm.said, machine=vm.machine or "(none given)")
+    install = vm.machine and first_with(vm.machine, architecture_of(vm.machine).name)
+    return _OBSTACLES[vm.obstacle].format(
+        said=vm.said, machine=vm.machine or "(none given)", install=install or "the one that it runs on"
+    )
 
 
 def short_reason_text(reason: FleetReason) -> str:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from harness.adopt.configuration import Configuration, SaidOption
 from harness.adopt.files import FoundVm
+from harness.adopt.recorder import architecture_of_vm
 from harness.arch import ARCHITECTURES
 from harness.cli import cli
 from harness.errors import UsageError
@@ -20,7 +21,7 @@ from harness.guests.origin import LeftOut, VmOrigin, Without
 from harness.qemu.binary import MachineType, QemuBinary
 from harness.qualify import vms as module
 from harness.qualify.fleet import Obstacle
-from harness.qualify.vms import Builds, architecture_of_vm, look, unjudged_of
+from harness.qualify.vms import Builds, look, unjudged_of
 
 LINE = "qemu-system-x86_64 -machine pc-q35-7.2\n"
 
