@@ -13,6 +13,7 @@ from harness.adopt.configuration import Configuration
 from harness.adopt.domain import read_domain
 from harness.adopt.files import command_line_file, domain_file
 from harness.adopt.plan import Adopted, adopt_plan, check_adopted, check_cpu, known_to, said_machine
+from harness.adopt.recorder import recorder_of
 from harness.adopt.recording import for_our_guest, recording_of
 from harness.adopt.rows import judged_guest, settled_guest
 from harness.adopt.saved import SavedState
@@ -29,13 +30,16 @@ from harness.packs.export import new_pack
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.report import inspection
-from harness.report.adopted import adopted_document, print_adopted
+from harness.report.adopted import adopted_document, print_adopted, print_next
 from harness.report.console import SafeConsole
 from harness.report.containers import open_state
 from harness.report.terminal import LiveProgress
 from harness.state.catalogue import offer_of
 from harness.state.recorder import record
 from harness.state.recordings import facts_of
+
+#: What names a VM, by parameter.
+_SOURCES = {"domain": "--domain", "command_line": "--command-line", "pid": "--pid"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +58,7 @@ class AskedVm:
 def adopt(given: dict[str, Any]) -> int:
     """Read a configuration, say what becomes of it, and make a pack of it where one is asked for."""
     out: Path | None = given["out"]
-    if out is not None and out.exists():
-        raise UsageError(f"--out {out}: it exists already; a state pack is never overwritten")
-    if given["state"] is not None and (out is None or given["phases"]):
-        raise UsageError("--state goes with --out, and has no --phase: the state is the one that it was saved in")
-    if given["snapshot"] is not None and given["state"] is None:
-        raise UsageError("--snapshot goes with --state: it names one of several snapshots in a qcow2 image")
-    if given["redact"] and (out is None or len(given["phases"] or ()) > 1):
-        raise UsageError("--redact goes with --out, and with one --phase")
+    _check(given)
     if out is None:
         _show(_asked(_configuration(given), given), given["as_json"])
         return 0
@@ -70,8 +67,31 @@ def adopt(given: dict[str, Any]) -> int:
     _make(out, given)
     with StatePack(out) as pack:
         emit(inspection.describe_pack(pack), given["as_json"])
+        if not given["as_json"]:
+            print_next(out, SafeConsole())
         failed = any(lack.how is Missed.FAILED for device in pack.manifest.devices for lack in device.unreached)
     return HarnessError.exit_code if failed else 0
+
+
+def _check(given: dict[str, Any]) -> None:
+    out: Path | None = given["out"]
+    named = _named(given)
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} name {len(named)} VMs: give one of them")
+    if out is not None and out.exists():
+        raise UsageError(f"--out {out}: it exists already; a state pack is never overwritten")
+    if given["state"] is not None and out is None:
+        raise UsageError(
+            "--state goes with --out NAME.pack: a pack is made of it (postload inspect FILE shows it alone)"
+        )
+    if given["state"] is not None and given["phases"]:
+        raise UsageError("--phase is for a guest of postload's: with --state there is the one that the VM was saved in")
+    if given["snapshot"] is not None and given["state"] is None:
+        raise UsageError("--snapshot goes with --state: it names one of several snapshots in a qcow2 image")
+    if given["redact"] and out is None:
+        raise UsageError("--redact goes with --out NAME.pack: it says how that is written")
+    if given["redact"] and len(given["phases"] or ()) > 1:
+        raise UsageError("--redact: expected one --phase, for a pack that is given away has one")
 
 
 def _make(out: Path, given: dict[str, Any]) -> None:
@@ -93,9 +113,14 @@ def _redacted(out: Path, given: dict[str, Any]) -> int:
     return 0
 
 
+def _named(given: dict[str, Any]) -> list[str]:
+    """The options that name a VM."""
+    return [option for name, option in _SOURCES.items() if given[name] is not None]
+
+
 def _configuration(given: dict[str, Any], saved: SavedState | None = None) -> Configuration:
     """What the user named; where that is nothing, the domain that stands in libvirt's save image."""
-    said = [name for name in ("domain", "command_line", "pid") if given[name] is not None]
+    said = _named(given)
     if not said and saved is not None:
         if not saved.domain:
             raise UsageError(
@@ -103,8 +128,8 @@ def _configuration(given: dict[str, Any], saved: SavedState | None = None) -> Co
                 "--pid PID beside --state"
             )
         return read_domain(saved.domain, str(saved.source))
-    if len(said) != 1:
-        raise UsageError("expected one of --domain FILE, --command-line FILE and --pid PID")
+    if not said:
+        raise UsageError("no VM is named: expected --domain FILE, --command-line FILE or --pid PID")
     if given["pid"] is not None:
         return of_process(given["pid"])
     if given["domain"] is not None:
@@ -120,7 +145,7 @@ def _asked(configuration: Configuration, given: dict[str, Any], saved_machine: s
     said = said_machine(configuration)
     wanted = given["machine"] or (saved_machine if said in ("", family_of(saved_machine)) else "")
     machine = wanted or said
-    binaries, recipes = binaries_of([given["qemu"]] if given["qemu"] else [], machines=[machine] if machine else [])
+    binaries, recipes = binaries_of([given["qemu"] or recorder_of(configuration, machine).path])
     binary = binaries[0]
     known = known_to(binary, configuration, wanted)
     adopted = adopt_plan(configuration, known, state=given["state"] is not None)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -105,6 +107,12 @@ def print_adopted(document: Mapping[str, Any], console: Console) -> None:
         print_wrapped(console, f"{name}: {', '.join(ids) or 'part of the machine'}", indent=2, hang=2)
     print_origin(VmOrigin.model_validate(document["origin"]), console)
     print_wrapped(console, "next: with --out NAME.pack too, a guest of postload's is booted in it and recorded", hang=2)
+
+
+def print_next(pack: Path, console: Console) -> None:
+    """What a pack that was made is for."""
+    name = shlex.quote(str(pack))
+    print_wrapped(console, f"next: postload replay {name}, or postload qualify {name} --to QEMU", hang=2)
 
 
 def print_origin(origin: VmOrigin, console: Console) -> None:
