@@ -157,7 +157,7 @@ class _Trial:
             return
         loaded: LoadedVm | None = None
         obstacle, said = (None, "") if self.complete else (Obstacle.STOPPED, "")
-        if self.complete and not any(each.answer is Answer.NO_GO for each in first.foretold):
+        if self.complete and not any(each.keeps_all for each in first.foretold):
             try:
                 loaded = self._load(first, first.guest)
             except (KeyboardInterrupt, Stopped):

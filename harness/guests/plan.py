@@ -7,7 +7,7 @@ which the guest's kernel alone reads.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
@@ -187,6 +187,27 @@ class GuestPlan(Model):
     def unbooted(self) -> GuestPlan:
         """The same machine with nothing to boot."""
         return self.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
+
+
+def hanging_on(plan: GuestPlan, ids: Collection[str]) -> frozenset[str]:
+    """Ids of some devices of a plan and of all that cannot be there without them: what is plugged into them or names
+    them, and what else a judged device brought that has one of these."""
+    lost = set(ids)
+    while True:
+        owners = {device.owner for device in plan.devices if device.id in lost} - {""}
+        more = {each.id for each in plan.devices if each.id not in lost and _hangs(each, plan, lost, owners)}
+        if not more:
+            return frozenset(lost)
+        lost |= more
+
+
+def _hangs(device: PlacedDevice, plan: GuestPlan, lost: Collection[str], owners: Container[str]) -> bool:
+    bridge = above(device, plan)
+    return (
+        device.owner in owners
+        or (bridge is not None and bridge.id in lost)
+        or any(other in lost for other in device.references.values())
+    )
 
 
 def apart_from_ports(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:

@@ -93,6 +93,14 @@ def is_foreign(folder: Path) -> bool:
     return there.parent != own or there.name.startswith(_IMPORTED)
 
 
+def part_key(digest: str, *, foreign: bool) -> str:
+    """Where the cache has a part of a pack.
+
+    :param foreign: of the whole; see :func:`is_foreign`
+    """
+    return f"packs/{_IMPORTED if foreign else ''}part-{digest}"
+
+
 class _Head(NamedTuple):
     manifest_bytes: int
     content_bytes: int

@@ -14,10 +14,12 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from harness import __version__
+from harness.guests.lack import Lacks
 from harness.guests.origin import Without
 from harness.qualify.explained import Explained, FieldEvidence, LostFeature
 from harness.qualify.foretold import Foretold, answer_of
 from harness.qualify.model import Answer, DeviceAnswer, QualifyDoc, Reason, worst
+from harness.results.cause import Cause, Unsupported
 from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.results.verdict import Verdict
 
@@ -267,6 +269,8 @@ def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
         for device in pair.devices:
             kind = tried.types.get(device.device, "")
             for reason in device.because:
+                if tried.foretold and any(map(_is_lacking, reason.causes)):
+                    continue  # it was foretold
                 found = FleetReason(
                     answer=device.uses.get(reason.use, device.answer),
                     vms=(),
@@ -275,6 +279,11 @@ def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
                     decides=reason.use in pair.deciding,
                 )
                 yield _likeness(kind, reason), found
+
+
+def _is_lacking(cause: Cause) -> bool:
+    """Whether the new QEMU has no such device, which is known before anything is loaded."""
+    return isinstance(cause, Unsupported) and cause.lack.what is Lacks.RECORDED_TYPES
 
 
 def _likeness(kind: str, reason: Reason) -> object:

@@ -78,6 +78,11 @@ class Foretold:
             return Answer.GO
         return Answer.NO_GO if self.side is Side.LOADER else Answer.UNKNOWN
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing of the VM can be loaded: there is no such machine. A device costs itself alone."""
+        return self.answer is Answer.NO_GO and self.what in (Foresight.MACHINE_TYPE, Foresight.CPU_MODEL)
+
 
 class Words(Protocol):
     """What a QEMU says of itself."""

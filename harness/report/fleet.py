@@ -22,7 +22,13 @@ from harness.qualify.model import Answer
 from harness.report.console import print_wrapped
 from harness.report.markdown import markdown_table, plain_text
 from harness.report.qualify import ANSWER_STYLES, answer_table, print_reason
-from harness.report.reasons import other_types_remedy, reason_cause_text, reason_remedy_text, reason_text
+from harness.report.reasons import (
+    lacking_type_remedy,
+    other_types_remedy,
+    reason_cause_text,
+    reason_remedy_text,
+    reason_text,
+)
 from harness.report.text import duration, first_of, plural
 from harness.results.cause import Side
 from harness.results.document import json_text
@@ -219,10 +225,7 @@ def foretold_remedy(foretold: Foretold) -> str:
     near = f", such as {' or '.join(foretold.near)}" if foretold.near else ""
     return {
         Foresight.CPU_MODEL: f"restart the guest with a CPU model that both QEMUs have{near}",
-        Foresight.DEVICE_TYPE: (
-            f"restart the guest without {devices}, or with another type of device; a type that comes as a module is "
-            "there with the module's package (postload qemu install --full)"
-        ),
+        Foresight.DEVICE_TYPE: lacking_type_remedy(foretold.devices[:_NAMED]),
         Foresight.PROPERTY: f"restart the guest without the property on {devices}",
     }[foretold.what]
 

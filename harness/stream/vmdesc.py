@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +137,12 @@ class VmDesc:
     def from_json(cls, text: bytes) -> VmDesc:
         """The same from the JSON alone."""
         return cls.parse(wire.VMDESC.pack(wire.SectionType.VMDESCRIPTION, len(text)) + text)
+
+    def only(self, keys: Collection[tuple[str, int]]) -> VmDesc:
+        """The description of the sections of some names and instances alone."""
+        document = json.loads(self.raw[wire.VMDESC.size :])
+        document["devices"] = [d for d in document["devices"] if (d["name"], d["instance_id"]) in keys]
+        return VmDesc.from_json(json.dumps(document, separators=(",", ":")).encode())
 
     def named(self, idstr: str, instance_id: int) -> tuple[DeviceDesc, ...]:
         """What describes the sections of that name: nothing, one, or one for each that has it."""

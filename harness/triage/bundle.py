@@ -57,7 +57,6 @@ from harness.triage.case import BODY_FILE, CASE_FILE, CONTROL_FILE, Case, CaseCh
 from harness.triage.cells import at_start, phase_of
 from harness.triage.driftcase import drift_cases
 from harness.triage.elsewhere import check_case, loader_path, made_here, remember_case
-from harness.triage.reduced import part_of
 from harness.triage.smallest import line_of, options_of_case, reason_of, recorded_by
 from harness.triage.stack import kept_stack
 
@@ -475,7 +474,7 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
     loads = 0 if at_start(cell) else max(1, outcome.load or 1)
     # what this QEMU refuses of another's state would fail before it, and differently
     started = without(parked, excluded) if recorded_by(cell) or not loads else parked
-    described = replace(recording, vmdesc=part_of(recording.vmdesc, {section.key for section in started}))
+    described = replace(recording, vmdesc=recording.vmdesc.only({section.key for section in started}))
     signature = signature_of_cell(cell)
     return Case(
         cell=cell.id,

@@ -18,8 +18,7 @@ from harness.qemu.cmdline import Option
 from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
 from harness.stream.model import RamBlock, Section
 from harness.stream.ram import encode_mem_size, encode_ram_section
-from harness.stream.vmdesc import VmDesc
-from harness.stream.wire import PAGE_SIZE, VMDESC, SectionType
+from harness.stream.wire import PAGE_SIZE, SectionType
 from harness.triage.fields import Atom, apply
 
 Labels = frozenset[str]
@@ -172,7 +171,7 @@ class Reduced(Buffers):
         kept = self._started([patched(s, self._candidate.healthy) for s in recording.sections])
         if self._candidate.start is None:
             return replace(recording, sections=tuple(kept))
-        return replace(recording, sections=tuple(kept), vmdesc=part_of(recording.vmdesc, {s.key for s in kept}))
+        return replace(recording, sections=tuple(kept), vmdesc=recording.vmdesc.only({s.key for s in kept}))
 
     def _pages(self, recording: Recording, base: Recording | None) -> list[tuple[str, int, memoryview | None]]:
         """Pages to be sent; guest memory is zero at the start."""
@@ -193,13 +192,6 @@ def patched(section: Section, healthy: Iterable[Atom]) -> Section:
     label = label_of(section)
     mine = [atom for atom in healthy if atom.section == label]
     return replace(section, payload=apply(section.payload, mine)) if mine else section
-
-
-def part_of(vmdesc: VmDesc, keys: set[tuple[str, int]]) -> VmDesc:
-    """The description of some sections alone."""
-    document = json.loads(vmdesc.raw[VMDESC.size :])
-    document["devices"] = [d for d in document["devices"] if (d["name"], d["instance_id"]) in keys]
-    return VmDesc.from_json(json.dumps(document, separators=(",", ":")).encode())
 
 
 def without_options(machine: Machine, dropped: Iterable[int]) -> Machine:

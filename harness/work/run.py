@@ -20,7 +20,6 @@ from harness.errors import BudgetError, HarnessError, HostError, HostsError, Qem
 from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
-from harness.guests.machine import lacking_program
 from harness.lanes.canary import spoilt_section
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Wave
@@ -56,6 +55,7 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
+from harness.state.fitting import fitted
 from harness.state.recorder import BootTime, CutShort, Plan
 from harness.state.recordings import (
     VMSTATE,
@@ -404,11 +404,14 @@ class Run:
         accel, cpus = pack.manifest.accel, pack.manifest.plan.cpus
         plans = plan_rows(self._options, seen, self._options.devices, self._phases(machine), accel=accel, cpus=cpus)
         self._add(plans)
-        lacking = _lacking(pack, binary)
-        if lacking is not None:
-            self._unsupported(plans, seen, lacking, never=False)
-            return []
         try:
+            fit = fitted(pack, binary)
+            for name, why in fit.lacking.items():
+                self._unsupported([plan for plan in plans if plan.device == name], seen, why, never=False)
+            plans = [plan for plan in plans if plan.device not in fit.lacking]
+            if fit.pack is None or not plans:
+                return []
+            pack = fit.pack
             refusals = pack_refusals(binary, self._probe(seen), pack, self._scope)
         except QemuError as error:
             self._give_up(plans, seen, error)
@@ -699,17 +702,6 @@ def _place_of(lane: Lane) -> Place:
 def _alone(plans: Sequence[CellPlan]) -> bool:
     """Whether all cells are one device's, so that what became of them is its doing."""
     return len({plan.device for plan in plans}) == 1
-
-
-def _lacking(pack: StatePack, binary: QemuBinary) -> Lack | None:
-    """Why a build cannot be the machine of a pack, or None when it can. It was asked for the pack's device types."""
-    machine = pack.manifest.machine
-    if binary.machine(machine) is None:
-        return Lack(what=Lacks.MACHINE, machine=machine, qemu=binary.version)
-    absent = tuple(name for name in pack.device_types if name not in binary.devices)
-    if absent:
-        return Lack(what=Lacks.RECORDED_TYPES, names=absent, machine=machine, qemu=binary.version)
-    return lacking_program(pack.manifest.plan.backends.values())
 
 
 def load_pack_rows(run: Run, pack: StatePack) -> MatrixDoc:

@@ -18,6 +18,7 @@ from harness.commands import fleet as commands
 from harness.errors import Stopped, UsageError
 from harness.facts.compare import Matters, incomparable
 from harness.facts.model import WhyNotKnown
+from harness.guests.lack import Lack, Lacks
 from harness.guests.origin import Without
 from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer, LostBy, LostFeature, SetAlike
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, Unjudged, VmAnswer, fleet_doc, fleet_schema
@@ -26,8 +27,9 @@ from harness.qualify.model import Answer, DeviceAnswer, PairAnswer, QualifyDoc, 
 from harness.qualify.remedies import settings_of
 from harness.report.fleet import fleet_json, fleet_markdown, fleet_summary, print_fleet
 from harness.report.qualify import markdown as qualify_markdown
+from harness.report.reasons import reason_remedy_text
 from harness.report.schemas import shipped
-from harness.results.cause import Side
+from harness.results.cause import Side, Unsupported
 from harness.results.document import Qemu
 
 OLD = Qemu(version="10.0.13", build="", path="/old", sha256="a" * 64)
@@ -152,6 +154,37 @@ def test_what_is_foretold_is_an_answer_without_a_load() -> None:
     text = printed(doc)
     assert "QEMU 11.1.3 has no device qxl-vga" in text
     assert "remark: machine type pc-q35-4.2 is deprecated" in text
+
+
+LACKING = Lack(what=Lacks.RECORDED_TYPES, names=("qxl-vga",), machine="pc-q35-10.0", qemu="11.1.3")
+GONE = Foretold(
+    what=Foresight.DEVICE_TYPE, name="qxl-vga", standing=Standing.MISSING, side=Side.LOADER, version="11.1.3",
+    devices=("vga",),
+)  # fmt: skip
+
+
+def test_a_device_that_the_new_qemu_has_not_is_one_reason_though_the_rest_was_loaded() -> None:
+    cause = Unsupported(side=Side.LOADER, lack=LACKING)
+    because = Reason(use="migration", verdict="unsupported", causes=(cause,))
+    tried = replace(fine("desktop"), doc=answered("qxl-vga", because, answer=Answer.NO_GO), foretold=(GONE,))
+    doc = fleet_doc([tried], **OF_RUN)
+    assert [found.foretold for found in doc.reasons] == [GONE]
+    assert doc.vms[0].answer is Answer.NO_GO
+    assert [device.answer for device in doc.vms[0].devices] == [Answer.NO_GO]
+
+
+def test_a_pack_with_a_device_that_the_new_qemu_has_not_says_what_to_do() -> None:
+    cause = Unsupported(side=Side.LOADER, lack=LACKING)
+    text = reason_remedy_text(Reason(use="migration", verdict="unsupported", causes=(cause,)))
+    assert text.startswith("restart the guest without qxl-vga, or with another type of device")
+
+
+@pytest.mark.parametrize("what", list(Foresight))
+@pytest.mark.parametrize("side", list(Side))
+def test_only_a_machine_that_cannot_be_there_keeps_all_of_a_vm_from_a_load(what: Foresight, side: Side) -> None:
+    whole = what in (Foresight.MACHINE_TYPE, Foresight.CPU_MODEL) and side is Side.LOADER
+    assert replace(GONE, what=what, side=side).keeps_all is whole
+    assert not replace(GONE, what=what, side=side, standing=Standing.DEPRECATED).keeps_all
 
 
 def test_what_is_not_judged_keeps_a_vm_from_a_go_and_is_named() -> None:

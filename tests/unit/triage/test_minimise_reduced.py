@@ -22,7 +22,7 @@ from harness.state.transforms import GuestMode
 from harness.stream.vmdesc import VmDesc
 from harness.triage.fields import Atom
 from harness.triage.minimise import Attempt, Search
-from harness.triage.reduced import Candidate, Pages, connected, halves, part_of, without_options
+from harness.triage.reduced import Candidate, Pages, connected, halves, without_options
 from harness.triage.reduction import Reduction
 from harness.triage.tries import Target, check_target
 
@@ -100,7 +100,7 @@ def test_the_description_of_some_sections() -> None:
         for name, n in (("a", 0), ("b", 0), ("a", 1))
     ]
     whole = VmDesc.from_json(json.dumps({"page_size": 4096, "devices": devices}).encode())
-    part = part_of(whole, {("a", 1)})
+    part = whole.only({("a", 1)})
     assert list(part.by_key) == [("a", 1)]
     assert part.page_size == 4096
     assert len(part.raw) < len(whole.raw)

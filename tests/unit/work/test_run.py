@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event, Lock, RLock
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from made_cells import changed, ended, made_cell
@@ -45,7 +45,7 @@ from harness.results.key import CellKey
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
 from harness.state import owners as owners_module
-from harness.state.transforms import GuestMode
+from harness.state.transforms import GuestMode, labels_of
 from harness.work import guests as guests_module
 from harness.work import run as run_module
 from harness.work import worker as worker_module
@@ -54,6 +54,9 @@ from harness.work.guests import GuestDue, GuestOutcome
 from harness.work.run import Run, load_pack_rows
 from harness.work.task import Task
 from harness.work.worker import LocalWorker, Reported, Tell
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Handmade
 
 DIES = ColoAbility(dialect=ENABLE_COLO, resets_before_load=False)
 RESETS = ColoAbility(dialect=ENABLE_COLO, resets_before_load=True)
@@ -374,21 +377,58 @@ def test_a_migration_that_the_stop_killed_does_not_count(
     assert (doc.cells, doc.complete) == ((), False)
 
 
-def test_a_guest_with_a_device_that_the_qemu_has_not_is_unsupported(
-    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
-) -> None:
-    judge(lambda *_: pytest.fail("nothing is judged"))
-    more = PlacedDevice(id="x", type="vmxnet9", slot="06.0")
-    plan = pack.manifest.plan.model_copy(update={"devices": (*pack.manifest.plan.devices, more)})
+def with_more(pack: StatePack, *more: PlacedDevice) -> StatePack:
+    """The pack as of a guest that has more devices."""
+    plan = pack.manifest.plan.model_copy(update={"devices": (*pack.manifest.plan.devices, *more)})
     pack.manifest = pack.manifest.model_copy(update={"plan": plan})
-    run, _, _ = make_run(migrations=("plain",))
+    return pack
+
+
+def test_a_device_that_the_qemu_has_not_costs_itself_alone(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    binary: QemuBinary,
+    own_cache: Path,
+    handmade: Handmade,
+) -> None:
+    loaded: list[tuple[str, ...]] = []
+
+    def judge_without(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        part = bench.buffers.pack
+        assert part.manifest.plan.types() == ["virtio-blk-pci"]
+        loaded.append(tuple(labels_of(part.recordings["bound"].sections)))
+        yield cell_of(plan, bench.binary)
+
+    judge(judge_without)
+    with_more(pack, PlacedDevice(id="x", type="vmxnet9", slot="06.0", owner="ahci"))
+    run, _, _ = make_run()
     doc = load_pack_rows(run, pack)
-    assert {cell.verdict for cell in doc.cells} == {Verdict.UNSUPPORTED}
-    assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in colo_reason_text(doc.machines[0].because[0])
+    verdicts = {(cell.device, cell.verdict) for cell in doc.cells}
+    assert verdicts == {
+        ("ahci", Verdict.UNSUPPORTED),
+        ("virtio-blk", Verdict.OK),
+        ("platform", Verdict.OK),
+    }
+    assert loaded
+    assert {handmade.ahci in sections for sections in loaded} == {False}
+    assert {handmade.blk in sections for sections in loaded} == {True}
     able = replace(binary, devices=binary.devices | {"vmxnet9"})
     run, _, _ = make_run(binaries=(able,))
     judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
     assert {cell.verdict for cell in load_pack_rows(run, pack).cells} == {Verdict.OK}
+
+
+def test_a_device_of_nobody_that_the_qemu_has_not_is_held_against_the_machine(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, own_cache: Path
+) -> None:
+    judge(lambda plan, bench, _, __: iter([cell_of(plan, bench.binary)]))
+    run, _, _ = make_run()
+    doc = load_pack_rows(run, with_more(pack, PlacedDevice(id="x", type="vmxnet9", slot="06.0")))
+    assert {c.device for c in doc.cells if c.verdict is Verdict.UNSUPPORTED} == {"platform"}
+    assert {c.verdict for c in doc.cells if c.device != "platform"} == {Verdict.OK}
+    said = colo_reason_text(doc.machines[0].because[0])
+    assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in said
 
 
 def test_a_full_disk_ends_the_run_and_keeps_its_cells(
