@@ -28,6 +28,7 @@ from harness.engines.probe import ColoAbility
 from harness.engines.secondary import Secondary, connect_incoming
 from harness.guests.lack import Lack, Lacks
 from harness.guests.machine import Machine, firmware_sink
+from harness.guests.plan import standing_on
 from harness.guests.planner import PlannedGuest
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
@@ -90,18 +91,19 @@ def guest_admission(
     return _admission(binary, ability.dialect, machine_with, guest.names, scope)
 
 
-def pack_refusals(binary: QemuBinary, ability: ColoAbility, pack: StatePack, scope: ProcessScope) -> Mapping[str, Lack]:
-    """The devices of the guest of a state pack that a QEMU does not start COLO with.
+def pack_admission(binary: QemuBinary, ability: ColoAbility, pack: StatePack, scope: ProcessScope) -> Admission:
+    """The same for the guest of a state pack, in which a device may be plugged into another one.
 
     :raises QemuError: a machine does not start, or is not saved
     """
-    whole = pack.machine
+    whole, plan = pack.machine, pack.manifest.plan
 
     def machine_with(names: Collection[str]) -> Machine:
-        return replace(whole, plan=whole.plan.only(names))
+        wanted = standing_on(plan, [each.id for each in plan.devices if not each.owner or each.owner in names])
+        return replace(whole, plan=plan.with_devices(tuple(each for each in plan.devices if each.id in wanted)))
 
     names = [device.name for device in pack.manifest.devices if not device.recipe.rest]
-    return _admission(binary, ability.dialect, machine_with, names, scope).refused
+    return _admission(binary, ability.dialect, machine_with, names, scope)
 
 
 def _admission(

@@ -170,11 +170,14 @@ class GuestPlan(Model):
         return list(dict.fromkeys(device.type for device in self.devices))
 
     def only(self, owners: Container[str], machine_properties: dict[str, bool | int] | None = None) -> GuestPlan:
-        """The same guest with the devices of some owners alone, all in their places.
+        """The same guest with the devices of some owners alone, all in their places; what is plugged into others of
+        them is not there either.
 
         :param machine_properties: properties of the machine beside its own
         """
-        left = tuple(device for device in self.devices if not device.owner or device.owner in owners)
+        gone = {device.id for device in self.devices if device.owner and device.owner not in owners}
+        gone |= hanging_on(self, gone)
+        left = tuple(device for device in self.devices if device.id not in gone)
         properties = {**self.machine_properties, **(machine_properties or {})}
         return self.with_devices(left).model_copy(update={"machine_properties": properties})
 
@@ -189,25 +192,33 @@ class GuestPlan(Model):
         return self.model_copy(update={"kernel": None, "initramfs": None, "cmdline": ""})
 
 
-def hanging_on(plan: GuestPlan, ids: Collection[str]) -> frozenset[str]:
-    """Ids of some devices of a plan and of all that cannot be there without them: what is plugged into them or names
-    them, and what else a judged device brought that has one of these."""
+def hanging_on(plan: GuestPlan, ids: Collection[str], *, whole: bool = False) -> frozenset[str]:
+    """Ids of some devices of a plan and of all that cannot be there without them: what is plugged into them, or names
+    them.
+
+    :param whole: and what else a judged device brought that has one of these
+    """
     lost = set(ids)
     while True:
-        owners = {device.owner for device in plan.devices if device.id in lost} - {""}
-        more = {each.id for each in plan.devices if each.id not in lost and _hangs(each, plan, lost, owners)}
+        owners = {device.owner for device in plan.devices if whole and device.id in lost} - {""}
+        more = {d.id for d in plan.devices if d.id not in lost and (d.owner in owners or needs(d, plan) & lost)}
         if not more:
             return frozenset(lost)
         lost |= more
 
 
-def _hangs(device: PlacedDevice, plan: GuestPlan, lost: Collection[str], owners: Container[str]) -> bool:
+def standing_on(plan: GuestPlan, ids: Collection[str]) -> frozenset[str]:
+    """Ids of some devices of a plan and of all that they need."""
+    found = set(ids)
+    while more := {name for d in plan.devices if d.id in found for name in needs(d, plan)} - found:
+        found |= more
+    return frozenset(found)
+
+
+def needs(device: PlacedDevice, plan: GuestPlan) -> frozenset[str]:
+    """Ids of the devices that one is plugged into, or names."""
     bridge = above(device, plan)
-    return (
-        device.owner in owners
-        or (bridge is not None and bridge.id in lost)
-        or any(other in lost for other in device.references.values())
-    )
+    return frozenset({*device.references.values(), *([] if bridge is None else [bridge.id])})
 
 
 def apart_from_ports(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:

@@ -51,7 +51,7 @@ def fitted(pack: StatePack, binary: QemuBinary) -> Fitted:
     whole = {device.id: lack for device in plan.devices if (lack := _lack(device, plan, binary, listed)) is not None}
     if not whole and plan == pack.manifest.plan:
         return Fitted(pack=pack)
-    gone = hanging_on(plan, whole)
+    gone = hanging_on(plan, whole, whole=True)
     lacking = _by_owner(plan, whole, gone)
     kept = plan.with_devices(tuple(device for device in plan.devices if device.id not in gone))
     part = pack_of_plan(pack, kept, lacking.keys() - {_NOBODY})
@@ -60,6 +60,20 @@ def fitted(pack: StatePack, binary: QemuBinary) -> Fitted:
         lacking |= dict.fromkeys([d.name for d in pack.manifest.devices if d.recipe.rest] or names, lacking[_NOBODY])
         del lacking[_NOBODY]
     return Fitted(pack=part, lacking=lacking)
+
+
+def without_devices(pack: StatePack, names: Collection[str]) -> tuple[StatePack, frozenset[str]]:
+    """A pack without some of its judged devices and those that hang on them, and the names of all of these.
+
+    :raises HostError: no space
+    """
+    if not names:
+        return pack, frozenset()
+    plan = pack.manifest.plan
+    ids = hanging_on(plan, [device.id for device in plan.devices if device.owner in names], whole=True)
+    gone = frozenset({*names, *(device.owner for device in plan.devices if device.id in ids)} - {_NOBODY})
+    kept = plan.with_devices(tuple(device for device in plan.devices if device.id not in ids))
+    return pack_of_plan(pack, kept, gone), gone
 
 
 def _listed(plan: GuestPlan, binary: QemuBinary) -> Mapping[str, Properties]:

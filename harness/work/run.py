@@ -13,7 +13,7 @@ from typing import Protocol
 
 from harness.colo.messages import Step
 from harness.devices.phases import Missed, unreached_in
-from harness.engines.admission import pack_refusals
+from harness.engines.admission import pack_admission
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.schedule import Schedule
 from harness.errors import BudgetError, HarnessError, HostError, HostsError, QemuError, Stopped
@@ -55,7 +55,7 @@ from harness.results.outcome import Outcome
 from harness.results.plan import CellPlan
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.fitting import fitted
+from harness.state.fitting import fitted, without_devices
 from harness.state.recorder import BootTime, CutShort, Plan
 from harness.state.recordings import (
     VMSTATE,
@@ -412,13 +412,16 @@ class Run:
             if fit.pack is None or not plans:
                 return []
             pack = fit.pack
-            refusals = pack_refusals(binary, self._probe(seen), pack, self._scope)
+            found = pack_admission(binary, self._probe(seen), pack, self._scope)
+            others, gone = without_devices(pack, {*found.refused, *found.breaking})
         except QemuError as error:
             self._give_up(plans, seen, error)
             return []
-        # nothing can be taken out of a pack: what one device refuses, it refuses for all
-        lack = replace(next(iter(refusals.values())), names=tuple(refusals)) if refusals else None
-        return self._tasks_for(pack, seen, plans, came=True, no_colo=lack)
+        names = tuple(found.refused)
+        lack = replace(found.refused[names[0]], names=names) if names else None
+        tasks = self._tasks_for(pack, seen, [p for p in plans if p.device in gone], came=True, no_colo=lack)
+        rest = [plan for plan in plans if plan.device not in gone]
+        return tasks + self._tasks_for(others, seen, rest, came=True, no_colo=None)
 
     def _give_up(self, plans: Sequence[CellPlan], seen: Seen, error: Exception) -> None:
         self._say(f"{seen.route} {seen.machine}: {error}")

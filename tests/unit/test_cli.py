@@ -75,7 +75,7 @@ def paper(monkeypatch: pytest.MonkeyPatch, binary: QemuBinary) -> QemuBinary:
     for module in (resolve_module, matrix_module):
         monkeypatch.setattr(module, "choose_accel", lambda *_: on_paper)
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ColoAbility(dialect=ENABLE_COLO, resets_before_load=False))
-    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(run_module, "pack_admission", lambda *_: Admission())
     monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
     return binary
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.guests.lack import Lacks
-from harness.guests.plan import PlacedDevice, hanging_on
+from harness.guests.plan import PlacedDevice, hanging_on, standing_on
 from harness.packs.manifest import is_rom
 from harness.packs.pack import StatePack, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.listed import Listed, Listing
 from harness.state import fitting as module
-from harness.state.fitting import fitted
+from harness.state.fitting import fitted, without_devices
 from harness.state.transforms import labels_of
 from harness.stream.reader import read_stream
 
@@ -146,3 +146,26 @@ def test_what_names_a_lost_device_is_lost(pack: StatePack) -> None:
     user = PlacedDevice(id="y", type="ipmi-bt", owner="ipmi-bt", references={"bmc": "x"})
     plan = planned(pack, PlacedDevice(id="x", type="bmc", owner="bmc"), user, BLK).manifest.plan
     assert hanging_on(plan, {"x"}) == {"x", "y"}
+
+
+def test_what_is_left_has_nothing_that_was_plugged_into_the_rest(pack: StatePack) -> None:
+    plan = pack.manifest.plan
+    assert [device.id for device in plan.only({"virtio-blk", "ide-hd"}).devices] == ["blk"]
+    assert [device.id for device in plan.only({"virtio-blk", "ahci"}).devices] == ["blk", "hba"]
+
+
+def test_a_device_stands_on_what_it_is_plugged_into(pack: StatePack) -> None:
+    plan = planned(pack, BLK, AHCI, DISK).manifest.plan
+    assert standing_on(plan, {"hd"}) == {"hd", "hba"}
+    assert standing_on(plan, {"hba", "blk"}) == {"hba", "blk"}
+
+
+def test_a_group_of_ports_loses_only_what_hangs_on_the_lost_one(pack: StatePack) -> None:
+    ports = [
+        PlacedDevice(id=f"p{n}", type="ioh3420", bus=bus, owner="ioh3420") for n, bus in ((0, "pcie.0"), (1, "pxb"))
+    ]
+    plan = planned(pack, ports[0], PlacedDevice(id="pxb", type="pxb-pcie", owner="pxb-pcie"), ports[1]).manifest.plan
+    assert [device.id for device in plan.only({"ioh3420"}).devices] == ["p0"]
+    part, gone = without_devices(pack, {"pxb-pcie"})
+    assert gone == {"pxb-pcie", "ioh3420"}
+    assert part.manifest.plan.devices == ()

@@ -98,7 +98,7 @@ Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
-    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(run_module, "pack_admission", lambda *_: Admission())
     monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
     return lambda function: monkeypatch.setattr(schedules, "judge_cell", function)
 
@@ -429,6 +429,34 @@ def test_a_device_of_nobody_that_the_qemu_has_not_is_held_against_the_machine(
     assert {c.verdict for c in doc.cells if c.device != "platform"} == {Verdict.OK}
     said = colo_reason_text(doc.machines[0].because[0])
     assert "the recorded guest has vmxnet9, which QEMU 7.2.22 has not" in said
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_device_of_a_pack_that_colo_does_not_start_or_live_with_costs_itself_alone(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    own_cache: Path,
+    handmade: Handmade,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: bool,
+) -> None:
+    loaded: dict[str, bool] = {}
+
+    def note(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        loaded[plan.device] = handmade.ahci in labels_of(bench.buffers.pack.recordings["bound"].sections)
+        yield cell_of(plan, bench.binary)
+
+    judge(note)
+    with_more(pack, PlacedDevice(id="hba", type="ich9-ahci", slot="03.0", owner="ahci"))
+    lack = Lack(what=Lacks.COLO, machine="pc-i440fx-7.2", qemu="7.2.22", said="no")
+    found = Admission(refused={"ahci": lack}) if refused else Admission(breaking=frozenset({"ahci"}))
+    monkeypatch.setattr(run_module, "pack_admission", lambda *_: found)
+    run, _, _ = make_run()
+    verdicts = {(cell.device, cell.verdict) for cell in load_pack_rows(run, pack).cells}
+    mine = Verdict.UNSUPPORTED if refused else Verdict.OK
+    assert verdicts == {("ahci", mine), ("virtio-blk", Verdict.OK), ("platform", Verdict.OK)}
+    assert loaded == {"virtio-blk": False, "platform": False} | ({} if refused else {"ahci": True})
 
 
 def test_a_full_disk_ends_the_run_and_keeps_its_cells(
@@ -846,7 +874,7 @@ def test_a_recording_that_the_host_does_not_let_be_made_is_the_hosts(
         raise QemuError("QEMU closed the session")
 
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: DIES)
-    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(run_module, "pack_admission", lambda *_: Admission())
     monkeypatch.setattr(guests_module, "guest_admission", lambda *_: Admission())
     monkeypatch.setattr(owners_module, "saved_labels", settles)
     wanted = {"profiles": tuple(load_recipes().devices.values()), "devices": ("ahci",), "phases": ("bound",)}

@@ -13,6 +13,7 @@ import pytest
 from made_cells import changed, made_cell
 
 from harness.colo.primary import ENABLE_COLO
+from harness.engines.admission import Admission
 from harness.engines.buffers import Buffers, Selection
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
@@ -67,7 +68,7 @@ Judge = Callable[[CellPlan, Bench, Any, Any], Iterator[Cell]]
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], None]:
     monkeypatch.setattr(run_module, "probe_colo", lambda *_: ABLE)
-    monkeypatch.setattr(run_module, "pack_refusals", lambda *_: {})
+    monkeypatch.setattr(run_module, "pack_admission", lambda *_: Admission())
     return lambda function: monkeypatch.setattr(schedules, "judge_cell", function)
 
 
