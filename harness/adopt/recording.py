@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""This program's guest in the place of somebody's VM: the same devices, with less memory and fewer CPUs."""
+"""This program's guest in the place of somebody's VM: the same devices, with less memory and fewer CPUs.
+
+A guest that is lost on its way is recorded without the device that it is lost by: that one costs itself alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from harness.adopt.little import with_little_memory
 from harness.adopt.rows import SettledGuest
+from harness.errors import HarnessError, HostError, Stopped
 from harness.guests.build import Guest
 from harness.guests.origin import Replaced, VmOrigin, VmPart
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
-from harness.state.recorder import Plan
+from harness.qemu.disturbance import Disturbed
+from harness.state.owners import short
+from harness.state.recorder import CutShort, Plan
 from harness.state.recordings import booting, reached
+
+T = TypeVar("T")
 
 #: What a device does does not depend on more, and each one is a thread of the host's.
 MOST_CPUS: Final = 4
@@ -55,3 +64,68 @@ def recording_of(
         origin=settled.origin,
         owners=settled.owners,
     )
+
+
+def without_lost(
+    settled: SettledGuest,
+    phases: Sequence[str],
+    record: Callable[[SettledGuest, Sequence[str]], T],
+    lost: Callable[[SettledGuest, Sequence[str]], HarnessError | None],
+) -> tuple[SettledGuest, T]:
+    """Have a VM's guest recorded, without the devices that it is lost by.
+
+    :param phases: all of them
+    :param record: makes the recording
+    :param lost: how a guest is lost on its way through some phases, None for one that gets through them
+    :returns: the guest as it was recorded, and what ``record`` gave
+    :raises HarnessError: it is lost without any of its devices too; what ``record`` raised
+    """
+    while True:
+        try:
+            return settled, record(settled, phases)
+        except (HostError, Stopped, Disturbed):
+            raise
+        except HarnessError as error:
+            name = _culprit(settled, phases, error, lost)
+            if name is None:
+                raise
+            settled = settled.without_lost(name, short(error))
+
+
+def loss(record: Callable[[], object]) -> HarnessError | None:
+    """How a guest is lost by being recorded, None for one that gets there.
+
+    :raises HostError: the host has no space
+    :raises Disturbed: it disturbed each try
+    :raises Stopped: the run was told to stop
+    """
+    try:
+        record()
+    except (HostError, Stopped, Disturbed):
+        raise
+    except HarnessError as error:
+        return error
+    return None
+
+
+def _culprit(
+    settled: SettledGuest,
+    phases: Sequence[str],
+    error: HarnessError,
+    lost: Callable[[SettledGuest, Sequence[str]], HarnessError | None],
+) -> str | None:
+    """The device that a guest is lost by: the first with which it is, of those in front of it and itself."""
+    names, cut = settled.guest.names, error if isinstance(error, CutShort) else None
+    if cut is not None and cut.device in names:
+        return cut.device
+    until = phases[: 1 + list(phases).index(cut.phase)] if cut is not None and cut.phase in phases else phases
+    if not names or lost(settled.first(0), until) is not None:
+        return None
+    well, ill = 0, len(names)
+    while ill - well > 1:
+        middle = (well + ill) // 2
+        if lost(settled.first(middle), until) is None:
+            well = middle
+        else:
+            ill = middle
+    return names[ill - 1]

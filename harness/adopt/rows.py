@@ -9,7 +9,7 @@ device's place, for a recipe's own expect the disk or the network card to be the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,7 +22,7 @@ from harness.devices.device import NOTHING, VARIANT, Attachment, Device, GuestCo
 from harness.devices.rules import load_rules
 from harness.guests.lack import Lack, Lacks
 from harness.guests.origin import LeftOut, VmOrigin, Without, label
-from harness.guests.plan import GuestPlan, PlacedDevice, above
+from harness.guests.plan import GuestPlan, PlacedDevice, above, hanging_on
 from harness.guests.planner import PlannedGuest
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
@@ -163,6 +163,31 @@ class SettledGuest:
     guest: PlannedGuest
     owners: Owners
     origin: VmOrigin
+
+    def first(self, count: int) -> SettledGuest:
+        """The same with the first of its devices alone: what a device is plugged into comes before it."""
+        return self._only(self.guest.names[:count], self.origin)
+
+    def without_lost(self, name: str, said: str) -> SettledGuest:
+        """The same without a device that its guest is lost by, and without what hangs on that.
+
+        :param said: how it was lost
+        """
+        plan = self.guest.plan
+        ids = hanging_on(plan, [each.id for each in plan.of(name)])
+        gone = [each for each in plan.devices if each.id in ids]
+        told = [
+            LeftOut(why=Without.LOST, id=each.id, type=each.type, said=label(said, 400))
+            if each.owner == name
+            else LeftOut(why=Without.BUS, id=each.id, type=each.type, names=(label(each.bus or ""),))
+            for each in gone
+        ]
+        names = [each for each in self.guest.names if each not in {device.owner for device in gone}]
+        return self._only(names, self.origin.plus(*told))
+
+    def _only(self, names: Collection[str], origin: VmOrigin) -> SettledGuest:
+        sections = {name: labels for name, labels in self.owners.sections.items() if name in names}
+        return SettledGuest(guest=self.guest.only(names), owners=replace(self.owners, sections=sections), origin=origin)
 
 
 def settled_guest(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from harness.adopt.domain import read_domain
 from harness.adopt.files import command_line_file, domain_file
 from harness.adopt.plan import Adopted, adopt_plan, check_adopted, check_cpu, known_to, said_machine
 from harness.adopt.recorder import recorder_of
-from harness.adopt.recording import for_our_guest, recording_of
-from harness.adopt.rows import judged_guest, settled_guest
+from harness.adopt.recording import for_our_guest, loss, recording_of, without_lost
+from harness.adopt.rows import SettledGuest, judged_guest, settled_guest
 from harness.adopt.saved import SavedState
 from harness.arch import architecture_of, family_of
 from harness.arch.accel import choose_accel
@@ -34,6 +36,7 @@ from harness.report.adopted import adopted_document, print_adopted, print_next
 from harness.report.console import SafeConsole
 from harness.report.containers import open_state
 from harness.report.terminal import LiveProgress
+from harness.report.text import plural
 from harness.state.catalogue import offer_of
 from harness.state.recorder import record
 from harness.state.recordings import facts_of
@@ -177,9 +180,23 @@ def _record(vm: AskedVm, out: Path, given: dict[str, Any], progress: LiveProgres
     judged, origin = for_our_guest(vm.judged, vm.adopted.origin, guest.memory_mib)
     progress.stage(f"{vm.source.name}: which sections are whose")
     settled = settled_guest(judged, origin, vm.binary, accel, source=vm.source, scope=run_scope())
-    plan = recording_of(settled, guest, vm.binary, accel, phases, vm.source)
-    who = f"recording {vm.source.name} as {plan.machine}"
-    record(plan, out, lambda phase: progress.stage(f"{who}: {phase}"), host=facts_of(plan), scope=run_scope())
+    facts = facts_of(recording_of(settled, guest, vm.binary, accel, phases, vm.source))
+    who = f"recording {vm.source.name} as {judged.plan.machine}"
+
+    def make(settled: SettledGuest, phases: Sequence[str], path: Path) -> None:
+        plan = recording_of(settled, guest, vm.binary, accel, tuple(phases), vm.source)
+        devices = plural(len(settled.guest.names), "device")
+        record(plan, path, lambda name: progress.stage(f"{who}, {devices}: {name}"), host=facts, scope=run_scope())
+
+    def anew(settled: SettledGuest, phases: Sequence[str]) -> None:
+        _remove(out)  # what was recorded of it until a device lost it
+        make(settled, phases, out)
+
+    def lost(settled: SettledGuest, phases: Sequence[str]) -> HarnessError | None:
+        with temp_dir(out.parent) as temp:
+            return loss(lambda: make(settled, phases, temp / "guest"))
+
+    without_lost(settled, phases, anew, lost)
 
 
 def _take_state(state: Path, out: Path, given: dict[str, Any]) -> None:
@@ -199,3 +216,11 @@ def _take_state(state: Path, out: Path, given: dict[str, Any]) -> None:
             write_adopted(saved, settled, vm.binary, folder, accel=accel, source=vm.source, scope=scope)
             # the mapping goes when nobody holds a page of it
             del saved
+
+
+def _remove(path: Path) -> None:
+    """A pack in either of its forms, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

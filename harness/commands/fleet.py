@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from rich.markup import escape
 
 from harness.adopt.files import found_in
-from harness.adopt.recording import for_our_guest, recording_of
+from harness.adopt.recording import for_our_guest, loss, recording_of, without_lost
 from harness.adopt.rows import SettledGuest, judged_guest, settled_guest
 from harness.arch import Architecture, architecture_of
 from harness.arch.accel import choose_accel
@@ -26,16 +26,17 @@ from harness.commands.output import err
 from harness.commands.qualify import judged_pack, uses_of, write_answer
 from harness.commands.resolve import guest_maker, recorded_phases, run_scope
 from harness.devices.recipe import load_recipes
-from harness.errors import PostloadError, Stopped, UsageError
+from harness.errors import HarnessError, PostloadError, Stopped, UsageError
 from harness.guests.build import Guest
 from harness.names import DECIDING_BETWEEN_VERSIONS
+from harness.packs.pack import StatePack
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, fleet_doc
 from harness.qualify.model import Answer, QualifyDoc, exit_code
 from harness.qualify.remedies import settings_of
 from harness.qualify.vms import AdoptedVm, Builds, KnownVm, alike, any_loader, look, unjudged_of
 from harness.report.console import SafeConsole
 from harness.report.fleet import fleet_json, forget_fleet, print_fleet, trying_text, write_fleet
-from harness.report.text import were
+from harness.report.text import plural, were
 from harness.results.document import Qemu
 from harness.state.catalogue import Offer, offer_of
 from harness.state.recordings import Recordings
@@ -188,7 +189,15 @@ class _Trial:
         ours = self._guest(architecture_of(guest.known.machine), wide=True)
         source, phases = Path(known.vm.source), recorded_phases(given["phases"] or (), guest.known.machine)
         settled = self._settled(guest, ours.memory_mib, accel, source)
-        pack = recordings.pack(recording_of(settled, ours, guest.recorder, accel, phases, source))
+
+        def record(settled: SettledGuest, phases: Sequence[str]) -> StatePack:
+            return recordings.pack(recording_of(settled, ours, guest.recorder, accel, tuple(phases), source))
+
+        def lost(settled: SettledGuest, phases: Sequence[str]) -> HarnessError | None:
+            _say(f"looking for the device that its guest is lost by: {plural(len(settled.guest.names), 'device')}")
+            return loss(lambda: recordings.release(record(settled, phases)))
+
+        settled, pack = without_lost(settled, phases, record, lost)
         try:
             types = {placed.owner: placed.type for placed in pack.manifest.plan.devices if placed.owner}
             doc = self._judged(pack.path, given, folder, guest)

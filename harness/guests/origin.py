@@ -73,6 +73,7 @@ class Without(StrEnum):
     START = "start"  # the QEMU does not start with it
     SAVE = "save"  # the QEMU dies, or gives up, when it saves a machine that has it
     MIGRATION = "migration"  # it keeps the QEMU from migrating
+    LOST = "lost"  # this program's guest is lost with it on its way to a phase
     SECTION = "section"  # it is there, and saves no section of its own: nothing of it can be judged
     UNKNOWN = "unknown"  # the QEMU has no such property
     REFUSED = "refused"  # a property, or its value, that a plan cannot hold

@@ -27,7 +27,7 @@ from harness.qualify.model import Answer
 #: Parts of a VM that are not in its guest, so that no answer is about them.
 _NOT_THERE = frozenset(
     {Without.HOST, Without.TYPE, Without.CPU, Without.BUS, Without.PROGRAM}
-    | {Without.START, Without.SAVE, Without.MIGRATION}
+    | {Without.START, Without.SAVE, Without.MIGRATION, Without.LOST}
 )
 #: A whole element of a libvirt domain; of a part of one the device is there.
 _UNREAD_DEVICE = re.compile(r"devices/[^/@]+")

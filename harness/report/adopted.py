@@ -46,6 +46,7 @@ _WHYS: Mapping[Without, Callable[[LeftOut], str]] = {
     Without.START: lambda _: "not judged: this QEMU does not start with it",
     Without.SAVE: lambda _: "not judged: this QEMU fails to save a machine that has it",
     Without.MIGRATION: lambda _: "not judged: it keeps this QEMU from migrating",
+    Without.LOST: lambda _: "not judged: the guest that is recorded is lost with it",
     Without.SECTION: lambda _: "there, and nothing to judge: it saves no section of its own",
     Without.UNKNOWN: lambda left: f"there without{_of(left, ' ')}: this QEMU has no such property",
     Without.REFUSED: lambda left: f"there without{_of(left, ' ')}: not taken from a configuration",

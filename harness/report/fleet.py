@@ -161,6 +161,7 @@ _WITHOUT: Mapping[Without, str] = {
     Without.START: "with which the QEMU does not start",
     Without.SAVE: "with which the QEMU fails to save",
     Without.MIGRATION: "with which the QEMU does not migrate",
+    Without.LOST: "with which the guest that is recorded is lost",
     Without.UNREAD: "which is not known here",
 }
 
