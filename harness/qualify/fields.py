@@ -81,12 +81,19 @@ class _Phrase:
     :param path: what it is about; ``{name}`` stands for a group
     :param section: label of the section; ``{name}`` stands for a group, "" where the text does not tell
     :param setting: what has to be set alike
+    :param hexadecimal: the values are, though nothing in front of them says so
     """
 
     pattern: re.Pattern[str]
     path: str
     section: str = ""
     setting: SetAlike | None = None
+    hexadecimal: bool = False
+
+    def values(self, groups: Mapping[str, str]) -> dict[str, str | None]:
+        """The two values, as far as the text has them."""
+        found = {key: groups.get(key) for key in ("recorded", "loading")}
+        return {key: str(int(text, 16)) if text and self.hexadecimal else text for key, text in found.items()}
 
 
 #: ``migration/vmstate.c``, ``migration/savevm.c``, ``migration/ram.c``, ``hw/virtio/virtio.c``, ``hw/pci/pci.c``;
@@ -139,7 +146,7 @@ _PHRASES = (
         setting=SetAlike.MACHINE_TYPE,
     ),
     # get_int32_equal and the like (migration/vmstate-types.c) print their own value first
-    _Phrase(pattern=re.compile(r"^(?P<loading>[0-9a-f]+) != (?P<recorded>[0-9a-f]+)$"), path=""),
+    _Phrase(pattern=re.compile(r"^(?P<loading>[0-9a-f]+) != (?P<recorded>[0-9a-f]+)$"), path="", hexadecimal=True),
 )
 _SECTION_ONLY = (
     re.compile(r"Unknown (?:savevm )?section or instance '(?P<idstr>[^']+)' (?P<instance>\d+)"),
@@ -192,9 +199,8 @@ def _complaint(text: str) -> LoadError | None:
                 section=phrase.section.format_map(groups) or None,
                 field=phrase.path.format_map(groups) or None,
                 said=text,
-                recorded=groups.get("recorded"),
-                loading=groups.get("loading"),
                 setting=phrase.setting,
+                **phrase.values(groups),
             )
     for pattern in _SECTION_ONLY:
         if match := pattern.search(text):

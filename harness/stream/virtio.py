@@ -127,6 +127,12 @@ _FEATURES: dict[str, dict[int, str]] = {
         5: "REPORTING",
     },
     "serial": {0: "SIZE", 1: "MULTIPORT", 2: "EMERG_WRITE"},
+    "gpu": {0: "VIRGL", 1: "EDID", 2: "RESOURCE_UUID", 3: "RESOURCE_BLOB", 4: "CONTEXT_INIT"},
+    "vsock": {0: "STREAM", 1: "SEQPACKET"},
+    "mem": {0: "ACPI_PXM", 1: "UNPLUGGED_INACCESSIBLE", 2: "PERSISTENT_SUSPEND"},
+    "iommu": {
+        0: "INPUT_RANGE", 1: "DOMAIN_RANGE", 2: "MAP_UNMAP", 3: "BYPASS", 4: "PROBE", 5: "MMIO", 6: "BYPASS_CONFIG",
+    },
 }  # fmt: skip
 _FEATURE_PREFIX = {"serial": "VIRTIO_CONSOLE_F_"}
 _FEATURE_PATH = re.compile(r"(?:guest_features(?P<form>_lo|_ex)?|curr_guest_offloads)(?:\[(?P<index>\d+)\])?$")

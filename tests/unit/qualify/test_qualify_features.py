@@ -252,7 +252,7 @@ def test_features_of_all_halves() -> None:
 
 def test_data_names_features_that_exist() -> None:
     """A feature of the data that no device has would never be found."""
-    kinds = ("virtio-net", "virtio-blk", "virtio-scsi", "virtio-balloon", "virtio-serial")
+    kinds = ("virtio-net", "virtio-blk", "virtio-scsi", "virtio-balloon", "virtio-serial", "virtio-gpu")
     known = {name for kind in kinds for name in feature_names(kind, (1 << 70) - 1)}
     assert set(load_rules().features) <= known
     for rule in load_rules().features.values():

@@ -60,6 +60,7 @@ DEVICE = f"error while loading state for instance 0x0 of device '{BLK}'"
         ),
         (("Failed to load i8259:imr", "Failed to load outer:inner", DEVICE), [(BLK, "i8259:imr", None, None)]),
         (("3 != 4", "Failed to load mc146818rtc:period", DEVICE), [(BLK, "mc146818rtc:period", "4", "3")]),
+        (("10 != 1a", "Failed to load virtio-gpu:max_outputs", DEVICE), [(BLK, "virtio-gpu:max_outputs", "26", "16")]),
         (
             ("Size mismatch: pc.ram: 0x8000000 != 0x14000000: Invalid argument", DEVICE.replace(BLK, "ram")),
             [("ram", "pc.ram", "0x8000000", "0x14000000")],

@@ -306,6 +306,9 @@ def test_feature_names() -> None:
     assert feature_names("virtio-net", 1 | 1 << 32) == ["VIRTIO_NET_F_CSUM", "VIRTIO_F_VERSION_1"]
     assert feature_names("virtio-blk", 1 << 9 | 1 << 29) == ["VIRTIO_BLK_F_FLUSH", "VIRTIO_RING_F_EVENT_IDX"]
     assert feature_names("virtio-console", 2) == ["VIRTIO_CONSOLE_F_MULTIPORT"]
+    assert feature_names("virtio-gpu", 0b11010) == [
+        "VIRTIO_GPU_F_EDID", "VIRTIO_GPU_F_RESOURCE_BLOB", "VIRTIO_GPU_F_CONTEXT_INIT",
+    ]  # fmt: skip
     assert feature_names("virtio-other", 1 << 63) == ["bit 63"]
     assert feature_names("virtio-net", 0) == []
 
