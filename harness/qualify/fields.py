@@ -51,7 +51,9 @@ _FAILED = (
 _PROGRAM = re.compile(r"^\S*qemu\S*: ")
 #: 11.1 says all in one line, and 10.0 only the first half of it.
 _OVER = re.compile(r"^load of migration failed: [^:]+: ")
-_NOISE = re.compile(r"\bwarning: |^load of migration failed|^Failed to load device state|^Section footer error")
+_NOISE = re.compile(
+    r"\bwarning: |^load of migration failed|^Failed to load device state|^Section footer error|^rom: file "
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +293,8 @@ def _evidence(
 
 
 def _value(section: Section | None, path: str | None) -> int | str | None:
-    """A field's value; None when there is no such field, or it is no single value. Long bytes are cut."""
+    """A field's value; None when there is no such field, or it is no single value, or so many bytes that they say
+    nothing."""
     if section is None or path is None:
         return None
     fields = decode_section(section)
@@ -302,9 +305,7 @@ def _value(section: Section | None, path: str | None) -> int | str | None:
             value = find(fields, name).value
         except KeyError:
             continue
-        if isinstance(value, str) and len(value) > _SHOWN_CHARS:
-            return f"{value[:_SHOWN_CHARS]}..."
-        return value
+        return None if isinstance(value, str) and len(value) > _SHOWN_CHARS else value
     return None
 
 

@@ -15,6 +15,7 @@ from harness.qualify.explained import FieldEvidence, SetAlike
 from harness.qualify.fields import (
     LoadError,
     OwnState,
+    _value,
     compare_ram,
     compare_sections,
     explain_errors,
@@ -206,3 +207,19 @@ def test_values_of_both_sides(make_pack: Any, handmade: Any) -> None:
     assert [d.path for d in ram.differences] == ["vga.rom"]
     assert [d.differs for d in unknown.differences] == ["block", "section"]
     assert explained_text(unknown).startswith("a section that QEMU does not name: 'what?'; ram vga.rom (block)")
+
+
+def test_a_rom_file_that_is_not_there_is_no_reason_of_a_device() -> None:
+    (error,) = parse_errors(
+        "rom: file vgabios-ramfb.bin   : error Failed to open file\n"
+        "qemu: Failed to load virtio-gpu:virtio-gpu\n"
+        "qemu: error while loading state for instance 0x0 of device '0000:00:02.0/virtio-gpu'\n"
+    )
+    assert (error.section, error.field) == ("0000:00:02.0/virtio-gpu", "virtio-gpu:virtio-gpu")
+    assert "rom" not in error.said
+
+
+def test_more_bytes_than_say_anything_are_not_shown() -> None:
+    desc = described([{"name": "scanout", "type": "buffer", "size": 64}, {"name": "few", "type": "buffer", "size": 4}])
+    held = section("dev", bytes(range(68)), desc=desc)
+    assert (_value(held, "scanout"), _value(held, "few")) == (None, "40414243")
