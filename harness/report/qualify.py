@@ -242,7 +242,8 @@ def _same(device: str, reason: Reason) -> object:
     whose = "" if reason.verdict == Verdict.UNSUPPORTED else device
     why: object = tuple(map(_bare, reason.explained))
     if not (reason.section or reason.explained):
-        why = (reason.use, reason.causes)
+        # some hold what cannot be hashed
+        why = (reason.use, *map(repr, reason.causes))
     return whose, reason.verdict, reason.section, why
 
 
