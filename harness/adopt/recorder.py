@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from harness.adopt.configuration import Configuration
 from harness.adopt.plan import plain_machine, said_machine
+from harness.adopt.scalars import as_text
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.errors import MissingError, UsageError
 from harness.qemu.binary import QemuBinary, host_binary, probe_binary
@@ -34,6 +35,12 @@ def architecture_of_vm(configuration: Configuration) -> Architecture:
             return architecture
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
     raise UsageError(f"{configuration.source}: a guest of {wanted}: expected one of {known}")
+
+
+def runs_under_kvm(configuration: Configuration) -> bool:
+    """Whether a VM asks for KVM, first among what it asks for."""
+    said = [as_text(option.values.get("accel")) for option in configuration.named("accel", "machine")]
+    return any(text.partition(":")[0] == "kvm" for text in said)
 
 
 def qemus_here(architecture: Architecture) -> Iterator[QemuBinary]:

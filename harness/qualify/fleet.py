@@ -8,7 +8,7 @@ sizes are taken away (:mod:`harness.adopt.alike`) were tried once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
@@ -116,6 +116,7 @@ class FleetReason:
     :param type: of the device that it is about; "" for the machine
     :param reason: as in the document of the first VM that has it; section and ids are that VM's
     :param decides: it is of a use that counts
+    :param of_tcg: it is of a CPU under TCG, and its VMs run under KVM, so that nothing is known
     :param vms: names, in their order
     """
 
@@ -125,6 +126,7 @@ class FleetReason:
     foretold: Foretold | None = None
     reason: Reason | None = None
     decides: bool = True
+    of_tcg: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,12 +179,19 @@ class TriedVm:
     :param vm: without its answer, devices and reasons
     :param types: of the VM's devices by the names that its document has, where it was loaded
     :param doc: None where nothing was loaded
+    :param doubted: names of sections whose failure says nothing of the VM: of a CPU under TCG, where it has KVM
     """
 
     vm: VmAnswer
     foretold: tuple[Foretold, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     doc: QualifyDoc | None = None
+    doubted: frozenset[str] = frozenset()
+
+    def doubts(self, reason: Reason) -> bool:
+        """Whether a reason is of such sections alone."""
+        labels = reason.section.split(", ") if reason.section else []
+        return bool(labels) and all(label.partition("#")[0] in self.doubted for label in labels)
 
 
 def fleet_doc(tried: Sequence[TriedVm], **of_run: Any) -> FleetDoc:
@@ -208,6 +217,8 @@ def _answered(tried: TriedVm, causes: _Causes) -> VmAnswer:
     devices = tuple(_devices(tried))
     doubt = [Answer.UNKNOWN] if vm.obstacle is not None or vm.unjudged else []
     loaded = [] if tried.doc is None else [tried.doc.answer]
+    if loaded == [Answer.NO_GO] and not any(device.answer is Answer.NO_GO for device in devices):
+        loaded = [Answer.UNKNOWN]
     return replace(
         vm,
         answer=worst([*doubt, *loaded, answer_of(tried.foretold)]),
@@ -217,12 +228,17 @@ def _answered(tried: TriedVm, causes: _Causes) -> VmAnswer:
 
 
 def _devices(tried: TriedVm) -> Iterable[VmDevice]:
-    for device in _device_answers(tried.doc):
-        yield VmDevice(device=device.device, type=tried.types.get(device.device, ""), answer=device.answer)
+    for pair in [] if tried.doc is None else tried.doc.abroad:
+        for device in pair.devices:
+            answer = _device_answer(device, pair.deciding, tried)
+            yield VmDevice(device=device.device, type=tried.types.get(device.device, ""), answer=answer)
 
 
-def _device_answers(doc: QualifyDoc | None) -> Iterable[DeviceAnswer]:
-    return [] if doc is None else [device for pair in doc.abroad for device in pair.devices]
+def _device_answer(device: DeviceAnswer, deciding: Collection[str], tried: TriedVm) -> Answer:
+    """That of the loads; nothing is known where all that speaks against it is in doubt."""
+    against = [r for r in device.because if r.use in deciding and device.uses.get(r.use) is Answer.NO_GO]
+    doubted = device.answer is Answer.NO_GO and bool(against) and all(map(tried.doubts, against))
+    return Answer.UNKNOWN if doubted else device.answer
 
 
 @dataclass(slots=True)
@@ -271,14 +287,16 @@ def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
             for reason in device.because:
                 if tried.foretold and any(map(_is_lacking, reason.causes)):
                     continue  # it was foretold
+                doubted = tried.doubts(reason)
                 found = FleetReason(
-                    answer=device.uses.get(reason.use, device.answer),
+                    answer=Answer.UNKNOWN if doubted else device.uses.get(reason.use, device.answer),
                     vms=(),
                     type=kind,
                     reason=reason,
                     decides=reason.use in pair.deciding,
+                    of_tcg=doubted,
                 )
-                yield _likeness(kind, reason), found
+                yield (_likeness(kind, reason), doubted), found
 
 
 def _is_lacking(cause: Cause) -> bool:

@@ -12,7 +12,7 @@ from harness.adopt.alike import likeness
 from harness.adopt.configuration import Configuration
 from harness.adopt.files import FoundVm
 from harness.adopt.plan import Adopted, Known, adopt_plan, check_adopted, known_to, plain_machine, said_machine
-from harness.adopt.recorder import architecture_of_vm, has_machine, qemus_here
+from harness.adopt.recorder import architecture_of_vm, has_machine, qemus_here, runs_under_kvm
 from harness.adopt.recording import for_our_guest
 from harness.arch import Architecture
 from harness.errors import PostloadError, UsageError
@@ -39,6 +39,7 @@ class AdoptedVm:
     """A VM that a guest was made of.
 
     :param key: that VMs of the same devices share
+    :param kvm: it runs under KVM, wherever it does
     """
 
     recorder: QemuBinary
@@ -46,6 +47,7 @@ class AdoptedVm:
     known: Known
     adopted: Adopted
     key: str
+    kvm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +166,9 @@ def _looked(vm: VmAnswer, configuration: Configuration, builds: Builds) -> Known
     adopted = adopt_plan(configuration, known)
     check_adopted(adopted, known, recorder.path, _ACCEL)
     vm = replace(vm, replaced=len(adopted.origin.replaced), unjudged=unjudged_of(adopted.origin))
-    key = f"{recorder.sha256}-{loader.sha256}-{likeness(_recorded(adopted))}"
-    guest = AdoptedVm(recorder=recorder, loader=loader, known=known, adopted=adopted, key=key)
+    kvm = runs_under_kvm(configuration)
+    key = f"{recorder.sha256}-{loader.sha256}-{kvm}-{likeness(_recorded(adopted))}"
+    guest = AdoptedVm(recorder=recorder, loader=loader, known=known, adopted=adopted, key=key, kvm=kvm)
     return KnownVm(vm=vm, foretold=foretold, guest=guest)
 
 

@@ -248,6 +248,9 @@ def _reason_lines(reason: FleetReason, doc: FleetDoc) -> Iterator[str]:
         assert reason.reason is not None
         yield reason_text(reason.reason)
         cause, remedy = reason_cause_text(reason.reason), reason_remedy_text(reason.reason)
+        if reason.of_tcg:
+            cause = "the guest ran under TCG here, and the VM runs under KVM, which saves other registers of a CPU"
+            remedy = "qualify the VM on a host with KVM"
         if cause:
             yield f"cause: {cause}"
     if remedy:

@@ -12,7 +12,7 @@ import pytest
 
 from harness.adopt import recorder as module
 from harness.adopt.configuration import Configuration, SaidOption
-from harness.adopt.recorder import recorder_of
+from harness.adopt.recorder import recorder_of, runs_under_kvm
 from harness.arch import ARCHITECTURES
 from harness.errors import MissingError, UsageError
 from harness.qemu.binary import MachineType, QemuBinary
@@ -90,3 +90,13 @@ def test_where_none_has_it_the_error_says_what_to_install_on_two_lines(monkeypat
 )  # fmt: skip
 def test_the_first_that_is_new_enough_is_offered(machine: str, architecture: str, name: str) -> None:
     assert first_with(machine, architecture) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "accel", "found"),
+    [("machine", "kvm", True), ("accel", "kvm", True), ("machine", "kvm:tcg", True), ("machine", "tcg:kvm", False),
+     ("accel", "tcg", False), ("machine", None, False), ("cpu", "kvm", False)],
+)  # fmt: skip
+def test_a_vm_runs_under_kvm_where_that_is_its_first_choice(name: str, accel: str | None, found: bool) -> None:
+    option = SaidOption(name=name, values={"accel": accel} if accel else {})
+    assert runs_under_kvm(Configuration(options=(option,), source="x")) is found

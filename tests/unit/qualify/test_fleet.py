@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from harness.colo.messages import Step
 from harness.commands import fleet as commands
 from harness.errors import Stopped, UsageError
 from harness.facts.compare import Matters, incomparable
@@ -29,7 +30,7 @@ from harness.report.fleet import fleet_json, fleet_markdown, fleet_summary, prin
 from harness.report.qualify import markdown as qualify_markdown
 from harness.report.reasons import reason_remedy_text
 from harness.report.schemas import shipped
-from harness.results.cause import Side, Unsupported
+from harness.results.cause import Check, FailedCheck, GuestFaulted, Side, Unsupported
 from harness.results.document import Qemu
 
 OLD = Qemu(version="10.0.13", build="", path="/old", sha256="a" * 64)
@@ -315,3 +316,22 @@ def test_the_last_line_breaks_within_no_duration(width: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
     print_fleet(fleet_doc([fine("web01")], **OF_RUN), console)
     assert any("1 min 01 s" in line for line in console.export_text().splitlines())
+
+
+@pytest.mark.parametrize(("section", "answer"), [("cpu", Answer.UNKNOWN), ("cpu, cpu#1", Answer.UNKNOWN),
+                                                 ("cpu, i8259", Answer.NO_GO), ("i8259", Answer.NO_GO)])  # fmt: skip
+def test_what_a_cpu_says_under_tcg_is_in_doubt_for_a_vm_with_kvm(section: str, answer: Answer) -> None:
+    doc = answered("platform", Reason(use="migration", verdict="reject", section=section), answer=Answer.NO_GO)
+    tried = TriedVm(vm=vm("arm"), doc=doc, doubted=frozenset({"cpu", "cpu_common"}))
+    found = fleet_doc([tried], **OF_RUN)
+    assert (found.vms[0].answer, found.vms[0].devices[0].answer) == (answer, answer)
+    assert found.reasons[0].of_tcg is (answer is Answer.UNKNOWN)
+    assert ("change: qualify the VM on a host with KVM" in printed(found)) is (answer is Answer.UNKNOWN)
+    assert fleet_doc([replace(tried, doubted=frozenset())], **OF_RUN).answer is Answer.NO_GO
+
+
+def test_a_cause_that_holds_figures_is_told() -> None:
+    check = FailedCheck(check=Check.HEARTBEAT, figures={"beats": 0, "passed_s": 3.12})
+    because = Reason(use="colo", verdict="guest-fault", causes=(GuestFaulted(step=Step.LOAD, checks=(check,)),))
+    doc = answered("platform", because, replace(because, use="migration"), answer=Answer.NO_GO)
+    assert "guest-fault in migration" in qualify_markdown(doc)
