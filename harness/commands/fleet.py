@@ -28,8 +28,9 @@ from harness.commands.resolve import guest_maker, recorded_phases, run_scope
 from harness.devices.recipe import load_recipes
 from harness.errors import HarnessError, PostloadError, Stopped, UsageError
 from harness.guests.build import Guest
-from harness.names import DECIDING_BETWEEN_VERSIONS
+from harness.names import DECIDING, DECIDING_BETWEEN_VERSIONS
 from harness.packs.pack import StatePack
+from harness.qemu.binary import QemuBinary
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, fleet_doc
 from harness.qualify.model import Answer, QualifyDoc, exit_code
 from harness.qualify.remedies import settings_of
@@ -46,13 +47,13 @@ _OF_VMS = {
     "machines": "--machine", "devices": "--device", "cpus": "--cpus", "both_ways": "--both-ways",
     "profiles": "--profiles",
 }  # fmt: skip
+#: Migrations, and the uses that they speak of: of many VMs only what decides is asked for.
+_LANES = {"plain": "migration", "postcopy": "postcopy"}
 #: Below the folder of the fleet: the answers of its VMs.
 _VMS = "vms"
 _REMEDY = "remedy"
 #: A remedy for what broke first may show what breaks next.
 _REMEDIES = 3
-#: Where COLO decides nothing it is not asked for more than an answer.
-_BESIDE: Mapping[str, Any] = {"schedules": ["same"], "loads": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class LoadedVm:
 
     :param types: of the devices by the names that the document has
     :param folder: where the answer lies, below the fleet's
+    :param doubted: sections whose failure says nothing of the VM
     """
 
     doc: QualifyDoc
@@ -68,6 +70,7 @@ class LoadedVm:
     types: Mapping[str, str]
     folder: str
     remedied: Remedied | None = None
+    doubted: frozenset[str] = frozenset()
 
 
 def qualify_vms(context: click.Context, pack: Path | None, given: dict[str, Any]) -> int:
@@ -77,9 +80,8 @@ def qualify_vms(context: click.Context, pack: Path | None, given: dict[str, Any]
     """
     _check(context, pack, given)
     uses = uses_of(given["uses"])
-    if not {"colo"} & set(uses or DECIDING_BETWEEN_VERSIONS):
-        typed = {name for name in _BESIDE if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        given = {**given, **{name: value for name, value in _BESIDE.items() if name not in typed}}
+    # who names a schedule wants COLO's answer, whether it decides or not
+    given = {**given, "schedule_named": context.get_parameter_source("schedules") is ParameterSource.COMMANDLINE}
     started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     found, skipped = found_in(given["domains"], given["command_lines"], given["pids"], given["folders"])
     if not found:
@@ -174,19 +176,21 @@ class _Trial:
             vm = replace(
                 vm, folder=loaded.folder, remedied=loaded.remedied, unjudged=unjudged_of(loaded.settled.origin)
             )
-            yield TriedVm(vm=vm, foretold=each.foretold, types=loaded.types, doc=loaded.doc)
+            yield TriedVm(vm=vm, foretold=each.foretold, types=loaded.types, doc=loaded.doc, doubted=loaded.doubted)
 
     def _load(self, known: KnownVm, guest: AdoptedVm) -> LoadedVm:
         """Record a VM's guest, load it with the new QEMU, and once more with what its reasons say to set.
 
         :raises PostloadError: it cannot be recorded
         """
-        given = {**self.given, "targets": [guest.loader.path], "devices": []}
+        wanted = wanted_loads(self.uses, guest.recorder, guest.loader, schedule_named=self.given["schedule_named"])
+        given = {**self.given, "targets": [guest.loader.path], "devices": [], **wanted}
         folder = f"{_VMS}/{_plain(known.vm.name)}"
         recordings = Recordings(fresh=given["fresh"], stage=_say, message=_say, scope=run_scope())
         accel = choose_accel(guest.recorder, given["accel"]).name
         # any of its drivers may be needed
-        ours = self._guest(architecture_of(guest.known.machine), wide=True)
+        architecture = architecture_of(guest.known.machine)
+        ours = self._guest(architecture, wide=True)
         source, phases = Path(known.vm.source), recorded_phases(given["phases"] or (), guest.known.machine)
         settled = self._settled(guest, ours.memory_mib, accel, source)
 
@@ -204,7 +208,9 @@ class _Trial:
             remedied = self._remedied(pack.path, given, folder, guest, doc, types)
         finally:
             recordings.release(pack)
-        return LoadedVm(doc=doc, settled=settled, types=types, folder=folder, remedied=remedied)
+        # the state of a CPU is another one under KVM, and its registers are the host's
+        doubted = architecture.cpu_sections if guest.kvm and accel == "tcg" else frozenset()
+        return LoadedVm(doc=doc, settled=settled, types=types, folder=folder, remedied=remedied, doubted=doubted)
 
     def _guest(self, architecture: Architecture, *, wide: bool) -> Guest:
         if architecture.name not in self._guests:
@@ -263,6 +269,21 @@ class _Trial:
                 break
             found = Remedied(settings=settings, answer=last.answer, folder=where)
         return found
+
+
+def wanted_loads(
+    uses: Sequence[str], recorder: QemuBinary, loader: QemuBinary, *, schedule_named: bool
+) -> dict[str, Any]:
+    """Which loads a VM is asked for: of many only what decides.
+
+    :param uses: that decide, empty for those that do by the two versions
+    :param schedule_named: somebody named a schedule of COLO's
+    """
+    deciding = uses or (DECIDING if recorder.version == loader.version else DECIDING_BETWEEN_VERSIONS)
+    return {
+        "checkpoints": "colo" in deciding or schedule_named,
+        "migrations": [lane for lane, use in _LANES.items() if use in deciding],
+    }
 
 
 def _plain(name: str) -> str:

@@ -182,8 +182,9 @@ def _options(
         run_s=given["run_ms"] / 1000,
         fresh=given["fresh"],
         cpus=given["cpus"],
-        migrations=AS_RECORDED,
+        migrations=tuple(given.get("migrations", AS_RECORDED)),
         oracles=False,
+        checkpoints=given.get("checkpoints", True),
         overrides=overrides(given["globals_"]),
         **more,
     )

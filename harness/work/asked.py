@@ -68,6 +68,7 @@ class Options:
     :param budget_s: how long one task may take; None: however long it takes
     :param share: the cells that are judged here, all when None
     :param order: which cells come first, that of the report when None
+    :param checkpoints: COLO is asked; without, of the schedules' cells only those are there that nothing can be said of
     :param canary: nothing of a machine is judged before a planted fault was told as one
     """
 
@@ -96,6 +97,7 @@ class Options:
     share: Share | None = None
     order: Order | None = None
     canary: bool = False
+    checkpoints: bool = True
 
     @property
     def experiments(self) -> bool:

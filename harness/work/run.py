@@ -13,7 +13,7 @@ from typing import Protocol
 
 from harness.colo.messages import Step
 from harness.devices.phases import Missed, unreached_in
-from harness.engines.admission import pack_admission
+from harness.engines.admission import Admission, pack_admission
 from harness.engines.probe import ColoAbility, probe_colo
 from harness.engines.schedule import Schedule
 from harness.errors import BudgetError, HarnessError, HostError, HostsError, QemuError, Stopped
@@ -403,7 +403,8 @@ class Run:
         seen = self._see(machine, pack.manifest.family, binary, pack.manifest.qemu)
         accel, cpus = pack.manifest.accel, pack.manifest.plan.cpus
         plans = plan_rows(self._options, seen, self._options.devices, self._phases(machine), accel=accel, cpus=cpus)
-        self._add(plans)
+        if self._options.checkpoints:
+            self._add(plans)
         try:
             fit = fitted(pack, binary)
             for name, why in fit.lacking.items():
@@ -412,7 +413,9 @@ class Run:
             if fit.pack is None or not plans:
                 return []
             pack = fit.pack
-            found = pack_admission(binary, self._probe(seen), pack, self._scope)
+            ability = self._probe(seen)
+            asked = self._options.checkpoints
+            found = pack_admission(binary, ability, pack, self._scope) if asked else Admission()
             others, gone = without_devices(pack, {*found.refused, *found.breaking})
         except QemuError as error:
             self._give_up(plans, seen, error)
@@ -457,6 +460,8 @@ class Run:
         plans, lanes = self._reached(pack, seen, plans), self._options.lanes
         if no_colo is not None:
             self._unsupported(plans, seen, no_colo, never=False)
+            lanes = self._migrations()
+        elif not self._options.checkpoints:
             lanes = self._migrations()
         if not plans or not lanes:
             return []
@@ -677,6 +682,8 @@ class Run:
             self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)), host=host)
 
     def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, *causes: Cause, host: str = "") -> None:
+        if not self._options.checkpoints:
+            self._add([plan])  # it was not announced, since it is there for this alone
         cell = Cell(
             key=plan.key,
             record_qemu=seen.recorder,

@@ -16,6 +16,7 @@ from harness.adopt.files import FoundVm
 from harness.adopt.recorder import architecture_of_vm
 from harness.arch import ARCHITECTURES
 from harness.cli import cli
+from harness.commands.fleet import wanted_loads
 from harness.errors import UsageError
 from harness.guests.origin import LeftOut, VmOrigin, Without
 from harness.qemu.binary import MachineType, QemuBinary
@@ -179,3 +180,20 @@ def test_a_new_qemu_that_no_vm_was_tried_with_is_named_as_it_was_typed(monkeypat
     monkeypatch.setattr(module, "probe_binary", lambda _: loader)
     untried: Any = SimpleNamespace(guest=None)
     assert module.any_loader(Builds(None, "10.0-aarch64"), [untried]) is loader
+
+
+@pytest.mark.parametrize(
+    ("uses", "loader", "named", "checkpoints", "migrations"),
+    [
+        ((), NEW, False, False, ["plain"]),
+        ((), NEW, True, True, ["plain"]),
+        ((), replace(OLD, sha256="patched"), False, True, ["plain"]),
+        (("colo",), NEW, False, True, []),
+        (("migration", "postcopy", "colo"), NEW, False, True, ["plain", "postcopy"]),
+    ],
+)
+def test_of_many_vms_only_what_decides_is_loaded(
+    uses: tuple[str, ...], loader: QemuBinary, named: bool, checkpoints: bool, migrations: list[str]
+) -> None:
+    wanted = wanted_loads(uses, OLD, loader, schedule_named=named)
+    assert wanted == {"checkpoints": checkpoints, "migrations": migrations}

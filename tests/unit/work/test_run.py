@@ -459,6 +459,28 @@ def test_a_device_of_a_pack_that_colo_does_not_start_or_live_with_costs_itself_a
     assert loaded == {"virtio-blk": False, "platform": False} | ({} if refused else {"ahci": True})
 
 
+def test_where_colo_is_not_asked_no_checkpoint_is_made(
+    make_run: Callable[..., Any],
+    judge: Callable[[Judge], None],
+    pack: StatePack,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge(lambda *_: pytest.fail("a checkpoint"))
+    monkeypatch.setattr(run_module, "pack_admission", lambda *_: pytest.fail("COLO is asked"))
+    with_more(pack, PlacedDevice(id="x", type="vmxnet9", slot="06.0", owner="ahci"))
+    run, _, _ = make_run(migrations=("plain",), checkpoints=False)
+    doc = load_pack_rows(run, pack)
+    # on paper no migration is made; the device that is not to be had is told all the same
+    assert {(cell.device, cell.lane) for cell in doc.cells if cell.verdict is Verdict.UNSUPPORTED} == {
+        ("ahci", "same"), ("ahci", "walk"),
+    }  # fmt: skip
+    assert {(c.device, c.lane) for c in doc.cells if c.device != "ahci"} == {
+        ("virtio-blk", "plain"),
+        ("platform", "plain"),
+    }
+
+
 def test_a_full_disk_ends_the_run_and_keeps_its_cells(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
 ) -> None:
