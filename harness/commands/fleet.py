@@ -33,7 +33,7 @@ from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, fleet_doc
 from harness.qualify.model import Answer, QualifyDoc, exit_code
-from harness.qualify.remedies import settings_of
+from harness.qualify.remedies import is_remediable, settings_of
 from harness.qualify.vms import AdoptedVm, Builds, KnownVm, alike, any_loader, look, unjudged_of
 from harness.report.console import SafeConsole
 from harness.report.fleet import fleet_json, forget_fleet, print_fleet, trying_text, write_fleet
@@ -249,13 +249,16 @@ class _Trial:
         doc: QualifyDoc,
         types: Mapping[str, str],
     ) -> Remedied | None:
-        """The same with what the reasons say to set, until that is all, or nothing breaks any more.
+        """The same with what the reasons say to set, until that is all, or nothing breaks any more; nothing where some
+        of them say nothing that can be set.
 
         Of a remedy that Ctrl-C ended there is no answer, and that of the VM stays.
         """
         settings: tuple[str, ...] = ()
         found: Remedied | None = None
         where, last = f"{folder}/{_REMEDY}", doc
+        if not is_remediable(doc, types):
+            return None
         for _ in range(_REMEDIES):
             more = tuple(each for each in settings_of(last, types) if each not in settings)
             if not self.complete or last.answer is not Answer.NO_GO or not more:

@@ -6,6 +6,7 @@ As in :mod:`harness.report.sentences`, nothing reads these back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
@@ -245,9 +246,17 @@ def bytes_text(count: int | None) -> str:
 
 def field_remedy(found: FieldEvidence) -> str:
     """What has to be set alike."""
+    if found.setting is SetAlike.QUEUE_SIZE and not _SIZED.search(found.section or ""):
+        return _FIXED_QUEUES
     return _SETTINGS[found.setting].format(recorded=found.recorded) if found.setting else ""
 
 
+#: Sections of devices that have a property for the size of their queues.
+_SIZED = re.compile(r"/virtio-(blk|scsi|net)$|^$")
+_FIXED_QUEUES = (
+    "no property of the device sets the size of its queues: restart the guest on the new QEMU, unplug the device "
+    "for the migration, or have a QEMU that saves the true size"
+)
 _SETTINGS = {
     SetAlike.QUEUE_SIZE: (
         "give the device queues of {recorded} entries on the loading side (queue-size of virtio-blk, "

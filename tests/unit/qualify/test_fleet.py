@@ -25,7 +25,7 @@ from harness.qualify.explained import Explained, FieldEvidence, HostsDiffer, Los
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, Unjudged, VmAnswer, fleet_doc, fleet_schema
 from harness.qualify.foretold import Foresight, Foretold, Standing
 from harness.qualify.model import Answer, DeviceAnswer, PairAnswer, QualifyDoc, Reason
-from harness.qualify.remedies import settings_of
+from harness.qualify.remedies import is_remediable, settings_of
 from harness.report.fleet import fleet_json, fleet_markdown, fleet_summary, print_fleet
 from harness.report.qualify import markdown as qualify_markdown
 from harness.report.reasons import reason_remedy_text
@@ -283,6 +283,7 @@ def tried_remedies(monkeypatch: pytest.MonkeyPatch, *answers: QualifyDoc) -> tup
     monkeypatch.setattr(commands, "write_answer", lambda *_: None)
     rounds = iter(range(9))
     monkeypatch.setattr(commands, "settings_of", lambda *_: (f"virtio-blk-device.queue-size={next(rounds)}",))
+    monkeypatch.setattr(commands, "is_remediable", lambda *_: True)
     given: dict[str, Any] = {"out": Path("out"), "globals_": ()}
     parts: dict[str, Any] = {"builds": None, "guest": SimpleNamespace(recorder=None)}
     trial = commands._Trial(given, (), parts["builds"])
@@ -335,3 +336,23 @@ def test_a_cause_that_holds_figures_is_told() -> None:
     because = Reason(use="colo", verdict="guest-fault", causes=(GuestFaulted(step=Step.LOAD, checks=(check,)),))
     doc = answered("platform", because, replace(because, use="migration"), answer=Answer.NO_GO)
     assert "guest-fault in migration" in qualify_markdown(doc)
+
+
+def test_where_one_device_has_nothing_to_set_no_remedy_is_tried() -> None:
+    both = broken("web").doc
+    assert both is not None
+    types = {"virtio-blk": "virtio-blk-pci"}
+    assert is_remediable(both, types)
+    serial = replace(QUEUE, section="0000:00:05.0/virtio-console")
+    (pair,) = both.pairs
+    (disk,) = pair.devices
+    other = replace(disk, device="virtio-serial", because=(reason(serial, section=serial.section or ""),))
+    assert not is_remediable(replace(both, pairs=(replace(pair, devices=(disk, other)),)), types)
+    beside = replace(other, because=(reason(serial, use="colo", section=serial.section or ""),))
+    assert is_remediable(replace(both, pairs=(replace(pair, devices=(disk, beside)),)), types)
+
+
+def test_queues_that_nothing_sets_have_a_remedy_of_their_own() -> None:
+    text = reason_remedy_text(reason(replace(QUEUE, section="0000:00:05.0/virtio-console")))
+    assert "no property of the device sets the size of its queues" in text
+    assert "queues of 1024 entries" in reason_remedy_text(reason(QUEUE))
