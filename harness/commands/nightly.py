@@ -144,7 +144,8 @@ class _Night:
         with open_history(self._config.store) as history:
             self._answers += self._asked_before(history)
             found = signatures_on(history, read_rules())
-            due = list(reproducers_due(found, self._plan.qemus, history.reproductions(), self._bundles))
+            answers, seen = history.reproductions(), history.builds_seen()
+            due = list(reproducers_due(found, self._plan.qemus, answers, seen, self._bundles))
             for each in due:
                 if self._has_time:
                     self._answers.append(_kept(history, each, _answer_of(each)))

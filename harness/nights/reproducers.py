@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +45,21 @@ def bundle_folder(bundles: Path, signature: str) -> Path:
 
 
 def reproducers_due(
-    findings: Sequence[SignatureOn], builds: Sequence[Qemu], answers: Sequence[Reproduction], bundles: Path
+    findings: Sequence[SignatureOn],
+    builds: Sequence[Qemu],
+    answers: Sequence[Reproduction],
+    seen: Collection[tuple[str, str]],
+    bundles: Path,
 ) -> Iterator[Reproducer]:
-    """Open findings of the QEMUs of a night whose builds were not asked for them yet.
+    """Open findings of the QEMUs of a night whose builds were not asked for them yet, and have not shown them either.
 
     :param findings: each signature on each QEMU that it was seen on
     :param builds: of the night, by the labels that cells have for them
+    :param seen: names of findings, each with the hash of a build that it was seen on
     """
-    asked = {(a.signature, a.build.sha256) for a in answers if a.answer in (Reproduced.STILL, Reproduced.GONE)}
+    asked = {*seen} | {
+        (a.signature, a.build.sha256) for a in answers if a.answer in (Reproduced.STILL, Reproduced.GONE)
+    }
     for finding in findings:
         bundle = bundle_folder(bundles, finding.signature)
         if finding.state is SignatureState.FIXED_IN or not (bundle / CASE_FILE).exists():

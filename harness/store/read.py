@@ -422,6 +422,20 @@ class History:
         query = query if name is None else query.where(t.signatures.c.name == name)
         return [Sighting(row.name, row.line, row.run, row.started, row.known or "") for row in self._rows(query)]
 
+    def builds_seen(self, name: str | None = None) -> set[tuple[str, str]]:
+        """Which findings were seen on which builds: names of signatures with the hash of the build that loaded.
+
+        :param name: of the signature, for this one alone
+        """
+        query = (
+            sa.select(t.signatures.c.name, t.builds.c.sha256)
+            .join_from(t.outcomes, t.signatures)
+            .join(t.builds, t.builds.c.id == t.outcomes.c.loader_id)
+            .distinct()
+        )
+        query = query if name is None else query.where(t.signatures.c.name == name)
+        return {(row.name, row.sha256) for row in self._rows(query)}
+
     def log(self, run: RunRow, cell: str) -> Cell | None:
         """The whole of a cell that was not plainly ok, with its causes and what QEMU printed.
 

@@ -49,13 +49,21 @@ class SignatureOn:
 def signatures_on(history: History, rules: HistoryRules, signature: str | None = None) -> list[SignatureOn]:
     """Every signature that was seen, on every QEMU that it was seen on, those seen last first.
 
+    That a reproducer says of a build that the finding is gone counts for nothing where that build showed it: it
+    is the script of one cell, and the finding has other ways there.
+
     :param signature: this one alone
     :raises HostError: the history cannot be read
     """
     seen: dict[tuple[str, str], list[Sighting]] = {}
     for sighting in history.sightings(signature):
         seen.setdefault((sighting.signature, sighting.qemu), []).append(sighting)
-    answers = history.reproductions(signature)
+    builds = history.builds_seen(signature)
+    answers = [
+        each
+        for each in history.reproductions(signature)
+        if each.answer is not Reproduced.GONE or (each.signature, each.build.sha256) not in builds
+    ]
     last = _Last(history, rules.flaky.last)
     found = [_signature_on(sightings, answers, last, rules) for sightings in seen.values()]
     return sorted(found, key=lambda each: (each.last_seen, each.signature, each.qemu), reverse=True)

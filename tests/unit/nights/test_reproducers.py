@@ -40,13 +40,19 @@ def signature(history: History, tmp_path: Path) -> str:
 
 def due(history: History, bundles: Path, *builds: Qemu) -> list[Reproducer]:
     found = signatures_on(history, read_rules())
-    return list(reproducers_due(found, builds, history.reproductions(), bundles))
+    return list(reproducers_due(found, builds, history.reproductions(), history.builds_seen(), bundles))
 
 
 def test_a_new_build_of_the_line_is_asked_once(history: History, tmp_path: Path, signature: str) -> None:
     (one,) = due(history, tmp_path, NEWER, OTHER)
     assert (one.signature, one.qemu, one.bundle) == (signature, NEWER, bundle_folder(tmp_path, signature))
     put_reproduction(history.engine, signature=signature, qemu=NEWER, answer=Reproduced.STILL)
+    assert due(history, tmp_path, NEWER) == []
+
+
+def test_a_build_that_showed_it_is_not_asked(history: History, tmp_path: Path, signature: str) -> None:
+    assert due(history, tmp_path, QEMU) == []
+    write_run(history.engine, started(2), events([crashed(BOUND, record_qemu=NEWER, load_qemu=NEWER)]))
     assert due(history, tmp_path, NEWER) == []
 
 

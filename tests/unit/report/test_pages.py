@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
+from made_cells import QEMU
 from made_runs import crashed, events, judged, started, write_run
 from made_site import (
     BACK,
@@ -31,11 +31,10 @@ from made_site import (
 
 from harness.errors import HostError, NothingToRun, UsageError
 from harness.report.pages import device_page, is_link, natural, run_page, signature_page, slug
-from harness.store import tables as t
-from harness.store.engine import open_store, writing
-from harness.store.keep import put_excuses
+from harness.store.engine import open_store
+from harness.store.keep import put_excuses, put_reproduction
 from harness.store.read import History
-from harness.store.states import Excuse, ExcuseKind
+from harness.store.states import Excuse, ExcuseKind, Reproduced
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +96,10 @@ def test_what_is_gone_is_fixed_only_where_its_reproducer_says_so(tmp_path: Path)
     make_site(str(tmp_path / "h.db"), tmp_path / "site")
     assert "not seen again" in question(tmp_path / "site", "gone")
     engine = open_store(str(tmp_path / "h.db"))
-    row = {"build_id": 1, "label": "7.2.22", "at": "2026-02-01T00:00:00+00:00", "answer": "gone", "script": ""}
-    with writing(engine) as connection:
-        number = connection.execute(sa.select(t.signatures.c.id).where(t.signatures.c.name == signature(GONE))).scalar()
-        connection.execute(t.reproductions.insert(), [{**row, "signature_id": number}])
+    newer = replace(QEMU, version="7.2.23", label="7.2.23", sha256="ff" * 32)
+    for qemu in (QEMU, newer):  # the first has shown it, so that its signature is fixed in the other one alone
+        at = "2026-02-01T00:00:00+00:00"
+        put_reproduction(engine, signature=signature(GONE), qemu=qemu, answer=Reproduced.GONE, at=at)
     engine.dispose()
     make_site(str(tmp_path / "h.db"), tmp_path / "site")
     assert "fixed: its reproducer says so" in question(tmp_path / "site", "gone")

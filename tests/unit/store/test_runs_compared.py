@@ -214,6 +214,14 @@ def test_a_signature_is_open_fixed_and_back_on_its_own_qemu(engine: sa.Engine, h
     assert states()["7.2"] == ("back", ("7.2.23",), 2)
 
 
+def test_that_a_finding_is_gone_counts_for_nothing_of_a_build_that_shows_it(
+    engine: sa.Engine, history: History
+) -> None:
+    write_nights(engine, [[crashed(BOUND)], [judged(BOUND), crashed(BUSY)]])
+    put_reproduction(engine, signature=CRASH, qemu=QEMU, answer=Reproduced.GONE, at=night(0))
+    assert [(str(each.state), each.fixed_in) for each in signatures_on(history, RULES)] == [("open", ())]
+
+
 def test_a_rate_stands_with_what_can_be_flaky(engine: sa.Engine, history: History) -> None:
     write_nights(engine, [[judged(DRIFT), judged(BOUND)]] * 3 + [[drifted(), crashed(BOUND)]])
     rates = {change.signature.partition(":")[0]: change.rate for change in told(history).new}
