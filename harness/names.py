@@ -16,9 +16,11 @@ T = TypeVar("T")
 
 #: Phases that are recorded when nothing else is asked for.
 USUAL_PHASES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
+#: The guest has suspended its machine to RAM.
+SUSPENDED = "suspended"
 #: In the order in which a guest goes through them. Those behind the usual ones only when they are asked for, and one
 #: of them only, for each is the end of its guest: ``io-error`` is recorded over disks that fail.
-RECORDED_PHASES = (*USUAL_PHASES, "plugged", "rebooted", "io-error")
+RECORDED_PHASES = (*USUAL_PHASES, SUSPENDED, "plugged", "rebooted", "io-error")
 #: The state that somebody else's VM was saved in: nobody leads a guest there, and its guest does not run again, for
 #: its disks are not here.
 ADOPTED = "adopted"

@@ -234,6 +234,29 @@ log_new() {
         tail -n 200
 }
 
+# suspend: suspend the machine to RAM (S3), and come back when it was woken. Status 3 where it was not to be: the driver
+# that refused as "refused PATH", its device in sysfs, and the words of the kernel behind that.
+suspend() {
+    local kinds= line dev
+    read -r kinds 2> /dev/null < /sys/power/mem_sleep
+    case $kinds in *deep*) ;; *) echo "the machine has no S3 for this kernel: ${kinds:-nothing} in mem_sleep"; return 3 ;; esac
+    echo deep > /sys/power/mem_sleep
+    log_mark suspended
+    echo mem > /sys/power/state && return 0
+    line=$(log_new | grep ': PM: failed to ' | tail -n 1)
+    dev=${line%%: PM: failed to *} dev=${dev##* }
+    [ -z "$dev" ] || echo "refused $(find /sys/devices -name "$dev" -type d | head -n 1)"
+    echo "${line:-$(log_new | tail -n 3)}"
+    return 3
+}
+# device_path NAME SLOT: where sysfs has a device, which auto_bind found where it is on no PCI bus.
+device_path() (
+    path=
+    [ ! -f "/tmp/auto.$1/state" ] || . "/tmp/auto.$1/state"
+    [ -z "$2" ] || { cd -P "/sys/bus/pci/devices/$2" && path=$PWD; }
+    echo "$path"
+)
+
 # clock: heartbeat, seconds since boot, seconds since the epoch.
 clock() {
     read -r up _ < /proc/uptime

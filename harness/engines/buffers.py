@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 from harness.errors import HarnessError
 from harness.guests.machine import Machine
 from harness.packs.pack import StatePack
-from harness.state.transforms import GuestMode, encode, only, sections_for, without
+from harness.state.transforms import GuestMode, awake, encode, only, sections_for, without
 from harness.stream.model import Section
 
 #: What is kept of one pack at most, as :func:`_size` counts it: several packs are in work at a time.
@@ -87,9 +87,11 @@ class Buffers:
         return self._get(("parts", phase, mode, selection), lambda: self._parts(phase, mode, selection))
 
     def whole_state(self, phase: str, mode: GuestMode, absent: frozenset[str] = frozenset()) -> bytes:
-        """Every section once but the absent ones: what an incoming stream brings."""
+        """Every section once but the absent ones: what an incoming stream brings, of a machine that does not sleep."""
         recording = self.pack.recordings[phase]
-        return self._get(("state", phase, mode, absent), lambda: encode(without(sections_for(recording, mode), absent)))
+        return self._get(
+            ("state", phase, mode, absent), lambda: encode(awake(without(sections_for(recording, mode), absent)))
+        )
 
     def _parts(self, phase: str, mode: GuestMode, selection: Selection) -> tuple[bytes, bytes]:
         sections = without(self._checkpoint_sections(phase, mode), selection.excluded)

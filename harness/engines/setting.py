@@ -19,7 +19,7 @@ from harness.guests.machine import Machine
 from harness.packs.pack import Recording, incoming_body
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.state.transforms import GuestMode, encode, sections_for, without
+from harness.state.transforms import GuestMode, awake, encode, sections_for, without
 from harness.stream.model import Section
 
 
@@ -85,7 +85,7 @@ class Setting:
         :raises ChannelBroken: it was not taken
         """
         recording = self.recording
-        devices = encode(self.sections(mode))
+        devices = encode(awake(self.sections(mode)))
         secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(self.phase), devices))
 
     def broken(self, error: ChannelBroken, acked: int, phase: str | None = None) -> Break:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pexpect
@@ -88,11 +89,29 @@ class Console:
 
         :raises GuestError: it did not end within ``timeout_s``
         """
-        try:
-            self._spawn.sendline(f"{command}; echo POSTLOAD rc=$?")
-        except OSError as error:
-            raise _gone(command, error) from error
-        self._expect(_STATUS, timeout_s, f"guest command {command!r} did not end", command=command)
+        self.begin(command)
+        answer = self.answer(command, timeout_s)
+        assert answer is not None  # there is nothing else to wait for
+        return answer
+
+    def begin(self, command: str) -> None:
+        """Type a command line, for :meth:`answer` to wait for.
+
+        :raises GuestError: the console is gone
+        """
+        self.send(f"{command}; echo POSTLOAD rc=$?")
+
+    def answer(
+        self, command: str, timeout_s: float, instead: Callable[[], bool] = lambda: False
+    ) -> CommandResult | None:
+        """What came of a command line that was begun.
+
+        :param instead: also ends the wait: None then, and the answer is still to come
+        :raises GuestError: it did not end within ``timeout_s``
+        """
+        text = f"guest command {command!r} did not end"
+        if not self._expect(_STATUS, timeout_s, text, command=command, instead=instead):
+            return None
         match, printed = self._spawn.match, self._spawn.before
         assert isinstance(match, re.Match)
         assert isinstance(printed, bytes)  # a SocketSpawn without encoding
@@ -111,13 +130,23 @@ class Console:
             raise _gone(command, error) from error
 
     def _expect(
-        self, pattern: re.Pattern[bytes], timeout_s: float, what: str, doing: Doing | None = None, command: str = ""
-    ) -> None:
+        self,
+        pattern: re.Pattern[bytes],
+        timeout_s: float,
+        what: str,
+        doing: Doing | None = None,
+        command: str = "",
+        instead: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Whether the pattern came, and not what was waited for instead."""
         deadline = Deadline(timeout_s, *self._clocks)
         try:
             while self._spawn.expect([pattern, pexpect.TIMEOUT], timeout=deadline.slice_s):
+                if instead():
+                    return False
                 if deadline.over:
                     raise pexpect.TIMEOUT("late")
+            return True
         except (pexpect.TIMEOUT, pexpect.EOF, OSError) as error:
             tail = self._spawn.buffer or self._spawn.before
             said = tail[-_TAIL_CHARS:].decode(errors="replace").strip() if isinstance(tail, bytes) else ""

@@ -430,6 +430,8 @@ _STEPS = {
     "rebind": "its driver could not be given back",
     "boot": "the guest's kernel is not made for this machine type",
     "reboot": "the machine could not be reset by its guest",
+    "sleep": "QEMU wakes a machine that sleeps before it saves it",
+    "suspend": "the machine could not be suspended",
     "plug": "it could not be plugged out and in again",
     "fail": "none of its disks could be made to fail",
     "halt": "its disk was to hold a request back, and did not",

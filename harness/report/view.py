@@ -38,6 +38,7 @@ PHASE_MEANING = {
     "busy": "I/O in flight",
     "unbound": "driver unbound",
     "rebound": "driver bound again",
+    "suspended": "suspended to RAM (S3) by the guest",
     "plugged": "hot-plugged into the running guest; the secondary has it on its command line",
     "rebooted": "reset by the guest after use, firmware has run again",
     "io-error": "after an I/O error",

@@ -22,9 +22,9 @@ from harness.guests.console import Console
 from harness.guests.faults import wait_halted
 from harness.guests.machine import Boot, Machine
 from harness.guests.origin import VmOrigin
-from harness.guests.plan import guest_command
+from harness.guests.plan import guest_command, guest_slot
 from harness.guests.planner import PlannedGuest
-from harness.names import RECORDED_PHASES, USUAL_PHASES
+from harness.names import RECORDED_PHASES, SUSPENDED, USUAL_PHASES
 from harness.packs.export import new_pack
 from harness.packs.manifest import INITRAMFS, KERNEL, DeviceModel
 from harness.packs.packfile import SUFFIX
@@ -40,6 +40,7 @@ from harness.qemu.scope import ProcessScope
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.state.owners import Owners, find_owners
 from harness.state.plugging import replug
+from harness.state.sleeping import stopped_in_sleep, suspend
 from harness.state.transforms import labels_of
 from harness.stream.reader import open_stream
 
@@ -102,10 +103,10 @@ def ordered_phases(names: Sequence[str], known: Sequence[str] = RECORDED_PHASES)
 
 
 def skipped(phase: str, wanted: Collection[str]) -> bool:
-    """Whether a guest that is recorded in some phases need not go through another one: a disk can fail as soon as it
-    is bound, and a workload that was begun has to be ended."""
+    """Whether a guest that is recorded in some phases need not go through another one: a disk can fail, and a driver
+    suspend its device, as soon as it is bound, and a workload that was begun has to be ended."""
     work = ("busy", "unbound", "rebound")
-    return phase in work and "io-error" in wanted and not set(work) & set(wanted)
+    return phase in work and bool({SUSPENDED, "io-error"} & set(wanted)) and not set(work) & set(wanted)
 
 
 class CutShort(GuestError):
@@ -334,6 +335,7 @@ class _Boot:
         self._devices = plan.planned.devices
         self._moving: set[str] = set()
         self._saving = False
+        self._sleeps = False
         self._faults = {node: sector for device in self._devices for node, sector in device.failing().items()}
 
     @property
@@ -392,6 +394,8 @@ class _Boot:
         if phase == "io-error" and not self._failing_disks():
             self._nobody(phase, "fail", "")
             return
+        if phase == SUSPENDED and not self._sleeps:
+            return
         if phase in self._plan.phases:
             self._capture(phase, vm, time.monotonic() - start)
             self.captured.append(phase)
@@ -405,6 +409,9 @@ class _Boot:
     def _reach(self, phase: str, vm: Vm, console: Console) -> None:
         began_s = ran_s(vm.process.pid)
         vm.qmp("cont")
+        if phase == SUSPENDED:
+            self._suspend(vm, console)
+            return  # nobody answers at the console
         if phase == "io-error":
             self._halt(vm, console)
             return  # QEMU has stopped the machine, or it goes on for nothing
@@ -455,6 +462,32 @@ class _Boot:
             how = Missed.NOTHING_TO_DO if said else Missed.FAILED
             self.lacks.ends(name, Unreached(phase="plugged", how=how, step="plug", said=said))
         time.sleep(PLUGGED_S)
+
+    def _suspend(self, vm: Vm, console: Console) -> None:
+        """Have the guest suspend its machine; a device whose driver refuses is out of the phase, and let go."""
+        for device in self._devices:
+            self.lacks.goes_on(device.name, SUSPENDED)
+        while (awake := suspend(vm, console)) is not None:
+            refusing = self._at(awake.path, console) if awake.path else None
+            if refusing is None or not self.lacks.goes_on(refusing.name, SUSPENDED):
+                self._nobody(SUSPENDED, "suspend", awake.said)
+                return
+            refusal = Unreached(phase=SUSPENDED, how=Missed.NOTHING_TO_DO, step="suspend", said=awake.said)
+            self.lacks.ends(refusing.name, refusal)
+            # for the others
+            self._done(refusing, SUSPENDED, STEPS["unbound"], console)
+        self._sleeps = stopped_in_sleep(vm)
+        if not self._sleeps:
+            self._nobody(SUSPENDED, "sleep", self._plan.binary.version)
+
+    def _at(self, path: str, console: Console) -> Device | None:
+        """The device that a path in the guest's sysfs belongs to, the innermost where several do."""
+        found = {}
+        for device in self._devices:
+            at = console.run(f"device_path {device.name} {guest_slot(device, self._plan.planned.plan) or ''}").strip()
+            if at and f"{path}/".startswith(f"{at}/"):
+                found[at] = device
+        return found[max(found, key=len)] if found else None
 
     def _reboot(self, vm: Vm, console: Console) -> None:
         """Let the guest reset its machine, up to where firmware is done, or the kernel where there is none."""

@@ -45,6 +45,22 @@ def sections_for(recording: Recording, mode: GuestMode) -> list[Section]:
     return [park(section, recording.architecture) for section in recording.sections]
 
 
+def awake(sections: Iterable[Section]) -> list[Section]:
+    """The sections of an incoming stream: its guest has not suspended its machine yet.
+
+    QEMU 10.0 aborts a secondary that is to go on with a machine that sleeps (``vm_start``): told so by the incoming
+    stream, it would do that whatever is loaded behind.
+    """
+    return [_awake(section) if section.idstr == "globalstate" else section for section in sections]
+
+
+def _awake(section: Section) -> Section:
+    """``vmstate_globalstate`` (``migration/global_state.c``); before 9.0 it does not say that a machine sleeps."""
+    fields = [] if section.desc is None else decode(section.payload, section.desc)
+    sleeps = next((field for field in fields if field.path == "vm_was_suspended"), None)
+    return section if sleeps is None else replace(section, payload=patch(section.payload, sleeps, 0))
+
+
 def encode(sections: Iterable[Section]) -> bytes:
     """The sections as they go on the wire."""
     return b"".join(section.encode() for section in sections)

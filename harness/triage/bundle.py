@@ -45,7 +45,7 @@ from harness.results.folder import read_matrix
 from harness.results.outcome import Outcome
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
-from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
+from harness.state.transforms import GuestMode, awake, encode, label_of, only, sections_for, without
 from harness.stream import wire
 from harness.stream.model import Stream
 from harness.stream.reader import read_stream
@@ -500,7 +500,7 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
         run_s=0.0,
         dialect_resets=False,
         head=recording.head,
-        body=b"".join(incoming_body(described, ram, encode(started))),
+        body=b"".join(incoming_body(described, ram, encode(awake(started)))),
         checkpoints=(CaseCheckpoint(devices=devices, times=loads),) if loads else (),
         loads=loads,
         back_to_back=False,

@@ -15,7 +15,7 @@ from harness.engines.schedule import Checkpoint
 from harness.guests.machine import Machine
 from harness.packs.pack import Recording, StatePack, last_ram
 from harness.qemu.cmdline import Option
-from harness.state.transforms import GuestMode, encode, label_of, only, sections_for, without
+from harness.state.transforms import GuestMode, awake, encode, label_of, only, sections_for, without
 from harness.stream.model import RamBlock, Section
 from harness.stream.ram import encode_mem_size, encode_ram_section
 from harness.stream.wire import PAGE_SIZE, SectionType
@@ -146,7 +146,8 @@ class Reduced(Buffers):
 
     def whole_state(self, phase: str, mode: GuestMode, absent: Labels = frozenset()) -> bytes:
         """The sections of the incoming stream."""
-        return encode(without(self._started(self._sections(self._whole.pack.recordings[phase], mode)), absent))
+        sections = self._sections(self._whole.pack.recordings[phase], mode)
+        return encode(awake(without(self._started(sections), absent)))
 
     def page_count(self) -> int:
         """Pages with content that the candidate sends."""

@@ -253,7 +253,7 @@ def _named(error: HarnessError) -> str:
 def _up_to_the_last(wanted: Sequence[str]) -> list[str]:
     """The phases to be recorded: a guest goes through them in their order, and stops behind the last that is wanted.
 
-    A disk can fail as soon as it is bound.
+    A disk can fail, and a driver suspend its device, as soon as it is bound.
     """
     last = ordered_phases(wanted)[-1]
     usual = ordered_phases([*USUAL_PHASES, last])

@@ -177,3 +177,38 @@ def test_what_moved_once_may_have_been_its_driver_and_is_not_busy(
     names = "auto_none auto_busy auto_note auto_moves auto_check"
     done, said = shell(tmp_path, names, script)
     assert (done, "did not move" in said) == (status, bool(status))
+
+
+KERNEL_LOG = """\
+[    8.0] virtio_blk virtio0: PM: failed to suspend: error -5
+[    9.0] postload: mark suspended
+[    9.1] PM: suspend entry (deep)
+[    9.2] sd 0:0:0:0: PM: failed to suspend noirq: error -16
+[    9.3] PM: Some devices failed to suspend, or early wake event detected
+"""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "log", "status", "said"),
+    [
+        ("s2idle [deep]", "", 0, ""),
+        ("[s2idle]", "", 3, "the machine has no S3 for this kernel: [s2idle] in mem_sleep\n"),
+        (
+            "[s2idle] deep",
+            KERNEL_LOG,
+            3,
+            "refused {sysfs}/devices/host0/0:0:0:0\n[    9.2] sd 0:0:0:0: PM: failed to suspend noirq: error -16\n",
+        ),
+        ("s2idle [deep]", "[ 9.0] PM: no more tasks\n", 3, "[ 9.0] PM: no more tasks\n"),
+    ],
+)
+def test_who_keeps_the_machine_from_sleep_is_said(tmp_path: Path, kinds: str, log: str, status: int, said: str) -> None:
+    (tmp_path / "power").mkdir()
+    (tmp_path / "power/mem_sleep").write_text(f"{kinds}\n")
+    (tmp_path / "devices/host0/0:0:0:0").mkdir(parents=True)
+    (tmp_path / "log").write_text(log)
+    if log:
+        (tmp_path / "power/state").mkdir()  # cannot be written to
+    fakes = f"log_mark() {{ :; }}; dmesg() {{ cat {tmp_path}/log; }}"
+    done, told = shell(tmp_path, "suspend log_new", f"{fakes}; suspend 2> /dev/null")
+    assert (done, told) == (status, said.format(sysfs=tmp_path))
