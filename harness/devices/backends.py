@@ -112,7 +112,15 @@ class Tpm(Model):
     kind: Literal["tpm"] = "tpm"
 
 
+class VhostDisk(Model):
+    """An empty disk whose requests a program beside QEMU carries out (:mod:`harness.qemu.vhostdisk`): the guest shares
+    its memory with that."""
+
+    kind: Literal["vhost-disk"] = "vhost-disk"
+    size_bytes: Annotated[int, Field(ge=512, le=1 << 50)]
+
+
 Backend = Annotated[
-    Disk | Netdev | LoneTap | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm,
+    Disk | Netdev | LoneTap | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm | VhostDisk,
     Field(discriminator="kind"),
 ]

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
-from harness.devices.backends import Backend, Model
+from harness.devices.backends import Backend, Model, VhostDisk
 from harness.devices.saved import Registers, Rule
 from harness.errors import UsageError
 
@@ -179,6 +179,11 @@ class Device:
     def wide(self) -> bool:
         """Whether the guest has to look for its drivers, and so must have all of them on board."""
         return self.guest.bind.startswith("auto_bind ")
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether a program beside QEMU has to have the guest's memory for it."""
+        return any(isinstance(backend, VhostDisk) for backend in self.backends.values())
 
     def attached(self, family: str) -> list[Attachment]:
         """What has to be added to a machine of this family."""

@@ -27,6 +27,7 @@ from harness.devices.backends import (
     Model,
     Netdev,
     Tpm,
+    VhostDisk,
 )
 from harness.devices.device import VARIANT, Attachment, BuiltIn, Device, GuestCommands, KernelName, KernelParameter
 from harness.devices.saved import Registers, Rule
@@ -75,6 +76,13 @@ class MemdevModel(Model):
     share: bool = False
 
 
+class VhostDiskModel(Model):
+    """A disk behind vhost-user, its size as people write it."""
+
+    kind: Literal["vhost-disk"]
+    size: Size
+
+
 class _BuiltIn(Model):
     bus: str
     address: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
@@ -83,7 +91,7 @@ class _BuiltIn(Model):
 
 #: A backend as YAML has it.
 BackendModel = Annotated[
-    DiskModel | MemdevModel | Netdev | Chardev | Audiodev | Fsdev | Cryptodev | Canbus | Tpm,
+    DiskModel | MemdevModel | Netdev | Chardev | Audiodev | Fsdev | Cryptodev | Canbus | Tpm | VhostDiskModel,
     Field(discriminator="kind"),
 ]
 
@@ -221,6 +229,8 @@ def backend_of(model: BackendModel) -> Backend:
     """What YAML says of a backend, with its size in bytes."""
     if isinstance(model, MemdevModel):
         return Memdev(size_bytes=size_bytes(model.size), share=model.share)
+    if isinstance(model, VhostDiskModel):
+        return VhostDisk(size_bytes=size_bytes(model.size))
     if isinstance(model, DiskModel):
         return Disk(size_bytes=size_bytes(model.size), medium=model.medium, sector_bytes=model.sector_bytes)
     return model
@@ -265,7 +275,7 @@ def _without_defaults(found: dict[str, Any], model: type[Model]) -> dict[str, An
 def _backend_text(device: Device, name: str) -> dict[str, Any]:
     backend = device.backends[name]
     found = {"kind": backend.kind} | backend.model_dump(exclude_defaults=True)
-    if isinstance(backend, Disk | Memdev):
+    if isinstance(backend, Disk | Memdev | VhostDisk):
         found["size"] = size_text(found.pop("size_bytes"))
     if name in device.patterns:
         found["pattern"] = device.patterns[name]

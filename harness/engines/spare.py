@@ -15,19 +15,17 @@ ends. The guest was told of its memory when it booted, and no device state has i
 from __future__ import annotations
 
 from harness.errors import HarnessError
-from harness.guests.machine import Machine
+from harness.guests.machine import SPARE_BYTES, Machine
 from harness.packs.pack import StatePack
 from harness.qemu.cmdline import Option
 from harness.stream.model import RamBlock
 from harness.stream.ram import with_larger_block
 
-#: QEMU rounds the size of its memory up to a multiple of this.
-SPARE_BYTES = 8192
-
 
 def spare_of(machine: Machine) -> int:
-    """Bytes that a machine has to have more than were recorded: KVM tells of each page that was written."""
-    return SPARE_BYTES if machine.accel == "tcg" else 0
+    """Bytes that a machine has to have more than were recorded: KVM tells of each page that was written, and memory
+    that is shared was recorded with them."""
+    return SPARE_BYTES if machine.accel == "tcg" and not machine.plan.shares_memory else 0
 
 
 def memory_option(machine: Machine, spare_bytes: int) -> Option:

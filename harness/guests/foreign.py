@@ -28,6 +28,7 @@ from harness.devices.backends import (
     Model,
     Netdev,
     Tpm,
+    VhostDisk,
 )
 from harness.errors import PackError
 from harness.guests.plan import WORD, GuestPlan, PlacedDevice
@@ -90,6 +91,7 @@ BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Cryptodev: re.compile(r"cryptodev"),
     Canbus: re.compile(r"canbus[0-7]?"),
     Tpm: re.compile(r"tpmdev"),
+    VhostDisk: re.compile(r"chardev"),
 }
 #: Properties that name another device of the plan.
 REFERENCE_KEYS = frozenset({"bmc", "subsys", "target", "primary-bus"})

@@ -23,13 +23,14 @@ from harness.devices.backends import (
     Memdev,
     Netdev,
     Tpm,
+    VhostDisk,
 )
 from harness.errors import HostError, PackError
 from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
 from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice
-from harness.qemu import swtpm
+from harness.qemu import swtpm, vhostdisk
 from harness.qemu.cmdline import CommandLine, Option, Scalar
 from harness.qemu.listed import listing
 from harness.qemu.lonetap import lone_tap_option
@@ -72,6 +73,11 @@ _VERSION = re.compile(r"-(\d{1,3})\.(\d{1,3})$")
 _DESCRIBES = (2, 4)
 FAULTS_SUFFIX = "-faults"
 _VMSTATE = "postload-vmstate"
+#: Memory of the guest that programs beside QEMU have too.
+_SHARED = "postload-memory"
+#: Memory that no guest knows of, where one may run in a QEMU that sends its memory (:mod:`harness.engines.spare`). QEMU
+#: rounds the size of its memory up to a multiple of this.
+SPARE_BYTES = 8192
 _VMSTATE_FILE = (f"{_VMSTATE}.qcow2", 1 << 20)
 
 
@@ -217,8 +223,11 @@ class Machine:
 
 def lacking_program(backends: Iterable[Backend]) -> Lack | None:
     """The program that one of some backends is and that this host has not, or None where it has all."""
-    if any(isinstance(backend, Tpm) for backend in backends) and swtpm.program() is None:
-        return Lack(what=Lacks.PROGRAM, names=(swtpm.PROGRAM, swtpm.PACKAGE))
+    for backend in backends:
+        if isinstance(backend, Tpm) and swtpm.program() is None:
+            return Lack(what=Lacks.PROGRAM, names=(swtpm.PROGRAM, swtpm.PACKAGE))
+        if isinstance(backend, VhostDisk) and vhostdisk.program() is None:
+            return Lack(what=Lacks.PROGRAM, names=(vhostdisk.PROGRAM, vhostdisk.PACKAGE))
     return None
 
 
@@ -249,8 +258,11 @@ def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[O
         yield from architecture.cpu_options(accel)
     else:
         yield Option(name="cpu", first=plan.cpu.model, props=plan.cpu.features)
-    yield Option(name="m", first=str(plan.memory_mib), props=_memory_room(plan))
+    yield Option(name="m", first=_memory_size(plan), props=_memory_room(plan))
     yield Option(name="smp", first=str(plan.cpus), props=_topology(plan))
+    if plan.shares_memory:
+        shared: dict[str, Scalar] = {"id": _SHARED, "size": _memory_size(plan), "share": True}
+        yield Option(name="object", first="memory-backend-memfd", props=shared)
     for name in plan.memory_backends():
         memory = plan.backends[name]
         assert isinstance(memory, Memdev)  # of a plan that was checked
@@ -268,6 +280,14 @@ def _guest_options(plan: GuestPlan, accel: str, boot: Boot | None) -> Iterator[O
         yield architecture.firmware.device
 
 
+def _memory_size(plan: GuestPlan) -> str:
+    """As ``-m`` has it, in MiB, or with its unit behind it.
+
+    Memory that is a backend cannot be made longer when a guest migrates: it has the spare pages from the start.
+    """
+    return f"{(plan.memory_mib << 10) + (SPARE_BYTES >> 10)}k" if plan.shares_memory else str(plan.memory_mib)
+
+
 def _memory_room(plan: GuestPlan) -> dict[str, Scalar]:
     if not plan.memory_room_mib:
         return {}
@@ -275,7 +295,8 @@ def _memory_room(plan: GuestPlan) -> dict[str, Scalar]:
 
 
 def _machine_properties(plan: GuestPlan) -> dict[str, Scalar]:
-    named = {} if plan.ram is None else {"memory-backend": plan.ram}
+    ram = _SHARED if plan.shares_memory else plan.ram
+    named = {} if ram is None else {"memory-backend": ram}
     return {**plan.machine_properties, **named, **_described(plan.machine)}
 
 
@@ -342,6 +363,8 @@ def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[
         yield _object_option(name, backend)
     elif isinstance(backend, Tpm):
         yield swtpm.tpm_option(name)
+    elif isinstance(backend, VhostDisk):
+        yield vhostdisk.vhost_disk_option(name, backend.size_bytes)
     else:
         yield from _disk_options(machine, name, backend)
         if name in machine.faults:

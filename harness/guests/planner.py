@@ -239,7 +239,7 @@ class _GuestDraft:
 
 def _ways(device: Device) -> tuple[object, ...]:
     """In what a guest is another one with a device: those that share a guest have all of it in common."""
-    return device.default, device.machine, device.cmdline
+    return device.default, device.machine, device.cmdline, device.shares_memory
 
 
 def _type_of(device: Device) -> str:

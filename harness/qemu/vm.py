@@ -26,6 +26,7 @@ from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 from harness.qemu.process import Exit, Process, new_workdir, socket_path
 from harness.qemu.scope import ProcessScope
 from harness.qemu.swtpm import TpmEmulator
+from harness.qemu.vhostdisk import StorageDaemon, is_vhost_disk
 
 START_TIMEOUT_S = 30.0
 
@@ -38,7 +39,7 @@ class Vm:
     :param passed: further sockets that the command line names by number
     :param scope: the run that it belongs to (see :class:`~harness.qemu.process.Process`)
     :raises QemuError: QEMU ended before it greeted; the message holds what it printed
-    :raises MissingError: it has a TPM, or a tap of its own, and there is none to be had here
+    :raises MissingError: it has a TPM, a tap or a disk of its own, and there is none to be had here
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class Vm:
         folder = workdir or new_workdir()
         try:
             taps = [HeldTap(option) for option in command.options if is_lone_tap(option)]
-            self._tpms = _tpms(command, scope)
+            self._beside = _beside(command, scope)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        command = _with_taps(command, taps)
+        command = _without_disks(_with_taps(command, taps))
         qmp, qmp_child = socket.socketpair()
         self.console, console_child = socket.socketpair()
         line = command.plus(
@@ -65,9 +66,9 @@ class Vm:
             Option(name="mon", props={"chardev": "postload-qmp", "mode": "control"}),
             *_socket_chardev("postload-console", console_child, logfile=str(folder / "console.log")),
             Option(name="serial", first="chardev:postload-console"),
-            *(tpm.option for tpm in self._tpms),
+            *(program.option for program in self._beside),
         )
-        inherited: list[socket.socket | FileIO] = [qmp_child, console_child, *(tpm.line for tpm in self._tpms)]
+        inherited: list[socket.socket | FileIO] = [qmp_child, console_child, *(each.line for each in self._beside)]
         inherited += [file for tap in taps for file in tap.files]
         try:
             self.process = Process(
@@ -79,7 +80,7 @@ class Vm:
                 confinement=command.confinement,
             )
         except BaseException:
-            self._close_tpms()
+            self._close_beside()
             self.console.close()
             qmp.close()
             raise
@@ -100,7 +101,7 @@ class Vm:
             raise
 
     def _give_up(self) -> None:
-        self._close_tpms()
+        self._close_beside()
         self.console.close()
         self.process.close()
 
@@ -131,14 +132,14 @@ class Vm:
     def close(self) -> None:
         """Kill QEMU and what works beside it, close both sockets, remove the scratch folder."""
         self.process.kill()
-        self._close_tpms()
+        self._close_beside()
         self.monitor.close()
         self.console.close()
         self.process.close()
 
-    def _close_tpms(self) -> None:
-        for tpm in self._tpms:
-            tpm.close()
+    def _close_beside(self) -> None:
+        for program in self._beside:
+            program.close()
 
     def __enter__(self) -> Vm:
         return self
@@ -149,16 +150,18 @@ class Vm:
         self.close()
 
 
-def _tpms(command: CommandLine, scope: ProcessScope | None) -> list[TpmEmulator]:
-    """The emulators that a command line wants."""
-    started: list[TpmEmulator] = []
+def _beside(command: CommandLine, scope: ProcessScope | None) -> list[TpmEmulator | StorageDaemon]:
+    """The programs that a command line wants beside its QEMU."""
+    started: list[TpmEmulator | StorageDaemon] = []
     try:
         for option in command.options:
             if option.name == "tpmdev":
                 started.append(TpmEmulator(option, scope=scope, confinement=command.confinement))
+            elif is_vhost_disk(option):
+                started.append(StorageDaemon(option, scope=scope, confinement=command.confinement))
     except BaseException:
-        for tpm in started:
-            tpm.close()
+        for program in started:
+            program.close()
         raise
     return started
 
@@ -167,6 +170,11 @@ def _with_taps(command: CommandLine, taps: Sequence[HeldTap]) -> CommandLine:
     """The command line with the files of taps that it names."""
     made = iter(taps)
     return replace(command, options=tuple(next(made).option if is_lone_tap(o) else o for o in command.options))
+
+
+def _without_disks(command: CommandLine) -> CommandLine:
+    """The command line without what :class:`StorageDaemon` has an option in place of."""
+    return replace(command, options=tuple(option for option in command.options if not is_vhost_disk(option)))
 
 
 def _socket_chardev(name: str, child: socket.socket, **more: str) -> tuple[Option, ...]:

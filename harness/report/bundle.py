@@ -13,6 +13,7 @@ from typing import Any
 from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.vhostdisk import VHOST_DISK
 from harness.report.allocations import allocations_how, allocations_text
 from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
 from harness.report.stacks import stack_text, symbols_text
@@ -334,17 +335,23 @@ def _scratch(document: dict[str, Any]) -> str:
     return f"\n   SCRATCH is a folder with empty images: {', '.join(images)}." if images else ""
 
 
-def _tpm(document: dict[str, Any]) -> str:
-    """What is beside QEMU where the machine has a TPM."""
-    if not any(option["name"] == "tpmdev" for option in document["options"]):
-        return ""
-    return "# The chardev of -tpmdev is a socket to a swtpm with an empty TPM: reproduce.py starts one.\n"
+def _beside(document: dict[str, Any]) -> str:
+    """What is beside QEMU where the machine has a TPM, or a disk behind vhost-user."""
+    lines = ""
+    if any(option["name"] == "tpmdev" for option in document["options"]):
+        lines += "# The chardev of -tpmdev is a socket to a swtpm with an empty TPM: reproduce.py starts one.\n"
+    if any(option["props"].get("fd") == VHOST_DISK for option in document["options"]):
+        lines += (
+            f"# A chardev with fd={VHOST_DISK} is a socket to a qemu-storage-daemon with an empty disk of this size:\n"
+            "# reproduce.py starts one.\n"
+        )
+    return lines
 
 
 def _command_file(document: dict[str, Any]) -> str:
     scratch = _scratch(document).strip()
     return (
-        f"{shell_line(document)}\n\n{f'# {scratch}{chr(10)}' if scratch else ''}{_tpm(document)}"
+        f"{shell_line(document)}\n\n{f'# {scratch}{chr(10)}' if scratch else ''}{_beside(document)}"
         "# Then, over QMP: migrate-set-capabilities x-colo=true (new builds: return-path=true as well), and\n"
         "# migrate-incoming unix:PATH. What is sent there is in reproduce.py, class Primary. -v shows what it runs.\n"
     )

@@ -350,6 +350,49 @@ class Tpm:
         self._process.wait()
 
 
+class VhostDisk:
+    """What is behind a ``-chardev socket,fd=vhost-user-disk``: a program with an empty disk. ``close`` ends it."""
+
+    def __init__(self, option: str, folder: Path) -> None:
+        said = dict(part.split("=", 1) for part in option.split(",")[1:])
+        image, place = folder / f"{Path(said['id']).name}.disk", folder / f"{Path(said['id']).name}.sock"
+        with image.open("wb") as file:
+            file.truncate(int(said["size"]))
+        self.line = socket.socket(socket.AF_UNIX)
+        with socket.socket(socket.AF_UNIX) as server:
+            # by a short name, however deep the folder is
+            handle = os.open(folder, os.O_PATH)
+            address = f"/proc/self/fd/{handle}/{place.name}"
+            server.bind(address)
+            server.listen(1)
+            self.line.connect(address)
+            os.close(handle)
+            export = f"type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=fd,addr.str={server.fileno()}"
+            argv = ["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=file,filename={image}"]
+            argv += ["--blockdev", "driver=raw,node-name=disk,file=file", "--export", export]
+            try:
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[server.fileno()],
+                    start_new_session=True,
+                    preexec_fn=die_with(os.getpid()),
+                )
+            except OSError as error:
+                self.line.close()
+                raise Untried(
+                    f"{argv[0]}, which has a disk of the machine, cannot be started: {error.strerror}"
+                ) from error
+        self.option = f"socket,id={said['id']},fd={self.line.fileno()}"
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait()
+
+
 #: Makes a tap device in a network of its own, in which nobody is, and sends its files.
 TAP_MAKER = """
 import array, ctypes, fcntl, os, socket, struct, sys
@@ -393,13 +436,16 @@ class Qemu:
     """One QEMU with a QMP session over a socket pair and a folder of its own; ``close`` ends both."""
 
     def __init__(self, argv: Sequence[str], folder: Path, env: dict[str, str]) -> None:
-        self._tpms = [Tpm(argv[n + 1], folder) for n, word in enumerate(argv[:-1]) if word == "-tpmdev"]
+        tpms = [Tpm(argv[n + 1], folder) for n, word in enumerate(argv[:-1]) if word == "-tpmdev"]
         taps = {word: Tap(word) for word in argv if word.startswith("tap,") and ",fd=lone," in word}
-        argv = [taps[word].option if word in taps else word for word in argv]
+        disks = {word: VhostDisk(word, folder) for word in argv if ",fd=vhost-user-disk," in word}
+        made = {word: tap.option for word, tap in taps.items()} | {word: disk.option for word, disk in disks.items()}
+        argv = [made.get(word, word) for word in argv]
+        self._beside: list[Tpm | VhostDisk] = [*tpms, *disks.values()]
         ours, theirs = socket.socketpair()
         self.argv = [
             *argv,
-            *(word for tpm in self._tpms for word in tpm.argv),
+            *(word for tpm in tpms for word in tpm.argv),
             *("-chardev", f"socket,id=reproduce-qmp,fd={theirs.fileno()}"),
             *("-mon", "chardev=reproduce-qmp,mode=control"),
         ]
@@ -417,7 +463,7 @@ class Qemu:
                     stderr=subprocess.STDOUT,
                     pass_fds=[
                         theirs.fileno(),
-                        *(tpm.line.fileno() for tpm in self._tpms),
+                        *(each.line.fileno() for each in self._beside),
                         *(file for tap in taps.values() for file in tap.files),
                     ],
                     env=dict(os.environ, **env),
@@ -426,10 +472,10 @@ class Qemu:
                 )
         except OSError as error:
             ours.close()
-            self._end_tpms()
+            self._end_beside()
             raise Untried(f"{argv[0]} cannot be started: {error.strerror or error}") from error
         finally:
-            for inherited in (theirs, *(tpm.line for tpm in self._tpms)):
+            for inherited in (theirs, *(each.line for each in self._beside)):
                 inherited.close()
             for tap in taps.values():
                 tap.close()
@@ -517,13 +563,13 @@ class Qemu:
             except OSError:
                 self.process.kill()
             self.process.wait()
-        self._end_tpms()
+        self._end_beside()
         self.host.close()
         self._sock.close()
 
-    def _end_tpms(self) -> None:
-        for tpm in self._tpms:
-            tpm.close()
+    def _end_beside(self) -> None:
+        for each in self._beside:
+            each.close()
 
 
 def send_all(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.devices.backends import Canbus, Disk, Memdev, Netdev, Tpm
+from harness.devices.backends import Canbus, Disk, Memdev, Netdev, Tpm, VhostDisk
 from harness.devices.derive import DerivedDevices, derive_all
 from harness.devices.device import Attachment
 from harness.devices.recipe import load_recipe, load_recipes, recipe_text
@@ -36,7 +36,7 @@ RECIPES = [device for device in load_recipes().devices.values() if not device.re
 MACHINE = {name: Listed(type="bool", kind=BOOLEAN) for name in ("nvdimm", "cxl")}
 #: In a pack from elsewhere these are not taken.
 REFUSED = {"ccid-card-passthru", "igd-passthrough-isa-bridge", "ivshmem-plain", "uefi-vars-sysbus", "uefi-vars-x64"}
-REFUSED |= {"virtio-gpu-gl-pci", "virtio-vga-gl", "xen-platform"}
+REFUSED |= {"vhost-user-blk-pci", "vhost-user-blk-pci+modern", "virtio-gpu-gl-pci", "virtio-vga-gl", "xen-platform"}
 _KINDS = {"n": NUMBER, "b": BOOLEAN, "s": STRING, "o": OTHER}
 
 
@@ -204,6 +204,20 @@ def test_room_for_memory_and_properties_of_the_machine_are_planned() -> None:
     assert [(guest.plan.memory_room_mib, guest.plan.memory_slots) for guest in planned] == [(256, 1)] * 2
     (guest,) = planned_guests("pc-q35-7.2", "q35", [devices["virtio-pmem-pci"], devices["pc-dimm"]]).guests
     assert (guest.plan.memory_room_mib, guest.plan.memory_slots) == (512, 2)
+
+
+def test_a_disk_behind_vhost_user_has_a_guest_of_its_own() -> None:
+    """That guest's memory is shared: nobody else's shall be."""
+    derived = derived_in("7.2")
+    disk = derived.devices["vhost-user-blk-pci"]
+    assert disk.backends == {"chardev": VhostDisk(size_bytes=64 << 20)}
+    assert derived.underived["vhost-user-blk"].row == disk.name
+    assert derived.underived["vhost-user-fs-pci"].status is Status.NEEDS
+    planned = planned_guests("pc-q35-7.2", "q35", [disk, derived.devices["e1000"]]).guests
+    assert [(guest.names, guest.plan.shares_memory) for guest in planned] == [
+        (("vhost-user-blk-pci",), True),
+        (("e1000",), False),
+    ]
 
 
 def test_what_wants_parameters_of_the_kernel_shares_a_guest_with_its_like() -> None:

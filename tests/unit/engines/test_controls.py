@@ -19,8 +19,9 @@ from harness.engines.evidence import Break, Evidence
 from harness.engines.fresh import merge
 from harness.engines.incoming import State
 from harness.engines.pair import count_checkpoints
-from harness.engines.spare import SPARE_BYTES, memory_option, spare_of
+from harness.engines.spare import memory_option, spare_of
 from harness.errors import HarnessError
+from harness.guests.machine import SPARE_BYTES
 from harness.oracles.marker import marker
 from harness.packs.manifest import BlockModel
 from harness.packs.pack import StatePack

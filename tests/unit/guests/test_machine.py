@@ -8,10 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from harness.devices.backends import Audiodev, Backend, Canbus, Chardev, Cryptodev, Disk, Fsdev, Memdev, Netdev, Tpm
+from harness.devices.backends import (
+    Audiodev,
+    Backend,
+    Canbus,
+    Chardev,
+    Cryptodev,
+    Disk,
+    Fsdev,
+    Memdev,
+    Netdev,
+    Tpm,
+    VhostDisk,
+)
+from harness.engines.spare import spare_of
 from harness.errors import HostError
 from harness.guests.images import PATTERN_OFFSET_BYTES, pattern
-from harness.guests.machine import Boot, DiskKind, Machine, firmware_sink, small_machine
+from harness.guests.machine import SPARE_BYTES, Boot, DiskKind, Machine, firmware_sink, small_machine
 from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.qemu.cmdline import Option
 
@@ -130,6 +143,22 @@ def test_backends_stand_before_their_device(backend: Backend, given: list[str]) 
     placed = PlacedDevice(id="x", type="toy", backends={"thing": "b"})
     plan = BARE.model_copy(update={"devices": (placed,), "backends": {"b": backend}})
     assert argv(Machine(plan=plan, accel="tcg"))[-4:] == [*given, "-device", "toy,id=x,thing=b"]
+
+
+def test_a_disk_behind_vhost_user_has_the_memory_of_the_guest_too() -> None:
+    """That memory has the spare pages from the start, since its backend cannot be made longer."""
+    placed = PlacedDevice(id="x", type="vhost-user-blk-pci", owner="disk", backends={"chardev": "b"})
+    plan = BARE.model_copy(update={"devices": (placed,), "backends": {"b": VhostDisk(size_bytes=MIB)}})
+    machine = Machine(plan=plan, accel="tcg")
+    assert argv(machine) == [
+        *("-m", "16392k", "-smp", "1"),
+        *("-object", "memory-backend-memfd,id=postload-memory,size=16392k,share=on"),
+        *("-chardev", "socket,id=b,fd=vhost-user-disk,size=1048576"),
+        *("-device", "vhost-user-blk-pci,id=x,chardev=b"),
+        *("-machine", "memory-backend=postload-memory"),
+    ]
+    assert (spare_of(machine), spare_of(MACHINE)) == (0, SPARE_BYTES)
+    assert not plan.only(()).shares_memory
 
 
 def test_memory_has_room_and_devices_name_each_other() -> None:
