@@ -39,10 +39,10 @@ def pack_of_plan(pack: StatePack, plan: GuestPlan, without: Collection[str]) -> 
     """
     text = json.dumps([pack.content, sorted(without), plan.model_dump(mode="json")], sort_keys=True)
     key = part_key(hashlib.sha256(text.encode()).hexdigest()[:32], foreign=pack.foreign)
-    return StatePack(publish_dir(key, lambda folder: _Part(pack, plan, without).write(folder)))
+    return StatePack(publish_dir(key, lambda folder: _SmallerPack(pack, plan, without).write(folder)))
 
 
-class _Part:
+class _SmallerPack:
     """A pack on its way to a smaller one."""
 
     def __init__(self, pack: StatePack, plan: GuestPlan, without: Collection[str]) -> None:
