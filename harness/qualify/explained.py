@@ -132,6 +132,7 @@ class SetAlike(StrEnum):
     MEMORY_SIZE = "memory-size"
     BLOCK_OWNER = "block-owner"
     MACHINE_TYPE = "machine-type"
+    REGISTERS = "registers"  # of an ARM CPU: one that the recording has is not on the loading side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ values: what the loading side would have.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,10 @@ from harness.stream.vmdesc import DeviceDesc, FieldDesc, StructDesc, decode
 SAVE_TIMEOUT_S = 60.0
 _FEATURES = "guest_features"
 _SHOWN_CHARS = 40
+#: Numbers of the registers in the section of an ARM CPU (``target/arm/machine.c``), u64 big-endian each; it refuses to
+#: load one that it does not know (``cpu_post_load``).
+_REGISTERS = "cpreg_vmstate_indexes"
+_SHOWN_REGISTERS = 4
 
 _DEVICE = re.compile(r"error while loading state for instance 0x([0-9a-f]+) of device '([^']+)'")
 _FAILED = (
@@ -281,6 +286,16 @@ def _evidence(
         for d in differences
         if d.section == label or (label is None and d.differs in (Differs.SECTION, Differs.BLOCK))
     )
+    unknown = sorted(_registers(recorded.get(label or "")) - _registers(own.sections.get(label or "")))
+    if unknown and error.field is None:
+        return FieldEvidence(
+            section=label,
+            field=_REGISTERS,
+            said=error.said,
+            recorded=", ".join(f"{number:#x}" for number in unknown[:_SHOWN_REGISTERS]),
+            differences=told,
+            setting=SetAlike.REGISTERS,
+        )
     return FieldEvidence(
         section=label,
         field=error.field,
@@ -307,6 +322,16 @@ def _value(section: Section | None, path: str | None) -> int | str | None:
             continue
         return None if isinstance(value, str) and len(value) > _SHOWN_CHARS else value
     return None
+
+
+def _registers(section: Section | None) -> frozenset[int]:
+    """Which registers the section of an ARM CPU has; none for any other section."""
+    fields = [] if section is None else decode_section(section)
+    found = next((field for field in fields if field.path == _REGISTERS), None)
+    if section is None or found is None:
+        return frozenset()
+    raw = bytes(section.payload)[found.offset : found.offset + found.size]
+    return frozenset(number for (number,) in struct.iter_unpack(">Q", raw[: len(raw) - len(raw) % 8]))
 
 
 def decode_section(section: Section) -> list[Field]:

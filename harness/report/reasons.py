@@ -265,6 +265,7 @@ _SETTINGS = {
     ),
     SetAlike.MEMORY_SIZE: "give the loading side the same memory size and ROM sizes (-m, romsize= of the device)",
     SetAlike.BLOCK_OWNER: "give the loading side the device that owns the block",
+    SetAlike.REGISTERS: "the loading side's CPU has no such register: restart the guest there",
     SetAlike.MACHINE_TYPE: "use machine type {recorded} on the loading side",
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,18 @@ def test_more_bytes_than_say_anything_are_not_shown() -> None:
     desc = described([{"name": "scanout", "type": "buffer", "size": 64}, {"name": "few", "type": "buffer", "size": 4}])
     held = section("dev", bytes(range(68)), desc=desc)
     assert (_value(held, "scanout"), _value(held, "few")) == (None, "40414243")
+
+
+def test_a_register_of_an_arm_cpu_that_the_loading_side_has_not_is_named(make_pack: Any) -> None:
+    def cpu(*registers: int) -> Section:
+        held = {"name": "cpreg_vmstate_indexes", "type": "int64", "size": 8 * len(registers)}
+        desc = described([{**held, "type": "buffer"}], name="cpu", vmsd_name="cpu")
+        return section("cpu", struct.pack(f">{len(registers)}Q", *registers), desc=desc)
+
+    with StatePack(make_pack()) as pack:
+        recording = replace(pack.recordings["bound"], sections=(cpu(0x6030000000130001, 0x40200000200F3A00),))
+        own = OwnState(sections={"cpu": cpu(0x6030000000130001, 0x6030000000130002)}, blocks=())
+        (found,) = explain_errors([LoadError(section="cpu", said="no")], recording, [], own)
+    assert (found.field, found.recorded) == ("cpreg_vmstate_indexes", "0x40200000200f3a00")
+    assert "0x40200000200f3a00 in the recording" in explained_text(found)
+    assert "restart the guest" in remedy_text(found)
