@@ -128,7 +128,9 @@ def _is_refused(cell: Cell) -> bool:
 def _doubts(cells: Sequence[Cell], needed: str, *, resets: bool) -> list[ColoReason]:
     """What was not judged, the device that is needed first."""
     counted = [c for c in cells if c.by_load and not (resets and c.schedule == Schedule.BACK_TO_BACK)]
-    doubts = [] if any(c.device == needed for c in counted) else [_why(Why.NOT_JUDGED, needed)]
+    # a phase that it does not reach says nothing of it: one has to have been loaded
+    loaded = any(c.device == needed and not c.outcome.passed_over for c in counted)
+    doubts = [] if loaded else [_why(Why.NOT_JUDGED, needed)]
     # what an oracle leaves out was blamed by a load, and stands there
     doubts += [_left_out(c) for c in cells if (c.excluded and c in counted) or not _was_judged(c)]
     return doubts

@@ -583,6 +583,13 @@ def test_a_device_with_nothing_to_do_in_a_phase_leaves_no_doubt(binary: QemuBina
     assert found == {Missed.NOTHING_TO_DO: SAFE, Missed.REPORTS_ERRORS: SAFE, Missed.FAILED: UNDECIDED}
 
 
+def test_where_the_platform_was_not_loaded_once_nothing_is_called_safe(binary: QemuBinary) -> None:
+    lack = Unreached(phase="suspended", how=Missed.NOTHING_TO_DO, step="suspend", said="it does not sleep")
+    cells = [cell_of(plan(device), binary, UNSUPPORTED, causes=(lack,)) for device in ("platform", "ahci")]
+    result = machine_result(seen_machine(binary), cells)
+    assert (result.colo, result.because[0].device) == (UNDECIDED, "platform")
+
+
 def test_without_the_platform_the_reason_is_that_it_was_not_judged(binary: QemuBinary) -> None:
     result = machine_result(seen_machine(binary), [cell_of(plan("ahci"), binary)])
     assert result.because == (ColoReason(device="platform", causes=(Undecided(why=Why.NOT_JUDGED),)),)
