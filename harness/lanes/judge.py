@@ -452,7 +452,7 @@ class _Row:
             evidence = session.evidence
             yield self.undecided(
                 Undecided(why=Why.OTHERS, acked=evidence.loads_acked, asked=evidence.loads_asked),
-                excluded=tuple(sorted(excluded)),
+                excluded=excluded,
             )
 
     def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
@@ -593,13 +593,13 @@ class _Row:
                 loads_acked=evidence.loads_acked,
                 checkpoints_acked=evidence.checkpoints_acked,
             ),
-            excluded=tuple(sorted(excluded)),
+            excluded=excluded,
             warnings=warnings_of(evidence),
             loads_per_second=round(rate, 1),
             shared_with="" if session.cell == str(self._key) else session.cell,
         )
 
-    def undecided(self, cause: Undecided, excluded: tuple[str, ...] = ()) -> Cell:
+    def undecided(self, cause: Undecided, excluded: frozenset[str] = frozenset()) -> Cell:
         """Nothing can be said."""
         return self._frame(outcome=Outcome(verdict=Verdict.HARNESS_ERROR, causes=(cause,)), excluded=excluded)
 
@@ -607,18 +607,20 @@ class _Row:
         self,
         *,
         outcome: Outcome,
-        excluded: tuple[str, ...] = (),
+        excluded: frozenset[str] = frozenset(),
         warnings: tuple[Warned, ...] = (),
         loads_per_second: float = 0.0,
         shared_with: str = "",
     ) -> Cell:
+        broke = self._bench.known(self._plan.phases) | frozenset(self._blamed)
         return Cell(
             key=self._key,
             record_qemu=self._bench.recorder,
             load_qemu=self._bench.loader,
             outcome=replace(outcome, loads_asked=self._plan.loads),
             sections=tuple(sorted(self._own)),
-            excluded=excluded,
+            excluded=tuple(sorted(excluded & broke)),
+            beside=tuple(sorted(excluded - broke)),
             warnings=warnings,
             loads_per_second=loads_per_second,
             shared_with=shared_with,

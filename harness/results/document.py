@@ -56,7 +56,8 @@ class Cell:
 
     :param engine: what brought the state in: ``colo``, ``fresh`` or ``postcopy``
     :param sections: the device's own that were loaded
-    :param excluded: sections that were not sent, of this device or another
+    :param excluded: sections that were not sent, of this device or another, since they break or are refused
+    :param beside: sections that were not sent either, since they are of the same devices as those
     :param warnings: what QEMU printed while it loaded, with the load at which it came first and how often it came
     :param shared_with: another cell that tells of the same session, which carried this device too; else empty.
         The loads count for each of these cells, and once in a total
@@ -74,6 +75,7 @@ class Cell:
     engine: str = "colo"
     sections: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     warnings: tuple[Warned, ...] = ()
     seconds: float = 0.0
     loads_per_second: float = 0.0
@@ -164,6 +166,11 @@ class Cell:
     def blamed(self) -> tuple[str, ...]:
         """Sections that are to blame."""
         return self.outcome.sections
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """All sections that were not sent."""
+        return (*self.excluded, *self.beside)
 
     @property
     def is_isolated(self) -> bool:

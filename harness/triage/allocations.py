@@ -248,7 +248,7 @@ class _Watched:
             resets=bool(ability.resets_before_load),
             buffers=Buffers(pack).looked_at(binary.path),
             phase=phase_of(cell),
-            excluded=frozenset(cell.excluded),
+            excluded=frozenset(cell.left_out),
             timeout_s=_ANSWER_S,
             budget=LeakBudget(repeat=LEAST_LOADS),
         )

@@ -466,7 +466,7 @@ def whole_case(cell: Cell, pack: StatePack | None) -> Case:
             "drift or a leak; postload explain has all that is known of it, and the line that shows it again"
         )
     recording = pack.recordings[phase_of(cell)]
-    excluded, labels = frozenset(cell.excluded), frozenset(cell.blamed)
+    excluded, labels = frozenset(cell.left_out), frozenset(cell.blamed)
     parked = sections_for(recording, GuestMode.PARKED)
     devices = encode(only(parked, labels) or without(parked, excluded))
     ram = pack.ram_whole(recording.name)

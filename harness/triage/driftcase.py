@@ -35,7 +35,7 @@ def drift_cases(cell: Cell, pack: StatePack, frame: Case) -> Iterator[Case]:
         raise UsageError(f"{cell.id}: the fields that drift are not in its recording; postload explain shows them")
     parked = sections_for(recording, GuestMode.PARKED)
     cpu = cpu_labels(recording)
-    for state in (encode(only(parked, cpu | set(labels))), encode(without(parked, frozenset(cell.excluded)))):
+    for state in (encode(only(parked, cpu | set(labels))), encode(without(parked, frozenset(cell.left_out)))):
         yield replace(
             frame,
             kind="drift",

@@ -207,7 +207,7 @@ def _whole(cell: Cell, binary: QemuBinary, ability: ColoAbility, pack: StatePack
         dialect=ability.dialect,
         buffers=Buffers(pack),
         plan=_plan(cell),
-        selection=Selection(own=frozenset(cell.sections), excluded=frozenset(cell.excluded), whole=whole),
+        selection=Selection(own=frozenset(cell.sections), excluded=frozenset(cell.left_out), whole=whole),
         mode=mode,
         pace=Pace(run_s=_RUN_S),
     )

@@ -88,7 +88,7 @@ class Target:
     def labels(self) -> Labels:
         """Every section of the phase that may be loaded."""
         sections = self.buffers.pack.recordings[self.phase].sections
-        return frozenset(label_of(section) for section in sections) - frozenset(self.cell.excluded)
+        return frozenset(label_of(section) for section in sections) - frozenset(self.cell.left_out)
 
     @property
     def control(self) -> str:
@@ -248,7 +248,7 @@ class Tries:
             resets=target.resets,
             buffers=Reduced(target.buffers, candidate),
             phase=candidate.incoming,
-            excluded=frozenset(target.cell.excluded),
+            excluded=frozenset(target.cell.left_out),
             scope=target.scope,
             budget=LEAK_BUDGET,
         )
