@@ -525,11 +525,16 @@ auto_every() {
 
 # auto_irqs: sets count to the interrupts of the PCI device at path.
 auto_irqs() {
-    local number one cpu sum=0
+    local number each sum=0
     for number in "$path"/msi_irqs/*; do
         number=${number##*/}
         [ "$number" != '*' ] || read -r number < "$path/irq"
-        IFS=, read -r one cpu < "/sys/kernel/irq/$number/per_cpu_count" && sum=$((sum + one))
+        read -r each < "/sys/kernel/irq/$number/per_cpu_count" || continue
+        # of each CPU: an interrupt may go to another one from one moment to the next
+        while [ -n "$each" ]; do
+            sum=$((sum + ${each%%,*}))
+            case $each in *,*) each=${each#*,} ;; *) each= ;; esac
+        done
     done
     count=$sum
 }

@@ -212,3 +212,13 @@ def test_who_keeps_the_machine_from_sleep_is_said(tmp_path: Path, kinds: str, lo
     fakes = f"log_mark() {{ :; }}; dmesg() {{ cat {tmp_path}/log; }}"
     done, told = shell(tmp_path, "suspend log_new", f"{fakes}; suspend 2> /dev/null")
     assert (done, told) == (status, said.format(sysfs=tmp_path))
+
+
+def test_interrupts_are_counted_on_all_cpus(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    (device / "msi_irqs").mkdir(parents=True)
+    for number, counts in ((24, "3,40"), (25, "5"), (26, "0,0,100,0")):
+        (device / "msi_irqs" / str(number)).touch()
+        (tmp_path / f"kernel/irq/{number}").mkdir(parents=True)
+        (tmp_path / f"kernel/irq/{number}/per_cpu_count").write_text(f"{counts}\n")
+    assert shell(tmp_path, "auto_irqs", f'path={device}; auto_irqs; echo "$count"') == (0, "148\n")
