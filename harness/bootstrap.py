@@ -143,6 +143,8 @@ def missing_needs(command: str, arguments: Sequence[str] = ()) -> list[Need]:
     if command == "test":
         programs += [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm"), ("swtpm_setup", "swtpm-tools")]
         programs += [("virsh", "libvirt-clients"), ("virt-qemu-run", "libvirt-daemon-driver-qemu")]
+        # on Debian 12 it comes with QEMU itself
+        programs.append(("qemu-storage-daemon", "qemu-utils"))
     if command in _WITH_STACKS:
         programs.append(("gdb", "gdb"))
     for program, package in programs:

@@ -143,7 +143,7 @@ def _tool_checks() -> list[HostCheck]:
         ("dpkg-deb", "dpkg", False),
         ("gdb", "gdb: for backtraces", False),
         ("swtpm", "swtpm: for devices that are a TPM", False),
-        ("qemu-storage-daemon", "qemu-system-common: for disks over vhost-user", False),
+        ("qemu-storage-daemon", "qemu-utils (Debian 12: qemu-system-common): for disks over vhost-user", False),
     )
     return [
         HostCheck(

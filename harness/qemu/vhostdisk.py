@@ -18,7 +18,7 @@ from harness.qemu.process import Process, new_workdir, socket_path
 from harness.qemu.scope import ProcessScope
 from harness.qemu.walls import Confinement
 
-PROGRAM, PACKAGE = "qemu-storage-daemon", "qemu-system-common"
+PROGRAM, PACKAGE = "qemu-storage-daemon", "qemu-utils (Debian 12: qemu-system-common)"
 
 VHOST_DISK: Final = "vhost-user-disk"
 

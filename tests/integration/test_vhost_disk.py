@@ -63,10 +63,10 @@ def test_it_is_judged_and_a_host_without_the_program_is_told_its_package(
     tried = DeviceTrial(binary=able, machine="q35", accel="tcg", scope=ProcessScope()).of(device)
     assert (tried.status, tried_text(tried)) == (
         Status.NEEDS,
-        "daemon-that-is-not-there, which is in Debian's package qemu-system-common",
+        "daemon-that-is-not-there, which is in Debian's package qemu-utils (Debian 12: qemu-system-common)",
     )
     workdir = new_workdir()
-    with pytest.raises(MissingError, match="Debian's package qemu-system-common"):
+    with pytest.raises(MissingError, match="Debian's package qemu-utils"):
         Vm(bare_machine(binary).command(binary.path, workdir, firmware_sink()), workdir=workdir)
     assert not workdir.exists()
 

@@ -61,6 +61,8 @@ LIBVIRT = {
     "virt-qemu-run": "libvirt-daemon-driver-qemu",
     "swtpm_setup": "swtpm-tools",
 }
+#: What only the tests want.
+OTHERS = {"qemu-system-aarch64": "qemu-system-arm", "swtpm": "swtpm", "qemu-storage-daemon": "qemu-utils"}
 
 
 class Machine:
@@ -89,7 +91,7 @@ class Machine:
         for tool in ("sh", "grep", "mkdir", "chmod", "dirname", "cat"):
             real = next(p for d in ("/bin", "/usr/bin") if (p := Path(d, tool)).exists())
             (self.bin / tool).symlink_to(real)
-        for tool in ("dpkg-deb", "qemu-system-x86_64", "qemu-system-aarch64", "gdb", "initdb", "swtpm", *LIBVIRT):
+        for tool in ("dpkg-deb", "qemu-system-x86_64", "gdb", "initdb", *OTHERS, *LIBVIRT):
             self.program(tool, "exit 1")
         self.program("setpriv", 'shift 2; exec "$@"')
         self.program("apt-get", "exit 0")
@@ -265,7 +267,7 @@ def test_stacks_need_gdb(machine: Machine, command: str, wanted: bool) -> None:
 
 @pytest.mark.parametrize(
     ("program", "package"),
-    [("qemu-system-aarch64", "qemu-system-arm"), ("swtpm", "swtpm"), *LIBVIRT.items()],
+    [*OTHERS.items(), *LIBVIRT.items()],
 )
 @pytest.mark.parametrize(("command", "wanted"), [("test", True), ("matrix", False)])
 def test_only_the_tests_bring_what_few_devices_want(
