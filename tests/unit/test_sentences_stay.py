@@ -131,7 +131,7 @@ WORDS = {
     "At": {"phase": "name"},
     "Broke": {"how": "name", "phase": "name"},
     "Cell": {"engine": "name", "pack": "path", "signature": "name", "known": "link", "shared_with": "name",
-             "host": "name", "sections": "QEMU", "beside", "excluded": "QEMU", "details": "figures"},
+             "host": "name", "sections": "QEMU", "excluded": "QEMU", "beside": "QEMU", "details": "figures"},
     "CellKey": {"machine": "QEMU", "device": "name", "phases": "name", "lane": "name", "guest_mode": "name",
                 "arch": "name", "accel": "name"},
     "ControlResult": {},
