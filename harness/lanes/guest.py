@@ -156,11 +156,9 @@ class _Asking:
 
     def _by_device(self) -> _Found | None:
         """The device without whose sections the guest answers."""
-        pack = self.bench.buffers.pack
-        there = set(labels_of(pack.recordings[self._phase].sections)) - self.excluded
-        own = {entry.name: there & set(entry.sections) for entry in pack.manifest.devices if not entry.recipe.rest}
-        suspects = [name for name, labels in own.items() if labels]
-        found = the_one(suspects, lambda names: self._ask_without(names, own).lost_beside(names))
+        recording = self.bench.buffers.pack.recordings[self._phase]
+        own = self.bench.by_device(frozenset(labels_of(recording.sections)) - self.excluded)
+        found = the_one(list(own), lambda names: self._ask_without(names, own).lost_beside(names))
         if found is None:
             return None
         asked = self._ask_without([found], own)

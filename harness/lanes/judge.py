@@ -232,7 +232,9 @@ class Bench:
         :param twice: also where they stand twice in one buffer
         """
         with self.lock:
-            broken = [labels for (phase, both), labels in self.blamed.items() if phase in phases and twice >= both]
+            broken = [
+                labels for (phase, both), labels in self.blamed.items() if phase in phases and (twice or not both)
+            ]
             return self.refused.union(*broken)
 
     @property
@@ -241,9 +243,15 @@ class Bench:
         devices = self.buffers.pack.manifest.devices
         return {device.name: frozenset(device.sections) for device in devices if not device.recipe.rest}
 
+    def by_device(self, labels: frozenset[str]) -> dict[str, frozenset[str]]:
+        """Some sections by the device that owns them, but for the platform's."""
+        found = {name: own & labels for name, own in self.sections_by_device.items()}
+        return {name: own for name, own in found.items() if own}
+
     def whole_devices(self, labels: frozenset[str]) -> frozenset[str]:
         """These sections, and all others of their devices: half of a device may break where the whole of it is well."""
-        return labels.union(*(whole for whole in self.sections_by_device.values() if whole & labels))
+        devices = self.sections_by_device
+        return labels.union(*(devices[name] for name in self.by_device(labels)))
 
     def _twice(self, again: bool) -> bool:
         return again and bool(self.ability.resets_before_load)
@@ -324,7 +332,7 @@ class _Row:
             if not culprits or len(self._blamed) >= MAX_BLAMED:
                 return
             together = blame is not None and blame.how.together
-            phase = (blame.phase if blame is not None else "") or self._failing_phase(evidence)
+            phase = self._failing_phase(evidence, blame)
             # what does it though no load has it was in the incoming stream
             incoming = _is_incoming(evidence) or culprits <= excluded
             self._bench.blame(phase, sorted(culprits), judgement, together=together, incoming=incoming)
@@ -363,7 +371,7 @@ class _Row:
             self._started -= turn.session.evidence.seconds
         if turn is not None and turn.decides:
             return turn.session
-        made = self._judged(self._session(excluded).run(self._tell), excluded)
+        made = _judged(self._session(excluded).run(self._tell))
         if self._whole:
             self._bench.sessions[key] = made
         elif turn is not None and made.judgement.verdict is Verdict.OK and turn.session.judgement.verdict in _HAPPENED:
@@ -371,12 +379,6 @@ class _Row:
             turn.session.parts = None, replace(turn.session.judgement, verdict=verdict), repeats
             return turn.session
         return made
-
-    def _judged(self, evidence: Evidence, excluded: frozenset[str]) -> WholeSession:
-        judgement = judge(evidence)
-        if judgement.verdict is Verdict.GUEST_FAULT:
-            judgement = self._trusted(judgement, excluded)
-        return WholeSession(evidence=evidence, judgement=judgement)
 
     @property
     def takes_turns(self) -> bool:
@@ -398,7 +400,7 @@ class _Row:
         rows = [self, *others]
         found = in_turn([(row._session(row.excluded()), row._tell) for row in rows])
         for number, (row, evidence) in enumerate(zip(rows, found, strict=False)):
-            made = row._judged(evidence, row.excluded())
+            made = _judged(evidence)
             # what broke behind others may be their doing
             decides = number == 0 or made.judgement.verdict is Verdict.OK
             self._bench.turns[row._plan.key, row.excluded()] = _Turn(session=made, decides=decides)
@@ -411,7 +413,7 @@ class _Row:
         if session.parts is None:
             blame = self._blame(session.evidence, session.judgement, excluded)
             judgement, repeats = session.judgement, None
-            if blame is None and not self._culprits(None, judgement):
+            if not self._culprits(blame, judgement):
                 judgement = self._trusted(judgement, excluded)
             if blame is None and judgement.verdict.is_finding:
                 judgement, repeats = self._again_and_again(judgement, excluded)
@@ -422,18 +424,17 @@ class _Row:
 
     def _by_device(self, whole: Judgement, excluded: frozenset[str]) -> Blame | None:
         """The device without whose sections the same loads pass, where no section breaks a parked guest."""
-        present = self._labels() - excluded
-        own = {name: labels & present for name, labels in self._bench.sections_by_device.items()}
+        own = self._bench.by_device(self._labels() - excluded)
 
         def breaks_without(names: Sequence[str]) -> bool:
             left = excluded.union(*(own[name] for name in names))
             return judge(self._session(left).run()).is_break_of(whole)
 
-        found = the_one([name for name, labels in own.items() if labels], breaks_without)
+        found = the_one(list(own), breaks_without)
         # it may have passed by luck
         if found is None or any(breaks_without([found]) for _ in range(REPEATS)):
             return None
-        how = Isolation(way=IsolationWay.WITHOUT, of=len(own))
+        how = Isolation(way=IsolationWay.WITHOUT, of=len(self._bench.sections_by_device))
         return Blame(sections=tuple(sorted(own[found])), how=how, judgement=whole)
 
     def _is_any_devices(self, judgement: Judgement) -> bool:
@@ -535,7 +536,10 @@ class _Row:
         self._told += more
         self._on_loads(self._id, self._told)
 
-    def _failing_phase(self, evidence: Evidence) -> str:
+    def _failing_phase(self, evidence: Evidence, blame: Blame | None) -> str:
+        """In which the culprits are left out from now on."""
+        if blame is not None and blame.phase:
+            return blame.phase
         return evidence.broken.phase if evidence.broken else self._plan.phases[-1]
 
     def _blame(self, evidence: Evidence, judgement: Judgement, excluded: frozenset[str]) -> Blame | None:
@@ -627,6 +631,10 @@ class _Row:
             pack=str(self._bench.buffers.pack.source),
             seconds=round(time.monotonic() - self._started, 3),
         )
+
+
+def _judged(evidence: Evidence) -> WholeSession:
+    return WholeSession(evidence=evidence, judgement=judge(evidence))
 
 
 def _is_incoming(evidence: Evidence) -> bool:

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from harness.devices.phases import Missed, Unreached
 from harness.qemu.disturbance import Hindered
-from harness.results.cause import Cause, exit_of, load_of, phase_of
+from harness.results.cause import Cause, Undecided, Why, exit_of, load_of, phase_of
 from harness.results.verdict import FailureClass, Verdict
 
 T = TypeVar("T")
@@ -126,6 +126,12 @@ class Outcome:
     def came_to(self) -> Verdict:
         """The verdict; of a flaky one what it came to when it failed."""
         return self.repeats.verdict if self.verdict is Verdict.FLAKY and self.repeats else self.verdict
+
+    @property
+    def hidden_by(self) -> frozenset[str]:
+        """Sections that were left out, where that is why nothing was decided."""
+        reasons = [cause for cause in self.causes if isinstance(cause, Undecided) and cause.why is Why.LEFT_OUT]
+        return frozenset().union(*(reason.sections for reason in reasons))
 
     @property
     def passed_over(self) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.qemu.disturbance import Disturbance, Hindered
-from harness.results.cause import Undecided, Why
 from harness.results.document import Cell
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
@@ -35,8 +34,7 @@ def is_void(verdict: Verdict, hindered: Sequence[Hindered]) -> bool:
 def is_void_cell(cell: Cell, hindered: Sequence[Hindered]) -> bool:
     """Whether a cell is to be tried again. What broke beside sections that were left out would do so again: it is
     judged without their devices, or said to be undecided for that reason."""
-    left_out = any(isinstance(cause, Undecided) and cause.why is Why.LEFT_OUT for cause in cell.outcome.causes)
-    return any(each.fatal for each in hindered) if left_out else is_void(cell.verdict, hindered)
+    return any(each.fatal for each in hindered) if cell.outcome.hidden_by else is_void(cell.verdict, hindered)
 
 
 def voided(cell: Cell, hindered: Sequence[Hindered]) -> Cell:

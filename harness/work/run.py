@@ -121,30 +121,20 @@ class _Judging:
 
     def culprits(self, cell: Cell) -> frozenset[str]:
         """The devices that are to be left out of a guest so that a cell can be decided; none where that is no way."""
-        labels = {
-            label
-            for cause in cell.outcome.causes
-            if isinstance(cause, Undecided) and cause.why is Why.LEFT_OUT
-            for label in cause.sections
-        }
         owners = self.pack.owners
-        found = frozenset(owners.get(label, PLATFORM) for label in labels)
+        found = frozenset(owners.get(label, PLATFORM) for label in cell.outcome.hidden_by)
         return frozenset() if self.due is None or cell.key.rest or found & {cell.device, PLATFORM} else found
 
     def again(self) -> list[GuestDue]:
         """The guests without those devices, and with the devices that were not decided."""
+        if self.due is None:
+            return []  # nothing can be recorded anew
         apart: dict[frozenset[str], list[CellPlan]] = {}
         for cell in self.left:
             plan = CellPlan(key=cell.key, loads=cell.outcome.loads_asked)
             apart.setdefault(self.culprits(cell), []).append(plan)
-        assert self.due is not None or not apart
-        return [
-            replace(self.due, plans=tuple(plans), phases=None, again=True)
-            .without(culprits)
-            .only({plan.device for plan in plans})
-            for culprits, plans in apart.items()
-            if self.due is not None
-        ]
+        due = replace(self.due, phases=None, again=True)
+        return [replace(due, plans=tuple(plans)).only({plan.device for plan in plans}) for plans in apart.values()]
 
 
 class Run:
