@@ -462,7 +462,7 @@ class _Row:
         if self._control is None or broken is None or broken.load == 0 or not judgement.verdict.is_finding:
             return cell
         sections = cell.blamed if cell.is_isolated else ()
-        found = self._control(broken.phase, sections, frozenset(cell.excluded), judgement, evidence)
+        found = self._control(broken.phase, sections, frozenset(cell.left_out), judgement, evidence)
         outcome = replace(
             cell.outcome,
             failure_class=found.failure_class,

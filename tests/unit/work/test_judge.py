@@ -17,7 +17,7 @@ from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule
 from harness.errors import HostError, QemuError, Stopped
 from harness.lanes import judge as judge_module
-from harness.lanes.judge import MAX_BLAMED, Bench, judge_cell, repeated, take_turns
+from harness.lanes.judge import MAX_BLAMED, Bench, Classed, judge_cell, repeated, take_turns
 from harness.oracles.isolate import Blame
 from harness.oracles.load import Judgement
 from harness.qemu.process import Exit
@@ -500,6 +500,21 @@ def test_a_device_is_left_out_with_all_its_sections(world: World, bench: Bench, 
     # beside its own it is loaded
     (cell,) = cells(plan("virtio-blk", "bound"), bench)
     assert (cell.sections, cell.excluded) == ((handmade.blk, "i8259#1"), ())
+
+
+def test_controls_leave_out_what_their_cell_left_out(world: World, bench: Bench, handmade: Handmade) -> None:
+    bench.buffers.pack.sections_of("virtio-blk").append("i8259#1")
+    bench.buffers.pack.sections_of("platform").remove("i8259#1")
+    bench.blame("bound", ["i8259#1"], Judgement(verdict=Verdict.CRASH))
+    world.kills = {"bound": {handmade.ahci: 3}}
+    asked: list[frozenset[str]] = []
+
+    def control(_phase: str, _sections: tuple[str, ...], excluded: frozenset[str], *_: Any) -> Classed:
+        asked.append(excluded)
+        return Classed(failure_class=None, controls=(), moment=None)
+
+    list(judge_cell(plan("ahci", "bound"), bench, lambda *_: None, control))
+    assert asked == [{"i8259#1", handmade.blk}]
 
 
 @pytest.mark.parametrize("device", ["ahci", "platform"])
