@@ -30,10 +30,12 @@ from harness.guests.foreign import check_listed, check_plan
 from harness.guests.images import empty_qcow2, write_pattern
 from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice
-from harness.qemu import swtpm, vhostdisk
+from harness.qemu.beside import Beside
 from harness.qemu.cmdline import CommandLine, Option, Scalar
 from harness.qemu.listed import listing
 from harness.qemu.lonetap import lone_tap_option
+from harness.qemu.swtpm import TpmEmulator, tpm_option
+from harness.qemu.vhostdisk import StorageDaemon, vhost_disk_option
 from harness.qemu.walls import SANDBOX, confined, standing
 
 
@@ -79,6 +81,8 @@ _SHARED = "postload-memory"
 #: rounds the size of its memory up to a multiple of this.
 SPARE_BYTES = 8192
 _VMSTATE_FILE = (f"{_VMSTATE}.qcow2", 1 << 20)
+#: What of a machine a program beside QEMU is.
+_BESIDE: dict[type[Backend], type[Beside]] = {Tpm: TpmEmulator, VhostDisk: StorageDaemon}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,10 +228,9 @@ class Machine:
 def lacking_program(backends: Iterable[Backend]) -> Lack | None:
     """The program that one of some backends is and that this host has not, or None where it has all."""
     for backend in backends:
-        if isinstance(backend, Tpm) and swtpm.program() is None:
-            return Lack(what=Lacks.PROGRAM, names=(swtpm.PROGRAM, swtpm.PACKAGE))
-        if isinstance(backend, VhostDisk) and vhostdisk.program() is None:
-            return Lack(what=Lacks.PROGRAM, names=(vhostdisk.PROGRAM, vhostdisk.PACKAGE))
+        beside = _BESIDE.get(type(backend))
+        if beside is not None and beside.path() is None:
+            return Lack(what=Lacks.PROGRAM, names=(beside.program, beside.package))
     return None
 
 
@@ -362,9 +365,9 @@ def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[
     elif isinstance(backend, Memdev | Cryptodev | Canbus):
         yield _object_option(name, backend)
     elif isinstance(backend, Tpm):
-        yield swtpm.tpm_option(name)
+        yield tpm_option(name)
     elif isinstance(backend, VhostDisk):
-        yield vhostdisk.vhost_disk_option(name, backend.size_bytes)
+        yield vhost_disk_option(name, backend.size_bytes)
     else:
         yield from _disk_options(machine, name, backend)
         if name in machine.faults:

@@ -8,16 +8,11 @@ over a socket pair, so that nothing has to listen and nobody else can connect.
 
 from __future__ import annotations
 
-import shutil
 import socket
+from pathlib import Path
 
-from harness.errors import MissingError
+from harness.qemu.beside import Beside
 from harness.qemu.cmdline import Option
-from harness.qemu.process import Process, new_workdir
-from harness.qemu.scope import ProcessScope
-from harness.qemu.walls import Confinement
-
-PROGRAM, PACKAGE = "swtpm", "swtpm"
 
 
 def tpm_option(name: str) -> Option:
@@ -25,52 +20,15 @@ def tpm_option(name: str) -> Option:
     return Option(name="tpmdev", first="emulator", props={"id": name, "chardev": f"{name}-line"})
 
 
-def program() -> str | None:
-    """The emulator's path, None where this host has none."""
-    return shutil.which(PROGRAM)
+class TpmEmulator(Beside):
+    """The emulator behind one ``-tpmdev``, as :func:`tpm_option` makes it."""
 
+    program = package = "swtpm"
+    part = "TPM"
 
-class TpmEmulator:
-    """The emulator behind one ``-tpmdev``; :meth:`close` ends it.
+    def _ends(self, folder: Path) -> tuple[socket.socket, socket.socket]:
+        return socket.socketpair()
 
-    :param tpm: as :func:`tpm_option` makes it
-    :param confinement: the walls that its QEMU is started behind: it stands behind the same, in a folder of its own
-    :param scope: the run that it belongs to
-    :raises MissingError: it is not installed
-    :raises QemuError: it cannot be started
-    :raises Stopped: the run is over
-    """
-
-    def __init__(self, tpm: Option, *, scope: ProcessScope | None, confinement: Confinement | None) -> None:
-        path = program()
-        if path is None:
-            raise MissingError(f"{PROGRAM} is missing: it is in Debian's package {PACKAGE}")
-        self._name = str(tpm.props["chardev"])
-        folder = new_workdir()
-        #: QEMU's end, which it inherits; whoever starts it closes it then.
-        self.line, own = socket.socketpair()
+    def _words(self, said: Option, folder: Path, handle: int) -> list[str]:
         words = ["socket", "--tpm2", "--terminate", "--tpmstate", f"dir={folder}"]
-        words += ["--ctrl", f"type=unixio,clientfd={own.fileno()}"]
-        try:
-            self._process = Process(
-                [path, *words],
-                scope=scope,
-                passed=[own],
-                workdir=folder,
-                confinement=None if confinement is None else confinement.beside(path),
-            )
-        except BaseException:
-            self.line.close()
-            raise
-        finally:
-            own.close()
-
-    @property
-    def option(self) -> Option:
-        """The line to it, as QEMU inherits it."""
-        return Option(name="chardev", first="socket", props={"id": self._name, "fd": self.line.fileno()})
-
-    def close(self) -> None:
-        """End it and remove what it kept."""
-        self.line.close()
-        self._process.close()
+        return [*words, "--ctrl", f"type=unixio,clientfd={handle}"]

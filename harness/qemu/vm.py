@@ -19,6 +19,7 @@ from typing import Any
 
 from harness.deadline import Deadline, in_time
 from harness.errors import DeadlineError, HostError, QemuError, Unmigratable
+from harness.qemu.beside import Beside
 from harness.qemu.cmdline import CommandLine, Option
 from harness.qemu.lonetap import HeldTap, is_lone_tap
 from harness.qemu.migrationstatus import Stage, stage_of
@@ -150,9 +151,9 @@ class Vm:
         self.close()
 
 
-def _beside(command: CommandLine, scope: ProcessScope | None) -> list[TpmEmulator | StorageDaemon]:
+def _beside(command: CommandLine, scope: ProcessScope | None) -> list[Beside]:
     """The programs that a command line wants beside its QEMU."""
-    started: list[TpmEmulator | StorageDaemon] = []
+    started: list[Beside] = []
     try:
         for option in command.options:
             if option.name == "tpmdev":

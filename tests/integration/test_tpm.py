@@ -30,10 +30,10 @@ from harness.guests.plan import GuestPlan, PlacedDevice
 from harness.guests.recipe import load_recipe
 from harness.oracles.drift import judge_drift, rules_for
 from harness.packs.pack import StatePack
-from harness.qemu import swtpm
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
+from harness.qemu.swtpm import TpmEmulator
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.qemu.walls import standing
 from harness.report.catalogue import tried_text
@@ -52,7 +52,7 @@ BARE = (PlacedDevice(id="chip", type=DEVICE, backends={"tpmdev": "tpm"}),)
 @pytest.fixture(scope="module", autouse=True)
 def emulator() -> str:
     """Without it the tests are skipped; under CI they fail."""
-    path = swtpm.program()
+    path = TpmEmulator.path()
     if path is None and os.environ.get("CI", "").lower() in ("", "0", "false"):
         pytest.skip("there is no swtpm")
     assert path is not None, "CI has to have a swtpm"
@@ -122,7 +122,7 @@ def test_its_clock_alone_moves(tpm_pack: StatePack, binary: QemuBinary, ability:
 def test_a_host_without_the_program_is_told_its_package(
     binary: QemuBinary, tpm_pack: StatePack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(swtpm, "PROGRAM", "swtpm-that-is-not-there")
+    monkeypatch.setattr(TpmEmulator, "program", "swtpm-that-is-not-there")
     able = replace(binary, devices=frozenset(types_of(binary.path)))
     device = next(each.recipe for each in tpm_pack.manifest.devices if each.name == DEVICE)
     tried = DeviceTrial(binary=able, machine="q35", accel="tcg", scope=ProcessScope()).of(device)

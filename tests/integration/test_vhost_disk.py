@@ -21,10 +21,10 @@ from harness.devices.types import types_of
 from harness.errors import MissingError
 from harness.guests.machine import Machine, firmware_sink
 from harness.guests.plan import GuestPlan, PlacedDevice
-from harness.qemu import vhostdisk
 from harness.qemu.binary import QemuBinary
 from harness.qemu.process import new_workdir
 from harness.qemu.scope import ProcessScope
+from harness.qemu.vhostdisk import StorageDaemon
 from harness.qemu.vm import Vm, migrate_to_socket
 from harness.report.catalogue import tried_text
 from harness.state.catalogue import DeviceTrial, offer_of
@@ -38,9 +38,9 @@ DAEMON = "qemu-storage-"  # as the kernel cuts it
 @pytest.fixture(scope="module", autouse=True)
 def daemon() -> None:
     """Without it the tests are skipped; under CI they fail."""
-    if vhostdisk.program() is None and os.environ.get("CI", "").lower() in ("", "0", "false"):
+    if StorageDaemon.path() is None and os.environ.get("CI", "").lower() in ("", "0", "false"):
         pytest.skip("there is no qemu-storage-daemon")
-    assert vhostdisk.program() is not None, "CI has to have a qemu-storage-daemon"
+    assert StorageDaemon.path() is not None, "CI has to have a qemu-storage-daemon"
 
 
 def bare_machine(binary: QemuBinary) -> Machine:
@@ -59,7 +59,7 @@ def test_it_is_judged_and_a_host_without_the_program_is_told_its_package(
     able = replace(binary, devices=frozenset(types_of(binary.path)))
     trial = DeviceTrial(binary=able, machine="pc", accel="tcg", scope=ProcessScope())
     assert trial.of(device).status is Status.JUDGED
-    monkeypatch.setattr(vhostdisk, "PROGRAM", "daemon-that-is-not-there")
+    monkeypatch.setattr(StorageDaemon, "program", "daemon-that-is-not-there")
     tried = DeviceTrial(binary=able, machine="q35", accel="tcg", scope=ProcessScope()).of(device)
     assert (tried.status, tried_text(tried)) == (
         Status.NEEDS,
