@@ -318,19 +318,14 @@ class Wait:
         return min(SLICE_S, self.left_s)
 
 
-class Tpm:
-    """What is behind a ``-tpmdev``: swtpm on a socket pair, with an empty TPM. ``close`` ends it."""
+class Beside:
+    """A program that has a part of the machine, at its own end of a line. ``close`` ends it."""
 
-    def __init__(self, option: str, folder: Path) -> None:
-        self.line, own = socket.socketpair()
-        name = option.partition("chardev=")[2].partition(",")[0]
-        self.argv = ["-chardev", f"socket,id={name},fd={self.line.fileno()}"]
-        state = folder / f"{Path(name).name}.tpm"
-        state.mkdir()
-        argv = ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={state}"]
+    def __init__(self, argv: Sequence[str], line: socket.socket, own: socket.socket, part: str) -> None:
+        self.line = line
         try:
             self._process = subprocess.Popen(
-                [*argv, "--ctrl", f"type=unixio,clientfd={own.fileno()}"],
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -339,8 +334,8 @@ class Tpm:
                 preexec_fn=die_with(os.getpid()),
             )
         except OSError as error:
-            self.line.close()
-            raise Untried(f"swtpm, which the TPM of the machine is, cannot be started: {error.strerror}") from error
+            line.close()
+            raise Untried(f"{argv[0]}, which {part}, cannot be started: {error.strerror}") from error
         finally:
             own.close()
 
@@ -350,47 +345,41 @@ class Tpm:
         self._process.wait()
 
 
-class VhostDisk:
-    """What is behind a ``-chardev socket,fd=vhost-user-disk``: a program with an empty disk. ``close`` ends it."""
+class Tpm(Beside):
+    """What is behind a ``-tpmdev``: swtpm on a socket pair, with an empty TPM."""
+
+    def __init__(self, option: str, folder: Path) -> None:
+        line, own = socket.socketpair()
+        name = option.partition("chardev=")[2].partition(",")[0]
+        self.argv = ["-chardev", f"socket,id={name},fd={line.fileno()}"]
+        state = folder / f"{Path(name).name}.tpm"
+        state.mkdir()
+        argv = ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={state}"]
+        argv += ["--ctrl", f"type=unixio,clientfd={own.fileno()}"]
+        super().__init__(argv, line, own, "the TPM of the machine is")
+
+
+class VhostDisk(Beside):
+    """What is behind a ``-chardev socket,fd=vhost-user-disk``: a program with an empty disk."""
 
     def __init__(self, option: str, folder: Path) -> None:
         said = dict(part.split("=", 1) for part in option.split(",")[1:])
         image, place = folder / f"{Path(said['id']).name}.disk", folder / f"{Path(said['id']).name}.sock"
         with image.open("wb") as file:
             file.truncate(int(said["size"]))
-        self.line = socket.socket(socket.AF_UNIX)
-        with socket.socket(socket.AF_UNIX) as server:
-            # by a short name, however deep the folder is
-            handle = os.open(folder, os.O_PATH)
-            address = f"/proc/self/fd/{handle}/{place.name}"
-            server.bind(address)
-            server.listen(1)
-            self.line.connect(address)
-            os.close(handle)
-            export = f"type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=fd,addr.str={server.fileno()}"
-            argv = ["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=file,filename={image}"]
-            argv += ["--blockdev", "driver=raw,node-name=disk,file=file", "--export", export]
-            try:
-                self._process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[server.fileno()],
-                    start_new_session=True,
-                    preexec_fn=die_with(os.getpid()),
-                )
-            except OSError as error:
-                self.line.close()
-                raise Untried(
-                    f"{argv[0]}, which has a disk of the machine, cannot be started: {error.strerror}"
-                ) from error
-        self.option = f"socket,id={said['id']},fd={self.line.fileno()}"
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
+        line, server = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        # by a short name, however deep the folder is
+        handle = os.open(folder, os.O_PATH)
+        address = f"/proc/self/fd/{handle}/{place.name}"
+        server.bind(address)
+        server.listen(1)
+        line.connect(address)
+        os.close(handle)
+        self.option = f"socket,id={said['id']},fd={line.fileno()}"
+        export = f"type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=fd,addr.str={server.fileno()}"
+        argv = ["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=file,filename={image}"]
+        argv += ["--blockdev", "driver=raw,node-name=disk,file=file", "--export", export]
+        super().__init__(argv, line, server, "has a disk of the machine")
 
 
 #: Makes a tap device in a network of its own, in which nobody is, and sends its files.
@@ -441,7 +430,7 @@ class Qemu:
         disks = {word: VhostDisk(word, folder) for word in argv if ",fd=vhost-user-disk," in word}
         made = {word: tap.option for word, tap in taps.items()} | {word: disk.option for word, disk in disks.items()}
         argv = [made.get(word, word) for word in argv]
-        self._beside: list[Tpm | VhostDisk] = [*tpms, *disks.values()]
+        self._beside: list[Beside] = [*tpms, *disks.values()]
         ours, theirs = socket.socketpair()
         self.argv = [
             *argv,
