@@ -6,6 +6,7 @@ A kind that is added here is rendered in :mod:`harness.guests.machine`, and nowh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -124,3 +125,8 @@ Backend = Annotated[
     Disk | Netdev | LoneTap | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm | VhostDisk,
     Field(discriminator="kind"),
 ]
+
+
+def shares_memory(backends: Iterable[Backend]) -> bool:
+    """Whether a program beside QEMU has to have the guest's memory too for one of them."""
+    return any(isinstance(backend, VhostDisk) for backend in backends)

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
-from harness.devices.backends import Backend, Model, VhostDisk
+from harness.devices.backends import Backend, Model, shares_memory
 from harness.devices.saved import Registers, Rule
 from harness.errors import UsageError
 
@@ -183,7 +183,7 @@ class Device:
     @property
     def shares_memory(self) -> bool:
         """Whether a program beside QEMU has to have the guest's memory for it."""
-        return any(isinstance(backend, VhostDisk) for backend in self.backends.values())
+        return shares_memory(self.backends.values())
 
     def attached(self, family: str) -> list[Attachment]:
         """What has to be added to a machine of this family."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
-from harness.devices.backends import Backend, Ident, Memdev, Model, VhostDisk
+from harness.devices.backends import Backend, Ident, Memdev, Model, shares_memory
 from harness.devices.device import Device
 
 Type = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,-]{0,63}$")]
@@ -160,7 +160,7 @@ class GuestPlan(Model):
     @property
     def shares_memory(self) -> bool:
         """Whether a program beside QEMU has the guest's memory too."""
-        return any(isinstance(backend, VhostDisk) for backend in self.backends.values())
+        return shares_memory(self.backends.values())
 
     def memory_backends(self) -> list[str]:
         """Backends that are the machine's own memory."""
