@@ -37,12 +37,12 @@ from harness.guests.foreign import (
     check_plan,
     fits,
     is_of_host,
-    on_command_line,
 )
 from harness.guests.machine import lacking_program
 from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without, label
 from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
 from harness.qemu.binary import QemuBinary
+from harness.qemu.cmdline import on_command_line
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
 from harness.qemu.lonetap import has_lone_taps
 

@@ -32,6 +32,7 @@ from harness.devices.backends import (
 )
 from harness.errors import PackError
 from harness.guests.plan import WORD, GuestPlan, PlacedDevice
+from harness.qemu.cmdline import on_command_line
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, STRING, Listed, Listing
 
 #: Types that stand on the host's own hardware, processes, files or sound.
@@ -227,11 +228,6 @@ def _check_value(where: str, key: str, value: bool | int | str, listed: Listed |
     }.get(listed.kind, "no such property in a pack that travels")
     if not fits(key, value, listed):
         raise PackError(f"{where}: its type is {listed.type}; expected {wanted}")
-
-
-def on_command_line(value: bool | int | str) -> str:
-    """A value as an option of QEMU's has it."""
-    return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
 def fits(key: str, value: bool | int | str, listed: Listed) -> bool:

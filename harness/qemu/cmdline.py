@@ -18,11 +18,14 @@ Scalar = str | int | bool
 _VERBATIM = frozenset({"append", "kernel", "initrd", "incoming"})
 
 
+def on_command_line(value: Scalar) -> str:
+    """A value as an option of QEMU's has it: booleans are on/off."""
+    return ("off", "on")[value] if isinstance(value, bool) else str(value)
+
+
 def encode_value(value: Scalar) -> str:
-    """One option value as QEMU reads it: booleans are on/off, commas are doubled."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value).replace(",", ",,")
+    """One option value as QEMU reads it behind others: commas are doubled."""
+    return on_command_line(value).replace(",", ",,")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
