@@ -9,9 +9,13 @@ from enum import StrEnum
 from typing import Literal
 
 #: Phase to those before it that a device has to have reached as well, where its guest goes through them.
-STANDS_ON = {"busy": ("bound",), "unbound": ("bound",), "rebound": ("unbound",)} | dict.fromkeys(
-    ("suspended", "io-error"), ("rebound", "bound")
-)
+STANDS_ON = {
+    "busy": ("bound",),
+    "unbound": ("bound",),
+    "rebound": ("unbound",),
+    "suspended": ("rebound", "bound"),
+    "io-error": ("rebound", "bound"),
+}
 #: Status of a guest command that says: this device does not get to this phase, and what is printed says why.
 NOTHING_TO_DO_STATUS = 3
 #: And of one that says: this device hangs, and every one behind it would wait for it.
