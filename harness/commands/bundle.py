@@ -19,7 +19,7 @@ from harness.qemu.installed import entries, launched
 from harness.report.bundle import WRITING
 from harness.report.text import plural
 from harness.results.document import Cell, find_cell
-from harness.results.folder import read_matrix
+from harness.results.folder import folder_of, read_matrix
 from harness.results.signature import name_of
 from harness.text import printable
 from harness.triage.bundle import ATTACHABLE_BYTES, Bundle, bundle_cell, kept_case
@@ -56,7 +56,7 @@ def bundle_all(run: Path, out: Path | None, qemus: tuple[str, ...], as_json: boo
 
     :raises HarnessError: some bundles do not show their failure, or could not be made
     """
-    folder = out or (run if run.is_dir() else run.parent) / BUNDLES
+    folder = out or folder_of(run) / BUNDLES
     documents: list[dict[str, object]] = []
     failed: list[str] = []
     for signature, cell in one_of_each(read_matrix(run).cells).items():

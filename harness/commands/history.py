@@ -14,6 +14,7 @@ from harness.nights.kept import import_night
 from harness.report.console import SafeConsole
 from harness.report.history import compare_text, history_text
 from harness.report.text import plural
+from harness.results.folder import folder_of
 from harness.store.asked import ask
 from harness.store.compare import compare
 from harness.store.engine import opened
@@ -94,7 +95,7 @@ def import_runs(folders: tuple[Path, ...], store: str, as_json: bool) -> int:
         for folder in folders:
             try:
                 found.append(import_run(engine, folder))
-                import_night(engine, folder if folder.is_dir() else folder.parent, found[-1].run)
+                import_night(engine, folder_of(folder), found[-1].run)
             except UsageError as error:
                 errors.append(error)
                 continue

@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.report.merged import merged_text
 from harness.report.writer import write_reports
 from harness.results.events import write_events
-from harness.results.folder import held_against
+from harness.results.folder import folder_of, held_against
 from harness.results.known import load_known
 from harness.results.merged import merge as put_together
 
@@ -23,7 +23,7 @@ def merge(
     folders: tuple[Path, ...], out: Path, known: Path | None, hook: str | None, store: str | None, as_json: bool
 ) -> int:
     """Write the reports of the whole run; returns its exit code, or 3 where something is missing."""
-    if any(out.absolute() == (folder if folder.is_dir() else folder.parent).absolute() for folder in folders):
+    if any(out.absolute() == folder_of(folder).absolute() for folder in folders):
         raise UsageError(f"--out {out}: a shard is there; name another folder")
     check_notify(hook)
     issues = None if known is None else load_known(known)

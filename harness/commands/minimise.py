@@ -22,7 +22,7 @@ from harness.report.console import SafeConsole
 from harness.report.guesses import guess_text
 from harness.report.text import plural
 from harness.results.document import Cell, find_cell
-from harness.results.folder import read_matrix
+from harness.results.folder import folder_of, read_matrix
 from harness.results.verdict import Verdict
 from harness.triage.case import Case
 from harness.triage.elsewhere import loader_path, remember_case
@@ -57,7 +57,7 @@ def minimise(cell: str, run: Path, out: Path | None, qemu: str | None, as_json: 
 
 def case_folder(run: Path, cell: Cell) -> Path:
     """Where the case of a cell of a run lies."""
-    return (run if run.is_dir() else run.parent) / CASES / cell.slug
+    return folder_of(run) / CASES / cell.slug
 
 
 def minimise_cell(cell: Cell, folder: Path, qemu: str | None = None) -> Case:

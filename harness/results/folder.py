@@ -15,6 +15,11 @@ from harness.results.known import Issue, KnownRun, annotate
 JSON_NAME = "matrix.json"
 
 
+def folder_of(run: Path) -> Path:
+    """The folder of a run that was named by its folder or by a file in it."""
+    return run if run.is_dir() else run.parent
+
+
 def read_matrix(run: Path) -> MatrixDoc:
     """The document of a run: ``matrix.json`` in a folder, or that file itself.
 

@@ -27,7 +27,7 @@ from harness.results.events import (
     is_being_written,
     read_events,
 )
-from harness.results.folder import held_against, read_matrix
+from harness.results.folder import folder_of, held_against, read_matrix
 from harness.store import tables as t
 from harness.store.engine import told, writing
 from harness.store.write import BATCH_EVENTS, RunState, RunWriter
@@ -61,7 +61,7 @@ def import_run(engine: sa.Engine, folder: Path) -> Imported:
     """
     events = folder / EVENTS_NAME if folder.is_dir() else folder
     if events.name != EVENTS_NAME or not events.exists():
-        return _import(engine, _events_of(read_matrix(folder)), folder if folder.is_dir() else folder.parent)
+        return _import(engine, _events_of(read_matrix(folder)), folder_of(folder))
     if is_being_written(events):
         raise UsageError(f"{events}: the run still goes on; import it when it has ended")
     return _import(engine, read_events(events), events.parent)

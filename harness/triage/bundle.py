@@ -41,7 +41,7 @@ from harness.qemu.installed import launched
 from harness.qemu.process import guarded, scratch_folder
 from harness.qemu.walls import script_confined
 from harness.results.document import Cell, find_cell
-from harness.results.folder import read_matrix
+from harness.results.folder import folder_of, read_matrix
 from harness.results.outcome import Outcome
 from harness.results.signature import signature_of_cell
 from harness.results.verdict import Verdict
@@ -441,7 +441,7 @@ def bundle_cell(text: str, run: Path, out: Path, writing: Writing, others: Seque
 
 def kept_case(run: Path, cell: Cell) -> Path | None:
     """The folder of the cell's minimised case, None where there is none."""
-    for file in sorted((run if run.is_dir() else run.parent).glob(f"cases/*/{CASE_FILE}")):
+    for file in sorted(folder_of(run).glob(f"cases/*/{CASE_FILE}")):
         try:
             if json.loads(file.read_bytes()).get("cell") == cell.id:
                 return file.parent

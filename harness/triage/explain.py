@@ -18,6 +18,7 @@ from harness.names import LANES, ORACLES, RECORDED_PHASES, SCHEDULES, USUAL_PHAS
 from harness.packs.pack import StatePack
 from harness.qemu.threads import THREADS
 from harness.results.document import Cell, MachineResult, MatrixDoc
+from harness.results.folder import folder_of
 from harness.results.key import USUAL_CPUS
 from harness.results.known import Issue
 from harness.results.sanitizer import Report, parse_reports
@@ -28,7 +29,6 @@ from harness.triage.allocations import Allocations
 from harness.triage.backtrace import Backtrace
 from harness.triage.case import Case
 from harness.triage.cells import at_start, phase_of
-from harness.triage.stack import folder_of
 
 BUNDLES = "bundles"
 #: Stands for the address that the user puts in, and is a URL, so that the line can be tried.

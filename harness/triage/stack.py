@@ -23,6 +23,7 @@ from harness.qemu.binary import QemuBinary, find_binary, probe_binary
 from harness.qemu.installed import entries, launched, used_before
 from harness.qemu.threads import THREADS
 from harness.results.document import Cell
+from harness.results.folder import folder_of
 from harness.results.frames import Frame, short_form
 from harness.results.sanitizer import first_report
 from harness.results.signature import name_of, signature_of_cell
@@ -36,11 +37,6 @@ BACKTRACES = "backtraces"
 _RUN_S = 0.002
 #: Verdicts of which there is a stack.
 _STACKED = ("crash", "hang")
-
-
-def folder_of(run: Path) -> Path:
-    """The folder of a run that was named by its folder or by its ``matrix.json``."""
-    return run if run.is_dir() else run.parent
 
 
 def has_stack(cell: Cell) -> bool:
