@@ -51,13 +51,13 @@ class _Unanswered(psycopg.OperationalError):
 
 def _until(gen: Generator[Any, Any, T], stopped: Callable[[], bool], timeout_s: float) -> Generator[Any, Any, T]:
     """The same generator with a deadline. It is asked each :data:`_LOOK_S`, also when nothing came."""
-    ends_s, hurries = time.monotonic() + timeout_s, False
+    ends_s = time.monotonic() + timeout_s
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
-            if not hurries and stopped():
-                ends_s, hurries = min(ends_s, time.monotonic() + LAST_ANSWER_S), True
+            if stopped():
+                ends_s = min(ends_s, time.monotonic() + LAST_ANSWER_S)
             if not ready and time.monotonic() > ends_s:
                 raise _Unanswered("the server does not answer")
             wanted = gen.send(ready)
