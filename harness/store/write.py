@@ -408,16 +408,16 @@ class RunSink:
         self.error, self.lost = error, len(self._batch) + self._queue.qsize()
 
     def _write_on(self) -> None:
-        batch, last_s, closed_s = self._batch, time.monotonic(), 0.0
+        last_s, closed_s = time.monotonic(), 0.0
         while True:
             closing = self._closing.is_set()
             if closing and not closed_s:
                 closed_s = time.monotonic()
-            self._fill(batch, wait=not closing)
+            self._fill(wait=not closing)
             try:
-                if batch:
-                    self._writer.write(batch)
-                    batch.clear()
+                if self._batch:
+                    self._writer.write(self._batch)
+                    self._batch.clear()
                 elif closing:
                     if self._writer.state is RunState.RUNNING:
                         self._writer.end(RunState.STOPPED)
@@ -433,16 +433,16 @@ class RunSink:
                     return
                 self._closing.wait(RETRY_S) if not closing else time.sleep(min(RETRY_S, 0.5))
 
-    def _fill(self, batch: list[Event], *, wait: bool) -> None:
+    def _fill(self, *, wait: bool) -> None:
         """Take what there is, until the batch is full or its first event old enough."""
         due_s = time.monotonic() + BATCH_S
-        while len(batch) < BATCH_EVENTS:
+        while len(self._batch) < BATCH_EVENTS:
             left_s = due_s - time.monotonic()
             try:
                 if wait and not self._closing.is_set() and left_s > 0:
-                    batch.append(self._queue.get(timeout=left_s))
+                    self._batch.append(self._queue.get(timeout=left_s))
                 else:
-                    batch.append(self._queue.get_nowait())
+                    self._batch.append(self._queue.get_nowait())
             except queue.Empty:
                 return
 
