@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
-from made_postgresql import Cluster, cluster, programs
+from made_postgresql import Cluster, Server, programs, started_server
 
 # A deadline would be an assertion about time, and fail on a busy machine.
 hypothesis.settings.register_profile("postload", deadline=None, print_blob=True)
@@ -24,13 +25,26 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[Cluster]:
-    """Debian's PostgreSQL, started for these tests. Without one they are skipped; under CI they fail."""
+def postgresql_programs() -> Path:
+    """The folder of Debian's PostgreSQL. Without one the tests that want it are skipped; under CI they fail."""
     bin_dir = programs()
     if bin_dir is None:
         why = "there is no PostgreSQL here: apt-get install --no-install-recommends postgresql"
         if os.environ.get("CI", "").lower() not in ("", "0", "false"):
             pytest.fail(f"CI has to have it: {why}", pytrace=False)
         pytest.skip(why)
-    with cluster(bin_dir) as made:
-        yield made
+    return bin_dir
+
+
+@pytest.fixture(scope="session")
+def postgresql(postgresql_programs: Path) -> Iterator[Cluster]:
+    """One that is started once for all tests."""
+    with started_server(postgresql_programs) as server:
+        yield server.cluster
+
+
+@pytest.fixture
+def own_postgresql(postgresql_programs: Path) -> Iterator[Server]:
+    """One that a test has for itself, and may kill."""
+    with started_server(postgresql_programs) as server:
+        yield server

@@ -137,7 +137,7 @@ def written(engine: sa.Engine, made: list[Cell], night: int) -> float:
 def stores(kinds: list[str], url: str | None) -> Iterator[list[tuple[str, str]]]:
     """Empty histories, by name of the database."""
     sys.path.append(str(Path(__file__).parents[1] / "unit" / "made"))
-    from made_postgresql import cluster, programs
+    from made_postgresql import programs, started_server
 
     with tempfile.TemporaryDirectory() as folder:
         found = [("given", url)] if url else []
@@ -147,8 +147,8 @@ def stores(kinds: list[str], url: str | None) -> Iterator[list[tuple[str, str]]]
         if url or "postgresql" not in kinds or bin_dir is None:
             yield found
             return
-        with cluster(bin_dir) as server:
-            yield [*found, ("PostgreSQL", server.url(server.create()))]
+        with started_server(bin_dir) as server:
+            yield [*found, ("PostgreSQL", server.cluster.url(server.cluster.create()))]
 
 
 def measure(name: str, url: str, runs: int, count: int) -> bool:

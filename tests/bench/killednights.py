@@ -88,12 +88,11 @@ def main() -> int:
 def _server() -> Iterator[Server]:
     """A PostgreSQL that is there for so long."""
     sys.path.append(str(Path(__file__).parents[1] / "unit" / "made"))
-    from made_postgresql import Server, programs
+    from made_postgresql import programs, started_server
 
     bin_dir = programs()
     assert bin_dir is not None, "Debian's package postgresql is not there"
-    with Server(bin_dir) as server:
-        server.start()
+    with started_server(bin_dir) as server:
         yield server
 
 

@@ -124,11 +124,11 @@ class Server:
 
 
 @contextmanager
-def cluster(bin_dir: Path) -> Iterator[Cluster]:
+def started_server(bin_dir: Path) -> Iterator[Server]:
     """A server that has started, and is stopped behind the block."""
     with Server(bin_dir) as server:
         server.start()
-        yield server.cluster
+        yield server
 
 
 def _as_user(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from threading import Thread
 import psycopg
 import pytest
 import sqlalchemy as sa
-from made_postgresql import Server, programs
+from made_postgresql import Server
 from made_runs import crashed, events, judged, started
 
 from harness.results.document import Cell
@@ -137,29 +137,25 @@ def test_two_writers_at_a_time_write_all(store: str, history: History, tmp_path:
 
 
 def test_a_database_that_is_away_for_a_while_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_postgresql: Server
 ) -> None:
     monkeypatch.setattr(write, "RETRY_S", 0.1)
     monkeypatch.setattr(write, "BATCH_S", 0.01)
-    bin_dir = programs()
-    assert bin_dir is not None
     first, *rest = [started(), *events(cells(100))]
-    with Server(bin_dir) as server:
-        server.start()
-        engine = open_store(server.cluster.url())
-        sink = RunSink(engine, str(tmp_path))
-        sink.take(first)
-        for event in rest[:50]:
-            sink.take(event)
-        server.kill()
-        for event in rest[50:]:
-            sink.take(event)
-        server.start()
-        sink.close()
-        assert (sink.error, sink.lost) == (None, 0)
-        (row,) = History(engine).runs()
-        assert (row.state, row.judged) == (RunState.ENDED, 100)
-        engine.dispose()
+    engine = open_store(own_postgresql.cluster.url())
+    sink = RunSink(engine, str(tmp_path))
+    sink.take(first)
+    for event in rest[:50]:
+        sink.take(event)
+    own_postgresql.kill()
+    for event in rest[50:]:
+        sink.take(event)
+    own_postgresql.start()
+    sink.close()
+    assert (sink.error, sink.lost) == (None, 0)
+    (row,) = History(engine).runs()
+    assert (row.state, row.judged) == (RunState.ENDED, 100)
+    engine.dispose()
 
 
 def test_what_a_database_did_not_take_is_told(
@@ -185,37 +181,29 @@ def test_what_a_database_did_not_take_is_told(
 
 @pytest.mark.parametrize("gone", ["killed", "frozen"])
 def test_a_run_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql: object, gone: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_postgresql: Server, gone: str
 ) -> None:
     """Without an ear for the stop, it waits for longer than this test does."""
     monkeypatch.setattr(write, "LAST_TRIES_S", 3600.0)
     monkeypatch.setattr(write, "BATCH_S", 0.01)
-    bin_dir = programs()
-    assert bin_dir is not None
     first, *rest = [started(), *events(cells(10), complete=False)]
-    with Server(bin_dir) as server:
-        server.start()
-        sink = RunSink(open_store(server.cluster.url()), str(tmp_path))
-        sink.take(first)
-        server.kill() if gone == "killed" else server.freeze()
-        for event in rest:
-            sink.take(event)
-        closing = Thread(target=sink.close, daemon=True)
-        closing.start()
-        closing.join(DEADLINE_S)
-        assert not closing.is_alive()
-        assert sink.lost == len(rest)
-        assert ("does not answer" in str(sink.error)) is (gone == "frozen")
+    sink = RunSink(open_store(own_postgresql.cluster.url()), str(tmp_path))
+    sink.take(first)
+    own_postgresql.kill() if gone == "killed" else own_postgresql.freeze()
+    for event in rest:
+        sink.take(event)
+    closing = Thread(target=sink.close, daemon=True)
+    closing.start()
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+    assert sink.lost == len(rest)
+    assert ("does not answer" in str(sink.error)) is (gone == "frozen")
 
 
-def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path, postgresql: object) -> None:
-    bin_dir = programs()
-    assert bin_dir is not None
-    with Server(bin_dir) as server:
-        server.start()
-        with bounded_connection(0.2).connect(server.cluster.url()) as connection:
-            assert connection.execute("SELECT 1").fetchall() == [(1,)]
-            server.freeze()
-            with pytest.raises(psycopg.OperationalError, match="does not answer"):
-                connection.execute("SELECT 1")
-            assert connection.closed
+def test_a_question_that_is_not_answered_is_given_up(tmp_path: Path, own_postgresql: Server) -> None:
+    with bounded_connection(0.2).connect(own_postgresql.cluster.url()) as connection:
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+        own_postgresql.freeze()
+        with pytest.raises(psycopg.OperationalError, match="does not answer"):
+            connection.execute("SELECT 1")
+        assert connection.closed

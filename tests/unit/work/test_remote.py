@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 from made_cells import QEMU, made_cell
-from made_postgresql import Cluster, Server, programs
+from made_postgresql import Cluster, Server
 
 from harness.errors import BudgetError, HarnessError, HostError, HostsError, Stopped
 from harness.lanes.lane import Request
@@ -243,20 +243,17 @@ def test_what_is_needed_of_a_host() -> None:
 
 @pytest.mark.parametrize("gone", ["killed", "frozen"])
 def test_a_run_that_is_told_to_stop_does_not_wait_for_a_database_that_is_gone(
-    postgresql: object, task: Task, monkeypatch: pytest.MonkeyPatch, gone: str
+    own_postgresql: Server, task: Task, monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
     """Without an ear for the stop, it waits for longer than this test does."""
     monkeypatch.setattr(jobs_module, "_FREE_S", 3600.0)
     monkeypatch.setattr(jobs_module, "_ANSWER_S", 3600.0)
-    bin_dir = programs()
-    assert bin_dir is not None
-    with Server(bin_dir) as server, ThreadPoolExecutor() as pool, ProcessScope() as scope:
-        server.start()
-        jobs = open_jobs(server.cluster.url())
+    with ThreadPoolExecutor() as pool, ProcessScope() as scope:
+        jobs = open_jobs(own_postgresql.cluster.url())
         worker = RemoteWorker(jobs, "run", scope, lambda said: None)
         over = pool.submit(worker.run, task, lambda said: None)
         MadeWorker(jobs, "beta", needed(task)).take()
-        server.kill() if gone == "killed" else server.freeze()
+        own_postgresql.kill() if gone == "killed" else own_postgresql.freeze()
         another = pool.submit(worker.run, task, lambda said: None)
         time.sleep(1.0)  # so that all are about to ask
         scope.close()
