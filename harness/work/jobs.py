@@ -137,6 +137,9 @@ class Jobs:
     """
 
     def __init__(self, name: str, url: str, options: Mapping[str, Any]) -> None:
+        # here, because nothing but this needs them
+        import procrastinate
+
         from harness.store.bounded import bounded_connection
 
         self.name = name
@@ -144,16 +147,21 @@ class Jobs:
         self._options = dict(options)
         self._stopped: Callable[[], bool] = lambda: False
         self._kind = bounded_connection(_ANSWER_S, lambda: self._stopped())
-        self._app, self._connector = _app(url, self._options, self._kind)
-
-    @property
-    def app(self) -> procrastinate.App:
-        """Defers jobs from any thread."""
-        return self._app
+        self._pool: dict[str, Any] = {
+            "conninfo": url,
+            "kwargs": self._options,
+            "min_size": 1,
+            "max_size": 8,
+            "timeout": CONNECT_S,
+        }
+        self._connector: Any = procrastinate.SyncPsycopgConnector(**self._pool, connection_class=self._kind)
+        self._app = procrastinate.App(connector=self._connector)
 
     def worker_app(self) -> procrastinate.App:
         """One for the event loop of a worker."""
-        return _app(self._url, self._options, None)[0]
+        import procrastinate
+
+        return procrastinate.App(connector=procrastinate.PsycopgConnector(**self._pool))
 
     def listen(self, stopped: Callable[[], bool]) -> None:
         """Wait no more for a database that does not answer when somebody was told to stop."""
@@ -423,28 +431,6 @@ def open_jobs(store: str) -> Jobs:
 _INSTALL = "pip install 'postload[workers]', in a clone: .venv/bin/pip install -e '.[workers]'"
 
 
-def _app(
-    url: str, options: Mapping[str, Any], kind: type[psycopg.Connection[Any]] | None
-) -> tuple[procrastinate.App, Any]:
-    """Procrastinate over a pool of connections of a kind; of none for an event loop."""
-    # here, because nothing but this needs it
-    import procrastinate
-
-    given: dict[str, Any] = {
-        "conninfo": url,
-        "kwargs": dict(options),
-        "min_size": 1,
-        "max_size": 8,
-        "timeout": CONNECT_S,
-    }
-    connector: Any = (
-        procrastinate.PsycopgConnector(**given)
-        if kind is None
-        else procrastinate.SyncPsycopgConnector(**given, connection_class=kind)
-    )
-    return procrastinate.App(connector=connector), connector
-
-
 def _open(jobs: Jobs) -> None:
     import procrastinate
     import psycopg
@@ -457,7 +443,7 @@ def _open(jobs: Jobs) -> None:
                 connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
                 connection.execute(procrastinate.schema.SchemaManager.get_schema())
                 connection.execute(_TABLES)
-        jobs.app.open()
+        jobs._app.open()
     except (psycopg.Error, procrastinate.exceptions.ProcrastinateException) as error:
         raise HostError(f"the jobs in {jobs.name}: {_first_line(error.__cause__ or error)}") from error
 
