@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def told(doc: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [each["change"] for each in doc["excused"]] if name == "excused" else (doc | doc["compared"])[name]
 
 
-def wrongly_told(night: NightOfMine, doc: dict[str, Any], code: int) -> Any:
+def wrongly_told(night: NightOfMine, doc: dict[str, Any], code: int) -> Iterator[str]:
     """What of a night is not as it has to be."""
     if code != night.exit_code:
         yield f"exit code {code}, not {night.exit_code}"
