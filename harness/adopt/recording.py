@@ -6,6 +6,7 @@ A guest that is lost on its way is recorded without the device that it is lost b
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,14 +119,11 @@ def _culprit(
     names, cut = settled.guest.names, error if isinstance(error, CutShort) else None
     if cut is not None and cut.device in names:
         return cut.device
-    until = phases[: 1 + list(phases).index(cut.phase)] if cut is not None and cut.phase in phases else phases
-    if not names or lost(settled.first(0), until) is not None:
+    until = phases[: 1 + phases.index(cut.phase)] if cut is not None and cut.phase in phases else phases
+
+    def is_lost(count: int) -> bool:
+        return lost(settled.first(count), until) is not None
+
+    if not names or is_lost(0):
         return None
-    well, ill = 0, len(names)
-    while ill - well > 1:
-        middle = (well + ill) // 2
-        if lost(settled.first(middle), until) is None:
-            well = middle
-        else:
-            ill = middle
-    return names[ill - 1]
+    return names[bisect_left(range(1, len(names)), True, key=is_lost)]
