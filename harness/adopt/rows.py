@@ -182,7 +182,9 @@ class SettledGuest:
             else LeftOut(why=Without.BUS, id=each.id, type=each.type, names=(label(each.bus or ""),))
             for each in gone
         ]
-        names = [each for each in self.guest.names if each not in {device.owner for device in gone}]
+        # of ports that are judged together the others stay
+        whole = {each.owner for each in gone} - {each.owner for each in plan.devices if each.id not in ids}
+        names = [each for each in self.guest.names if each not in whole]
         return self._only(names, self.origin.plus(*told))
 
     def _only(self, names: Collection[str], origin: VmOrigin) -> SettledGuest:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -90,6 +91,22 @@ def test_what_hangs_on_it_goes_with_it(settled: SettledGuest) -> None:
     assert there == ("pcie-root-port", "e1000", "virtio-rng")
     assert [(left.why, left.id) for left in found.origin.left_out] == [(Without.LOST, "hba"), (Without.BUS, "disk")]
     assert [device.name for device in found.guest.devices] == [*there, "platform"]
+
+
+def test_of_ports_that_are_judged_together_those_stay_that_do_not_hang_on_it(settled: SettledGuest) -> None:
+    ports = (
+        PlacedDevice(id="pxb", type="pxb-pcie", slot="01.0", owner="pxb-pcie"),
+        PlacedDevice(id="p0", type="ioh3420", slot="02.0", owner="ioh3420"),
+        PlacedDevice(id="p1", type="ioh3420", bus="pxb", slot="03.0", owner="ioh3420"),
+        PlacedDevice(id="card", type="e1000e", bus="p0", slot="00.0", owner="e1000e"),
+    )
+    devices = tuple(Device(name=name, about="") for name in ("pxb-pcie", "ioh3420", "e1000e"))
+    guest = PlannedGuest(devices=devices, plan=settled.guest.plan.with_devices(ports))
+    guests = Guests({"pxb-pcie": "bound"})
+    found, _ = without_lost(replace(settled, guest=guest), PHASES, guests.record, guests.lost)
+    assert [device.id for device in found.guest.plan.devices] == ["p0", "card"]
+    assert found.guest.names == ("ioh3420", "e1000e")
+    assert [(left.why, left.id) for left in found.origin.left_out] == [(Without.LOST, "pxb"), (Without.BUS, "p1")]
 
 
 def test_a_device_whose_command_was_under_way_is_not_looked_for(settled: SettledGuest) -> None:
