@@ -182,9 +182,12 @@ class GuestPlan(Model):
         """
         gone = {device.id for device in self.devices if device.owner and device.owner not in owners}
         gone |= hanging_on(self, gone)
-        left = tuple(device for device in self.devices if device.id not in gone)
         properties = {**self.machine_properties, **(machine_properties or {})}
-        return self.with_devices(left).model_copy(update={"machine_properties": properties})
+        return self.without(gone).model_copy(update={"machine_properties": properties})
+
+    def without(self, ids: Container[str]) -> GuestPlan:
+        """The same guest without the devices of some ids, the others in their places."""
+        return self.with_devices(tuple(device for device in self.devices if device.id not in ids))
 
     def with_devices(self, devices: tuple[PlacedDevice, ...]) -> GuestPlan:
         """The same guest with some of its devices, and the backends that these name."""

@@ -53,8 +53,7 @@ def fitted(pack: StatePack, binary: QemuBinary) -> Fitted:
         return Fitted(pack=pack)
     gone = hanging_on(plan, whole, whole=True)
     lacking = _by_owner(plan, whole, gone)
-    kept = plan.with_devices(tuple(device for device in plan.devices if device.id not in gone))
-    part = pack_of_plan(pack, kept, lacking.keys() - {_NOBODY})
+    part = pack_of_plan(pack, plan.without(gone), lacking.keys() - {_NOBODY})
     if _NOBODY in lacking:
         # what belongs to nobody is the machine's, and stays so
         lacking |= dict.fromkeys([d.name for d in pack.manifest.devices if d.recipe.rest] or names, lacking[_NOBODY])
@@ -72,8 +71,7 @@ def without_devices(pack: StatePack, names: Collection[str]) -> tuple[StatePack,
     plan = pack.manifest.plan
     ids = hanging_on(plan, [device.id for device in plan.devices if device.owner in names], whole=True)
     gone = frozenset({*names, *(device.owner for device in plan.devices if device.id in ids)} - {_NOBODY})
-    kept = plan.with_devices(tuple(device for device in plan.devices if device.id not in ids))
-    return pack_of_plan(pack, kept, gone), gone
+    return pack_of_plan(pack, plan.without(ids), gone), gone
 
 
 def _listed(plan: GuestPlan, binary: QemuBinary) -> Mapping[str, Properties]:
