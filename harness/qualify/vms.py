@@ -100,8 +100,7 @@ class Builds:
         if self._source is not None:
             return [self._named(self._source, architecture)]
         if architecture.name not in self._here:
-            here = {binary.sha256: binary for binary in reversed(list(qemus_here(architecture)))}
-            self._here[architecture.name] = list(here.values())[::-1]
+            self._here[architecture.name] = list(qemus_here(architecture))
         return self._here[architecture.name]
 
     def words(self, binary: QemuBinary) -> BinaryWords:

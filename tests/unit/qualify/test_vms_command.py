@@ -132,6 +132,13 @@ def vm(machine: str) -> FoundVm:
     return FoundVm(name="web", source="web.args", configuration=said)
 
 
+def test_the_hosts_own_qemu_comes_first_though_it_is_installed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = (build("5.2.0"), replace(OLD, path="/installed/7.2.22"))
+    monkeypatch.setattr(module, "find_binary", Path)
+    monkeypatch.setattr(module, "qemus_here", lambda _: iter((OLD, *installed)))
+    assert Builds(None, "10.0").recorders(ARCHITECTURES[0])[0] is OLD
+
+
 def test_a_vm_is_recorded_by_the_first_qemu_that_has_its_machine_type(found: list[tuple[str, str]]) -> None:
     later = replace(NEW, version="9.2.0", sha256="9.2.0")
     for machine in ("pc-q35-7.2", "pc-q35-10.0"):
