@@ -41,7 +41,7 @@ from harness.guests.foreign import (
 from harness.guests.machine import lacking_program
 from harness.guests.origin import LeftOut, Replaced, VmOrigin, VmPart, Without, label
 from harness.guests.plan import Cpu, GuestPlan, NumaNode, PlacedDevice, Preset, Topology
-from harness.qemu.binary import QemuBinary
+from harness.qemu.binary import MachineType, QemuBinary
 from harness.qemu.cmdline import on_command_line
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, Listed, Listing, cpu_models, listing
 from harness.qemu.lonetap import has_lone_taps
@@ -139,7 +139,7 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
     """
     wanted = machine or said_machine(configuration)
     said = wanted or next(iter(architecture_of("").families.values()))
-    found = binary.machine(said) or binary.machine(plain_machine(said))
+    found = machine_of(binary, said)
     if found is None:
         raise UsageError(
             f"{configuration.source}: machine type {wanted!r}: QEMU {binary.version} has none of that name; "
@@ -158,6 +158,11 @@ def known_to(binary: QemuBinary, configuration: Configuration, machine: str = ""
 def plain_machine(name: str) -> str:
     """QEMU's name of a machine type: Proxmox VE puts the number of its own build behind it."""
     return re.sub(r"\+pve\d+$", "", name)
+
+
+def machine_of(binary: QemuBinary, name: str) -> MachineType | None:
+    """A QEMU's machine type by the name that somebody wrote, None where it has none."""
+    return binary.machine(name) or binary.machine(plain_machine(name))
 
 
 def said_machine(configuration: Configuration) -> str:

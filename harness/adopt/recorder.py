@@ -12,7 +12,7 @@ from pathlib import PurePath
 from packaging.version import Version
 
 from harness.adopt.configuration import Configuration
-from harness.adopt.plan import plain_machine, said_machine
+from harness.adopt.plan import machine_of, plain_machine, said_machine
 from harness.adopt.scalars import as_text
 from harness.arch import ARCHITECTURES, Architecture, architecture_of
 from harness.errors import MissingError, UsageError
@@ -55,7 +55,7 @@ def qemus_here(architecture: Architecture) -> Iterator[QemuBinary]:
 
 def has_machine(binary: QemuBinary, machine: str) -> bool:
     """Whether a QEMU has a machine type, as somebody wrote it; one that nobody named each has."""
-    return not machine or any(binary.machine(name) is not None for name in (machine, plain_machine(machine)))
+    return not machine or machine_of(binary, machine) is not None
 
 
 def recorder_of(configuration: Configuration, machine: str) -> QemuBinary:

@@ -157,7 +157,7 @@ class Sides:
 def said_cpu(configuration: Configuration) -> str:
     """The CPU model that somebody wrote, without its features; empty where nobody did. The last one counts, as QEMU
     has it."""
-    said = [str(o.values["model"]) for o in configuration.options if o.name == "cpu" and o.values.get("model")]
+    said = [str(o.values["model"]) for o in configuration.named("cpu") if o.values.get("model")]
     return said[-1] if said else ""
 
 
@@ -170,7 +170,7 @@ def foretell(configuration: Configuration, machine: str, sides: Sides) -> tuple[
     return (
         *_machine(machine, sides),
         *_cpu(said_cpu(configuration), sides),
-        *_devices([option for option in configuration.options if option.name == "device"], sides),
+        *_devices(configuration.named("device"), sides),
     )
 
 
