@@ -14,12 +14,10 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from harness import __version__
-from harness.guests.lack import Lacks
 from harness.guests.origin import Without
 from harness.qualify.explained import Explained, FieldEvidence, LostFeature
 from harness.qualify.foretold import Foretold, answer_of
 from harness.qualify.model import Answer, DeviceAnswer, QualifyDoc, Reason, worst
-from harness.results.cause import Cause, Unsupported
 from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.results.verdict import Verdict
 
@@ -285,7 +283,7 @@ def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
         for device in pair.devices:
             kind = tried.types.get(device.device, "")
             for reason in device.because:
-                if tried.foretold and any(map(_is_lacking, reason.causes)):
+                if tried.foretold and reason.lacking:
                     continue  # it was foretold
                 doubted = tried.doubts(reason)
                 found = FleetReason(
@@ -297,11 +295,6 @@ def _loaded(tried: TriedVm) -> Iterable[tuple[object, FleetReason]]:
                     of_tcg=doubted,
                 )
                 yield (_likeness(kind, reason), doubted), found
-
-
-def _is_lacking(cause: Cause) -> bool:
-    """Whether the new QEMU has no such device, which is known before anything is loaded."""
-    return isinstance(cause, Unsupported) and cause.lack.what is Lacks.RECORDED_TYPES
 
 
 def _likeness(kind: str, reason: Reason) -> object:

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from harness import __version__
 from harness.facts.compare import FactChange
 from harness.facts.kvm import KvmTried
+from harness.guests.lack import Lacks
 from harness.qualify.explained import Explained
 from harness.qualify.pairs import EndingState
 from harness.qualify.static import StaticNote
-from harness.results.cause import Cause
+from harness.results.cause import Cause, Unsupported
 from harness.results.document import Qemu, plain_json, read_model, schema_of
 from harness.results.outcome import Outcome, Repeats
 
@@ -100,6 +101,12 @@ class Reason:
     confirmed: Confirmation | None = None
     known: str = ""
     cells: tuple[str, ...] = ()
+
+    @property
+    def lacking(self) -> list[tuple[str, ...]]:
+        """Of each cause that is such a lack, the device types or properties that the QEMU that loads has not."""
+        lacks = [cause.lack for cause in self.causes if isinstance(cause, Unsupported)]
+        return [lack.names for lack in lacks if lack.what is Lacks.RECORDED_TYPES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

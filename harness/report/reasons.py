@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
-from harness.guests.lack import Lacks
 from harness.qualify.explained import (
     Differs,
     Explained,
@@ -38,7 +37,7 @@ from harness.qualify.static import (
 from harness.report.facts import matters_text, subject_text
 from harness.report.sentences import outcome_text, verdict_meaning
 from harness.report.text import plural
-from harness.results.cause import Cause, KvmRefused, Unsupported
+from harness.results.cause import KvmRefused
 from harness.results.outcome import Outcome
 from harness.results.verdict import Verdict
 
@@ -62,8 +61,7 @@ def reason_cause_text(reason: Reason) -> str:
 
 def reason_remedy_text(reason: Reason) -> str:
     """What to set or to do; empty where nothing is known."""
-    lacking = [cause.lack.names for cause in reason.causes if _lacks_type(cause)]
-    return _joined([*map(lacking_type_remedy, lacking), *map(remedy_text, reason.explained)])
+    return _joined([*map(lacking_type_remedy, reason.lacking), *map(remedy_text, reason.explained)])
 
 
 def lacking_type_remedy(names: Iterable[str]) -> str:
@@ -72,10 +70,6 @@ def lacking_type_remedy(names: Iterable[str]) -> str:
         f"restart the guest without {', '.join(names)}, or with another type of device; a type that comes as a module "
         "is there with the module's package (postload qemu install --full)"
     )
-
-
-def _lacks_type(cause: Cause) -> TypeGuard[Unsupported]:
-    return isinstance(cause, Unsupported) and cause.lack.what is Lacks.RECORDED_TYPES
 
 
 def explained_text(explained: Explained) -> str:
