@@ -28,9 +28,9 @@ from harness.commands.resolve import guest_maker, recorded_phases, run_scope
 from harness.devices.recipe import load_recipes
 from harness.errors import HarnessError, PostloadError, Stopped, UsageError
 from harness.guests.build import Guest
-from harness.names import DECIDING, DECIDING_BETWEEN_VERSIONS
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
+from harness.qualify.answer import usual_uses
 from harness.qualify.fleet import FleetDoc, Obstacle, Remedied, TriedVm, fleet_doc
 from harness.qualify.model import Answer, QualifyDoc, exit_code
 from harness.qualify.remedies import is_remediable, settings_of
@@ -282,7 +282,7 @@ def wanted_loads(
     :param uses: that decide, empty for those that do by the two versions
     :param schedule_named: somebody named a schedule of COLO's
     """
-    deciding = uses or (DECIDING if recorder.version == loader.version else DECIDING_BETWEEN_VERSIONS)
+    deciding = uses or usual_uses(recorder.version, loader.version)
     return {
         "checkpoints": "colo" in deciding or schedule_named,
         "migrations": [lane for lane, use in _LANES.items() if use in deciding],

@@ -26,6 +26,11 @@ from harness.results.verdict import Verdict
 Explain = Callable[[Cell, Reason], Reason]
 
 
+def usual_uses(recorder: str, loader: str) -> tuple[str, ...]:
+    """The uses that decide between two versions where nothing else is asked for."""
+    return DECIDING if recorder == loader else DECIDING_BETWEEN_VERSIONS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
     """The cells of one machine type under one pair of QEMUs.
@@ -46,7 +51,7 @@ class Leg:
     @property
     def deciding(self) -> tuple[str, ...]:
         """The uses that count where nothing else is asked for."""
-        return DECIDING if self.recorder.version == self.loader.version else DECIDING_BETWEEN_VERSIONS
+        return usual_uses(self.recorder.version, self.loader.version)
 
 
 def legs_of(doc: MatrixDoc) -> list[Leg]:

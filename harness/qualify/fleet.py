@@ -234,7 +234,7 @@ def _devices(tried: TriedVm) -> Iterable[VmDevice]:
 
 def _device_answer(device: DeviceAnswer, deciding: Collection[str], tried: TriedVm) -> Answer:
     """That of the loads; nothing is known where all that speaks against it is in doubt."""
-    against = [r for r in device.because if r.use in deciding and device.uses.get(r.use) is Answer.NO_GO]
+    against = device.against(deciding)
     doubted = device.answer is Answer.NO_GO and bool(against) and all(map(tried.doubts, against))
     return Answer.UNKNOWN if doubted else device.answer
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -124,6 +124,10 @@ class DeviceAnswer:
     loads: int
     because: tuple[Reason, ...] = ()
     static: tuple[StaticNote, ...] = ()
+
+    def against(self, deciding: Collection[str]) -> list[Reason]:
+        """What makes it a no-go, where these uses decide."""
+        return [r for r in self.because if r.use in deciding and self.uses.get(r.use) is Answer.NO_GO]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from harness.qualify.explained import Explained, FieldEvidence, LostBy, LostFeature, SetAlike
-from harness.qualify.model import Answer, QualifyDoc
+from harness.qualify.model import QualifyDoc
 
 #: By what a device's type begins with: the device behind each transport, and its property for the size of queues.
 _QUEUES: Mapping[str, tuple[str, str]] = {
@@ -40,13 +40,12 @@ def settings_of(doc: QualifyDoc, types: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def is_remediable(doc: QualifyDoc, types: Mapping[str, str]) -> bool:
-    """Whether each device that decides on a no-go has something to set: else no setting gives the VM another answer."""
+    """Whether each reason that makes it a no-go has something to set: else no setting gives the VM another answer."""
     return all(
         any(next(_settings(explained, types.get(device.device, "")), None) for explained in reason.explained)
         for pair in doc.abroad
         for device in pair.devices
-        for reason in device.because
-        if reason.use in pair.deciding and device.uses.get(reason.use) is Answer.NO_GO
+        for reason in device.against(pair.deciding)
     )
 
 
