@@ -20,7 +20,7 @@ def describe(sections: Iterable[Section], like: VmDesc) -> VmDesc:
     A machine that has run may save more than one that has not: what follows the fields that both have is one opaque
     field, and so is a whole section that is shorter or of another version. The fields that park a CPU come first.
     """
-    document = json.loads(like.raw[5:])
+    document = json.loads(like.text)
     known: dict[tuple[str, int], list[Described]] = {}
     for device in document["devices"]:
         known.setdefault((device["name"], device["instance_id"]), []).append(device)

@@ -185,7 +185,7 @@ class _Writing:
             "head.bin": self._recording.head,
             "setup.bin": self._recording.setup,
             "devices.bin": b"".join(section.encode() for section in sections),
-            "vmdesc.json": self._recording.vmdesc.raw[5:],
+            "vmdesc.json": self._recording.vmdesc.text,
             "console.log": b"",
         }
         for name, content in contents.items():

@@ -59,7 +59,6 @@ from harness.stream.ram import ram_section_buffers
 from harness.stream.reader import read_devices
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, SectionType
-from harness.stream.writer import encode_vmdesc
 
 __all__ = [
     "MANIFEST",
@@ -347,7 +346,7 @@ def _let_go(folders: dict[Path, int]) -> None:
 
 def incoming_body(recording: Recording, ram: Sequence[bytes | memoryview], devices: bytes) -> list[bytes | memoryview]:
     """What follows the head in a stream: RAM, device sections with EOF, vmdesc."""
-    return [*ram, devices + b"\0", encode_vmdesc(recording.vmdesc.raw[5:])]
+    return [*ram, devices + b"\0", recording.vmdesc.raw]
 
 
 def _own_guest(folder: Path, manifest: Manifest) -> Path:

@@ -95,7 +95,7 @@ class PackWriter:
                 SectionType.START, start.section_id, encode_mem_size(image.blocks), footer=start.footer
             ),
             "devices.bin": b"".join(section.encode() for section in stream.devices),
-            "vmdesc.json": stream.vmdesc.raw[5:],
+            "vmdesc.json": stream.vmdesc.text,
             "console.log": console.encode(),
         }
         if look is not None:

@@ -23,7 +23,7 @@ from harness.packs.packfile import part_key
 from harness.packs.packwriter import link_or_copy
 from harness.stream.model import RamBlock
 from harness.stream.ram import encode_mem_size, encode_ram_section
-from harness.stream.wire import PAGE_SIZE, VMDESC, SectionType
+from harness.stream.wire import PAGE_SIZE, SectionType
 
 #: Files of a phase that are made anew; all others are the pack's own.
 _MADE = ("ram.index", "setup.bin", "devices.bin", "vmdesc.json")
@@ -70,7 +70,7 @@ class _SmallerPack:
             kept = [s for s in recording.sections if section_label(s.idstr, s.instance_id) not in self._sections]
             (folder / recording.name / "devices.bin").write_bytes(b"".join(section.encode() for section in kept))
             described = recording.vmdesc.only({section.key for section in kept})
-            (folder / recording.name / "vmdesc.json").write_bytes(described.raw[VMDESC.size :])
+            (folder / recording.name / "vmdesc.json").write_bytes(described.text)
         for name in old.files:
             if not name.endswith(_MADE):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -138,9 +138,14 @@ class VmDesc:
         """The same from the JSON alone."""
         return cls.parse(wire.VMDESC.pack(wire.SectionType.VMDESCRIPTION, len(text)) + text)
 
+    @property
+    def text(self) -> bytes:
+        """The JSON alone."""
+        return self.raw[wire.VMDESC.size :]
+
     def only(self, keys: Collection[tuple[str, int]]) -> VmDesc:
         """The description of the sections of some names and instances alone."""
-        document = json.loads(self.raw[wire.VMDESC.size :])
+        document = json.loads(self.text)
         document["devices"] = [d for d in document["devices"] if (d["name"], d["instance_id"]) in keys]
         return VmDesc.from_json(json.dumps(document, separators=(",", ":")).encode())
 
