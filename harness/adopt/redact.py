@@ -34,6 +34,7 @@ from harness.guests.plan import GuestPlan
 from harness.names import ADOPTED
 from harness.packs.manifest import MANIFEST, PAGES, DeviceModel, Manifest, contents_of, file_model, is_rom
 from harness.packs.pack import Recording, StatePack
+from harness.packs.packwriter import index_bytes
 from harness.state.transforms import label_of, labels_of
 from harness.stream.fields import Field, walk
 from harness.stream.model import Section
@@ -205,7 +206,7 @@ class _Writing:
                 index.append(0 if page is None else pages.setdefault(page, len(pages) + 1))
             start += block.size_bytes // PAGE_SIZE
         self._write(PAGES, b"".join(pages))
-        self._write(f"{ADOPTED}/ram.index", struct.pack(f"<{len(index)}I", *index))
+        self._write(f"{ADOPTED}/ram.index", index_bytes(index))
         return taken_out
 
     def _page(self, number: int) -> bytes | None:

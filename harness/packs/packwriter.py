@@ -88,7 +88,7 @@ class PackWriter:
         index = self._add_pages(image)
         start = next(part for part in stream.ram if part.type == SectionType.START)
         content = {
-            "ram.index": _little_endian(index),
+            "ram.index": index_bytes(index),
             "head.bin": stream.head,
             # made anew: mapped pages stand in the middle of the one that was read
             "setup.bin": encode_ram_section(
@@ -207,7 +207,8 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _little_endian(index: array[int]) -> bytes:
+def index_bytes(index: array[int]) -> bytes:
+    """What ``ram.index`` has: u32 little-endian each."""
     if sys.byteorder == "big":
         index = array("I", index)
         index.byteswap()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from array import array
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from harness.guests.plan import ROOT, GuestPlan, PlacedDevice
 from harness.packs.manifest import MANIFEST, BlockModel, Manifest, file_model
 from harness.packs.pack import Recording, StatePack
 from harness.packs.packfile import part_key
-from harness.packs.packwriter import link_or_copy
+from harness.packs.packwriter import index_bytes, link_or_copy
 from harness.stream.model import RamBlock
 from harness.stream.ram import encode_mem_size, encode_ram_section
 from harness.stream.wire import PAGE_SIZE, SectionType
@@ -84,9 +83,7 @@ class _SmallerPack:
             end = start + block.size_bytes // PAGE_SIZE
             kept += recording.index[start:end] if block.name in names else array("I")
             start = end
-        if sys.byteorder == "big":
-            kept.byteswap()
-        return kept.tobytes()
+        return index_bytes(kept)
 
     def _setup(self, recording: Recording) -> bytes:
         blocks = [RamBlock(name=block.name, size_bytes=block.size_bytes) for block in self._blocks]
