@@ -108,7 +108,8 @@ class Options:
     def lanes(self) -> tuple[Lane, ...]:
         """What is varied, in the order of a report."""
         looks = (*(ORACLES if self.experiments else ()), *((RESET,) if self.reset else ()))
-        names = (*(name for name in MIGRATIONS if name in self.migrations), *map(str, self.schedules), *looks)
+        of_colo = (*map(str, self.schedules), *looks) if self.checkpoints else ()
+        names = (*(name for name in MIGRATIONS if name in self.migrations), *of_colo)
         return tuple(LANES[name] for name in names)
 
     @property

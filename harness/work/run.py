@@ -404,8 +404,7 @@ class Run:
                 return []
             pack = fit.pack
             ability = self._probe(seen)
-            asked = self._options.checkpoints
-            found = pack_admission(binary, ability, pack, self._scope) if asked else Admission()
+            found = pack_admission(binary, ability, pack, self._scope) if self._options.checkpoints else Admission()
             others, gone = without_devices(pack, {*found.refused, *found.breaking})
         except QemuError as error:
             self._give_up(plans, seen, error)
@@ -450,8 +449,6 @@ class Run:
         plans, lanes = self._reached(pack, seen, plans), self._options.lanes
         if no_colo is not None:
             self._unsupported(plans, seen, no_colo, never=False)
-            lanes = self._migrations()
-        elif not self._options.checkpoints:
             lanes = self._migrations()
         if not plans or not lanes:
             return []
