@@ -669,7 +669,7 @@ class Run:
             self._settle(plan, seen, Verdict.HARNESS_ERROR, Undecided(why=Why.ERROR, said=str(error)), host=host)
 
     def _settle(self, plan: CellPlan, seen: Seen, verdict: Verdict, *causes: Cause, host: str = "") -> None:
-        if not self._options.checkpoints:
+        if not self._options.checkpoints and by_schedule(LANES[plan.key.lane]):
             self._add([plan])  # it was not announced, since it is there for this alone
         cell = Cell(
             key=plan.key,

@@ -39,8 +39,8 @@ from harness.report.sentences import cause_text, colo_reason_text
 from harness.results.answer import Seen, machine_result
 from harness.results.cause import Figure, Leaked, LoadedBy, Resource, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, Colo, ColoReason, MachineResult, MatrixDoc, Qemu
+from harness.results.events import CellsPlanned, EventLog, Fold, Judged, RunEnded, Started, fold_file
 from harness.results.events import Event as RunEvent
-from harness.results.events import EventLog, Fold, Judged, RunEnded, Started, fold_file
 from harness.results.key import CellKey
 from harness.results.plan import CellPlan
 from harness.results.verdict import Verdict, exit_code
@@ -479,6 +479,21 @@ def test_where_colo_is_not_asked_no_checkpoint_is_made(
         ("virtio-blk", "plain"),
         ("platform", "plain"),
     }
+
+
+def test_where_colo_is_not_asked_a_migration_that_cannot_be_made_is_announced_once(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise HarnessError("gone")
+
+    judge(lambda *_: pytest.fail("a checkpoint"))
+    monkeypatch.setattr(worker_module.LocalWorker, "run", fail)
+    run, _, seen = make_run(migrations=("plain",), checkpoints=False)
+    cells = load_pack_rows(run, pack).cells
+    assert {(cell.lane, cell.verdict) for cell in cells} == {("plain", Verdict.HARNESS_ERROR)}
+    announced = [name for event in seen if isinstance(event, CellsPlanned) for name in event.cells]
+    assert sorted(announced) == sorted(cell.id for cell in cells)
 
 
 def test_a_full_disk_ends_the_run_and_keeps_its_cells(
