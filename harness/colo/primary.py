@@ -142,7 +142,26 @@ class Primary:
         behind: Sequence[Buffer] = (),
         more_s: float = 0.0,
     ) -> None:
-        """One checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
+        """One checkpoint: :meth:`request`, then :meth:`load`."""
+        self.request()
+        self.load(devices, ram, behind=behind, more_s=more_s)
+
+    def request(self) -> None:
+        """Ask for a checkpoint and do not wait: while the secondary stops its guest, the caller may prepare the load.
+
+        :raises ChannelBroken: at step REQUEST
+        """
+        self._send(Step.REQUEST, _REQUEST)
+
+    def load(
+        self,
+        devices: Buffer,
+        ram: Sequence[Buffer] = (),
+        *,
+        behind: Sequence[Buffer] = (),
+        more_s: float = 0.0,
+    ) -> None:
+        """The rest of a requested checkpoint; on return the secondary has acknowledged the load with VMSTATE_LOADED.
 
         :param devices: FULL sections, without the EOF byte that this adds
         :param ram: RAM sections in pieces, or nothing
@@ -150,12 +169,12 @@ class Primary:
         :param more_s: added to the deadline of each answer, for a buffer with much in it
         :raises ChannelBroken: with the step at which the secondary stopped answering
         """
-        self._send(Step.REQUEST, _REQUEST)
+        size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + sum(map(len, behind)) + 1)
+        buffers = (_SEND, *ram, _EOF, size, devices, *behind, _EOF)
         reply = self._receive(Step.REQUEST, 4)
         if reply != _REPLY:
             self._expect(Step.REQUEST, reply, Message.CHECKPOINT_REPLY)
-        size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + sum(map(len, behind)) + 1)
-        self._send(Step.SEND, _SEND, *ram, _EOF, size, devices, *behind, _EOF)
+        self._send(Step.SEND, *buffers)
         self._acknowledged(more_s)
         self.checkpoints += 1
 

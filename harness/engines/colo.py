@@ -87,10 +87,9 @@ class Session:
                 self._bring_in(secondary)
             tally.begin(secondary.vm.process.stderr_size())
             for checkpoint in self.plan.checkpoints:
-                self.scope.check()
-                self._load(secondary, checkpoint, phase)
+                self._load(secondary, checkpoint, phase, tally)
                 phase = checkpoint.phase
-                tally.add(checkpoint.repeat, secondary.vm.process.stderr_size())
+                tally.add(checkpoint.repeat)
                 if self.pace.run_s and self.mode is GuestMode.RUNNING:
                     time.sleep(self.pace.run_s)
                     # a guest that has much to say would wait in the middle of a byte, which is no state of ours
@@ -99,6 +98,8 @@ class Session:
             number = 0 if error.step is Step.INCOMING else tally.loads + 1
             at = self.plan.checkpoints[tally.checkpoints].phase if number else phase
             return break_at(error, number, at)
+        else:
+            tally.look(secondary.vm.process.stderr_size())
         finally:
             tally.end()
         return None
@@ -108,14 +109,18 @@ class Session:
         devices = self.buffers.whole_state(recording.name, self.mode, self.absent)
         secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(recording.name), devices))
 
-    def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
+    def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str, tally: _Tally) -> None:
+        self.scope.check()
+        if self.reset_first:
+            reset_machine(secondary.vm, self.timeout_s)
+        secondary.primary.request()
+        # the secondary stops its guest meanwhile: what this process does here costs no time
+        tally.look(secondary.vm.process.stderr_size())
         first, own = self.buffers.parts(checkpoint.phase, self.mode, self.selection)
         behind = [own] * (checkpoint.repeat - 1 + self.selection.again) + self._last(secondary.primary.checkpoints)
         ram = self.buffers.ram_difference(checkpoint.phase, before)
-        if self.reset_first:
-            reset_machine(secondary.vm, self.timeout_s)
         more_s = checkpoint.repeat * PER_LOAD_S
-        secondary.primary.checkpoint(first, ram, behind=behind, more_s=more_s)
+        secondary.primary.load(first, ram, behind=behind, more_s=more_s)
 
     def _last(self, _number: int) -> list[bytes]:
         """What stands last in the buffer of a checkpoint, counted from 0."""
@@ -158,9 +163,13 @@ class _Tally:
         self._begun = time.monotonic()
         self._printed.append((0, printed))
 
-    def add(self, loads: int, printed: int) -> None:
+    def add(self, loads: int) -> None:
+        """One more checkpoint was acknowledged."""
         self.loads += loads
         self.checkpoints += 1
+
+    def look(self, printed: int) -> None:
+        """Note how much was printed up to here, and tell of the loads now and then."""
         if printed > self._printed[-1][1]:
             self._printed.append((self.loads, printed))
         now = time.monotonic()

@@ -21,7 +21,7 @@ import pytest
 from harness import deadline as deadline_module
 from harness.colo.messages import SIZE_MESSAGE, U32, Message, Step
 from harness.engines.buffers import Buffers, Selection
-from harness.engines.colo import Session
+from harness.engines.colo import Session, _Tally
 from harness.engines.probe import probe_colo
 from harness.engines.schedule import Checkpoint, Schedule, plan_loads
 from harness.engines.secondary import Secondary
@@ -58,13 +58,13 @@ def session(
 class ByteShort(Session):
     """The fifth buffer is said to be one byte longer than it is: QEMU waits for that byte, as one that hangs does."""
 
-    def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str) -> None:
+    def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str, tally: _Tally) -> None:
         primary = secondary.primary
         if primary.checkpoints < 4:
-            Session._load(self, secondary, checkpoint, before)
+            Session._load(self, secondary, checkpoint, before, tally)
             return
         devices = self.buffers.devices(checkpoint.phase, self.mode, self.selection, 1)
-        primary._send(Step.REQUEST, U32.pack(Message.CHECKPOINT_REQUEST))
+        primary.request()
         primary._receive(Step.REQUEST, 4)
         size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + 2)
         primary._send(Step.SEND, U32.pack(Message.VMSTATE_SEND), b"\0", size, devices, b"\0")

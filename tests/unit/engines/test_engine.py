@@ -72,7 +72,10 @@ class FakeSecondary:
 
     checkpoints = property(lambda self: len(self.sent))
 
-    def checkpoint(self, first: bytes, ram: Sequence[bytes], *, behind: Sequence[bytes] = (), more_s: float) -> None:
+    def request(self) -> None:
+        """Asked for a checkpoint."""
+
+    def load(self, first: bytes, ram: Sequence[bytes], *, behind: Sequence[bytes] = (), more_s: float) -> None:
         devices = b"".join([first, *behind])
         assert more_s > 0
         self.sent.append((devices, b"".join(ram)))

@@ -61,7 +61,13 @@ class Fake:
         if self.dies_at_start or places or (self.refuses and self.refuses in stream):
             self._die(Step.INCOMING)
 
-    def checkpoint(self, first: bytes, ram: Sequence[bytes] = (), behind: Sequence[bytes] = (), **_: object) -> None:
+    def request(self) -> None:
+        """Asked for a checkpoint."""
+
+    def checkpoint(self, first: bytes, *ram: Sequence[bytes]) -> None:
+        self.load(first, *ram)
+
+    def load(self, first: bytes, ram: Sequence[bytes] = (), behind: Sequence[bytes] = (), **_: object) -> None:
         devices = b"".join([first, *behind])
         self.checkpoints.append(devices)
         self.hits += all(devices.count(section) >= self.in_one_buffer for section in self.bug)
