@@ -58,11 +58,13 @@ class WholeSession:
 
     :param cell: the first that tells of it, empty when none does yet
     :param parts: of one that broke: who did it, and the judgement when it was tried again; None until asked for
+    :param passed: of one that nobody could be blamed for: the first of its repeats that loaded everything
     """
 
     evidence: Evidence
     judgement: Judgement
     cell: str = ""
+    passed: WholeSession | None = None
     parts: tuple[Blame | None, Judgement, Repeats | None] | None = None
 
 
@@ -416,7 +418,10 @@ class _Row:
             if not self._culprits(blame, judgement):
                 judgement = self._trusted(judgement, excluded)
             if blame is None and judgement.verdict.is_finding:
-                judgement, repeats = self._again_and_again(judgement, excluded)
+                again = [_judged(self._session(excluded).run()) for _ in range(REPEATS)]
+                session.passed = next((one for one in again if one.judgement.verdict is Verdict.OK), None)
+                verdict, repeats = repeated(judgement.verdict, [one.judgement.verdict for one in again])
+                judgement = replace(judgement, verdict=verdict)
                 if self._whole and repeats.seen == repeats.of:
                     blame = self._by_device(judgement, excluded)
             session.parts = blame, judgement, repeats
@@ -444,12 +449,17 @@ class _Row:
     def _nobodys(
         self, session: WholeSession, judgement: Judgement, excluded: frozenset[str], repeats: Repeats | None
     ) -> Iterator[Cell]:
-        """The platform has it, and once: of the devices it says nothing but that not all loads passed."""
+        """The platform has it, and once: of the devices it says nothing but that not all loads passed. Where it does
+        not come back, they are judged by the same loads that passed."""
         first, mine = not session.cell, self._plan.device == PLATFORM
         if mine or (first and PLATFORM not in self._bench.rows):
             cell = self._cell(session, judgement, excluded, repeats=repeats)
             yield self._controlled(cell, session.evidence, judgement) if mine else self._platforms(cell)
-        if not mine:
+        if mine:
+            return
+        if judgement.verdict is Verdict.FLAKY and session.passed is not None:
+            yield self._cell(session.passed, session.passed.judgement, excluded)
+        else:
             evidence = session.evidence
             yield self.undecided(
                 Undecided(why=Why.OTHERS, acked=evidence.loads_acked, asked=evidence.loads_asked),
@@ -470,12 +480,6 @@ class _Row:
             moment=found.moment,
         )
         return replace(cell, outcome=outcome)
-
-    def _again_and_again(self, first: Judgement, excluded: frozenset[str]) -> tuple[Judgement, Repeats]:
-        """Repeat what no section alone was found to do; see :func:`repeated`."""
-        again = [judge(self._session(excluded).run()).verdict for _ in range(REPEATS)]
-        verdict, repeats = repeated(first.verdict, again)
-        return replace(first, verdict=verdict), repeats
 
     def _trusted(self, judgement: Judgement, excluded: frozenset[str]) -> Judgement:
         """What a break says that no section makes alone. Where a build resets before each load, a section that is left

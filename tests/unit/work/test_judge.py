@@ -557,6 +557,19 @@ def test_what_no_device_is_needed_for_is_the_platforms_and_no_devices_finding(
     assert {cell.outcome.causes for cell in found if cell.device != "platform"} == {(others,)}
 
 
+def test_the_devices_of_a_guest_that_did_not_hang_again_are_judged_by_the_loads_that_passed(
+    world: World, bench: Bench
+) -> None:
+    broken = Break(step=Step.REQUEST, kind="late", symptom=symptom("x"), load=2, phase="bound")
+    world.evidence = [evidence(1, broken=broken), evidence(10), evidence(1, broken=broken)]
+    bench.rows = frozenset({"platform", "ahci", "virtio-blk"})
+    found = [cell for row in ("platform", "ahci", "virtio-blk") for cell in cells(plan(row, "bound"), bench)]
+    assert [(cell.device, cell.verdict, cell.outcome.loads_acked) for cell in found] == [
+        ("platform", Verdict.FLAKY, 1), ("ahci", Verdict.OK, 10), ("virtio-blk", Verdict.OK, 10),
+    ]  # fmt: skip
+    assert not world.evidence
+
+
 def test_a_device_without_which_it_breaks_now_and_then_has_done_nothing(
     world: World, bench: Bench, handmade: Handmade
 ) -> None:
