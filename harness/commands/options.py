@@ -170,7 +170,11 @@ migration_option = listed(
 reset_option = click.option(
     "--reset", is_flag=True, help="Also reset the machine before each load: which devices need it, and what it costs."
 )
-quick_option = click.option("--quick", is_flag=True, help="Only load: no controls for findings, and no oracles.")
+quick_option = click.option(
+    "--quick",
+    is_flag=True,
+    help="Only load, and go each way between phases once: no controls for findings, and no oracles.",
+)
 confirm_option = click.option(
     "--confirm", type=click.Choice(["pair"]), help="Repeat each break with a real primary and a real secondary."
 )

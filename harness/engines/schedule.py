@@ -63,6 +63,24 @@ class LoadPlan:
         return before
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadCount:
+    """How many loads cells have.
+
+    :param each: of each cell
+    :param once: a schedule that goes between phases goes each way once, where that is less
+    """
+
+    each: int
+    once: bool = False
+
+    def of(self, schedule: Schedule, phases: Sequence[str]) -> int:
+        """Those of a cell."""
+        if not self.once or len(phases) < 2:
+            return self.each
+        return min(self.each, len(_order(schedule, phases)))
+
+
 def plan_loads(schedule: Schedule, phases: Sequence[str], loads: int) -> LoadPlan:
     """Lay out ``loads`` loads.
 
@@ -78,11 +96,13 @@ def plan_loads(schedule: Schedule, phases: Sequence[str], loads: int) -> LoadPla
         return LoadPlan(incoming=phases[0], checkpoints=tuple(_one_phase(schedule, phases[0], loads)))
     if len(phases) < 2:
         raise UsageError(f"schedule {schedule} takes two phases or more, not {len(phases)}")
-    order = _neighbours(phases) if schedule is Schedule.ALTERNATE else walk(phases)
-    return LoadPlan(
-        incoming=phases[0],
-        checkpoints=tuple(Checkpoint(phase=phase) for phase in islice(cycle(order), loads)),
-    )
+    order = islice(cycle(_order(schedule, phases)), loads)
+    return LoadPlan(incoming=phases[0], checkpoints=tuple(Checkpoint(phase=phase) for phase in order))
+
+
+def _order(schedule: Schedule, phases: Sequence[str]) -> list[str]:
+    """The phases in turn, until a schedule that goes between them begins anew."""
+    return _neighbours(phases) if schedule is Schedule.ALTERNATE else walk(phases)
 
 
 def _one_phase(schedule: Schedule, phase: str, loads: int) -> list[Checkpoint]:

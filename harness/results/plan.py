@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.arch import architecture_of
-from harness.engines.schedule import Schedule
+from harness.engines.schedule import LoadCount, Schedule
 from harness.results.key import USUAL_ACCEL, USUAL_CPUS, CellKey, Route
 from harness.state.transforms import GuestMode
 
@@ -44,7 +44,7 @@ def plan_cells(
     phases: Sequence[str],
     schedules: Sequence[Schedule],
     guest_modes: Sequence[GuestMode],
-    loads: int,
+    loads: LoadCount,
     accel: str = USUAL_ACCEL,
     cpus: int = USUAL_CPUS,
 ) -> list[CellPlan]:
@@ -66,7 +66,7 @@ def plan_cells(
         for schedule in schedules
         for group in _groups(schedule, phases)
     )
-    return [CellPlan(key=key, loads=loads) for key in keys]
+    return [CellPlan(key=key, loads=loads.of(Schedule(key.lane), key.phases)) for key in keys]
 
 
 def _groups(schedule: Schedule, phases: Sequence[str]) -> list[tuple[str, ...]]:

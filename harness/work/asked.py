@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.arch import architecture_of
 from harness.devices.device import Device
-from harness.engines.schedule import Schedule
+from harness.engines.schedule import LoadCount, Schedule
 from harness.guests.lack import Lack
 from harness.guests.planner import PlannedGuest
 from harness.lanes.lane import Lane, Reached, Request
@@ -113,6 +113,11 @@ class Options:
         return tuple(LANES[name] for name in names)
 
     @property
+    def load_count(self) -> LoadCount:
+        """Those of each cell that loads by a schedule."""
+        return LoadCount(each=self.loads, once=self.quick)
+
+    @property
     def controls(self) -> bool:
         """Whether findings get a class."""
         return not self.quick
@@ -213,7 +218,7 @@ def plan_rows(
         phases=phases,
         schedules=options.schedules,
         guest_modes=modes_on(options, seen.machine),
-        loads=options.loads,
+        loads=options.load_count,
         **{"accel": options.accel, "cpus": options.cpus, **how},
     )
 
@@ -256,7 +261,7 @@ def wanted_of(
         phases=tuple(phases),
         lanes=tuple(lanes),
         modes=modes_on(options, seen.machine),
-        loads=options.loads,
+        loads=options.load_count,
         like=like,
     )
 

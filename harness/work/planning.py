@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from harness.engines.schedule import LoadCount, Schedule
 from harness.lanes.judge import Exclusion
 from harness.lanes.lane import Lane, Reached, Request, Wave
 from harness.lanes.registry import LANES
@@ -35,7 +36,7 @@ class Wanted:
     phases: tuple[str, ...]
     lanes: tuple[Lane, ...]
     modes: tuple[GuestMode, ...]
-    loads: int
+    loads: LoadCount
     like: Task
 
 
@@ -82,7 +83,7 @@ def _task(wanted: Wanted, lane: Lane, mode: GuestMode, phases: tuple[str, ...], 
         phases=phases,
         devices=devices,
         guest_mode=mode,
-        loads=wanted.loads,
+        loads=wanted.loads.of(Schedule(lane.name), phases) if by_schedule(lane) else wanted.loads.each,
     )
     like = replace(wanted.key, phases=phases, lane=lane.name, guest_mode=str(mode))
     answers = tuple(replace(like, device=name) for name in devices)

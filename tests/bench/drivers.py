@@ -28,7 +28,7 @@ from harness.devices.device import STEPS, Device
 from harness.devices.phases import NOTHING_TO_DO_STATUS, Missed, MissedPhases, Unreached
 from harness.devices.recipe import load_recipes
 from harness.devices.rules import Status
-from harness.engines.schedule import Schedule
+from harness.engines.schedule import LoadCount, Schedule
 from harness.errors import GuestError, HarnessError
 from harness.guests.build import Guest, build_guest
 from harness.guests.console import Console
@@ -124,7 +124,7 @@ class Bench:
             phases=USUAL_PHASES,
             schedules=[Schedule.SAME],
             guest_modes=[GuestMode.RUNNING],
-            loads=1,
+            loads=LoadCount(each=1),
         )
         say = lambda text: print(f"  {text}", file=sys.stderr, flush=True)  # noqa: E731
         recordings = Recordings(fresh=False, stage=say, message=say, scope=self.scope)

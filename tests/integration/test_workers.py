@@ -12,6 +12,7 @@ from threading import Event
 import psutil
 import pytest
 
+from harness.engines.schedule import LoadCount
 from harness.errors import BudgetError, HarnessError, Stopped
 from harness.experiments.interview import recorded_devices
 from harness.lanes.lane import Request
@@ -48,7 +49,7 @@ def tasks(pack: StatePack, binary: QemuBinary, lanes: Sequence[str], devices: Se
     key = CellKey(route=route, machine=pack.manifest.machine, device="", phases=(), lane="")
     wanted = Wanted(
         key=key, reached=dict.fromkeys(devices, ("bound",)), phases=("bound",),
-        lanes=tuple(LANES[name] for name in lanes), modes=(GuestMode.RUNNING,), loads=loads, like=like,
+        lanes=tuple(LANES[name] for name in lanes), modes=(GuestMode.RUNNING,), loads=LoadCount(each=loads), like=like,
     )  # fmt: skip
     return plan_tasks(wanted)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engines.schedule import BUFFER_LOADS, Schedule, plan_loads, walk
+from harness.engines.schedule import BUFFER_LOADS, LoadCount, Schedule, plan_loads, walk
 from harness.errors import UsageError
 
 NAMES = ("firmware", "kernel", "bound", "busy", "unbound", "rebound")
@@ -88,3 +88,18 @@ def test_no_loads_are_refused(schedule: Schedule, loads: int) -> None:
 def test_the_wrong_number_of_phases_is_refused(schedule: Schedule, phases: list[str]) -> None:
     with pytest.raises(UsageError, match=f"schedule {schedule} takes .* not {len(phases)}"):
         plan_loads(schedule, phases, 10)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "phases", "each", "once"),
+    [
+        (Schedule.SAME, ["a"], 100, 100),
+        (Schedule.BACK_TO_BACK, ["a"], 100, 100),
+        (Schedule.ALTERNATE, ["a", "b", "c"], 100, 8),
+        (Schedule.WALK, ["a", "b", "c"], 100, 9),
+        (Schedule.WALK, ["a", "b", "c"], 4, 4),
+    ],
+)
+def test_each_way_between_phases_once(schedule: Schedule, phases: list[str], each: int, once: int) -> None:
+    assert LoadCount(each=each).of(schedule, phases) == each
+    assert LoadCount(each=each, once=True).of(schedule, phases) == once

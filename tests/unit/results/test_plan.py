@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.engines.schedule import Schedule
+from harness.engines.schedule import LoadCount, Schedule
 from harness.results.key import Route
 from harness.results.plan import CellPlan, plan_cells
 from harness.state.transforms import GuestMode
@@ -19,7 +19,7 @@ def planned(**changes: Any) -> list[CellPlan]:
         "phases": ["kernel", "bound"],
         "schedules": tuple(Schedule),
         "guest_modes": [GuestMode.RUNNING],
-        "loads": 7,
+        "loads": LoadCount(each=7),
     }
     return plan_cells(**{**given, **changes})
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from harness.devices.device import Device, GuestCommands
+from harness.engines.schedule import LoadCount
 from harness.errors import UsageError
 from harness.lanes.judge import Exclusion, ExclusionReason
 from harness.lanes.lane import Request
@@ -73,7 +74,7 @@ def wanted(devices: Sequence[str] = ("ahci", "platform"), **more: object) -> Wan
         "key": CellKey.parse("7.2/pc-i440fx-7.2/x/bound/same"),
         "phases": ("kernel", "bound"),
         "lanes": tuple(LANES[name] for name in (*MIGRATIONS, "same", "walk", "back-to-back", "drift")),
-        "modes": (GuestMode.RUNNING,), "loads": 5, "like": LIKE, **more,
+        "modes": (GuestMode.RUNNING,), "loads": LoadCount(each=5), "like": LIKE, **more,
     }  # fmt: skip
     return Wanted(**{"reached": dict.fromkeys(devices, given["phases"]), **given})  # type: ignore[arg-type]
 
