@@ -69,7 +69,7 @@ class Session:
         """
         started = time.monotonic()
         vm, tally = secondary.vm, _Tally(on_loads)
-        printed = 0 if first else vm.process.stderr_size()
+        printed = None if first else vm.process.stderr_size()
         broken = self._load_all(secondary, tally, first=first)
         count = Count(
             asked=self.plan.loads,

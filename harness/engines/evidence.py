@@ -120,23 +120,24 @@ class Count:
     warnings: tuple[tuple[int, str], ...] = ()
 
 
-def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float, printed: int = 0) -> Evidence:
+def evidence_of(vm: Vm, count: Count, broken: Break | None, started: float, printed: int | None = None) -> Evidence:
     """What is to be seen of a QEMU that a session is over with.
 
     :param started: ``time.monotonic()`` at the beginning
-    :param printed: bytes that it had printed by then
+    :param printed: bytes that it had printed by then; those of its start when None
     """
     ended = end_within(vm, grace_s(broken))
     hung = broken is not None and broken.kind == "late" and ended is None
     if hung:
         vm.process.clock.close()  # what a debugger does to it now is not the host's doing
+    since = vm.printed_at_start if printed is None else printed
     return Evidence(
         loads_asked=count.asked,
         loads_acked=count.passed,
         checkpoints_acked=count.passed if count.checkpoints is None else count.checkpoints,
         broken=broken,
         exit=ended,
-        log="\n".join([own_words(vm.process.stderr(printed)), *([describe_threads(vm.process.pid)] if hung else [])]),
+        log="\n".join([own_words(vm.process.stderr(since)), *([describe_threads(vm.process.pid)] if hung else [])]),
         warnings=count.warnings,
         # of one that broke it is known already that it is not well
         events=() if ended or hung else guest_events(vm, DEATH_GRACE_S if broken else ANSWER_TIMEOUT_S),

@@ -100,6 +100,8 @@ class Vm:
             # under gdb a QEMU takes seconds to greet, and a Ctrl-C may come
             self._give_up()
             raise
+        #: Bytes that it had printed when it greeted: warnings of its start, which no load is to blame for.
+        self.printed_at_start = self.process.stderr_size()
 
     def _give_up(self) -> None:
         self._close_beside()

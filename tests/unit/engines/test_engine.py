@@ -93,8 +93,10 @@ class FakeSecondary:
         self.waited.append(within_s)
         return self.exit
 
-    def stderr(self, _since: int = 0) -> str:
-        return self.text
+    printed_at_start = 0
+
+    def stderr(self, since: int = 0) -> str:
+        return self.text[since:]
 
     def stderr_size(self) -> int:
         """All that is printed at the end was there from the second checkpoint on."""
@@ -287,6 +289,14 @@ def test_what_qemu_says_of_the_harness_is_not_its_own_words(
 ) -> None:
     fake.text = "qemu: warning: a\nqemu: terminating on signal 15 from pid 7 (x)\nqemu: b\n"
     assert session(Schedule.SAME, ["bound"], 1).run().log == "qemu: warning: a\nqemu: b"
+
+
+def test_what_qemu_said_when_it_started_is_no_word_of_a_load(
+    session: Callable[..., Session], fake: type[FakeSecondary]
+) -> None:
+    start = "qemu: warning: two floppy controllers\nthe one picked may be another one\n"
+    fake.text, fake.printed_at_start = f"{start}qemu: refused", len(start)
+    assert session(Schedule.SAME, ["bound"], 1).run().log == "qemu: refused"
 
 
 def test_a_hang_brings_the_threads_of_qemu(session: Callable[..., Session], fake: type[FakeSecondary]) -> None:

@@ -47,6 +47,8 @@ class Qemu:
         self.waited.append(within_s)
         return self.exit
 
+    printed_at_start = 0
+
     def stderr(self, _since: int = 0) -> str:
         return "qemu: oops\n"
 

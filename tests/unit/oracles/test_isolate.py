@@ -81,6 +81,8 @@ class Fake:
     def ended(self, _within_s: float = 0.0) -> Exit | None:
         return Exit(status=-6, signal="SIGABRT") if self.dead else None
 
+    printed_at_start = 0
+
     def stderr(self, _since: int = 0) -> str:
         return self.said
 
