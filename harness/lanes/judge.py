@@ -116,6 +116,7 @@ class Bench:
         more
     :param named: how cells name the QEMUs; by their versions when None
     :param sessions: those of the whole state that were made for the request in hand, by what they left out
+        of their loads, and of their incoming stream
     :param turns: sessions of single rows that were made in one secondary, by what they left out
     :param refused: sections that this QEMU does not take already in an ordinary migration, or in the incoming stream of
         a session: only their own rows load them
@@ -131,7 +132,7 @@ class Bench:
     came: bool = False
     blamed: dict[tuple[str, bool], set[str]] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
-    sessions: dict[tuple[CellKey, frozenset[str]], WholeSession] = field(default_factory=dict)
+    sessions: dict[tuple[CellKey, frozenset[str], frozenset[str]], WholeSession] = field(default_factory=dict)
     turns: dict[tuple[CellKey, frozenset[str]], _Turn] = field(default_factory=dict)
     hints: list[Suspect] = field(default_factory=list)
     named: Route | None = None
@@ -314,9 +315,15 @@ class _Row:
         if not self._all:
             yield self.undecided(Undecided(why=Why.NO_SECTION))
             return
+        tried: set[tuple[frozenset[str], frozenset[str]]] = set()
         while True:
             excluded = self._told_before()
             excluded = self.excluded() if excluded is None else excluded
+            if (excluded, self._absent(excluded)) in tried:
+                # what others did to it is known, and still does it where it is left out
+                yield self.undecided(Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(excluded))), excluded=excluded)
+                return
+            tried.add((excluded, self._absent(excluded)))
             session = self._made(excluded)
             evidence, judgement = session.evidence, session.judgement
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
@@ -349,8 +356,10 @@ class _Row:
         judged: it is this row's finding, and no session more is made for it."""
         if not self._whole:
             return None
-        for (key, excluded), session in self._bench.sessions.items():
-            if key == self._shared_key and session.parts and not excluded & self._own:
+        for (key, excluded, absent), session in self._bench.sessions.items():
+            if key != self._shared_key or absent != self._absent(excluded):
+                continue
+            if session.parts and not excluded & self._own:
                 blame, judgement, _ = session.parts
                 if self._culprits(blame, judgement) & self._own:
                     return excluded
@@ -363,7 +372,7 @@ class _Row:
 
     def _made(self, excluded: frozenset[str]) -> WholeSession:
         """A session without what is excluded; one of the whole state is made once for all devices."""
-        key = (self._shared_key, excluded)
+        key = (self._shared_key, excluded, self._absent(excluded))
         shared = self._bench.sessions.get(key) if self._whole else None
         if shared is not None:
             self._on_loads(self._id, shared.evidence.loads_acked)

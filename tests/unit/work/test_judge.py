@@ -51,6 +51,8 @@ class World:
         self.kills: dict[str, dict[str, int]] = {}
         self.blind = False
         self.chokes: list[str] = []
+        self.spoils = ""
+        self.spoils_always = False
         self.raises: Exception | None = None
         self.evidence: list[Evidence] = []
         self.sessions: list[Any] = []
@@ -66,6 +68,11 @@ class World:
         if not session.absent.issuperset(self.chokes):
             broken = Break(
                 step=Step.INCOMING, kind="closed", symptom=symptom("x"), load=0, phase=asked.checkpoints[0].phase
+            )
+            return evidence(0, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
+        if self.spoils and (self.spoils_always or self.spoils not in session.absent):
+            broken = Break(
+                step=Step.LOAD, kind="closed", symptom=symptom("x"), load=1, phase=asked.checkpoints[0].phase
             )
             return evidence(0, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
         seen = 0
@@ -96,9 +103,9 @@ class World:
     ) -> Blame | None:
         self.searches.append((before, phase, load, excluded))
         left = {s: at for s, at in self.kills.get(phase, {}).items() if s not in excluded}
-        if self.blind or not left:
+        if self.blind or not (left or self.spoils):
             return None
-        first = min(left, key=lambda s: (left[s], s))
+        first = self.spoils or min(left, key=lambda s: (left[s], s))
         return Blame(
             sections=tuple(first.split("&")),
             how=Isolation(way=IsolationWay.ALONE),
@@ -403,6 +410,24 @@ def test_what_breaks_the_incoming_stream_is_its_own_rows_finding_and_no_others(w
     # in another phase nobody searches again
     assert [cell.verdict for cell in cells(plan("platform", "kernel"), bench)] == [Verdict.OK]
     assert len(world.searches) == 1
+
+
+def test_what_breaks_by_the_incoming_stream_though_no_load_has_it_is_left_out_of_that_too(
+    world: World, bench: Bench
+) -> None:
+    world.spoils, bench.rows = "i8259", frozenset({"ahci"})
+    *findings, row = cells(plan("ahci", "bound"), bench)
+    assert {(cell.device, cell.verdict, cell.blamed) for cell in findings} == {("platform", Verdict.CRASH, ("i8259",))}
+    assert (row.device, row.verdict, row.excluded) == ("ahci", Verdict.OK, ("i8259",))
+    assert world.sessions[-1].absent == {"i8259"}
+
+
+def test_what_is_left_out_everywhere_and_still_breaks_it_is_not_asked_for_ever(world: World, bench: Bench) -> None:
+    world.spoils, world.spoils_always, bench.rows = "i8259", True, frozenset({"ahci"})
+    *findings, row = cells(plan("ahci", "bound"), bench)
+    assert {(cell.device, cell.blamed) for cell in findings} == {("platform", ("i8259",))}
+    assert (row.device, row.verdict) == ("ahci", Verdict.HARNESS_ERROR)
+    assert row.outcome.causes == (Undecided(why=Why.LEFT_OUT, sections=("i8259",)),)
 
 
 def test_two_that_break_the_incoming_stream_are_both_found(world: World, bench: Bench) -> None:
