@@ -82,10 +82,17 @@ class Judgement:
         return self.cause.assertion if isinstance(self.cause, Ended) else None
 
     def is_break_of(self, other: Judgement) -> bool:
-        """Whether it broke as another did: the same verdict, and by the same assertion where both name one."""
-        return self.verdict is other.verdict and (
-            None in (self.assertion, other.assertion) or self.assertion == other.assertion
-        )
+        """Whether it broke as another did: the same verdict, and by the same assertion where both name one. Who asserts
+        nothing and dies of another signal than SIGABRT did not break as one that asserts."""
+        if self.assertion and other.assertion:
+            return self.verdict is other.verdict and self.assertion == other.assertion
+        silent = [one._aborts for one in (self, other) if not one.assertion]
+        return self.verdict is other.verdict and (len(silent) == 2 or all(silent))
+
+    @property
+    def _aborts(self) -> bool:
+        """Whether it may have asserted, for all that is known."""
+        return not isinstance(self.cause, Ended) or self.cause.signal in (None, "SIGABRT")
 
     @property
     def outcome(self) -> Outcome:

@@ -287,3 +287,23 @@ def test_a_postcopy_destination_that_died_of_cleaning_up_a_refused_load_is_a_rej
     found = judge(evidence(broken=at(kind, load=1), exit=SEGFAULT, log=log))
     assert (found.verdict, found.named) == (verdict, VNET)
     assert "SIGSEGV" in words(found)
+
+
+def died(signal: str, log: str = "") -> Evidence:
+    return evidence(loads_acked=2, broken=at("closed"), exit=Exit(status=-6, signal=signal), log=log)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (died("SIGABRT", ASSERTION), died("SIGABRT", ASSERTION), True),
+        (died("SIGABRT", ASSERTION), died("SIGABRT", ASSERTION.replace("!subregion", "subregion")), False),
+        # a log may be lost, and memory that is spoilt may end a process in several ways
+        (died("SIGABRT", ASSERTION), died("SIGABRT"), True),
+        (died("SIGSEGV"), died("SIGABRT"), True),
+        (died("SIGSEGV"), died("SIGABRT", ASSERTION), False),
+    ],
+)
+def test_who_breaks_as_another_did(one: Evidence, other: Evidence, same: bool) -> None:
+    assert judge(one).is_break_of(judge(other)) is same
+    assert judge(other).is_break_of(judge(one)) is same
