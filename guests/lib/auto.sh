@@ -262,9 +262,10 @@ auto_look_watchdog() {
     done
 }
 
-# auto_settle: look and load drivers until what is wanted is there and nothing new comes; at most some seconds.
+# auto_settle [LEAST]: look and load drivers until what is wanted is there, LEAST things at least, and nothing new comes;
+# at most some seconds.
 auto_settle() {
-    local asked=' ' now end alias new
+    local asked=' ' now end alias new least=${1:-1}
     read -r now _ < /proc/uptime
     end=$((${now%%.*} + 8))
     while :; do
@@ -279,7 +280,8 @@ auto_settle() {
             continue
         fi
         auto_quiet || continue
-        case " $work" in *" $want:"*) break ;; esac
+        set -- $work
+        case " $work" in *" $want:"*) [ $# -lt "$least" ] || break ;; esac
         [ -n "$want" ] || break
         [ "$want" != usb ] || [ -z "$usb" ] || break
         read -r now _ < /proc/uptime
@@ -443,7 +445,8 @@ auto_rebind() {
         echo "$id" > "$driver/bind" || return 1
     done < "/tmp/auto.$1/units"
     auto_driver || return
-    auto_settle || return
+    # the ports of a disk controller are done one after the other
+    auto_settle "$(echo "$before" | wc -w)" || return
     auto_ready "$1" || return
     auto_keep "$1"
     set -- $work

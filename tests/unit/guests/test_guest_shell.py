@@ -147,6 +147,21 @@ def test_what_is_plugged_into_no_usb_bus_is_not_bound(tmp_path: Path) -> None:
     assert (status, set(said.strip().split("|"))) == (0, {"0 input ", "/usb1=driver", "/usb1/1-1=driver"})
 
 
+@pytest.mark.parametrize(
+    ("least", "found"), [("", {"sda"}), ("1", {"sda"}), ("2", {"sda", "sdb"}), ("3", {"sda", "sdb"})]
+)
+def test_a_controller_is_waited_for_until_it_has_all_that_it_had(tmp_path: Path, least: str, found: set[str]) -> None:
+    names = "auto_none auto_look auto_look_alias auto_look_bare auto_look_card auto_look_driver auto_passes"
+    names += " auto_settle auto_quiet"
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel/uevent_seqnum").write_text("7\n")
+    (tmp_path / "hba/ata1/block/sda").mkdir(parents=True)
+    nap = f'nap() {{ up=$((up + 1)); echo "$up.5 1" > {tmp_path}/uptime; '
+    nap += f"[ $up != 5 ] || mkdir -p {tmp_path}/hba/ata2/block/sdb; }}"
+    status, said = shell(tmp_path, names, f'{nap}; path={tmp_path}/hba; want=block; auto_settle {least}; echo "$work"')
+    assert (status, set(said.split())) == (0, {f"block:{disk}" for disk in found})
+
+
 def test_a_bridge_without_a_driver_passes_things_on_to_what_is_behind_it(tmp_path: Path) -> None:
     path = pci_device(tmp_path, "0000:00:05.0", "0x060400")
     assert shell(tmp_path, "auto_passes", f"path={path}; auto_passes") == (1, "")
