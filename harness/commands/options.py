@@ -18,14 +18,13 @@ from harness.names import (
     SCHEDULES,
     STORE_VARIABLE,
     USUAL_DEVICES,
+    USUAL_LOADS,
     USUAL_PHASES,
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_OUT = Path("postload-out")
-#: 14 cells a row with all phases and schedules, so 1,400 loads for each device on each machine.
-DEFAULT_LOADS = 100
 #: Of ``qualify``: enough for what breaks at all; a matrix of one QEMU goes deeper.
 QUALIFY_LOADS = 20
 QUALIFY_SCHEDULES = ("same", "alternate", "back-to-back")
@@ -108,7 +107,7 @@ mode_option = listed(
     show_default=True,
 )
 loads_option = click.option(
-    "--loads", type=click.IntRange(1), metavar="N", default=DEFAULT_LOADS, show_default=True, help="Loads in each cell."
+    "--loads", type=click.IntRange(1), metavar="N", default=USUAL_LOADS, show_default=True, help="Loads in each cell."
 )
 processes_option = click.option(
     "--processes", is_flag=True, help="Judge in separate processes instead of threads. Slower; they share nothing."
@@ -173,7 +172,7 @@ reset_option = click.option(
 quick_option = click.option(
     "--quick",
     is_flag=True,
-    help="Only load, and go each way between phases once: no controls for findings, and no oracles.",
+    help="Only load: no controls for findings, and no oracles. Without --loads, go each way between phases once.",
 )
 confirm_option = click.option(
     "--confirm", type=click.Choice(["pair"]), help="Repeat each break with a real primary and a real secondary."

@@ -14,7 +14,7 @@ from harness.guests.lack import Lack
 from harness.guests.planner import PlannedGuest
 from harness.lanes.lane import Lane, Reached, Request
 from harness.lanes.registry import LANES
-from harness.names import ADOPTED, MIGRATIONS, ORACLES, RESET
+from harness.names import ADOPTED, MIGRATIONS, ORACLES, RESET, USUAL_LOADS
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.cmdline import Option
@@ -114,8 +114,8 @@ class Options:
 
     @property
     def load_count(self) -> LoadCount:
-        """Those of each cell that loads by a schedule."""
-        return LoadCount(each=self.loads, once=self.quick)
+        """Those of each cell that loads by a schedule; as many as were asked for, where somebody said so."""
+        return LoadCount(each=self.loads, once=self.quick and self.loads == USUAL_LOADS)
 
     @property
     def controls(self) -> bool:

@@ -115,3 +115,14 @@ def test_a_guest_without_a_cell_of_the_share_is_known() -> None:
     share = Share([key("platform")], [key(), key("platform")])
     assert share.has_row(key(), {"ahci", "platform"})
     assert not share.has_row(key(), {"ahci"})
+
+
+@pytest.mark.parametrize(
+    ("quick", "loads", "walked"), [(False, 100, 100), (True, 100, 16), (True, 7, 7), (True, 1000, 1000), (False, 7, 7)]
+)
+def test_a_quick_walk_is_as_long_as_was_asked_for_and_else_one_round(
+    options: Options, quick: bool, loads: int, walked: int
+) -> None:
+    count = replace(options, quick=quick, loads=loads).load_count
+    assert count.of(Schedule.WALK, PHASES) == walked
+    assert count.of(Schedule.SAME, PHASES[:1]) == loads
