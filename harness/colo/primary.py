@@ -134,17 +134,10 @@ class Primary:
             first = self._receive(Step.INCOMING, 4)
         self._expect(Step.INCOMING, first, Message.CHECKPOINT_READY)
 
-    def checkpoint(
-        self,
-        devices: Buffer,
-        ram: Sequence[Buffer] = (),
-        *,
-        behind: Sequence[Buffer] = (),
-        more_s: float = 0.0,
-    ) -> None:
+    def checkpoint(self, devices: Buffer, ram: Sequence[Buffer] = ()) -> None:
         """One checkpoint: :meth:`request`, then :meth:`load`."""
         self.request()
-        self.load(devices, ram, behind=behind, more_s=more_s)
+        self.load(devices, ram)
 
     def request(self) -> None:
         """Ask for a checkpoint and do not wait: while the secondary stops its guest, the caller may prepare the load.

@@ -319,11 +319,12 @@ class _Row:
         while True:
             excluded = self._told_before()
             excluded = self.excluded() if excluded is None else excluded
-            if (excluded, self._absent(excluded)) in tried:
+            left_out = excluded, self._absent(excluded)
+            if left_out in tried:
                 # what others did to it is known, and still does it where it is left out
                 yield self.undecided(Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(excluded))), excluded=excluded)
                 return
-            tried.add((excluded, self._absent(excluded)))
+            tried.add(left_out)
             session = self._made(excluded)
             evidence, judgement = session.evidence, session.judgement
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
