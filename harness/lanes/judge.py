@@ -59,12 +59,14 @@ class WholeSession:
     :param cell: the first that tells of it, empty when none does yet
     :param parts: of one that broke: who did it, and the judgement when it was tried again; None until asked for
     :param passed: of one that nobody could be blamed for: the first of its repeats that loaded everything
+    :param behind: of a row that passed alone: its session that broke in a secondary which other rows had before it
     """
 
     evidence: Evidence
     judgement: Judgement
     cell: str = ""
     passed: WholeSession | None = None
+    behind: WholeSession | None = None
     parts: tuple[Blame | None, Judgement, Repeats | None] | None = None
 
 
@@ -329,6 +331,8 @@ class _Row:
             evidence, judgement = session.evidence, session.judgement
             if judgement.verdict is Verdict.OK or not judgement.verdict.is_finding:
                 yield self._cell(session, judgement, excluded)
+                if session.behind is not None:
+                    yield self._of_no_row(session.behind, excluded)
                 return
             blame, judgement, repeats = self._taken_apart(session, excluded)
             culprits = self._culprits(blame, judgement)
@@ -387,9 +391,7 @@ class _Row:
         if self._whole:
             self._bench.sessions[key] = made
         elif turn is not None and made.judgement.verdict is Verdict.OK and turn.session.judgement.verdict in _HAPPENED:
-            verdict, repeats = repeated(turn.session.judgement.verdict, [Verdict.OK])
-            turn.session.parts = None, replace(turn.session.judgement, verdict=verdict), repeats
-            return turn.session
+            made.behind = turn.session
         return made
 
     @property
@@ -475,6 +477,13 @@ class _Row:
                 Undecided(why=Why.OTHERS, acked=evidence.loads_acked, asked=evidence.loads_asked),
                 excluded=excluded,
             )
+
+    def _of_no_row(self, session: WholeSession, excluded: frozenset[str]) -> Cell:
+        """What broke behind other rows and does not break alone: it happened, and which of the rows did it nobody can
+        say, so the platform has it."""
+        judgement = session.judgement
+        verdict, repeats = repeated(judgement.verdict, [Verdict.OK])
+        return self._platforms(self._cell(session, replace(judgement, verdict=verdict), excluded, repeats=repeats))
 
     def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
         """The cell with its class, when there are controls and the load is what they can speak of."""

@@ -98,16 +98,17 @@ class Chain:
 
     :param waves: what :func:`in_waves` gave
     :param number: of the machine in its run
+    :param known: what is left out from the first wave on, if it was found in one of a task's phases
     """
 
-    def __init__(self, waves: Sequence[Sequence[Task]], number: int = 0) -> None:
+    def __init__(self, waves: Sequence[Sequence[Task]], number: int = 0, known: Iterable[Exclusion] = ()) -> None:
         self.number = number
         long = [task for wave in waves for task in wave if LANES[task.request.lane].waits]
         self._long = {phase for task in long for phase in task.request.phases}
         self._waiting = [(number, task) for number, wave in enumerate(waves) for task in wave]
         self._wave_of = {task.answers: number for number, task in self._waiting}
         self._undone = Counter((number, phase) for number, task in self._waiting for phase in task.request.phases)
-        self._known: set[tuple[int, Exclusion]] = set()
+        self._known = {(-1, exclusion) for exclusion in known}
 
     def ready(self) -> list[Task]:
         """The tasks that may be done now and were not given out yet."""

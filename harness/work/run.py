@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -21,7 +21,7 @@ from harness.experiments.interview import recorded_devices
 from harness.guests.build import GuestMaker
 from harness.guests.lack import Lack, Lacks
 from harness.lanes.canary import spoilt_section
-from harness.lanes.judge import Exclusion
+from harness.lanes.judge import Exclusion, ExclusionReason
 from harness.lanes.lane import Lane, Wave
 from harness.lanes.registry import LANES
 from harness.names import MIGRATIONS
@@ -178,6 +178,7 @@ class Run:
         self._goes_on = bool(earlier)
         self._judged = {event.cell.key for event in self._earlier if isinstance(event, Judged)}
         self._canaries: dict[tuple[str, str], CanarySeen] = {}
+        self._platforms: dict[tuple[str, str], set[Exclusion]] = {}
         self._builds = [(each.sha256, each.label) for each in labelled(options.binaries)]
         self._judging: dict[object, _Judging] = {}
         self._numbers = count()
@@ -490,7 +491,8 @@ class Run:
                 return []
         self._here.lend(pack, seen.binary, seen.ability)
         with self._lock:
-            chain = Chain(in_waves(tasks, LANES), next(self._numbers))
+            known = self._platforms.get((seen.machine, str(seen.route)), ())
+            chain = Chain(in_waves(tasks, LANES), next(self._numbers), known)
             self._judging[wanted.like.place] = _Judging(seen=seen, chain=chain, pack=pack, due=due)
         return chain.ready()
 
@@ -625,6 +627,8 @@ class Run:
                         self._fail(CellPlan(key=key, loads=task.request.loads), judging.seen, reason, host)
         self._scope.check()
         with self._lock:
+            if PLATFORM in task.request.devices:
+                self._pass_on(judging, learnt)
             following: list[Due] = [*judging.chain.done(task, learnt)]
             over = judging.chain.over
         if over:
@@ -633,6 +637,18 @@ class Run:
             self._release(judging.pack)
             following += judging.again()
         return following
+
+    def _pass_on(self, judging: _Judging, learnt: Iterable[Exclusion]) -> None:
+        """What breaks of the platform, found where the platform is judged: all guests of the machine have it, and need
+        not find it again."""
+        owners = judging.pack.owners
+        seen = judging.seen
+        known = self._platforms.setdefault((seen.machine, str(seen.route)), set())
+        known.update(
+            each
+            for each in learnt
+            if each.reason is ExclusionReason.BROKE and owners.get(each.section, PLATFORM) == PLATFORM
+        )
 
     def _has_any(self, due: GuestDue) -> bool:
         """Whether a cell of a guest is judged here: of its schedules, or of another lane."""

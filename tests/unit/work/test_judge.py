@@ -189,19 +189,22 @@ def test_rows_that_load_their_own_sections_take_turns(world: World, bench: Bench
     assert len(world.sessions) == 2
 
 
-def test_what_broke_behind_others_is_tried_alone(world: World, bench: Bench) -> None:
+def test_what_broke_behind_others_and_passes_alone_is_no_rows(world: World, bench: Bench) -> None:
     broken = Break(step=Step.LOAD, kind="closed", symptom=symptom("x"), load=2, phase="bound")
     crash = evidence(1, broken=broken, exit=Exit(status=-6, signal="SIGABRT"))
     late = evidence(1, broken=replace(broken, kind="late"))
-    for seen, verdict, repeats in (
-        # a crash happened, though it does not come back
-        (crash, Verdict.CRASH, Repeats(seen=1, of=2, verdict=Verdict.CRASH, others=(Verdict.OK,))),
-        (late, Verdict.OK, None),
+    once = Repeats(seen=1, of=2, verdict=Verdict.CRASH, others=(Verdict.OK,))
+    for seen, platforms in (
+        # a crash happened, though it does not come back: the machine's, for the row before may have done it
+        (crash, [("platform", Verdict.CRASH, once, ())]),
+        (late, []),
     ):
         world.evidence, world.blind = [evidence(10), seen, evidence(10)], True
-        first, second = turn_cells(bench, "platform", "ahci")
+        first, second, *more = turn_cells(bench, "platform", "ahci")
         assert first.verdict is Verdict.OK
-        assert (second.verdict, second.outcome.repeats) == (verdict, repeats)
+        assert (second.device, second.verdict, second.loads_acked) == ("ahci", Verdict.OK, 10)
+        assert [(cell.device, cell.verdict, cell.outcome.repeats, cell.outcome.sections) for cell in more] == platforms
+        assert {cell.sections for cell in more} <= {first.sections}
         assert world.evidence == []
 
 

@@ -301,6 +301,28 @@ def test_a_wave_leaves_out_what_the_waves_before_it_broke_on(
     assert {told[f"{device}/kernel/back-to-back"] for device in ("platform", "ahci")} == {frozenset()}
 
 
+def test_what_breaks_of_the_platform_is_left_out_of_the_next_guest_of_its_machine(
+    make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack, binary: QemuBinary
+) -> None:
+    told: dict[str, list[frozenset[str]]] = {}
+    found = {"platform/bound/same": ["i8259", *pack.sections_of("ahci")], "ahci/kernel/same": ["cpu"]}
+
+    def blames(plan: CellPlan, bench: Bench, _: Any, __: Any) -> Iterator[Cell]:
+        place = plan.key.place
+        told.setdefault(place, []).append(bench.known(plan.phases))
+        broke = found.get(place, ()) if len(told[place]) == 1 else ()
+        bench.tell([Exclusion(section=label, reason=ExclusionReason.BROKE, phase=plan.phases[0]) for label in broke])
+        yield cell_of(plan, bench.binary)
+
+    judge(blames)
+    run, _, _ = make_run(schedules=(Schedule.SAME,), devices=("platform", "ahci"), jobs=1)
+    again = [Subject(loader=binary, pack=pack)]
+    assert run.execute(again, then=lambda _: again).complete
+    # in its phase, from the first wave on; what another guest broke of is that guest's
+    assert [known[-1] for place, known in told.items() if "/bound/" in place] == [{"i8259"}] * 2
+    assert told["ahci/kernel/same"] == [set(), {"cpu"}]
+
+
 def test_what_is_judged_after_the_stop_does_not_count(
     make_run: Callable[..., Any], judge: Callable[[Judge], None], pack: StatePack
 ) -> None:
