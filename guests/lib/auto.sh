@@ -99,7 +99,15 @@ auto_known() {
 auto_place() {
     path=
     if [ -n "$1" ]; then
-        cd -P "/sys/bus/pci/devices/$1" 2> /dev/null || { echo "there is no PCI device $1"; return 1; }
+        cd -P "/sys/bus/pci/devices/$1" 2> /dev/null || {
+            if [ -e "/sys/class/pci_bus/${1%:*}" ]; then
+                echo "there is no PCI device $1"
+                return 1
+            fi
+            # behind a host bridge that the kernel did not take
+            auto_none "the guest's kernel does not see it: there is no PCI bus ${1%:*}"
+            return
+        }
     else
         case $2 in
         *:*) auto_hinted "${2%%:*}" "${2#*:}" || return ;;

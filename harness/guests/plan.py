@@ -30,6 +30,8 @@ Count = Annotated[int, Field(ge=1, le=1024)]
 #: The guest's name of the root bus.
 ROOT = "0000:00"
 PORT = "pcie-root-port"
+#: A host bridge with a PCI bridge of its own on its bus, which all is behind (``hw/pci-bridge/pci_expander_bridge.c``).
+_WITH_BRIDGE = "pxb"
 
 
 class PlacedDevice(Model):
@@ -230,9 +232,15 @@ def needs(device: PlacedDevice, plan: GuestPlan) -> frozenset[str]:
 
 
 def apart_from_ports(placed: Sequence[PlacedDevice]) -> list[PlacedDevice]:
-    """What a judged device brought, without the root ports that it is behind."""
+    """What a judged device brought, without the root ports and host bridges that it is behind."""
     buses = {each.bus for each in placed}
-    return [each for each in placed if each.type != PORT or each.id not in buses]
+    return [each for each in placed if each.id not in buses or (each.type != PORT and root_bus(each) is None)]
+
+
+def root_bus(placed: PlacedDevice) -> str | None:
+    """The guest's name of the root bus that a host bridge beside the machine's own makes, such as ``pxb-pcie``."""
+    number = placed.properties.get("bus_nr")
+    return f"0000:{number:02x}" if isinstance(number, int) else None
 
 
 def above(placed: PlacedDevice, plan: GuestPlan) -> PlacedDevice | None:
@@ -243,7 +251,8 @@ def above(placed: PlacedDevice, plan: GuestPlan) -> PlacedDevice | None:
 
 
 def guest_slot(device: Device, plan: GuestPlan) -> str | None:
-    """The PCI address of a device as the guest's shell finds it, None for one that is on no PCI bus.
+    """The PCI address of a device as the guest's shell finds it, None for one that is on no PCI bus: of the attachment
+    that it stands for, or of the first that has a slot.
 
     What is below a port or a bridge has the number of a bus that firmware gave it: the guest looks for it. What is
     plugged into a controller has that one's.
@@ -253,7 +262,9 @@ def guest_slot(device: Device, plan: GuestPlan) -> str | None:
     if first in built:
         return built[first].address
     own = apart_from_ports(plan.of(device.name))
-    placed = next((placed for placed in own if placed.slot is not None), own[0] if own else None)
+    slots = [placed for placed in own if placed.slot is not None]
+    subject = [placed for placed in slots if device.subject and placed.type == device.subject.type]
+    placed = next(iter([*subject, *slots, *own]), None)
     while placed is not None and placed.slot is None:
         placed = above(placed, plan)
     return None if placed is None else pci_address(placed, plan)
@@ -264,9 +275,13 @@ def pci_address(placed: PlacedDevice, plan: GuestPlan) -> str:
     bridge = above(placed, plan)
     if bridge is None or bridge.slot is None:
         return f"{ROOT}:{placed.slot}"
+    bus = root_bus(bridge)
+    if bus is not None and bridge.type != _WITH_BRIDGE:
+        return f"{bus}:{placed.slot}"
     if bridge.type == PORT and placed.slot == "00.0":
         return f"$(pci_below {pci_address(bridge, plan)})"
-    return f"$(cd /sys/bus/pci/devices/{pci_address(bridge, plan)} && echo ????:??:{placed.slot})"
+    at = pci_address(bridge, plan) if bus is None else f"{bus}:00.0"
+    return f"$(cd /sys/bus/pci/devices/{at} && echo ????:??:{placed.slot})"
 
 
 def guest_command(device: Device, what: str, plan: GuestPlan) -> str:

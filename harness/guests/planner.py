@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from harness.arch import RootBus
 from harness.devices.device import Attachment, Device
 from harness.guests.lack import Lack, Lacks
-from harness.guests.plan import PORT, GuestPlan, PlacedDevice
+from harness.guests.plan import PORT, GuestPlan, PlacedDevice, root_bus
 
 #: Devices of one type, and devices at all, that are put into one guest.
 _MOST_OF_A_TYPE = 2
@@ -190,6 +190,8 @@ class _GuestDraft:
             bus, slot = self._function(device, attachment)
         elif attachment.on != "none":
             bus = _bus_of(device, attachment.on, self.plan.family)
+            if any(each.id == bus and root_bus(each) for each in self.placed):
+                slot = f"{sum(1 for each in self.placed if each.bus == bus):02x}.0"
         self.placed.append(
             PlacedDevice(
                 id=device.attached_as(attachment.name),

@@ -23,6 +23,7 @@ from harness.errors import ConfigError, PackError, QemuError
 from harness.files import data_dir
 from harness.guests.foreign import check_listed, check_plan
 from harness.guests.lack import Lacks
+from harness.guests.plan import guest_slot
 from harness.qemu.listed import BOOLEAN, ENUM, NUMBER, OTHER, STRING, Listed, Listing
 from harness.state.recordings import planned_guests
 
@@ -242,6 +243,21 @@ def test_the_guest_looks_for_drivers_and_is_told_where_what_is_on_no_pci_bus_is(
     assert devices["isa-serial"].guest.bind == 'auto_bind isa-serial "{slot}" "tty:ttyS1"'
     assert devices["isa-parallel"].guest.bind == 'auto_bind isa-parallel "{slot}" "pnp:PNP0400@parport_pc@lp"'
     assert devices["e1000"].reaches("busy")
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0", "11.1"])
+def test_what_is_behind_a_cxl_host_bridge_is_looked_for_on_the_bus_of_that(version: str) -> None:
+    devices = derived_in(version).devices
+
+    def slot(name: str) -> str | None:
+        (guest,) = planned_guests("pc-q35-7.2", "q35", [devices[name]]).guests
+        return guest_slot(devices[name], guest.plan)
+
+    for name in ("cxl-rp", "cxl-upstream", "cxl-downstream", "cxl-type3"):
+        assert slot(name) == "0000:80:00.0"
+    if "cxl-switch-mailbox-cci" in devices:
+        assert slot("cxl-switch-mailbox-cci") == "0000:00:05.0"
+    assert devices["pxb-cxl"].guest.bind.startswith("auto_none the guest's kernel does not see it, for QEMU ")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

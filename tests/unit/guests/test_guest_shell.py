@@ -92,6 +92,19 @@ def test_an_ide_controller_whose_ports_another_one_has_is_left_alone(
     assert (status, said) == ((0, "") if alone else (3, "the IDE controller 0000:00:01.1 has the same I/O ports\n"))
 
 
+def test_what_is_behind_a_host_bridge_that_the_kernel_did_not_take_has_nothing_to_do(tmp_path: Path) -> None:
+    there = pci_device(tmp_path, "0000:00:05.0", "0x060400")
+    (tmp_path / "class/pci_bus/0000:00").mkdir(parents=True)
+
+    def placed(slot: str) -> tuple[int, str]:
+        return shell(tmp_path, "auto_none auto_place", f'auto_place {slot} "" && echo "$path"')
+
+    assert placed("0000:00:05.0") == (0, f"{there}\n")
+    assert placed("0000:80:00.0") == (3, "the guest's kernel does not see it: there is no PCI bus 0000:80\n")
+    # a slot of a bus that is there is another thing
+    assert placed("0000:00:06.0") == (1, "there is no PCI device 0000:00:06.0\n")
+
+
 def test_a_device_on_no_pci_bus_is_found_by_its_name_or_by_its_pnp_id(tmp_path: Path) -> None:
     (tmp_path / "bus/platform/devices/ib700wdt.0").mkdir(parents=True)
     for number, ids in (("00:00", "PNP0b00"), ("00:05", "PNP0400")):

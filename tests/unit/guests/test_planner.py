@@ -100,6 +100,47 @@ def test_a_root_port_that_is_judged_itself_has_a_slot_as_any_device() -> None:
     assert guest_slot(port, guest.plan) == "0000:00:04.0"
 
 
+def behind_a_host_bridge(bridge: str, on: str = "host") -> Device:
+    host = Attachment(name="host", type=bridge, properties={"bus_nr": 128})
+    ports = [Attachment(name=name, type="port-pci", on="host") for name in ("port", "spare")]
+    return Device(
+        name="x", about="", type="x-pci", attachments=(host, *ports, Attachment(name="dev", type="x-pci", on=on))
+    )
+
+
+def test_behind_a_host_bridge_of_its_own_a_device_has_that_ones_bus() -> None:
+    """The bridge itself is in a slot of the first bus, and the guest does not see all of them there."""
+    device = behind_a_host_bridge("pxb-cxl")
+    (guest,) = plan_guests(Q35, base("q35"), [device]).guests
+    assert [(d.id, d.bus, d.slot) for d in guest.plan.devices] == [
+        ("x-host", "pcie.0", "03.0"),
+        ("x-port", "x-host", "00.0"),
+        ("x-spare", "x-host", "01.0"),
+        ("x-dev", "x-host", "02.0"),
+    ]
+    assert guest_slot(device, guest.plan) == "0000:80:02.0"
+    # what is below a port there is looked for below that, and of a bridge alone nothing is
+    below = behind_a_host_bridge("pxb-cxl", on="port")
+    (guest,) = plan_guests(Q35, base("q35"), [below]).guests
+    assert guest_slot(below, guest.plan) == "0000:80:00.0"
+    alone = Device(name="y", about="", attachments=(Attachment(name="dev", type="pxb", properties={"bus_nr": 128}),))
+    (guest,) = plan_guests(PC, base("pc"), [alone]).guests
+    assert guest_slot(alone, guest.plan) == "0000:00:03.0"
+
+
+def test_pxb_has_a_bridge_on_its_bus_that_all_is_behind() -> None:
+    device = behind_a_host_bridge("pxb")
+    (guest,) = plan_guests(PC, base("pc"), [device]).guests
+    assert guest_slot(device, guest.plan) == "$(cd /sys/bus/pci/devices/0000:80:00.0 && echo ????:??:02.0)"
+
+
+def test_the_guest_looks_where_the_attachment_is_that_a_device_stands_for() -> None:
+    parts = (Attachment(name="first", type="a-pci"), Attachment(name="dev", type="b-pci"))
+    device = Device(name="b", about="", type="b-pci", attachments=parts)
+    (guest,) = plan_guests(Q35, base("q35"), [device]).guests
+    assert guest_slot(device, guest.plan) == "0000:00:04.0"
+
+
 @pytest.mark.parametrize(("on", "bus", "slot"), [("pci", "pcie.0", "03"), ("pcie-port", "two-dev-port", "00")])
 def test_a_further_function_is_in_the_slot_of_the_first(on: str, bus: str, slot: str) -> None:
     more = Attachment(name="more", type="three-pci", on="dev:3")
