@@ -44,8 +44,8 @@ from harness.state.sleeping import stopped_in_sleep, suspend
 from harness.state.transforms import labels_of
 from harness.stream.reader import open_stream
 
-#: SeaBIOS of a machine with 30 devices takes half a second under TCG. One that hangs, as that of 7.2 does on q35 with
-#: an ISA VGA card, is waited for in each half of the devices of its guest.
+#: SeaBIOS of a machine with 30 devices takes half a second under TCG. One that hangs is waited for in each half of the
+#: devices of its guest.
 FIRMWARE_TIMEOUT_S = 10.0
 #: The kernel shuts its devices down before.
 REBOOT_TIMEOUT_S = 30.0

@@ -34,7 +34,7 @@ RECIPES = [device for device in load_recipes().devices.values() if not device.re
 
 
 #: Properties of machines that derived devices set.
-MACHINE = {name: Listed(type="bool", kind=BOOLEAN) for name in ("nvdimm", "cxl")}
+MACHINE = {name: Listed(type="bool", kind=BOOLEAN) for name in ("nvdimm", "cxl", "smm")}
 #: In a pack from elsewhere these are not taken.
 REFUSED = {"ccid-card-passthru", "igd-passthrough-isa-bridge", "ivshmem-plain", "uefi-vars-sysbus", "uefi-vars-x64"}
 REFUSED |= {"vhost-user-blk-pci", "vhost-user-blk-pci+modern", "virtio-gpu-gl-pci", "virtio-vga-gl", "xen-platform"}
@@ -258,6 +258,17 @@ def test_what_is_behind_a_cxl_host_bridge_is_looked_for_on_the_bus_of_that(versi
     if "cxl-switch-mailbox-cci" in devices:
         assert slot("cxl-switch-mailbox-cci") == "0000:00:05.0"
     assert devices["pxb-cxl"].guest.bind.startswith("auto_none the guest's kernel does not see it, for QEMU ")
+
+
+def test_a_display_on_the_isa_bus_is_alone_in_a_machine_without_smm() -> None:
+    devices = derived_in("7.2").devices
+    displays = [devices[name] for name in ("isa-vga", "isa-cirrus-vga", "e1000")]
+    planned = planned_guests("pc-q35-7.2", "q35", displays).guests
+    assert [(guest.names, guest.plan.machine_properties) for guest in planned] == [
+        (("isa-vga",), {"smm": False}),
+        (("isa-cirrus-vga",), {"smm": False}),
+        (("e1000",), {}),
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
