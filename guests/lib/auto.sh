@@ -361,7 +361,7 @@ auto_check() {
     local item seen
     for item in $work; do
         read -r seen <&3
-        auto_moves "$1" "$item" "$seen" || return 1
+        auto_moves "$1" "$item" "$seen" || return
     done 3< "/tmp/auto.$1/seen"
     auto_note "$1"
     for item in $work; do
@@ -373,13 +373,26 @@ auto_check() {
 # auto_moves NAME KIND:WHAT COUNT: waits until its count is another one.
 auto_moves() {
     local tries=400
+    auto_there "$1" "$2" || return
     auto_count "$1" "$2"
     while [ "$count" = "$3" ]; do
         tries=$((tries - 1))
         [ "$tries" -gt 0 ] || { echo "the workload of $2 did not move within 20 s"; return 1; }
         nap
+        auto_there "$1" "$2" || return
         auto_count "$1" "$2"
     done
+}
+
+# auto_there NAME KIND:WHAT: whether it is there still. Where the kernel has given up the USB controller in front of it,
+# the workload cannot be: status 3, and the kernel's words.
+auto_there() {
+    local kind=${2%%:*} what=${2#*:} died
+    command -v "auto_gone_$kind" > /dev/null && "auto_gone_$kind" "$1" "$what" || return 0
+    died=$(dmesg | grep -F " ${path##*/}: " | grep -B 1 'HC died' | head -n 1)
+    [ -z "$died" ] || { auto_none "its controller dies under the workload: ${died#*] }"; return; }
+    echo "$what went away under the workload"
+    return 1
 }
 
 # auto_count NAME KIND:WHAT: sets count, which moves with the workload.

@@ -3,6 +3,7 @@
 #   auto_ready_K NAME WHAT  behind the drivers: prepare it; status 3, and why is set, where it cannot be made to move
 #   auto_busy_K NAME WHAT   begin a workload by auto_spawn or auto_every
 #   auto_count_K NAME WHAT  set count, which moves with the workload; without it the rounds of auto_every count
+#   auto_gone_K NAME WHAT   whether it is there no more
 #   auto_hold_K NAME WHAT   have the workload stand still where the machine can be saved, while /tmp/auto.NAME/hold is there
 #   auto_stop_K NAME WHAT   what is to do when the workload has ended
 #   auto_life_K NAME WHAT   what a life check asks beside that
@@ -42,7 +43,15 @@ auto_busy_block() {
     [ "$count" -le 32 ] || count=32
     [ "$count" -gt 0 ] || count=1
     [ "$writable" = 0 ] || write='dd if=/dev/zero of=$0 bs=64k count=$1 oflag=direct conv=notrunc;'
-    auto_spawn "$1" "renice -n 19 -p \$\$; while :; do $write dd if=\$0 of=/dev/null bs=64k count=\$1 iflag=direct; done" "/dev/$2" "$count"
+    # without its disk it would make an ordinary file of that name, which the disk's own does not replace
+    auto_spawn "$1" "renice -n 19 -p \$\$; while [ -b \$0 ]; do $write dd if=\$0 of=/dev/null bs=64k count=\$1 iflag=direct; done" "/dev/$2" "$count"
+}
+auto_stop_block() {
+    [ -b "/dev/$2" ] || rm -f "/dev/$2"
+}
+# it counts nothing then, which is another number than before
+auto_gone_block() {
+    [ ! -e "/sys/block/$2" ]
 }
 auto_count_block() {
     local reads writes

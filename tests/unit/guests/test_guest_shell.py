@@ -202,7 +202,7 @@ def test_what_moved_once_may_have_been_its_driver_and_is_not_busy(
     auto_busy name
     {"auto_check name && " * (checks - 1)} auto_check name
     """
-    names = "auto_none auto_busy auto_note auto_moves auto_check"
+    names = "auto_none auto_busy auto_note auto_moves auto_there auto_check"
     done, said = shell(tmp_path, names, script)
     assert (done, "did not move" in said) == (status, bool(status))
 
@@ -250,3 +250,37 @@ def test_interrupts_are_counted_on_all_cpus(tmp_path: Path) -> None:
         (tmp_path / f"kernel/irq/{number}").mkdir(parents=True)
         (tmp_path / f"kernel/irq/{number}/per_cpu_count").write_text(f"{counts}\n")
     assert shell(tmp_path, "auto_irqs", f'path={device}; auto_irqs; echo "$count"') == (0, "148\n")
+
+
+MOVES = "auto_none auto_moves auto_there auto_count auto_count_block auto_gone_block"
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "said"),
+    [
+        (
+            "[ 4.1] ohci-pci 0000:00:03.0: OHCI Unrecoverable Error, disabled\n[ 4.2] ohci-pci 0000:00:03.0: HC died\n",
+            3,
+            "its controller dies under the workload: ohci-pci 0000:00:03.0: OHCI Unrecoverable Error, disabled\n",
+        ),
+        ("[ 4.2] ohci-pci 0000:00:04.0: HC died\n", 1, "sda went away under the workload\n"),
+    ],
+)
+def test_a_disk_that_is_gone_does_not_move(tmp_path: Path, log: str, status: int, said: str) -> None:
+    (tmp_path / "log").write_text(log)
+    script = f"dmesg() {{ cat {tmp_path}/log; }}; path=/sys/devices/pci0000:00/0000:00:03.0; auto_moves x block:sda 7"
+    assert shell(tmp_path, MOVES, script) == (status, said)
+    (tmp_path / "block/sda").mkdir(parents=True)
+    (tmp_path / "block/sda/stat").write_text("5 0 0 0 3 0\n")
+    assert shell(tmp_path, MOVES, script) == (0, "")
+
+
+def test_a_workload_ends_with_its_disk_and_leaves_no_file_in_its_place(tmp_path: Path) -> None:
+    node = tmp_path / "sda"
+    fakes = 'auto_page() { at=64 writable=1; }; auto_spawn() { shift; sh -c "$@" > /dev/null 2>&1; }'
+    name = f"..{node}"
+    assert shell(tmp_path, "auto_busy_block", f"{fakes}; auto_busy_block x {name}") == (0, "")
+    assert not node.exists()
+    node.write_text("written by the last round")
+    shell(tmp_path, "auto_stop_block", f"auto_stop_block x {name}")
+    assert not node.exists()
