@@ -114,5 +114,21 @@ def test_a_device_without_a_recipe_is_judged(postload: Postload, tmp_path: Path)
     assert len(verdicts) > 3
 
 
+def test_displays_on_the_isa_bus_and_what_is_behind_a_cxl_host_bridge_are_judged_on_q35(
+    postload: Postload, tmp_path: Path
+) -> None:
+    given = ["--machine", "q35", "--phase", "firmware,bound", "--schedule", "same", "--loads", 3, "--quick", "--json"]
+    done = postload("matrix", "--device", "isa-vga,cxl-rp,pxb-cxl", "--out", tmp_path / "out", *given)
+    cells = json.loads(done.stdout)["cells"]
+    assert {(c["key"]["device"], *c["key"]["phases"]): c["outcome"]["verdict"] for c in cells} == {
+        ("isa-vga", "firmware"): "ok",
+        ("isa-vga", "bound"): "unsupported",
+        ("cxl-rp", "firmware"): "ok",
+        ("cxl-rp", "bound"): "ok",
+        ("pxb-cxl", "firmware"): "ok",
+        ("pxb-cxl", "bound"): "unsupported",
+    }
+
+
 def test_every_type_of_the_hosts_qemu_is_told_of(qemu_path: Path, offer: Offer) -> None:
     assert offer.derived.rows.keys() | offer.derived.underived.keys() == types_of(str(qemu_path)).keys()
