@@ -45,6 +45,8 @@ _EOF = b"\0"
 #: A secondary whose load failed says so on stderr and by an event, and then waits without hanging up.
 SILENCE_S = 0.25
 _IOV_MAX = 1024
+#: What is copied in less time than the kernel takes for several pieces.
+_SMALL_BYTES = 1 << 16
 #: ``struct timeval``: seconds, microseconds.
 _TIMEVAL = struct.Struct("ll")
 
@@ -123,7 +125,7 @@ class Primary:
         :param body: the rest of the stream up to and with its vmdesc
         :raises ChannelBroken: at step INCOMING
         """
-        self._send(Step.INCOMING, head, encode_command(dialect.command), *body)
+        self._send(Step.INCOMING, [head, encode_command(dialect.command), *body])
         first = self._receive(Step.INCOMING, 4)
         if dialect.return_path:
             kind, length = RETURN_PATH_HEADER.unpack(first)
@@ -144,7 +146,7 @@ class Primary:
 
         :raises ChannelBroken: at step REQUEST
         """
-        self._send(Step.REQUEST, _REQUEST)
+        self._send(Step.REQUEST, [_REQUEST])
 
     def load(
         self,
@@ -162,12 +164,15 @@ class Primary:
         :param more_s: added to the deadline of each answer, for a buffer with much in it
         :raises ChannelBroken: with the step at which the secondary stopped answering
         """
-        size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + sum(map(len, behind)) + 1)
-        buffers = (_SEND, *ram, _EOF, size, devices, *behind, _EOF)
+        size = len(devices) + sum(map(len, behind)) + 1
+        header = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, size)
+        buffers: list[Buffer] = [_SEND, *ram, _EOF, header, devices, *behind, _EOF]
+        if not ram and size <= _SMALL_BYTES:
+            buffers = [b"".join(buffers)]
         reply = self._receive(Step.REQUEST, 4)
         if reply != _REPLY:
             self._expect(Step.REQUEST, reply, Message.CHECKPOINT_REPLY)
-        self._send(Step.SEND, *buffers)
+        self._send(Step.SEND, buffers)
         self._acknowledged(more_s)
         self.checkpoints += 1
 
@@ -177,10 +182,10 @@ class Primary:
 
     def _acknowledged(self, more_s: float) -> None:
         """RECEIVED, then LOADED; both at once where all is well, so that this process wakes up once."""
-        self._early = self._receive_some(Step.SEND, len(_DONE), socket.MSG_WAITALL) or b""
-        if self._early == _DONE:
-            self._early = b""
+        answers = self._receive_some(Step.SEND, len(_DONE), socket.MSG_WAITALL)
+        if answers == _DONE:
             return
+        self._early = answers or b""
         answer = self._receive(Step.SEND, 4, more_s)
         if answer != _DONE[:4]:
             self._expect(Step.SEND, answer, Message.VMSTATE_RECEIVED)
@@ -194,29 +199,24 @@ class Primary:
             other = Symptom(sign=Sign.OTHER_MESSAGE, said=name_of(value), wanted=wanted.name)
             raise ChannelBroken(step, "unexpected", other)
 
-    def _send(self, step: Step, *buffers: Buffer) -> None:
+    def _send(self, step: Step, buffers: list[Buffer]) -> None:
         deadline: Deadline | None = None
         for start in range(0, len(buffers), _IOV_MAX):
-            deadline = self._send_some(step, deadline, buffers[start : start + _IOV_MAX])
-
-    def _send_some(self, step: Step, deadline: Deadline | None, buffers: Sequence[Buffer]) -> Deadline | None:
-        """Send at most IOV_MAX buffers in one call, and what that left over in further ones."""
-        left = list(buffers)
-        while left:
-            try:
-                sent = self._sock.sendmsg(left)
-            except BlockingIOError:
-                deadline = deadline or self._deadline()
-                self._silence(step, deadline, Sign.NO_DATA_TAKEN)
-                continue
-            except OSError as error:
-                raise _closed(step, said=error.strerror or str(error)) from error
-            left = _behind(left, sent)
-            if left:
-                deadline = deadline or self._deadline()
-                if deadline.over:
-                    self._silence(step, deadline, Sign.LITTLE_DATA_TAKEN)
-        return deadline
+            left = buffers[start : start + _IOV_MAX]
+            while left:
+                try:
+                    sent = self._sock.sendmsg(left)
+                except BlockingIOError:
+                    deadline = deadline or self._deadline()
+                    self._silence(step, deadline, Sign.NO_DATA_TAKEN)
+                    continue
+                except OSError as error:
+                    raise _closed(step, said=error.strerror or str(error)) from error
+                left = _behind(left, sent)
+                if left:
+                    deadline = deadline or self._deadline()
+                    if deadline.over:
+                        self._silence(step, deadline, Sign.LITTLE_DATA_TAKEN)
 
     def _receive(self, step: Step, count: int, more_s: float = 0.0) -> bytes:
         data, self._early = self._early[:count], self._early[count:]

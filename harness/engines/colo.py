@@ -110,11 +110,11 @@ class Session:
         secondary.start(recording.head, incoming_body(recording, self.buffers.ram_whole(recording.name), devices))
 
     def _load(self, secondary: Secondary, checkpoint: Checkpoint, before: str, tally: _Tally) -> None:
-        self.scope.check()
         if self.reset_first:
             reset_machine(secondary.vm, self.timeout_s)
         secondary.primary.request()
         # the secondary stops its guest meanwhile: what this process does here costs no time
+        self.scope.check()
         tally.look(secondary.vm.process.stderr_size())
         first, own = self.buffers.parts(checkpoint.phase, self.mode, self.selection)
         behind = [own] * (checkpoint.repeat - 1 + self.selection.again) + self._last(secondary.primary.checkpoints)

@@ -101,6 +101,7 @@ class Process:
         self.workdir = workdir or new_workdir()
         self._stderr_path = self.workdir / "stderr.log"
         with self._stderr_path.open("wb") as stderr:
+            self._printed = self._stderr_path.open("rb")
             try:
                 self._popen = subprocess.Popen(
                     guarded(argv) if confinement is None else confinement.plus(self.workdir).argv(argv),
@@ -113,13 +114,13 @@ class Process:
                     process_group=0,
                 )
             except OSError as error:
-                shutil.rmtree(self.workdir, ignore_errors=True)
+                self._remove()
                 raise QemuError(f"cannot start {self.argv[0]}: {error}") from error
         self._scope = scope or ProcessScope()
         try:
             self._scope.add(self._popen)
         except Stopped:
-            shutil.rmtree(self.workdir, ignore_errors=True)
+            self._remove()
             raise
         self._exit: Exit | None = None
         self._killed = False
@@ -176,14 +177,15 @@ class Process:
 
     def stderr_size(self) -> int:
         """Bytes printed so far; cheap enough to be asked after every load."""
-        try:
-            return self._stderr_path.stat().st_size
-        except FileNotFoundError:
-            return 0
+        return 0 if self._printed.closed else os.fstat(self._printed.fileno()).st_size
 
     def close(self) -> None:
         """Kill it if need be and remove its folder."""
         self.kill()
+        self._remove()
+
+    def _remove(self) -> None:
+        self._printed.close()
         shutil.rmtree(self.workdir, ignore_errors=True)
 
     def _reaped(self, code: int) -> Exit:

@@ -67,7 +67,7 @@ class ByteShort(Session):
         primary.request()
         primary._receive(Step.REQUEST, 4)
         size = SIZE_MESSAGE.pack(Message.VMSTATE_SIZE, len(devices) + 2)
-        primary._send(Step.SEND, U32.pack(Message.VMSTATE_SEND), b"\0", size, devices, b"\0")
+        primary._send(Step.SEND, [U32.pack(Message.VMSTATE_SEND), b"\0", size, devices, b"\0"])
         primary._acknowledged(0.0)
 
 
