@@ -83,7 +83,10 @@ class Judgement:
 
     def is_break_of(self, other: Judgement) -> bool:
         """Whether it broke as another did: the same verdict, and by the same assertion where both name one. Who asserts
-        nothing and dies of another signal than SIGABRT did not break as one that asserts."""
+        nothing and dies of another signal than SIGABRT did not break as one that asserts. Of two that were refused QEMU
+        names the same section, where it names one."""
+        if self.verdict is Verdict.REJECT and self.named and other.named and self.named != other.named:
+            return False
         if self.assertion and other.assertion:
             return self.verdict is other.verdict and self.assertion == other.assertion
         silent = [one._aborts for one in (self, other) if not one.assertion]

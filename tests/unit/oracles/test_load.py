@@ -293,6 +293,10 @@ def died(signal: str, log: str = "") -> Evidence:
     return evidence(loads_acked=2, broken=at("closed"), exit=Exit(status=-6, signal=signal), log=log)
 
 
+def refused(log: str) -> Evidence:
+    return evidence(loads_acked=2, broken=at("refused"), log=log)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -302,6 +306,10 @@ def died(signal: str, log: str = "") -> Evidence:
         (died("SIGABRT", ASSERTION), died("SIGABRT"), True),
         (died("SIGSEGV"), died("SIGABRT"), True),
         (died("SIGSEGV"), died("SIGABRT", ASSERTION), False),
+        # a section that is refused now and then is not the one that is refused each time
+        (refused(NET), refused(NET), True),
+        (refused(NET), refused(NET.replace("virtio-net", "virtio-gpu")), False),
+        (refused(NET), refused("load of migration failed"), True),
     ],
 )
 def test_who_breaks_as_another_did(one: Evidence, other: Evidence, same: bool) -> None:
