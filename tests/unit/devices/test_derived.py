@@ -198,6 +198,22 @@ def test_a_controller_has_something_to_do_where_that_is_there() -> None:
     assert "nvme+ns3" not in derived.devices
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_ahci_of_a_guest_has_a_disk(version: str) -> None:
+    controllers = {n: d for n, d in derived_in(version).devices.items() if n.startswith("ich9-ahci+")}
+    assert "ich9-ahci+bridge" in controllers
+    for name, device in controllers.items():
+        assert "ide-hd" in [attachment.type for attachment in device.attachments], name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_network_card_without_its_control_queue_has_nothing_that_goes_through_it(version: str) -> None:
+    # what Linux asks for: virtnet_validate_features in drivers/net/virtio_net.c, but for what is off by itself
+    wants = {"ctrl_rx", "ctrl_vlan", "guest_announce", "ctrl_mac_addr"}
+    (card,) = derived_in(version).devices["virtio-net-pci+nocontrol"].attachments
+    assert {name for name, value in card.properties.items() if value is False} >= {"ctrl_vq", *wants}
+
+
 def test_room_for_memory_and_properties_of_the_machine_are_planned() -> None:
     devices = derived_in("7.2").devices
     planned = planned_guests("pc-q35-7.2", "q35", [devices["nvdimm"], devices["pc-dimm"]]).guests
