@@ -434,7 +434,8 @@ class _Row:
                 session.passed = next((one for one in again if one.judgement.verdict is Verdict.OK), None)
                 verdict, repeats = repeated(judgement.verdict, [one.judgement.verdict for one in again])
                 judgement = replace(judgement, verdict=verdict)
-                if self._whole and repeats.seen == repeats.of:
+                named = self._culprits(None, judgement)
+                if self._whole and not named and repeats.seen == repeats.of:
                     blame = self._by_device(judgement, excluded)
             session.parts = blame, judgement, repeats
         return session.parts
@@ -479,11 +480,13 @@ class _Row:
             )
 
     def _of_no_row(self, session: WholeSession, excluded: frozenset[str]) -> Cell:
-        """What broke behind other rows and does not break alone: it happened, and which of the rows did it nobody can
-        say, so the platform has it."""
+        """What broke behind other rows and does not break alone: it happened. The device has it whose section QEMU
+        named; else nobody can say which of the rows did it, and the platform has it."""
         judgement = session.judgement
         verdict, repeats = repeated(judgement.verdict, [Verdict.OK])
-        return self._platforms(self._cell(session, replace(judgement, verdict=verdict), excluded, repeats=repeats))
+        cell = self._cell(session, replace(judgement, verdict=verdict), excluded, repeats=repeats)
+        owner = self._bench.buffers.pack.owners.get(judgement.named or "", PLATFORM)
+        return self._of(owner if owner in self._bench.rows else PLATFORM, cell)
 
     def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
         """The cell with its class, when there are controls and the load is what they can speak of."""
@@ -586,8 +589,12 @@ class _Row:
 
     def _platforms(self, cell: Cell) -> Cell:
         """The same finding as the platform's; its controls are a matter of the guest where it is a row."""
-        own = tuple(sorted(set(self._bench.buffers.pack.sections_of(PLATFORM)) & self._labels()))
-        return replace(cell, key=replace(cell.key, device=PLATFORM, rest=0), sections=own)
+        return self._of(PLATFORM, cell)
+
+    def _of(self, device: str, cell: Cell) -> Cell:
+        """The same finding as another row's."""
+        own = tuple(sorted(set(self._bench.buffers.pack.sections_of(device)) & self._labels()))
+        return replace(cell, key=replace(cell.key, device=device, rest=0), sections=own)
 
     def _culprits(self, blame: Blame | None, judgement: Judgement) -> frozenset[str]:
         """The sections that did it; where none was found, the one that QEMU itself says it refused, if it stands in the

@@ -208,6 +208,35 @@ def test_what_broke_behind_others_and_passes_alone_is_no_rows(world: World, benc
         assert world.evidence == []
 
 
+def refused(section: str, load: int) -> Evidence:
+    broken = Break(step=Step.LOAD, kind="refused", symptom=symptom("x"), load=load, phase="bound")
+    return evidence(load - 1, broken=broken, log=f"qemu-system-x86_64: Missing section footer for {section}\n")
+
+
+def test_what_was_refused_behind_others_and_passes_alone_is_the_device_s_whose_section_is_named(
+    world: World, bench: Bench, handmade: Handmade
+) -> None:
+    bench.rows = frozenset({"platform", "ahci", "virtio-blk"})
+    for section, device in ((handmade.blk, "virtio-blk"), ("i8259", "platform")):
+        world.evidence, world.blind = [evidence(10), refused(section, 2), evidence(10)], True
+        _, second, finding = turn_cells(bench, "platform", "ahci")
+        assert (second.device, second.verdict) == ("ahci", Verdict.OK)
+        assert (finding.device, finding.verdict, finding.blamed) == (device, Verdict.REJECT, (section,))
+        assert set(finding.sections) == set(bench.buffers.pack.sections_of(device))
+
+
+def test_a_refusal_that_names_its_section_is_put_to_no_device_that_it_happens_to_pass_without(
+    world: World, bench: Bench, handmade: Handmade
+) -> None:
+    # refused in three of three, and by chance not without ahci
+    world.blind, world.evidence = True, [refused(handmade.blk, 3)] * 3 + [evidence(10)]
+    (beside,) = cells(plan("ahci", "bound"), bench)
+    assert (beside.verdict, beside.excluded) == (Verdict.OK, (handmade.blk,))
+    (finding,) = cells(plan("virtio-blk", "bound"), bench)
+    assert (finding.verdict, finding.blamed) == (Verdict.REJECT, (handmade.blk,))
+    assert finding.outcome.isolation is None
+
+
 def test_who_breaks_in_its_turn_is_found_and_the_others_go_on(world: World, bench: Bench) -> None:
     world.kills = {"bound": {bench.buffers.pack.sections_of("ahci")[0]: 2}}
     found = turn_cells(bench, "platform", "ahci")
