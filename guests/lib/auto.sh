@@ -373,14 +373,13 @@ auto_check() {
 # auto_moves NAME KIND:WHAT COUNT: waits until its count is another one.
 auto_moves() {
     local tries=400
-    auto_there "$1" "$2" || return
-    auto_count "$1" "$2"
-    while [ "$count" = "$3" ]; do
+    while :; do
+        auto_there "$1" "$2" || return
+        auto_count "$1" "$2"
+        [ "$count" = "$3" ] || return 0
         tries=$((tries - 1))
         [ "$tries" -gt 0 ] || { echo "the workload of $2 did not move within 20 s"; return 1; }
         nap
-        auto_there "$1" "$2" || return
-        auto_count "$1" "$2"
     done
 }
 

@@ -483,8 +483,8 @@ class _Row:
         """What broke behind other rows and does not break alone: it happened. The device has it whose section QEMU
         named; else nobody can say which of the rows did it, and the platform has it."""
         judgement = session.judgement
-        verdict, repeats = repeated(judgement.verdict, [Verdict.OK])
-        cell = self._cell(session, replace(judgement, verdict=verdict), excluded, repeats=repeats)
+        _, repeats = repeated(judgement.verdict, [Verdict.OK])
+        cell = self._cell(session, judgement, excluded, repeats=repeats)
         owner = self._bench.buffers.pack.owners.get(judgement.named or "", PLATFORM)
         return self._of(owner if owner in self._bench.rows else PLATFORM, cell)
 
@@ -680,6 +680,6 @@ def repeated(first: Verdict, again: Sequence[Verdict]) -> tuple[Verdict, Repeats
     verdicts = [first] + [verdict for verdict in again if not verdict.is_undecided]
     seen = verdicts.count(first)
     others = tuple(sorted({verdict for verdict in verdicts if verdict is not first}))
-    steady = seen == len(verdicts) or first in (Verdict.CRASH, Verdict.REJECT)
+    steady = seen == len(verdicts) or first in _HAPPENED
     repeats = Repeats(seen=seen, of=len(verdicts), verdict=first, others=others)
     return (first if steady else Verdict.FLAKY), repeats

@@ -641,8 +641,7 @@ class Run:
     def _pass_on(self, judging: _Judging, learnt: Iterable[Exclusion]) -> None:
         """What breaks of the platform, found where the platform is judged: all guests of the machine have it, and need
         not find it again."""
-        owners = judging.pack.owners
-        seen = judging.seen
+        owners, seen = judging.pack.owners, judging.seen
         known = self._platforms.setdefault((seen.machine, str(seen.route)), set())
         known.update(
             each
