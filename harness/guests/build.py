@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.arch import Architecture
@@ -34,6 +34,7 @@ class Guest:
     :param kernel: for ``-kernel``
     :param initramfs: for ``-initrd``
     :param cmdline: for ``-append``
+    :param machines: family of machines to what stands behind that on one of them
     :param memory_mib: for ``-m``
     :param cpus: for ``-smp``
     :param pvh: whether ``kernel`` is an ELF booted by PVH, and not what the package has
@@ -47,6 +48,7 @@ class Guest:
     pvh: bool
     identity: GuestIdentity
     cpus: int = 1
+    machines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 #: Builds the guest of an architecture, when a recording has to be made; true for the wide one.
@@ -113,6 +115,7 @@ def _guest(recipe: Recipe, folder: Path) -> Guest:
         memory_mib=recipe.memory_mib,
         pvh=bool(identity["pvh"]),
         identity=identity,
+        machines=recipe.machines,
     )
 
 

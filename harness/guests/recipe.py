@@ -57,12 +57,14 @@ class Wide(_RecipeModel):
     :param options: driver to the parameters that it is loaded with
     :param memory_mib: in place of the recipe's
     :param cmdline: further words
+    :param machines: family of machines to further words that a guest on one of them has
     """
 
     drivers: tuple[DriverName, ...]
     options: dict[DriverName, Annotated[str, Field(pattern=r"^[ -~]+$")]] = Field(default_factory=dict)
     memory_mib: Annotated[int, Field(ge=64, le=65536)]
     cmdline: tuple[Word, ...] = ()
+    machines: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
 
 
 class Recipe(_RecipeModel):
@@ -73,6 +75,7 @@ class Recipe(_RecipeModel):
 
     :param arch: Debian's name of the architecture
     :param wide: None when the guest is the same for all devices
+    :param machines: family of machines, such as ``pc``, to further words of the kernel's on one of them
     :param pvh: the kernel is unpacked and booted by PVH where it can be; else it is booted as the package has it
     """
 
@@ -85,6 +88,7 @@ class Recipe(_RecipeModel):
     drivers: Annotated[tuple[DriverName, ...], Field(min_length=1)]
     memory_mib: Annotated[int, Field(ge=64, le=65536)]
     cmdline: tuple[Word, ...]
+    machines: dict[str, tuple[Word, ...]] = Field(default_factory=dict)
     pvh: bool = True
     options: dict[DriverName, Annotated[str, Field(pattern=r"^[ -~]+$")]] = Field(default_factory=dict)
     wide: Wide | None = None
@@ -110,6 +114,7 @@ class Recipe(_RecipeModel):
             "options": {**self.options, **self.wide.options},
             "memory_mib": self.wide.memory_mib,
             "cmdline": (*self.cmdline, *self.wide.cmdline),
+            "machines": {**self.machines, **self.wide.machines},
             "wide": None,
         }
         return self.model_copy(update=update)

@@ -518,9 +518,13 @@ class _Boot:
                 if device.name in self._moving and self.lacks.goes_on(device.name, phase):
                     self._done(device, phase, "check", console)
             return
+        if phase == "unbound":
+            # all of them first: a workload that goes on takes the processor from everybody else's driver
+            moving = [device for device in devices if device.name in self._moving]
+            still = [device for device in moving if not self._done(device, phase, "idle", console)]
+            devices = [device for device in devices if device not in still]
         for device in devices:
-            if phase != "unbound" or device.name not in self._moving or self._done(device, phase, "idle", console):
-                self._done(device, phase, STEPS[phase], console)
+            self._done(device, phase, STEPS[phase], console)
 
     def _done(self, device: Device, phase: str, step: str, console: Console) -> bool:
         """Whether a device did one step; one that did not is out of the phase, and nobody else is."""

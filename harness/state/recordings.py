@@ -36,7 +36,7 @@ from harness.qemu.vmstate import dump_vmstate
 from harness.state.recorder import BootTime, CutShort, Plan, record
 
 #: Part of the key of a kept recording: raised when recordings of older programs shall not be used again.
-_RECORDING_FORMAT = 8
+_RECORDING_FORMAT = 9
 #: Key of a pack's host facts that holds what ``-dump-vmstate`` of the recording QEMU gave.
 VMSTATE: Final = "vmstate"
 #: The driver of a virtio device's PCI side; its own is the next one.
@@ -242,10 +242,14 @@ def recording_plan(
 
 def booting(planned: PlannedGuest, guest: Guest) -> PlannedGuest:
     """A planned guest that boots this program's own."""
+    words = [
+        *guest.machines.get(planned.plan.family, ()),
+        *(word for device in planned.devices for word in device.cmdline),
+    ]
     update = {
         "kernel": guest.identity["kernel"]["sha256"],
         "initramfs": guest.identity["initramfs"]["sha256"],
-        "cmdline": " ".join([guest.cmdline, *dict.fromkeys(w for d in planned.devices for w in d.cmdline)]),
+        "cmdline": " ".join([guest.cmdline, *dict.fromkeys(words)]),
     }
     return replace(planned, plan=planned.plan.model_copy(update=update))
 

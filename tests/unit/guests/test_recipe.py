@@ -74,6 +74,14 @@ def test_the_parameters_of_the_shipped_wide_guests_are_of_drivers_on_board() -> 
         assert recipe.memory_mib <= 256
 
 
+def test_words_for_one_family_of_machines_go_into_the_guest(by_hand: Recipe, tmp_path: Path) -> None:
+    wide = "wide: {drivers: [], memory_mib: 128, machines: {pc: [acpi=noirq]}}\n"
+    (tmp_path / "mine.yaml").write_text(f"{BY_HAND}machines: {{pc: [a], q35: [b]}}\n{wide}")
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert build_guest(recipe).machines == {"pc": ("a",), "q35": ("b",)}
+    assert build_guest(recipe.widened()).machines == {"pc": ("acpi=noirq",), "q35": ("b",)}
+
+
 def test_unknown_guests_and_broken_recipes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"known: debian-amd64\.yaml, debian-arm64\.yaml"):
         load_recipe("plan9")

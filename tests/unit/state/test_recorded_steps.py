@@ -39,3 +39,25 @@ def test_a_step_that_keeps_all_others_waiting_costs_the_guest_and_names_its_devi
     with pytest.raises(GuestError, match="bind: words") as raised:
         done(monkeypatch, HUNG_STATUS)
     assert getattr(raised.value, "device", "") == "x"
+
+
+def test_every_workload_ends_before_the_first_driver_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "guest_command", lambda device, step, _: f"{step} {device.name}")
+    devices = [SimpleNamespace(name=name) for name in ("a", "b", "idle")]
+    boot: Any = SimpleNamespace(
+        _plan=SimpleNamespace(planned=SimpleNamespace(plan=None)),
+        _devices=devices,
+        _moving={"a", "b"},
+        lacks=MissedPhases(),
+        drivers={},
+    )
+    boot._done = lambda *given: recorder._Boot._done(boot, *given)
+    typed: list[str] = []
+
+    def ask(command: str, _: float) -> CommandResult:
+        typed.append(command)
+        return CommandResult(command=command, status=int(command == "idle b"), text="words")
+
+    console: Any = SimpleNamespace(ask=ask)
+    recorder._Boot._lead(boot, "unbound", console)
+    assert typed == ["idle a", "idle b", "unbind a", "unbind idle"]

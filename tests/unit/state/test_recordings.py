@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from harness.state.recorder import CutShort, Plan, drivers_in, record
 from harness.state.recordings import (
     Recordings,
     _keep_drivers,
+    booting,
     further,
     planned_guests,
     recorded_driver,
@@ -180,6 +182,19 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path, monkeypatch: pytest
     assert tmp_path.is_dir()
 
 
+def test_a_guest_boots_with_the_words_of_its_machine_and_of_its_devices() -> None:
+    identity = {"kernel": {"sha256": "ab" * 32}, "initramfs": {"sha256": "cd" * 32}}
+    guest: Any = SimpleNamespace(identity=identity, cmdline="quiet", machines={"pc": ("acpi=noirq", "one")})
+    device = replace(load_recipes().devices["ahci"], cmdline=("one", "two"))
+
+    def words(machine: str, family: str) -> str:
+        (planned,) = planned_guests(machine, family, [device]).guests
+        return booting(planned, guest).plan.cmdline
+
+    assert words("pc-i440fx-7.2", "pc") == "quiet acpi=noirq one two"
+    assert words("pc-q35-7.2", "q35") == "quiet one two"
+
+
 def test_a_recording_that_goes_further_is_as_good(
     own_cache: Path, make_pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, binary: QemuBinary
 ) -> None:
@@ -189,6 +204,7 @@ def test_a_recording_that_goes_further_is_as_good(
         cpus=1,
         memory_mib=16,
         cmdline="",
+        machines={},
     )
     (planned,) = planned_guests("pc-i440fx-7.2", "pc", [load_recipes().devices["ahci"]]).guests
 
