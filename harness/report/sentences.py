@@ -436,13 +436,16 @@ _STEPS = {
     "fail": "none of its disks could be made to fail",
     "halt": "its disk was to hold a request back, and did not",
 }
+#: What is said of a step that nobody said anything of.
+_SILENT = {"plug": "the guest did not let go of it"}
 
 
 def unreached_text(unreached: Unreached) -> str:
     """Why a device is not in a phase."""
     if unreached.how is Missed.REPORTS_ERRORS:
         return f"phase {unreached.phase}: QEMU has no werror and no rerror for its disk: it cannot stop for an error"
-    why = f"{_STEPS.get(unreached.step, unreached.step)}: {unreached.said or 'the guest printed nothing'}"
+    silent = _SILENT.get(unreached.step, "the guest printed nothing")
+    why = f"{_STEPS.get(unreached.step, unreached.step)}: {unreached.said or silent}"
     how = "nothing to do" if unreached.how is Missed.NOTHING_TO_DO else "not reached"
     return f"phase {unreached.phase}: {how}: {why}"
 

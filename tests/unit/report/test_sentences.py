@@ -160,6 +160,10 @@ TEXTS: list[tuple[Cause, str]] = [
         Unreached(phase="bound", how=Missed.FAILED, step="bind", said=""),
         "phase bound: not reached: its driver could not be bound: the guest printed nothing",
     ),
+    (
+        Unreached(phase="plugged", how=Missed.FAILED, step="plug", said=""),
+        "phase plugged: not reached: it could not be plugged out and in again: the guest did not let go of it",
+    ),
     (Undecided(why=Why.LOADS, acked=1, asked=2), "1 of 2 loads acknowledged"),
     (Undecided(why=Why.TOO_MANY, phase="busy", sections=("a", "b")),
      "phase busy: not judged: 2 sections are refused, and no load passed without them"),
