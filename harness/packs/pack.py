@@ -292,7 +292,8 @@ class StatePack:
         start = 0
         for block in self.manifest.blocks:
             count = block.size_bytes // PAGE_SIZE
-            ours, numbers = recording.index[start : start + count], range(count)
+            ours = recording.index[start : start + count]
+            numbers = range(len(ours))
             differing = numbers if base is None else compress(numbers, map(ne, ours, base[start : start + count]))
             for number in differing:
                 yield block.name, number * PAGE_SIZE, self.page(ours[number])

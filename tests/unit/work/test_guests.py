@@ -57,7 +57,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[list[s
         monkeypatch.setattr(module, "settled", settles)
         monkeypatch.setattr(Recordings, "pack", lambda _self, plan: plan.planned.names)
         identity = {"kernel": {"sha256": "ab" * 32}, "initramfs": {"sha256": "ab" * 32}, "drivers": ()}
-        guest: Any = SimpleNamespace(identity=identity, cpus=1, memory_mib=MEMORY_MIB, cmdline="")
+        guest: Any = SimpleNamespace(identity=identity, cpus=1, memory_mib=MEMORY_MIB, cmdline="", machines={})
         with ProcessScope() as scope:
             recordings = Recordings(fresh=False, stage=print, message=print, scope=scope)
             recorder = GuestRecorder(

@@ -111,7 +111,7 @@ def judged(
         monkeypatch.setattr(schedules, "judge_cell", all_well)
         monkeypatch.setattr(Recordings, "pack", lambda keeper, plan: recorder.pack(keeper, plan))
         identity = {"kernel": {"sha256": SHA}, "initramfs": {"sha256": SHA}, "drivers": drivers}
-        guest: Any = SimpleNamespace(identity=identity, cpus=1, memory_mib=16, cmdline="")
+        guest: Any = SimpleNamespace(identity=identity, cpus=1, memory_mib=16, cmdline="", machines={})
         names = ("ahci", "virtio-blk", "platform")
         options = Options(
             binaries=(binary,), accel="tcg", machines=("pc-i440fx-7.2",),
