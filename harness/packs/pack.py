@@ -28,8 +28,6 @@ import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
-from operator import ne
 from pathlib import Path
 
 from harness.arch import Architecture, architecture_of
@@ -293,10 +291,10 @@ class StatePack:
         for block in self.manifest.blocks:
             count = block.size_bytes // PAGE_SIZE
             ours = recording.index[start : start + count]
-            numbers = range(len(ours))
-            differing = numbers if base is None else compress(numbers, map(ne, ours, base[start : start + count]))
-            for number in differing:
-                yield block.name, number * PAGE_SIZE, self.page(ours[number])
+            theirs = ours if base is None else base[start : start + count]
+            for number, (entry, old) in enumerate(zip(ours, theirs, strict=True)):
+                if base is None or entry != old:
+                    yield block.name, number * PAGE_SIZE, self.page(entry)
             start += count
 
     def _load(self, phase: PhaseModel) -> Recording:

@@ -520,9 +520,8 @@ class _Boot:
             return
         if phase == "unbound":
             # all of them first: a workload that goes on takes the processor from everybody else's driver
-            moving = [device for device in devices if device.name in self._moving]
-            still = [device for device in moving if not self._done(device, phase, "idle", console)]
-            devices = [device for device in devices if device not in still]
+            moving = self._moving
+            devices = [d for d in devices if d.name not in moving or self._done(d, phase, "idle", console)]
         for device in devices:
             self._done(device, phase, STEPS[phase], console)
 

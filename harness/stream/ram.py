@@ -307,19 +307,16 @@ def encode_pages(
     """
     buffers: list[bytes | memoryview] = []
     last: str | None = None
-    word = wire.U64.pack  # some 50,000 times for each state: no lookup that can be spared
     for name, address, content in pages:
         if address < 0 or address % page_size or (content is not None and len(content) != page_size):
             raise UsageError(f"page at 0x{address:x} of {name!r} is not one page of {page_size} bytes")
-        if name == last:
-            if content is None:
-                buffers.append(word(address | _ZERO | _CONTINUE) + b"\0")
-            else:
-                buffers += (word(address | _PAGE | _CONTINUE), content)
+        flags = (_ZERO if content is None else _PAGE) | (_CONTINUE if name == last else 0)
+        header = wire.U64.pack(address | flags) + (b"" if name == last else _counted(name))
+        last = name
+        if content is None:
+            buffers.append(header + b"\0")
         else:
-            last = name
-            header = word(address | (_ZERO if content is None else _PAGE)) + _counted(name)
-            buffers += (header, b"\0" if content is None else content)
+            buffers += (header, content)
     return buffers
 
 
