@@ -42,8 +42,9 @@ _REPLY = U32.pack(Message.CHECKPOINT_REPLY)
 _DONE = U32.pack(Message.VMSTATE_RECEIVED) + U32.pack(Message.VMSTATE_LOADED)
 _EOF = b"\0"
 
-#: A secondary whose load failed says so on stderr and by an event, and then waits without hanging up.
-SILENCE_S = 0.25
+#: A secondary whose load failed says so on stderr and by an event, and then waits without hanging up: after so long a
+#: silence it is asked.
+SILENCE_S = 0.05
 _IOV_MAX = 1024
 #: What is copied in less time than the kernel takes for several pieces.
 _SMALL_BYTES = 1 << 16
