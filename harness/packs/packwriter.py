@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import shutil
 import sys
 from array import array
 from collections.abc import Collection
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ class PackWriter:
         except OSError as error:
             raise HostError(f"cannot write in {path.parent}: {error.strerror}") from error
         self._known: dict[bytes, int] = {}
+        self._before: array[int] = array("I")
         self._files: list[str] = []
         self._looks: list[str] = []
         self._roms: dict[str, FileModel] = {}
@@ -170,19 +173,27 @@ class PackWriter:
 
     def _add_pages(self, image: RamImage) -> array[int]:
         """Append the pages that no phase has had anywhere, and return this phase's index."""
-        index = array("I")
+        index, written = array("I"), self._written()
         hashes = {b.name: (b.size_bytes, hashlib.sha256()) for b in self.blocks if not self.phases and is_rom(b.name)}
         try:
-            for block, _, content in image.content():
+            for (block, _, content), before in zip(image.content(), chain(self._before, repeat(0)), strict=False):
                 page = _ZEROS if content is None else bytes(content)
-                index.append(self._number(page))
+                # most pages are as they were, which is seen in less time than it takes to hash them
+                same = before and page == written[(before - 1) * PAGE_SIZE : before * PAGE_SIZE]
+                index.append(before if same else self._number(page))
                 if block in hashes:
                     hashes[block][1].update(page)
         except OSError as error:
             raise HostError(f"cannot write {self._folder / PAGES}: {error.strerror}") from error
         for name, (size, digest) in hashes.items():
             self._roms[name] = FileModel(size_bytes=size, sha256=digest.hexdigest())
+        self._before = index
         return index
+
+    def _written(self) -> bytes | mmap.mmap:
+        """The pages that were written so far."""
+        self._pages.flush()
+        return mmap.mmap(self._pages.fileno(), 0, access=mmap.ACCESS_READ) if self._known else b""
 
     def _number(self, page: bytes) -> int:
         """Where ``ram.pages`` has this content, counted from 1."""
