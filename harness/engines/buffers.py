@@ -18,8 +18,8 @@ from harness.stream.model import Section
 
 #: What is kept of one pack at most, as :func:`_size` counts it: several packs are in work at a time.
 _KEPT_BYTES = 48 << 20
-#: A buffer of a page and the record in front of it, as objects.
-_VIEW_BYTES = 130
+#: A place in a list: what stands there is the pack's.
+_PLACE_BYTES = 8
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Selection:
 class Buffers:
     """Encoded buffers of one pack, made once and shared by sessions.
 
-    RAM is kept as views into the pack, some 9 MB of small objects for 70 MB of pages; device buffers are bytes.
+    RAM is kept as lists of the pack's own records, half a MB for 100 MB of pages; device buffers are bytes.
     The least recently used go first when all take too much; what is larger than that by itself is made each time.
 
     :param machine: what the loading side shall be, when it is not just what was recorded
@@ -133,4 +133,4 @@ def _size(made: object) -> int:
         return len(made)
     if isinstance(made, tuple):
         return sum(map(len, made))
-    return _VIEW_BYTES * len(cast("list[object]", made))
+    return _PLACE_BYTES * len(cast("list[object]", made))

@@ -305,8 +305,14 @@ def _machine_properties(plan: GuestPlan) -> dict[str, Scalar]:
 
 def _described(machine: str) -> dict[str, Scalar]:
     """Machine types before 2.4 describe what they save only when they are told to (``suppress-vmdesc``)."""
+    version = version_of(machine)
+    return {"suppress-vmdesc": False} if version and version < _DESCRIBES else {}
+
+
+def version_of(machine: str) -> tuple[int, int] | None:
+    """The QEMU that a machine type is named for, None for one that is as each QEMU has it."""
     version = _VERSION.search(machine)
-    return {"suppress-vmdesc": False} if version and (int(version[1]), int(version[2])) < _DESCRIBES else {}
+    return (int(version[1]), int(version[2])) if version else None
 
 
 def _numa_node(node: NumaNode) -> dict[str, Scalar]:

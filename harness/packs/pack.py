@@ -26,8 +26,9 @@ import stat
 import sys
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from harness.arch import Architecture, architecture_of
@@ -37,7 +38,7 @@ from harness.devices.phases import Unreached
 from harness.errors import PackError, StreamError
 from harness.files import sha256_file
 from harness.guests.foreign import check_plan
-from harness.guests.machine import Boot, Machine
+from harness.guests.machine import Boot, Machine, version_of
 from harness.packs.manifest import (
     INITRAMFS,
     KERNEL,
@@ -55,7 +56,7 @@ from harness.packs.packfile import is_foreign, unpacked
 from harness.packs.packwriter import PackWriter
 from harness.qemu.look import Look, look_from_json
 from harness.stream.model import Section, section_footer
-from harness.stream.ram import ram_section_buffers
+from harness.stream.ram import PageRecords, ram_section_buffers, ram_section_of
 from harness.stream.reader import read_devices
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, SectionType
@@ -72,6 +73,10 @@ __all__ = [
     "incoming_body",
     "last_ram",
 ]
+
+
+#: Machine types from here on are loaded by no QEMU that fills the guest's memory before its incoming stream has come.
+_FILLS_NOTHING = (4, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,19 +236,35 @@ class StatePack:
         return None if number == 0 else self._pages[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
 
     def ram_whole(self, phase: str) -> list[bytes | memoryview]:
-        """START with the block list and one END with every page: what an incoming stream begins with.
+        """START with the block list and one END with every page: what an incoming stream begins with. Of the guest's
+        memory, which is zeros when QEMU starts, pages of zeros are left out.
 
         :return: buffers to be sent one behind the other; the pages are views into the pack, not copies
         """
         recording = self.recordings[phase]
-        pages = self._pages_of(recording, None)
-        return [recording.setup, *last_ram(recording, pages)]
+        records = self._records.of(recording.index, empty=self._empty_blocks)
+        return [recording.setup, *_last_of(recording, records)]
 
     def ram_difference(self, phase: str, base: str) -> list[bytes | memoryview]:
         """An END section with the pages of ``phase`` that differ from ``base``; empty when none do."""
         recording = self.recordings[phase]
-        pages = list(self._pages_of(recording, self.recordings[base].index))
-        return last_ram(recording, pages) if pages else []
+        records = self._records.of(recording.index, self.recordings[base].index)
+        return _last_of(recording, records) if records else []
+
+    @cached_property
+    def _records(self) -> PageRecords:
+        contents = [self._pages[at : at + PAGE_SIZE] for at in range(0, len(self._pages), PAGE_SIZE)]
+        return PageRecords([(block.name, block.size_bytes) for block in self.manifest.blocks], contents)
+
+    @property
+    def _empty_blocks(self) -> frozenset[str]:
+        """The guest's memory, where whatever QEMU loads its machine type has nothing in it at the start of an incoming
+        stream: before 4.1 the kernel and other files were put there (``rom_reset`` in ``hw/core/loader.c``)."""
+        plan = self.manifest.plan
+        version = version_of(plan.machine)
+        if plan.kernel is None or version is None or version < _FILLS_NOTHING:
+            return frozenset()
+        return frozenset(block.name for block in self.manifest.blocks if block.size_bytes == plan.memory_mib << 20)
 
     def _hold(self, folder: Path) -> Path:
         """A folder that stays in the cache until the pack is closed."""
@@ -265,6 +286,7 @@ class StatePack:
 
     def close(self) -> None:
         """Unmap the pages."""
+        self.__dict__.pop("_records", None)
         self._pages.release()
         _let_go(self._held)
 
@@ -285,17 +307,6 @@ class StatePack:
             check_plan(self.manifest.plan, self.manifest.accel)
         except PackError as error:
             raise PackError(f"{self.source}: {MANIFEST}: {error}") from error
-
-    def _pages_of(self, recording: Recording, base: array[int] | None) -> Iterator[tuple[str, int, memoryview | None]]:
-        start = 0
-        for block in self.manifest.blocks:
-            count = block.size_bytes // PAGE_SIZE
-            ours = recording.index[start : start + count]
-            theirs = ours if base is None else base[start : start + count]
-            for number, (entry, old) in enumerate(zip(ours, theirs, strict=True)):
-                if base is None or entry != old:
-                    yield block.name, number * PAGE_SIZE, self.page(entry)
-            start += count
 
     def _load(self, phase: PhaseModel) -> Recording:
         folder = self.path / phase.name
@@ -331,6 +342,10 @@ class StatePack:
         if section.desc is None or owner is None:
             return section
         return replace(section, desc=replace(section.desc, decoder=owner.recipe.decoder))
+
+
+def _last_of(recording: Recording, records: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    return ram_section_of(SectionType.END, recording.ram_section_id, records, footer=recording.footers)
 
 
 def last_ram(recording: Recording, pages: Iterable[tuple[str, int, memoryview | None]]) -> list[bytes | memoryview]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress, count
+from operator import ne
 
 from harness.errors import StreamError, UsageError
 from harness.stream import wire
@@ -18,6 +20,7 @@ from harness.stream.cursor import Cursor
 from harness.stream.model import RamBlock, RamSection, Stream, section_footer, section_header
 
 __all__ = [
+    "PageRecords",
     "RamBlock",
     "RamImage",
     "RamReader",
@@ -320,6 +323,68 @@ def encode_pages(
     return buffers
 
 
+class PageRecords:
+    """Records of the pages of some blocks: each is made once, and all sections that send it have it in common.
+
+    :param blocks: their names and bytes, in the order of an index
+    :param contents: of the pages that an index names, counted from 1; 0 is a page of zeros
+    """
+
+    def __init__(self, blocks: Iterable[tuple[str, int]], contents: Sequence[memoryview]) -> None:
+        self._contents = contents
+        self._blocks: list[_BlockRecords] = []
+        start = 0
+        for name, size_bytes in blocks:
+            self._blocks.append(_BlockRecords(name, start, size_bytes // wire.PAGE_SIZE))
+            start += size_bytes // wire.PAGE_SIZE
+
+    def of(
+        self, index: array[int], base: array[int] | None = None, *, empty: Collection[str] = ()
+    ) -> list[bytes | memoryview]:
+        """Records of every page, or of those only whose content is not that of ``base``, as :func:`encode_pages` makes
+        them.
+
+        :param index: for each page of all blocks the number of its content
+        :param empty: blocks of which only the pages that are not zeros are sent
+        """
+        found: list[bytes | memoryview] = []
+        for block in self._blocks:
+            ours = index[block.start : block.end]
+            theirs = None if base is None else base[block.start : block.end]
+            if theirs is not None:
+                places: Iterable[int] = compress(count(), map(ne, ours, theirs)) if ours != theirs else ()
+            else:
+                places = compress(count(), ours) if block.name in empty else range(len(ours))
+            at, first = len(found), -1
+            for place in places:
+                first = place if first < 0 else first
+                number = ours[place]
+                if number:
+                    found += (block.heads[place], self._contents[number - 1])
+                else:
+                    found.append(block.zeros[place])
+            if first >= 0:
+                # it names its block, which those behind it continue
+                content = self._contents[ours[first] - 1] if ours[first] else None
+                found[at] = encode_pages([(block.name, first * wire.PAGE_SIZE, content)])[0]
+        return found
+
+
+class _BlockRecords:
+    """What stands before the pages of one block, when it is not the first of a section.
+
+    :param start: its first page in an index
+    """
+
+    def __init__(self, name: str, start: int, pages: int) -> None:
+        self.name = name
+        self.start = start
+        self.end = start + pages
+        addresses = range(0, pages * wire.PAGE_SIZE, wire.PAGE_SIZE)
+        self.heads = [wire.U64.pack(address | _PAGE | _CONTINUE) for address in addresses]
+        self.zeros = [wire.U64.pack(address | _ZERO | _CONTINUE) + b"\0" for address in addresses]
+
+
 def encode_ram_section(
     type: int,
     section_id: int,
@@ -342,8 +407,15 @@ def ram_section_buffers(
 
     :param pages: as :func:`encode_pages` takes them
     """
+    return ram_section_of(type, section_id, encode_pages(pages), footer=footer)
+
+
+def ram_section_of(
+    type: int, section_id: int, records: Iterable[bytes | memoryview], *, footer: bool = True
+) -> list[bytes | memoryview]:
+    """The same, of page records."""
     start = section_header(type, section_id, wire.RAM_IDSTR, 0, wire.RAM_VERSION)
-    return [start, *encode_pages(pages), wire.U64.pack(_EOS) + (section_footer(section_id) if footer else b"")]
+    return [start, *records, wire.U64.pack(_EOS) + (section_footer(section_id) if footer else b"")]
 
 
 def _counted(name: str) -> bytes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from harness.errors import HostError, PackError
 from harness.experiments.interview import recorded_devices
 from harness.packs.manifest import read_manifest
 from harness.packs.pack import PackWriter, StatePack, incoming_body
+from harness.stream.model import RamBlock
+from harness.stream.ram import encode_mem_size, encode_ram_section, ram_section_buffers
 from harness.stream.reader import read_stream
 
 if TYPE_CHECKING:
@@ -66,6 +68,17 @@ def take_end(data: bytes, ram: Ram) -> int:
     return count
 
 
+def stream_of_blocks(
+    handmade: Handmade, blocks: Sequence[tuple[str, int]], pages: Mapping[tuple[str, int], bytes]
+) -> bytes:
+    """A stream of a machine with other blocks."""
+    listed = [RamBlock(name=name, size_bytes=count * 4096) for name, count in blocks]
+    every = [(name, n * 4096, pages.get((name, n))) for name, count in blocks for n in range(count)]
+    ram = encode_ram_section(1, 2, encode_mem_size(listed)) + joined(ram_section_buffers(3, 2, every))
+    vmdesc = struct.pack(">BI", 6, len(handmade.vmdesc)) + handmade.vmdesc
+    return handmade.head + ram + handmade.devices(1) + b"\0" + vmdesc
+
+
 def joined(buffers: Iterable[bytes | memoryview]) -> bytes:
     return b"".join(bytes(buffer) for buffer in buffers)
 
@@ -78,6 +91,39 @@ def test_whole_ram_is_the_setup_and_every_page(make_pack: MakePack, handmade: Ha
         ram: Ram = {}
         assert take_end(data[len(handmade.ram_start()) :], ram) == 5
         assert ram == handmade.ram(phase)
+
+
+@pytest.mark.parametrize(
+    ("machine", "memory_mib", "booted", "left_out"),
+    [
+        ("pc-i440fx-7.2", 1, True, True),
+        ("pc-i440fx-4.1", 1, True, True),
+        ("pc-i440fx-4.0", 1, True, False),  # QEMU 4.0 puts the kernel into memory before the stream comes
+        ("pc-i440fx-7.2", 1, False, False),  # somebody's own VM
+        ("pc-i440fx-7.2", 2, True, False),  # no block is the guest's memory
+    ],
+)
+def test_zeros_are_left_out_of_memory_that_is_zeros_when_qemu_starts(
+    tmp_path: Path, handmade: Handmade, machine: str, memory_mib: int, booted: bool, left_out: bool
+) -> None:
+    memory, ram = 256, {("pc.ram", 1): handmade.page(1), ("pc.ram", 200): handmade.page(2)}
+    writer = PackWriter(tmp_path / "pack")
+    blocks = (("pc.ram", memory), ("vga.rom", 2))
+    writer.add("bound", read_stream(stream_of_blocks(handmade, blocks, ram)), console="", seconds=0.0)
+    if booted:
+        (tmp_path / "vmlinux").write_bytes(b"a kernel")
+        writer.add_file("guest/kernel", tmp_path / "vmlinux")
+    digest = hashlib.sha256(b"a kernel").hexdigest() if booted else None
+    plan = handmade.described["plan"].model_copy(
+        update={"machine": machine, "memory_mib": memory_mib, "kernel": digest}
+    )
+    with StatePack(writer.publish(**handmade.described | {"plan": plan})) as pack:
+        setup = pack.recordings["bound"].setup
+        sent: Ram = {}
+        take_end(joined(pack.ram_whole("bound"))[len(setup) :], sent)
+    rom = {("vga.rom", 0): bytes(4096), ("vga.rom", 1): bytes(4096)}
+    zeros = {} if left_out else {("pc.ram", number): bytes(4096) for number in range(memory)}
+    assert sent == {**zeros, **rom, **ram}
 
 
 @pytest.mark.parametrize("base", ["kernel", "bound", "busy"])

@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import struct
+from array import array
 
 import pytest
 
 from harness.errors import StreamError, UsageError
 from harness.stream.model import RamBlock, Stream
-from harness.stream.ram import RamImage, encode_mem_size, encode_pages, encode_ram_section, with_larger_block
+from harness.stream.ram import (
+    PageRecords,
+    RamImage,
+    encode_mem_size,
+    encode_pages,
+    encode_ram_section,
+    with_larger_block,
+)
 from harness.stream.reader import read_stream
 
 from . import build
@@ -145,6 +153,26 @@ def test_writer_makes_the_bytes_of_the_wire() -> None:
     assert encode_ram_section(3, 2, b"", footer=False) == struct.pack(">BIQ", 3, 2, 0x10)
     shared = encode_mem_size([RamBlock(name="a", size_bytes=4096, address=5)])
     assert shared == struct.pack(">Q", 0x1004) + b"\x01a" + struct.pack(">QQ", 4096, 5)
+
+
+def test_shared_records_are_those_of_the_wire() -> None:
+    pages, start = [memoryview(bytes([mark]) * 4096) for mark in (1, 2)], 0
+    blocks = (("a", 3 * 4096), ("b", 4096), ("c", 2 * 4096))
+    before, after = array("I", [1, 0, 2, 1, 0, 0]), array("I", [1, 2, 0, 1, 0, 1])
+    every: list[tuple[str, int, memoryview | None, bool]] = []
+    for name, size in blocks:
+        for address in range(0, size, 4096):
+            number = after[start]
+            every.append((name, address, pages[number - 1] if number else None, number != before[start]))
+            start += 1
+    records = PageRecords(blocks, pages)
+    assert records.of(after) == encode_pages((name, at, page) for name, at, page, _ in every)
+    assert records.of(after, before) == encode_pages((name, at, page) for name, at, page, changed in every if changed)
+    assert records.of(after, after) == []
+    without = [(name, at, page) for name, at, page, _ in every if page is not None or name != "a"]
+    assert records.of(after, empty=["a"]) == encode_pages(without)
+    # one object for all sections that have it
+    assert records.of(after)[1] is records.of(after, array("I", [2] * 6))[1]
 
 
 @pytest.mark.parametrize("bad", [("a", 1, None), ("a", -4096, None), ("a", 0, b"short")])
