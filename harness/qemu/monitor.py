@@ -111,7 +111,7 @@ class Monitor:
         try:
             return self._run(self._client.execute(command, named or None), timeout_s, command)
         except ExecuteError as error:
-            raise CommandRefused(command, error.error.error.desc) from error
+            raise CommandRefused(command, error.error.error.desc) from _bare(error)
 
     def poll_until(
         self, command: str, done: Callable[[Any], bool], *, timeout_s: float, interval_s: float = 0.005
@@ -179,7 +179,7 @@ class Monitor:
         except ExecuteError:
             raise
         except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
-            raise SessionClosed(what, type(error).__name__) from error
+            raise SessionClosed(what, type(error).__name__) from _bare(error)
         except (KeyboardInterrupt, SystemExit):
             self._interrupted = True
             raise
@@ -194,3 +194,10 @@ class Monitor:
         finally:
             task.cancel()
         return task.result()
+
+
+def _bare(error: Exception) -> Exception:
+    """Without its frames, and without what was being handled when it came: asyncio has it in a cycle, and with it all
+    that these know of, whole recordings among it, until somebody looks for garbage."""
+    error.__traceback__ = error.__context__ = None
+    return error

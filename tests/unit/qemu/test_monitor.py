@@ -4,29 +4,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from harness.qemu.monitor import Monitor
+from harness.qemu.monitor import Monitor, SessionClosed
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 
 
-def _serve(sock: socket.socket) -> None:
-    """Greets, and answers its first command, which is ``qmp_capabilities``; no other one."""
+def _serve(sock: socket.socket, closes: bool = False) -> None:
+    """Greets, and answers its first command, which is ``qmp_capabilities``; no other one.
+
+    :param closes: it hangs up at the second
+    """
     with sock:
         sock.sendall(json.dumps(GREETING).encode() + b"\n")
         asked = json.loads(sock.recv(4096))
         answer = {"return": {}, **{key: asked[key] for key in asked if key == "id"}}
         sock.sendall(json.dumps(answer).encode() + b"\n")
-        while sock.recv(4096):
+        while sock.recv(4096) and not closes:
             pass
 
 
@@ -89,3 +94,30 @@ def test_an_interrupt_while_a_session_is_closed_is_not_lost(monitor: Monitor) ->
     with pytest.raises(KeyboardInterrupt):
         monitor.close()
     assert loop.is_closed()
+
+
+class _AtHand:
+    """What somebody had at hand who asked."""
+
+
+def _session_that_qemu_closes() -> weakref.ref[_AtHand]:
+    at_hand = _AtHand()
+    ours, its = socket.socketpair()
+    thread = threading.Thread(target=_serve, args=(its, True), daemon=True)
+    thread.start()
+    monitor = Monitor(ours)
+    with contextlib.suppress(SessionClosed):  # pytest.raises keeps frames itself
+        monitor.execute("query-status")
+        pytest.fail("it was not closed")
+    monitor.close()
+    thread.join(5.0)
+    return weakref.ref(at_hand)
+
+
+def test_a_session_that_qemu_closed_keeps_nothing_of_whoever_asked() -> None:
+    """A pack of 100 MB was kept so after each crash, until Python looked for garbage."""
+    gc.disable()
+    try:
+        assert _session_that_qemu_closes()() is None
+    finally:
+        gc.enable()
