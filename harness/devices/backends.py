@@ -121,8 +121,15 @@ class VhostDisk(Model):
     size_bytes: Annotated[int, Field(ge=512, le=1 << 50)]
 
 
+class Ivshmem(Model):
+    """Memory from an ivshmem server that has no other client (:mod:`harness.qemu.ivshmem`)."""
+
+    kind: Literal["ivshmem"] = "ivshmem"
+    size_bytes: Annotated[int, Field(ge=4096, le=1 << 40)]
+
+
 Backend = Annotated[
-    Disk | Netdev | LoneTap | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm | VhostDisk,
+    Disk | Netdev | LoneTap | Chardev | Audiodev | Memdev | Fsdev | Cryptodev | Canbus | Tpm | VhostDisk | Ivshmem,
     Field(discriminator="kind"),
 ]
 

@@ -23,6 +23,7 @@ from harness.devices.backends import (
     Cryptodev,
     Disk,
     Fsdev,
+    Ivshmem,
     Memdev,
     Model,
     Netdev,
@@ -83,6 +84,13 @@ class VhostDiskModel(Model):
     size: Size
 
 
+class IvshmemModel(Model):
+    """Memory from an ivshmem server, its size as people write it."""
+
+    kind: Literal["ivshmem"]
+    size: Size
+
+
 class _BuiltIn(Model):
     bus: str
     address: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$")]
@@ -91,7 +99,17 @@ class _BuiltIn(Model):
 
 #: A backend as YAML has it.
 BackendModel = Annotated[
-    DiskModel | MemdevModel | Netdev | Chardev | Audiodev | Fsdev | Cryptodev | Canbus | Tpm | VhostDiskModel,
+    DiskModel
+    | MemdevModel
+    | Netdev
+    | Chardev
+    | Audiodev
+    | Fsdev
+    | Cryptodev
+    | Canbus
+    | Tpm
+    | VhostDiskModel
+    | IvshmemModel,
     Field(discriminator="kind"),
 ]
 
@@ -231,6 +249,8 @@ def backend_of(model: BackendModel) -> Backend:
         return Memdev(size_bytes=size_bytes(model.size), share=model.share)
     if isinstance(model, VhostDiskModel):
         return VhostDisk(size_bytes=size_bytes(model.size))
+    if isinstance(model, IvshmemModel):
+        return Ivshmem(size_bytes=size_bytes(model.size))
     if isinstance(model, DiskModel):
         return Disk(size_bytes=size_bytes(model.size), medium=model.medium, sector_bytes=model.sector_bytes)
     return model
@@ -275,7 +295,7 @@ def _without_defaults(found: dict[str, Any], model: type[Model]) -> dict[str, An
 def _backend_text(device: Device, name: str) -> dict[str, Any]:
     backend = device.backends[name]
     found = {"kind": backend.kind} | backend.model_dump(exclude_defaults=True)
-    if isinstance(backend, Disk | Memdev | VhostDisk):
+    if isinstance(backend, Disk | Memdev | VhostDisk | Ivshmem):
         found["size"] = size_text(found.pop("size_bytes"))
     if name in device.patterns:
         found["pattern"] = device.patterns[name]

@@ -23,6 +23,7 @@ from harness.devices.backends import (
     Cryptodev,
     Disk,
     Fsdev,
+    Ivshmem,
     LoneTap,
     Memdev,
     Model,
@@ -93,6 +94,7 @@ BACKEND_KEYS: dict[type[Model], re.Pattern[str]] = {
     Canbus: re.compile(r"canbus[0-7]?"),
     Tpm: re.compile(r"tpmdev"),
     VhostDisk: re.compile(r"chardev"),
+    Ivshmem: re.compile(r"chardev"),
 }
 #: Properties that name another device of the plan.
 REFERENCE_KEYS = frozenset({"bmc", "subsys", "target", "primary-bus"})

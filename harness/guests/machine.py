@@ -19,6 +19,7 @@ from harness.devices.backends import (
     Cryptodev,
     Disk,
     Fsdev,
+    Ivshmem,
     LoneTap,
     Memdev,
     Netdev,
@@ -32,6 +33,7 @@ from harness.guests.lack import Lack, Lacks
 from harness.guests.plan import GuestPlan, NumaNode, PlacedDevice
 from harness.qemu.beside import Beside
 from harness.qemu.cmdline import CommandLine, Option, Scalar
+from harness.qemu.ivshmem import ivshmem_option
 from harness.qemu.listed import listing
 from harness.qemu.lonetap import lone_tap_option
 from harness.qemu.swtpm import TpmEmulator, tpm_option
@@ -374,6 +376,8 @@ def _backend_options(machine: Machine, name: str, backend: Backend) -> Iterator[
         yield tpm_option(name)
     elif isinstance(backend, VhostDisk):
         yield vhost_disk_option(name, backend.size_bytes)
+    elif isinstance(backend, Ivshmem):
+        yield ivshmem_option(name, backend.size_bytes)
     else:
         yield from _disk_options(machine, name, backend)
         if name in machine.faults:

@@ -21,7 +21,21 @@ from harness.qemu.scope import ProcessScope
 from harness.qemu.walls import Confinement
 
 
-class Beside(ABC):
+class LineEnd(ABC):
+    """Who is at the other end of a ``-chardev``.
+
+    ``line`` is QEMU's end, which it inherits; whoever starts it closes it then. ``option`` names that.
+    """
+
+    line: socket.socket
+    option: Option
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it and remove what it kept."""
+
+
+class Beside(LineEnd):
     """One of them, while it runs; :meth:`close` ends it.
 
     :param said: the option that stands for it, which has no line yet
@@ -47,7 +61,6 @@ class Beside(ABC):
         try:
             with ExitStack() as undone:
                 undone.callback(shutil.rmtree, folder, ignore_errors=True)
-                #: QEMU's end, which it inherits; whoever starts it closes it then.
                 self.line, own = self._ends(folder)
                 undone.callback(self.line.close)
                 with own:
@@ -63,7 +76,6 @@ class Beside(ABC):
             raise HostError(f"cannot make a {self.part} in {folder}: {error.strerror}") from error
         # the option names its chardev, or is one
         name = said.props.get("chardev", said.props["id"])
-        #: The line to it, as QEMU inherits it.
         self.option = Option(name="chardev", first="socket", props={"id": name, "fd": self.line.fileno()})
 
     @classmethod

@@ -19,8 +19,9 @@ from typing import Any
 
 from harness.deadline import Deadline, in_time
 from harness.errors import DeadlineError, HostError, QemuError, Unmigratable
-from harness.qemu.beside import Beside
+from harness.qemu.beside import LineEnd
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.ivshmem import IvshmemServer, is_ivshmem
 from harness.qemu.lonetap import HeldTap, is_lone_tap
 from harness.qemu.migrationstatus import Stage, stage_of
 from harness.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
@@ -59,7 +60,7 @@ class Vm:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        command = _without_disks(_with_taps(command, taps))
+        command = _without_lineless(_with_taps(command, taps))
         qmp, qmp_child = socket.socketpair()
         self.console, console_child = socket.socketpair()
         line = command.plus(
@@ -67,7 +68,7 @@ class Vm:
             Option(name="mon", props={"chardev": "postload-qmp", "mode": "control"}),
             *_socket_chardev("postload-console", console_child, logfile=str(folder / "console.log")),
             Option(name="serial", first="chardev:postload-console"),
-            *(program.option for program in self._beside),
+            *(each.option for each in self._beside),
         )
         inherited: list[socket.socket | FileIO] = [qmp_child, console_child, *(each.line for each in self._beside)]
         inherited += [file for tap in taps for file in tap.files]
@@ -141,8 +142,8 @@ class Vm:
         self.process.close()
 
     def _close_beside(self) -> None:
-        for program in self._beside:
-            program.close()
+        for each in self._beside:
+            each.close()
 
     def __enter__(self) -> Vm:
         return self
@@ -153,18 +154,20 @@ class Vm:
         self.close()
 
 
-def _beside(command: CommandLine, scope: ProcessScope | None) -> list[Beside]:
-    """The programs that a command line wants beside its QEMU."""
-    started: list[Beside] = []
+def _beside(command: CommandLine, scope: ProcessScope | None) -> list[LineEnd]:
+    """What a command line wants beside its QEMU."""
+    started: list[LineEnd] = []
     try:
         for option in command.options:
             if option.name == "tpmdev":
                 started.append(TpmEmulator(option, scope=scope, confinement=command.confinement))
             elif is_vhost_disk(option):
                 started.append(StorageDaemon(option, scope=scope, confinement=command.confinement))
+            elif is_ivshmem(option):
+                started.append(IvshmemServer(option))
     except BaseException:
-        for program in started:
-            program.close()
+        for each in started:
+            each.close()
         raise
     return started
 
@@ -175,9 +178,10 @@ def _with_taps(command: CommandLine, taps: Sequence[HeldTap]) -> CommandLine:
     return replace(command, options=tuple(next(made).option if is_lone_tap(o) else o for o in command.options))
 
 
-def _without_disks(command: CommandLine) -> CommandLine:
-    """The command line without what :class:`StorageDaemon` has an option in place of."""
-    return replace(command, options=tuple(option for option in command.options if not is_vhost_disk(option)))
+def _without_lineless(command: CommandLine) -> CommandLine:
+    """The command line without what :func:`_beside` has options with a line in place of."""
+    kept = (option for option in command.options if not is_vhost_disk(option) and not is_ivshmem(option))
+    return replace(command, options=tuple(kept))
 
 
 def _socket_chardev(name: str, child: socket.socket, **more: str) -> tuple[Option, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from harness.arch import architecture_of
 from harness.guests.machine import filled, firmware_sink
 from harness.qemu.cmdline import CommandLine, Option
+from harness.qemu.ivshmem import IVSHMEM
 from harness.qemu.vhostdisk import VHOST_DISK
 from harness.report.allocations import allocations_how, allocations_text
 from harness.report.sentences import class_meaning, controls_text, figure_text, text_of
@@ -336,7 +337,7 @@ def _scratch(document: dict[str, Any]) -> str:
 
 
 def _beside(document: dict[str, Any]) -> str:
-    """What is beside QEMU where the machine has a TPM, or a disk behind vhost-user."""
+    """What is beside QEMU where the machine has a TPM, a disk behind vhost-user, or memory from a server."""
     lines = ""
     if any(option["name"] == "tpmdev" for option in document["options"]):
         lines += "# The chardev of -tpmdev is a socket to a swtpm with an empty TPM: reproduce.py starts one.\n"
@@ -344,6 +345,11 @@ def _beside(document: dict[str, Any]) -> str:
         lines += (
             f"# A chardev with fd={VHOST_DISK} is a socket to a qemu-storage-daemon with an empty disk of this size:\n"
             "# reproduce.py starts one.\n"
+        )
+    if any(option["props"].get("fd") == IVSHMEM for option in document["options"]):
+        lines += (
+            f"# A chardev with fd={IVSHMEM} is a socket to an ivshmem server with memory of this size, whose first\n"
+            "# client this QEMU is: reproduce.py is one.\n"
         )
     return lines
 

@@ -382,6 +382,28 @@ class VhostDisk(Beside):
         super().__init__(argv, line, server, "has a disk of the machine")
 
 
+class Ivshmem:
+    """What is behind a ``-chardev socket,fd=ivshmem``: memory from a server whose only client QEMU is. All that a
+    server says to a new client lies in the line. ``close`` hangs up."""
+
+    def __init__(self, option: str) -> None:
+        said = dict(part.split("=", 1) for part in option.split(",")[1:])
+        self._own, self.line = socket.socketpair()
+        self.option = f"socket,id={said['id']},fd={self.line.fileno()}"
+        memory, interrupt = os.memfd_create("ivshmem"), ctypes.CDLL(None).eventfd(0, 0)
+        os.ftruncate(memory, int(said["size"]))
+        # version of the protocol, number of the client, the memory, its interrupt
+        for number, file in ((0, None), (0, None), (-1, memory), (0, interrupt)):
+            files = [] if file is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", file))]
+            self._own.sendmsg([struct.pack("<q", number)], files)
+        os.close(memory)
+        os.close(interrupt)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._own.close()
+
+
 #: Makes a tap device in a network of its own, in which nobody is, and sends its files.
 TAP_MAKER = """
 import array, ctypes, fcntl, os, socket, struct, sys
@@ -428,9 +450,11 @@ class Qemu:
         tpms = [Tpm(argv[n + 1], folder) for n, word in enumerate(argv[:-1]) if word == "-tpmdev"]
         taps = {word: Tap(word) for word in argv if word.startswith("tap,") and ",fd=lone," in word}
         disks = {word: VhostDisk(word, folder) for word in argv if ",fd=vhost-user-disk," in word}
+        shared = {word: Ivshmem(word) for word in argv if ",fd=ivshmem," in word}
         made = {word: tap.option for word, tap in taps.items()} | {word: disk.option for word, disk in disks.items()}
+        made |= {word: each.option for word, each in shared.items()}
         argv = [made.get(word, word) for word in argv]
-        self._beside: list[Beside] = [*tpms, *disks.values()]
+        self._beside: list[Beside | Ivshmem] = [*tpms, *disks.values(), *shared.values()]
         ours, theirs = socket.socketpair()
         self.argv = [
             *argv,

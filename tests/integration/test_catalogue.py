@@ -30,7 +30,6 @@ TWENTY = {
     "sd-card": "sd-card",
     "usb-kbd": "usb-kbd",
     "usb-storage": "usb-storage",
-    "usb-kbd+uhci": "usb-kbd",
     "usb-ccid": "ccid",
     "scsi-hd": "scsi-disk",
     "scsi-cd+lsi53c895a": "scsi-disk",
@@ -44,6 +43,7 @@ TWENTY = {
     "kvaser_pci": "kvaser",
     "xio3130-downstream": "xio3130",
     "acpi-erst": "acpi-erst",
+    "ivshmem-doorbell": "ivshmem",
     "isa-serial": "serial",
 }
 

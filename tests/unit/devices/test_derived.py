@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.devices.backends import Canbus, Disk, Memdev, Netdev, Tpm, VhostDisk
+from harness.devices.backends import Canbus, Disk, Ivshmem, Memdev, Netdev, Tpm, VhostDisk
 from harness.devices.derive import DerivedDevices, derive_all
 from harness.devices.device import Attachment
 from harness.devices.recipe import load_recipe, load_recipes, recipe_text
@@ -37,7 +37,10 @@ RECIPES = [device for device in load_recipes().devices.values() if not device.re
 #: Properties of machines that derived devices set.
 MACHINE = {name: Listed(type="bool", kind=BOOLEAN) for name in ("nvdimm", "cxl", "smm")}
 #: In a pack from elsewhere these are not taken.
-REFUSED = {"ccid-card-passthru", "igd-passthrough-isa-bridge", "ivshmem-plain", "uefi-vars-sysbus", "uefi-vars-x64"}
+REFUSED = {
+    *("ccid-card-passthru", "igd-passthrough-isa-bridge", "ivshmem-doorbell", "ivshmem-plain"),
+    *("uefi-vars-sysbus", "uefi-vars-x64"),
+}
 REFUSED |= {"vhost-user-blk-pci", "vhost-user-blk-pci+modern", "virtio-gpu-gl-pci", "virtio-vga-gl", "xen-platform"}
 _KINDS = {"n": NUMBER, "b": BOOLEAN, "s": STRING, "o": OTHER}
 
@@ -161,6 +164,10 @@ def test_devices_stand_on_what_their_properties_and_bus_want() -> None:
     assert devices["pci-ipmi-bt"].attachments[1].references == {"bmc": "bmc"}
     assert devices["ctucan_pci"].backends == {"canbus0": Canbus(), "canbus1": Canbus()}
     assert devices["ivshmem-plain"].backends == {"memdev": Memdev(size_bytes=4 << 20, share=True)}
+    doorbell = devices["ivshmem-doorbell"]
+    assert doorbell.backends == {"chardev": Ivshmem(size_bytes=4 << 20)}
+    # a peer does not migrate
+    assert doorbell.attachments[0].properties == {"master": True}
     assert (devices["nvdimm"].machine, devices["nvdimm"].memory_room_mib) == ({"nvdimm": True}, 256)
     assert devices["isa-serial"].attachments[0].on == "none"
     assert devices["nvme"].attachments[0].properties == {"serial": "nvme", "romfile": ""}

@@ -16,6 +16,7 @@ from harness.devices.backends import (
     Cryptodev,
     Disk,
     Fsdev,
+    Ivshmem,
     Memdev,
     Netdev,
     Tpm,
@@ -136,6 +137,7 @@ def test_what_the_user_adds_is_last_and_options_can_be_left_out() -> None:
         (Cryptodev(), ["-object", "cryptodev-backend-builtin,id=b"]),
         (Canbus(), ["-object", "can-bus,id=b"]),
         (Tpm(), ["-tpmdev", "emulator,id=b,chardev=b-line"]),
+        (Ivshmem(size_bytes=4096), ["-chardev", "socket,id=b,fd=ivshmem,size=4096"]),
         (Memdev(size_bytes=MIB, share=True), ["-object", "memory-backend-ram,id=b,size=1048576,share=on"]),
     ],
 )
