@@ -29,6 +29,8 @@ PHASES = (*RECORDED_PHASES, ADOPTED)
 
 #: Devices that are judged when none is named: the recipes in ``devices/`` say so of themselves.
 USUAL_DEVICES = ("ahci", "platform", "virtio-blk", "virtio-net")
+#: Owns what no other device owns.
+PLATFORM = "platform"
 
 #: Ordinary migration, before any checkpoint. ``early`` only when it is asked for.
 MIGRATIONS = ("plain", "early", "postcopy")

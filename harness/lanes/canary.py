@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from harness.engines.buffers import Buffers
 from harness.errors import HarnessError
+from harness.names import PLATFORM
 from harness.packs.pack import StatePack
-from harness.results.answer import PLATFORM
 from harness.state.transforms import GuestMode, cpu_labels, label_of
 from harness.stream.model import Section
 

@@ -23,11 +23,11 @@ from harness.experiments.drift import DriftExperiment
 from harness.experiments.leak import find_leaks
 from harness.lanes.judge import Bench, OnLoads, RunControls
 from harness.lanes.lane import Group, Judge, Lane, Reached, Request, Wave, by_phase
+from harness.names import PLATFORM
 from harness.oracles.drift import judge_drift, rules_for
 from harness.oracles.leak import Suspects, judge_leaks, run_details
 from harness.oracles.oracle import Opinion
 from harness.oracles.outside import judge_outside
-from harness.results.answer import PLATFORM
 from harness.results.cause import Cause, Undecided, Why, located
 from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
@@ -259,8 +259,8 @@ def excluded_in(bench: Bench, check: OracleCheck) -> frozenset[str]:
 
 def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
-    owners = bench.buffers.pack.owners
-    return [(row, [label for label in labels if owners.get(label, PLATFORM) == row]) for row in check.rows]
+    pack = bench.buffers.pack
+    return [(row, [label for label in labels if pack.owner_of(label) == row]) for row in check.rows]
 
 
 def _cell(check: OracleCheck, bench: Bench, row: str, experiment: Experiment, seconds: float) -> Cell:

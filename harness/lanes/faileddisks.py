@@ -29,9 +29,9 @@ from harness.lanes.checks import (
 )
 from harness.lanes.judge import Bench, repeated
 from harness.lanes.lane import Group, Lane, Reached, Wave
+from harness.names import PLATFORM
 from harness.oracles.ioerror import judge_io_errors
 from harness.oracles.oracle import Opinion
-from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.verdict import FailureClass, Verdict
 

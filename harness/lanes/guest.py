@@ -18,10 +18,10 @@ from harness.experiments.guestlife import GuestLife, guest_life
 from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, setting_of
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Group, Lane, Reached, Wave, by_phase
+from harness.names import PLATFORM
 from harness.oracles.guestfault import judge_life, judge_loads
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import current_account
-from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.outcome import Repeats
 from harness.results.verdict import Verdict
@@ -181,10 +181,10 @@ class _Asking:
         if found.repeats is not None:
             verdict, _ = repeated(verdict, [Verdict.OK])
         told = replace(Told.of(finding), verdict=verdict, log=life.log, repeats=found.repeats)
-        owners = self.bench.buffers.pack.owners
+        pack = self.bench.buffers.pack
         by_row: dict[str, list[Told]] = {}
         for label in found.sections:
-            by_row.setdefault(owners.get(label, PLATFORM), []).append(replace(told, section=label))
+            by_row.setdefault(pack.owner_of(label), []).append(replace(told, section=label))
         for row, findings in (by_row or {PLATFORM: [told]}).items():
             self.told.setdefault(row, []).extend(findings)
             self.counts.setdefault(row, Count(asked=life.loads_asked, passed=life.loads_acked))

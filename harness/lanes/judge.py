@@ -18,11 +18,11 @@ from harness.engines.evidence import Evidence
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import LoadPlan, Schedule, plan_loads
 from harness.errors import HarnessError, HostError, QemuError, Stopped
+from harness.names import PLATFORM
 from harness.oracles.isolate import Blame, Isolator, Suspect
 from harness.oracles.load import Judgement, judge, warnings_of
 from harness.qemu.binary import QemuBinary
 from harness.qemu.scope import ProcessScope
-from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.document import Cell, Qemu, Warned
 from harness.results.key import CellKey, Route
@@ -485,7 +485,7 @@ class _Row:
         judgement = session.judgement
         _, repeats = repeated(judgement.verdict, [Verdict.OK])
         cell = self._cell(session, judgement, excluded, repeats=repeats)
-        owner = self._bench.buffers.pack.owners.get(judgement.named or "", PLATFORM)
+        owner = self._bench.buffers.pack.owner_of(judgement.named or "")
         return self._of(owner if owner in self._bench.rows else PLATFORM, cell)
 
     def _controlled(self, cell: Cell, evidence: Evidence, judgement: Judgement) -> Cell:
@@ -584,8 +584,8 @@ class _Row:
     def _tells_of_platform(self, culprits: frozenset[str]) -> bool:
         """Whether a section of the platform did it, and no row of the request is the platform's to say so: it is
         judged in one guest of several, and is in all."""
-        owners = self._bench.buffers.pack.owners
-        return PLATFORM not in self._bench.rows and PLATFORM in {owners.get(label, PLATFORM) for label in culprits}
+        pack = self._bench.buffers.pack
+        return PLATFORM not in self._bench.rows and PLATFORM in map(pack.owner_of, culprits)
 
     def _platforms(self, cell: Cell) -> Cell:
         """The same finding as the platform's; its controls are a matter of the guest where it is a row."""

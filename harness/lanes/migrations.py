@@ -7,7 +7,7 @@ what comes behind, so that it does not hide what the other devices do; its own r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,9 +21,9 @@ from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, judg
 from harness.lanes.guest import LIVELY_PHASES
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Lane, Wave, all_in_one
+from harness.names import PLATFORM
 from harness.oracles.guestfault import judge_life
 from harness.oracles.load import Judgement, judge
-from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why, located
 from harness.results.outcome import Repeats
 from harness.results.verdict import Verdict
@@ -130,11 +130,11 @@ def _passed(asked: int, acked: int) -> Told:
 class _RowTally:
     """What came of all phases, by row.
 
-    :param owners: section to row
+    :param row_of: whose section it is
     :param loads: loads asked and acknowledged that a row's own sections were part of, or that broke for them
     """
 
-    owners: Mapping[str, str]
+    row_of: Callable[[str], str]
     told: dict[str, list[Told]]
     loads: dict[str, list[int]]
     refused: set[str] = field(default_factory=set)
@@ -142,7 +142,7 @@ class _RowTally:
     @classmethod
     def of(cls, bench: Bench, rows: Sequence[str]) -> _RowTally:
         return cls(
-            owners=bench.buffers.pack.owners, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows}
+            row_of=bench.buffers.pack.owner_of, told={row: [] for row in rows}, loads={row: [0, 0] for row in rows}
         )
 
     def count(self, absent: frozenset[str], *, passed: bool, blamed: Sequence[str] = ()) -> None:
@@ -152,10 +152,6 @@ class _RowTally:
         for row, (asked, acked) in self.loads.items():
             if (row in hurt) if hurt else (row not in without):
                 self.loads[row] = [asked + 1, acked + passed]
-
-    def row_of(self, label: str) -> str:
-        """Whose section it is; what nobody owns is the platform's."""
-        return self.owners.get(label, PLATFORM)
 
 
 def _one_phase(bench: Bench, phase: str, engine: Engine, tally: _RowTally) -> None:

@@ -33,10 +33,10 @@ from harness.lanes.checks import (
 )
 from harness.lanes.judge import MAX_BLAMED, Bench
 from harness.lanes.lane import Lane, Wave, all_in_one
+from harness.names import PLATFORM
 from harness.oracles.drift import judge_drift
 from harness.oracles.isolate import Blame
 from harness.oracles.load import Judgement, judge
-from harness.results.answer import PLATFORM
 from harness.results.cause import Undecided, Why
 from harness.results.verdict import Verdict
 from harness.state.transforms import GuestMode, labels_of
@@ -76,10 +76,10 @@ def _reset(bench: Bench, check: OracleCheck, *, loads: int) -> Experiment:
     behind = _load_behind_resets(bench, check.phases, loads)
     drifted = _drifted(bench, check.phases, behind)
     cost = _cost(bench, check, behind)
-    owners = bench.buffers.pack.owners
+    pack = bench.buffers.pack
     told: dict[str, list[Told]] = {row: [] for row in check.rows}
     for label, one in [*behind.blamed.items(), *drifted]:
-        told.setdefault(owners.get(label, PLATFORM), []).append(one)
+        told.setdefault(pack.owner_of(label), []).append(one)
     parts = {} if cost is None else cost.parts
     loaded = _labels(bench, check.phases) - behind.excluded
     for row in check.rows:

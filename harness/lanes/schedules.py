@@ -10,7 +10,7 @@ from harness.devices.device import Device
 from harness.engines.schedule import Schedule
 from harness.lanes.judge import Bench, OnLoads, RunControls, judge_cell, take_turns
 from harness.lanes.lane import Group, Lane, Reached, Request, Wave, all_in_one, by_phase
-from harness.results.answer import PLATFORM
+from harness.names import PLATFORM
 from harness.results.document import Cell
 from harness.results.plan import CellPlan
 

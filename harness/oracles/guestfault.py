@@ -12,10 +12,10 @@ from harness.colo.messages import Step
 from harness.devices.phases import NOTHING_TO_DO_STATUS
 from harness.engines.evidence import Evidence
 from harness.experiments.guestlife import GuestClock, GuestLife, LifeCheck
+from harness.names import PLATFORM
 from harness.oracles.load import Judgement, crash_line, end_of, judge
 from harness.oracles.oracle import Opinion
 from harness.qemu.disturbance import Disturbance, Hindered
-from harness.results.answer import PLATFORM
 from harness.results.cause import Broke, Cause, Check, FailedCheck, GuestFaulted, KernelComplaint
 from harness.results.verdict import Verdict
 

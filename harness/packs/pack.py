@@ -39,6 +39,7 @@ from harness.errors import PackError, StreamError
 from harness.files import sha256_file
 from harness.guests.foreign import check_plan
 from harness.guests.machine import Boot, Machine, version_of
+from harness.names import PLATFORM
 from harness.packs.manifest import (
     INITRAMFS,
     KERNEL,
@@ -206,10 +207,14 @@ class StatePack:
         """
         return self._device(device).sections
 
-    @property
+    @cached_property
     def owners(self) -> dict[str, str]:
         """Label of each section that a device owns to that device."""
         return {label: device.name for device in self.manifest.devices for label in device.sections}
+
+    def owner_of(self, label: str) -> str:
+        """The device that owns a section."""
+        return self.owners.get(label, PLATFORM)
 
     def unreached(self, device: str) -> dict[str, Unreached]:
         """By phase, what a device did not reach, and why.

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 
 from harness.engines.probe import ColoAbility
 from harness.engines.schedule import Schedule
-from harness.names import MIGRATIONS, RESET
+from harness.names import MIGRATIONS, PLATFORM, RESET
 from harness.qemu.binary import QemuBinary
 from harness.results.cause import Leaked, Undecided, Unsupported, Why
 from harness.results.document import Cell, Colo, ColoAnswer, ColoReason, MachineResult, Qemu
 from harness.results.key import Route
 from harness.results.verdict import Verdict, worst
 
-#: Owns what no device is named for.
-PLATFORM = "platform"
 #: What breaks no load, and where it is looked for: one that did not come back is ``flaky``.
 REMARKED = (Verdict.DRIFT, Verdict.LEAK)
 _SLOW_LANES = ("drift", "leak")

@@ -24,14 +24,14 @@ from harness.lanes.canary import spoilt_section
 from harness.lanes.judge import Exclusion, ExclusionReason
 from harness.lanes.lane import Lane, Wave
 from harness.lanes.registry import LANES
-from harness.names import MIGRATIONS
+from harness.names import MIGRATIONS, PLATFORM
 from harness.oracles.coverage import coverage_of
 from harness.oracles.load import crash_line, end_of
 from harness.packs.pack import StatePack
 from harness.qemu.binary import QemuBinary
 from harness.qemu.disturbance import Disturbed
 from harness.qemu.scope import ProcessScope
-from harness.results.answer import PLATFORM, Seen
+from harness.results.answer import Seen
 from harness.results.cause import Cause, Side, Undecided, Unsupported, Why
 from harness.results.document import Cell, MatrixDoc, Qemu
 from harness.results.events import (
@@ -121,8 +121,7 @@ class _Judging:
 
     def culprits(self, cell: Cell) -> frozenset[str]:
         """The devices that are to be left out of a guest so that a cell can be decided; none where that is no way."""
-        owners = self.pack.owners
-        found = frozenset(owners.get(label, PLATFORM) for label in cell.outcome.hidden_by)
+        found = frozenset(map(self.pack.owner_of, cell.outcome.hidden_by))
         return frozenset() if self.due is None or cell.key.rest or found & {cell.device, PLATFORM} else found
 
     def again(self) -> list[GuestDue]:
@@ -641,12 +640,10 @@ class Run:
     def _pass_on(self, judging: _Judging, learnt: Iterable[Exclusion]) -> None:
         """What breaks of the platform, found where the platform is judged: all guests of the machine have it, and need
         not find it again."""
-        owners, seen = judging.pack.owners, judging.seen
+        pack, seen = judging.pack, judging.seen
         known = self._platforms.setdefault((seen.machine, str(seen.route)), set())
         known.update(
-            each
-            for each in learnt
-            if each.reason is ExclusionReason.BROKE and owners.get(each.section, PLATFORM) == PLATFORM
+            each for each in learnt if each.reason is ExclusionReason.BROKE and pack.owner_of(each.section) == PLATFORM
         )
 
     def _has_any(self, due: GuestDue) -> bool:
