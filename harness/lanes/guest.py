@@ -192,13 +192,24 @@ class _Asking:
         self.blamed |= set(found.sections)
 
     def _last(self, asked: _Asked, row: str) -> Told:
-        """What the last guest says of a device."""
+        """What the last guest says of a device. Where a part of the device was not loaded, it has another state than
+        its driver, and a fault is held against nobody; where nothing of it was, all is well is no answer either."""
         if row in asked.opinions:
-            return replace(Told.of(asked.opinions[row]), log=asked.life.log)
+            opinion = asked.opinions[row]
+            own = self._own_of(row)
+            left_out = own & self.excluded
+            if row != PLATFORM and left_out and (opinion.verdict.is_finding or left_out == own):
+                cause = Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(left_out)))
+                return Told(verdict=Verdict.HARNESS_ERROR, causes=(cause,))
+            return replace(Told.of(opinion), log=asked.life.log)
         # where the host had a hand in it, it is tried again
         undecided = not asked.finding.verdict.is_finding or bool(current_account().hindered)
         verdict = Verdict.HARNESS_ERROR if undecided else Verdict.UNSUPPORTED
         return Told(verdict=verdict, causes=(Undecided(why=Why.NOT_ASKED),))
+
+    def _own_of(self, row: str) -> frozenset[str]:
+        pack = self.bench.buffers.pack
+        return frozenset(labels_of(pack.recordings[self._phase].sections)) & frozenset(pack.sections_of(row))
 
     @property
     def _phase(self) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from made_cells import words
@@ -226,7 +227,35 @@ def _number(section: Section, path: str) -> int:
 
 
 def _of_x86() -> list[Rule]:
-    return [rule for rule in load_rules() if not rule.machine.startswith("virt")]
+    return [rule for rule in load_rules() if not rule.machine.startswith("virt") and not _of_added(rule)]
+
+
+def _of_added(rule: Rule) -> bool:
+    """Whether it is of a device that no machine of these tests has by itself."""
+    return rule.section.startswith(("*/", "hda-"))
+
+
+#: What the rules of added devices are for.
+WITH_CLOCKS = ("usb-kbd+uhci", "usb-kbd+ehci", "pci-ohci", "pcnet", "rtl8139", "AC97", "hda-output")
+
+
+@pytest.fixture(scope="module")
+def clock_pack(postload: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> StatePack:
+    folder = tmp_path_factory.mktemp("clocks") / "pack"
+    phases = "firmware,bound,busy"
+    done = postload("record", "--device", ",".join(WITH_CLOCKS), "--phase", phases, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return StatePack(folder)
+
+
+def test_the_clocks_of_added_devices_move_by_rules_that_are_each_needed(
+    drifted: Drifted, clock_pack: StatePack
+) -> None:
+    rules = [rule for rule in load_rules() if _of_added(rule)]
+    runs = [drifted(clock_pack, phase, loads=3, idle_s=IDLE_S) for phase in clock_pack.phases]
+    assert [run.broken for run in runs if run.broken] == []
+    assert unused_rules(rules, runs) == []
+    assert _drifting(runs, load_rules()) == []
 
 
 def test_each_rule_is_needed_and_no_more_are(drifted: Drifted, pc_pack: StatePack, q35_pack: StatePack) -> None:

@@ -19,11 +19,12 @@ from harness.guests.machine import DiskKind
 from harness.lanes import guest
 from harness.lanes.checks import perform
 from harness.lanes.guest import guest_check
-from harness.lanes.judge import Bench
+from harness.lanes.judge import Bench, Exclusion, ExclusionReason
 from harness.oracles.isolate import Blame
 from harness.qemu.disturbance import Disturbance, Hindered, attempt, current_account
 from harness.qemu.process import Exit
 from harness.report.sentences import cause_text
+from harness.results.cause import Undecided, Why
 from harness.results.document import Cell
 from harness.results.outcome import Isolation, IsolationWay
 from harness.results.verdict import Verdict
@@ -112,6 +113,21 @@ def test_the_device_without_which_the_guest_answers_has_the_finding(
     cells = asked(lambda setting: None if mine <= setting.excluded else RESET)
     assert verdicts(cells) == ("ok", "guest-fault", "ok")
     assert set(cells["virtio-blk"].blamed) == mine
+
+
+def test_a_device_that_was_not_loaded_has_no_fault_of_its_own_and_is_not_well_either(
+    asked: Callable[..., dict[str, Cell]], bench: Bench
+) -> None:
+    """Its section is known to break: its driver then meets a device in another state than it left it in."""
+    (label,) = own(bench, "ahci")
+    bench.tell([Exclusion(section=label, reason=ExclusionReason.BROKE, phase="bound")])
+    stuck = {"clocks": (CLOCK, LATER), "checks": (replace(check("ahci"), status=1, said="stuck"), check("virtio-blk"))}
+    for ends in (stuck, None):
+        cells = asked(lambda _, ends=ends: ends)
+        assert verdicts(cells) == ("harness-error", "ok", "ok")
+        (cause,) = cells["ahci"].outcome.causes
+        assert isinstance(cause, Undecided)
+        assert (cause.why, cause.sections) == (Why.LEFT_OUT, (label,))
 
 
 def test_what_does_not_come_again_is_nobodys_and_keeps_nobody_from_an_answer(
