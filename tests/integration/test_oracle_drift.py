@@ -236,7 +236,7 @@ def _of_added(rule: Rule) -> bool:
 
 
 #: What the rules of added devices are for.
-WITH_CLOCKS = ("usb-kbd+uhci", "usb-kbd+ehci", "pci-ohci", "pcnet", "rtl8139", "AC97", "hda-output")
+WITH_CLOCKS = ("usb-kbd+uhci", "usb-kbd+ehci", "usb-tablet+ohci", "pcnet", "rtl8139", "AC97", "hda-output")
 
 
 @pytest.fixture(scope="module")
