@@ -33,7 +33,7 @@ from harness.results.document import Cell
 from harness.results.key import RUNNING, CellKey
 from harness.results.outcome import Outcome, Repeats
 from harness.results.verdict import FailureClass, Verdict, rank
-from harness.state.transforms import label_of, labels_of
+from harness.state.transforms import labels_of
 
 
 class OracleName(StrEnum):
@@ -257,6 +257,12 @@ def excluded_in(bench: Bench, check: OracleCheck) -> frozenset[str]:
     return bench.known(check.phases, twice=True)
 
 
+def own_in(bench: Bench, phase: str, row: str) -> frozenset[str]:
+    """A device's own sections in a phase."""
+    pack = bench.buffers.pack
+    return frozenset(labels_of(pack.recordings[phase].sections)) & frozenset(pack.sections_of(row))
+
+
 def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The labels of each row; what nobody owns (a section that appeared) is the platform's."""
     pack = bench.buffers.pack
@@ -265,7 +271,7 @@ def _by_row(bench: Bench, check: OracleCheck, labels: Iterable[str]) -> list[tup
 
 def _cell(check: OracleCheck, bench: Bench, row: str, experiment: Experiment, seconds: float) -> Cell:
     pack = bench.buffers.pack
-    own = {label_of(s) for s in pack.recordings[check.phases[0]].sections} & set(pack.sections_of(row))
+    own = own_in(bench, check.phases[0], row)
     loaded = own if experiment.own_loaded else own & experiment.blamed
     excluded = experiment.excluded - loaded
     told = list(experiment.told.get(row, ())) or [_untold(own & excluded)]

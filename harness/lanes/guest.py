@@ -15,7 +15,7 @@ from harness.ddmin import the_one
 from harness.devices.device import Device
 from harness.engines.evidence import Count
 from harness.experiments.guestlife import GuestLife, guest_life
-from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, setting_of
+from harness.lanes.checks import Experiment, OracleCheck, OracleName, Told, excluded_in, judge_by, own_in, setting_of
 from harness.lanes.judge import MAX_BLAMED, Bench, repeated
 from harness.lanes.lane import Group, Lane, Reached, Wave, by_phase
 from harness.names import PLATFORM
@@ -196,7 +196,7 @@ class _Asking:
         its driver, and a fault is held against nobody; where nothing of it was, all is well is no answer either."""
         if row in asked.opinions:
             opinion = asked.opinions[row]
-            own = self._own_of(row)
+            own = own_in(self.bench, self._phase, row)
             left_out = own & self.excluded
             if row != PLATFORM and left_out and (opinion.verdict.is_finding or left_out == own):
                 cause = Undecided(why=Why.LEFT_OUT, sections=tuple(sorted(left_out)))
@@ -206,10 +206,6 @@ class _Asking:
         undecided = not asked.finding.verdict.is_finding or bool(current_account().hindered)
         verdict = Verdict.HARNESS_ERROR if undecided else Verdict.UNSUPPORTED
         return Told(verdict=verdict, causes=(Undecided(why=Why.NOT_ASKED),))
-
-    def _own_of(self, row: str) -> frozenset[str]:
-        pack = self.bench.buffers.pack
-        return frozenset(labels_of(pack.recordings[self._phase].sections)) & frozenset(pack.sections_of(row))
 
     @property
     def _phase(self) -> str:

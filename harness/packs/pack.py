@@ -57,7 +57,7 @@ from harness.packs.packfile import is_foreign, unpacked
 from harness.packs.packwriter import PackWriter
 from harness.qemu.look import Look, look_from_json
 from harness.stream.model import Section, section_footer
-from harness.stream.ram import PageRecords, ram_section_buffers, ram_section_of
+from harness.stream.ram import PageRecords, encode_pages, ram_section_of
 from harness.stream.reader import read_devices
 from harness.stream.vmdesc import VmDesc
 from harness.stream.wire import PAGE_SIZE, SectionType
@@ -355,7 +355,7 @@ def _last_of(recording: Recording, records: list[bytes | memoryview]) -> list[by
 
 def last_ram(recording: Recording, pages: Iterable[tuple[str, int, memoryview | None]]) -> list[bytes | memoryview]:
     """An END section of ``ram``, with a footer where the recording's stream has them."""
-    return ram_section_buffers(SectionType.END, recording.ram_section_id, pages, footer=recording.footers)
+    return _last_of(recording, encode_pages(pages))
 
 
 def _let_go(folders: dict[Path, int]) -> None:
