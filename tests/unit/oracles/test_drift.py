@@ -307,6 +307,11 @@ def test_rules_that_explain_nothing_are_found() -> None:
     ]
 
 
+def test_a_second_clock_of_the_machine_moves_by_the_rules_of_the_first() -> None:
+    for label in ("mc146818rtc", "mc146818rtc#1"):
+        assert any(rule.applies("pc-i440fx-7.2", label, Comparison.N, "cmos_data[0]") for rule in load_rules())
+
+
 def test_the_rules_of_the_program_are_sound() -> None:
     rules = load_rules()
     assert rules
